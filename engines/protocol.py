@@ -1,0 +1,98 @@
+"""What a backend takes and gives, whatever library is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sparseflow_trt.plan import Plan
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """One engine to build.
+
+    Attributes:
+        model: The typed ONNX file that means the plan; its external data lies beside it.
+        plan: The plan, for its profiles and for the checks after the build.
+        folder: An existing folder that the backend writes its files into.
+        sparse: Whether sparse weights are enabled at all.
+    """
+
+    model: Path
+    plan: Plan
+    folder: Path
+    sparse: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step of a build: its name, and how far it is (`total` 0 where that is not known)."""
+
+    step: str
+    done: int = 0
+    total: int = 0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class LayerEvidence:
+    """What the engine says of one of its layers, as its inspector or its builder's log puts it."""
+
+    name: str
+    type: str
+    precision: str
+    tactic: str
+    profile: int = 0
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine, and what is known about it.
+
+    Attributes:
+        file: The engine's file, in the request's folder.
+        files: All that was written there, `file` first.
+        backend: The backend's name.
+        versions: Of the libraries that built it, by package name.
+        device: What it was built for, in words.
+        seconds: How long the backend's own build took.
+        runs_here: "" where the engine can run on this machine, else why not, as a sentence.
+        sparse_tactics: Whether the engine can hold sparse kernels at all: "" if so, else why not.
+        layers: The engine's own layers, empty where it cannot be asked.
+        notes: Sentences for the person who builds: what was ignored, what this engine is not.
+    """
+
+    file: Path
+    files: tuple[Path, ...]
+    backend: str
+    versions: dict[str, str]
+    device: str
+    seconds: float
+    runs_here: str
+    sparse_tactics: str
+    layers: tuple[LayerEvidence, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Backend(Protocol):
+    """A way to build engines."""
+
+    name: str
+
+    def unavailable(self) -> str:
+        """Why this backend cannot build on this machine, as a sentence with what to do; "" if it can."""
+        ...
+
+    def build(self, request: BuildRequest, on_progress: OnProgress) -> BuiltEngine:
+        """Builds an engine.
+
+        Raises:
+            BuildError: The backend refused; the sentence names the node or shape it refused.
+            NotInstalledError: A library it needs is missing.
+        """
+        ...

@@ -1,0 +1,79 @@
+"""Optional dependencies: the one place that imports them by name and knows the pip line for each."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from types import ModuleType
+from typing import NamedTuple
+
+from sparseflow_trt.errors import NotInstalledError
+
+
+class _Dependency(NamedTuple):
+    distributions: tuple[str, ...]
+    floor: str
+    install: str
+
+
+_KNOWN = {
+    "onnxruntime": _Dependency(
+        ("onnxruntime", "onnxruntime-gpu"), "1.20", "pip install 'sparseflow-trt[ort]'"
+    ),
+    "polygraphy": _Dependency(("polygraphy",), "0.49.20", "pip install 'polygraphy>=0.49.20'"),
+    "torch": _Dependency(("torch",), "2.6", "pip install 'sparseflow-trt[torch]'"),
+    "tensorrt": _Dependency(
+        ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), "8.6", "pip install 'sparseflow-trt[tensorrt]'"
+    ),
+    # The libraries have to be loaded before the bindings, which do not find them by themselves.
+    "tensorrt_rtx_libs": _Dependency(
+        ("tensorrt_rtx_cu13_libs",), "1.7", "pip install 'sparseflow-trt[rtx]'"
+    ),
+    "tensorrt_rtx_bindings.tensorrt_rtx": _Dependency(
+        ("tensorrt_rtx_cu13_bindings",), "1.7", "pip install 'sparseflow-trt[rtx]'"
+    ),
+}
+
+
+def version_of(module: str) -> str | None:
+    """The installed version of what provides `module`, or None where it is not installed."""
+    for distribution in _KNOWN[module].distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def install_line(module: str) -> str:
+    """The command that installs `module`."""
+    return _KNOWN[module].install
+
+
+def require(module: str, needed_for: str) -> ModuleType:
+    """Imports an optional dependency.
+
+    Args:
+        module: The import name, one of those listed in this file.
+        needed_for: What needs it, in words that complete "… is needed for".
+
+    Raises:
+        NotInstalledError: It is not installed, is too old, or does not load; with the line that installs it.
+    """
+    known = _KNOWN[module]
+    version = version_of(module)
+    if version is not None and _release(version) < _release(known.floor):
+        raise NotInstalledError(
+            f"{module} {version} is too old: {needed_for} needs {known.floor} or later.", known.install
+        )
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        state = "is not installed" if version is None else f"{version} does not load ({error})"
+        raise NotInstalledError(f"{module} {state}: it is needed for {needed_for}.", known.install) from error
+
+
+def _release(version: str) -> tuple[int, ...]:
+    from packaging.version import Version
+
+    return Version(version).release

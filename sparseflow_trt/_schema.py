@@ -1,0 +1,55 @@
+"""Reads JSON and YAML into pydantic models, with errors that name the file and the field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sparseflow_trt.errors import SparseflowError
+
+
+class Record(BaseModel):
+    """A value that is written to files: immutable, with no unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def parse(schema: type[_Model], data: Any, source: str, error: type[SparseflowError], hint: str) -> _Model:
+    """Validates plain data against a schema.
+
+    Raises:
+        SparseflowError: Of the class `error`; every wrong field is named with what was expected.
+    """
+    if not isinstance(data, dict):
+        raise error(f"{source} holds no mapping of fields.", hint)
+    try:
+        return schema.model_validate(data)
+    except ValidationError as failure:
+        raise error(f"{source}: {describe(failure)}", hint) from failure
+
+
+def describe(failure: ValidationError, most: int = 5) -> str:
+    """One line for a pydantic error: the first few wrong fields, each with what is wrong with it."""
+    details = failure.errors(include_url=False)
+    lines = [f"{'.'.join(map(str, d['loc'])) or 'the whole'}: {d['msg']}" for d in details[:most]]
+    more = f"; and {len(details) - most} more" if len(details) > most else ""
+    return "; ".join(lines) + more + "."
+
+
+def read_text(path: Path, error: type[SparseflowError], what: str) -> str:
+    """The text of a file.
+
+    Raises:
+        SparseflowError: Of the class `error`, where it cannot be read as UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error(f"{path} does not exist.", f"Check the path of the {what}.") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"{path} cannot be read as a {what}: {problem}.", "Check the file.") from problem

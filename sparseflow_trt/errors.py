@@ -1,0 +1,61 @@
+"""Every error this tool raises on purpose.
+
+An error is one sentence of what is wrong (with which file, layer or value) and one of what to do
+about it. The CLI prints both and exits with `exit_code`; a traceback means a bug of ours.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NOT_SPARSE = 3
+EXIT_OUTPUTS_DIFFER = 4
+EXIT_EVIDENCE_DIFFERS = 5
+EXIT_NOT_INSTALLED = 6
+EXIT_INTERRUPTED = 130
+
+
+class SparseflowError(Exception):
+    """The root of the hierarchy: what is wrong, and what to do."""
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ModelError(SparseflowError):
+    """A model file that cannot be read, or that says something impossible."""
+
+
+class PolicyError(SparseflowError):
+    """A policy file with wrong fields or values."""
+
+
+class PlanError(SparseflowError):
+    """A plan with wrong fields, or one that does not fit its model."""
+
+
+class ShapeError(SparseflowError):
+    """Input shapes or optimization profiles that do not fit the model."""
+
+
+class InputError(SparseflowError):
+    """Validation inputs that cannot be read or do not fit the model."""
+
+
+class BuildError(SparseflowError):
+    """A backend could not build the engine."""
+
+
+class ArtifactError(SparseflowError):
+    """An artifact that cannot be read or written."""
+
+
+class NotInstalledError(SparseflowError):
+    """A package or library that this step needs and this machine lacks."""
+
+    exit_code = EXIT_NOT_INSTALLED

@@ -1,0 +1,385 @@
+"""Finds a model's weighted layers: what each multiplies, as a GEMM, and what its weight's 2:4 state is."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from sparseflow_trt.kinds import kind_from_names
+from sparseflow_trt.model_file import OnnxModel
+from sparseflow_trt.pattern import GROUP
+from sparseflow_trt.scan import PatternScan, WeightReader, lay_out, scan_pattern
+from sparseflow_trt.weights import TracedWeight, Untraceable, trace_weight
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPS = ("MatMul", "Gemm", "Conv")
+
+# The smallest K of an mma.sp instruction of each type (PTX ISA, "Matrix shape" of mma.sp): a shorter
+# product cannot fill one sparse tensor core instruction.
+_SMALLEST_K = {"FP32": 8, "FP16": 16, "BF16": 16, "INT8": 32, "UINT8": 32, "FP8": 32, "FP8-E5M2": 32}
+_DTYPE_NAMES = {
+    "FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16", "DOUBLE": "FP64",
+    "FLOAT8E4M3FN": "FP8", "FLOAT8E5M2": "FP8-E5M2",
+}  # fmt: skip
+
+
+class SparsityState(str, Enum):
+    """A weight's 2:4 state along K."""
+
+    SPARSE = "sparse"
+    NOT_SPARSE = "not-sparse"
+    NOT_ELIGIBLE = "not-eligible"
+
+
+@dataclass(frozen=True)
+class SymbolicM:
+    """The M of a GEMM: a product of integers and named dimensions. `None` stands for an unknown one."""
+
+    factors: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        names = [str(f) for f in self.factors if f != 1 and not isinstance(f, int)]
+        constant = 1
+        for factor in self.factors:
+            constant *= factor if isinstance(factor, int) else 1
+        parts = ([str(constant)] if constant != 1 or not names else []) + names
+        return "*".join("?" if p == "None" else p for p in parts)
+
+    def evaluate(self, dims: dict[str, int]) -> int | None:
+        """M for the given named dimensions, or None where one of them is not given."""
+        import onnx_ir as ir
+
+        product = 1
+        for factor in self.factors:
+            value = ir.SymbolicDim(factor).evaluate(dims) if isinstance(factor, str) else factor
+            if not isinstance(value, int):
+                return None
+            product *= value
+        return product
+
+
+@dataclass(frozen=True)
+class WeightedLayer:
+    """A node that multiplies by a weight, seen as `batch` GEMMs of M×K by K×N.
+
+    Attributes:
+        name: Unique in the model: the node's name, with its subgraph's path before it.
+        module: The torch module it came from, where the exporter says; else "".
+        kind: gate_up, down, qkv, o, ffn, conv, classifier or other.
+        side: Which operand the weight is: "right", or "left" (W·X).
+        k_axes: The axes of the stored weight that K lies on; for Conv that of the input channels.
+        first: Index in the stored weight of the first element of the first violating group.
+    """
+
+    name: str
+    module: str
+    op_type: str
+    kind: str
+    side: str
+    weight: str
+    weight_shape: tuple[int, ...]
+    dtype: str
+    m: SymbolicM
+    n: int
+    k: int
+    batch: int
+    k_axes: tuple[int, ...]
+    state: SparsityState
+    reason: str
+    groups: int = 0
+    violating: int = 0
+    first: tuple[int, ...] | None = None
+    mask_hash: str = ""
+    shared_with: tuple[str, ...] = ()
+
+    @property
+    def eligible(self) -> bool:
+        """Whether the weight could be 2:4 at all."""
+        return self.state is not SparsityState.NOT_ELIGIBLE
+
+
+@dataclass(frozen=True)
+class LayerSite:
+    """A weighted layer before its weight is read: the node, its weight, and the operand's axis K."""
+
+    name: str
+    node: ir.Node
+    weight: TracedWeight | Untraceable
+    side: str
+    k_axis: int
+    m: SymbolicM
+    n: int
+    k: int
+    batch: int
+    pattern_k: int = field(default=0)  # the length that has to be a multiple of 4: Conv's channels a group
+
+    @property
+    def module(self) -> str:
+        """The torch module path that the exporter left in the node's metadata, or ""."""
+        return _module_of(self.node)
+
+
+def read_layers(
+    model: OnnxModel, progress: Callable[[int, int], None] | None = None
+) -> tuple[WeightedLayer, ...]:
+    """Finds every weighted layer and reads each weight once.
+
+    Args:
+        model: A model as read.
+        progress: Called with (bytes read, bytes to read) after each weight.
+
+    Returns:
+        The layers in graph order; a layer in a subgraph follows the layers before its If, Loop or Scan.
+    """
+    sites = find_sites(model)
+    users = _users_by_tensor(sites)
+    scans: dict[tuple[object, ...], PatternScan] = {}
+    layers = []
+    total = sum(
+        site.weight.tensor.nbytes
+        for site in {id(s.weight.tensor): s for s in sites if isinstance(s.weight, TracedWeight)}.values()
+        if isinstance(site.weight, TracedWeight)
+    )
+    done = 0
+    with WeightReader() as reader:
+        for site in sites:
+            if isinstance(site.weight, Untraceable):
+                layers.append(_describe(site, (), site.weight.reason, None, ()))
+                continue
+            reason = why_not_eligible(site)
+            shared = tuple(u.name for u in users[id(site.weight.tensor)] if u is not site)
+            axes = lay_out(reader.stored_array(site.weight.tensor), site.weight, site.k_axis).k_axes
+            scan = None
+            if not reason:
+                key = (id(site.weight.tensor), site.weight.steps, site.k_axis)
+                if key not in scans:
+                    scans[key] = scan_pattern(reader, site.weight, site.k_axis)
+                    done += site.weight.tensor.nbytes
+                    if progress:
+                        progress(done, total)
+                scan = scans[key]
+            layers.append(_describe(site, axes, reason, scan, shared))
+    return tuple(layers)
+
+
+def find_sites(model: OnnxModel) -> list[LayerSite]:
+    """Finds the weighted layers of the main graph and of every subgraph; no weight is read."""
+    import onnx_ir as ir
+
+    graph_model = model.ir
+    if graph_model.functions:
+        ir.passes.common.InlinePass()(graph_model)
+    if _lacks_shapes(graph_model):
+        _infer_shapes(model)
+    used: dict[str, int] = {}
+    return [site for prefix, node in _walk(graph_model.graph, "") if (site := _site(prefix, node, used))]
+
+
+def why_not_eligible(site: LayerSite) -> str:
+    """Why a layer's weight cannot be 2:4, or "" where it can."""
+    if isinstance(site.weight, Untraceable):
+        return site.weight.reason
+    dtype = dtype_name(site.weight.tensor)
+    if dtype not in _SMALLEST_K:
+        return f"no sparse tensor core product for {dtype} weights"
+    if site.pattern_k % GROUP:
+        what = "input channels a group" if site.node.op_type == "Conv" else "K"
+        return f"{what}={site.pattern_k} is not a multiple of {GROUP}"
+    if site.k < _SMALLEST_K[dtype]:
+        return f"too small: K={site.k}, a sparse {dtype} instruction takes {_SMALLEST_K[dtype]}"
+    return ""
+
+
+def dtype_name(tensor: ir.TensorProtocol) -> str:
+    """FP32, FP16, BF16, INT8, UINT8, FP8 (E4M3), FP8-E5M2, or ONNX's own name for the others."""
+    return _DTYPE_NAMES.get(tensor.dtype.name, tensor.dtype.name)
+
+
+def all_eligible_sparse(layers: tuple[WeightedLayer, ...]) -> bool:
+    """Whether no eligible layer violates 2:4."""
+    return all(layer.state is not SparsityState.NOT_SPARSE for layer in layers)
+
+
+def _describe(
+    site: LayerSite, axes: tuple[int, ...], reason: str, scan: PatternScan | None, shared: tuple[str, ...]
+) -> WeightedLayer:
+    traced = site.weight if isinstance(site.weight, TracedWeight) else None
+    state = SparsityState.NOT_ELIGIBLE
+    if scan:
+        state = SparsityState.NOT_SPARSE if scan.violating else SparsityState.SPARSE
+        if scan.violating:
+            share = 100 * scan.violating / scan.groups
+            reason = f"{share:.3g}% of {scan.groups} groups hold more than two non-zeros"
+    return WeightedLayer(
+        name=site.name,
+        module=site.module,
+        op_type=site.node.op_type,
+        kind=_kind_of(site),
+        side=site.side,
+        weight=traced.name if traced else "",
+        weight_shape=tuple(int(d) for d in traced.tensor.shape.numpy()) if traced else (),
+        dtype=dtype_name(traced.tensor) if traced else "",
+        m=site.m,
+        n=site.n,
+        k=site.k,
+        batch=site.batch,
+        k_axes=axes,
+        state=state,
+        reason=reason,
+        groups=scan.groups if scan else 0,
+        violating=scan.violating if scan else 0,
+        first=scan.first if scan else None,
+        mask_hash=scan.mask_hash if scan else "",
+        shared_with=shared,
+    )
+
+
+def _walk(graph: ir.Graph, prefix: str) -> Iterator[tuple[str, ir.Node]]:
+    import onnx_ir as ir
+
+    for node in graph:
+        yield prefix, node
+        for attribute in node.attributes.values():
+            name = node.name or node.op_type
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _walk(attribute.as_graph(), f"{prefix}{name}/{attribute.name}/")
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for i, body in enumerate(attribute.as_graphs()):
+                    yield from _walk(body, f"{prefix}{name}/{attribute.name}{i}/")
+
+
+def _site(prefix: str, node: ir.Node, used: dict[str, int]) -> LayerSite | None:
+    if node.op_type not in OPS or node.domain not in ("", "ai.onnx") or len(node.inputs) < 2:
+        return None
+    name = prefix + (node.name or f"{node.op_type}:{node.outputs[0].name}")
+    used[name] = used.get(name, 0) + 1
+    if used[name] > 1:
+        name = f"{name}#{used[name]}"
+    left, right = trace_weight(node.inputs[0]), trace_weight(node.inputs[1])
+    if node.op_type == "Conv":
+        return _conv_site(name, node, right)
+    if isinstance(left, TracedWeight) and isinstance(right, TracedWeight):
+        right = Untraceable("both operands are constant: folded when the engine is built")
+    elif isinstance(left, TracedWeight):
+        return _left_site(name, node, left)
+    return _right_site(name, node, right)
+
+
+def _conv_site(name: str, node: ir.Node, weight: TracedWeight | Untraceable) -> LayerSite:
+    group = node.attributes.get("group")
+    groups = group.as_int() if group else 1
+    shape = _operand_shape(node, 1, weight)
+    output = _dims(node.outputs[0])
+    m = SymbolicM((output[0], *output[2:]) if output else (None,))
+    channels = shape[1] if len(shape) > 1 else 0
+    kernel = 1
+    for size in shape[2:]:
+        kernel *= size
+    n = shape[0] // max(groups, 1) if shape else 0
+    return LayerSite(name, node, weight, "right", 1, m, n, channels * kernel, groups, channels)
+
+
+def _right_site(name: str, node: ir.Node, weight: TracedWeight | Untraceable) -> LayerSite:
+    transposed = _flag(node, "transB")
+    shape = _operand_shape(node, 1, weight)
+    if len(shape) == 1:
+        shape = (shape[0], 1)
+    k_axis = len(shape) - (1 if transposed else 2) if shape else 0
+    k = shape[k_axis] if shape else 0
+    n = shape[-2 if transposed else -1] if shape else 0
+    rows = _dims(node.inputs[0])
+    if _flag(node, "transA"):
+        rows = tuple(reversed(rows or ()))
+    m = SymbolicM((rows[-2:-1] if len(shape) > 2 else rows[:-1]) if rows else (None,))
+    return LayerSite(name, node, weight, "right", max(k_axis, 0), m, n, k, _batch(shape), k)
+
+
+def _left_site(name: str, node: ir.Node, weight: TracedWeight) -> LayerSite:
+    transposed = _flag(node, "transA")
+    shape = _operand_shape(node, 0, weight)
+    if len(shape) == 1:
+        shape = (1, shape[0])
+        transposed = False
+    k_axis = len(weight.operand_shape) - (2 if transposed else 1)
+    k, n = (shape[-2], shape[-1]) if transposed else (shape[-1], shape[-2])
+    columns = _dims(node.inputs[1])
+    if columns and _flag(node, "transB"):
+        columns = tuple(reversed(columns))
+    batch = columns[:-2] if columns and len(shape) == 2 else ()
+    m = SymbolicM((*batch, columns[-1]) if columns and len(columns) > 1 else (1 if columns else None,))
+    return LayerSite(name, node, weight, "left", k_axis, m, n, k, _batch(shape), k)
+
+
+def _operand_shape(node: ir.Node, index: int, weight: TracedWeight | Untraceable) -> tuple[int, ...]:
+    if isinstance(weight, TracedWeight):
+        return weight.operand_shape
+    dims = _dims(node.inputs[index])
+    return tuple(d if isinstance(d, int) else 0 for d in dims) if dims else ()
+
+
+def _batch(shape: tuple[int, ...]) -> int:
+    batch = 1
+    for size in shape[:-2]:
+        batch *= size
+    return batch
+
+
+def _flag(node: ir.Node, name: str) -> bool:
+    attribute = node.attributes.get(name)
+    return bool(attribute and attribute.as_int())
+
+
+def _dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
+    if value is None or value.shape is None:
+        return None
+    dims: list[int | str | None] = []
+    for dim in value.shape:
+        symbol = dim if isinstance(dim, int) else dim.value
+        unknown = isinstance(symbol, str) and symbol.startswith("unk__")  # onnx's name for 'no idea'
+        dims.append(None if unknown else symbol)
+    return tuple(dims)
+
+
+def _lacks_shapes(model: ir.Model) -> bool:
+    return any(
+        node.op_type in OPS and any(v is not None and v.shape is None for v in (*node.inputs[:2], *node.outputs))
+        for node in model.graph.all_nodes()
+    )
+
+
+def _infer_shapes(model: OnnxModel) -> None:
+    """Adds what onnx's shape inference finds to the graph in memory; the file's protobuf stays as it was."""
+    import onnx_ir as ir
+
+    ir.passes.common.ShapeInferencePass(check_type=False, strict_mode=False)(model.ir)
+
+
+def _users_by_tensor(sites: list[LayerSite]) -> dict[int, list[LayerSite]]:
+    users: dict[int, list[LayerSite]] = {}
+    for site in sites:
+        if isinstance(site.weight, TracedWeight):
+            users.setdefault(id(site.weight.tensor), []).append(site)
+    return users
+
+
+def _module_of(node: ir.Node) -> str:
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    try:
+        path = ast.literal_eval(scopes) if scopes else []
+    except (ValueError, SyntaxError):
+        return ""
+    # the last entry is the operation itself, the one before it the module that holds it
+    return str(path[-2]) if isinstance(path, list) and len(path) > 1 else ""
+
+
+def _kind_of(site: LayerSite) -> str:
+    if site.node.op_type == "Conv":
+        return "conv"
+    weight = site.weight.name if isinstance(site.weight, TracedWeight) else ""
+    shape = (site.n, site.k) if weight else (0, 0)
+    return kind_from_names((site.module, weight, site.name), *shape)

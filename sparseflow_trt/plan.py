@@ -1,0 +1,227 @@
+"""A plan: what each layer of one model gets, with the reason, and the optimization profiles. YAML."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from sparseflow_trt._schema import Record, parse, read_text
+from sparseflow_trt.errors import PlanError
+from sparseflow_trt.graph import SparsityState, WeightedLayer
+from sparseflow_trt.policy import Policy, judge
+from sparseflow_trt.shapes import Profile, dims_at
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+ModelPrecision = Literal["fp32", "fp16", "bf16", "keep"]
+SparsityMode = Literal["policy", "force", "off"]
+
+# Operators that stay FP32 unless the plan says otherwise: sums over many elements and exponentials,
+# where FP16's 11 bits and its largest number, 65504, hurt first.
+DEFAULT_ISLANDS = (
+    "BatchNormalization", "Exp", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "Log",
+    "LogSoftmax", "LpNormalization", "MeanVarianceNormalization", "Pow", "RMSNormalization", "Reciprocal",
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum",
+    "ReduceSumSquare", "Softmax", "Softplus", "Sqrt", "CumSum",
+)  # fmt: skip
+
+_HINT = "Write a fresh one with `sparseflow-trt plan MODEL`, and edit that."
+
+
+class PlannedLayer(Record):
+    """What one weighted layer gets. Names, N and K tie it to the model; the rest is the decision."""
+
+    name: str
+    module: str = ""
+    kind: str
+    n: int
+    k: int
+    precision: Precision
+    sparsity: Literal["sparse", "dense"]
+    reason: str
+
+
+class Plan(Record):
+    """What one model gets.
+
+    Attributes:
+        model_sha256: Of the model file the plan was made for, "" where it is not tied to one.
+        precision: Of every operator that is no weighted layer and no island; "keep" leaves them as typed.
+        islands: Operator types, or node names, that run in FP32 (nothing is an island under "keep").
+        policy: The policy's name and what it was measured on, or why there is none.
+    """
+
+    schema_version: Literal[1] = 1
+    model: str = ""
+    model_sha256: str = ""
+    precision: ModelPrecision
+    islands: tuple[str, ...] = DEFAULT_ISLANDS
+    policy: str
+    profiles: tuple[Profile, ...] = Field(max_length=16)
+    layers: tuple[PlannedLayer, ...]
+
+    @model_validator(mode="after")
+    def _unique(self) -> Plan:
+        names = [layer.name for layer in self.layers]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"layers named twice: {', '.join(twice)}")
+        return self
+
+
+def make_plan(
+    layers: tuple[WeightedLayer, ...],
+    profiles: tuple[Profile, ...],
+    input_dims: dict[str, tuple[int | str | None, ...]],
+    policy: Policy | None,
+    precision: ModelPrecision,
+    sparsity: SparsityMode = "policy",
+    model: str = "",
+    model_sha256: str = "",
+) -> Plan:
+    """Decides precision and sparsity for each layer with a constant weight.
+
+    Args:
+        layers: The model's weighted layers as read.
+        profiles: The optimization profiles; none for a model whose shapes are all static.
+        input_dims: Each input's dimensions, by name; with the profiles they give each layer's M.
+        policy: Where sparse wins; None plans everything dense.
+        precision: For all layers whose weights are floats; "keep" leaves each as its weight is typed.
+        sparsity: "policy" asks the policy; "force" takes every 2:4 layer; "off" none.
+        model: The model file's name, for the reader.
+        model_sha256: Of the model file.
+    """
+    described = f"{policy.name} ({policy.device}, {policy.provenance})" if policy else "none"
+    planned = []
+    for layer in layers:
+        if not layer.weight:
+            continue
+        chosen = _layer_precision(layer, precision)
+        sparse, reason = _decide(layer, chosen, profiles, input_dims, policy, sparsity)
+        planned.append(
+            PlannedLayer(
+                name=layer.name,
+                module=layer.module,
+                kind=layer.kind,
+                n=layer.n,
+                k=layer.k,
+                precision=chosen,
+                sparsity="sparse" if sparse else "dense",
+                reason=reason,
+            )
+        )
+    return Plan(
+        model=model,
+        model_sha256=model_sha256,
+        precision=precision,
+        policy=described,
+        profiles=profiles,
+        layers=tuple(planned),
+    )
+
+
+def _layer_precision(layer: WeightedLayer, precision: ModelPrecision) -> Precision:
+    own: dict[str, Precision] = {
+        "FP16": "fp16", "BF16": "bf16", "INT8": "int8", "UINT8": "int8", "FP8": "fp8", "FP8-E5M2": "fp8",
+    }  # fmt: skip
+    typed = own.get(layer.dtype, "fp32")
+    if precision == "keep" or typed in ("int8", "fp8"):
+        return typed
+    return precision
+
+
+def _decide(
+    layer: WeightedLayer,
+    precision: Precision,
+    profiles: tuple[Profile, ...],
+    input_dims: dict[str, tuple[int | str | None, ...]],
+    policy: Policy | None,
+    mode: SparsityMode,
+) -> tuple[bool, str]:
+    if layer.state is SparsityState.NOT_ELIGIBLE:
+        return False, f"cannot be 2:4: {layer.reason}"
+    if layer.state is SparsityState.NOT_SPARSE:
+        return False, f"weights are not 2:4: {layer.reason}"
+    if mode == "off":
+        return False, "sparsity is off"
+    if mode == "force":
+        return True, "asked for: sparsity is forced"
+    if policy is None:
+        return False, "no policy for this device: measure one, name one with --policy, or use --sparsity force"
+    reasons = []
+    for profile in profiles or (None,):
+        m = layer.m.evaluate(dims_at(input_dims, profile, "opt") if profile else {})
+        where = f"profile '{profile.name}'" if profile else "static shapes"
+        if m is None:
+            reasons.append(f"{where}: M={layer.m} is not known")
+            continue
+        verdict = judge(policy, layer.kind, layer.n, layer.k, m, precision.upper())
+        if verdict.sparse:
+            return True, f"{where}: {verdict.reason}"
+        reasons.append(f"{where}: {verdict.reason}")
+    return False, "; ".join(reasons)
+
+
+def read_plan(path: Path) -> Plan:
+    """Reads a plan file.
+
+    Raises:
+        PlanError: It is missing, is not YAML or has wrong fields.
+    """
+    return plan_from_yaml(read_text(path, PlanError, "plan"), str(path))
+
+
+def plan_from_yaml(text: str, source: str = "the plan") -> Plan:
+    """The plan that a YAML text holds.
+
+    Raises:
+        PlanError: It is not YAML or has wrong fields.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = re.sub(r"\s+", " ", str(error))
+        raise PlanError(f"{source} is not YAML: {where}.", _HINT) from error
+    return parse(Plan, data, source, PlanError, _HINT)
+
+
+def yaml_from_plan(plan: Plan) -> str:
+    """The plan as YAML, fields in the order of the schema, ready to be edited."""
+    head = (
+        "# What each layer gets. Edit `precision` (fp32, fp16, bf16) and `sparsity` (sparse, dense),\n"
+        "# then: sparseflow-trt build MODEL --plan THIS_FILE\n"
+    )
+    data = plan.model_dump(mode="json")
+    return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+
+
+def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the plan") -> None:
+    """Checks that a plan fits a model's layers.
+
+    Raises:
+        PlanError: Every layer that does not fit is named with what was expected and what the plan says.
+    """
+    known = {layer.name: layer for layer in layers if layer.weight}
+    problems = []
+    for planned in plan.layers:
+        layer = known.pop(planned.name, None)
+        if layer is None:
+            problems.append(f"'{planned.name}' is no layer of the model")
+            continue
+        if (planned.n, planned.k) != (layer.n, layer.k):
+            problems.append(
+                f"'{planned.name}' is planned with N={planned.n}, K={planned.k} and has N={layer.n}, K={layer.k}"
+            )
+        if planned.sparsity == "sparse" and layer.state is not SparsityState.SPARSE:
+            problems.append(f"'{planned.name}' is planned sparse and is {layer.state.value}: {layer.reason}")
+        quantized = layer.dtype in ("INT8", "UINT8", "FP8", "FP8-E5M2")
+        if quantized != (planned.precision in ("int8", "fp8")):
+            problems.append(f"'{planned.name}' is planned {planned.precision} and its weights are {layer.dtype}")
+    problems += [f"'{name}' is not in the plan" for name in known]
+    if problems:
+        raise PlanError(
+            f"{source} does not fit the model in {len(problems)} layer(s): " + "; ".join(problems) + ".", _HINT
+        )

@@ -1,0 +1,168 @@
+"""Optimization profiles: for each input with dynamic dimensions, the shapes min, opt and max."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import model_validator
+
+from sparseflow_trt._schema import Record
+from sparseflow_trt.errors import ShapeError
+
+Dims = tuple[int | str | None, ...]
+Point = Literal["min", "opt", "max"]
+POINTS: tuple[Point, ...] = ("min", "opt", "max")
+
+_HINT = "Give ranges by axis (--dim batch=1,8,32) or by input (--shapes input_ids:1x8,8x128,32x256)."
+
+
+class ShapeRange(Record):
+    """The shapes of one input in one profile."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ShapeRange:
+        if not len(self.min) == len(self.opt) == len(self.max):
+            raise ValueError("min, opt and max differ in rank")
+        if not all(0 < a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True)):
+            raise ValueError(f"not 0 < min ≤ opt ≤ max: {self.min}, {self.opt}, {self.max}")
+        return self
+
+    def at(self, point: Point) -> tuple[int, ...]:
+        """The shape at min, opt or max."""
+        return {"min": self.min, "opt": self.opt, "max": self.max}[point]
+
+
+class Profile(Record):
+    """One optimization profile: a range for every input of the model."""
+
+    name: str
+    inputs: dict[str, ShapeRange]
+
+
+def dims_at(input_dims: dict[str, Dims], profile: Profile, point: Point) -> dict[str, int]:
+    """The value of each named dimension at a point of a profile."""
+    values: dict[str, int] = {}
+    for name, dims in input_dims.items():
+        if name in profile.inputs:
+            for dim, size in zip(dims, profile.inputs[name].at(point), strict=True):
+                if isinstance(dim, str):
+                    values[dim] = size
+    return values
+
+
+def parse_axis_range(text: str) -> tuple[str, tuple[int, int, int]]:
+    """Reads "batch=1,8,32", or "batch=8" for one size.
+
+    Raises:
+        ShapeError: It reads otherwise.
+    """
+    match = re.fullmatch(r"\s*([^=\s]+)\s*=\s*(\d+)(?:,(\d+),(\d+))?\s*", text)
+    if not match:
+        raise ShapeError(f"'{text}' is not a range of an axis.", _HINT)
+    low, opt, high = match[2], match[3] or match[2], match[4] or match[2]
+    return match[1], (int(low), int(opt), int(high))
+
+
+def parse_input_range(text: str) -> tuple[str, ShapeRange]:
+    """Reads "input_ids:1x8,8x128,32x256", or "input_ids:8x128" for one shape.
+
+    Raises:
+        ShapeError: It reads otherwise, or is not min ≤ opt ≤ max.
+    """
+    match = re.fullmatch(r"\s*(.+):(\d+(?:x\d+)*)(?:,(\d+(?:x\d+)*),(\d+(?:x\d+)*))?\s*", text)
+    if not match:
+        raise ShapeError(f"'{text}' is not a range of shapes of an input.", _HINT)
+    shapes = [tuple(int(d) for d in part.split("x")) for part in (match[2], match[3] or match[2], match[4] or match[2])]
+    try:
+        return match[1], ShapeRange(min=shapes[0], opt=shapes[1], max=shapes[2])
+    except ValueError as error:
+        raise ShapeError(f"'{text}' is not a range of shapes: min, opt and max have to have one rank and to "
+                         "grow from left to right.", _HINT) from error  # fmt: skip
+
+
+def make_profile(
+    name: str,
+    input_dims: dict[str, Dims],
+    axes: dict[str, tuple[int, int, int]],
+    inputs: dict[str, ShapeRange],
+) -> Profile | None:
+    """The profile that ranges by axis and by input make together; None where every shape is static.
+
+    Raises:
+        ShapeError: An axis or input that the model does not have, a dynamic dimension with no range, or
+            a shape that the model does not take.
+    """
+    known_axes = {d for dims in input_dims.values() for d in dims if isinstance(d, str)}
+    _refuse_unknown(axes, known_axes, "axis")
+    _refuse_unknown(inputs, set(input_dims), "input")
+    if all(isinstance(d, int) for dims in input_dims.values() for d in dims) and not inputs:
+        return None
+    ranges: dict[str, ShapeRange] = {}
+    for input_name, dims in input_dims.items():
+        if input_name in inputs:
+            ranges[input_name] = inputs[input_name]
+            continue
+        missing = [str(d or "(unnamed)") for d in dims if not isinstance(d, int) and d not in axes]
+        if missing:
+            raise ShapeError(
+                f"input '{input_name}' has dynamic dimensions {', '.join(missing)} and no profile says their "
+                "ranges.",
+                _HINT,
+            )
+        ranges[input_name] = ShapeRange(
+            min=tuple(axes[d][0] if isinstance(d, str) else int(d or 0) for d in dims),
+            opt=tuple(axes[d][1] if isinstance(d, str) else int(d or 0) for d in dims),
+            max=tuple(axes[d][2] if isinstance(d, str) else int(d or 0) for d in dims),
+        )
+    profile = Profile(name=name, inputs=ranges)
+    check_profile(profile, input_dims)
+    return profile
+
+
+def check_profile(profile: Profile, input_dims: dict[str, Dims]) -> None:
+    """Checks that a profile fits the model's inputs.
+
+    Raises:
+        ShapeError: An unknown or missing input, a rank or a fixed dimension that differs, or one axis
+            with two sizes.
+    """
+    where = f"profile '{profile.name}'"
+    _refuse_unknown(profile.inputs, set(input_dims), f"{where}: input")
+    for name, dims in input_dims.items():
+        if name not in profile.inputs:
+            raise ShapeError(f"{where} has no shapes for input '{name}'.", _HINT)
+        ranges = profile.inputs[name]
+        if len(ranges.min) != len(dims):
+            raise ShapeError(
+                f"{where} gives input '{name}' {len(ranges.min)} dimensions; the model takes {len(dims)}.", _HINT
+            )
+        for i, dim in enumerate(dims):
+            sizes = (ranges.min[i], ranges.opt[i], ranges.max[i])
+            if isinstance(dim, int) and set(sizes) != {dim}:
+                raise ShapeError(
+                    f"{where} gives dimension {i} of input '{name}' {sizes}; the model fixes it to {dim}.", _HINT
+                )
+    for point in POINTS:
+        seen: dict[str, tuple[int, str]] = {}
+        for name, dims in input_dims.items():
+            for dim, size in zip(dims, profile.inputs[name].at(point), strict=True):
+                if isinstance(dim, str) and seen.setdefault(dim, (size, name))[0] != size:
+                    raise ShapeError(
+                        f"{where} gives axis '{dim}' two sizes at its {point}: {seen[dim][0]} in "
+                        f"'{seen[dim][1]}' and {size} in '{name}'.",
+                        _HINT,
+                    )
+
+
+def _refuse_unknown(given: Iterable[str], known: set[str], what: str) -> None:
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise ShapeError(
+            f"{what} '{unknown[0]}' is not in the model, which has: {', '.join(sorted(known)) or 'none'}.", _HINT
+        )

@@ -1,0 +1,1 @@
+"""Compares what was built with the FP32 reference, through Polygraphy."""
