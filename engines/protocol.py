@@ -41,13 +41,17 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class LayerEvidence:
-    """What the engine says of one of its layers, as its inspector or its builder's log puts it."""
+    """What the engine says of one of its layers, as its inspector or its builder's log puts it.
+
+    `nodes` are the ONNX nodes it was made from, where the engine tells: one for most, several for a fusion.
+    """
 
     name: str
     type: str
     precision: str
     tactic: str
     profile: int = 0
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,10 @@ class Backend(Protocol):
 
     def unavailable(self) -> str:
         """Why this backend cannot build on this machine, as a sentence with what to do; "" if it can."""
+        ...
+
+    def versions(self) -> dict[str, str]:
+        """The installed versions of the libraries that would build, by package name."""
         ...
 
     def build(self, request: BuildRequest, on_progress: OnProgress) -> BuiltEngine:

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sparseflow_trt._files import written_atomically
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.graph import LayerSite, find_sites, why_not_eligible
-from sparseflow_trt.model_file import OnnxModel, data_files, external_fields, tensor_protos
+from sparseflow_trt.model_file import OnnxModel, data_files, is_external, tensor_protos
 from sparseflow_trt.scan import WeightReader, lay_out, prune_pieces
-from sparseflow_trt.weights import PASSED_THROUGH, TracedWeight
+from sparseflow_trt.weights import TracedWeight, passes_through
 
 if TYPE_CHECKING:
     import onnx
@@ -56,7 +53,17 @@ class _Job:
 
     site: LayerSite
     weight: TracedWeight
+    region: _Region
     layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Where a tensor's bytes lie: a range of a data file, or all of an inline tensor."""
+
+    place: object
+    begin: int
+    end: int
 
 
 def prune_model(
@@ -68,103 +75,145 @@ def prune_model(
     """Writes a copy of `model` whose eligible weights are 2:4 along K.
 
     Args:
-        model: A model as read; the file is not changed.
+        model: A model as read; neither the file nor its protobuf is changed.
         output: Where the copy goes; its external data goes beside it.
         exclude: Layer, module or weight names (shell patterns) that stay as they are.
         progress: Called with (bytes written, bytes to write).
 
     Raises:
-        ModelError: `output` is the model itself.
+        ModelError: `output` is the model itself or one of its data files, or a node says something
+            impossible.
         ArtifactError: The output cannot be written; nothing is left of it then.
     """
     if output.exists() and output.samefile(model.path):
         raise ModelError(f"{output} is the input itself.", "Name another file with --output.")
-    sites = find_sites(model)
-    jobs, conflicts, skipped = _jobs(model, sites, exclude)
-    total = sum(f.stat().st_size for f in data_files(model)) + sum(
+    renamed = _output_names(model, output)
+    jobs, conflicts, skipped = _jobs(find_sites(model), _Storage(model), exclude)
+    total = sum(file.stat().st_size for file in renamed) + sum(
         job.weight.tensor.nbytes for job in jobs if not _is_external(job.weight)
     )
     counter = _Counter(total, progress)
     pruned: list[PrunedWeight] = []
     with WeightReader() as reader, contextlib.ExitStack() as files:
+        written = files.enter_context(written_atomically(output))  # renamed last, after its data
+        proto = _copy_of(model.proto)
+        pairs = zip(tensor_protos(model.proto), tensor_protos(proto), strict=True)
+        inline = {id(old): new for old, new in pairs}
         for job in jobs:
             if not _is_external(job.weight):
-                pruned.append(_prune_inline(reader, job, counter))
-        renamed = _output_names(model, output)
-        written = files.enter_context(written_atomically(output))  # renamed last, after its data
+                pruned.append(_prune_inline(reader, job, inline[id(job.weight.tensor.raw)], counter))
         for source, target in renamed.items():
             stream = files.enter_context(written_atomically(output.parent / target))
-            mine = [j for j in jobs if _is_external(j.weight) and _location_of(j.weight) == source]
-            pruned += _copy_pruned(reader, model.path.parent / source, stream, mine, counter)
-        _relocate(model.proto, renamed)
-        written.write_bytes(model.proto.SerializeToString())
+            mine = [job for job in jobs if job.region.place == source]
+            pruned += _copy_pruned(reader, source, stream, mine, counter)
+        _relocate(proto, model.path.parent, renamed)
+        written.write_bytes(proto.SerializeToString())
     return PruneReport(output, tuple(pruned), tuple(conflicts), tuple(skipped))
 
 
 def _jobs(
-    model: OnnxModel, sites: list[LayerSite], exclude: tuple[str, ...]
+    sites: list[LayerSite], storage: _Storage, exclude: tuple[str, ...]
 ) -> tuple[list[_Job], list[tuple[str, str]], list[tuple[str, str]]]:
     skipped: list[tuple[str, str]] = []
-    users: dict[object, list[tuple[LayerSite, TracedWeight]]] = {}
+    users: dict[_Region, list[tuple[LayerSite, TracedWeight]]] = {}
     for site in sites:
         if isinstance(site.weight, TracedWeight):
-            users.setdefault(_storage_key(site.weight), []).append((site, site.weight))
-    weighted = {site.node for site in sites}
+            users.setdefault(_region_of(site.weight.tensor), []).append((site, site.weight))
     jobs: list[_Job] = []
     conflicts: list[tuple[str, str]] = []
-    for shared in users.values():
+    for region, shared in users.items():
         able = [(site, weight) for site, weight in shared if not why_not_eligible(site)]
         skipped += [(s.name, why_not_eligible(s)) for s, _ in shared if why_not_eligible(s)]
         if not able:
             continue
         names = tuple(site.name for site, _ in able)
-        conflict = _conflict(able, [w for _, w in shared], weighted)
-        if any(_excluded(site, weight, exclude) for site, weight in able):
+        site, weight = able[0]
+        if any(_excluded(s, w, exclude) for s, w in able):
             skipped += [(name, "excluded") for name in names]
-        elif conflict:
-            conflicts += [(name, f"weight '{able[0][1].name}' {conflict}") for name in names]
+        elif not _is_external(weight) and not _has_proto(weight):
+            reason = f"weight '{weight.name}' is a list of numbers, not a tensor"
+            skipped += [(name, reason) for name in names]
+        elif conflict := _disagreement(able) or storage.other_use(region, [s for s, _ in able]):
+            conflicts += [(name, f"weight '{weight.name}' {conflict}") for name in names]
         else:
-            jobs.append(_Job(able[0][0], able[0][1], names))
+            jobs.append(_Job(site, weight, region, names))
     return jobs, conflicts, skipped
 
 
-def _conflict(
-    able: list[tuple[LayerSite, TracedWeight]], weights: list[TracedWeight], weighted: set[ir.Node]
-) -> str:
-    """Why a shared weight has no one axis to be pruned along, or "" where it has."""
-    by_stride: dict[object, list[str]] = {}
+def _disagreement(able: list[tuple[LayerSite, TracedWeight]]) -> str:
+    """Why layers that share a weight see different groups of four in it, or "" where they see the same."""
+    by_axis: dict[object, list[str]] = {}
+    by_zero: dict[object, list[str]] = {}
     with WeightReader() as reader:
         for site, weight in able:
-            stored = reader.stored_array(weight.tensor)
-            layout = lay_out(stored, weight, site.k_axis)
+            layout = lay_out(reader.stored_array(weight.tensor), weight, site.k_axis)
             # K's stride in the stored array says which elements form a group
             stride = layout.array.shape[2] if layout.in_place else (weight.steps, site.k_axis)
-            by_stride.setdefault(stride, []).append(f"'{site.name}'")
-    if len(by_stride) > 1:
-        return "is shared by layers whose K lies on different axes: " + " against ".join(
-            ", ".join(names) for names in by_stride.values()
-        )
-    others = {
-        f"{node.op_type} '{node.name}'"
-        for weight in weights
-        for node in _readers(weight.value)
-        if node not in weighted
-    }
-    return f"is also read by {', '.join(sorted(others))}, which pruning would change" if others else ""
+            by_axis.setdefault(stride, []).append(f"'{site.name}'")
+            by_zero.setdefault((weight.tensor.dtype, weight.zero_key), []).append(f"'{site.name}'")
+    if len(by_axis) > 1:
+        return "is shared by layers whose K lies on different axes: " + _against(by_axis)
+    if len(by_zero) > 1:
+        return "is shared by layers that take other values for zero: " + _against(by_zero)
+    return ""
 
 
-def _readers(value: ir.Value) -> Iterator[ir.Node]:
-    """The nodes that read a value, through the nodes that a weight is traced through."""
-    for node in value.consumers():
-        if node.op_type in PASSED_THROUGH and node.inputs[0] is value:
-            yield from _readers(node.outputs[0])
+def _against(groups: dict[object, list[str]]) -> str:
+    return " against ".join(", ".join(names) for names in groups.values())
+
+
+class _Storage:
+    """Every stored tensor of a model, to find who else reads the bytes that pruning would change."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._values: dict[object, list[tuple[_Region, ir.Value]]] = {}
+        for graph in model.ir.graphs():
+            for value in graph.initializers.values():
+                self._add(value, value.const_value)
+        for node in model.ir.graph.all_nodes():
+            tensor = node.attributes.get("value")
+            if node.op_type == "Constant" and tensor is not None and node.outputs:
+                self._add(node.outputs[0], tensor.value)
+
+    def _add(self, value: ir.Value, tensor: Any) -> None:
+        if tensor is not None and hasattr(tensor, "nbytes"):
+            region = _region_of(tensor)
+            self._values.setdefault(region.place, []).append((region, value))
+
+    def other_use(self, region: _Region, sites: list[LayerSite]) -> str:
+        """What else than these layers' weights the bytes of a region are, or "" where nothing."""
+        weights = {(site.node, 0 if site.side == "left" else 1) for site in sites}
+        uses = set()
+        for other, value in self._values.get(region.place, []):
+            if other.end <= region.begin or region.end <= other.begin:
+                continue
+            if other != region:
+                return f"shares some of its bytes with '{value.name}', which pruning would change"
+            for user, index in _uses(value):
+                if user is None:
+                    uses.add("the graph's outputs")
+                elif (user, index) not in weights:
+                    uses.add(f"{user.op_type} '{user.name or user.outputs[0].name}'")
+        return f"is also read by {', '.join(sorted(uses))}, which pruning would change" if uses else ""
+
+
+def _uses(value: ir.Value) -> Iterator[tuple[ir.Node | None, int]]:
+    """The (node, input) pairs that read a value, through the nodes that a weight is traced through.
+
+    A graph that gives the value out is (None, 0).
+    """
+    if value.is_graph_output():
+        yield None, 0
+    for node, index in value.uses():
+        if passes_through(node) and index == 0:
+            yield from _uses(node.outputs[0])
         else:
-            yield node
+            yield node, index
 
 
 def _excluded(site: LayerSite, weight: TracedWeight, exclude: tuple[str, ...]) -> bool:
     names = (site.name, site.module, weight.name)
-    return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in exclude)
+    return any(name == glob or fnmatch.fnmatchcase(name, glob) for name in names for glob in exclude)
 
 
 def _is_external(weight: TracedWeight) -> bool:
@@ -173,23 +222,33 @@ def _is_external(weight: TracedWeight) -> bool:
     return isinstance(weight.tensor, ir.ExternalTensor)
 
 
-def _location_of(weight: TracedWeight) -> str:
+def _region_of(tensor: ir.TensorProtocol) -> _Region:
     import onnx_ir as ir
 
-    assert isinstance(weight.tensor, ir.ExternalTensor)
-    return os.fspath(weight.tensor.location)
-
-
-def _storage_key(weight: TracedWeight) -> object:
-    import onnx_ir as ir
-
-    tensor = weight.tensor
     if isinstance(tensor, ir.ExternalTensor):  # two names for one range of a file are one weight
-        return os.fspath(tensor.location), tensor.offset or 0
-    return id(tensor)
+        begin = tensor.offset or 0
+        return _Region(Path(tensor.path).resolve(), begin, begin + tensor.nbytes)
+    return _Region(id(tensor), 0, tensor.nbytes)
 
 
-def _prune_inline(reader: WeightReader, job: _Job, counter: _Counter) -> PrunedWeight:
+def _has_proto(weight: TracedWeight) -> bool:
+    """Whether the values stand in a TensorProto; those of a Constant's `value_floats` do not."""
+    import onnx
+
+    return isinstance(getattr(weight.tensor, "raw", None), onnx.TensorProto)
+
+
+def _copy_of(proto: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def _prune_inline(
+    reader: WeightReader, job: _Job, proto: onnx.TensorProto, counter: _Counter
+) -> PrunedWeight:
     data = bytearray()
     zeroed = 0
     for piece, dropped in prune_pieces(reader, job.weight, job.site.k_axis):
@@ -197,18 +256,10 @@ def _prune_inline(reader: WeightReader, job: _Job, counter: _Counter) -> PrunedW
         zeroed += dropped
         counter.add(len(piece))
     if zeroed:
-        proto = _proto_of(job.weight)
-        for typed in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+        for typed in ("float_data", "int32_data"):
             proto.ClearField(typed)
         proto.raw_data = bytes(data)
     return PrunedWeight(job.weight.name, job.layers, job.weight.tensor.size, zeroed)
-
-
-def _proto_of(weight: TracedWeight) -> onnx.TensorProto:
-    """The protobuf that an inline tensor was read from: a part of the model's own, changed in place."""
-    proto = weight.tensor.raw
-    assert proto.DESCRIPTOR.name == "TensorProto"
-    return proto
 
 
 def _copy_pruned(
@@ -216,9 +267,8 @@ def _copy_pruned(
 ) -> list[PrunedWeight]:
     pruned = []
     with source.open("rb") as old, target.open("wb") as new:
-        for job in sorted(jobs, key=lambda j: _storage_key(j.weight)[1]):  # type: ignore[index]
-            begin = _storage_key(job.weight)[1]  # type: ignore[index]
-            _copy(old, new, begin - new.tell(), counter)
+        for job in sorted(jobs, key=lambda job: job.region.begin):
+            _copy(old, new, job.region.begin - new.tell(), counter)
             zeroed = 0
             for piece, dropped in prune_pieces(reader, job.weight, job.site.k_axis):
                 new.write(piece)
@@ -233,31 +283,32 @@ def _copy_pruned(
 def _copy(old: BinaryIO, new: BinaryIO, size: int, counter: _Counter) -> None:
     while size > 0:
         piece = old.read(min(size, _COPY))
+        if not piece:
+            raise ModelError(f"{old.name} became shorter while it was read.", "Run it again.")
         new.write(piece)
         size -= len(piece)
         counter.add(len(piece))
 
 
-def _output_names(model: OnnxModel, output: Path) -> dict[str, str]:
-    """The new name of each data file, relative to the output: never one that the input uses."""
-    names = [os.fspath(f.relative_to(model.path.parent)) for f in data_files(model)]
-    many = len(names) > 1
-    renamed = {name: f"{output.name}.data.{i}" if many else f"{output.name}.data" for i, name in enumerate(names)}
-    taken = {(model.path.parent / name).resolve() for name in names}
-    for new in renamed.values():
-        if (output.parent / new).resolve() in taken:
+def _output_names(model: OnnxModel, output: Path) -> dict[Path, str]:
+    """For each data file its new name, relative to the output: never one that the input uses."""
+    sources = [file.resolve() for file in data_files(model)]
+    names = [f"{output.name}.data.{i}" for i in range(len(sources))]
+    renamed = dict(zip(sources, names if len(names) > 1 else [f"{output.name}.data"], strict=False))
+    for new in (output.name, *renamed.values()):
+        if (output.parent / new).resolve() in (*sources, model.path.resolve()):
             raise ModelError(
-                f"{output.parent / new} holds the input's own data.", "Name another file with --output."
+                f"{output.parent / new} is a file of the input itself.", "Name another file with --output."
             )
     return renamed
 
 
-def _relocate(proto: onnx.ModelProto, renamed: dict[str, str]) -> None:
+def _relocate(proto: onnx.ModelProto, folder: Path, renamed: dict[Path, str]) -> None:
     for tensor in tensor_protos(proto):
-        location = external_fields(tensor).get("location")
-        for entry in tensor.external_data:
-            if entry.key == "location" and location is not None:
-                entry.value = renamed[os.path.normpath(location)]
+        if is_external(tensor):
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = renamed[(folder / entry.value).resolve()]
 
 
 class _Counter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import re
 from types import ModuleType
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ class _Dependency(NamedTuple):
 
 _KNOWN = {
     "onnxruntime": _Dependency(
-        ("onnxruntime", "onnxruntime-gpu"), "1.20", "pip install 'sparseflow-trt[ort]'"
+        ("onnxruntime", "onnxruntime-gpu"), "1.23", "pip install 'sparseflow-trt[ort]'"
     ),
     "polygraphy": _Dependency(("polygraphy",), "0.49.20", "pip install 'polygraphy>=0.49.20'"),
     "torch": _Dependency(("torch",), "2.6", "pip install 'sparseflow-trt[torch]'"),
@@ -68,12 +69,11 @@ def require(module: str, needed_for: str) -> ModuleType:
         )
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
         state = "is not installed" if version is None else f"{version} does not load ({error})"
         raise NotInstalledError(f"{module} {state}: it is needed for {needed_for}.", known.install) from error
 
 
 def _release(version: str) -> tuple[int, ...]:
-    from packaging.version import Version
-
-    return Version(version).release
+    digits = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in digits[0].split(".")) if digits else ()

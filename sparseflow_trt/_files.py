@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from sparseflow_trt.errors import ArtifactError
 _CHUNK = 8 << 20
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def sha256_of(path: Path) -> str:
@@ -44,8 +47,9 @@ def written_atomically(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: The folder does not exist, is not writable, or the disk is full.
     """
+    _remove_leftovers(path, "writing")
     with _disk_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_prefix(path, "writing"), dir=path.parent)
         os.close(handle)
     temporary = Path(name)
     try:
@@ -59,56 +63,87 @@ def written_atomically(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder_written_atomically(target: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `target`; puts it in `target`'s place when the block ends well.
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """Gives an empty folder beside `target`, removed when the block ends unless it was put in place.
 
-    A folder that stood there is exchanged in one step (renameat2) and then removed, so that a killed
-    process leaves either the old one or the new one whole. Leftovers of killed processes are removed.
+    Leftovers of killed processes are removed first.
 
     Raises:
-        ArtifactError: The parent does not exist or is not writable, or the disk is full.
+        ArtifactError: The parent does not exist or is not writable, a file stands there, or the disk
+            is full.
     """
-    _remove_leftovers(target)
+    if target.is_symlink():
+        target = target.resolve()  # the link stays and what it names is exchanged
+    if target.exists() and not target.is_dir():
+        raise ArtifactError(f"{target} is a file, not a folder.", "Choose another place with --output.")
+    _remove_leftovers(target, "building")
     with _disk_errors(target):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-{os.getpid()}-", dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(target, "building"), dir=target.parent))
     try:
-        with _disk_errors(target):
+        with _disk_errors(target, only=_FULL):
             yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            _put_in_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _put_in_place(new: Path, target: Path) -> None:
-    if not target.exists():
-        new.rename(target)
-        return
+def put_in_place(new: Path, target: Path) -> None:
+    """Renames a folder to `target`. A folder that stood there is exchanged in one step (renameat2).
+
+    A killed process leaves either the old one or the new one whole. After the exchange the old one has
+    the new one's temporary name, and goes with it.
+
+    Raises:
+        ArtifactError: It cannot be renamed.
+    """
+    if target.is_symlink():
+        target = target.resolve()
+    with _disk_errors(target):
+        new.chmod(0o777 & ~_umask())
+        if not target.exists():
+            new.rename(target)
+        else:
+            _exchange(new, target)
+
+
+def _exchange(new: Path, target: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     renameat2 = getattr(libc, "renameat2", None)
-    if renameat2 is not None and 0 == renameat2(
-        _AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE
-    ):
-        return  # `new` is now the old folder; the caller removes it
+    names = (_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(target))
+    if renameat2 is not None and renameat2(*names, _RENAME_EXCHANGE) == 0:
+        return
     old = target.with_name(f".{target.name}.old-{os.getpid()}")  # a file system that cannot exchange
     target.rename(old)
-    new.rename(target)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
     shutil.rmtree(old)
 
 
-def _remove_leftovers(target: Path) -> None:
-    for folder in target.parent.glob(f".{target.name}.building-*"):
-        pid = folder.name.rpartition("building-")[2].partition("-")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+def _prefix(target: Path, doing: str) -> str:
+    return f".{target.name}.{doing}-{os.getpid()}-"
+
+
+def _remove_leftovers(target: Path, doing: str) -> None:
+    """Removes the temporary files or folders of processes that were killed over the same target."""
+    ours = re.compile(rf"{re.escape(f'.{target.name}.{doing}-')}(\d+)-[^-]*")
+    with contextlib.suppress(OSError):  # a parent that cannot be listed is reported when it is written to
+        for entry in target.parent.iterdir():
+            match = ours.fullmatch(entry.name)
+            if match and not Path(f"/proc/{match[1]}").exists():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None or (only and error.errno not in only):
             raise
         raise ArtifactError(
             f"{path} cannot be written: {error.strerror}.",

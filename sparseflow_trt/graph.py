@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from sparseflow_trt.errors import ModelError
 from sparseflow_trt.kinds import kind_from_names
-from sparseflow_trt.model_file import OnnxModel
+from sparseflow_trt.model_file import OnnxModel, deepest
 from sparseflow_trt.pattern import GROUP
 from sparseflow_trt.scan import PatternScan, WeightReader, lay_out, scan_pattern
 from sparseflow_trt.weights import TracedWeight, Untraceable, trace_weight
@@ -52,14 +56,15 @@ class SymbolicM:
 
     def evaluate(self, dims: dict[str, int]) -> int | None:
         """M for the given named dimensions, or None where one of them is not given."""
-        import onnx_ir as ir
-
         product = 1
         for factor in self.factors:
-            value = ir.SymbolicDim(factor).evaluate(dims) if isinstance(factor, str) else factor
-            if not isinstance(value, int):
+            if isinstance(factor, str):
+                # a name first: "batch-size" is a name too, and no difference
+                known = dims.get(factor)
+                factor = _evaluate(factor, dims) if known is None else known
+            if not isinstance(factor, int):
                 return None
-            product *= value
+            product *= factor
         return product
 
 
@@ -135,16 +140,19 @@ def read_layers(
 
     Returns:
         The layers in graph order; a layer in a subgraph follows the layers before its If, Loop or Scan.
+
+    Raises:
+        ModelError: A node says something impossible.
     """
     sites = find_sites(model)
     users = _users_by_tensor(sites)
     scans: dict[tuple[object, ...], PatternScan] = {}
     layers = []
-    total = sum(
-        site.weight.tensor.nbytes
-        for site in {id(s.weight.tensor): s for s in sites if isinstance(s.weight, TracedWeight)}.values()
-        if isinstance(site.weight, TracedWeight)
-    )
+    to_read = {
+        _scan_key(site.weight, site.k_axis): site.weight.tensor.nbytes
+        for site in sites
+        if isinstance(site.weight, TracedWeight) and not why_not_eligible(site)
+    }
     done = 0
     with WeightReader() as reader:
         for site in sites:
@@ -153,31 +161,46 @@ def read_layers(
                 continue
             reason = why_not_eligible(site)
             shared = tuple(u.name for u in users[id(site.weight.tensor)] if u is not site)
-            axes = lay_out(reader.stored_array(site.weight.tensor), site.weight, site.k_axis).k_axes
+            axes: tuple[int, ...] = ()
+            if dtype_name(site.weight.tensor) in _SMALLEST_K:
+                axes = lay_out(reader.stored_array(site.weight.tensor), site.weight, site.k_axis).k_axes
             scan = None
             if not reason:
-                key = (id(site.weight.tensor), site.weight.steps, site.k_axis)
+                key = _scan_key(site.weight, site.k_axis)
                 if key not in scans:
                     scans[key] = scan_pattern(reader, site.weight, site.k_axis)
                     done += site.weight.tensor.nbytes
                     if progress:
-                        progress(done, total)
+                        progress(done, sum(to_read.values()))
                 scan = scans[key]
             layers.append(_describe(site, axes, reason, scan, shared))
     return tuple(layers)
 
 
 def find_sites(model: OnnxModel) -> list[LayerSite]:
-    """Finds the weighted layers of the main graph and of every subgraph; no weight is read."""
-    import onnx_ir as ir
+    """Finds the weighted layers of the main graph and of every subgraph; no weight is read.
 
-    graph_model = model.ir
-    if graph_model.functions:
-        ir.passes.common.InlinePass()(graph_model)
-    if _lacks_shapes(graph_model):
+    Calls of the model's own functions are inlined in `model.ir`, and shapes that it lacks are added.
+
+    Raises:
+        ModelError: A node says something impossible.
+    """
+    _inline_functions(model)
+    if _lacks_shapes(model.ir):
         _infer_shapes(model)
-    used: dict[str, int] = {}
-    return [site for prefix, node in _walk(graph_model.graph, "") if (site := _site(prefix, node, used))]
+    used: set[str] = set()
+    sites = []
+    for prefix, node in _walk(model.ir.graph, ""):
+        if node.op_type in OPS and node.domain in ("", "ai.onnx") and len(node.inputs) > 1:
+            try:
+                sites.append(_site(_layer_name(prefix, node, used), node))
+            except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+                label = f"'{node.name}'" if node.name else "without a name"
+                raise ModelError(
+                    f"{model.path}: the {node.op_type} node {label} is not valid: {error}.",
+                    "Export the model again; onnx.checker says more.",
+                ) from error
+    return sites
 
 
 def why_not_eligible(site: LayerSite) -> str:
@@ -190,6 +213,8 @@ def why_not_eligible(site: LayerSite) -> str:
     if site.pattern_k % GROUP:
         what = "input channels a group" if site.node.op_type == "Conv" else "K"
         return f"{what}={site.pattern_k} is not a multiple of {GROUP}"
+    if not site.n or not site.batch:
+        return "too small: the weight is empty"
     if site.k < _SMALLEST_K[dtype]:
         return f"too small: K={site.k}, a sparse {dtype} instruction takes {_SMALLEST_K[dtype]}"
     return ""
@@ -253,13 +278,17 @@ def _walk(graph: ir.Graph, prefix: str) -> Iterator[tuple[str, ir.Node]]:
                     yield from _walk(body, f"{prefix}{name}/{attribute.name}{i}/")
 
 
-def _site(prefix: str, node: ir.Node, used: dict[str, int]) -> LayerSite | None:
-    if node.op_type not in OPS or node.domain not in ("", "ai.onnx") or len(node.inputs) < 2:
-        return None
-    name = prefix + (node.name or f"{node.op_type}:{node.outputs[0].name}")
-    used[name] = used.get(name, 0) + 1
-    if used[name] > 1:
-        name = f"{name}#{used[name]}"
+def _layer_name(prefix: str, node: ir.Node, used: set[str]) -> str:
+    first = name = prefix + (node.name or f"{node.op_type}:{node.outputs[0].name}")
+    number = 1
+    while name in used:
+        number += 1
+        name = f"{first}#{number}"
+    used.add(name)
+    return name
+
+
+def _site(name: str, node: ir.Node) -> LayerSite:
     left, right = trace_weight(node.inputs[0]), trace_weight(node.inputs[1])
     if node.op_type == "Conv":
         return _conv_site(name, node, right)
@@ -274,6 +303,8 @@ def _conv_site(name: str, node: ir.Node, weight: TracedWeight | Untraceable) -> 
     group = node.attributes.get("group")
     groups = group.as_int() if group else 1
     shape = _operand_shape(node, 1, weight)
+    if isinstance(weight, TracedWeight) and len(shape) < 3:
+        raise ValueError(f"its weight '{weight.name}' has {len(shape)} dimensions")
     output = _dims(node.outputs[0])
     m = SymbolicM((output[0], *output[2:]) if output else (None,))
     channels = shape[1] if len(shape) > 1 else 0
@@ -287,6 +318,7 @@ def _conv_site(name: str, node: ir.Node, weight: TracedWeight | Untraceable) -> 
 def _right_site(name: str, node: ir.Node, weight: TracedWeight | Untraceable) -> LayerSite:
     transposed = _flag(node, "transB")
     shape = _operand_shape(node, 1, weight)
+    _check_rank(node, weight, shape)
     if len(shape) == 1:
         shape = (shape[0], 1)
     k_axis = len(shape) - (1 if transposed else 2) if shape else 0
@@ -295,13 +327,14 @@ def _right_site(name: str, node: ir.Node, weight: TracedWeight | Untraceable) ->
     rows = _dims(node.inputs[0])
     if _flag(node, "transA"):
         rows = tuple(reversed(rows or ()))
-    m = SymbolicM((rows[-2:-1] if len(shape) > 2 else rows[:-1]) if rows else (None,))
-    return LayerSite(name, node, weight, "right", max(k_axis, 0), m, n, k, _batch(shape), k)
+    m = SymbolicM((*_shared_batch(rows, shape), *rows[-2:-1]) if rows else (None,))
+    return LayerSite(name, node, weight, "right", max(k_axis, 0), m, n, k, math.prod(shape[:-2]), k)
 
 
 def _left_site(name: str, node: ir.Node, weight: TracedWeight) -> LayerSite:
     transposed = _flag(node, "transA")
-    shape = _operand_shape(node, 0, weight)
+    shape = weight.operand_shape
+    _check_rank(node, weight, shape)
     if len(shape) == 1:
         shape = (1, shape[0])
         transposed = False
@@ -310,9 +343,25 @@ def _left_site(name: str, node: ir.Node, weight: TracedWeight) -> LayerSite:
     columns = _dims(node.inputs[1])
     if columns and _flag(node, "transB"):
         columns = tuple(reversed(columns))
-    batch = columns[:-2] if columns and len(shape) == 2 else ()
-    m = SymbolicM((*batch, columns[-1]) if columns and len(columns) > 1 else (1 if columns else None,))
-    return LayerSite(name, node, weight, "left", k_axis, m, n, k, _batch(shape), k)
+    if not columns:
+        m = SymbolicM((None,))
+    else:
+        m = SymbolicM((*_shared_batch(columns, shape), columns[-1]) if len(columns) > 1 else ())
+    return LayerSite(name, node, weight, "left", k_axis, m, n, k, math.prod(shape[:-2]), k)
+
+
+def _check_rank(node: ir.Node, weight: TracedWeight | Untraceable, shape: tuple[int, ...]) -> None:
+    if isinstance(weight, TracedWeight) and (len(shape) != 2 if node.op_type == "Gemm" else not shape):
+        raise ValueError(f"its weight '{weight.name}' has {len(shape)} dimensions")
+
+
+def _shared_batch(
+    dims: tuple[int | str | None, ...], weight: tuple[int, ...]
+) -> tuple[int | str | None, ...]:
+    """The batch dimensions of an operand along which the weight is the same: they make M larger."""
+    batch = dims[:-2]
+    sizes = (1,) * len(batch) + weight[:-2]
+    return tuple(d for d, size in zip(batch, sizes[len(sizes) - len(batch):], strict=True) if size == 1)
 
 
 def _operand_shape(node: ir.Node, index: int, weight: TracedWeight | Untraceable) -> tuple[int, ...]:
@@ -320,13 +369,6 @@ def _operand_shape(node: ir.Node, index: int, weight: TracedWeight | Untraceable
         return weight.operand_shape
     dims = _dims(node.inputs[index])
     return tuple(d if isinstance(d, int) else 0 for d in dims) if dims else ()
-
-
-def _batch(shape: tuple[int, ...]) -> int:
-    batch = 1
-    for size in shape[:-2]:
-        batch *= size
-    return batch
 
 
 def _flag(node: ir.Node, name: str) -> bool:
@@ -340,23 +382,61 @@ def _dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
     dims: list[int | str | None] = []
     for dim in value.shape:
         symbol = dim if isinstance(dim, int) else dim.value
-        unknown = isinstance(symbol, str) and symbol.startswith("unk__")  # onnx's name for 'no idea'
+        # onnx names a dimension of which it has no idea unk__1; old exporters write -1
+        unknown = symbol.startswith("unk__") if isinstance(symbol, str) else symbol is None or symbol < 0
         dims.append(None if unknown else symbol)
     return tuple(dims)
 
 
 def _lacks_shapes(model: ir.Model) -> bool:
     return any(
-        node.op_type in OPS and any(v is not None and v.shape is None for v in (*node.inputs[:2], *node.outputs))
+        value is not None and value.shape is None
         for node in model.graph.all_nodes()
+        if node.op_type in OPS
+        for value in (*node.inputs[:2], *node.outputs)
     )
 
 
 def _infer_shapes(model: OnnxModel) -> None:
     """Adds what onnx's shape inference finds to the graph in memory; the file's protobuf stays as it was."""
+    from onnx_ir.passes import common
+
+    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
+    before = logger.disabled
+    logger.disabled = True  # a failure leaves shapes unknown, which each layer then says; no traceback
+    try:
+        common.ShapeInferencePass(check_type=False, strict_mode=False)(model.ir)
+    finally:
+        logger.disabled = before
+
+
+def _inline_functions(model: OnnxModel) -> None:
+    if not model.ir.functions:
+        return
+    import onnx_ir as ir
+    from onnx_ir.passes import common
+
+    try:
+        common.InlinePass()(model.ir)
+    except (ir.passes.PassError, ir.passes.InvariantError, ValueError, TypeError, LookupError) as error:
+        raise ModelError(
+            f"{model.path}: a function of the model cannot be inlined: {deepest(error)}.",
+            "Inline the model's functions with onnx.inliner, or export it without functions.",
+        ) from error
+
+
+def _scan_key(weight: TracedWeight, k_axis: int) -> tuple[object, ...]:
+    """What a weight's pattern depends on."""
+    return id(weight.tensor), weight.steps, k_axis, weight.zero_key
+
+
+def _evaluate(expression: str, dims: dict[str, int]) -> int | None:
     import onnx_ir as ir
 
-    ir.passes.common.ShapeInferencePass(check_type=False, strict_mode=False)(model.ir)
+    with contextlib.suppress(ValueError, ArithmeticError):
+        value = ir.SymbolicDim(expression).evaluate(dims)
+        return value if isinstance(value, int) else None
+    return None
 
 
 def _users_by_tensor(sites: list[LayerSite]) -> dict[int, list[LayerSite]]:
@@ -371,7 +451,7 @@ def _module_of(node: ir.Node) -> str:
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
     try:
         path = ast.literal_eval(scopes) if scopes else []
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return ""
     # the last entry is the operation itself, the one before it the module that holds it
     return str(path[-2]) if isinstance(path, list) and len(path) > 1 else ""

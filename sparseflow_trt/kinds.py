@@ -10,15 +10,15 @@ KINDS = ("gate_up", "down", "qkv", "o", "ffn", "conv", "classifier", "other")
 _KINDS = [
     (kind, re.compile(rf"(^|[./_])({words})([./_0-9]|$)", re.IGNORECASE))
     for kind, words in (
-        ("classifier", r"lm_head|classifier|score|fc_out"),
-        ("qkv", r"[qkv]_proj|qkv(_proj)?|query_key_value|query|key|value|c_attn|in_proj(_weight)?|Wqkv|[qkv]_lin"
-                r"|SelfAttention\.[qkv]|EncDecAttention\.[qkv]|attn\.[qkv]"),
-        ("o", r"o_proj|out_proj|out_lin|attention\.output\.dense|attn\.c_proj|(SelfAttention|EncDecAttention)\.o"
-              r"|attention\.dense|attn\.proj"),
-        ("gate_up", r"gate_up_proj|gate_proj|up_proj|intermediate\.dense|dense_h_to_4h|fc1|c_fc|lin1|linear1|wi(_\d)?"
-                    r"|experts.*\.w[13]|feed_forward\.w[13]"),
-        ("down", r"down_proj|output\.dense|dense_4h_to_h|fc2|mlp\.c_proj|lin2|linear2|DenseReluDense\.wo"
-                 r"|experts.*\.w2|feed_forward\.w2"),
+        ("classifier", r"lm_head|classifier|score"),
+        ("qkv", r"[qkv]_proj|qkv(_proj)?|query_key_value|query|key|value|c_attn|in_proj(_weight)?|Wqkv"
+                r"|[qkv]_lin|SelfAttention\.[qkv]|EncDecAttention\.[qkv]|attn\.[qkv]"),
+        ("o", r"o_proj|out_proj|out_lin|attention\.output\.dense|attn\.c_proj"
+              r"|(SelfAttention|EncDecAttention)\.o|attention\.dense|attn\.proj"),
+        ("gate_up", r"gate_up_proj|gate_proj|up_proj|intermediate\.dense|dense_h_to_4h|fc1|fc_in|c_fc|lin1"
+                    r"|linear1|wi(_\d)?|experts.*\.w[13]|feed_forward\.w[13]"),
+        ("down", r"down_proj|output\.dense|dense_4h_to_h|fc2|fc_out|mlp\.c_proj|lin2|linear2"
+                 r"|DenseReluDense\.wo|experts.*\.w2|feed_forward\.w2"),
         ("ffn", r"mlp|ffn|feed_forward"),
     )
 ]  # fmt: skip

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import ModelError
 
@@ -51,10 +52,10 @@ def read_model(path: Path) -> OnnxModel:
         _check_tensor(path, tensor)
     try:
         model = ir.serde.deserialize_model(proto)
-    except (ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{path} is not a valid ONNX graph: {_deepest(error)}", _HINT_EXPORT) from error
-    for graph in model.graphs():
-        ir.external_data.set_base_dir(graph, path.parent)
+    except (ir.serde.SerdeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ModelError(f"{path} is not a valid ONNX graph: {deepest(error)}.", _HINT_EXPORT) from error
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        ir.external_data.set_base_dir(graph, path.parent)  # of its subgraphs too
     if "" not in model.opset_imports:
         model.opset_imports[""] = model.opset_imports.get("ai.onnx", 1)
     return OnnxModel(path, proto, model)
@@ -62,10 +63,22 @@ def read_model(path: Path) -> OnnxModel:
 
 def data_files(model: OnnxModel) -> list[Path]:
     """The external data files of a model, each once, in the order they are first named."""
-    found = dict.fromkeys(
-        _location(tensor) for tensor in tensor_protos(model.proto) if _is_external(tensor)
-    )
-    return [model.path.parent / name for name in found]
+    found = {}
+    for tensor in tensor_protos(model.proto):
+        if is_external(tensor):
+            path = model.path.parent / _location(tensor)
+            found.setdefault(path.resolve(), path)  # 'w.bin' and './w.bin' are one file
+    return list(found.values())
+
+
+def input_dims(model: OnnxModel) -> dict[str, tuple[int | str | None, ...]]:
+    """The dimensions of each input a caller has to give: sizes, axis names, or None for unnamed ones."""
+    dims: dict[str, tuple[int | str | None, ...]] = {}
+    for value in model.ir.graph.inputs:
+        if value.name and value.name not in model.ir.graph.initializers:
+            shape = value.shape if value.shape is not None else ()
+            dims[value.name] = tuple(d if isinstance(d, int) else d.value for d in shape)
+    return dims
 
 
 def check_operators(model: OnnxModel) -> None:
@@ -76,17 +89,21 @@ def check_operators(model: OnnxModel) -> None:
     """
     import onnx
 
-    functions = {function.name for function in model.ir.functions.values()}
     for node in model.ir.graph.all_nodes():
-        if node.domain not in _ONNX_DOMAINS or node.op_type in functions:
+        if node.domain not in _ONNX_DOMAINS or node.op_identifier() in model.ir.functions:
             continue
         try:
             onnx.defs.get_schema(node.op_type, model.opset, "")
         except onnx.defs.SchemaError as error:
-            known = onnx.defs.has(node.op_type)
-            since = f" (it came with opset {onnx.defs.get_schema(node.op_type).since_version})" if known else ""
+            versions = [
+                schema.since_version
+                for schema in onnx.defs.get_all_schemas_with_history()
+                if schema.name == node.op_type and schema.domain == ""
+            ]
+            since = f" (it came with opset {min(versions)})" if versions else ""
+            name = node.name or next((output.name for output in node.outputs), "")
             raise ModelError(
-                f"{model.path}: node '{node.name}' is a '{node.op_type}', which opset {model.opset} "
+                f"{model.path}: node '{name}' is a '{node.op_type}', which opset {model.opset} "
                 f"does not have{since}.",
                 "Export with an opset that has it, or replace the operator.",
             ) from error
@@ -96,25 +113,38 @@ def tensor_protos(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor of a model: initializers and tensor attributes, in subgraphs and functions too."""
     yield from _graph_tensors(proto.graph)
     for function in proto.functions:
+        yield from _attribute_tensors(function.attribute_proto)
         for node in function.node:
-            yield from _node_tensors(node)
+            yield from _attribute_tensors(node.attribute)
+    for training in proto.training_info:
+        yield from _graph_tensors(training.initialization)
+        yield from _graph_tensors(training.algorithm)
 
 
 def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
+    yield from _sparse_tensors(graph.sparse_initializer)
     for node in graph.node:
-        yield from _node_tensors(node)
+        yield from _attribute_tensors(node.attribute)
 
 
-def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
-    for attribute in node.attribute:
+def _attribute_tensors(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in attributes:
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
+        if attribute.HasField("sparse_tensor"):
+            yield from _sparse_tensors([attribute.sparse_tensor])
+        yield from _sparse_tensors(attribute.sparse_tensors)
         if attribute.HasField("g"):
             yield from _graph_tensors(attribute.g)
         for graph in attribute.graphs:
             yield from _graph_tensors(graph)
+
+
+def _sparse_tensors(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:
+    for tensor in tensors:
+        yield from (tensor.values, tensor.indices)
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -157,7 +187,8 @@ def _check_header(path: Path, proto: onnx.ModelProto) -> None:
         )
 
 
-def _is_external(tensor: onnx.TensorProto) -> bool:
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor's values stand in another file."""
     import onnx
 
     return tensor.data_location == onnx.TensorProto.EXTERNAL
@@ -175,50 +206,86 @@ def _location(tensor: onnx.TensorProto) -> str:
 def _check_tensor(path: Path, tensor: onnx.TensorProto) -> None:
     if any(dim < 0 for dim in tensor.dims):
         raise ModelError(f"{path}: tensor '{tensor.name}' has a negative dimension.", _HINT_EXPORT)
-    if _is_external(tensor):
+    if is_external(tensor):
         _check_external(path, tensor)
-    elif tensor.HasField("raw_data"):
-        expected, got = _nbytes(path, tensor), len(tensor.raw_data)
-        if expected != got:
-            raise ModelError(
-                f"{path}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {expected} bytes "
-                f"and has {got}.",
-                _HINT_EXPORT,
-            )
+        return
+    if tensor.HasField("raw_data"):
+        what, expected, got = "bytes", _nbytes(path, tensor), len(tensor.raw_data)
+    else:
+        what = "values"
+        expected, got = _typed_values(path, tensor)
+    if expected != got:
+        raise ModelError(
+            f"{path}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {expected} {what} and has "
+            f"{got}.",
+            _HINT_EXPORT,
+        )
 
 
 def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
-    folder = path.parent.resolve()
     location = _location(tensor)
-    file = folder / location
     hint = f"Put the data file that was exported with the model beside it, in {path.parent}."
-    if not location or not file.resolve().is_relative_to(folder):
+    size = _size_inside(path.parent, location)
+    if size is None:
         raise ModelError(
             f"{path}: the data of tensor '{tensor.name}' lies in '{location}', outside the model's folder.",
             "Only data beside the model or below it is read; save the model again with its data there.",
         )
-    if not file.is_file():
+    if size < 0:
         raise ModelError(f"{path}: the data file '{location}' of tensor '{tensor.name}' is missing.", hint)
     fields = external_fields(tensor)
-    try:
-        offset, length = int(fields.get("offset", 0)), int(fields.get("length", -1))
-    except ValueError as error:
-        raise ModelError(f"{path}: tensor '{tensor.name}' has external data fields that are not numbers.",
-                         _HINT_EXPORT) from error  # fmt: skip
+    if not all(re.fullmatch(r"[0-9]+", fields.get(key, "0")) for key in ("offset", "length")):
+        raise ModelError(
+            f"{path}: tensor '{tensor.name}' has an external offset '{fields.get('offset', 0)}' and length "
+            f"'{fields.get('length', '')}', which are not both numbers from 0 on.",
+            _HINT_EXPORT,
+        )
     expected = _nbytes(path, tensor)
-    size = file.stat().st_size
-    if offset < 0 or offset + expected > size:
+    offset, length = int(fields.get("offset", 0)), int(fields.get("length", expected))
+    if offset + expected > size:
         raise ModelError(
             f"{path}: the data file '{location}' is too short: tensor '{tensor.name}' ends at byte "
             f"{offset + expected}, the file at {size}.",
             hint,
         )
-    if length not in (-1, expected):
+    if length != expected:
         raise ModelError(
             f"{path}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {expected} bytes of "
             f"external data and names {length}.",
             _HINT_EXPORT,
         )
+
+
+def _size_inside(folder: Path, location: str) -> int | None:
+    """The size of a data file; -1 where there is none, None where it lies outside the folder."""
+    if not location or Path(location).is_absolute():
+        return None
+    try:
+        file = (folder / location).resolve()
+        if not file.is_relative_to(folder.resolve()):
+            return None
+        return file.stat().st_size if file.is_file() else -1
+    except (OSError, ValueError, RuntimeError):  # a name too long, a NUL in it, links in a circle
+        return -1
+
+
+def _typed_values(path: Path, tensor: onnx.TensorProto) -> tuple[int, int]:
+    """How many values a tensor without raw data needs in the field of its type, and how many it has there."""
+    import onnx
+
+    elements = math.prod(tensor.dims)
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return elements, len(tensor.string_data)
+    packed = _nbytes(path, tensor)
+    name = onnx.TensorProto.DataType.Name(tensor.data_type)
+    if name in ("FLOAT", "COMPLEX64"):
+        return packed // 4, len(tensor.float_data)
+    if name in ("DOUBLE", "COMPLEX128"):
+        return packed // 8, len(tensor.double_data)
+    if name in ("INT64", "UINT32", "UINT64"):
+        return elements, len(tensor.int64_data if name == "INT64" else tensor.uint64_data)
+    # types of two and four bits stand packed in bytes, all others one in a value
+    return (packed if name.endswith(("INT2", "INT4", "FLOAT4E2M1")) else elements), len(tensor.int32_data)
 
 
 def _nbytes(path: Path, tensor: onnx.TensorProto) -> int:
@@ -234,7 +301,8 @@ def _nbytes(path: Path, tensor: onnx.TensorProto) -> int:
         ) from error
 
 
-def _deepest(error: BaseException) -> Any:
+def deepest(error: BaseException) -> str:
+    """What the first cause of an error says, on one line and without its full stop."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return error
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -60,7 +60,7 @@ def magnitude_bits(values: Array, zero_point: Array | int = 0) -> Array:
 
 
 def _is_ml_float(dtype: np.dtype[Any]) -> bool:
-    return dtype.name == "bfloat16" or dtype.name.startswith("float8")
+    return dtype.name == "bfloat16" or dtype.name.startswith(("float8_e3", "float8_e4", "float8_e5"))
 
 
 def nonzero(values: Array, zero_point: Array | int = 0) -> BoolArray:
@@ -81,7 +81,8 @@ def nonzeros_per_group(mask: BoolArray) -> npt.NDArray[np.uint8]:
     if inner == 1:
         # four flags as the bytes of one uint32: a multiplication adds them up in the top byte
         words = flags.reshape(outer, k).view(np.uint32)
-        return ((words * np.uint32(0x01010101)) >> np.uint32(24)).astype(np.uint8).reshape(outer, -1, 1)
+        sums = (words * np.uint32(0x01010101)) >> np.uint32(24)
+        return sums.astype(np.uint8).reshape(outer, k // GROUP, 1)
     grouped = flags.reshape(outer, k // GROUP, GROUP, inner)
     counts: npt.NDArray[np.uint8] = grouped[:, :, 0] + grouped[:, :, 1]
     counts += grouped[:, :, 2]
@@ -126,6 +127,8 @@ def prune_2to4(values: Array, axis: int, zero_point: Array | int = 0) -> Array:
     size = values.shape[axis]
     if size % GROUP:
         raise ValueError(f"axis {axis} has {size} elements, not a multiple of {GROUP}")
+    if not values.size:
+        return values.copy()
     keys = _as_outer_k_inner(magnitude_bits(values, zero_point), axis)
     outer, k, inner = keys.shape
     a, b, c, d = (keys.reshape(outer, k // GROUP, GROUP, inner)[:, :, i] for i in range(GROUP))
@@ -140,7 +143,7 @@ def prune_2to4(values: Array, axis: int, zero_point: Array | int = 0) -> Array:
     drop &= keys != 0
     pruned = values.copy()
     target = pruned if pruned.dtype.kind in "iu" else pruned.view(f"u{pruned.dtype.itemsize}")
-    mask = drop.reshape(values.shape[:axis] + (size,) + values.shape[axis + 1 :])
+    mask = drop.reshape(values.shape)
     zero = np.broadcast_to(np.asarray(zero_point, target.dtype), target.shape)
     np.copyto(target, zero, where=mask)
     return pruned
@@ -148,6 +151,7 @@ def prune_2to4(values: Array, axis: int, zero_point: Array | int = 0) -> Array:
 
 def _as_outer_k_inner(array: Array, axis: int) -> Array:
     shape = array.shape
+    axis %= array.ndim
     outer = int(np.prod(shape[:axis], dtype=np.int64))
     inner = int(np.prod(shape[axis + 1 :], dtype=np.int64))
     return array.reshape(outer, shape[axis], inner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -65,10 +66,13 @@ class Plan(Record):
 
     @model_validator(mode="after")
     def _unique(self) -> Plan:
-        names = [layer.name for layer in self.layers]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"layers named twice: {', '.join(twice)}")
+        for what, names in (
+            ("layers", [layer.name for layer in self.layers]),
+            ("profiles", [profile.name for profile in self.profiles]),
+        ):
+            twice = sorted(name for name, count in Counter(names).items() if count > 1)
+            if twice:
+                raise ValueError(f"{what} named twice: {', '.join(twice)}")
         return self
 
 
@@ -150,7 +154,8 @@ def _decide(
     if mode == "force":
         return True, "asked for: sparsity is forced"
     if policy is None:
-        return False, "no policy for this device: measure one, name one with --policy, or use --sparsity force"
+        hint = "measure one, name one with --policy, or use --sparsity force"
+        return False, f"no policy for this device: {hint}"
     reasons = []
     for profile in profiles or (None,):
         m = layer.m.evaluate(dims_at(input_dims, profile, "opt") if profile else {})
@@ -182,7 +187,8 @@ def plan_from_yaml(text: str, source: str = "the plan") -> Plan:
     """
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # PyYAML's own error, or what its constructors let through: 2020-99-99 is a date to it
         where = re.sub(r"\s+", " ", str(error))
         raise PlanError(f"{source} is not YAML: {where}.", _HINT) from error
     return parse(Plan, data, source, PlanError, _HINT)
@@ -213,15 +219,17 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
             continue
         if (planned.n, planned.k) != (layer.n, layer.k):
             problems.append(
-                f"'{planned.name}' is planned with N={planned.n}, K={planned.k} and has N={layer.n}, K={layer.k}"
+                f"'{planned.name}' is planned with N={planned.n}, K={planned.k} and has N={layer.n}, "
+                f"K={layer.k}"
             )
         if planned.sparsity == "sparse" and layer.state is not SparsityState.SPARSE:
             problems.append(f"'{planned.name}' is planned sparse and is {layer.state.value}: {layer.reason}")
         quantized = layer.dtype in ("INT8", "UINT8", "FP8", "FP8-E5M2")
         if quantized != (planned.precision in ("int8", "fp8")):
-            problems.append(f"'{planned.name}' is planned {planned.precision} and its weights are {layer.dtype}")
+            problems.append(
+                f"'{planned.name}' is planned {planned.precision} and its weights are {layer.dtype}"
+            )
     problems += [f"'{name}' is not in the plan" for name in known]
     if problems:
-        raise PlanError(
-            f"{source} does not fit the model in {len(problems)} layer(s): " + "; ".join(problems) + ".", _HINT
-        )
+        listed = "; ".join(problems)
+        raise PlanError(f"{source} does not fit the model in {len(problems)} layer(s): {listed}.", _HINT)

@@ -31,7 +31,7 @@ class Point(Record):
     m: int = Field(gt=0)
     dtype: Literal["FP32", "FP16", "BF16", "INT8", "FP8"]
     kernel: Literal["dense", "torch-sparse", "tensorrt-sparse", "plugin-sparse"]
-    us: float = Field(gt=0)
+    us: float = Field(gt=0, allow_inf_nan=False)
     spread_us: float | None = None
     runs: int | None = None
 
@@ -56,12 +56,12 @@ class Policy(Record):
     name: str
     device: str
     compute_capability: str = Field(pattern=r"^\d+\.\d$")
-    libraries: dict[str, str] = {}
+    libraries: dict[str, str] = Field(default={})
     clocks: str = "not recorded"
     provenance: Literal["measured", "imported", "shipped"]
     source: str
     margin: float = Field(default=0.02, ge=0, lt=1)
-    thresholds: dict[str, Threshold] = {}
+    thresholds: dict[str, Threshold] = Field(default={})
     points: tuple[Point, ...] = ()
 
 
@@ -84,7 +84,7 @@ def read_policy(path: Path) -> Policy:
     text = read_text(path, PolicyError, "policy")
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise PolicyError(f"{path} is not JSON: {error}.", _HINT) from error
     return parse(Policy, data, str(path), PolicyError, _HINT)
 

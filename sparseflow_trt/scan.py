@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -94,7 +95,7 @@ class WeightReader:
 
     def _map(self, path: str) -> mmap.mmap:
         if path not in self._maps:
-            with open(path, "rb") as stream:
+            with Path(path).open("rb") as stream:
                 self._maps[path] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         return self._maps[path]
 
@@ -110,7 +111,7 @@ def lay_out(stored: Array, weight: TracedWeight, k_axis: int) -> Layout:
         axes = tuple(
             i
             for i, (size, stride) in enumerate(zip(stored.shape, stored.strides, strict=True))
-            if size > 1 and begin <= stride < end
+            if size > 1 and stride < end and begin < stride * size
         )
     order = sorted(range(operand.ndim), key=lambda i: -operand.strides[i])
     ordered = np.ascontiguousarray(operand.transpose(order))
@@ -129,7 +130,7 @@ def scan_pattern(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Pat
     """
     stored = reader.stored_array(weight.tensor)
     layout = lay_out(stored, weight, k_axis)
-    outer, k, inner = layout.array.shape
+    _, k, inner = layout.array.shape
     zero_point = _zero_point_like(layout, weight, k_axis, stored)
     itemsize = stored.itemsize
 
@@ -178,7 +179,7 @@ def prune_pieces(
         before = weight.operand(stored)
         after = pattern.prune_2to4(before, k_axis, spread)
         whole = np.ascontiguousarray(weight.stored(after))
-        yield _bytes_of(whole), int(np.count_nonzero(before != after))
+        yield _bytes_of(whole), int(np.count_nonzero(_bits(before) != _bits(after)))
         return
     zero_point = _zero_point_like(layout, weight, k_axis, stored)
     _, k, inner = layout.array.shape

@@ -65,8 +65,10 @@ def parse_axis_range(text: str) -> tuple[str, tuple[int, int, int]]:
     match = re.fullmatch(r"\s*([^=\s]+)\s*=\s*(\d+)(?:,(\d+),(\d+))?\s*", text)
     if not match:
         raise ShapeError(f"'{text}' is not a range of an axis.", _HINT)
-    low, opt, high = match[2], match[3] or match[2], match[4] or match[2]
-    return match[1], (int(low), int(opt), int(high))
+    low, opt, high = int(match[2]), int(match[3] or match[2]), int(match[4] or match[2])
+    if not 0 < low <= opt <= high:
+        raise ShapeError(f"'{text}' is not a range of an axis: it has to be 0 < min ≤ opt ≤ max.", _HINT)
+    return match[1], (low, opt, high)
 
 
 def parse_input_range(text: str) -> tuple[str, ShapeRange]:
@@ -78,9 +80,10 @@ def parse_input_range(text: str) -> tuple[str, ShapeRange]:
     match = re.fullmatch(r"\s*(.+):(\d+(?:x\d+)*)(?:,(\d+(?:x\d+)*),(\d+(?:x\d+)*))?\s*", text)
     if not match:
         raise ShapeError(f"'{text}' is not a range of shapes of an input.", _HINT)
-    shapes = [tuple(int(d) for d in part.split("x")) for part in (match[2], match[3] or match[2], match[4] or match[2])]
+    texts = (match[2], match[3] or match[2], match[4] or match[2])
+    low, opt, high = (tuple(int(d) for d in part.split("x")) for part in texts)
     try:
-        return match[1], ShapeRange(min=shapes[0], opt=shapes[1], max=shapes[2])
+        return match[1], ShapeRange(min=low, opt=opt, max=high)
     except ValueError as error:
         raise ShapeError(f"'{text}' is not a range of shapes: min, opt and max have to have one rank and to "
                          "grow from left to right.", _HINT) from error  # fmt: skip
@@ -115,14 +118,32 @@ def make_profile(
                 "ranges.",
                 _HINT,
             )
-        ranges[input_name] = ShapeRange(
-            min=tuple(axes[d][0] if isinstance(d, str) else int(d or 0) for d in dims),
-            opt=tuple(axes[d][1] if isinstance(d, str) else int(d or 0) for d in dims),
-            max=tuple(axes[d][2] if isinstance(d, str) else int(d or 0) for d in dims),
+        low, opt, high = (
+            tuple(axes[d][i] if isinstance(d, str) else int(d or 0) for d in dims) for i in range(3)
         )
+        try:
+            ranges[input_name] = ShapeRange(min=low, opt=opt, max=high)
+        except ValueError as error:
+            raise ShapeError(
+                f"input '{input_name}' would get the shapes {low}, {opt}, {high}, which are not "
+                "0 < min ≤ opt ≤ max.",
+                _HINT,
+            ) from error
     profile = Profile(name=name, inputs=ranges)
     check_profile(profile, input_dims)
     return profile
+
+
+def check_profiles(profiles: tuple[Profile, ...], input_dims: dict[str, Dims]) -> None:
+    """Checks that profiles fit the model's inputs, and that there is one where shapes are dynamic.
+
+    Raises:
+        ShapeError: One does not fit, or a dynamic dimension has no range.
+    """
+    for profile in profiles:
+        check_profile(profile, input_dims)
+    if not profiles:
+        make_profile("default", input_dims, {}, {})
 
 
 def check_profile(profile: Profile, input_dims: dict[str, Dims]) -> None:
@@ -140,13 +161,15 @@ def check_profile(profile: Profile, input_dims: dict[str, Dims]) -> None:
         ranges = profile.inputs[name]
         if len(ranges.min) != len(dims):
             raise ShapeError(
-                f"{where} gives input '{name}' {len(ranges.min)} dimensions; the model takes {len(dims)}.", _HINT
+                f"{where} gives input '{name}' {len(ranges.min)} dimensions; the model takes {len(dims)}.",
+                _HINT,
             )
         for i, dim in enumerate(dims):
             sizes = (ranges.min[i], ranges.opt[i], ranges.max[i])
             if isinstance(dim, int) and set(sizes) != {dim}:
                 raise ShapeError(
-                    f"{where} gives dimension {i} of input '{name}' {sizes}; the model fixes it to {dim}.", _HINT
+                    f"{where} gives dimension {i} of input '{name}' {sizes}; the model fixes it to {dim}.",
+                    _HINT,
                 )
     for point in POINTS:
         seen: dict[str, tuple[int, str]] = {}
@@ -163,6 +186,5 @@ def check_profile(profile: Profile, input_dims: dict[str, Dims]) -> None:
 def _refuse_unknown(given: Iterable[str], known: set[str], what: str) -> None:
     unknown = sorted(set(given) - known)
     if unknown:
-        raise ShapeError(
-            f"{what} '{unknown[0]}' is not in the model, which has: {', '.join(sorted(known)) or 'none'}.", _HINT
-        )
+        there = ", ".join(sorted(known)) or "none"
+        raise ShapeError(f"{what} '{unknown[0]}' is not in the model, which has: {there}.", _HINT)

@@ -1,8 +1,10 @@
-"""Where a node's weight comes from: the constant tensor behind an input, and the way from one to the other."""
+"""Where a node's weight comes from: the constant tensor behind an input, and the way between the two."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +43,15 @@ class TracedWeight:
             shape = tuple(shape[i] for i in argument) if step == "transpose" else argument
         return shape
 
+    @property
+    def zero_key(self) -> object:
+        """Equal where two weights over one tensor take the same stored values for 0."""
+        if isinstance(self.zero_point, int):
+            return self.zero_point
+        once = tuple(slice(0, 1 if stride == 0 else None) for stride in self.zero_point.strides)
+        values = self.zero_point[once]
+        return values.shape, hashlib.sha256(values.tobytes()).digest()
+
     def operand(self, stored: Array) -> Array:
         """The stored array as the node sees it: a view wherever NumPy can make one."""
         for step, argument in self.steps:
@@ -73,6 +84,11 @@ def trace_weight(value: ir.Value | None) -> TracedWeight | Untraceable:
 
     Passes through Identity, Cast, Transpose, Reshape, Squeeze, Unsqueeze, Flatten, QuantizeLinear and
     DequantizeLinear.
+
+    Raises:
+        ValueError: A node on the way says something impossible (a `perm` that is none, …).
+        TypeError: An attribute on the way has the wrong type.
+        LookupError: A node on the way lacks an input or an attribute.
     """
     import onnx_ir as ir
 
@@ -83,85 +99,134 @@ def trace_weight(value: ir.Value | None) -> TracedWeight | Untraceable:
             if value.const_value is None:
                 return Untraceable(f"dynamic weight: '{value.name}' is an input of its graph")
             return _traced(value, value.const_value, above)
-        if node.op_type == "Constant":
+        if node.op_type == "Constant" and node.domain in _DOMAINS:
             tensor = ir.convenience.get_const_tensor(value)
             if tensor is None:
-                return Untraceable(f"dynamic weight: Constant '{node.name}' holds no tensor")
+                return Untraceable(f"dynamic weight: {_label(node)} holds no tensor")
             return _traced(value, tensor, above)
-        if node.op_type not in PASSED_THROUGH:
-            return Untraceable(f"dynamic weight: computed by {node.op_type} '{node.name}'")
+        if not passes_through(node):
+            return Untraceable(f"dynamic weight: computed by {_label(node)}")
         above.append(node)
         value = node.inputs[0]
     return Untraceable("dynamic weight: the input is left out")
 
 
-PASSED_THROUGH = {
+_DOMAINS = ("", "ai.onnx")
+_PASSED_THROUGH = {
     "Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten",
     "QuantizeLinear", "DequantizeLinear",
 }  # fmt: skip
 
 
+def passes_through(node: ir.Node) -> bool:
+    """Whether a weight is traced through a node, from its output to its first input."""
+    if node.domain == "com.microsoft":  # the ONNX Runtime's own Q and DQ mean what ONNX's mean
+        return node.op_type in ("QuantizeLinear", "DequantizeLinear")
+    return node.op_type in _PASSED_THROUGH and node.domain in _DOMAINS
+
+
+def _label(node: ir.Node) -> str:
+    return f"{node.op_type} '{node.name or node.outputs[0].name}'"
+
+
 def _traced(
     value: ir.Value, tensor: ir.TensorProtocol, above: list[ir.Node]
 ) -> TracedWeight | Untraceable:
-    shape = tuple(int(d) for d in tensor.shape.numpy())
-    steps: list[Step] = []
-    zero_point: Array | int = 0
+    traced = TracedWeight(value, tensor, ())
     for node in reversed(above):
+        shape = traced.operand_shape
         if node.op_type == "Transpose":
             perm = node.attributes.get("perm")
             order = tuple(perm.as_ints()) if perm else tuple(reversed(range(len(shape))))
-            steps.append(("transpose", order))
-            shape = tuple(shape[i] for i in order)
+            if sorted(order) != list(range(len(shape))):
+                raise ValueError(f"{_label(node)} has perm {list(order)} for {len(shape)} dimensions")
+            traced = replace(traced, steps=(*traced.steps, ("transpose", order)))
         elif node.op_type in ("Reshape", "Squeeze", "Unsqueeze", "Flatten"):
             reshaped = _reshaped(node, shape)
             if reshaped is None:
-                return Untraceable(f"dynamic weight: the shape of {node.op_type} '{node.name}' is not constant")
-            steps.append(("reshape", reshaped))
-            shape = reshaped
-        elif node.op_type == "DequantizeLinear" and len(node.inputs) > 2 and node.inputs[2] is not None:
-            found = _zero_point(node, tensor, shape, steps)
-            if isinstance(found, Untraceable):
-                return found
-            zero_point = found
-    return TracedWeight(value, tensor, tuple(steps), zero_point)
+                return Untraceable(f"dynamic weight: the shape of {_label(node)} is not constant")
+            if math.prod(reshaped) != math.prod(shape) or min(reshaped, default=0) < 0:
+                raise ValueError(f"{_label(node)} makes {list(reshaped)} of {list(shape)}")
+            traced = replace(traced, steps=(*traced.steps, ("reshape", reshaped)))
+        elif node.op_type == "DequantizeLinear":
+            zero_point = _zero_point(node, traced)
+            if isinstance(zero_point, Untraceable):
+                return zero_point
+            traced = replace(traced, zero_point=zero_point)
+    return traced
 
 
 def _reshaped(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    import onnx_ir as ir
-
-    if node.op_type != "Reshape":
-        output = node.outputs[0].shape
-        return tuple(int(d) for d in output.numpy()) if output is not None and output.is_static() else None
-    target = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
-    if target is None:
+    """The shape behind a node that only reshapes, or None where it is not constant."""
+    if node.op_type == "Flatten":
+        axis = _int_attribute(node, "axis", 1)
+        axis += len(shape) if axis < 0 else 0
+        return math.prod(shape[:axis]), math.prod(shape[axis:])
+    given = _ints(node, 1, "axes")  # the shape, for Reshape
+    if node.op_type == "Reshape":
+        allow_zero = bool(_int_attribute(node, "allowzero", 0))
+        return None if given is None else _target_shape(given, shape, allow_zero)
+    if given is None and (len(node.inputs) > 1 and node.inputs[1] is not None):
         return None
-    allow_zero = node.attributes.get("allowzero")
-    copies_zero = not (allow_zero and allow_zero.as_int())
-    dims = [
-        shape[i] if d == 0 and copies_zero and i < len(shape) else int(d) for i, d in enumerate(target.numpy())
-    ]
-    known = int(np.prod([d for d in dims if d != -1], dtype=np.int64))
-    size = int(np.prod(shape, dtype=np.int64))
-    dims = [size // max(known, 1) if d == -1 else d for d in dims]
-    return tuple(dims) if int(np.prod(dims, dtype=np.int64)) == size else None
+    if node.op_type == "Squeeze":
+        axes = {a % len(shape) for a in given} if given else {i for i, d in enumerate(shape) if d == 1}
+        return tuple(d for i, d in enumerate(shape) if i not in axes)
+    rank = len(shape) + len(given or ())
+    axes = {a % rank for a in given or ()}
+    if len(axes) != len(given or ()):
+        raise ValueError(f"{_label(node)} names an axis twice")
+    rest = iter(shape)
+    return tuple(1 if i in axes else next(rest) for i in range(rank))
 
 
-def _zero_point(
-    node: ir.Node, tensor: ir.TensorProtocol, shape: tuple[int, ...], steps: list[Step]
-) -> Array | int | Untraceable:
+def _target_shape(target: tuple[int, ...], shape: tuple[int, ...], allow_zero: bool) -> tuple[int, ...]:
+    dims = [d if d or allow_zero else shape[i] for i, d in enumerate(target)]
+    if dims.count(-1) == 1:
+        known = math.prod(d for d in dims if d != -1)
+        dims[dims.index(-1)] = math.prod(shape) // known if known else 0
+    return tuple(dims)
+
+
+def _int_attribute(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return attribute.as_int() if attribute else default
+
+
+def _ints(node: ir.Node, index: int, name: str) -> tuple[int, ...] | None:
+    """Integers that are a constant input of a node or, as in old opsets, an attribute."""
     import onnx_ir as ir
 
-    if tensor.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
-        return 0  # quantized on the way: the stored floats have their own zero
-    constant = ir.convenience.get_const_tensor(node.inputs[2])
+    if len(node.inputs) > index:
+        value = node.inputs[index]
+        tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+        return None if tensor is None else tuple(int(d) for d in tensor.numpy().reshape(-1))
+    attribute = node.attributes.get(name)
+    return tuple(attribute.as_ints()) if attribute else None
+
+
+def _zero_point(node: ir.Node, traced: TracedWeight) -> Array | int | Untraceable:
+    """What DequantizeLinear takes for 0, laid over the stored array."""
+    import onnx_ir as ir
+
+    if traced.tensor.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+        return 0  # quantized on the way, or a type with a zero of its own
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        return 0
+    constant = ir.convenience.get_const_tensor(value)
     if constant is None:
-        return Untraceable(f"dynamic weight: the zero point of '{node.name}' is not constant")
+        return Untraceable(f"dynamic weight: the zero point of {_label(node)} is not constant")
+    if constant.dtype != traced.tensor.dtype:
+        raise ValueError(
+            f"{_label(node)} has a zero point of {constant.dtype.name} for {traced.tensor.dtype.name}"
+        )
     values = constant.numpy()
     if values.size == 0 or not np.any(values != values.flat[0]):
         return int(values.flat[0]) if values.size else 0
-    axis_attribute = node.attributes.get("axis")
-    axis = (axis_attribute.as_int() if axis_attribute else 1) % len(shape)
-    if steps or values.shape != (shape[axis],):
-        return Untraceable(f"zero points of '{node.name}' differ within the weight in a way not handled here")
-    return values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    shape = traced.operand_shape
+    axis = _int_attribute(node, "axis", 1)
+    axis += len(shape) if axis < 0 else 0
+    if values.ndim != 1 or values.shape[0] != shape[axis]:
+        return Untraceable(f"the zero points of {_label(node)} are blocked, which is not handled here")
+    over_axis = values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return traced.stored(np.broadcast_to(over_axis, shape))

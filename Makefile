@@ -1,0 +1,46 @@
+# make help lists what there is.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT := demo/out
+STAMP := .venv/.installed
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-gpu lint format clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: $(STAMP) ## make .venv and install the project with pinned versions
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ort,rtx,torch,demo,dev]'
+	@touch $@
+
+demo: setup ## export MiniLM, prune it 2:4, build, validate, and say where the artifact lies
+	$(BIN)/python demo/export_minilm.py $(OUT)
+	$(BIN)/sparseflow-trt prune $(OUT)/minilm.onnx -o $(OUT)/minilm.2to4.onnx
+	$(BIN)/sparseflow-trt build $(OUT)/minilm.2to4.onnx -o $(OUT)/minilm.artifact \
+		--policy a100-80gb --dim batch=1,8,32 --dim seq=8,128,256
+	$(BIN)/sparseflow-trt validate $(OUT)/minilm.artifact --reference $(OUT)/minilm.2to4.onnx \
+		--inputs $(OUT)/sentences.npz
+
+test: setup ## run the tests (no GPU)
+	$(BIN)/python -m pytest -n auto -m "not gpu"
+
+test-gpu: setup ## run the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
+
+lint: setup ## ruff, mypy and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typing
+	$(BIN)/python -c "import setuptools; setuptools.setup()" -q build_py --build-lib build/typing
+	$(BIN)/mypy
+	cd build/typing && ../../$(BIN)/lint-imports --config ../../setup.cfg
+
+format: setup ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what was built
+	rm -rf build dist *.egg-info $(OUT) .pytest_cache .mypy_cache .ruff_cache

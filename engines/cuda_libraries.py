@@ -1,0 +1,97 @@
+"""The CUDA libraries of this machine: from NVIDIA's wheels, or where the system's loader finds them."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class CudaLibrary:
+    """One library as found.
+
+    Attributes:
+        name: Such as "cusparseLt".
+        file: What was loaded: a path, or a name that the system's loader resolved; "" where none loads.
+        version: As the library itself says it, "" where it is missing.
+        needed_for: What uses it, in words.
+        install: The command that installs it.
+    """
+
+    name: str
+    file: str
+    version: str
+    needed_for: str
+    install: str
+
+
+@dataclass(frozen=True)
+class _Known:
+    name: str
+    # Newest first: the majors of CUDA 13 and 12 (cuSPARSELt counts its own).
+    sonames: tuple[str, ...]
+    needed_for: str
+    install: str
+
+
+# The wheels named are those of CUDA 12, which drivers for CUDA 13 run as well.
+_KNOWN = (
+    _Known(
+        "cudart",
+        ("libcudart.so.13", "libcudart.so.12"),
+        "running engines and timing them",
+        "pip install nvidia-cuda-runtime-cu12",
+    ),
+    _Known(
+        "cublasLt",
+        ("libcublasLt.so.13", "libcublasLt.so.12"),
+        "timing dense matrix products",
+        "pip install nvidia-cublas-cu12",
+    ),
+    _Known(
+        "cusparseLt",
+        ("libcusparseLt.so.0",),
+        "timing 2:4 matrix products",
+        "pip install nvidia-cusparselt-cu12",
+    ),
+)
+
+
+def find_libraries() -> tuple[CudaLibrary, ...]:
+    """Looks for cudart, cublasLt and cusparseLt and loads what it finds to ask for its version."""
+    return tuple(_find(known) for known in _KNOWN)
+
+
+def _find(known: _Known) -> CudaLibrary:
+    for file in _candidates(known.sonames):
+        try:
+            library = ctypes.CDLL(file)
+        except OSError:
+            continue
+        return CudaLibrary(known.name, file, _version(known.name, library), known.needed_for, known.install)
+    return CudaLibrary(known.name, "", "", known.needed_for, known.install)
+
+
+def _candidates(sonames: tuple[str, ...]) -> Iterator[str]:
+    # CUDA 12's wheels lie in nvidia/<library>/lib, CUDA 13's together in nvidia/cu13/lib.
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for soname in sonames:
+            yield from map(str, sorted(Path(folder).glob(f"*/lib/{soname}")))
+    yield from sonames
+
+
+def _version(name: str, library: ctypes.CDLL) -> str:
+    value = ctypes.c_int()
+    if name == "cudart":
+        library.cudaRuntimeGetVersion(ctypes.byref(value))
+        return f"{value.value // 1000}.{value.value % 1000 // 10}"
+    get_property = getattr(library, f"{name}GetProperty")
+    numbers = []
+    for property_type in range(3):  # libraryPropertyType: MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL
+        get_property(property_type, ctypes.byref(value))
+        numbers.append(str(value.value))
+    return ".".join(numbers)

@@ -1,0 +1,75 @@
+"""The GPUs of this machine, asked of the CUDA driver itself. Works, and answers "none", with no driver."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+# CUdevice_attribute, from cuda.h; the driver's interface never renumbers them.
+_COMPUTE_CAPABILITY_MAJOR = 75
+_COMPUTE_CAPABILITY_MINOR = 76
+
+NO_GPU = "this machine has no NVIDIA GPU, or no driver for one"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        name: As the driver names it.
+        compute_capability: Such as "9.0".
+        memory_bytes: All of its memory.
+        sparse_tensor_cores: Whether its tensor cores multiply 2:4 weights in hardware (from 8.0 on).
+        driver_version: The newest CUDA that the driver supports, such as "13.0".
+    """
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    sparse_tensor_cores: bool
+    driver_version: str
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """The compute capability as numbers, to compare."""
+        major, _, minor = self.compute_capability.partition(".")
+        return int(major), int(minor)
+
+
+def find_gpus() -> tuple[Gpu, ...]:
+    """The GPUs that CUDA sees (CUDA_VISIBLE_DEVICES counts), none where there is no working driver."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ()
+    if cuda.cuInit(0) != 0:
+        return ()
+    version, count = ctypes.c_int(), ctypes.c_int()
+    if cuda.cuDriverGetVersion(ctypes.byref(version)) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return ()
+    driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    found = (_gpu_at(cuda, index, driver) for index in range(count.value))
+    return tuple(gpu for gpu in found if gpu is not None)
+
+
+def _gpu_at(cuda: ctypes.CDLL, index: int, driver: str) -> Gpu | None:
+    device, memory = ctypes.c_int(), ctypes.c_size_t()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    answers = (
+        cuda.cuDeviceGet(ctypes.byref(device), index),
+        cuda.cuDeviceGetName(name, len(name), device),
+        cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device),
+        cuda.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device),
+        cuda.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device),
+    )
+    if any(answers):
+        return None
+    return Gpu(
+        name=name.value.decode(errors="replace"),
+        compute_capability=f"{major.value}.{minor.value}",
+        memory_bytes=memory.value,
+        sparse_tensor_cores=major.value >= 8,
+        driver_version=driver,
+    )

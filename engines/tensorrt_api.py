@@ -1,0 +1,219 @@
+"""The adapter: the one place that knows how TensorRT's flavours differ.
+
+Flags are found by name, never by number: the same bit means other things in other versions. A call
+that fails returns None, False or -1 and says why only to its logger, so each is checked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sparseflow_trt import _deps
+from sparseflow_trt.engines.protocol import OnProgress, Progress
+from sparseflow_trt.engines.tensorrt_log import BuildLog, clean, make_logger, sentence
+from sparseflow_trt.errors import BuildError, NotInstalledError
+from sparseflow_trt.shapes import Profile
+
+
+@dataclass(frozen=True)
+class _Known:
+    title: str
+    # In the order in which they have to be imported; the last one is the API.
+    modules: tuple[str, ...]
+
+
+_KNOWN = {
+    "tensorrt-rtx": _Known("TensorRT-RTX", ("tensorrt_rtx_libs", "tensorrt_rtx_bindings.tensorrt_rtx")),
+}
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """A TensorRT that is loaded into this process.
+
+    Attributes:
+        key: Its name here, such as "tensorrt-rtx".
+        title: Its name for people.
+        module: Its Python API.
+        version: Of its package; TensorRT-RTX's module does not know its own.
+    """
+
+    key: str
+    title: str
+    module: ModuleType
+    version: str
+
+
+def title_of(key: str) -> str:
+    """The name for people of a flavour, loaded or not."""
+    return _KNOWN[key].title
+
+
+def version_of(key: str) -> str | None:
+    """The installed version of a flavour, None where one of its packages is missing."""
+    versions = [_deps.version_of(module) for module in _KNOWN[key].modules]
+    return versions[-1] if all(versions) else None
+
+
+def install_line(key: str) -> str:
+    """The command that installs a flavour."""
+    return _deps.install_line(_KNOWN[key].modules[-1])
+
+
+def load_flavour(key: str) -> Flavour:
+    """Imports a TensorRT. It may print to stdout and may crash: do this in a process that may die.
+
+    Raises:
+        NotInstalledError: It is not installed, is too old or does not load.
+    """
+    known = _KNOWN.get(key)
+    if known is None:
+        raise NotInstalledError(f"There is no backend '{key}'.", f"Choose one of: {', '.join(_KNOWN)}.")
+    loaded = [_deps.require(module, f"building with {known.title}") for module in known.modules]
+    return Flavour(key, known.title, loaded[-1], version_of(key) or "unknown")
+
+
+def build_engine(
+    flavour: Flavour,
+    model: Path,
+    engine: Path,
+    profiles: tuple[Profile, ...],
+    sparse: bool,
+    log: BuildLog,
+    on_progress: OnProgress,
+) -> None:
+    """Builds an engine file from a typed ONNX file; external data is found beside that.
+
+    Args:
+        flavour: The TensorRT to build with.
+        model: The ONNX file.
+        engine: Where the engine is written.
+        profiles: The optimization profiles; none for a model whose shapes are all static.
+        sparse: Whether sparse weights are enabled.
+        log: Takes all that TensorRT says, with the built engine's layers.
+        on_progress: Called for each phase of the build and each step in it.
+
+    Raises:
+        BuildError: The model, a profile or the build was refused; the sentence says which and why.
+    """
+    logger = make_logger(flavour.module, log)
+    builder = flavour.module.Builder(logger)
+    network = _created(flavour, log, "network", lambda: builder.create_network(_network_flags(flavour)))
+    on_progress(Progress("Parsing the model"))
+    # The network borrows the weights from the parser: both have to live until the build is done.
+    parser = flavour.module.OnnxParser(network, logger)
+    _parse(flavour, parser, model, log)
+    config = _created(flavour, log, "configuration", builder.create_builder_config)
+    _configure(flavour, config, sparse, on_progress)
+    for profile in profiles:
+        _add_profile(flavour, builder, network, config, profile, log)
+    log.errors.clear()
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        raise BuildError(
+            f"{flavour.title} could not build {model.name}: {log.take_errors()}",
+            "Where a profile does not fit, change its shapes; where a layer has no kernel, plan it in fp32.",
+        )
+    with engine.open("wb") as stream:
+        stream.write(built)
+
+
+def _network_flags(flavour: Flavour) -> int:
+    return int(1 << int(flavour.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+
+
+def _created(flavour: Flavour, log: BuildLog, what: str, create: Callable[[], Any]) -> Any:
+    created = create()
+    if created is None:
+        raise BuildError(
+            f"{flavour.title} {flavour.version} could not create a {what}: {log.take_errors()}",
+            f"Install it again: {install_line(flavour.key)}",
+        )
+    return created
+
+
+def _parse(flavour: Flavour, parser: Any, model: Path, log: BuildLog) -> None:
+    if parser.parse_from_file(str(model)):
+        return
+    if parser.num_errors == 0:
+        raise _unreadable(flavour, model, log.take_errors())
+    raise _refusal(flavour, model, parser.get_error(0))
+
+
+def _refusal(flavour: Flavour, model: Path, error: Any) -> BuildError:
+    """The first of the parser's errors as ours; those behind it only follow from it."""
+    if not error.node_operator():
+        return _unreadable(flavour, model, sentence(error.desc()))
+    node = f"node '{error.node_name() or error.node()}' ({error.node_operator()})"
+    if error.code() == flavour.module.ErrorCode.UNSUPPORTED_NODE or "Plugin not found" in error.desc():
+        return BuildError(
+            f"{flavour.title} {flavour.version} has no operator for {node} of {model.name}.",
+            "Export the model without it, or build for ONNX Runtime: --backend onnxruntime.",
+        )
+    # The last line is the reason; the one above it repeats the node's name.
+    reason = sentence(clean(error.desc()).splitlines()[-1])
+    return BuildError(
+        f"{flavour.title} refuses {node} of {model.name}: {reason}",
+        "A strongly typed network takes types as they are written: where two differ, the model lacks a cast.",
+    )
+
+
+def _unreadable(flavour: Flavour, model: Path, reason: str) -> BuildError:
+    return BuildError(f"{flavour.title} cannot read {model.name}: {reason}", "Export the model again.")
+
+
+def _configure(flavour: Flavour, config: Any, sparse: bool, on_progress: OnProgress) -> None:
+    trt = flavour.module
+    # The plan's "fp32" means FP32: TF32, which is on by default, keeps 10 bits of the mantissa.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if sparse:
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    # Without it the layers are listed by name only, with neither type nor tactic.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if hasattr(trt, "IProgressMonitor"):
+        config.progress_monitor = _make_monitor(trt, on_progress)
+
+
+def _make_monitor(module: ModuleType, on_progress: OnProgress) -> Any:
+    base: Any = module.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]  # the bindings have no types
+        def __init__(self) -> None:
+            base.__init__(self)  # super() would not do: pybind11 wants its own constructor called
+            self.totals: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.totals[phase_name] = num_steps
+            on_progress(Progress(phase_name, 0, num_steps))
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            total = self.totals.get(phase_name, 0)
+            on_progress(Progress(phase_name, min(step + 1, total), total))
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            total = self.totals.pop(phase_name, 0)
+            on_progress(Progress(phase_name, total, total))
+
+    return Monitor()
+
+
+def _add_profile(
+    flavour: Flavour, builder: Any, network: Any, config: Any, profile: Profile, log: BuildLog
+) -> None:
+    inputs = {network.get_input(i).name for i in range(network.num_inputs)}
+    hint = "Give each input of the model its shapes: min ≤ opt ≤ max, and fixed dimensions as they are."
+    # TensorRT takes shapes for a name it does not know without a word.
+    differ = sorted(inputs ^ set(profile.inputs))
+    if differ:
+        problem = "has no shapes for" if differ[0] in inputs else "gives shapes for an unknown"
+        raise BuildError(f"Profile '{profile.name}' {problem} input '{differ[0]}'.", hint)
+    added = builder.create_optimization_profile()
+    for name, shapes in profile.inputs.items():
+        added.set_shape(name, shapes.min, shapes.opt, shapes.max)
+    if not added or config.add_optimization_profile(added) < 0:
+        raise BuildError(f"{flavour.title} refuses profile '{profile.name}': {log.take_errors()}", hint)

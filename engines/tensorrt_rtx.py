@@ -1,0 +1,66 @@
+"""TensorRT-RTX: engines that are built without a GPU and compiled for the device at their first run."""
+
+from __future__ import annotations
+
+from sparseflow_trt.engines.child import run_build
+from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
+from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, OnProgress
+from sparseflow_trt.engines.tensorrt_api import install_line, version_of
+
+_KEY = "tensorrt-rtx"
+_ENGINE = "model.engine"
+_RUNS_ON = "compute capability 8.0, 8.6, 8.9, 12.0 and later"
+_DENSE = "TensorRT-RTX ignores SPARSE_WEIGHTS: this engine runs dense, and no speedup is claimed for it."
+_JIT = (
+    "TensorRT-RTX picks its matrix kernels on the device: the layers below show types and fusions, not which "
+    "kernel runs."
+)
+
+
+class TensorRtRtxBackend:
+    """Builds TensorRT-RTX engines, on any Linux machine."""
+
+    name = _KEY
+
+    def unavailable(self) -> str:
+        """Why this backend cannot build on this machine, as a sentence with what to do; "" if it can."""
+        return "" if version_of(_KEY) else f"TensorRT-RTX is not installed: {install_line(_KEY)}"
+
+    def versions(self) -> dict[str, str]:
+        """The installed version of TensorRT-RTX, none where it is missing."""
+        version = version_of(_KEY)
+        return {_KEY: version} if version else {}
+
+    def build(self, request: BuildRequest, on_progress: OnProgress) -> BuiltEngine:
+        """Builds an engine in a child process.
+
+        Raises:
+            BuildError: TensorRT-RTX refused the model or a profile, or crashed.
+            NotInstalledError: TensorRT-RTX is missing or does not load.
+        """
+        file = request.folder / _ENGINE
+        outcome = run_build(_KEY, request, file, on_progress)
+        return BuiltEngine(
+            file=file,
+            files=(file,),
+            backend=self.name,
+            versions={_KEY: outcome.version},
+            device=f"NVIDIA GPUs of {_RUNS_ON}",
+            seconds=outcome.seconds,
+            runs_here=why_not_here(find_gpus()),
+            sparse_tactics=_DENSE,
+            layers=outcome.layers,
+            notes=(*((_DENSE,) if request.sparse else ()), _JIT),
+        )
+
+
+def why_not_here(gpus: tuple[Gpu, ...]) -> str:
+    """Why a TensorRT-RTX engine runs on none of these GPUs, as a sentence; "" if it runs on one."""
+    if not gpus:
+        return f"A TensorRT-RTX engine needs a GPU to run, and {NO_GPU}."
+    if any(gpu.capability in ((8, 0), (8, 6), (8, 9)) or gpu.capability >= (12, 0) for gpu in gpus):
+        return ""
+    return (
+        f"{gpus[0].name} has compute capability {gpus[0].compute_capability}; a TensorRT-RTX engine runs on "
+        f"{_RUNS_ON}."
+    )

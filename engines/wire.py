@@ -1,0 +1,42 @@
+"""What a build's parent and child processes say to each other: one JSON job, then JSON lines."""
+
+from __future__ import annotations
+
+from sparseflow_trt._schema import Record
+from sparseflow_trt.engines.protocol import LayerEvidence, Progress
+from sparseflow_trt.shapes import Profile
+
+
+class Job(Record):
+    """What the child is to build; paths are absolute."""
+
+    flavour: str
+    model: str
+    engine: str
+    profiles: tuple[Profile, ...]
+    sparse: bool
+    parent: int
+
+
+class Outcome(Record):
+    """A build that went well; the engine's file is written."""
+
+    version: str
+    seconds: float
+    layers: tuple[LayerEvidence, ...]
+
+
+class Refusal(Record):
+    """An error that the child raised on purpose."""
+
+    message: str
+    hint: str
+    not_installed: bool
+
+
+class Message(Record):
+    """One line from the child: exactly one of these."""
+
+    progress: Progress | None = None
+    outcome: Outcome | None = None
+    refusal: Refusal | None = None

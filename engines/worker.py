@@ -1,0 +1,74 @@
+"""The child process that a TensorRT build runs in: `python -m sparseflow_trt.engines.worker FD < JOB`.
+
+The library may print to stdout, crash, or take all memory; here it harms nobody. The parent gives
+this process a log file as stdout and stderr, and a pipe, FD, for what it has to tell.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sparseflow_trt.engines.protocol import Progress
+from sparseflow_trt.engines.tactics import layers_from_log
+from sparseflow_trt.engines.tensorrt_api import build_engine, load_flavour
+from sparseflow_trt.engines.tensorrt_log import BuildLog
+from sparseflow_trt.engines.wire import Job, Message, Outcome, Refusal
+from sparseflow_trt.errors import NotInstalledError, SparseflowError
+
+_PR_SET_PDEATHSIG = 1
+
+Send = Callable[[Message], None]
+
+
+def main() -> None:
+    """Reads a job from stdin, does it, and sends messages to the pipe named in argv."""
+    job = Job.model_validate_json(sys.stdin.read())
+    _die_with(job.parent)
+    send = _sender(int(sys.argv[1]))
+    try:
+        send(Message(outcome=_build(job, send)))
+    except SparseflowError as error:
+        not_installed = isinstance(error, NotInstalledError)
+        send(Message(refusal=Refusal(message=error.message, hint=error.hint, not_installed=not_installed)))
+
+
+def _build(job: Job, send: Send) -> Outcome:
+    def on_progress(progress: Progress) -> None:
+        send(Message(progress=progress))
+
+    flavour = load_flavour(job.flavour)
+    log = BuildLog(sys.stdout)
+    started = time.monotonic()
+    build_engine(flavour, Path(job.model), Path(job.engine), job.profiles, job.sparse, log, on_progress)
+    seconds = time.monotonic() - started
+    return Outcome(version=flavour.version, seconds=seconds, layers=layers_from_log(log.layers))
+
+
+def _sender(descriptor: int) -> Send:
+    pipe = os.fdopen(descriptor, "w", encoding="utf-8")
+    lock = threading.Lock()  # TensorRT reports progress from whichever thread made it
+
+    def send(message: Message) -> None:
+        with lock:
+            pipe.write(message.model_dump_json(exclude_none=True) + "\n")
+            pipe.flush()
+
+    return send
+
+
+def _die_with(parent: int) -> None:
+    """Asks Linux to kill this process when the parent goes, however it goes: no build is left orphaned."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before the line above
+        sys.exit("The process that asked for this build is gone.")
+
+
+if __name__ == "__main__":
+    main()

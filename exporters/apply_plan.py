@@ -1,0 +1,179 @@
+"""Makes one typed ONNX model that means a plan: precision as types in the graph, FP32 islands, casts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparseflow_trt.errors import ModelError
+from sparseflow_trt.exporters.retype import Clamped, retype
+from sparseflow_trt.graph import SparsityState, find_sites, read_layers
+from sparseflow_trt.model_file import OnnxModel, read_model
+from sparseflow_trt.plan import Plan
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+INLINE_BYTES = 1024  # constants up to this size stay in the .onnx file, larger ones go beside it
+IR_VERSION = 10  # of 2024, with opset 21: whatever this tool builds with reads it
+
+# What a normalisation is made of where it is no operator of its own: variances and their roots leave
+# FP16's range at both ends.
+_DECOMPOSED = {"Exp", "Log", "Pow", "Reciprocal", "Softplus", "Sqrt"}
+_ELEMENTWISE = {"Abs", "Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sub"}
+
+
+@dataclass(frozen=True)
+class AppliedPlan:
+    """The typed model, and what was done to get there.
+
+    `islands` are the nodes that were kept in FP32; `clamped` the constants that did not fit their type.
+    """
+
+    model: Path
+    nodes_retyped: int
+    casts: int
+    islands: tuple[str, ...]
+    clamped: tuple[Clamped, ...]
+
+
+def apply_plan(model: OnnxModel, plan: Plan, output: Path) -> AppliedPlan:
+    """Writes the model that means `plan` to `output`, its large constants to `output`.data.
+
+    Args:
+        model: A model as read, not used for anything afterwards: its graph is rewritten in place.
+        plan: A plan that fits the model.
+        output: The file to write, in an existing folder.
+
+    Raises:
+        ModelError: The result is not valid ONNX, or a layer planned sparse is 2:4 no more.
+    """
+    import onnx_ir as ir
+
+    target = _data_type(plan.precision)
+    sites = {site.node: site.name for site in find_sites(model)}
+    planned = {layer.name: layer for layer in plan.layers}
+    islands = _islands(model.ir, plan) if target is not None else set()
+
+    def precision_of(node: ir.Node) -> ir.DataType | None:
+        layer = planned.get(sites.get(node, ""))
+        if layer is not None and layer.precision not in ("int8", "fp8"):
+            return _data_type(layer.precision)
+        return ir.DataType.FLOAT if node in islands else target
+
+    retyped = retype(model.ir, precision_of)
+    save_model(model.ir, output)
+    _ensure_valid(output)
+    _ensure_sparse(output, plan)
+    names = tuple(sorted(node.name or node.op_type for node in islands))
+    return AppliedPlan(output, retyped.nodes, retyped.casts, names, tuple(retyped.clamped))
+
+
+def write_fp32_reference(model: OnnxModel, output: Path) -> None:
+    """Writes the model with every FP16 and BF16 computation in FP32, in an IR version that can be run.
+
+    Weights keep the values that the half-precision model has.
+
+    Raises:
+        ModelError: The result is not valid ONNX.
+    """
+    import onnx_ir as ir
+
+    find_sites(model)  # inlines functions
+    retype(model.ir, lambda _: ir.DataType.FLOAT, keep_outputs=False)
+    save_model(model.ir, output)
+    _ensure_valid(output)
+
+
+def needs_fp32_reference(model: OnnxModel) -> bool:
+    """Whether the reference has to be another file than the model: its half types, or a new IR version."""
+    return has_half_types(model) or model.ir.ir_version > IR_VERSION
+
+
+def has_half_types(model: OnnxModel) -> bool:
+    """Whether a model computes or stores anything in FP16 or BF16."""
+    import onnx_ir as ir
+
+    half = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    values = [*model.ir.graph.initializers.values(), *model.ir.graph.inputs]
+    values += [v for node in model.ir.graph.all_nodes() for v in node.outputs]
+    return any(v.dtype in half for v in values)
+
+
+def save_model(model: ir.Model, output: Path) -> None:
+    """Saves a model; constants larger than INLINE_BYTES go to `output`.data, one at a time.
+
+    An IR version beyond IR_VERSION is lowered to what the model's opsets need: ONNX Runtime and TensorRT
+    read new ones a few releases after onnx writes them.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    if model.ir_version > IR_VERSION:
+        opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+        needed = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
+        model.ir_version = max(needed, IR_VERSION)
+    ir.save(model, output, external_data=f"{output.name}.data", size_threshold_bytes=INLINE_BYTES)
+
+
+def _data_type(precision: str) -> ir.DataType | None:
+    import onnx_ir as ir
+
+    return {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}.get(precision)
+
+
+def _islands(model: ir.Model, plan: Plan) -> set[ir.Node]:
+    named = set(plan.islands)
+    islands: set[ir.Node] = set()
+    decomposed: set[ir.Node] = set()
+    for node in model.graph.all_nodes():
+        if node.op_type in named or node.name in named:
+            islands.add(node)
+            if node.op_type in _DECOMPOSED or node.op_type.startswith("Reduce"):
+                decomposed.add(node)
+        elif node.op_type in _ELEMENTWISE and _belongs(node, decomposed, named):
+            islands.add(node)
+            decomposed.add(node)
+    return islands
+
+
+def _belongs(node: ir.Node, decomposed: set[ir.Node], named: set[str]) -> bool:
+    """Whether an elementwise node is a part of a normalisation written out in small operators."""
+    import onnx_ir as ir
+
+    read = [v for v in node.inputs if v is not None and ir.convenience.get_const_tensor(v) is None]
+    makers = [v.producer() for v in read]
+    if makers and all(maker in decomposed for maker in makers):
+        return True
+    if any(maker is not None and maker in decomposed and maker.op_type in ("Sqrt", "Reciprocal") for maker in makers):
+        return True  # x / sqrt(variance): its reciprocal is beyond FP16 for small variances
+    squares = node.op_type == "Mul" and len(read) == 2 and read[0] is read[1]
+    readers = [reader.op_type for v in node.outputs for reader in v.consumers()]
+    return squares and bool(readers) and all(r in named and r.startswith("Reduce") for r in readers)
+
+
+def _ensure_valid(path: Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(
+            f"the model rewritten for the plan is not valid ONNX: {str(error).strip().splitlines()[0]}.",
+            "This is a fault of the rewriting: please report it with the model; --precision keep avoids it.",
+        ) from error
+
+
+def _ensure_sparse(path: Path, plan: Plan) -> None:
+    wanted = {layer.name for layer in plan.layers if layer.sparsity == "sparse"}
+    if not wanted:
+        return
+    now = {layer.name: layer for layer in read_layers(read_model(path))}
+    lost = [name for name in sorted(wanted) if name not in now or now[name].state is not SparsityState.SPARSE]
+    if lost:
+        raise ModelError(
+            f"rewriting for the plan broke the 2:4 pattern of {', '.join(lost)}.",
+            "This is a fault of the rewriting: please report it with the model.",
+        )
+

@@ -1,0 +1,311 @@
+"""Rewrites a graph so that each node computes in the floating-point type it is told.
+
+Strongly typed TensorRT reads precision from the graph's types, so this is how a plan's precision is
+said to every backend. The model's own inputs and outputs keep their types. Where types meet, one Cast is
+put for each value and type; constants are stored again in the type their reader wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparseflow_trt.errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+PrecisionOf = Callable[["ir.Node"], "ir.DataType | None"]
+
+# Their outputs' type is an attribute that no input decides: they stay as they are.
+_TYPED_BY_ATTRIBUTE = {
+    "Bernoulli", "BlackmanWindow", "EyeLike", "HammingWindow", "HannWindow", "MelWeightMatrix", "Multinomial",
+    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "SequenceEmpty",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Clamped:
+    """A constant that does not fit its new type: `elements` finite values were set to the largest one."""
+
+    name: str
+    elements: int
+    largest: float
+
+
+@dataclass(frozen=True)
+class Retyped:
+    """What `retype` did. `clamped` fills while the model is saved: constants are converted then."""
+
+    nodes: int
+    casts: int
+    clamped: list[Clamped]
+
+
+def retype(model: ir.Model, precision_of: PrecisionOf, keep_outputs: bool = True) -> Retyped:
+    """Gives every node the type that `precision_of` says for it, in place.
+
+    Args:
+        model: A model whose local functions are inlined. FP64 is left alone everywhere.
+        precision_of: FLOAT, FLOAT16 or BFLOAT16 for a node, or None to leave it as it is typed. An
+            operator that ONNX does not define for that type, and one with subgraphs, is left as typed.
+        keep_outputs: Whether the main graph's outputs are cast back to the types they had.
+
+    Returns:
+        How many nodes changed and how many Casts there are more.
+
+    Raises:
+        ModelError: The model still has local functions.
+    """
+    from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+
+    if model.functions:
+        raise ModelError("the model has local functions, which have no types of their own.", "Inline them first.")
+    if any(v.dtype is None for node in model.graph.all_nodes() for v in node.outputs):
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    work = _Work(model, precision_of)
+    work.graph(model.graph)
+    if keep_outputs:
+        work.restore_outputs(model.graph)
+    RemoveUnusedNodesPass()(model)
+    work.keep_names()
+    return Retyped(work.nodes, work.casts, work.clamped)
+
+
+def floating_types() -> tuple[ir.DataType, ...]:
+    """The types that are rewritten into one another."""
+    import onnx_ir as ir
+
+    return ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+
+
+class _Work:
+    """One run of the rewriting: the casts and converted constants made so far."""
+
+    def __init__(self, model: ir.Model, precision_of: PrecisionOf) -> None:
+        self._opset = model.opset_imports.get("", 1)
+        self._precision_of = precision_of
+        self._floats = floating_types()
+        self._original: dict[ir.Value, ir.DataType | None] = {}
+        self._converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self._names = {v.name for node in model.graph.all_nodes() for v in node.outputs}
+        self.nodes = 0
+        self.casts = 0
+        self.clamped: list[Clamped] = []
+
+    def graph(self, graph: ir.Graph) -> None:
+        casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        for node in tuple(graph):
+            for attribute in node.attributes.values():
+                for body in _bodies(attribute):
+                    self.graph(body)
+                    self.restore_outputs(body)
+            self._node(graph, node, casts)
+
+    def _node(self, graph: ir.Graph, node: ir.Node, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]) -> None:
+        for output in node.outputs:
+            self._original[output] = output.dtype
+        if node.op_type == "Constant" and node.domain == "":
+            return
+        wanted = self._wanted(node)
+        for i, value in enumerate(node.inputs):
+            if value is not None and value.dtype in self._floats:
+                # a formal type that is not rewritten takes what stood there before
+                dtype = wanted.inputs.get(i, self._original.get(value, value.dtype))
+                if dtype is not None and dtype != value.dtype:
+                    node.replace_input_with(i, self._as(graph, node, value, dtype, casts))
+        changed = False
+        for i, output in enumerate(node.outputs):
+            dtype = wanted.outputs.get(i)
+            if dtype is not None and output.dtype in self._floats and dtype != output.dtype:
+                output.dtype = dtype
+                changed = True
+        if changed:
+            self.nodes += 1
+            _retype_attributes(node, wanted.outputs[0])
+
+    def _wanted(self, node: ir.Node) -> _Wanted:
+        """The type of each floating input and output, by position; one that is missing is left alone."""
+        original_in = [self._original.get(v, v.dtype) if v is not None else None for v in node.inputs]
+        original_out = [v.dtype for v in node.outputs]
+        as_typed = _Wanted(
+            {i: d for i, d in enumerate(original_in) if d in self._floats and d is not None},
+            {i: d for i, d in enumerate(original_out) if d in self._floats and d is not None},
+        )
+        target = self._precision_of(node)
+        schema = _schema(node, self._opset)
+        if target is None or schema is None or _is_fixed(node):
+            return as_typed
+        if node.op_type == "Cast":  # reads any type; what it makes is its own
+            return _Wanted({0: v.dtype for v in node.inputs if v is not None and v.dtype}, {0: target})
+        allowed = {t.type_param_str: set(t.allowed_type_strs) for t in schema.type_constraints}
+        name = {"FLOAT": "tensor(float)", "FLOAT16": "tensor(float16)", "BFLOAT16": "tensor(bfloat16)"}[target.name]
+
+        follows_inputs = {formal.type_str for formal in schema.inputs} | (
+            set(allowed) if node.op_type == "ConstantOfShape" else set()
+        )
+
+        def pick(index: int, formals: Any, before: ir.DataType | None) -> ir.DataType | None:
+            kind = formals[min(index, len(formals) - 1)].type_str  # the last may be variadic
+            if before not in self._floats:
+                return None
+            return target if kind in follows_inputs and name in allowed.get(kind, ()) else before
+
+        return _Wanted(
+            {i: d for i, b in enumerate(original_in) if (d := pick(i, schema.inputs, b)) is not None},
+            {i: d for i, b in enumerate(original_out) if (d := pick(i, schema.outputs, b)) is not None},
+        )
+
+    def _as(
+        self,
+        graph: ir.Graph,
+        reader: ir.Node,
+        value: ir.Value,
+        dtype: ir.DataType,
+        casts: dict[tuple[ir.Value, ir.DataType], ir.Value],
+    ) -> ir.Value:
+        import onnx_ir as ir
+
+        tensor = ir.convenience.get_const_tensor(value)
+        if tensor is not None and not value.is_graph_input():  # an input's default can be overridden
+            return self._constant_as(value, tensor, dtype)
+        if (value, dtype) not in casts:
+            name = self._new_name(value, dtype)
+            cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", dtype)], name=f"Cast_{name}")
+            cast.outputs[0].name, cast.outputs[0].dtype = name, dtype
+            cast.outputs[0].shape = value.shape
+            reader.graph.insert_before(reader, cast) if reader.graph else graph.append(cast)
+            casts[value, dtype] = cast.outputs[0]
+            self.casts += 1
+        return casts[value, dtype]
+
+    def _constant_as(self, value: ir.Value, tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.Value:
+        import onnx_ir as ir
+
+        if (value, dtype) not in self._converted:
+            producer = value.producer()
+            owner = producer.graph if producer is not None else value.graph
+            assert isinstance(owner, ir.Graph)
+            name = self._new_name(value, dtype)
+            stored = ir.LazyTensor(
+                lambda: ir.Tensor(_convert(tensor, dtype, self.clamped), dtype, name=name),
+                dtype, ir.Shape(tensor.shape), name=name,
+            )  # fmt: skip
+            made = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape), const_value=stored)
+            owner.register_initializer(made)
+            self._converted[value, dtype] = made
+        return self._converted[value, dtype]
+
+    def restore_outputs(self, graph: ir.Graph) -> None:
+        """Casts a graph's outputs back to the types they had: its callers know them by those."""
+        import onnx_ir as ir
+
+        for i, value in enumerate(tuple(graph.outputs)):
+            before = self._original.get(value, value.dtype)
+            if value.producer() is None or before is None or before == value.dtype:
+                continue
+            public = value.name
+            assert value.dtype is not None
+            value.name = self._new_name(value, value.dtype)
+            cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", before)], name=f"Cast_{public}")
+            cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = public, before, value.shape
+            graph.append(cast)
+            graph.outputs[i] = cast.outputs[0]
+            self.casts += 1
+
+    def keep_names(self) -> None:
+        """A constant that nobody reads any more leaves its name to the one that took over."""
+        for (old, _), new in self._converted.items():
+            if old.uses() or old.is_graph_output():
+                continue
+            graph = new.graph
+            if graph is not None and old.name and old.name not in graph.initializers:
+                new.name = old.name
+
+    def _new_name(self, value: ir.Value, dtype: ir.DataType) -> str:
+        name = base = f"{value.name}_as_{dtype.short_name()}"
+        number = 1
+        while name in self._names:  # a subgraph may not name a value as the graph around it does
+            number += 1
+            name = f"{base}_{number}"
+        self._names.add(name)
+        return name
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    inputs: dict[int, ir.DataType]
+    outputs: dict[int, ir.DataType]
+
+
+def _convert(tensor: ir.TensorProtocol, dtype: ir.DataType, clamped: list[Clamped]) -> np.ndarray[Any, Any]:
+    """The tensor's values rounded to `dtype`; finite values beyond its range become its largest one."""
+    import ml_dtypes
+
+    values = tensor.numpy()
+    target = dtype.numpy()
+    with np.errstate(over="ignore"):
+        converted: np.ndarray[Any, Any] = values.astype(target)
+    beyond = np.isinf(converted)
+    if beyond.any():
+        beyond &= np.isfinite(values)
+        count = int(np.count_nonzero(beyond))
+        if count:
+            lost = values[beyond].astype(np.float64)
+            clamped.append(Clamped(tensor.name or "", count, float(np.abs(lost).max())))
+            converted[beyond] = np.copysign(float(ml_dtypes.finfo(target).max), lost).astype(target)
+    return converted
+
+
+def _retype_attributes(node: ir.Node, dtype: ir.DataType) -> None:
+    import onnx_ir as ir
+
+    if node.op_type == "Cast":
+        node.attributes["to"] = ir.AttrInt64("to", dtype)
+    elif node.op_type == "ConstantOfShape":
+        value = node.attributes.get("value")
+        fill = value.as_tensor().numpy() if value else np.zeros(1, np.float32)
+        clamped: list[Clamped] = []
+        tensor = ir.Tensor(_convert(ir.Tensor(fill), dtype, clamped), dtype)
+        node.attributes["value"] = ir.AttrTensor("value", tensor)
+
+
+def _is_fixed(node: ir.Node) -> bool:
+    return (
+        node.op_type in _TYPED_BY_ATTRIBUTE
+        or "output_dtype" in node.attributes
+        or (node.op_type == "Cast" and node.outputs[0].dtype not in floating_types())
+        or any(_bodies(attribute) for attribute in node.attributes.values())
+        or any(v is not None and v.type is not None and not _is_dense(v) for v in (*node.inputs, *node.outputs))
+    )
+
+
+def _is_dense(value: ir.Value) -> bool:
+    import onnx_ir as ir
+
+    return isinstance(value.type, ir.TensorType)
+
+
+def _bodies(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
+    import onnx_ir as ir
+
+    if attribute.type == ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    if attribute.type == ir.AttributeType.GRAPHS:
+        return tuple(attribute.as_graphs())
+    return ()
+
+
+def _schema(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
+    import onnx
+
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    try:
+        return onnx.defs.get_schema(node.op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return None

@@ -1,0 +1,122 @@
+"""sparseflow-trt build: the main job."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sparseflow_trt.cli import console
+from sparseflow_trt.cli.options import (
+    common_options,
+    model_argument,
+    plan_options,
+    read_plan_options,
+    read_validation_options,
+    validation_options,
+)
+from sparseflow_trt.cli.verdicts import print_validation
+from sparseflow_trt.errors import EXIT_OK, EXIT_OUTPUTS_DIFFER
+
+if TYPE_CHECKING:
+    from sparseflow_trt.manifest import Manifest
+    from sparseflow_trt.pipeline import BuildResult
+
+
+@click.command("build")
+@model_argument
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The artifact's folder. Default: MODEL.artifact here."
+)
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A plan, as `plan` wrote it or edited.")
+@plan_options
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]),
+    default="auto",
+    show_default=True,
+)
+@validation_options
+@click.option("--force", is_flag=True, help="Build although nothing has changed.")
+@common_options
+def command(
+    model: Path,
+    output: Path | None,
+    plan_file: Path | None,
+    backend: str,
+    inputs: str | None,
+    seed: int,
+    tolerances: tuple[str, ...],
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Build an engine from MODEL, validate it against the FP32 reference and write an artifact.
+
+    Exits with 4 where the outputs differ more than they may; the artifact is kept then, marked failed.
+    """
+    from sparseflow_trt.pipeline import BuildOptions, build
+    from sparseflow_trt.plan import read_plan
+
+    if plan_file:
+        _refuse_both(options)
+    plan = read_plan(plan_file) if plan_file else read_plan_options(**options)
+    asked = BuildOptions(
+        output=output or Path(f"{model.stem}.artifact"),
+        plan=plan,
+        backend=backend,
+        validation=read_validation_options(inputs, seed, tolerances),
+        force=force,
+        command=shlex.join(["sparseflow-trt", *sys.argv[1:]]),
+    )
+    with console.progress_bar() as show:
+        result = build(model, asked, lambda p: show(p.step, p.done, p.total))
+    if as_json:
+        manifest = result.manifest.model_dump(mode="json")
+        console.print_json({"artifact": str(result.artifact), "unchanged": result.unchanged, "manifest": manifest})
+    else:
+        _print(result)
+    return EXIT_OUTPUTS_DIFFER if result.manifest.status == "fail" else EXIT_OK
+
+
+def _refuse_both(options: dict[str, Any]) -> None:
+    given = [name for name in ("dims", "shapes", "policy", "precision") if options[name]]
+    if given or options["sparsity"] != "policy":
+        raise click.UsageError("--plan holds shapes, policy, precision and sparsity itself: edit it there.")
+
+
+def _print(result: BuildResult) -> None:
+    manifest, out = result.manifest, console.out()
+    if result.unchanged:
+        out.print("Nothing has changed since this artifact was built; --force builds it again.")
+    _print_layers(manifest)
+    engine = manifest.engine
+    versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
+    out.print(f"\nEngine: {engine.file} by {engine.backend} ({versions}) in {engine.build_seconds:.1f} s")
+    out.print(f"  {engine.chosen_because}")
+    for sentence in dict.fromkeys((engine.sparse_tactics, *engine.notes)):
+        if sentence:
+            out.print("  ", console.styled(sentence, "yellow"), sep="")
+    print_validation(manifest.validation)
+    out.print(f"\nArtifact: {result.artifact}\nReport:   {result.artifact / 'report.html'}", soft_wrap=True)
+
+
+def _print_layers(manifest: Manifest) -> None:
+    """One row for each decision that layers of one kind and shape share."""
+    groups: dict[tuple[str, ...], int] = {}
+    for layer in manifest.layers:
+        opt = ", ".join(str(m[1] if m[1] is not None else "?") for m in layer.m.values()) or "-"
+        row = (
+            layer.kind, opt, str(layer.n), str(layer.k), layer.state, layer.precision, layer.sparsity, layer.reason
+        )  # fmt: skip
+        groups[row] = groups.get(row, 0) + 1
+    table = console.table(">Layers", "Kind", ">M (opt)", ">N", ">K", "Weights", "Precision", "Plan", "Reason")
+    for row, count in groups.items():
+        table.add_row(str(count), *row)
+    out = console.out()
+    out.print(table)
+    islands = len(manifest.graph.islands)
+    out.print(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")

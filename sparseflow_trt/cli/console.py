@@ -1,0 +1,67 @@
+"""The terminal: tables, progress bars and JSON. Quiet where it is not a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+_WIDTH = 160  # of a table in a file or a pipe, where there is no terminal to ask
+
+
+def out() -> Console:
+    """The console for results."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH
+    return Console(width=width, highlight=False, markup=False)
+
+
+def styled(text: str, style: str) -> Text:
+    """Coloured text. Plain strings are printed as they are: names may hold brackets, so there is no markup."""
+    return Text(text, style)
+
+
+def print_json(data: Any) -> None:
+    """Prints plain data as JSON on standard output."""
+    print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """A table with these columns; those that begin with '>' are aligned to the right."""
+    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for name in columns:
+        made.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    return made
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a function that shows (step, done, total) on standard error; nothing is shown in a pipe."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda step, done, total: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def show(step: str, done: int, total: int) -> None:
+            progress.update(task, description=step, completed=done, total=total or None)
+
+        yield show
+
+
+def size(number: float) -> str:
+    """Bytes, for people."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"

@@ -1,0 +1,32 @@
+"""sparseflow-trt doctor: what this machine can do, and what to install for what it cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from sparseflow_trt.cli import console
+from sparseflow_trt.cli.options import common_options
+from sparseflow_trt.errors import EXIT_OK
+
+
+@click.command("doctor")
+@common_options
+def command(as_json: bool) -> int:
+    """Say what this machine can do: GPU, TensorRT, ONNX Runtime, CUDA libraries; and what to install."""
+    from sparseflow_trt.engines.doctor import examine
+
+    found = examine()
+    if as_json:
+        console.print_json(dataclasses.asdict(found))
+        return EXIT_OK
+    out = console.out()
+    out.print(f"Python {found.python} on {found.platform}\n")
+    colours = {"ok": "green", "limited": "yellow", "missing": "red"}
+    table = console.table("", "What", "Version", "Finding", "Install")
+    for finding in found.findings:
+        status = console.styled(finding.status, colours[finding.status])
+        table.add_row(status, finding.name, finding.version, finding.says, finding.install)
+    out.print(table)
+    return EXIT_OK

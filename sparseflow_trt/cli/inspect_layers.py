@@ -1,0 +1,104 @@
+"""sparseflow-trt inspect: which layers are 2:4, which are not, and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sparseflow_trt.cli import console
+from sparseflow_trt.cli.options import common_options, model_argument
+from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
+
+
+@click.command("inspect")
+@model_argument
+@click.option("--all", "show_all", is_flag=True, help="List products with no constant weight, too.")
+@common_options
+def command(model: Path, show_all: bool, as_json: bool) -> int:
+    """Show each weighted layer of MODEL: M, N, K, dtype, K's axis and its 2:4 state.
+
+    Exits with 0 where every eligible weight is 2:4, with 3 where one is not.
+    """
+    from sparseflow_trt.graph import all_eligible_sparse, read_layers
+    from sparseflow_trt.model_file import read_model
+
+    found = read_model(model)
+    with console.progress_bar() as show:
+        layers = read_layers(found, lambda done, total: show("Reading the weights", done, total))
+    sparse = all_eligible_sparse(layers)
+    if as_json:
+        console.print_json(_json(model, found.opset, layers, sparse))
+    else:
+        _print(layers, show_all)
+    return EXIT_OK if sparse else EXIT_NOT_SPARSE
+
+
+def _json(model: Path, opset: int, layers: Any, sparse: bool) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "opset": opset,
+        "all_eligible_sparse": sparse,
+        "summary": _counts(layers),
+        "layers": [
+            {
+                "name": layer.name,
+                "module": layer.module,
+                "op_type": layer.op_type,
+                "kind": layer.kind,
+                "side": layer.side,
+                "weight": layer.weight,
+                "weight_shape": layer.weight_shape,
+                "shared_with": layer.shared_with,
+                "dtype": layer.dtype,
+                "m": str(layer.m),
+                "n": layer.n,
+                "k": layer.k,
+                "batch": layer.batch,
+                "k_axes": layer.k_axes,
+                "state": layer.state.value,
+                "reason": layer.reason,
+                "groups": layer.groups,
+                "violating_groups": layer.violating,
+                "first_violation": layer.first,
+                "mask_sha256": layer.mask_hash,
+            }
+            for layer in layers
+        ],
+    }
+
+
+def _counts(layers: Any) -> dict[str, int]:
+    from sparseflow_trt.graph import SparsityState
+
+    return {state.value: sum(layer.state is state for layer in layers) for state in SparsityState}
+
+
+def _print(layers: Any, show_all: bool) -> None:
+    table = console.table("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
+    shown = [layer for layer in layers if layer.weight or show_all]
+    for layer in shown:
+        colour = {"sparse": "green", "not-sparse": "red", "not-eligible": "dim"}[layer.state.value]
+        why = layer.reason
+        if layer.first is not None:
+            why += f"; first at {list(layer.first)}"
+        if layer.shared_with:
+            why = "; ".join(filter(None, [why, f"weight shared with {', '.join(layer.shared_with)}"]))
+        n = f"{layer.batch}×{layer.n}" if layer.batch > 1 else str(layer.n or "?")
+        table.add_row(
+            layer.module or layer.name, layer.kind, layer.op_type, str(layer.m), n, str(layer.k or "?"),
+            layer.dtype or "?", ",".join(map(str, layer.k_axes)) or "-",
+            console.styled(layer.state.value, colour), why,
+        )  # fmt: skip
+    out = console.out()
+    if shown:
+        out.print(table)
+    counts = _counts(layers)
+    hidden = len(layers) - len(shown)
+    out.print(
+        f"\n{counts['sparse']} sparse, {counts['not-sparse']} not sparse, {counts['not-eligible']} not eligible"
+        + (f" ({hidden} of them products with no constant weight: --all lists them)" if hidden else "")
+    )
+    if counts["not-sparse"]:
+        out.print("Prune them with: sparseflow-trt prune MODEL")

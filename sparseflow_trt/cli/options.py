@@ -1,0 +1,124 @@
+"""Options that several commands share, each named once, and what they are turned into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from sparseflow_trt.pipeline import PlanOptions, ValidationOptions
+    from sparseflow_trt.policy import Policy
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+model_argument = click.argument("model", type=click.Path(path_type=Path))
+
+
+def common_options(function: _F) -> _F:
+    """--json and --debug, which every command has."""
+    function = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(function)
+    return click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")(function)
+
+
+def plan_options(function: _F) -> _F:
+    """The options a plan is made from."""
+    options = [
+        click.option(
+            "--dim", "dims", multiple=True, metavar="AXIS=MIN,OPT,MAX",
+            help="The range of a dynamic axis, by its name in the model: --dim batch=1,8,32.",
+        ),
+        click.option(
+            "--shapes", multiple=True, metavar="INPUT:MIN,OPT,MAX",
+            help="The shapes of one input: --shapes input_ids:1x8,8x128,32x256.",
+        ),
+        click.option(
+            "--policy", metavar="NAME|FILE",
+            help="Where sparse wins; by default the shipped one for this machine's GPU.",
+        ),
+        click.option(
+            "--precision", type=click.Choice(["fp32", "fp16", "bf16", "keep"]),
+            help="Of every layer that is no FP32 island. Default: fp16; keep for a half-precision model.",
+        ),
+        click.option(
+            "--sparsity", type=click.Choice(["policy", "force", "off"]), default="policy", show_default=True,
+            help="Sparse where the policy says so, wherever weights are 2:4, or nowhere.",
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def validation_options(function: _F) -> _F:
+    """The options of a comparison with the reference."""
+    options = [
+        click.option(
+            "--inputs", metavar="FILE",
+            help="Real inputs: an .npz, a Polygraphy JSON, or loader.py:function. Default: seeded random ones.",
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs."),
+        click.option(
+            "--tolerance", "tolerances", multiple=True, metavar="[OUTPUT:]KEY=VALUE,…",
+            help="How far outputs may differ: --tolerance logits:atol=1e-2,rtol=1e-2,cosine=0.999.",
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def read_plan_options(
+    dims: tuple[str, ...],
+    shapes: tuple[str, ...],
+    policy: str | None,
+    precision: Any,
+    sparsity: Any,
+) -> PlanOptions:
+    """What the plan options ask for.
+
+    Raises:
+        ShapeError: A range cannot be read.
+        PolicyError: There is no such policy.
+    """
+    from sparseflow_trt.pipeline import PlanOptions
+    from sparseflow_trt.shapes import parse_axis_range, parse_input_range
+
+    return PlanOptions(
+        policy=find_policy_for(policy),
+        axes=dict(parse_axis_range(text) for text in dims),
+        shapes=dict(parse_input_range(text) for text in shapes),
+        precision=precision,
+        sparsity=sparsity,
+    )
+
+
+def find_policy_for(name: str | None) -> Policy | None:
+    """The named policy, or the shipped one for this machine's GPU, or None.
+
+    Raises:
+        PolicyError: There is no policy of that name.
+    """
+    from sparseflow_trt.engines.hardware import find_gpus
+    from sparseflow_trt.policy import find_policy, policy_for_device
+
+    if name:
+        return find_policy(name)
+    gpus = find_gpus()
+    return policy_for_device(gpus[0].name) if gpus else None
+
+
+def read_validation_options(
+    inputs: str | None, seed: int, tolerances: tuple[str, ...]
+) -> ValidationOptions:
+    """What the validation options ask for.
+
+    Raises:
+        InputError: A tolerance reads otherwise.
+    """
+    from sparseflow_trt.pipeline import ValidationOptions
+    from sparseflow_trt.validation.tolerances import parse_tolerances
+
+    return ValidationOptions(inputs, seed, parse_tolerances(tolerances))

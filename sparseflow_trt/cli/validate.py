@@ -1,0 +1,38 @@
+"""sparseflow-trt validate: compares an artifact with its FP32 reference again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sparseflow_trt.cli import console
+from sparseflow_trt.cli.options import common_options, read_validation_options, validation_options
+from sparseflow_trt.cli.verdicts import print_validation
+from sparseflow_trt.errors import EXIT_OK, EXIT_OUTPUTS_DIFFER
+
+
+@click.command("validate")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--reference", required=True, type=click.Path(path_type=Path), help="The ONNX model it was built from."
+)
+@validation_options
+@common_options
+def command(
+    artifact: Path, reference: Path, inputs: str | None, seed: int, tolerances: tuple[str, ...], as_json: bool
+) -> int:
+    """Compare ARTIFACT with the model it was built from, in FP32. The artifact is not changed.
+
+    Exits with 4 where the outputs differ more than they may.
+    """
+    from sparseflow_trt.pipeline import validate_artifact
+
+    options = read_validation_options(inputs, seed, tolerances)
+    with console.progress_bar() as show:
+        validation = validate_artifact(artifact, reference, options, lambda p: show(p.step, p.done, p.total))
+    if as_json:
+        console.print_json(validation.model_dump(mode="json"))
+    else:
+        print_validation(validation)
+    return EXIT_OUTPUTS_DIFFER if validation.verdict == "fail" else EXIT_OK

@@ -1,0 +1,48 @@
+"""Renders a validation: the verdict of each candidate, and its outputs' figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparseflow_trt.cli import console
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from sparseflow_trt.verdict import Validation
+
+_COLOURS = {"pass": "green", "fail": "red", "not run": "yellow"}
+
+
+def print_validation(validation: Validation) -> None:
+    """Prints each candidate's verdict, its worst figures per output, and what failed or was not run."""
+    out = console.out()
+    out.print("\nValidation against the FP32 reference:", _coloured(validation.verdict))
+    table = console.table("Candidate", "Verdict", "Output", ">Max abs", ">Mean abs", ">Cosine", ">PSNR dB", ">Sets")
+    for candidate in validation.candidates:
+        for name in dict.fromkeys(o.output for o in candidate.outputs):
+            rows = [o for o in candidate.outputs if o.output == name]
+            table.add_row(
+                candidate.name, _coloured(candidate.verdict), name,
+                _worst([o.max_abs for o in rows], max), _worst([o.mean_abs for o in rows], max),
+                _worst([o.cosine for o in rows], min, 6), _worst([o.psnr for o in rows], min, 1),
+                str(len(rows)),
+            )  # fmt: skip
+        if not candidate.outputs:
+            table.add_row(candidate.name, _coloured(candidate.verdict), "", "", "", "", "", "")
+    out.print(table)
+    for candidate in validation.candidates:
+        if candidate.reason and candidate.verdict != "pass":
+            out.print(f"  {candidate.name}: {candidate.reason}")
+
+
+def _coloured(verdict: str) -> Text:
+    return console.styled(verdict, _COLOURS[verdict])
+
+
+def _worst(values: list[float | None], pick: type[max] | type[min] | object, decimals: int | None = None) -> str:
+    known = [v for v in values if v is not None]
+    if not known or len(known) < len(values):
+        return "-"
+    worst = pick(known)  # type: ignore[operator]
+    return f"{worst:.2e}" if decimals is None else f"{worst:.{decimals}f}"

@@ -1,0 +1,159 @@
+"""What an artifact says of itself: everything that was decided, measured and checked. Fails closed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from sparseflow_trt._files import sha256_of
+from sparseflow_trt._schema import Record, parse, read_text
+from sparseflow_trt.errors import ArtifactError
+from sparseflow_trt.verdict import Validation
+
+NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+_HINT = "Build it again with `sparseflow-trt build MODEL --force`."
+
+
+class ModelRecord(Record):
+    """The model that was built: names and hashes, no paths."""
+
+    file: str
+    sha256: str
+    data: dict[str, str]
+    opset: int
+    bytes: int
+
+
+class PolicyRecord(Record):
+    """The policy that was asked."""
+
+    name: str
+    device: str
+    sha256: str
+
+
+class LayerRecord(Record):
+    """One weighted layer: what it is, and what was decided for it and why.
+
+    `m` holds M at min, opt and max of each profile, by the profile's name; None where M is not known.
+    """
+
+    name: str
+    module: str
+    kind: str
+    op_type: str
+    weight: str
+    dtype: str
+    n: int
+    k: int
+    batch: int
+    m: dict[str, tuple[int | None, int | None, int | None]]
+    state: str
+    state_reason: str
+    mask_hash: str
+    precision: str
+    sparsity: str
+    reason: str
+
+
+class GraphRecord(Record):
+    """What rewriting the graph for the plan did."""
+
+    nodes_retyped: int
+    casts: int
+    islands: tuple[str, ...]
+    clamped: tuple[tuple[str, int, float], ...]
+
+
+class EngineLayerRecord(Record):
+    """One layer as the engine itself names it."""
+
+    name: str
+    type: str
+    precision: str
+    tactic: str
+    profile: int
+    nodes: tuple[str, ...]
+
+
+class EngineRecord(Record):
+    """The engine: who built it, for what, and what it is not.
+
+    `runs_here` and `sparse_tactics` are "" where there is nothing to say against it.
+    """
+
+    file: str
+    backend: str
+    chosen_because: str
+    versions: dict[str, str]
+    device: str
+    build_seconds: float
+    runs_here: str
+    sparse_tactics: str
+    notes: tuple[str, ...]
+    layers: tuple[EngineLayerRecord, ...]
+
+
+class Manifest(Record):
+    """manifest.json, schema version 1."""
+
+    schema_version: Literal[1]
+    status: Literal["pass", "fail", "not run"]
+    tool: str
+    created: str
+    command: str
+    build_key: str
+    model: ModelRecord
+    policy: PolicyRecord | None
+    plan_sha256: str
+    layers: tuple[LayerRecord, ...]
+    graph: GraphRecord
+    engine: EngineRecord
+    validation: Validation
+    seconds: dict[str, float]
+    files: dict[str, str]
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Writes manifest.json into a folder that is not in anyone's use yet."""
+    text = manifest.model_dump_json(indent=2)
+    (folder / NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads an artifact's manifest.
+
+    Raises:
+        ArtifactError: The folder is no artifact, its manifest is of another schema, or a field is wrong.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise ArtifactError(f"{folder} is no artifact: it has no {NAME}.", "Name the folder that `build` wrote.")
+    try:
+        data = json.loads(read_text(path, ArtifactError, "manifest"))
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{path} is not JSON: {error}.", _HINT) from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema version {version}; this tool reads {SCHEMA_VERSION}.",
+            "Build it again, or use the version of sparseflow-trt that wrote it.",
+        )
+    return parse(Manifest, data, str(path), ArtifactError, _HINT)
+
+
+def check_files(manifest: Manifest, folder: Path) -> None:
+    """Checks that an artifact's files are there and unchanged.
+
+    Raises:
+        ArtifactError: One is missing or its hash differs.
+    """
+    for name, sha256 in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing from the artifact.", _HINT)
+        if sha256_of(path) != sha256:
+            raise ArtifactError(f"{path} is not the file that was built: its SHA-256 differs.", _HINT)

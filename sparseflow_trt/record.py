@@ -1,0 +1,77 @@
+"""Turns what a build did into the records of its manifest."""
+
+from __future__ import annotations
+
+from sparseflow_trt.engines.protocol import BuiltEngine
+from sparseflow_trt.exporters.apply_plan import AppliedPlan
+from sparseflow_trt.graph import WeightedLayer
+from sparseflow_trt.manifest import EngineLayerRecord, EngineRecord, GraphRecord, LayerRecord
+from sparseflow_trt.plan import Plan
+from sparseflow_trt.shapes import POINTS, Dims, Profile, dims_at
+
+
+def record_layers(
+    layers: tuple[WeightedLayer, ...], plan: Plan, dims: dict[str, Dims]
+) -> tuple[LayerRecord, ...]:
+    """What each layer with a constant weight is, beside what the plan gives it."""
+    planned = {p.name: p for p in plan.layers}
+    return tuple(
+        LayerRecord(
+            name=layer.name,
+            module=layer.module,
+            kind=layer.kind,
+            op_type=layer.op_type,
+            weight=layer.weight,
+            dtype=layer.dtype,
+            n=layer.n,
+            k=layer.k,
+            batch=layer.batch,
+            m={p.name: _m_range(layer, p, dims) for p in plan.profiles},
+            state=layer.state.value,
+            state_reason=layer.reason,
+            mask_hash=layer.mask_hash,
+            precision=planned[layer.name].precision,
+            sparsity=planned[layer.name].sparsity,
+            reason=planned[layer.name].reason,
+        )
+        for layer in layers
+        if layer.weight
+    )
+
+
+def record_graph(applied: AppliedPlan) -> GraphRecord:
+    """What rewriting the graph did."""
+    return GraphRecord(
+        nodes_retyped=applied.nodes_retyped,
+        casts=applied.casts,
+        islands=applied.islands,
+        clamped=tuple((c.name, c.elements, c.largest) for c in applied.clamped),
+    )
+
+
+def record_engine(engine: BuiltEngine, why: str) -> EngineRecord:
+    """What was built, and why by that backend."""
+    return EngineRecord(
+        file=engine.file.name,
+        backend=engine.backend,
+        chosen_because=why,
+        versions=engine.versions,
+        device=engine.device,
+        build_seconds=round(engine.seconds, 3),
+        runs_here=engine.runs_here,
+        sparse_tactics=engine.sparse_tactics,
+        notes=engine.notes,
+        layers=tuple(
+            EngineLayerRecord(
+                name=e.name, type=e.type, precision=e.precision, tactic=e.tactic, profile=e.profile, nodes=e.nodes
+            )
+            for e in engine.layers
+        ),
+    )
+
+
+def _m_range(
+    layer: WeightedLayer, profile: Profile, dims: dict[str, Dims]
+) -> tuple[int | None, int | None, int | None]:
+    low, opt, high = (layer.m.evaluate(dims_at(dims, profile, point)) for point in POINTS)
+    return low, opt, high

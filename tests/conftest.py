@@ -1,0 +1,145 @@
+"""What the tests share: small ONNX models made on the spot, and slow but obvious 2:4 arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from hypothesis import settings
+from onnx import TensorProto, helper
+
+settings.register_profile("here", deadline=None)  # the first example pays for imports
+settings.load_profile("here")
+
+Array = npt.NDArray[Any]
+Dims = Sequence[int | str | None]
+
+_ONNX_TYPES = {
+    "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16,
+    "float64": TensorProto.DOUBLE, "float8_e4m3fn": TensorProto.FLOAT8E4M3FN,
+    "float8_e5m2": TensorProto.FLOAT8E5M2, "int8": TensorProto.INT8, "uint8": TensorProto.UINT8,
+    "int32": TensorProto.INT32, "int64": TensorProto.INT64, "bool": TensorProto.BOOL,
+}  # fmt: skip
+
+
+class Models:
+    """Makes model files in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def tensor(self, name: str, values: Array) -> onnx.TensorProto:
+        """A tensor with raw data, of any type that is tested here."""
+        data = np.ascontiguousarray(values).tobytes()
+        return helper.make_tensor(name, _ONNX_TYPES[values.dtype.name], values.shape, data, raw=True)
+
+    def model(
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        weights: Mapping[str, Array] | None = None,
+        inputs: Mapping[str, Dims] | None = None,
+        outputs: Sequence[str] = ("y",),
+        opset: int = 21,
+        functions: Sequence[onnx.FunctionProto] = (),
+        dtype: int = TensorProto.FLOAT,
+    ) -> onnx.ModelProto:
+        """A model whose outputs are of unknown shape."""
+        graph = helper.make_graph(
+            nodes,
+            "main",
+            [
+                helper.make_tensor_value_info(name, dtype, dims)
+                for name, dims in (inputs or {"x": ("batch", 64)}).items()
+            ],
+            [helper.make_tensor_value_info(name, dtype, None) for name in outputs],
+            [self.tensor(name, values) for name, values in (weights or {}).items()],
+        )
+        domains = {function.domain for function in functions}
+        opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
+        return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=10)
+
+    def save(self, model: onnx.ModelProto, name: str = "model.onnx") -> Path:
+        """Writes a model as it is."""
+        path = self.folder / name
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    def matmul(self, weight: Array, name: str = "model.onnx") -> Path:
+        """A model of one MatMul with `weight` on the right."""
+        node = helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")
+        inputs = {"x": ("batch", weight.shape[-2])}
+        return self.save(self.model([node], {"w": weight}, inputs), name)
+
+    def externalize(
+        self, model: onnx.ModelProto, files: Mapping[str, str], padding: int = 0, length: bool = True
+    ) -> None:
+        """Moves initializers into data files, each behind `padding` bytes; `files` maps name to file."""
+        for tensor in model.graph.initializer:
+            if tensor.name not in files:
+                continue
+            file = self.folder / files[tensor.name]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            data = tensor.raw_data
+            with file.open("ab") as stream:
+                stream.write(b"\xa5" * padding)
+                offset = stream.tell()
+                stream.write(data)
+            set_external(tensor, files[tensor.name], offset, len(data) if length else None)
+
+
+def set_external(tensor: onnx.TensorProto, location: str, offset: int = 0, length: int | None = None) -> None:
+    """Makes a tensor say that its data lies in another file."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    entries: dict[str, Any] = {"location": location, "offset": offset, "length": length}
+    for key, value in entries.items():
+        if value is not None:
+            tensor.external_data.add(key=key, value=str(value))
+
+
+class Naive:
+    """2:4 arithmetic one group at a time, on float64."""
+
+    def groups(self, values: Array, axis: int, zero: Array | int = 0) -> Array:
+        """The elements as (groups, 4) magnitudes, in C order of (outer, K/4, inner)."""
+        wide = np.abs(values.astype(np.float64) - np.asarray(zero, np.float64))
+        shape = values.shape
+        outer, inner = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))
+        grouped: Array = wide.reshape(outer, shape[axis] // 4, 4, inner).transpose(0, 1, 3, 2).reshape(-1, 4)
+        return grouped
+
+    def violating(self, values: Array, axis: int, zero: Array | int = 0) -> list[bool]:
+        """For each group whether it holds more than two non-zeros."""
+        return [sum(v != 0 for v in group) > 2 for group in self.groups(values, axis, zero)]
+
+    def prune(self, values: Array, axis: int, zero: Array | int = 0) -> Array:
+        """A copy that keeps the two largest of each group; the first win a tie."""
+        result = np.moveaxis(values.copy(), axis, -1)
+        zeros = np.moveaxis(np.broadcast_to(np.asarray(zero), values.shape), axis, -1)
+        for index in np.ndindex(result.shape[:-1]):
+            row, zero_row = result[index], zeros[index]
+            for begin in range(0, len(row), 4):
+                magnitudes = [abs(float(row[begin + i]) - float(zero_row[begin + i])) for i in range(4)]
+                order = sorted(range(4), key=lambda i: -magnitudes[i])
+                for i in order[2:]:
+                    if magnitudes[i]:
+                        row[begin + i] = zero_row[begin + i]
+        return np.moveaxis(result, -1, axis)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Models:
+    """Builds models in a fresh folder."""
+    return Models(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def naive() -> Naive:
+    """Slow, obvious 2:4 arithmetic."""
+    return Naive()
+

@@ -1,0 +1,124 @@
+"""The child process of a build: that it cannot harm its parent, and never outlives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sparseflow_trt.engines import child
+from sparseflow_trt.engines.protocol import BuildRequest, Progress
+from sparseflow_trt.engines.tensorrt_rtx import TensorRtRtxBackend
+from sparseflow_trt.errors import BuildError, NotInstalledError
+
+SaveModel = Callable[..., Path]
+MakeRequest = Callable[..., BuildRequest]
+
+
+def children() -> list[int]:
+    """The processes that this one started and that are not yet gone."""
+    return [int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()]
+
+
+@pytest.fixture
+def request_for_tiny(save_model: SaveModel, make_request: MakeRequest) -> BuildRequest:
+    return make_request(save_model(), 8)
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (signal.SIGSEGV, "the TensorRT-RTX builder crashed (SIGSEGV)"),
+        (signal.SIGKILL, "the TensorRT-RTX builder was killed (SIGKILL), most likely for want of memory"),
+    ],
+)
+def test_a_crash_is_an_error_with_the_end_of_the_log(
+    number: signal.Signals, says: str, request_for_tiny: BuildRequest, temporary_files_in: Path
+) -> None:
+    def crash(progress: Progress) -> None:
+        if progress.step == "Building engine":
+            (pid,) = children()
+            os.kill(pid, number)
+
+    with pytest.raises(BuildError) as caught:
+        TensorRtRtxBackend().build(request_for_tiny, crash)
+
+    assert says in caught.value.message
+    assert "[VERBOSE]" in caught.value.message or "[INFO]" in caught.value.message
+    (log,) = temporary_files_in.iterdir()
+    assert str(log) in caught.value.hint
+    assert children() == []
+
+
+def test_a_child_that_ends_without_a_result_is_an_error(
+    request_for_tiny: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "COMMAND", (sys.executable, "-c", "import sys; print('why'); sys.exit(3)"))
+
+    with pytest.raises(BuildError) as caught:
+        TensorRtRtxBackend().build(request_for_tiny, lambda progress: None)
+
+    assert "ended with status 3 and no result" in caught.value.message
+    assert caught.value.message.endswith("    why")
+
+
+def test_a_library_that_is_missing_in_the_child_is_not_a_failed_build(
+    request_for_tiny: BuildRequest, temporary_files_in: Path
+) -> None:
+    with pytest.raises(NotInstalledError):
+        child.run_build("unknown", request_for_tiny, request_for_tiny.folder / "e", lambda progress: None)
+
+    assert list(temporary_files_in.iterdir()) == []
+
+
+def test_ctrl_c_ends_the_child(request_for_tiny: BuildRequest, temporary_files_in: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        TensorRtRtxBackend().build(request_for_tiny, interrupt)
+
+    assert children() == []
+    assert list(temporary_files_in.iterdir()) == []
+
+
+def test_a_killed_parent_leaves_no_child(request_for_tiny: BuildRequest, temporary_files_in: Path) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from sparseflow_trt.engines.protocol import BuildRequest\n"
+        "from sparseflow_trt.engines.tensorrt_rtx import TensorRtRtxBackend\n"
+        "from sparseflow_trt.plan import Plan\n"
+        "def die(progress):\n"
+        "    print(Path(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read_text(), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "plan = Plan(precision='keep', policy='none', profiles=(), layers=())\n"
+        "TensorRtRtxBackend().build(BuildRequest(Path(sys.argv[1]), plan, Path(sys.argv[2]), False), die)\n"
+    )
+    parent = subprocess.run(
+        (sys.executable, "-c", script, str(request_for_tiny.model), str(request_for_tiny.folder)),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(temporary_files_in)},
+    )
+    orphan = int(parent.stdout.split()[0])
+
+    assert parent.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while is_running(orphan) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_running(orphan)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,73 @@
+"""Which backend is chosen."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+
+from sparseflow_trt.engines.choose import BackendName, backend_for
+from sparseflow_trt.errors import EXIT_NOT_INSTALLED, NotInstalledError
+
+
+@pytest.fixture
+def hide(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Distributions put here are as if they were not installed."""
+    hidden: set[str] = set()
+    version = importlib.metadata.version
+
+    def visible(name: str) -> str:
+        if name in hidden:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", visible)
+    return hidden
+
+
+@pytest.mark.parametrize("name", ["tensorrt-rtx", "onnxruntime"])
+def test_a_backend_that_is_asked_for_is_taken(name: BackendName) -> None:
+    backend, why = backend_for(name)
+
+    assert backend.name == name
+    assert why == f"The backend is {name}: it was asked for."
+
+
+def test_auto_prefers_tensorrt_rtx() -> None:
+    backend, why = backend_for("auto")
+
+    assert backend.name == "tensorrt-rtx"
+    assert "with or without a GPU" in why
+
+
+def test_auto_falls_back_on_onnxruntime(hide: set[str]) -> None:
+    hide.add("tensorrt_rtx_cu13_libs")
+
+    backend, why = backend_for("auto")
+
+    assert backend.name == "onnxruntime"
+    assert "no TensorRT" in why
+
+
+def test_with_nothing_installed_both_ways_out_are_named(hide: set[str]) -> None:
+    hide |= {"tensorrt_rtx_cu13_libs", "onnxruntime", "onnxruntime-gpu"}
+
+    with pytest.raises(NotInstalledError) as caught:
+        backend_for("auto")
+
+    assert "sparseflow-trt[rtx]" in caught.value.hint
+    assert "sparseflow-trt[ort]" in caught.value.hint
+
+
+def test_a_missing_backend_that_is_asked_for_is_not_replaced(hide: set[str]) -> None:
+    hide.add("tensorrt_rtx_cu13_bindings")
+
+    with pytest.raises(NotInstalledError, match="TensorRT-RTX is not installed"):
+        backend_for("tensorrt-rtx")
+
+
+def test_tensorrt_itself_is_not_promised() -> None:
+    with pytest.raises(NotInstalledError, match="no backend for TensorRT itself yet") as caught:
+        backend_for("tensorrt")
+
+    assert caught.value.exit_code == EXIT_NOT_INSTALLED

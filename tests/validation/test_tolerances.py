@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from sparseflow_trt.errors import InputError
+from sparseflow_trt.plan import Plan, PlannedLayer
+from sparseflow_trt.validation.tolerances import (
+    DEFAULTS,
+    Tolerances,
+    output_tolerances,
+    parse_tolerance,
+    parse_tolerances,
+    plan_precision,
+)
+
+
+def plan(precision: str, *layers: str) -> Plan:
+    planned = [
+        PlannedLayer(name=str(i), kind="ffn", n=8, k=8, precision=p, sparsity="dense", reason="r")
+        for i, p in enumerate(layers)
+    ]  # type: ignore[misc, unused-ignore]
+    return Plan.model_validate(
+        {
+            "precision": precision,
+            "policy": "none",
+            "profiles": (),
+            "layers": [p.model_dump() for p in planned],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (plan("fp16"), "fp16"),
+        (plan("fp32", "fp32", "fp16"), "fp16"),
+        (plan("fp16", "fp16", "int8"), "int8"),
+        (plan("keep", "bf16", "fp32"), "bf16"),
+        (plan("keep"), "fp32"),
+    ],
+)
+def test_the_coarsest_precision_counts(found: Plan, expected: str) -> None:
+    assert plan_precision(found) == expected
+    assert Tolerances().for_plan(found).of("y") == DEFAULTS[expected]  # type: ignore[index]
+
+
+def test_a_coarser_precision_is_allowed_more() -> None:
+    ordered = [DEFAULTS[p] for p in ("fp32", "fp16", "bf16", "int8", "fp8")]
+    for fine, coarse in itertools.pairwise(ordered):
+        assert fine.max_abs_rms < coarse.max_abs_rms
+        assert fine.max_rel <= coarse.max_rel
+        assert fine.min_cosine > coarse.min_cosine
+    assert all(t.min_cosine > 0.9 and t.max_abs_rms < 1 and t.min_equal == 1 and t.reason for t in ordered)
+
+
+def test_one_output_and_all() -> None:
+    asked = parse_tolerances(["embedding:atol=1e-2,rtol=2e-2,cosine=0.5", "equal=0.9"])
+    found = asked.for_plan(plan("fp16"))
+    own, other = found.of("embedding"), found.of("y")
+    assert (own.max_abs, own.max_rel, own.min_cosine, own.min_equal) == (1e-2, 2e-2, 0.5, 0.9)
+    assert own.max_abs_rms == 0.0  # the absolute bound is the one that was named
+    assert (other.max_rel, other.min_equal) == (DEFAULTS["fp16"].max_rel, 0.9)
+    assert "asked for: max_abs = 0.01" in own.reason
+
+
+def test_scaled_bounds_and_names_with_colons() -> None:
+    asked = parse_tolerance("scope/out:0: atol=1, rms_atol=2")
+    assert asked.output == "scope/out:0"
+    assert asked.values == {"max_abs": 1.0, "max_abs_rms": 2.0}
+    assert output_tolerances(DEFAULTS["fp32"]).of("y") == DEFAULTS["fp32"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["y"], "'y' in the tolerance 'y' is no known NAME=NUMBER"),
+        (["y:"], "is no known NAME=NUMBER"),
+        (["y:tol=1"], "'tol=1' in the tolerance"),
+        (["atol=x"], "'x' for atol in the tolerance 'atol=x' is no number"),
+        (["atol="], "is no number"),
+        (["atol=-1"], "it has to be finite and not negative"),
+        (["atol=inf"], "it has to be finite and not negative"),
+        (["rtol=nan"], "it has to be finite and not negative"),
+        (["cosine=1.1"], "it has to be from -1 to 1"),
+        (["equal=-0.1"], "it has to be from 0 to 1"),
+        (["atol=1,atol=2"], "gives atol twice"),
+        (["y:atol=1", "y:rtol=1"], "output 'y' is given two tolerances"),
+        (["atol=1", "rtol=1"], "all outputs are given two tolerances"),
+    ],
+)
+def test_what_reads_otherwise(texts: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_tolerances(texts)

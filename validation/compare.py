@@ -1,0 +1,258 @@
+"""Candidates against the reference, on every input set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sparseflow_trt._deps import require
+from sparseflow_trt.errors import InputError, NotInstalledError, SparseflowError
+from sparseflow_trt.validation.engine_runner import engine_runner, engine_runtime, select_profile
+from sparseflow_trt.validation.feeds import Array, InputSet
+from sparseflow_trt.validation.measure import judge_output, missing_output
+from sparseflow_trt.validation.messages import one_line, quiet_polygraphy
+from sparseflow_trt.validation.narrow import widen
+from sparseflow_trt.validation.runners import (
+    UnsupportedError,
+    ort_errors,
+    ort_runner,
+    ort_runtime,
+    reference_runner,
+)
+from sparseflow_trt.validation.tolerances import OutputTolerances
+from sparseflow_trt.verdict import (
+    CandidateVerdict,
+    InputSetRecord,
+    OutputVerdict,
+    Validation,
+    Verdict,
+    overall_verdict,
+)
+
+if TYPE_CHECKING:
+    from polygraphy.backend.base import BaseRunner
+
+Outputs = dict[str, Array]
+OnProgress = Callable[[int, int], None]  # how many runs are done, and how many there are
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is to do what the reference does.
+
+    Attributes:
+        name: What the verdict calls it.
+        path: An ONNX file or a TensorRT engine.
+        not_run: Why it cannot run on this machine, as a sentence; "" where it can.
+    """
+
+    name: str
+    path: Path
+    kind: Literal["onnx", "engine"]
+    not_run: str = ""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A candidate on its way: its runner, or the words for why it has none; and what was found so far."""
+
+    candidate: Candidate
+    runner: BaseRunner | None
+    runtime: str = ""
+    not_run: str = ""
+    outputs: list[OutputVerdict] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def compare(
+    reference: Path,
+    candidates: Sequence[Candidate],
+    inputs: Sequence[InputSet],
+    tolerances: OutputTolerances,
+    on_progress: OnProgress | None = None,
+) -> Validation:
+    """Runs the reference and every candidate on each input set and compares their outputs.
+
+    The reference runs once on each set; only one set's outputs are in memory at a time, and every
+    model's weights are. A candidate that fails to load or to run has failed; one whose runtime is not
+    installed, or has no kernel for one of its nodes, was not run, which is never a pass.
+
+    Args:
+        reference: The model as given, an ONNX file.
+        candidates: What is compared with it.
+        inputs: At least one set.
+        tolerances: For each of the reference's outputs.
+        on_progress: Told of each run as it ends.
+
+    Raises:
+        InputError: There are no input sets, a tolerance is for an output that the reference lacks, or
+            the reference cannot run on a set.
+        ModelError: ONNX Runtime does not take the reference.
+        UnsupportedError: ONNX Runtime's CPU has no kernel for one of its nodes.
+        NotInstalledError: ONNX Runtime or Polygraphy.
+    """
+    if not inputs:
+        raise InputError(
+            "there are no input sets to compare on.", "Give some with --inputs, or let them be drawn."
+        )
+    require("polygraphy", "comparing outputs")
+    report = on_progress or (lambda done, total: None)
+    with quiet_polygraphy():
+        true_runner = reference_runner(reference)
+        trials = [_open(candidate, inputs[0].feeds.keys()) for candidate in candidates]
+        running = [(trial, trial.runner) for trial in trials if trial.runner is not None]
+        total, done = len(inputs) * (1 + len(running)), 0
+        for given in inputs:
+            expected = _run_reference(reference, true_runner, given)
+            _check_names(tolerances, expected)
+            report(done := done + 1, total)
+            for trial, runner in running:
+                _run_trial(trial, runner, given, expected, tolerances)
+                report(done := done + 1, total)
+    verdicts = tuple(_conclude(trial, len(inputs)) for trial in trials)
+    verdict = overall_verdict(found.verdict for found in verdicts)
+    return Validation(
+        verdict=verdict,
+        reason=_overall_why(verdict, verdicts),
+        reference=reference.name,
+        reference_runtime=f"{ort_runtime()}, graph optimizations off",
+        compared_by=f"Polygraphy {require('polygraphy', 'comparing outputs').__version__}",
+        input_sets=tuple(
+            InputSetRecord(
+                name=given.name,
+                origin=given.origin,
+                seed=given.seed,
+                shapes={name: array.shape for name, array in given.feeds.items()},
+            )
+            for given in inputs
+        ),
+        candidates=verdicts,
+    )
+
+
+def _open(candidate: Candidate, fed: Collection[str]) -> _Trial:
+    if candidate.not_run:
+        return _Trial(candidate, None, not_run=candidate.not_run)
+    try:
+        runner, runtime = _runner(candidate)
+        with runner:
+            takes = runner.get_input_metadata(use_numpy_dtypes=False)
+    except (NotInstalledError, UnsupportedError) as error:  # says nothing about the candidate
+        return _Trial(candidate, None, not_run=f"{error.message} {error.hint}")
+    except SparseflowError as error:
+        return _Trial(candidate, None, errors=[error.message])
+    except _run_errors() as error:
+        return _Trial(candidate, None, errors=[f"it cannot be started: {one_line(error)}."])
+    # Polygraphy would feed it what is named most like it.
+    foreign = [name for name in takes if name not in fed]
+    if foreign:
+        problem = f"it takes an input '{foreign[0]}', which the reference does not have."
+        return _Trial(candidate, None, errors=[problem])
+    return _Trial(candidate, runner, runtime)
+
+
+def _runner(candidate: Candidate) -> tuple[BaseRunner, str]:
+    if candidate.kind == "engine":
+        return engine_runner(candidate.path, candidate.name), engine_runtime()
+    return ort_runner(candidate.path, candidate.name), ort_runtime()
+
+
+def _run_reference(path: Path, runner: BaseRunner, given: InputSet) -> Outputs:
+    try:
+        return _run(runner, given)
+    except _run_errors() as error:
+        raise InputError(
+            f"the reference {path} cannot run on input set '{given.name}': {one_line(error)}.",
+            "Check the set's values and shapes against what the model takes.",
+        ) from error
+
+
+def _run_trial(
+    trial: _Trial, runner: BaseRunner, given: InputSet, expected: Outputs, tolerances: OutputTolerances
+) -> None:
+    try:
+        if trial.candidate.kind == "engine":
+            select_profile(runner, given)
+        got = _run(runner, given)
+    except _run_errors() as error:
+        trial.errors.append(f"it cannot run on input set '{given.name}': {one_line(error)}.")
+        return
+    trial.outputs.extend(_judge(given.name, expected, got, tolerances))
+
+
+def _judge(
+    input_set: str, expected: Outputs, got: Outputs, tolerances: OutputTolerances
+) -> list[OutputVerdict]:
+    verdicts = []
+    for name, array in expected.items():
+        if name in got:
+            verdicts.append(judge_output(name, input_set, array, got[name], tolerances.of(name)))
+        else:
+            have = ", ".join(f"'{other}'" for other in got)
+            why = f"output '{name}' is missing: the candidate has {have}."
+            verdicts.append(missing_output(name, input_set, tolerances.of(name), why))
+    for name in got:
+        if name not in expected:
+            why = f"output '{name}' is not one of the reference's."
+            verdicts.append(missing_output(name, input_set, tolerances.of(name), why))
+    return verdicts
+
+
+def _run(runner: Any, given: InputSet) -> Outputs:
+    from polygraphy.comparator import Comparator
+
+    feeds = {name: widen(array) for name, array in given.feeds.items()}
+    results = Comparator.run([runner], data_loader=[feeds])
+    return dict(results[0][1][0].items())
+
+
+def _run_errors() -> tuple[type[Exception], ...]:
+    from polygraphy.exception import PolygraphyException
+
+    return (PolygraphyException, InputError, *ort_errors())
+
+
+def _check_names(tolerances: OutputTolerances, expected: Outputs) -> None:
+    unknown = sorted(set(tolerances.outputs) - set(expected))
+    if unknown:
+        has = ", ".join(f"'{name}'" for name in expected)
+        raise InputError(
+            f"a tolerance is for output '{unknown[0]}'; the model has {has}.", "Correct the output's name."
+        )
+
+
+def _conclude(trial: _Trial, sets: int) -> CandidateVerdict:
+    failed = [found.reason for found in trial.outputs if not found.passed]
+    problems = trial.errors + failed
+    verdict: Verdict = "fail" if problems else "not run" if trial.runner is None else "pass"
+    if verdict == "fail":
+        more = f" And {len(problems) - 1} more." if len(problems) > 1 else ""
+        why = problems[0] + more
+    elif verdict == "not run":
+        why = trial.not_run
+    else:
+        outputs = len({found.output for found in trial.outputs})
+        why = f"All {outputs} output(s) are within tolerance on all {sets} input set(s)."
+    return CandidateVerdict(
+        name=trial.candidate.name,
+        file=trial.candidate.path.name,
+        verdict=verdict,
+        reason=why,
+        runtime=trial.runtime,
+        outputs=tuple(trial.outputs),
+    )
+
+
+def _overall_why(verdict: Verdict, candidates: Sequence[CandidateVerdict]) -> str:
+    if not candidates:
+        return "There was no candidate to compare."
+    by = {word: [c.name for c in candidates if c.verdict == word] for word in ("pass", "fail", "not run")}
+    if verdict == "fail":
+        first = next(c for c in candidates if c.verdict == "fail")
+        return f"{len(by['fail'])} of {len(candidates)} candidate(s) failed; {first.name}: {first.reason}"
+    skipped = f" {', '.join(by['not run'])} was not run." if by["not run"] and by["pass"] else ""
+    if verdict == "pass":
+        return f"{', '.join(by['pass'])} agreed with the reference.{skipped}"
+    return f"No candidate was run: {candidates[0].reason}"

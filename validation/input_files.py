@@ -1,0 +1,187 @@
+"""Reads the user's own input sets: .npz, Polygraphy's JSON, or a Python function that yields them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparseflow_trt._deps import require
+from sparseflow_trt._files import sha256_of
+from sparseflow_trt.errors import InputError
+from sparseflow_trt.validation.feeds import InputSet, InputSpec, checked_feeds, read_input_specs
+from sparseflow_trt.validation.messages import one_line, quiet_polygraphy
+
+if TYPE_CHECKING:
+    from sparseflow_trt.model_file import OnnxModel
+
+Sets = list[tuple[str, Mapping[str, Any]]]
+
+_DEFAULT_FUNCTION = "load_data"  # as in Polygraphy's --data-loader-script
+_HINT = (
+    "Give a .npz, a .json that `polygraphy run --save-inputs` wrote, or FILE.py:FUNCTION or "
+    "MODULE:FUNCTION that yields {input name: array}."
+)
+
+
+def load_inputs(source: str | Path, model: OnnxModel) -> list[InputSet]:
+    """Reads input sets and checks each against the model.
+
+    Args:
+        source: One of
+            - `x.npz`: one set, its arrays named as the inputs; or several sets, its arrays named
+              `INPUT@SET` (`input_ids@0`, `input_ids@1`, `attention_mask@0`, …), in the order the sets
+              first come up. A name that is an input of the model as it stands is never split.
+            - `x.json`: a feed dict or a list of them in Polygraphy's JSON; or a folder of such files.
+            - `x.py:FUNCTION` or `module:FUNCTION`: called without arguments, it gives an iterable of
+              feed dicts; `x.py` alone means its `load_data`.
+        model: The model as read.
+
+    Raises:
+        InputError: The source cannot be read, holds no set, its function fails, or a set does not fit
+            the model; with the set's and the input's name.
+        NotInstalledError: Polygraphy, for its JSON.
+    """
+    specs = read_input_specs(model)
+    text = str(source)
+    found = [
+        InputSet(name, checked_feeds(name, feeds, specs), None, f"read from {text}")
+        for name, feeds in _read(text, specs)
+    ]
+    if not found:
+        raise InputError(f"{text} holds no input set.", _HINT)
+    return found
+
+
+def describe_source(source: str | Path | None) -> str:
+    """The source with a SHA-256 of the files that it names, so that a change of them shows; "" for none.
+
+    Of a loader's file only its own text is seen, not what it reads; of a module only its name.
+
+    Raises:
+        InputError: A file that it names cannot be read.
+    """
+    if source is None:
+        return ""
+    text = str(source)
+    named = Path(text.rpartition(":")[0] if ".py:" in text else text)
+    files = sorted(named.glob("*.json")) if named.is_dir() else [named] if named.suffix else []
+    try:
+        hashes = [sha256_of(file) for file in files if file.suffix in (".npz", ".json", ".py")]
+    except OSError as error:
+        raise InputError(f"{named} cannot be read: {error.strerror}.", _HINT) from error
+    return " ".join([text, *hashes])
+
+
+def _read(source: str, specs: tuple[InputSpec, ...]) -> Sets:
+    path = Path(source)
+    if path.suffix == ".npz":
+        return _read_npz(path, {spec.name for spec in specs})
+    if path.suffix == ".json" or path.is_dir():
+        return _read_json(path)
+    if path.suffix == ".py":
+        return _call_loader(source, _DEFAULT_FUNCTION)
+    target, colon, function = source.rpartition(":")
+    if colon and target and function.isidentifier():
+        return _call_loader(target, function)
+    raise InputError(f"'{source}' is no source of inputs.", _HINT)
+
+
+def _read_npz(path: Path, inputs: set[str]) -> Sets:
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise InputError(f"{path} is a single array, not an archive of named arrays.", _HINT)
+        with archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} cannot be read as .npz: {one_line(error)}.",
+            "Write it with numpy.savez(path, input_name=array, …).",
+        ) from error
+    split = {name: (name, "") if name in inputs else _split(name) for name in arrays}
+    keys = list(dict.fromkeys(key for _, key in split.values()))
+    if "" in keys and len(keys) > 1:
+        plain = next(name for name, (_, key) in split.items() if not key)
+        raise InputError(f"{path} mixes '{plain}', of no set, with arrays named INPUT@SET.",
+                         "Name all arrays as the inputs, for one set, or all INPUT@SET.")  # fmt: skip
+    return [
+        (f"{path.stem}@{key}" if key else path.stem,
+         {base: arrays[name] for name, (base, own) in split.items() if own == key})
+        for key in keys
+    ]  # fmt: skip
+
+
+def _split(name: str) -> tuple[str, str]:
+    base, at, key = name.rpartition("@")
+    return (base, key) if at and base else (name, "")
+
+
+def _read_json(path: Path) -> Sets:
+    require("polygraphy", "reading inputs from JSON")
+    from polygraphy.exception import PolygraphyException
+    from polygraphy.json import load_json
+
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    sets: Sets = []
+    for file in files:
+        try:
+            with quiet_polygraphy():
+                loaded = load_json(str(file))
+        except (PolygraphyException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{file} cannot be read as Polygraphy's JSON: {one_line(error)}.", _HINT
+            ) from error
+        feeds = loaded if isinstance(loaded, list) else [loaded]
+        sets += _named(file.stem, feeds, str(file))
+    return sets
+
+
+def _call_loader(target: str, function: str) -> Sets:
+    source = f"{target}:{function}"
+    try:
+        loader = getattr(_import(target), function)
+        feeds = list(loader())
+    except InputError:
+        raise
+    # The user's code can raise anything; its own words and traceback go along.
+    except Exception as error:
+        raise InputError(
+            f"{source} failed: {type(error).__name__}: {one_line(error)}.",
+            "It is called without arguments and yields {input name: array}.",
+        ) from error
+    return _named(function, feeds, source)
+
+
+def _import(target: str) -> ModuleType:
+    if not target.endswith(".py"):
+        return importlib.import_module(target)
+    path = Path(target).resolve()
+    if not path.is_file():
+        raise InputError(f"{target} does not exist.", "Check the path of the loader.")
+    spec = importlib.util.spec_from_file_location(f"_sparseflow_inputs_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{target} cannot be imported.", _HINT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses in it look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _named(stem: str, feeds: Iterable[Any], source: str) -> Sets:
+    sets: Sets = []
+    for i, feed in enumerate(feeds):
+        if not isinstance(feed, Mapping) or not all(isinstance(name, str) for name in feed):
+            raise InputError(
+                f"{source}: item {i} is a {type(feed).__name__}, not a mapping of input names to arrays.",
+                _HINT,
+            )
+        sets.append((f"{stem}@{i}", feed))
+    return sets

@@ -1,0 +1,120 @@
+"""Input sets: drawn from a seed for each shape that matters, or read from the user's files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sparseflow_trt.errors import InputError
+from sparseflow_trt.shapes import POINTS, Profile, check_profile
+from sparseflow_trt.validation.feeds import Array, InputSet, InputSpec, read_input_specs
+from sparseflow_trt.validation.index_bounds import index_bound
+from sparseflow_trt.validation.input_files import describe_source, load_inputs
+
+if TYPE_CHECKING:
+    from sparseflow_trt.model_file import OnnxModel
+
+__all__ = ["InputSet", "describe_source", "generate_inputs", "load_inputs"]
+
+Shapes = dict[str, tuple[int, ...]]
+
+_STATIC_SETS = 3  # as many as a dynamic model's min, opt and max
+
+
+def generate_inputs(
+    model: OnnxModel, profiles: Sequence[Profile], per_point: int = 1, seed: int = 0
+) -> list[InputSet]:
+    """Draws input sets: for each profile at its min, opt and max; for a static model three at its one shape.
+
+    Shapes that come up again (in another profile, or where min is opt) are drawn once. The values, by
+    the input's type: floating-point N(0, 1); integers that index a table (token, position and type
+    ids) below its size; integers and booleans with "mask" in their name a run of ones of random length
+    >= 1, then zeros, in each row; other booleans and integers 0 or 1. The same model, profiles and
+    seed give the same bytes.
+
+    Args:
+        model: The model as read.
+        profiles: Its optimization profiles; none for a static model.
+        per_point: How many sets for each shape.
+        seed: The first set's; each further set has the next.
+
+    Raises:
+        InputError: An input that cannot be fed, or dynamic dimensions with no profile to size them.
+        ShapeError: A profile does not fit the model.
+        ValueError: `per_point` is below 1.
+    """
+    if per_point < 1:
+        raise ValueError(f"per_point is {per_point}, and at least one set is needed")
+    specs = read_input_specs(model)
+    bounds = {spec.name: index_bound(spec.value) for spec in specs}
+    sets: list[InputSet] = []
+    for label, shapes, count in _points(model, specs, profiles, per_point):
+        for i in range(count):
+            own = seed + len(sets)
+            rng = np.random.default_rng(own)
+            feeds = {spec.name: _draw(rng, spec, shapes[spec.name], bounds[spec.name]) for spec in specs}
+            name = f"{label}#{i}" if count > 1 else label
+            sets.append(InputSet(name, feeds, own, f"generated with seed {own}"))
+    return sets
+
+
+def _points(
+    model: OnnxModel, specs: tuple[InputSpec, ...], profiles: Sequence[Profile], per_point: int
+) -> list[tuple[str, Shapes, int]]:
+    if not profiles:
+        return [("static", _static_shapes(model, specs), _STATIC_SETS * per_point)]
+    dims = {spec.name: spec.dims for spec in specs if spec.dims is not None}
+    for profile in profiles:
+        check_profile(profile, dims)
+    points: list[tuple[str, Shapes, int]] = []
+    for profile in profiles:
+        for point in POINTS:
+            shapes = {name: profile.inputs[name].at(point) for name in dims}
+            shapes |= {spec.name: _rankless(model, spec) for spec in specs if spec.dims is None}
+            if all(shapes != known for _, known, _ in points):
+                points.append((f"{profile.name}:{point}", shapes, per_point))
+    return points
+
+
+def _static_shapes(model: OnnxModel, specs: tuple[InputSpec, ...]) -> Shapes:
+    shapes: Shapes = {}
+    for spec in specs:
+        dims = _rankless(model, spec) if spec.dims is None else spec.dims
+        sizes = tuple(dim for dim in dims if isinstance(dim, int))
+        if len(sizes) != len(dims):
+            shown = ", ".join("?" if dim is None else str(dim) for dim in dims)
+            raise InputError(
+                f"{model.path}: input '{spec.name}' has dynamic dimensions ({shown}), and no profile says "
+                "their sizes.",
+                "Give ranges with --dim or --shapes, or your own inputs with --inputs.",
+            )
+        shapes[spec.name] = sizes
+    return shapes
+
+
+def _rankless(model: OnnxModel, spec: InputSpec) -> tuple[int, ...]:
+    raise InputError(
+        f"{model.path}: input '{spec.name}' has no shape, so nothing can be drawn for it.",
+        "Export the model with shapes, or give your own inputs with --inputs.",
+    )
+
+
+def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...], bound: int | None) -> Array:
+    if spec.type.is_floating_point():
+        return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
+    if bound is not None:
+        # A narrow index type cannot reach all rows of a wide table.
+        largest = 1 if spec.dtype.kind not in "iu" else int(np.iinfo(spec.dtype).max)
+        return np.asarray(rng.integers(0, min(bound, largest + 1), shape)).astype(spec.dtype)
+    if "mask" in spec.name.lower():
+        return _prefix_mask(rng, shape).astype(spec.dtype)
+    return np.asarray(rng.integers(0, 2, shape)).astype(spec.dtype)
+
+
+def _prefix_mask(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    if not shape:
+        return np.ones(shape, np.int64)
+    lengths = rng.integers(1, shape[-1] + 1, (*shape[:-1], 1))
+    return np.asarray(np.arange(shape[-1]) < lengths).astype(np.int64)

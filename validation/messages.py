@@ -1,0 +1,24 @@
+"""What other libraries say: silenced while they work for us, and quoted in one line where they fail."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet_polygraphy() -> Iterator[None]:
+    """Silences Polygraphy's logger in the block, and puts its severity back as it was.
+
+    Even "critical" is silenced: each such message is also the text of the exception that follows it.
+    """
+    from polygraphy.logger import G_LOGGER
+
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
+        yield
+
+
+def one_line(error: BaseException) -> str:
+    """An error's text as one line with no full stop, to stand in a sentence."""
+    text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
+    return (text or type(error).__name__).rstrip(".")

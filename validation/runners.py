@@ -1,0 +1,101 @@
+"""Polygraphy runners on ONNX Runtime's CPU: the reference, and candidates that are ONNX files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparseflow_trt._deps import require
+from sparseflow_trt.errors import BuildError, ModelError
+from sparseflow_trt.validation.messages import one_line
+from sparseflow_trt.validation.narrow import WidenedSession, is_narrow
+
+if TYPE_CHECKING:
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+
+_FATAL = 4  # ONNX Runtime's severity; what is below it goes to stderr, and all of it is in the exception too
+
+
+class UnsupportedError(BuildError):
+    """ONNX Runtime's CPU has no kernel for a node: it cannot say whether the model is right."""
+
+
+def reference_runner(path: Path) -> OnnxrtRunner:
+    """A runner of the reference: the graph as it is written, with no optimization, on the CPU.
+
+    Raises:
+        ModelError: ONNX Runtime does not take the model.
+        UnsupportedError: It has no CPU kernel for a node.
+        NotInstalledError: ONNX Runtime or Polygraphy.
+    """
+    return _runner(path, "reference", optimized=False)
+
+
+def ort_runner(path: Path, name: str) -> OnnxrtRunner:
+    """A runner of an ONNX file as ONNX Runtime would serve it, on the CPU.
+
+    Raises:
+        ModelError: ONNX Runtime does not take the model.
+        UnsupportedError: It has no CPU kernel for a node.
+        NotInstalledError: ONNX Runtime or Polygraphy.
+    """
+    return _runner(path, name, optimized=True)
+
+
+def ort_runtime() -> str:
+    """What these runners run on, in words."""
+    onnxruntime = require("onnxruntime", "running the reference")
+    return f"ONNX Runtime {onnxruntime.__version__} on the CPU (FP16 is computed in FP32 there, and rounded)"
+
+
+def ort_errors() -> tuple[type[Exception], ...]:
+    """The classes that ONNX Runtime raises, which have no common base."""
+    require("onnxruntime", "running the reference")
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception)]
+    return (*own, RuntimeError, ValueError)
+
+
+def _runner(path: Path, name: str, optimized: bool) -> OnnxrtRunner:
+    require("polygraphy", "comparing outputs")
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+
+    session = _session(path, optimized)
+    ends = (*session.get_inputs(), *session.get_outputs())
+    odd = [end for end in ends if not end.type.startswith("tensor(")]
+    if odd:
+        raise ModelError(
+            f"{path}: '{odd[0].name}' is a {odd[0].type}, and only tensors can be compared.",
+            "Export the model with tensors as inputs and outputs.",
+        )
+    narrow = any(is_narrow(end.type) for end in ends)
+    return OnnxrtRunner(WidenedSession(session) if narrow else session, name)
+
+
+def _session(path: Path, optimized: bool) -> Any:
+    onnxruntime = require("onnxruntime", "running the reference")
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    # By default a thread is bound to each core of the machine, which fails noisily in a container that
+    # has only some of them.
+    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist.", "Check the path.")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except NoKernel as error:
+        raise UnsupportedError(
+            f"ONNX Runtime's CPU cannot run {path}: {one_line(error)}.",
+            "Compare a twin of it in types that the CPU has kernels for, or run it on its own device.",
+        ) from error
+    except ort_errors() as error:
+        raise ModelError(
+            f"ONNX Runtime does not take {path}: {one_line(error)}.",
+            "Check the model with onnx.checker, and its operators' domains.",
+        ) from error
