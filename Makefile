@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT := demo/out
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu lint format clean
+.PHONY: help setup demo test test-gpu bench lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -29,6 +29,10 @@ test: setup ## run the tests (no GPU)
 
 test-gpu: setup ## run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
+
+bench: demo ## run the benchmarks that need no GPU (half an hour)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	for script in overheads inspect_large sparsity_tools; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 lint: setup ## ruff, mypy and the import rules
 	$(BIN)/ruff check .

@@ -8,8 +8,10 @@ and FOLDER/sentences.npz, real sentences as the tokenizer gives them, to validat
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,10 @@ def export_model(path: Path) -> None:
     import torch
     import transformers
 
+    # What these say while they export is not for the reader of a demo.
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
     # With the default attention the exporter specialises the mask; the plain one stays dynamic.
     encoder = transformers.AutoModel.from_pretrained(weights_folder(), attn_implementation="eager")
 

@@ -12,8 +12,8 @@ _ENGINE = "model.engine"
 _RUNS_ON = "compute capability 8.0, 8.6, 8.9, 12.0 and later"
 _DENSE = "TensorRT-RTX ignores SPARSE_WEIGHTS: this engine runs dense, and no speedup is claimed for it."
 _JIT = (
-    "TensorRT-RTX picks its matrix kernels on the device: the layers below show types and fusions, not which "
-    "kernel runs."
+    "TensorRT-RTX picks its matrix kernels on the device at the first run: the engine tells types and fusions, "
+    "not which kernel runs."
 )
 
 

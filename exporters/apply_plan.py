@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.errors import ModelError
+from sparseflow_trt.errors import ModelError, PlanError
 from sparseflow_trt.exporters.retype import Clamped, retype
 from sparseflow_trt.graph import SparsityState, find_sites, read_layers
 from sparseflow_trt.model_file import OnnxModel, read_model
-from sparseflow_trt.plan import Plan
+from sparseflow_trt.plan import Plan, PlannedLayer
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,6 +47,7 @@ def apply_plan(model: OnnxModel, plan: Plan, output: Path) -> AppliedPlan:
         output: The file to write, in an existing folder.
 
     Raises:
+        PlanError: A layer cannot have the type that is planned for it.
         ModelError: The result is not valid ONNX, or a layer planned sparse is 2:4 no more.
     """
     import onnx_ir as ir
@@ -63,8 +64,9 @@ def apply_plan(model: OnnxModel, plan: Plan, output: Path) -> AppliedPlan:
         return ir.DataType.FLOAT if node in islands else target
 
     retyped = retype(model.ir, precision_of)
+    _ensure_precision(sites, planned, model)
     save_model(model.ir, output)
-    _ensure_valid(output)
+    _ensure_valid(output, model.path)
     _ensure_sparse(output, plan)
     names = tuple(sorted(node.name or node.op_type for node in islands))
     return AppliedPlan(output, retyped.nodes, retyped.casts, names, tuple(retyped.clamped))
@@ -83,7 +85,7 @@ def write_fp32_reference(model: OnnxModel, output: Path) -> None:
     find_sites(model)  # inlines functions
     retype(model.ir, lambda _: ir.DataType.FLOAT, keep_outputs=False)
     save_model(model.ir, output)
-    _ensure_valid(output)
+    _ensure_valid(output, model.path)
 
 
 def needs_fp32_reference(model: OnnxModel) -> bool:
@@ -96,9 +98,17 @@ def has_half_types(model: OnnxModel) -> bool:
     import onnx_ir as ir
 
     half = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    values = [*model.ir.graph.initializers.values(), *model.ir.graph.inputs]
-    values += [v for node in model.ir.graph.all_nodes() for v in node.outputs]
-    return any(v.dtype in half for v in values)
+    bodies = [model.ir.graph, *(function.graph for function in model.ir.functions.values())]
+    for graph in (g for body in bodies for g in (body, *body.subgraphs())):
+        nodes = tuple(graph)
+        values = (*graph.initializers.values(), *graph.inputs, *(v for node in nodes for v in node.outputs))
+        if any(v.dtype in half for v in values):
+            return True
+        # values between nodes have types only where the file says them, and a Cast always says its own
+        casts = [node.attributes["to"] for node in nodes if node.op_type == "Cast" and "to" in node.attributes]
+        if any(to.type == ir.AttributeType.INT and to.value in half for to in casts):
+            return True
+    return False
 
 
 def save_model(model: ir.Model, output: Path) -> None:
@@ -153,16 +163,42 @@ def _belongs(node: ir.Node, decomposed: set[ir.Node], named: set[str]) -> bool:
     return squares and bool(readers) and all(r in named and r.startswith("Reduce") for r in readers)
 
 
-def _ensure_valid(path: Path) -> None:
+def _ensure_precision(sites: dict[ir.Node, str], planned: dict[str, PlannedLayer], model: OnnxModel) -> None:
+    """Checks that no layer was left in another type because its operator is not defined for the planned one."""
+    import onnx_ir as ir
+
+    for node, name in sites.items():
+        layer = planned.get(name)
+        wanted = _data_type(layer.precision) if layer is not None else None
+        got = node.outputs[0].dtype
+        if wanted in (None, got) or got in (None, ir.DataType.DOUBLE):
+            continue
+        assert layer is not None
+        raise PlanError(
+            f"layer '{name}' is planned {layer.precision}, and opset {model.opset} has no {node.op_type} "
+            "of that type.",
+            "Plan it fp32 or fp16, or export the model with a newer opset.",
+        )
+
+
+def _ensure_valid(path: Path, given: Path) -> None:
+    wrong = _why_not_valid(path)
+    # What the checker refused before (an output of unknown rank, say) may run all the same: backends judge it.
+    if wrong and not _why_not_valid(given):
+        raise ModelError(
+            f"the model rewritten for the plan is not valid ONNX: {wrong}.",
+            "This is a fault of the rewriting: please report it with the model; --precision keep avoids it.",
+        )
+
+
+def _why_not_valid(path: Path) -> str:
     import onnx
 
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelError(
-            f"the model rewritten for the plan is not valid ONNX: {str(error).strip().splitlines()[0]}.",
-            "This is a fault of the rewriting: please report it with the model; --precision keep avoids it.",
-        ) from error
+        return str(error).strip().splitlines()[0].rstrip(".")
+    return ""
 
 
 def _ensure_sparse(path: Path, plan: Plan) -> None:

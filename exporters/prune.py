@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from sparseflow_trt._files import written_atomically
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.graph import LayerSite, find_sites, why_not_eligible
-from sparseflow_trt.model_file import OnnxModel, data_files, is_external, tensor_protos
+from sparseflow_trt.model_file import OnnxModel, data_files, is_external, read_model, tensor_protos
 from sparseflow_trt.scan import WeightReader, lay_out, prune_pieces
 from sparseflow_trt.weights import TracedWeight, passes_through
 
@@ -89,13 +89,20 @@ def prune_model(
         raise ModelError(f"{output} is the input itself.", "Name another file with --output.")
     renamed = _output_names(model, output)
     jobs, conflicts, skipped = _jobs(find_sites(model), _Storage(model), exclude)
-    total = sum(file.stat().st_size for file in renamed) + sum(
+    in_file = model.maps_itself
+    if in_file and (renamed or not all(_is_external(job.weight) for job in jobs)):
+        # some weights are ranges of files and some are parts of the protobuf: take them all from that
+        return prune_model(read_model(model.path, inline=True), output, exclude, progress)
+    total = sum(file.stat().st_size for file in (*renamed, *([model.path] if in_file else []))) + sum(
         job.weight.tensor.nbytes for job in jobs if not _is_external(job.weight)
     )
     counter = _Counter(total, progress)
     pruned: list[PrunedWeight] = []
     with WeightReader() as reader, contextlib.ExitStack() as files:
         written = files.enter_context(written_atomically(output))  # renamed last, after its data
+        if in_file:
+            pruned = _copy_pruned(reader, model.path, written, jobs, counter)
+            return PruneReport(output, tuple(pruned), tuple(conflicts), tuple(skipped))
         proto = _copy_of(model.proto)
         pairs = zip(tensor_protos(model.proto), tensor_protos(proto), strict=True)
         inline = {id(old): new for old, new in pairs}

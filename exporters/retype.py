@@ -93,6 +93,8 @@ class _Work:
         self._original: dict[ir.Value, ir.DataType | None] = {}
         self._converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._names = {v.name for node in model.graph.all_nodes() for v in node.outputs}
+        for graph in model.graphs():
+            self._names |= {v.name for v in (*graph.inputs, *graph.initializers.values())}
         self.nodes = 0
         self.casts = 0
         self.clamped: list[Clamped] = []
@@ -126,7 +128,7 @@ class _Work:
                 changed = True
         if changed:
             self.nodes += 1
-            _retype_attributes(node, wanted.outputs[0])
+            _retype_attributes(node, wanted.outputs[0], self.clamped)
 
     def _wanted(self, node: ir.Node) -> _Wanted:
         """The type of each floating input and output, by position; one that is missing is left alone."""
@@ -261,7 +263,7 @@ def _convert(tensor: ir.TensorProtocol, dtype: ir.DataType, clamped: list[Clampe
     return converted
 
 
-def _retype_attributes(node: ir.Node, dtype: ir.DataType) -> None:
+def _retype_attributes(node: ir.Node, dtype: ir.DataType, clamped: list[Clamped]) -> None:
     import onnx_ir as ir
 
     if node.op_type == "Cast":
@@ -269,8 +271,7 @@ def _retype_attributes(node: ir.Node, dtype: ir.DataType) -> None:
     elif node.op_type == "ConstantOfShape":
         value = node.attributes.get("value")
         fill = value.as_tensor().numpy() if value else np.zeros(1, np.float32)
-        clamped: list[Clamped] = []
-        tensor = ir.Tensor(_convert(ir.Tensor(fill), dtype, clamped), dtype)
+        tensor = ir.Tensor(_convert(ir.Tensor(fill, name=node.outputs[0].name), dtype, clamped), dtype)
         node.attributes["value"] = ir.AttrTensor("value", tensor)
 
 

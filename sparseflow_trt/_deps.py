@@ -21,7 +21,7 @@ _KNOWN = {
     "onnxruntime": _Dependency(
         ("onnxruntime", "onnxruntime-gpu"), "1.23", "pip install 'sparseflow-trt[ort]'"
     ),
-    "polygraphy": _Dependency(("polygraphy",), "0.49.20", "pip install 'polygraphy>=0.49.20'"),
+    "polygraphy": _Dependency(("polygraphy",), "0.53.4", "pip install 'polygraphy>=0.53.4'"),
     "torch": _Dependency(("torch",), "2.6", "pip install 'sparseflow-trt[torch]'"),
     "tensorrt": _Dependency(
         ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), "8.6", "pip install 'sparseflow-trt[tensorrt]'"

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.manifest import NAME, SCHEMA_VERSION, Manifest, ModelRecord, check_files, read_manifest
 from sparseflow_trt.model_file import OnnxModel, data_files
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def record_model(model: OnnxModel) -> ModelRecord:
@@ -34,12 +39,15 @@ def build_key(**facts: Any) -> str:
     return hashlib.sha256(json.dumps({"schema": SCHEMA_VERSION, **facts}, sort_keys=True).encode()).hexdigest()
 
 
-def describe_source(source: str | None) -> list[str]:
-    """What a build's key says of a file that a user named, FILE or FILE:FUNCTION: its name and its hash."""
-    if source is None:
-        return []
-    file = Path(source if Path(source).is_file() else source.rpartition(":")[0])
-    return [source, sha256_of(file) if file.is_file() else ""]
+def hash_arrays(sets: Iterable[Mapping[str, np.ndarray[Any, Any]]]) -> str:
+    """The hash of named arrays: of the values themselves, since a loader may give others from the same file."""
+    digest = hashlib.sha256()
+    for arrays in sets:
+        for name, array in arrays.items():
+            digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
+            digest.update(array.tobytes())
+        digest.update(b";")
+    return digest.hexdigest()
 
 
 def built_before(output: Path, key: str) -> Manifest | None:
@@ -56,16 +64,34 @@ def built_before(output: Path, key: str) -> Manifest | None:
     return manifest
 
 
-def refuse_foreign_folder(output: Path) -> None:
-    """Checks that `output` is free, or holds an artifact that may be replaced.
+def check_place(output: Path) -> Path:
+    """Checks that an artifact can go to `output`, passed or failed: that each place is free, or an artifact's.
+
+    Returns:
+        The place itself, where `output` is a link to it, or is named "." or "..".
 
     Raises:
-        ArtifactError: Something else is there.
+        ArtifactError: Something else is there, or the folder to write in is missing.
     """
-    if output.exists() and not (output / NAME).is_file() and (not output.is_dir() or any(output.iterdir())):
+    if output.is_symlink() or output.name in ("", ".."):
+        output = output.resolve()
+    if not output.parent.is_dir():
         raise ArtifactError(
-            f"{output} exists and is no artifact.", "Name another folder with --output, or remove it yourself."
+            f"{output} cannot be written: {output.parent} is no folder.", "Make it first, or name another."
         )
+    for place in dict.fromkeys((output, place_for(output, "fail"))):
+        if _is_foreign(place):
+            raise ArtifactError(
+                f"{place} exists and is no artifact.",
+                "Name another folder with --output, or remove it yourself.",
+            )
+    return output
+
+
+def _is_foreign(place: Path) -> bool:
+    if not place.is_dir():
+        return os.path.lexists(place)
+    return not (place / NAME).is_file() and any(place.iterdir())
 
 
 def place_for(output: Path, status: str) -> Path:

@@ -418,7 +418,7 @@ def _inline_functions(model: OnnxModel) -> None:
 
     try:
         common.InlinePass()(model.ir)
-    except (ir.passes.PassError, ir.passes.InvariantError, ValueError, TypeError, LookupError) as error:
+    except (ir.passes.InvariantError, RuntimeError, ValueError, TypeError, LookupError) as error:
         raise ModelError(
             f"{model.path}: a function of the model cannot be inlined: {deepest(error)}.",
             "Inline the model's functions with onnx.inliner, or export it without functions.",

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Literal
 
+from pydantic import FiniteFloat
+
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt._schema import Record, parse, read_text
 from sparseflow_trt.errors import ArtifactError
@@ -65,7 +67,7 @@ class GraphRecord(Record):
     nodes_retyped: int
     casts: int
     islands: tuple[str, ...]
-    clamped: tuple[tuple[str, int, float], ...]
+    clamped: tuple[tuple[str, int, FiniteFloat], ...]
 
 
 class EngineLayerRecord(Record):
@@ -90,7 +92,7 @@ class EngineRecord(Record):
     chosen_because: str
     versions: dict[str, str]
     device: str
-    build_seconds: float
+    build_seconds: FiniteFloat
     runs_here: str
     sparse_tactics: str
     notes: tuple[str, ...]
@@ -113,7 +115,7 @@ class Manifest(Record):
     graph: GraphRecord
     engine: EngineRecord
     validation: Validation
-    seconds: dict[str, float]
+    seconds: dict[str, FiniteFloat]
     files: dict[str, str]
 
 
@@ -134,7 +136,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{folder} is no artifact: it has no {NAME}.", "Name the folder that `build` wrote.")
     try:
         data = json.loads(read_text(path, ArtifactError, "manifest"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"{path} is not JSON: {error}.", _HINT) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
@@ -149,9 +151,14 @@ def check_files(manifest: Manifest, folder: Path) -> None:
     """Checks that an artifact's files are there and unchanged.
 
     Raises:
-        ArtifactError: One is missing or its hash differs.
+        ArtifactError: One is missing or its hash differs, or the manifest has no hash for one that is used.
     """
+    for name in ("model.onnx", "plan.yaml", manifest.engine.file):
+        if name not in manifest.files:
+            raise ArtifactError(f"{folder / NAME} has no hash for '{name}'.", _HINT)
     for name, sha256 in manifest.files.items():
+        if Path(name).name != name:
+            raise ArtifactError(f"{folder / NAME} names '{name}', which is no file of the artifact.", _HINT)
         path = folder / name
         if not path.is_file():
             raise ArtifactError(f"{path} is missing from the artifact.", _HINT)

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import ModelError
+from sparseflow_trt.inline_data import read_skeleton
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
 _ONNX_DOMAINS = ("", "ai.onnx")
+_MOST_DIMENSIONS = 32  # NumPy 1 makes no array of more
 _HINT_EXPORT = "Export the model again, or give another file."
 
 
@@ -23,8 +25,8 @@ _HINT_EXPORT = "Export the model again, or give another file."
 class OnnxModel:
     """A model file as read: its protobuf, and the onnx-ir graph whose tensors point into it.
 
-    `proto` keeps every byte of the file that is not external data, so that writing it back changes
-    nothing but what was changed on purpose; `ir` is what the graph is read through.
+    Large tensors inside the file are not in `proto`: they are ranges of the file, as external data whose
+    location is the file's own name (see inline_data). Read with `inline`, `proto` is the whole file.
     """
 
     path: Path
@@ -32,13 +34,22 @@ class OnnxModel:
     ir: ir.Model
 
     @property
+    def maps_itself(self) -> bool:
+        """Whether tensors of `proto` are ranges of the model file itself."""
+        return any(_is_in_file(self.path, tensor) for tensor in tensor_protos(self.proto))
+
+    @property
     def opset(self) -> int:
         """The version of the ONNX operator set the model is written in."""
         return self.ir.opset_imports[""]
 
 
-def read_model(path: Path) -> OnnxModel:
+def read_model(path: Path, inline: bool = False) -> OnnxModel:
     """Reads and checks an ONNX model file. External data is checked for its place and size, not read.
+
+    Args:
+        path: The file.
+        inline: Parse the weights inside the file, too, instead of leaving them there.
 
     Raises:
         ModelError: The file is missing, empty, truncated, not ONNX or of an unknown opset; or its
@@ -46,8 +57,10 @@ def read_model(path: Path) -> OnnxModel:
     """
     import onnx_ir as ir
 
-    proto = _parse(path)
+    proto = _parse(path, inline)
     _check_header(path, proto)
+    if any(isinstance(text, bytes) for text in _texts(proto)):  # how protobuf hands out what is no UTF-8
+        raise ModelError(f"{path} is not an ONNX model: a name in it is not text.", _HINT_EXPORT)
     for tensor in tensor_protos(proto):
         _check_tensor(path, tensor)
     try:
@@ -56,6 +69,7 @@ def read_model(path: Path) -> OnnxModel:
         raise ModelError(f"{path} is not a valid ONNX graph: {deepest(error)}.", _HINT_EXPORT) from error
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         ir.external_data.set_base_dir(graph, path.parent)  # of its subgraphs too
+    _check_values(path, model, {s.values.name for g in _graphs(proto) for s in g.sparse_initializer})
     if "" not in model.opset_imports:
         model.opset_imports[""] = model.opset_imports.get("ai.onnx", 1)
     return OnnxModel(path, proto, model)
@@ -63,9 +77,9 @@ def read_model(path: Path) -> OnnxModel:
 
 def data_files(model: OnnxModel) -> list[Path]:
     """The external data files of a model, each once, in the order they are first named."""
-    found = {}
+    found: dict[Path, Path] = {}
     for tensor in tensor_protos(model.proto):
-        if is_external(tensor):
+        if is_external(tensor) and not _is_in_file(model.path, tensor):
             path = model.path.parent / _location(tensor)
             found.setdefault(path.resolve(), path)  # 'w.bin' and './w.bin' are one file
     return list(found.values())
@@ -147,12 +161,14 @@ def _sparse_tensors(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.
         yield from (tensor.values, tensor.indices)
 
 
-def _parse(path: Path) -> onnx.ModelProto:
+def _parse(path: Path, inline: bool) -> onnx.ModelProto:
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
-        data = path.read_bytes()
+        # A link to a file elsewhere is parsed whole: its own ranges would lie outside the model's folder.
+        skeleton = None if inline or path.is_symlink() else read_skeleton(path)
+        data = skeleton or path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist.", "Check the path.") from None
     except IsADirectoryError:
@@ -187,11 +203,66 @@ def _check_header(path: Path, proto: onnx.ModelProto) -> None:
         )
 
 
+def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    waiting = [proto.graph]
+    nodes = [node for function in proto.functions for node in function.node]
+    while waiting or nodes:
+        if waiting:
+            graph = waiting.pop()
+            yield graph
+            nodes += graph.node
+        while nodes:
+            for attribute in nodes.pop().attribute:
+                waiting += [attribute.g] if attribute.HasField("g") else []
+                waiting += attribute.graphs
+
+
+def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Every name in a model that something is looked up by."""
+    nodes = [node for function in proto.functions for node in function.node]
+    for function in proto.functions:
+        yield from (function.name, function.domain, *function.input, *function.output)
+    for graph in _graphs(proto):
+        nodes += graph.node
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            yield value.name
+            yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    for node in nodes:
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for tensor in tensor_protos(proto):
+        yield tensor.name
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
+
+
+def _check_values(path: Path, model: ir.Model, sparse: set[str]) -> None:
+    """Checks that whatever is read is made; onnx-ir does not know sparse initializers."""
+    for graph in model.graphs():
+        for node in graph:
+            for value in node.inputs:
+                if value is not None and not _is_made(value) and value.name not in sparse:
+                    name = node.name or node.op_type
+                    raise ModelError(
+                        f"{path}: node '{name}' reads '{value.name}', which nothing makes.", _HINT_EXPORT
+                    )
+        for value in graph.outputs:
+            if not _is_made(value) and value.name not in sparse:
+                raise ModelError(f"{path}: nothing makes the output '{value.name}'.", _HINT_EXPORT)
+
+
+def _is_made(value: ir.Value) -> bool:
+    return value.producer() is not None or value.is_graph_input() or value.is_initializer()
+
+
 def is_external(tensor: onnx.TensorProto) -> bool:
     """Whether a tensor's values stand in another file."""
     import onnx
 
     return tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def _is_in_file(path: Path, tensor: onnx.TensorProto) -> bool:
+    return is_external(tensor) and _location(tensor) == path.name
 
 
 def external_fields(tensor: onnx.TensorProto) -> dict[str, str]:
@@ -206,6 +277,10 @@ def _location(tensor: onnx.TensorProto) -> str:
 def _check_tensor(path: Path, tensor: onnx.TensorProto) -> None:
     if any(dim < 0 for dim in tensor.dims):
         raise ModelError(f"{path}: tensor '{tensor.name}' has a negative dimension.", _HINT_EXPORT)
+    if len(tensor.dims) > _MOST_DIMENSIONS:
+        raise ModelError(f"{path}: tensor '{tensor.name}' has {len(tensor.dims)} dimensions.", _HINT_EXPORT)
+    if math.prod(dim for dim in tensor.dims if dim) >= 1 << 62 and 0 in tensor.dims:  # of no elements, yet
+        raise ModelError(f"{path}: tensor '{tensor.name}' has an impossible shape.", _HINT_EXPORT)
     if is_external(tensor):
         _check_external(path, tensor)
         return
@@ -223,6 +298,9 @@ def _check_tensor(path: Path, tensor: onnx.TensorProto) -> None:
 
 
 def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
+    if _is_in_file(path, tensor):
+        _check_length(path, tensor, "and has")
+        return
     location = _location(tensor)
     hint = f"Put the data file that was exported with the model beside it, in {path.parent}."
     size = _size_inside(path.parent, location)
@@ -241,17 +319,22 @@ def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
             _HINT_EXPORT,
         )
     expected = _nbytes(path, tensor)
-    offset, length = int(fields.get("offset", 0)), int(fields.get("length", expected))
+    offset = int(fields.get("offset", 0))
     if offset + expected > size:
         raise ModelError(
             f"{path}: the data file '{location}' is too short: tensor '{tensor.name}' ends at byte "
             f"{offset + expected}, the file at {size}.",
             hint,
         )
+    _check_length(path, tensor, "of external data and names")
+
+
+def _check_length(path: Path, tensor: onnx.TensorProto, names: str) -> None:
+    expected = _nbytes(path, tensor)
+    length = int(external_fields(tensor).get("length", expected))
     if length != expected:
         raise ModelError(
-            f"{path}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {expected} bytes of "
-            f"external data and names {length}.",
+            f"{path}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {expected} bytes {names} {length}.",
             _HINT_EXPORT,
         )
 
@@ -293,7 +376,8 @@ def _nbytes(path: Path, tensor: onnx.TensorProto) -> int:
 
     try:
         dtype = ir.DataType(tensor.data_type)
-        return math.ceil(math.prod(tensor.dims) * dtype.bitwidth / 8)
+        bits: int = math.prod(tensor.dims) * dtype.bitwidth
+        return -(-bits // 8)
     except (ValueError, TypeError) as error:
         raise ModelError(
             f"{path}: tensor '{tensor.name}' has data type {tensor.data_type}, which has no fixed size.",

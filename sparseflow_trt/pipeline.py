@@ -15,13 +15,15 @@ from sparseflow_trt._files import put_in_place, sha256_of, temporary_folder
 from sparseflow_trt.artifact import (
     build_key,
     built_before,
-    describe_source,
+    check_place,
+    hash_arrays,
     place_for,
     record_model,
-    refuse_foreign_folder,
 )
 from sparseflow_trt.engines.protocol import BuildRequest, Progress
 from sparseflow_trt.engines.choose import BackendName, backend_for
+from sparseflow_trt.engines.hardware import find_gpus
+from sparseflow_trt.engines.tensorrt_rtx import why_not_here
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.exporters.apply_plan import (
     apply_plan,
@@ -111,6 +113,7 @@ def build(path: Path, options: BuildOptions, on_step: OnStep = lambda _: None) -
             disk; nothing is written then, and an older artifact stays as it was.
     """
     clock = _Clock()
+    output = check_place(options.output)
     with clock("read"):
         model, layers = read(path, on_step)
         check_operators(model)
@@ -118,21 +121,20 @@ def build(path: Path, options: BuildOptions, on_step: OnStep = lambda _: None) -
         record = record_model(model)
         plan = plan_for(model, layers, options.plan, record.sha256)
         policy = options.plan.policy if isinstance(options.plan, PlanOptions) else None
+        inputs = input_sets(model, plan, options.validation)
         backend, why = backend_for(options.backend)
         key = build_key(
             model=record.model_dump(),
             plan=plan.model_dump(mode="json"),
             policy=policy.model_dump(mode="json") if policy else None,
             backend=[backend.name, backend.versions()],
-            inputs=describe_source(options.validation.inputs),
-            validation=[options.validation.seed, options.validation.tolerances.model_dump()],
+            inputs=hash_arrays(given.feeds for given in inputs),
+            tolerances=options.validation.tolerances.model_dump(),
             tool=__version__,
         )
-        if not options.force and (built := built_before(options.output, key)):
-            return BuildResult(options.output, built, unchanged=True)
-        refuse_foreign_folder(options.output)
-        inputs = input_sets(model, plan, options.validation)
-    with temporary_folder(options.output) as folder:
+        if not options.force and (built := built_before(output, key)):
+            return BuildResult(output, built, unchanged=True)
+    with temporary_folder(output) as folder:
         with clock("rewrite"):
             on_step(Progress("Rewriting the graph for the plan"))
             applied = apply_plan(read_model(path), plan, folder / "model.onnx")
@@ -164,9 +166,13 @@ def build(path: Path, options: BuildOptions, on_step: OnStep = lambda _: None) -
                 seconds=clock.rounded(),
                 files={f.name: sha256_of(f) for f in sorted(folder.iterdir()) if f.is_file()},
             )
-            write_report(manifest, folder / "report.html")
+            report = folder / "report.html"
+            write_report(manifest, report)
+            manifest = manifest.model_copy(
+                update={"files": {**manifest.files, report.name: sha256_of(report)}}
+            )
             write_manifest(manifest, folder)
-            target = place_for(options.output, manifest.status)
+            target = place_for(output, manifest.status)
             put_in_place(folder, target)
     return BuildResult(target, manifest, unchanged=False)
 
@@ -281,8 +287,10 @@ def validate_artifact(
 def _engine_candidate(folder: Path, engine: EngineRecord) -> Candidate:
     name, file = f"engine ({engine.backend})", folder / engine.file
     if engine.backend == "onnxruntime":
-        return Candidate(name, file, "onnx", engine.runs_here)
-    return Candidate(name, file, "engine", engine.runs_here or "this version has no runner for TensorRT engines.")
+        return Candidate(name, file, "onnx")
+    # asked again: an artifact may be validated on another machine than it was built on
+    why_not = why_not_here(find_gpus()) or "This version runs TensorRT engines, not TensorRT-RTX's."
+    return Candidate(name, file, "engine", why_not if engine.backend == "tensorrt-rtx" else engine.runs_here)
 
 
 def _policy_record(policy: Policy | None, folder: Path) -> PolicyRecord | None:

@@ -201,7 +201,18 @@ def yaml_from_plan(plan: Plan) -> str:
         "# then: sparseflow-trt build MODEL --plan THIS_FILE\n"
     )
     data = plan.model_dump(mode="json")
-    return head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110)
+    return head + yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what PyYAML would fold: a line separator in a node's name has to come back as it was."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the plan") -> None:

@@ -223,7 +223,7 @@ def _bits(array: Array) -> Array:
 
 
 def _bytes_of(array: Array) -> memoryview:
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _zero_point_like(layout: Layout, weight: TracedWeight, k_axis: int, stored: Array) -> Array | int:

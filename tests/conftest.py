@@ -17,7 +17,7 @@ settings.register_profile("here", deadline=None)  # the first example pays for i
 settings.load_profile("here")
 
 Array = npt.NDArray[Any]
-Dims = Sequence[int | str | None]
+Weights = Mapping[str, Any]  # NumPy arrays of any type
 
 _ONNX_TYPES = {
     "float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16,
@@ -41,14 +41,14 @@ class Models:
     def model(
         self,
         nodes: Sequence[onnx.NodeProto],
-        weights: Mapping[str, Array] | None = None,
-        inputs: Mapping[str, Dims] | None = None,
+        weights: Weights | None = None,
+        inputs: Mapping[str, Any] | None = None,
         outputs: Sequence[str] = ("y",),
         opset: int = 21,
         functions: Sequence[onnx.FunctionProto] = (),
         dtype: int = TensorProto.FLOAT,
     ) -> onnx.ModelProto:
-        """A model whose outputs are of unknown shape."""
+        """A model whose outputs are of unknown shape. `inputs` maps a name to its dimensions, or None."""
         graph = helper.make_graph(
             nodes,
             "main",
@@ -142,4 +142,3 @@ def models(tmp_path: Path) -> Models:
 def naive() -> Naive:
     """Slow, obvious 2:4 arithmetic."""
     return Naive()
-

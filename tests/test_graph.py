@@ -234,7 +234,9 @@ def test_an_initializer_may_be_an_input_too(models: Models) -> None:
 # ---- the way from the stored tensor to the node
 
 
-def _chain(models: Models, nodes: list[onnx.NodeProto], weights: dict[str, Array], **more: Any) -> WeightedLayer:
+def _chain(
+    models: Models, nodes: list[onnx.NodeProto], weights: dict[str, Any], **more: Any
+) -> WeightedLayer:
     """Reads the one MatMul of `x` and `v`, where `nodes` make `v`."""
     last = helper.make_node("MatMul", ["x", "v"], ["y"], name="mm")
     return _only(models.save(models.model([*nodes, last], weights, **more)))
@@ -253,7 +255,8 @@ def test_through_constant_identity_and_casts(models: Models) -> None:
 
 def test_through_transpose(models: Models) -> None:
     weight = prune_2to4(_random(32, 64), 1)
-    for attributes in ({}, {"perm": [1, 0]}):
+    choices: list[dict[str, Any]] = [{}, {"perm": [1, 0]}]
+    for attributes in choices:
         layer = _chain(models, [helper.make_node("Transpose", ["w"], ["v"], **attributes)], {"w": weight})
         assert (layer.k_axes, layer.n, layer.k, layer.state) == ((1,), 32, 64, SPARSE)
 
@@ -307,10 +310,13 @@ def test_a_reshape_behind_a_transpose_has_no_place_in_the_file(models: Models) -
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("transposed", ["no", "before", "after"])
-def test_through_dequantize(models: Models, naive: Naive, dtype: Any, zeros: Any, axis: Any, transposed: str) -> None:
+def test_through_dequantize(
+    models: Models, naive: Naive, dtype: Any, zeros: Any, axis: Any, transposed: str
+) -> None:
     random = np.random.default_rng(1)
     weight = random.integers(0, 256, (64, 64), np.uint8).view(dtype)
-    scale, zero = np.ones((), np.float32), np.zeros((), dtype)
+    scale: Array = np.ones((), np.float32)
+    zero: Array = np.zeros((), dtype)
     spread: Any = 0
     if zeros == "each":
         zero = random.integers(0, 256, 64, np.uint8).view(dtype)
@@ -401,7 +407,7 @@ def chains(draw: st.DrawFn) -> tuple[tuple[int, ...], list[tuple[str, tuple[int,
 
 @st.composite
 def _factors(draw: st.DrawFn, size: int) -> tuple[int, ...]:
-    dims = []
+    dims: list[int] = []
     while size > 1 and len(dims) < 3:
         dims.append(draw(st.sampled_from([d for d in range(1, size + 1) if size % d == 0])))
         size //= dims[-1]
@@ -478,9 +484,9 @@ def test_layers_that_share_a_weight_name_each_other(models: Models) -> None:
 
 
 def test_one_tensor_behind_two_zero_points_has_two_patterns(models: Models) -> None:
-    nodes = [
-        helper.make_node("DequantizeLinear", ["w", "s", f"z{i}"], [f"v{i}"]) for i in range(2)
-    ] + [helper.make_node("MatMul", ["x", f"v{i}"], [f"y{i}"], name=f"mm{i}") for i in range(2)]
+    nodes = [helper.make_node("DequantizeLinear", ["w", "s", f"z{i}"], [f"v{i}"]) for i in range(2)] + [
+        helper.make_node("MatMul", ["x", f"v{i}"], [f"y{i}"], name=f"mm{i}") for i in range(2)
+    ]
     weights = {
         "w": np.full((64, 32), 7, np.int8), "s": np.ones((), np.float32),
         "z0": np.int8(0).reshape(()), "z1": np.int8(7).reshape(()),
@@ -503,10 +509,10 @@ def test_layers_in_branches_with_weights_from_outside_and_inside(models: Models)
         helper.make_node("MatMul", ["x", "outer"], ["z"], name="mm"),
     ]
     weights = {"outer": _random(64, 32), "c": np.array(True)}
-    layers = {l.name: l for l in _layers(models.save(models.model(nodes, weights, outputs=["y", "z"])))}
-    assert list(layers) == ["if/then_branch/mm", "if/else_branch/mm", "mm"] or set(layers) == {
-        "if/then_branch/mm", "if/else_branch/mm", "mm"
-    }  # fmt: skip
+    layers = {
+        layer.name: layer for layer in _layers(models.save(models.model(nodes, weights, outputs=["y", "z"])))
+    }
+    assert set(layers) == {"if/then_branch/mm", "if/else_branch/mm", "mm"}
     assert layers["if/then_branch/mm"].state is NOT_SPARSE
     assert layers["if/then_branch/mm"].shared_with == ("mm",)
     assert layers["if/else_branch/mm"].state is SPARSE
@@ -547,9 +553,20 @@ def test_layers_in_functions_of_the_model(models: Models) -> None:
     ]
     model = models.model(nodes, {"w": _random(64, 32)}, outputs=["y", "z"], functions=[function])
     layers = _layers(models.save(model))
-    assert [(l.state, l.weight_shape) for l in layers] == [(NOT_SPARSE, (64, 32)), (SPARSE, (32, 16))] * 2
-    assert len({l.name for l in layers}) == 4
-    assert all(len(l.shared_with) == 1 for l in layers)
+    assert [(layer.state, layer.weight_shape) for layer in layers] == [
+        (NOT_SPARSE, (64, 32)),
+        (SPARSE, (32, 16)),
+    ] * 2
+    assert len({layer.name for layer in layers}) == 4
+    assert all(len(layer.shared_with) == 1 for layer in layers)
+
+
+def test_a_function_that_cannot_be_inlined_is_named(models: Models) -> None:
+    wrong = helper.make_node("MatMul", ["a", "b"], ["c"])
+    function = helper.make_function("mine", "F", ["a"], ["c"], [wrong], [helper.make_opsetid("", 21)])
+    nodes = [helper.make_node("F", ["x"], ["y"], domain="mine")]
+    with pytest.raises(ModelError, match="a function of the model cannot be inlined: "):
+        _layers(models.save(models.model(nodes, functions=[function])))
 
 
 def test_functions_that_call_each_other_are_refused(models: Models) -> None:
@@ -567,7 +584,7 @@ def test_names_are_unique(models: Models) -> None:
     names = ["mm", "mm#2", "mm", "mm", ""]
     nodes = [helper.make_node("MatMul", ["x", "w"], [f"y{i}"], name=n) for i, n in enumerate(names)]
     path = models.save(models.model(nodes, {"w": _random(64, 32)}, outputs=[f"y{i}" for i in range(5)]))
-    assert [l.name for l in _layers(path)] == ["mm", "mm#2", "mm#3", "mm#4", "MatMul:y4"]
+    assert [layer.name for layer in _layers(path)] == ["mm", "mm#2", "mm#3", "mm#4", "MatMul:y4"]
 
 
 def test_the_exporters_module_and_kind_are_read(models: Models) -> None:
@@ -641,10 +658,14 @@ def test_impossible_nodes_are_named(models: Models, nodes: list[onnx.NodeProto],
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(("op", "shape"), [("Gemm", (64,)), ("Gemm", (2, 64, 32)), ("Conv", (8, 8)), ("MatMul", ())])
+@pytest.mark.parametrize(
+    ("op", "shape"), [("Gemm", (64,)), ("Gemm", (2, 64, 32)), ("Conv", (8, 8)), ("MatMul", ())]
+)
 def test_a_weight_of_the_wrong_rank_is_named(models: Models, op: str, shape: tuple[int, ...]) -> None:
     path = models.save(models.model([helper.make_node(op, ["x", "w"], ["y"])], {"w": _random(*shape)}))
-    with pytest.raises(ModelError, match=f"the {op} node without a name is not valid.*'w' has {len(shape)} dim"):
+    with pytest.raises(
+        ModelError, match=f"the {op} node without a name is not valid.*'w' has {len(shape)} dim"
+    ):
         _layers(path)
 
 

@@ -59,9 +59,7 @@ def test_prune_is_idempotent(case: tuple[Array, int]) -> None:
 
 
 @given(case=weights(), zero=st.integers(-128, 255))
-def test_a_count_is_what_counting_one_by_one_gives(
-    case: tuple[Array, int], zero: int, naive: Naive
-) -> None:
+def test_a_count_is_what_counting_one_by_one_gives(case: tuple[Array, int], zero: int, naive: Naive) -> None:
     values, axis = case
     zero = zero if values.dtype == np.uint8 and zero >= 0 else 0
     mask = pattern.nonzero(values, zero)

@@ -56,10 +56,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A candidate on its way: its runner, or the words for why it has none; and what was found so far."""
+    """A candidate on its way: its runner and what that takes, or why it has none; what was found."""
 
     candidate: Candidate
     runner: BaseRunner | None
+    takes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     runtime: str = ""
     not_run: str = ""
     outputs: list[OutputVerdict] = field(default_factory=list)
@@ -138,7 +139,8 @@ def _open(candidate: Candidate, fed: Collection[str]) -> _Trial:
     try:
         runner, runtime = _runner(candidate)
         with runner:
-            takes = runner.get_input_metadata(use_numpy_dtypes=False)
+            described = runner.get_input_metadata(use_numpy_dtypes=False)
+            takes = {name: tuple(end.shape) for name, end in described.items()}
     except (NotInstalledError, UnsupportedError) as error:  # says nothing about the candidate
         return _Trial(candidate, None, not_run=f"{error.message} {error.hint}")
     except SparseflowError as error:
@@ -150,7 +152,7 @@ def _open(candidate: Candidate, fed: Collection[str]) -> _Trial:
     if foreign:
         problem = f"it takes an input '{foreign[0]}', which the reference does not have."
         return _Trial(candidate, None, errors=[problem])
-    return _Trial(candidate, runner, runtime)
+    return _Trial(candidate, runner, takes, runtime)
 
 
 def _runner(candidate: Candidate) -> tuple[BaseRunner, str]:
@@ -175,11 +177,22 @@ def _run_trial(
     try:
         if trial.candidate.kind == "engine":
             select_profile(runner, given)
+        _check_shapes(trial.takes, given)
         got = _run(runner, given)
     except _run_errors() as error:
         trial.errors.append(f"it cannot run on input set '{given.name}': {one_line(error)}.")
         return
     trial.outputs.extend(_judge(given.name, expected, got, tolerances))
+
+
+def _check_shapes(takes: dict[str, tuple[Any, ...]], given: InputSet) -> None:
+    # Polygraphy would reshape or transpose what does not fit, and the outputs could agree by it.
+    for name, dims in takes.items():
+        shape = given.feeds[name].shape
+        fixed = [isinstance(dim, int) and dim >= 0 for dim in dims]
+        if len(dims) != len(shape) or any(f and d != s for f, d, s in zip(fixed, dims, shape, strict=True)):
+            shown = ", ".join(str(dim) if known else "?" for dim, known in zip(dims, fixed, strict=True))
+            raise InputError(f"it takes '{name}' in shape ({shown}), and the set holds {shape}")
 
 
 def _judge(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._files import sha256_of
 from sparseflow_trt.errors import InputError
 from sparseflow_trt.validation.feeds import InputSet, InputSpec, checked_feeds, read_input_specs
 from sparseflow_trt.validation.messages import one_line, quiet_polygraphy
@@ -58,26 +57,6 @@ def load_inputs(source: str | Path, model: OnnxModel) -> list[InputSet]:
     if not found:
         raise InputError(f"{text} holds no input set.", _HINT)
     return found
-
-
-def describe_source(source: str | Path | None) -> str:
-    """The source with a SHA-256 of the files that it names, so that a change of them shows; "" for none.
-
-    Of a loader's file only its own text is seen, not what it reads; of a module only its name.
-
-    Raises:
-        InputError: A file that it names cannot be read.
-    """
-    if source is None:
-        return ""
-    text = str(source)
-    named = Path(text.rpartition(":")[0] if ".py:" in text else text)
-    files = sorted(named.glob("*.json")) if named.is_dir() else [named] if named.suffix else []
-    try:
-        hashes = [sha256_of(file) for file in files if file.suffix in (".npz", ".json", ".py")]
-    except OSError as error:
-        raise InputError(f"{named} cannot be read: {error.strerror}.", _HINT) from error
-    return " ".join([text, *hashes])
 
 
 def _read(source: str, specs: tuple[InputSpec, ...]) -> Sets:

@@ -1,4 +1,4 @@
-"""Input sets: drawn from a seed for each shape that matters, or read from the user's files."""
+"""Input sets drawn from a seed, for each shape that matters."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from sparseflow_trt.errors import InputError
 from sparseflow_trt.shapes import POINTS, Profile, check_profile
 from sparseflow_trt.validation.feeds import Array, InputSet, InputSpec, read_input_specs
 from sparseflow_trt.validation.index_bounds import index_bound
-from sparseflow_trt.validation.input_files import describe_source, load_inputs
 
 if TYPE_CHECKING:
     from sparseflow_trt.model_file import OnnxModel
-
-__all__ = ["InputSet", "describe_source", "generate_inputs", "load_inputs"]
 
 Shapes = dict[str, tuple[int, ...]]
 

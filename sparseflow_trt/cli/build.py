@@ -18,8 +18,7 @@ from sparseflow_trt.cli.options import (
     read_validation_options,
     validation_options,
 )
-from sparseflow_trt.cli.verdicts import print_validation
-from sparseflow_trt.errors import EXIT_OK, EXIT_OUTPUTS_DIFFER
+from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
 
 if TYPE_CHECKING:
     from sparseflow_trt.manifest import Manifest
@@ -56,7 +55,8 @@ def command(
 ) -> int:
     """Build an engine from MODEL, validate it against the FP32 reference and write an artifact.
 
-    Exits with 4 where the outputs differ more than they may; the artifact is kept then, marked failed.
+    Exits with 4 where the outputs differ more than they may, with 1 where nothing could be compared; the
+    artifact is kept then, marked 'fail' or 'not run'.
     """
     from sparseflow_trt.pipeline import BuildOptions, build
     from sparseflow_trt.plan import read_plan
@@ -79,7 +79,7 @@ def command(
         console.print_json({"artifact": str(result.artifact), "unchanged": result.unchanged, "manifest": manifest})
     else:
         _print(result)
-    return EXIT_OUTPUTS_DIFFER if result.manifest.status == "fail" else EXIT_OK
+    return exit_code_of(result.manifest.validation)
 
 
 def _refuse_both(options: dict[str, Any]) -> None:

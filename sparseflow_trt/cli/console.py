@@ -29,8 +29,8 @@ def styled(text: str, style: str) -> Text:
 
 
 def print_json(data: Any) -> None:
-    """Prints plain data as JSON on standard output."""
-    print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+    """Prints plain data as JSON on standard output, in ASCII: it is read by programs, in any locale."""
+    print(json.dumps(data, indent=2, allow_nan=False))
 
 
 def table(*columns: str, title: str | None = None) -> Table:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import os
 import sys
+import traceback
 
 import click
 
@@ -55,40 +59,66 @@ def group() -> None:
 
 def main() -> None:
     """The console script: runs a command, and turns what goes wrong into words."""
-    debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # "×" in a locale that has none is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
-        code = group.main(standalone_mode=False, prog_name="sparseflow-trt")
-        sys.exit(code if isinstance(code, int) else EXIT_OK)
-    except SparseflowError as error:
-        if debug:
-            raise
-        _complain(error.message, error.hint)
-        sys.exit(error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        if debug:
-            raise
-        _complain("interrupted; nothing was written.", "")
-        sys.exit(EXIT_INTERRUPTED)
+        result = group.main(standalone_mode=False, prog_name="sparseflow-trt")
+        sys.stdout.flush()  # here, where it can still be said that the disk is full
+        code = result if isinstance(result, int) else EXIT_OK
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(EXIT_FAILED)
-    except Exception as error:  # noqa: BLE001 - the edge: whatever it is, it is said in one line
-        if debug:
-            raise
-        _complain(
-            f"this is a fault of sparseflow-trt, not of your input: {type(error).__name__}: {error}",
-            "Run it again with --debug and report what it prints.",
-        )
-        sys.exit(EXIT_FAILED)
+        code = EXIT_FAILED  # whoever read the output has had enough of it
+        _give_up_stdout()
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge: whatever it is, it is said in one line
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        code = _explain(error)
+        _give_up_stdout()
+    sys.exit(code)
 
 
-def _complain(message: str, hint: str) -> None:
-    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+def _explain(error: BaseException) -> int:
+    """Says what went wrong, and returns the exit code for it."""
+    if isinstance(error, SparseflowError):
+        return _complain(error.message, error.hint, error.exit_code)
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        error.show()  # the help; click before 8.2 prints it without an error
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        hint = f"{context.command_path} --help shows what it takes." if context else ""
+        return _complain(error.format_message(), hint, error.exit_code)
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return _complain("interrupted; nothing was written.", "", EXIT_INTERRUPTED)
+    if isinstance(error, MemoryError):
+        return _complain("there is not enough memory.", "Use a machine with more, or smaller shapes.")
+    if isinstance(error, OSError) and error.strerror:
+        where = error.filename if isinstance(error.filename, str) else "reading or writing failed"
+        return _complain(f"{where}: {error.strerror}.", "Check the path, its permissions and the free space.")
+    return _complain(
+        f"this is a fault of sparseflow-trt, not of your input: {type(error).__name__}: {error}",
+        "Run it again with --debug and report what it prints.",
+    )
+
+
+def _complain(message: str, hint: str, code: int = EXIT_FAILED) -> int:
+    click.echo(click.style("error: ", fg="red", bold=True) + _printable(message), err=True)
     if hint:
-        click.echo(click.style("hint:  ", bold=True) + hint, err=True)
+        click.echo(click.style("hint:  ", bold=True) + _printable(hint), err=True)
+    return code
+
+
+def _printable(text: str) -> str:
+    """Text without control characters, which a name in a model may hold to command the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _give_up_stdout() -> None:
+    """Sends what is still buffered nowhere: Python would try to write it at its exit, and complain."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sparseflow_trt.policy import Policy
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_T = TypeVar("_T")
 
 model_argument = click.argument("model", type=click.Path(path_type=Path))
 
@@ -80,7 +81,7 @@ def read_plan_options(
     """What the plan options ask for.
 
     Raises:
-        ShapeError: A range cannot be read.
+        ShapeError: A range cannot be read, or is given twice.
         PolicyError: There is no such policy.
     """
     from sparseflow_trt.pipeline import PlanOptions
@@ -88,11 +89,22 @@ def read_plan_options(
 
     return PlanOptions(
         policy=find_policy_for(policy),
-        axes=dict(parse_axis_range(text) for text in dims),
-        shapes=dict(parse_input_range(text) for text in shapes),
+        axes=_each_once(map(parse_axis_range, dims), "axis"),
+        shapes=_each_once(map(parse_input_range, shapes), "input"),
         precision=precision,
         sparsity=sparsity,
     )
+
+
+def _each_once(pairs: Iterable[tuple[str, _T]], what: str) -> dict[str, _T]:
+    from sparseflow_trt.errors import ShapeError
+
+    found: dict[str, _T] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ShapeError(f"{what} '{name}' is given two ranges.", "Give each one range: MIN,OPT,MAX.")
+        found[name] = value
+    return found
 
 
 def find_policy_for(name: str | None) -> Policy | None:

@@ -9,7 +9,7 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import common_options, model_argument, plan_options, read_plan_options
-from sparseflow_trt.errors import EXIT_OK
+from sparseflow_trt.errors import EXIT_OK, PlanError
 
 
 @click.command("plan")
@@ -23,6 +23,8 @@ def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> 
     from sparseflow_trt.pipeline import plan_for, read
     from sparseflow_trt.plan import yaml_from_plan
 
+    if output and output.exists() and model.exists() and output.samefile(model):
+        raise PlanError(f"{output} is the model itself.", "Name another file with --output.")
     with console.progress_bar() as show:
         found, layers = read(model, lambda p: show(p.step, p.done, p.total))
     plan = plan_for(found, layers, read_plan_options(**options), sha256_of(model))

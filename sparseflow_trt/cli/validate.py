@@ -8,8 +8,7 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import common_options, read_validation_options, validation_options
-from sparseflow_trt.cli.verdicts import print_validation
-from sparseflow_trt.errors import EXIT_OK, EXIT_OUTPUTS_DIFFER
+from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
 
 
 @click.command("validate")
@@ -24,7 +23,7 @@ def command(
 ) -> int:
     """Compare ARTIFACT with the model it was built from, in FP32. The artifact is not changed.
 
-    Exits with 4 where the outputs differ more than they may.
+    Exits with 4 where the outputs differ more than they may, with 1 where nothing could be compared.
     """
     from sparseflow_trt.pipeline import validate_artifact
 
@@ -35,4 +34,4 @@ def command(
         console.print_json(validation.model_dump(mode="json"))
     else:
         print_validation(validation)
-    return EXIT_OUTPUTS_DIFFER if validation.verdict == "fail" else EXIT_OK
+    return exit_code_of(validation)

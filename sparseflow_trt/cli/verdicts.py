@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.cli import console
+from sparseflow_trt.errors import EXIT_FAILED, EXIT_OK, EXIT_OUTPUTS_DIFFER
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -18,7 +20,9 @@ def print_validation(validation: Validation) -> None:
     """Prints each candidate's verdict, its worst figures per output, and what failed or was not run."""
     out = console.out()
     out.print("\nValidation against the FP32 reference:", _coloured(validation.verdict))
-    table = console.table("Candidate", "Verdict", "Output", ">Max abs", ">Mean abs", ">Cosine", ">PSNR dB", ">Sets")
+    table = console.table(
+        "Candidate", "Verdict", "Output", ">Max abs", ">Mean abs", ">Cosine", ">PSNR dB", ">Equal", ">Sets"
+    )
     for candidate in validation.candidates:
         for name in dict.fromkeys(o.output for o in candidate.outputs):
             rows = [o for o in candidate.outputs if o.output == name]
@@ -26,23 +30,30 @@ def print_validation(validation: Validation) -> None:
                 candidate.name, _coloured(candidate.verdict), name,
                 _worst([o.max_abs for o in rows], max), _worst([o.mean_abs for o in rows], max),
                 _worst([o.cosine for o in rows], min, 6), _worst([o.psnr for o in rows], min, 1),
-                str(len(rows)),
+                _worst([o.equal for o in rows], min, 4), str(len(rows)),
             )  # fmt: skip
         if not candidate.outputs:
-            table.add_row(candidate.name, _coloured(candidate.verdict), "", "", "", "", "", "")
+            table.add_row(candidate.name, _coloured(candidate.verdict))
     out.print(table)
     for candidate in validation.candidates:
         if candidate.reason and candidate.verdict != "pass":
             out.print(f"  {candidate.name}: {candidate.reason}")
 
 
+def exit_code_of(validation: Validation) -> int:
+    """What a command says of a validation to a script: one that compared nothing has not passed."""
+    return {"pass": EXIT_OK, "fail": EXIT_OUTPUTS_DIFFER, "not run": EXIT_FAILED}[validation.verdict]
+
+
 def _coloured(verdict: str) -> Text:
     return console.styled(verdict, _COLOURS[verdict])
 
 
-def _worst(values: list[float | None], pick: type[max] | type[min] | object, decimals: int | None = None) -> str:
+def _worst(
+    values: list[float | None], pick: Callable[[list[float]], float], decimals: int | None = None
+) -> str:
     known = [v for v in values if v is not None]
     if not known or len(known) < len(values):
         return "-"
-    worst = pick(known)  # type: ignore[operator]
+    worst = pick(known)
     return f"{worst:.2e}" if decimals is None else f"{worst:.{decimals}f}"

@@ -25,6 +25,6 @@ def write_report(manifest: Manifest, path: Path) -> None:
         manifest=manifest,
         notes=[n for n in dict.fromkeys((manifest.engine.sparse_tactics, *manifest.engine.notes)) if n],
         sparse_layers=sparse,
-         engine_types=types.most_common()
+        engine_types=types.most_common(),
     )
     path.write_text(page, encoding="utf-8")

@@ -18,7 +18,9 @@ from sparseflow_trt.shapes import make_profile
 from sparseflow_trt.validation import compare as module
 from sparseflow_trt.validation.compare import Candidate, compare
 from sparseflow_trt.validation.engine_runner import select_profile
-from sparseflow_trt.validation.inputs import InputSet, generate_inputs
+from sparseflow_trt.validation.feeds import InputSet
+from sparseflow_trt.validation.inputs import generate_inputs
+from sparseflow_trt.validation.runners import reference_runner
 from sparseflow_trt.validation.tolerances import DEFAULTS, Tolerances, output_tolerances, parse_tolerance
 from sparseflow_trt.verdict import Validation, overall_verdict
 
@@ -161,6 +163,22 @@ def test_inputs_of_other_names_fail(
     )  # fmt: skip
 
 
+def test_inputs_of_another_layout_fail(tmp_path: Path, save: Callable[..., Path]) -> None:
+    paths = [
+        save(
+            tmp_path / f"{i}.onnx",
+            [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)],
+            [("x", TensorProto.FLOAT, dims)],
+            [("y", TensorProto.FLOAT, [])],
+        )
+        for i, dims in enumerate(([1, 2, 3], [1, 3, 2]))
+    ]
+    sets = generate_inputs(read_model(paths[0]), [])
+    (found,) = compare(paths[0], [Candidate("turned", paths[1], "onnx")], sets, FP16).candidates
+    assert found.verdict == "fail"
+    assert "it takes 'x' in shape (1, 3, 2), and the set holds (1, 2, 3)." in found.reason
+
+
 def test_an_fp16_candidate_is_compared_in_wider_types(
     tmp_path: Path, reference: Path, inputs: list[InputSet]
 ) -> None:
@@ -184,7 +202,7 @@ def test_bf16_goes_in_and_out(typed_ends: OnnxModel) -> None:
     found = compare(typed_ends.path, [Candidate("same", typed_ends.path, "onnx")], sets, FP16)
     assert found.verdict == "pass"
     # What comes out is what was fed, added and rounded to BF16.
-    outputs = module._run(module.reference_runner(typed_ends.path), sets[0])
+    outputs = module._run(reference_runner(typed_ends.path), sets[0])
     feeds = sets[0].feeds
     total = feeds["brain"].astype(np.float32) + feeds["half"].astype(np.float32)
     expected = total.astype(feeds["brain"].dtype).astype(np.float32)

@@ -10,7 +10,8 @@ from polygraphy.json import save_json
 
 from sparseflow_trt.errors import InputError
 from sparseflow_trt.model_file import OnnxModel
-from sparseflow_trt.validation.inputs import describe_source, generate_inputs, load_inputs
+from sparseflow_trt.validation.input_files import load_inputs
+from sparseflow_trt.validation.inputs import generate_inputs
 
 
 def feeds(rows: int = 2) -> dict[str, Any]:
@@ -191,15 +192,3 @@ def test_nothing_is_printed(tmp_path: Path, embedding: OnnxModel, capfd: pytest.
     capfd.readouterr()
     load_inputs(tmp_path / "a.json", embedding)
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_description_changes_with_the_files(tmp_path: Path) -> None:
-    path = write_npz(tmp_path / "real.npz", feeds(1))
-    before = describe_source(path)
-    assert before == describe_source(str(path))
-    write_npz(path, feeds(2))
-    assert describe_source(path) != before
-    assert describe_source(None) == ""
-    assert describe_source("module:load") == "module:load"
-    with pytest.raises(InputError, match="cannot be read"):
-        describe_source(tmp_path / "gone.npz")

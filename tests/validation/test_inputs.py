@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 from sparseflow_trt.errors import InputError, ShapeError
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.shapes import Profile, ShapeRange
-from sparseflow_trt.validation.inputs import InputSet, generate_inputs
+from sparseflow_trt.validation.feeds import InputSet
+from sparseflow_trt.validation.inputs import generate_inputs
 
 
 def profile(name: str, low: int, opt: int, high: int) -> Profile:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.plan import Plan, PlannedLayer
+from sparseflow_trt.plan import Plan, Precision
 from sparseflow_trt.validation.tolerances import (
     DEFAULTS,
     Tolerances,
@@ -17,18 +17,9 @@ from sparseflow_trt.validation.tolerances import (
 
 
 def plan(precision: str, *layers: str) -> Plan:
-    planned = [
-        PlannedLayer(name=str(i), kind="ffn", n=8, k=8, precision=p, sparsity="dense", reason="r")
-        for i, p in enumerate(layers)
-    ]  # type: ignore[misc, unused-ignore]
-    return Plan.model_validate(
-        {
-            "precision": precision,
-            "policy": "none",
-            "profiles": (),
-            "layers": [p.model_dump() for p in planned],
-        }
-    )
+    common = {"kind": "ffn", "n": 8, "k": 8, "sparsity": "dense", "reason": "r"}
+    planned = [{"name": str(i), "precision": own, **common} for i, own in enumerate(layers)]
+    return Plan.model_validate({"precision": precision, "policy": "none", "profiles": (), "layers": planned})
 
 
 @pytest.mark.parametrize(
@@ -41,9 +32,9 @@ def plan(precision: str, *layers: str) -> Plan:
         (plan("keep"), "fp32"),
     ],
 )
-def test_the_coarsest_precision_counts(found: Plan, expected: str) -> None:
+def test_the_coarsest_precision_counts(found: Plan, expected: Precision) -> None:
     assert plan_precision(found) == expected
-    assert Tolerances().for_plan(found).of("y") == DEFAULTS[expected]  # type: ignore[index]
+    assert Tolerances().for_plan(found).of("y") == DEFAULTS[expected]
 
 
 def test_a_coarser_precision_is_allowed_more() -> None:

@@ -1,0 +1,572 @@
+"""Pruning a model: its weights become 2:4, and nothing else changes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from sparseflow_trt.errors import ArtifactError, ModelError
+from sparseflow_trt.exporters.prune import PruneReport, prune_model
+from sparseflow_trt.graph import SparsityState, all_eligible_sparse, read_layers
+from sparseflow_trt.model_file import read_model
+from sparseflow_trt.pattern import prune_2to4
+
+if TYPE_CHECKING:
+    from tests.conftest import Array, Models, Naive
+
+
+def _random(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def _prune(path: Path, **options: Any) -> tuple[PruneReport, onnx.ModelProto]:
+    """Prunes a file; checks that it and its data files stay as they were."""
+    before = _hashes(path.parent)
+    output = path.parent / "out" / "pruned.onnx"
+    output.parent.mkdir(exist_ok=True)
+    report = prune_model(read_model(path), output, **options)
+    assert _hashes(path.parent) == before
+    proto = onnx.ModelProto()
+    proto.ParseFromString(output.read_bytes())
+    return report, proto
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir() if f.is_file()}
+
+
+def _values(proto: onnx.ModelProto, folder: Path, like: Mapping[str, Array]) -> dict[str, Array]:
+    """Each initializer's values, read by hand."""
+    found = {}
+    for tensor in proto.graph.initializer:
+        data = tensor.raw_data
+        if tensor.data_location == TensorProto.EXTERNAL:
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            begin = int(entries.get("offset", 0))
+            size = like[tensor.name].nbytes
+            data = (folder / entries["location"]).read_bytes()[begin : begin + size]
+        if tensor.name in like:
+            found[tensor.name] = np.frombuffer(data, like[tensor.name].dtype).reshape(tensor.dims)
+    return found
+
+
+def _same(a: Array, b: Array) -> None:
+    assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, np.ascontiguousarray(b).tobytes())
+
+
+_MATMUL = [helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")]
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        np.float32,
+        np.float16,
+        ml_dtypes.bfloat16,
+        ml_dtypes.float8_e4m3fn,
+        ml_dtypes.float8_e5m2,
+        np.int8,
+        np.uint8,
+    ],
+)
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize(
+    ("op", "shape", "axis", "attributes"),
+    [
+        ("MatMul", (64, 32), 0, {}),
+        ("MatMul", (3, 64, 8), 1, {}),
+        ("Gemm", (64, 32), 0, {}),
+        ("Gemm", (32, 64), 1, {"transB": 1}),
+        ("Conv", (8, 16, 3, 3), 1, {}),
+        ("Conv", (8, 32, 1, 1), 1, {"group": 2}),
+    ],
+)
+def test_every_type_and_axis(
+    models: Models, naive: Naive, dtype: Any, external: bool, op: str, shape: Any, axis: int, attributes: Any
+) -> None:
+    weight = (_random(*shape) * 30 + 40).clip(1, 120).astype(dtype)
+    nodes = [
+        helper.make_node("Cast", ["w"], ["v"], to=TensorProto.FLOAT),
+        helper.make_node(op, ["x", "v"], ["y"], name="node", **attributes),
+    ]
+    x = ("b", 64, 9, 9) if op == "Conv" else ("b", 64)
+    model = models.model(nodes, {"w": weight}, {"x": x})
+    if external:
+        models.externalize(model, {"w": "w.bin"}, padding=7)
+    path = models.save(model)
+    report, proto = _prune(path)
+    expected = naive.prune(weight, axis)
+    _same(_values(proto, report.output.parent, {"w": weight})["w"], expected)
+    (pruned,) = report.pruned
+    assert (pruned.weight, pruned.layers, pruned.elements) == ("w", ("node",), weight.size)
+    assert pruned.zeroed == np.count_nonzero(weight != expected)
+    assert not report.conflicts
+    assert not report.skipped
+    assert all_eligible_sparse(read_layers(read_model(report.output)))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shape", "axis"),
+    [
+        ([helper.make_node("Transpose", ["w"], ["v"])], (32, 64), 1),
+        ([helper.make_node("Reshape", ["w", "to"], ["v"])], (2, 32, 32), None),
+        (
+            [helper.make_node("Transpose", ["w"], ["a"]), helper.make_node("Reshape", ["a", "to"], ["v"])],
+            (16, 128),
+            None,
+        ),
+        (
+            [helper.make_node("Identity", ["w"], ["a"]), helper.make_node("Cast", ["a"], ["v"], to=1)],
+            (64, 32),
+            0,
+        ),
+    ],
+)
+@pytest.mark.parametrize("external", [False, True])
+def test_through_a_chain(
+    models: Models, naive: Naive, nodes: Any, shape: Any, axis: Any, external: bool
+) -> None:
+    weight = _random(*shape)
+    nodes = [*nodes, helper.make_node("MatMul", ["x", "v"], ["y"])]
+    model = models.model(nodes, {"w": weight, "to": np.array([64, 32], np.int64)})
+    if external:
+        models.externalize(model, {"w": "w.bin"})
+    report, proto = _prune(models.save(model))
+    pruned = _values(proto, report.output.parent, {"w": weight})["w"]
+    if axis is not None:
+        _same(pruned, naive.prune(weight, axis))
+    assert np.count_nonzero(pruned) == weight.size // 2
+    (layer,) = read_layers(read_model(report.output))
+    assert layer.state is SparsityState.SPARSE
+
+
+def test_asymmetric_integers_are_pruned_to_their_zero_points(models: Models, naive: Naive) -> None:
+    weight = np.random.default_rng(0).integers(0, 256, (64, 32), np.uint8)
+    zero = np.random.default_rng(1).integers(0, 256, 32, np.uint8)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["v"], axis=1),
+        helper.make_node("MatMul", ["x", "v"], ["y"]),
+    ]
+    path = models.save(models.model(nodes, {"w": weight, "s": np.ones(32, np.float32), "z": zero}))
+    report, proto = _prune(path)
+    _same(_values(proto, path.parent, {"w": weight})["w"], naive.prune(weight, 0, zero[None, :]))
+    assert all_eligible_sparse(read_layers(read_model(report.output)))
+
+
+def test_typed_data_becomes_raw(models: Models) -> None:
+    weight = _random(64, 32)
+    model = models.model(_MATMUL, {})
+    model.graph.initializer.append(helper.make_tensor("w", TensorProto.FLOAT, (64, 32), weight.reshape(-1)))
+    _, proto = _prune(models.save(model))
+    assert not proto.graph.initializer[0].float_data
+    _same(_values(proto, models.folder, {"w": weight})["w"], prune_2to4(weight, 0))
+
+
+def test_a_constant_node_is_pruned_and_a_list_of_numbers_is_left(models: Models) -> None:
+    weight = _random(64, 32)
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=models.tensor("t", weight)),
+        helper.make_node("MatMul", ["x", "c"], ["y"], name="tensor"),
+        helper.make_node("Constant", [], ["l"], value_floats=_random(64).tolist()),
+        helper.make_node("MatMul", ["x", "l"], ["z"], name="list"),
+    ]
+    report, proto = _prune(models.save(models.model(nodes, outputs=["y", "z"])))
+    assert [p.layers for p in report.pruned] == [("tensor",)]
+    assert report.skipped == (("list", "weight 'l' is a list of numbers, not a tensor"),)
+    assert proto.graph.node[0].attribute[0].t.raw_data == prune_2to4(weight, 0).tobytes()
+
+
+# ---- everything else stays
+
+
+def _rich(models: Models) -> onnx.ModelProto:
+    """A model with something in every corner that a rewrite could lose."""
+    inner = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "inner"], ["t"])],
+        "then",
+        [],
+        [helper.make_tensor_value_info("t", TensorProto.FLOAT, None)],
+        [models.tensor("inner", _random(64, 32))],
+    )
+    function = helper.make_function(
+        "mine",
+        "F",
+        ["a"],
+        ["c"],
+        [
+            helper.make_node("Constant", [], ["k"], value=models.tensor("k", _random(32, 16))),
+            helper.make_node("MatMul", ["a", "k"], ["c"], name="infn"),
+        ],
+        [helper.make_opsetid("", 21)],
+    )
+    nodes = [
+        *_MATMUL,
+        helper.make_node("If", ["if"], ["br"], name="if", then_branch=inner, else_branch=inner),
+        helper.make_node("F", ["y"], ["fn"], domain="mine"),
+        helper.make_node("Gather", ["table", "ids"], ["g"], doc_string="a lookup"),
+    ]
+    weights = {
+        "w": _random(64, 32),
+        "if": np.array(True),
+        "table": _random(10, 64),
+        "ids": np.array([1, 2]),
+    }
+    model = models.model(nodes, weights, outputs=["y", "br", "fn", "g"], functions=[function])
+    model.opset_import.add(domain="com.microsoft", version=1)
+    model.producer_name, model.producer_version, model.domain = "somebody", "1.2.3", "here"
+    model.model_version, model.doc_string = 7, "what it is"
+    helper.set_model_props(model, {"author": "somebody", "license": "some"})
+    model.graph.doc_string = "the main graph"
+    model.graph.node[0].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'm.q_proj', 'mm']")
+    model.graph.value_info.add().CopyFrom(
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ("batch", 32))
+    )
+    note = model.graph.quantization_annotation.add(tensor_name="w")
+    note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="s")
+    model.graph.initializer[0].doc_string = "a weight"
+    model.graph.initializer[0].metadata_props.add(key="who", value="me")
+    # fields that this version of ONNX does not know
+    data = model.SerializeToString() + b"\xfa\xff\xff\x7f\x03new"
+    model.ParseFromString(data)
+    return model
+
+
+@pytest.mark.parametrize(
+    "files", [{}, {"w": "one.bin"}, {"w": "one.bin", "table": "one.bin", "ids": "sub/two.bin"}]
+)
+def test_all_but_the_weights_is_byte_identical(models: Models, files: dict[str, str]) -> None:
+    model = _rich(models)
+    models.externalize(model, files, padding=13)
+    path = models.save(model)
+    report, proto = _prune(path)
+    assert {p.weight for p in report.pruned} >= {"w", "inner"}
+    assert sum(p.weight not in ("w", "inner") for p in report.pruned) == 1  # the function's
+    assert len(report.pruned) == 4  # both branches hold their own copy of 'inner'
+    before, after = _tensors(model), _tensors(proto)
+    assert [t.name for t in before] == [t.name for t in after]
+    for old, new in zip(before, after, strict=True):
+        if new.data_location == TensorProto.EXTERNAL:
+            was = {entry.key: entry.value for entry in old.external_data}
+            now = {entry.key: entry.value for entry in new.external_data}
+            assert now.pop("location").startswith("pruned.onnx.data")
+            was.pop("location")
+            assert now == was
+            new.ClearField("external_data")
+            new.external_data.extend(old.external_data)
+        elif old.name in ("w", "inner", "k"):
+            assert new.raw_data != old.raw_data
+            new.raw_data = old.raw_data
+    assert proto.SerializeToString() == path.read_bytes()
+    for name in dict.fromkeys(files.values()):
+        size = (path.parent / name).stat().st_size
+        renamed = [f for f in report.output.parent.iterdir() if f.stat().st_size == size]
+        old_bytes, new_bytes = (path.parent / name).read_bytes(), renamed[0].read_bytes()
+        if name == "one.bin":
+            weight = _random(64, 32)
+            end = 13 + weight.nbytes
+            assert new_bytes[13:end] == prune_2to4(weight, 0).tobytes()
+            new_bytes = new_bytes[:13] + weight.tobytes() + new_bytes[end:]
+        assert new_bytes == old_bytes
+    assert len(list(report.output.parent.iterdir())) == 1 + len(set(files.values()))
+
+
+def _tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    tensors = list(proto.graph.initializer)
+    for node in proto.graph.node:
+        tensors += [t for a in node.attribute if a.HasField("g") for t in a.g.initializer]
+    return tensors + [a.t for f in proto.functions for n in f.node for a in n.attribute if a.HasField("t")]
+
+
+def test_a_2to4_model_is_written_as_it_was(models: Models) -> None:
+    path = models.matmul(prune_2to4(_random(64, 32), 0))
+    report, _ = _prune(path)
+    assert [p.zeroed for p in report.pruned] == [0]
+    assert report.output.read_bytes() == path.read_bytes()
+
+
+def test_a_model_in_memory_can_be_used_again(models: Models) -> None:
+    model = models.model(_MATMUL, {"w": _random(64, 32)})
+    models.externalize(model, {"w": "w.bin"})
+    read = read_model(models.save(model))
+    before = read.proto.SerializeToString()
+    for name in ("a.onnx", "b.onnx"):
+        prune_model(read, models.folder / name)
+        assert read.proto.SerializeToString() == before
+    assert (models.folder / "a.onnx.data").read_bytes() == (models.folder / "b.onnx.data").read_bytes()
+    assert all_eligible_sparse(read_layers(read_model(models.folder / "b.onnx")))
+
+
+def test_one_file_under_several_names(models: Models) -> None:
+    nodes = [helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"]) for i in range(3)]
+    weights = {f"w{i}": _random(64, 32, seed=i) for i in range(3)}
+    model = models.model(nodes, weights, outputs=["y0", "y1", "y2"])
+    (models.folder / "sub").mkdir()
+    models.externalize(model, {"w0": "w.bin", "w1": "./w.bin", "w2": "sub/../w.bin"})
+    report, proto = _prune(models.save(model))
+    assert len(report.pruned) == 3
+    assert sorted(p.name for p in report.output.parent.iterdir()) == ["pruned.onnx", "pruned.onnx.data"]
+    for name, values in _values(proto, report.output.parent, weights).items():
+        _same(values, prune_2to4(weights[name], 0))
+
+
+# ---- shared weights
+
+
+def _shared(
+    models: Models, nodes: Sequence[onnx.NodeProto], weights: dict[str, Any], **more: Any
+) -> PruneReport:
+    outputs = [name for node in nodes for name in node.output if name.startswith("y")]
+    return _prune(models.save(models.model(nodes, weights, outputs=outputs, **more)))[0]
+
+
+def test_a_shared_weight_is_pruned_once(models: Models) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y1"], name="a"),
+        helper.make_node("Gemm", ["x", "w"], ["y2"], name="b"),
+        helper.make_node("Transpose", ["w"], ["t"]),
+        helper.make_node("Gemm", ["x", "t"], ["y3"], name="c", transB=1),
+    ]
+    report = _shared(models, nodes, {"w": _random(64, 32)})
+    (pruned,) = report.pruned
+    assert (pruned.layers, pruned.zeroed) == (("a", "b", "c"), 1024)
+
+
+def test_users_of_different_axes_are_a_conflict(models: Models) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y1"], name="a"),
+        helper.make_node("Gemm", ["x", "w"], ["y2"], name="b", transB=1),
+    ]
+    report = _shared(models, nodes, {"w": _random(64, 64)})
+    assert not report.pruned
+    reason = "weight 'w' is shared by layers whose K lies on different axes: 'a' against 'b'"
+    assert report.conflicts == (("a", reason), ("b", reason))
+
+
+def test_a_user_that_cannot_be_2to4_is_a_conflict(models: Models) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y1"], name="a"),
+        helper.make_node("Gemm", ["z", "w"], ["y2"], name="b", transB=1),
+    ]
+    report = _shared(models, nodes, {"w": _random(64, 6)}, inputs={"x": ("b", 64), "z": ("b", 6)})
+    assert not report.pruned
+    assert report.skipped == (("b", "K=6 is not a multiple of 4"),)
+    assert report.conflicts == (("a", "weight 'w' is also read by Gemm 'b', which pruning would change"),)
+
+
+@pytest.mark.parametrize(
+    ("other", "reader"),
+    [
+        (helper.make_node("Gather", ["w", "ids"], ["y2"], name="embed"), "Gather 'embed'"),
+        (helper.make_node("Add", ["x", "w"], ["y2"]), "Add 'y2'"),
+        (helper.make_node("MatMul", ["w", "w"], ["y2"], name="square"), "MatMul 'square'"),
+        (helper.make_node("Gemm", ["x", "v", "w"], ["y2"], name="bias"), "Gemm 'bias'"),
+        (helper.make_node("Reshape", ["w", "ids"], ["y2"]), "the graph's outputs"),
+    ],
+)
+def test_another_reader_is_a_conflict(models: Models, other: onnx.NodeProto, reader: str) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y1"], name="a"), other]
+    weights = {"w": _random(64, 64), "v": prune_2to4(_random(64, 64), 0), "ids": np.array([64, 64])}
+    report = _shared(models, nodes, weights)
+    assert ("a", f"weight 'w' is also read by {reader}, which pruning would change") in report.conflicts
+    assert "w" not in {p.weight for p in report.pruned}
+
+
+def test_a_weight_that_is_an_output_is_a_conflict(models: Models) -> None:
+    model = models.model(_MATMUL, {"w": _random(64, 32)}, outputs=["y", "w"])
+    report, _ = _prune(models.save(model))
+    assert report.conflicts == (
+        ("mm", "weight 'w' is also read by the graph's outputs, which pruning would change"),
+    )
+
+
+def test_users_with_other_zero_points_are_a_conflict(models: Models) -> None:
+    nodes = [helper.make_node("DequantizeLinear", ["w", "s", f"z{i}"], [f"v{i}"]) for i in range(2)]
+    nodes += [helper.make_node("MatMul", ["x", f"v{i}"], [f"y{i}"], name=f"m{i}") for i in range(2)]
+    weights = {
+        "w": np.full((64, 32), 7, np.int8),
+        "s": np.ones((), np.float32),
+        "z0": np.full((), 1, np.int8),
+        "z1": np.full((), 2, np.int8),
+    }
+    report = _shared(models, nodes, weights)
+    assert [c[1] for c in report.conflicts] == [
+        "weight 'w' is shared by layers that take other values for zero: 'm0' against 'm1'"
+    ] * 2
+
+
+def _tied(models: Models, second: str, shift: int, node: onnx.NodeProto) -> PruneReport:
+    """Two initializers over one data file, the second `shift` bytes behind the first."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="a"), node]
+    weight = _random(64, 32)
+    weights = {"w": weight, second: weight, "ids": np.array([1, 2])}
+    model = models.model(nodes, weights, outputs=["y", "y2"])
+    models.externalize(model, {"w": "w.bin"}, length=False)
+    with (models.folder / "w.bin").open("ab") as stream:
+        stream.write(bytes(shift))
+    from_first = {e.key: e.value for e in model.graph.initializer[0].external_data}
+    tensor = model.graph.initializer[1]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=from_first["location"])
+    tensor.external_data.add(key="offset", value=str(int(from_first["offset"]) + shift))
+    return _prune(models.save(model))[0]
+
+
+def test_two_names_for_one_range_are_one_weight(models: Models) -> None:
+    report = _tied(models, "v", 0, helper.make_node("Gemm", ["x", "v"], ["y2"], name="b"))
+    (pruned,) = report.pruned
+    assert (pruned.layers, pruned.zeroed) == (("a", "b"), 1024)
+    assert all_eligible_sparse(read_layers(read_model(report.output)))
+
+
+def test_a_range_that_another_tensor_reads_is_a_conflict(models: Models) -> None:
+    report = _tied(models, "table", 0, helper.make_node("Gather", ["table", "ids"], ["y2"], name="embed"))
+    assert not report.pruned
+    reason = "weight 'w' is also read by Gather 'embed', which pruning would change"
+    assert report.conflicts == (("a", reason),)
+
+
+def test_ranges_that_overlap_are_a_conflict(models: Models) -> None:
+    report = _tied(models, "v", 256, helper.make_node("MatMul", ["x", "v"], ["y2"], name="b"))
+    assert not report.pruned
+    assert report.conflicts == (
+        ("a", "weight 'w' shares some of its bytes with 'v', which pruning would change"),
+        ("b", "weight 'v' shares some of its bytes with 'w', which pruning would change"),
+    )
+
+
+@pytest.mark.parametrize("pattern", ["mm", "m*", "w", "*.q_proj", "w[0]"])
+def test_what_is_excluded_stays(models: Models, pattern: str) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="mm" if pattern != "w[0]" else "w[0]")
+    node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'm.q_proj', 'mm']")
+    path = models.save(models.model([node], {"w": _random(64, 32)}))
+    report, _ = _prune(path, exclude=("nothing", pattern))
+    assert report.skipped == ((node.name, "excluded"),)
+    assert report.output.read_bytes() == path.read_bytes()
+
+
+def test_not_eligible_layers_are_named(models: Models) -> None:
+    report, _ = _prune(models.matmul(_random(66, 32)))
+    assert report.skipped == (("mm", "K=66 is not a multiple of 4"),)
+    assert not report.pruned
+
+
+def test_progress_ends_at_the_whole(models: Models) -> None:
+    model = _rich(models)
+    models.externalize(model, {"table": "t.bin"})
+    seen: list[tuple[int, int]] = []
+    _prune(models.save(model), progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+# ---- places that cannot be written
+
+
+def test_the_input_is_never_written(models: Models) -> None:
+    model = models.model(_MATMUL, {"w": _random(64, 32)})
+    models.externalize(model, {"w": "other.onnx.data"})
+    path = models.save(model)
+    (models.folder / "link.onnx").symlink_to(path)
+    os.link(path, models.folder / "hard.onnx")
+    before = _hashes(models.folder)
+    read = read_model(path)
+    for name, says in (
+        ("model.onnx", "is the input itself"),
+        ("link.onnx", "is the input itself"),
+        ("hard.onnx", "is the input itself"),
+        ("other.onnx", r"other\.onnx\.data is a file of the input itself"),
+        ("other.onnx.data", r"other\.onnx\.data is a file of the input itself"),
+    ):
+        with pytest.raises(ModelError, match=says):
+            prune_model(read, models.folder / name)
+    assert _hashes(models.folder) == before
+    moved = path.rename(models.folder / "short.data")
+    with pytest.raises(ModelError, match=r"short\.data is a file of the input itself"):
+        prune_model(read_model(moved), models.folder / "short")
+
+
+@pytest.mark.parametrize("place", ["missing/out.onnx", "file/out.onnx", "folder", "n" * 250])
+def test_a_place_that_cannot_be_written(models: Models, place: str) -> None:
+    (models.folder / "file").touch()
+    (models.folder / "folder").mkdir()
+    path = models.matmul(_random(64, 32))
+    before = sorted(models.folder.iterdir())
+    with pytest.raises(ArtifactError, match="cannot be written") as caught:
+        prune_model(read_model(path), models.folder / place)
+    assert caught.value.hint
+    assert sorted(models.folder.iterdir()) == before
+
+
+def test_an_interrupt_leaves_nothing(models: Models) -> None:
+    model = models.model(_MATMUL, {"w": _random(64, 32)})
+    models.externalize(model, {"w": "w.bin"})
+    path = models.save(model)
+    before = _hashes(models.folder)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prune_model(read_model(path), models.folder / "out.onnx", progress=interrupt)
+    assert _hashes(models.folder) == before
+
+
+_RUN = """
+import os, resource, signal, sys
+from pathlib import Path
+from sparseflow_trt.errors import ArtifactError
+from sparseflow_trt.exporters.prune import prune_model
+from sparseflow_trt.model_file import read_model
+
+path, output, how = sys.argv[1:]
+progress = None
+if how == "kill":
+    progress = lambda done, total: os.kill(os.getpid(), signal.SIGKILL)
+else:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    prune_model(read_model(Path(path)), Path(output), progress=progress)
+except ArtifactError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("how", ["kill", "full"])
+def test_a_process_that_dies_or_runs_out_of_room_leaves_nothing(
+    models: Models, how: str, external: bool
+) -> None:
+    model = models.model(_MATMUL, {"w": _random(64, 32)})
+    if external:
+        models.externalize(model, {"w": "w.bin"})
+    path = models.save(model)
+    before = _hashes(models.folder)
+    output = models.folder / "out.onnx"
+    done = subprocess.run(
+        [sys.executable, "-c", _RUN, str(path), str(output), how], capture_output=True, text=True, check=False
+    )
+    if how == "full":
+        assert "cannot be written: File too large." in done.stdout, done.stderr
+        assert _hashes(models.folder) == before
+        return
+    assert done.returncode == -signal.SIGKILL
+    left = {
+        name: value for name, value in _hashes(models.folder).items() if not name.startswith(".out.onnx.")
+    }
+    assert left == before  # nobody can remove what a killed process wrote under a temporary name …
+    prune_model(read_model(path), output)
+    new = {"out.onnx", "out.onnx.data"} if external else {"out.onnx"}
+    assert set(_hashes(models.folder)) == set(before) | new  # … but the next run

@@ -1,0 +1,72 @@
+"""Optional packages: what is said where one is missing, old or broken."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from types import ModuleType
+
+import pytest
+
+from sparseflow_trt import _deps
+from sparseflow_trt.errors import EXIT_NOT_INSTALLED, NotInstalledError
+
+
+def _install(
+    monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], module: ModuleType | Exception
+) -> None:
+    def version(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    def import_module(name: str) -> ModuleType:
+        if isinstance(module, Exception):
+            raise module
+        return module
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib, "import_module", import_module)
+
+
+def test_a_package_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("onnxruntime")
+    _install(monkeypatch, {"onnxruntime-gpu": "1.23.1"}, module)
+    assert _deps.require("onnxruntime", "validation") is module
+    assert _deps.version_of("onnxruntime") == "1.23.1"
+
+
+@pytest.mark.parametrize(
+    ("versions", "error", "says"),
+    [
+        ({}, ImportError("no"), "torch is not installed: it is needed for exporting."),
+        (
+            {"torch": "1.9.0+cpu"},
+            ImportError("no"),
+            "torch 1.9.0+cpu is too old: exporting needs 2.6 or later.",
+        ),
+        (
+            {"torch": "2.10.0"},
+            ImportError("libx"),
+            "torch 2.10.0 does not load (libx): it is needed for exporting.",
+        ),
+        ({"torch": "2.10.0"}, OSError("libx.so"), "torch 2.10.0 does not load (libx.so)"),
+    ],
+)
+def test_a_package_that_is_not(
+    monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], error: Exception, says: str
+) -> None:
+    _install(monkeypatch, versions, error)
+    with pytest.raises(NotInstalledError) as caught:
+        _deps.require("torch", "exporting")
+    assert caught.value.message.startswith(says)
+    assert caught.value.hint == _deps.install_line("torch") == "pip install 'sparseflow-trt[torch]'"
+    assert caught.value.exit_code == EXIT_NOT_INSTALLED
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("2.9", "2.10"), ("2.6.0rc1", "2.6.1"), ("8.5.3", "8.6"), ("10.0.1.dev3+x", "11")]
+)
+def test_versions_are_compared_by_number(one: str, other: str) -> None:
+    assert _deps._release(one) < _deps._release(other)
+    assert _deps._release("unknown") == ()

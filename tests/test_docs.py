@@ -1,0 +1,60 @@
+"""Every command in README and docs runs as it is printed, on a model of the kind that they speak of."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(page: Path) -> list[str]:
+    """The lines that begin with `$ ` in the page's console blocks."""
+    blocks = re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+
+
+def write_model(path: Path) -> None:
+    """x[batch, seq, 64] through two products, as a user's encoder has them."""
+    rng = np.random.default_rng(0)
+    weights = {"up": rng.standard_normal((64, 256)), "down": rng.standard_normal((256, 64)) / 16}
+    nodes = [
+        helper.make_node("MatMul", ["x", "up"], ["a"], "up_proj"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "down"], ["y"], "down_proj"),
+    ]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "seq", 64]) for name in ("x", "y")]
+    constants = [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()]
+    graph = helper.make_graph(nodes, "encoder", value[:1], value[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
+def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "model.onnx")
+    for line in commands(page):
+        if line.startswith("pip install"):
+            continue  # `make setup` is the installation that is tested
+        arguments = shlex.split(line)
+        assert arguments[0] == "sparseflow-trt", line
+        run = [sys.executable, "-m", "sparseflow_trt.cli.main", *arguments[1:]]
+        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+        allowed = {0, 3} if arguments[1] == "inspect" else {0}  # a dense model is what one inspects first
+        assert done.returncode in allowed, f"{line}\n{done.stderr}"
+
+
+def test_the_make_targets_that_the_readme_names_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bmake ([a-z-]+)", readme))
+    assert {"demo", "test"} <= named
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named), named

@@ -1,0 +1,31 @@
+"""What an install adds: one import name, with every folder of ours in it."""
+
+from __future__ import annotations
+
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+MAPPED = {"exporters", "engines", "validation"}
+
+
+def test_setup_cfg_lists_every_folder_with_code() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    inside = {p.parent.relative_to(ROOT) for p in (ROOT / "sparseflow_trt").rglob("__init__.py")}
+    expected = {".".join(folder.parts) for folder in inside} | {f"sparseflow_trt.{name}" for name in MAPPED}
+    assert listed == expected
+    for name in MAPPED:
+        assert not [p for p in (ROOT / name).rglob("*/__init__.py")], f"{name} is to stay flat"
+
+
+def test_a_build_holds_one_import_name_and_all_the_data(tmp_path: Path) -> None:
+    code = "import setuptools; setuptools.setup()"
+    command = [sys.executable, "-c", code, "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["sparseflow_trt"]
+    for name in ("policies/a100-80gb.json", "report/report.html.jinja", "py.typed", "engines/worker.py"):
+        assert (tmp_path / "sparseflow_trt" / name).is_file()

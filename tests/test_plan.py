@@ -1,0 +1,328 @@
+"""Plans: what is decided, why, and what happens to one that was edited."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparseflow_trt.errors import PlanError
+from sparseflow_trt.graph import SparsityState, SymbolicM, WeightedLayer
+from sparseflow_trt.plan import (
+    Plan,
+    PlannedLayer,
+    check_plan,
+    make_plan,
+    plan_from_yaml,
+    read_plan,
+    yaml_from_plan,
+)
+from sparseflow_trt.policy import Policy, Threshold
+from sparseflow_trt.shapes import Profile, ShapeRange
+
+POLICY = Policy(
+    schema_version=1,
+    name="mine",
+    device="GPU X",
+    compute_capability="9.0",
+    provenance="measured",
+    source="a test",
+    thresholds={"qkv": Threshold(min_m=100)},
+)
+DIMS: dict[str, tuple[int | str | None, ...]] = {"x": ("batch", 64)}
+
+
+def _layer(name: str, state: SparsityState = SparsityState.SPARSE, **changes: Any) -> WeightedLayer:
+    layer = WeightedLayer(
+        name=name,
+        module="m",
+        op_type="MatMul",
+        kind="qkv",
+        side="right",
+        weight="w",
+        weight_shape=(64, 32),
+        dtype="FP32",
+        m=SymbolicM(("batch",)),
+        n=32,
+        k=64,
+        batch=1,
+        k_axes=(0,),
+        state=state,
+        reason="" if state is SparsityState.SPARSE else "the reason",
+    )
+    return replace(layer, **changes)
+
+
+def _profile(name: str, opt: int) -> Profile:
+    return Profile(name=name, inputs={"x": ShapeRange(min=(1, 64), opt=(opt, 64), max=(999, 64))})
+
+
+def _decision(layer: WeightedLayer, *opts: int, **options: Any) -> PlannedLayer:
+    profiles = tuple(_profile(f"p{i}", opt) for i, opt in enumerate(opts))
+    options = {"policy": POLICY, "precision": "fp16", **options}
+    (planned,) = make_plan((layer,), profiles, DIMS, **options).layers
+    return planned
+
+
+# ---- decisions
+
+
+def test_the_policy_decides_at_the_opt_shape() -> None:
+    sparse = _decision(_layer("a"), 100)
+    assert sparse.sparsity == "sparse"
+    assert sparse.reason.startswith("profile 'p0': threshold of kind 'qkv'")
+    assert _decision(_layer("a"), 99).sparsity == "dense"
+
+
+def test_one_profile_that_wins_is_enough_and_all_that_lose_are_said() -> None:
+    assert _decision(_layer("a"), 1, 100).reason.startswith("profile 'p1'")
+    lost = _decision(_layer("a"), 1, 2)
+    assert "profile 'p0'" in lost.reason
+    assert "; profile 'p1'" in lost.reason
+
+
+def test_static_shapes_are_judged_without_profiles() -> None:
+    layer = _layer("a", m=SymbolicM((10, 20)))
+    assert _decision(layer).reason.startswith("static shapes: threshold")
+    assert _decision(layer).sparsity == "sparse"
+
+
+def test_an_unknown_m_is_dense() -> None:
+    planned = _decision(_layer("a", m=SymbolicM((None, "batch"))), 100)
+    assert (planned.sparsity, planned.reason) == ("dense", "profile 'p0': M=?*batch is not known")
+
+
+@pytest.mark.parametrize(
+    ("state", "options", "sparsity", "reason"),
+    [
+        (SparsityState.NOT_ELIGIBLE, {"sparsity": "force"}, "dense", "cannot be 2:4: the reason"),
+        (SparsityState.NOT_SPARSE, {"sparsity": "force"}, "dense", "weights are not 2:4: the reason"),
+        (SparsityState.SPARSE, {"sparsity": "off"}, "dense", "sparsity is off"),
+        (SparsityState.SPARSE, {"sparsity": "force"}, "sparse", "asked for: sparsity is forced"),
+        (SparsityState.SPARSE, {"policy": None}, "dense", "no policy for this device: "),
+        (SparsityState.SPARSE, {"precision": "fp32"}, "dense", "profile 'p0': no measurement of FP32"),
+        (SparsityState.SPARSE, {"precision": "bf16"}, "sparse", "profile 'p0': threshold"),
+    ],
+)
+def test_reasons(state: SparsityState, options: dict[str, Any], sparsity: str, reason: str) -> None:
+    planned = _decision(_layer("a", state), 100, **options)
+    assert planned.sparsity == sparsity
+    assert planned.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "gets"),
+    [
+        ("FP32", "fp16", "fp16"),
+        ("FP16", "fp32", "fp32"),
+        ("BF16", "keep", "bf16"),
+        ("FP32", "keep", "fp32"),
+        ("INT8", "fp16", "int8"),
+        ("UINT8", "keep", "int8"),
+        ("FP8", "bf16", "fp8"),
+        ("FP8-E5M2", "fp16", "fp8"),
+    ],
+)
+def test_precision(dtype: str, precision: str, gets: str) -> None:
+    assert _decision(_layer("a", dtype=dtype), 1, precision=precision).precision == gets
+
+
+def test_layers_without_a_weight_are_not_planned() -> None:
+    dynamic = _layer("a", SparsityState.NOT_ELIGIBLE, weight="", dtype="", n=0, k=0)
+    plan = make_plan((dynamic, _layer("b")), (_profile("p", 100),), DIMS, POLICY, "fp16", model="m.onnx")
+    assert [layer.name for layer in plan.layers] == ["b"]
+    assert (plan.model, plan.policy) == ("m.onnx", "mine (GPU X, measured)")
+    check_plan(plan, (dynamic, _layer("b")))
+
+
+# ---- YAML
+
+_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+_sizes = st.lists(st.integers(1, 10**9), min_size=0, max_size=4)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    def ranges() -> ShapeRange:
+        three = [tuple(draw(st.lists(st.integers(1, 99), min_size=2, max_size=2))) for _ in range(3)]
+        low, opt, high = (
+            tuple(dims) for dims in zip(*(sorted(d) for d in zip(*three, strict=True)), strict=True)
+        )
+        return ShapeRange(min=low, opt=opt, max=high)
+
+    names = draw(st.lists(_text, unique=True, max_size=5))
+    profiles = draw(st.lists(_text, unique=True, max_size=3))
+    return Plan(
+        model=draw(_text),
+        precision=draw(st.sampled_from(["fp32", "fp16", "bf16", "keep"])),
+        islands=tuple(draw(st.lists(_text, max_size=3))),
+        policy=draw(_text),
+        profiles=tuple(Profile(name=name, inputs={draw(_text): ranges()}) for name in profiles),
+        layers=tuple(
+            PlannedLayer(
+                name=name,
+                module=draw(_text),
+                kind=draw(_text),
+                n=draw(st.integers(0)),
+                k=draw(st.integers(0)),
+                precision=draw(st.sampled_from(["fp32", "fp16", "bf16", "int8", "fp8"])),
+                sparsity=draw(st.sampled_from(["sparse", "dense"])),
+                reason=draw(_text),
+            )
+            for name in names
+        ),
+    )
+
+
+@given(plans())
+def test_a_plan_goes_round(plan: Plan) -> None:
+    assert plan_from_yaml(yaml_from_plan(plan)) == plan
+
+
+def test_the_yaml_reads_well() -> None:
+    text = yaml_from_plan(make_plan((_layer("größe"),), (_profile("p", 100),), DIMS, POLICY, "fp16"))
+    assert text.startswith("# What each layer gets.")
+    assert "name: größe" in text
+    assert "sparsity: sparse" in text
+    assert list(yaml.safe_load(text)) == list(Plan.model_fields)
+
+
+def test_an_edited_plan_is_taken_back(tmp_path: Path) -> None:
+    layers = (_layer("a"), _layer("b"))
+    plan = make_plan(layers, (_profile("p", 100),), DIMS, POLICY, "fp16")
+    data = yaml.safe_load(yaml_from_plan(plan))
+    data["layers"][0] |= {"precision": "fp32", "sparsity": "dense", "reason": "because I say so"}
+    data["islands"] = ["Softmax"]
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    edited = read_plan(path)
+    check_plan(edited, layers)
+    assert (edited.layers[0].precision, edited.layers[0].reason) == ("fp32", "because I say so")
+    assert edited.layers[1] == plan.layers[1]
+    assert edited.islands == ("Softmax",)
+
+
+PLAN = make_plan((_layer("a"),), (_profile("p", 100),), DIMS, POLICY, "fp16")
+
+
+def _wrong(change: Any) -> str:
+    data = yaml.safe_load(yaml_from_plan(PLAN))
+    change(data)
+    with pytest.raises(PlanError) as caught:
+        plan_from_yaml(yaml.safe_dump(data), "plan.yaml")
+    assert caught.value.message.startswith("plan.yaml: ")
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+    return caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: d.update(precision="fp15"), "precision: Input should be 'fp32', 'fp16', 'bf16' or 'keep'"),
+        (
+            lambda d: d["layers"][0].update(sparsity="very"),
+            "layers.0.sparsity: Input should be 'sparse' or 'dense'",
+        ),
+        (lambda d: d["layers"][0].update(colour="red"), "layers.0.colour: Extra inputs are not permitted"),
+        (lambda d: d["layers"][0].pop("n"), "layers.0.n: Field required"),
+        (lambda d: d["layers"][0].update(n="many"), "layers.0.n: "),
+        (lambda d: d["layers"].append(d["layers"][0]), "layers named twice: a"),
+        (lambda d: d["profiles"].append(d["profiles"][0]), "profiles named twice: p"),
+        (
+            lambda d: d["profiles"][0]["inputs"]["x"].update(min=[9, 64], max=[1, 64]),
+            "not 0 < min ≤ opt ≤ max",
+        ),
+        (
+            lambda d: d.update(profiles=[{**d["profiles"][0], "name": str(i)} for i in range(17)]),
+            "profiles: ",
+        ),
+        (lambda d: d.update(layers=None), "layers: "),
+        (lambda d: d.update(schema_version=9), "schema_version: "),
+        (lambda d: d.update({3: 4}), "3"),
+    ],
+)
+def test_wrong_fields_are_named(change: Any, says: str) -> None:
+    assert says in _wrong(change)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "holds no mapping"),
+        ("- 1", "holds no mapping"),
+        ("just words", "holds no mapping"),
+        ("a: [", "is not YAML"),
+        ("a: b: c", "is not YAML"),
+        ("\t", "is not YAML"),
+        ("a: !!python/name:os", "is not YAML"),
+        ("a: 2020-99-99", "is not YAML"),
+        ("a: !!int ''", "is not YAML"),
+        ("a: !!bool maybe", "is not YAML"),
+        ("a: !!timestamp soon", "is not YAML"),
+        ("{[1]: 2}", "is not YAML"),
+        ("[" * 3000, "is not YAML"),
+        ("a: \x07", "is not YAML"),
+        ("*a", "is not YAML"),
+    ],
+)
+def test_a_text_that_is_no_plan(text: str, says: str) -> None:
+    with pytest.raises(PlanError, match=says) as caught:
+        plan_from_yaml(text)
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    with pytest.raises(PlanError):
+        plan_from_yaml(text)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="does not exist"):
+        read_plan(tmp_path / "none.yaml")
+    with pytest.raises(PlanError, match="cannot be read as a plan"):
+        read_plan(tmp_path)
+
+
+# ---- does it fit
+
+
+def test_every_layer_that_does_not_fit_is_named() -> None:
+    planned = make_plan(
+        (_layer("gone"), _layer("resized"), _layer("dense"), _layer("typed"), _layer("fine")),
+        (_profile("p", 100),),
+        DIMS,
+        POLICY,
+        "fp16",
+    )
+    model = (
+        _layer("resized", n=48),
+        _layer("dense", SparsityState.NOT_SPARSE),
+        _layer("typed", dtype="INT8"),
+        _layer("fine"),
+        _layer("new"),
+        _layer("dynamic", SparsityState.NOT_ELIGIBLE, weight=""),
+    )
+    with pytest.raises(PlanError) as caught:
+        check_plan(planned, model, "plan.yaml")
+    assert caught.value.message == (
+        "plan.yaml does not fit the model in 5 layer(s): 'gone' is no layer of the model; "
+        "'resized' is planned with N=32, K=64 and has N=48, K=64; "
+        "'dense' is planned sparse and is not-sparse: the reason; "
+        "'typed' is planned fp16 and its weights are INT8; 'new' is not in the plan."
+    )
+    assert caught.value.hint
+
+
+def test_a_layer_that_is_not_quantized_cannot_be_planned_so() -> None:
+    data = yaml.safe_load(yaml_from_plan(PLAN))
+    data["layers"][0]["precision"] = "int8"
+    with pytest.raises(PlanError, match="'a' is planned int8 and its weights are FP32"):
+        check_plan(plan_from_yaml(yaml.safe_dump(data)), (_layer("a"),))
