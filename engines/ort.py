@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -30,6 +32,7 @@ _FP16 = (
     "ONNX Runtime's CPU computes FP16 products in FP32: this engine shows the rounding of weights and types, "
     "not a GPU's accumulation."
 )
+_CUSTOM = re.compile(r"([\w.]+):(\w+)(?=\(-?\d+\) is not a registered function/op)")
 _NODE = re.compile(r"with name '(?P<a>[^']*)'|In Node, \(\"(?P<b>[^\"]*)\"|in node \((?P<c>[^)]*)\)")
 
 
@@ -55,6 +58,7 @@ class OnnxRuntimeBackend:
         Raises:
             BuildError: ONNX Runtime cannot run the model; the sentence names the node.
             ModelError: The file is not a valid ONNX model.
+            OSError: The engine cannot be written.
             NotInstalledError: onnxruntime is missing, too old or does not load.
         """
         ort = _deps.require("onnxruntime", "building with ONNX Runtime")
@@ -94,6 +98,8 @@ def _optimise(ort: Any, model: OnnxModel, folder: Path) -> None:
     try:
         ort.InferenceSession(str(model.path), options, providers=list(_PROVIDERS))
     except _failures(ort) as error:
+        if _ENGINE in str(error) or _DATA in str(error):  # it does not say why, and there is one reason
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / _ENGINE)) from error
         raise _refusal(model, str(error)) from error
 
 
@@ -110,7 +116,21 @@ def _refusal(model: OnnxModel, text: str) -> BuildError:
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason).strip().rstrip(".")
     match = _NODE.search(reason)
     name = match[match.lastgroup or 0] if match else None
-    node = next((node for node in model.ir.graph.all_nodes() if node.name == name), None)
+    custom = _CUSTOM.search(reason)
+    node = next(
+        (
+            node
+            for node in model.ir.graph.all_nodes()
+            if node.name == name or (custom and (node.domain, node.op_type) == custom.groups())
+        ),
+        None,
+    )
+    if node is not None and custom:
+        return BuildError(
+            f"ONNX Runtime cannot run {model.path.name}: {custom[0]} is not a registered operator; node "
+            f"'{node.name}' is one.",
+            "Export the model without it.",
+        )
     if node is None:
         return BuildError(f"ONNX Runtime cannot run {model.path.name}: {reason}.", "Export the model again.")
     described = " of ".join(filter(None, (node.op_type, ", ".join(_types(node.inputs)))))

@@ -37,6 +37,12 @@ def main() -> None:
     except SparseflowError as error:
         not_installed = isinstance(error, NotInstalledError)
         send(Message(refusal=Refusal(message=error.message, hint=error.hint, not_installed=not_installed)))
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        message = f"the engine cannot be written: {error.strerror}."
+        hint = "Free some space, or choose another place with --output."
+        send(Message(refusal=Refusal(message=message, hint=hint, not_installed=False)))
 
 
 def _build(job: Job, send: Send) -> Outcome:

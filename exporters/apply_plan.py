@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,7 +107,9 @@ def has_half_types(model: OnnxModel) -> bool:
         if any(v.dtype in half for v in values):
             return True
         # values between nodes have types only where the file says them, and a Cast always says its own
-        casts = [node.attributes["to"] for node in nodes if node.op_type == "Cast" and "to" in node.attributes]
+        casts = [
+            node.attributes["to"] for node in nodes if node.op_type == "Cast" and "to" in node.attributes
+        ]
         if any(to.type == ir.AttributeType.INT and to.value in half for to in casts):
             return True
     return False
@@ -116,21 +120,33 @@ def save_model(model: ir.Model, output: Path) -> None:
 
     An IR version beyond IR_VERSION is lowered to what the model's opsets need: ONNX Runtime and TensorRT
     read new ones a few releases after onnx writes them.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written to.
     """
     import onnx
     import onnx_ir as ir
 
     if model.ir_version > IR_VERSION:
-        opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+        opsets = [
+            onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()
+        ]
         needed = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
         model.ir_version = max(needed, IR_VERSION)
-    ir.save(model, output, external_data=f"{output.name}.data", size_threshold_bytes=INLINE_BYTES)
+    try:
+        ir.save(model, output, external_data=f"{output.name}.data", size_threshold_bytes=INLINE_BYTES)
+    except OSError as error:
+        if error.errno is None:  # NumPy's "262144 requested and 200000 written" does not say why
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output)) from error
+        raise
 
 
 def _data_type(precision: str) -> ir.DataType | None:
     import onnx_ir as ir
 
-    return {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}.get(precision)
+    return {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}.get(
+        precision
+    )
 
 
 def _islands(model: ir.Model, plan: Plan) -> set[ir.Node]:
@@ -156,7 +172,10 @@ def _belongs(node: ir.Node, decomposed: set[ir.Node], named: set[str]) -> bool:
     makers = [v.producer() for v in read]
     if makers and all(maker in decomposed for maker in makers):
         return True
-    if any(maker is not None and maker in decomposed and maker.op_type in ("Sqrt", "Reciprocal") for maker in makers):
+    if any(
+        maker is not None and maker in decomposed and maker.op_type in ("Sqrt", "Reciprocal")
+        for maker in makers
+    ):
         return True  # x / sqrt(variance): its reciprocal is beyond FP16 for small variances
     squares = node.op_type == "Mul" and len(read) == 2 and read[0] is read[1]
     readers = [reader.op_type for v in node.outputs for reader in v.consumers()]
@@ -164,7 +183,7 @@ def _belongs(node: ir.Node, decomposed: set[ir.Node], named: set[str]) -> bool:
 
 
 def _ensure_precision(sites: dict[ir.Node, str], planned: dict[str, PlannedLayer], model: OnnxModel) -> None:
-    """Checks that no layer was left in another type because its operator is not defined for the planned one."""
+    """Checks that no layer was left as typed because its operator is not defined for the planned type."""
     import onnx_ir as ir
 
     for node, name in sites.items():
@@ -183,8 +202,13 @@ def _ensure_precision(sites: dict[ir.Node, str], planned: dict[str, PlannedLayer
 
 def _ensure_valid(path: Path, given: Path) -> None:
     wrong = _why_not_valid(path)
-    # What the checker refused before (an output of unknown rank, say) may run all the same: backends judge it.
-    if wrong and not _why_not_valid(given):
+    if not wrong:
+        return
+    before = _why_not_valid(given)
+    # what the checker refused before (an output of unknown rank, say) may run all the same
+    if before and before != wrong:
+        raise ModelError(f"{given} is not valid ONNX: {before}; {wrong}.", "Export the model again.")
+    if not before:
         raise ModelError(
             f"the model rewritten for the plan is not valid ONNX: {wrong}.",
             "This is a fault of the rewriting: please report it with the model; --precision keep avoids it.",
@@ -212,4 +236,3 @@ def _ensure_sparse(path: Path, plan: Plan) -> None:
             f"rewriting for the plan broke the 2:4 pattern of {', '.join(lost)}.",
             "This is a fault of the rewriting: please report it with the model.",
         )
-

@@ -64,7 +64,9 @@ def retype(model: ir.Model, precision_of: PrecisionOf, keep_outputs: bool = True
     from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
 
     if model.functions:
-        raise ModelError("the model has local functions, which have no types of their own.", "Inline them first.")
+        raise ModelError(
+            "the model has local functions, which have no types of their own.", "Inline them first."
+        )
     if any(v.dtype is None for node in model.graph.all_nodes() for v in node.outputs):
         ShapeInferencePass(check_type=False, strict_mode=False)(model)
     work = _Work(model, precision_of)
@@ -108,7 +110,9 @@ class _Work:
                     self.restore_outputs(body)
             self._node(graph, node, casts)
 
-    def _node(self, graph: ir.Graph, node: ir.Node, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]) -> None:
+    def _node(
+        self, graph: ir.Graph, node: ir.Node, casts: dict[tuple[ir.Value, ir.DataType], ir.Value]
+    ) -> None:
         for output in node.outputs:
             self._original[output] = output.dtype
         if node.op_type == "Constant" and node.domain == "":
@@ -143,9 +147,12 @@ class _Work:
         if target is None or schema is None or _is_fixed(node):
             return as_typed
         if node.op_type == "Cast":  # reads any type; what it makes is its own
-            return _Wanted({0: v.dtype for v in node.inputs if v is not None and v.dtype}, {0: target})
+            read = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+            return _Wanted({0: read} if read is not None else {}, {0: target})
         allowed = {t.type_param_str: set(t.allowed_type_strs) for t in schema.type_constraints}
-        name = {"FLOAT": "tensor(float)", "FLOAT16": "tensor(float16)", "BFLOAT16": "tensor(bfloat16)"}[target.name]
+        name = {"FLOAT": "tensor(float)", "FLOAT16": "tensor(float16)", "BFLOAT16": "tensor(bfloat16)"}[
+            target.name
+        ]
 
         follows_inputs = {formal.type_str for formal in schema.inputs} | (
             set(allowed) if node.op_type == "ConstantOfShape" else set()
@@ -193,11 +200,14 @@ class _Work:
             owner = producer.graph if producer is not None else value.graph
             assert isinstance(owner, ir.Graph)
             name = self._new_name(value, dtype)
+            shape = ir.Shape(
+                dim for dim in tensor.shape if isinstance(dim, int)
+            )  # as all of a constant's are
             stored = ir.LazyTensor(
                 lambda: ir.Tensor(_convert(tensor, dtype, self.clamped), dtype, name=name),
-                dtype, ir.Shape(tensor.shape), name=name,
+                dtype, shape, name=name,
             )  # fmt: skip
-            made = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(tensor.shape), const_value=stored)
+            made = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape, const_value=stored)
             owner.register_initializer(made)
             self._converted[value, dtype] = made
         return self._converted[value, dtype]
@@ -281,7 +291,9 @@ def _is_fixed(node: ir.Node) -> bool:
         or "output_dtype" in node.attributes
         or (node.op_type == "Cast" and node.outputs[0].dtype not in floating_types())
         or any(_bodies(attribute) for attribute in node.attributes.values())
-        or any(v is not None and v.type is not None and not _is_dense(v) for v in (*node.inputs, *node.outputs))
+        or any(
+            v is not None and v.type is not None and not _is_dense(v) for v in (*node.inputs, *node.outputs)
+        )
     )
 
 

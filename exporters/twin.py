@@ -43,7 +43,9 @@ def write_bf16_twin(model: OnnxModel, output: Path) -> None:
 def _touches_bf16(node: ir.Node) -> bool:
     import onnx_ir as ir
 
-    if node.op_type in _RUNS_IN_BF16 or any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
+    if node.op_type in _RUNS_IN_BF16 or any(
+        a.type == ir.AttributeType.GRAPH for a in node.attributes.values()
+    ):
         return False
     return any(v is not None and v.dtype == ir.DataType.BFLOAT16 for v in (*node.inputs, *node.outputs))
 
@@ -65,6 +67,9 @@ def _wrap(graph: ir.Graph, node: ir.Node, widened: dict[ir.Value, ir.Value]) -> 
         rounded = _cast(graph, node, output, ir.DataType.BFLOAT16, before=False)
         rounded.name = name
         output.dtype = ir.DataType.FLOAT
+        if node.op_type == "ConstantOfShape":  # its type is its attribute's
+            fill = node.attributes["value"].as_tensor().numpy()
+            node.attributes["value"] = ir.AttrTensor("value", ir.Tensor(fill.astype("float32")))
         for reader, index in readers:
             reader.replace_input_with(index, rounded)
         for i, value in enumerate(graph.outputs):

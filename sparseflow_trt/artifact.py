@@ -36,11 +36,13 @@ def build_key(**facts: Any) -> str:
     Args:
         facts: Plain data, as JSON takes it.
     """
-    return hashlib.sha256(json.dumps({"schema": SCHEMA_VERSION, **facts}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({"schema": SCHEMA_VERSION, **facts}, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def hash_arrays(sets: Iterable[Mapping[str, np.ndarray[Any, Any]]]) -> str:
-    """The hash of named arrays: of the values themselves, since a loader may give others from the same file."""
+    """The hash of named arrays: of their values, since a loader may give others from the same file."""
     digest = hashlib.sha256()
     for arrays in sets:
         for name, array in arrays.items():
@@ -65,7 +67,7 @@ def built_before(output: Path, key: str) -> Manifest | None:
 
 
 def check_place(output: Path) -> Path:
-    """Checks that an artifact can go to `output`, passed or failed: that each place is free, or an artifact's.
+    """Checks that an artifact can go to `output`, passed or failed: each place is free or an artifact's.
 
     Returns:
         The place itself, where `output` is a link to it, or is named "." or "..".

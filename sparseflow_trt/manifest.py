@@ -133,7 +133,9 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / NAME
     if not path.is_file():
-        raise ArtifactError(f"{folder} is no artifact: it has no {NAME}.", "Name the folder that `build` wrote.")
+        raise ArtifactError(
+            f"{folder} is no artifact: it has no {NAME}.", "Name the folder that `build` wrote."
+        )
     try:
         data = json.loads(read_text(path, ArtifactError, "manifest"))
     except (json.JSONDecodeError, RecursionError) as error:

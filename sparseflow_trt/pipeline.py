@@ -20,9 +20,9 @@ from sparseflow_trt.artifact import (
     place_for,
     record_model,
 )
-from sparseflow_trt.engines.protocol import BuildRequest, Progress
 from sparseflow_trt.engines.choose import BackendName, backend_for
 from sparseflow_trt.engines.hardware import find_gpus
+from sparseflow_trt.engines.protocol import BuildRequest, Progress
 from sparseflow_trt.engines.tensorrt_rtx import why_not_here
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.exporters.apply_plan import (
@@ -42,7 +42,15 @@ from sparseflow_trt.manifest import (
     write_manifest,
 )
 from sparseflow_trt.model_file import OnnxModel, check_operators, input_dims, read_model
-from sparseflow_trt.plan import ModelPrecision, Plan, SparsityMode, check_plan, make_plan, read_plan, yaml_from_plan
+from sparseflow_trt.plan import (
+    ModelPrecision,
+    Plan,
+    SparsityMode,
+    check_plan,
+    make_plan,
+    read_plan,
+    yaml_from_plan,
+)
 from sparseflow_trt.policy import Policy
 from sparseflow_trt.record import record_engine, record_graph, record_layers
 from sparseflow_trt.report.html import write_report
@@ -239,6 +247,13 @@ def validate(
     """Compares the typed model and the engine in `folder` with the model as given, in FP32 on the CPU.
 
     Args:
+        model: The model as given, as read.
+        plan: What the artifact was built for; its coarsest precision sets the tolerances.
+        folder: The artifact's, finished or not.
+        engine: What the backend said of the engine.
+        inputs: What to compare on.
+        tolerances: What the user asked for.
+        on_step: Told how far the comparison is.
         scratch: An empty folder for graphs that only the comparison needs.
     """
     reference = model.path

@@ -63,7 +63,12 @@ def record_engine(engine: BuiltEngine, why: str) -> EngineRecord:
         notes=engine.notes,
         layers=tuple(
             EngineLayerRecord(
-                name=e.name, type=e.type, precision=e.precision, tactic=e.tactic, profile=e.profile, nodes=e.nodes
+                name=e.name,
+                type=e.type,
+                precision=e.precision,
+                tactic=e.tactic,
+                profile=e.profile,
+                nodes=e.nodes,
             )
             for e in engine.layers
         ),

@@ -43,7 +43,7 @@ Run = Callable[..., BuildResult]
 
 def _weight(*shape: int, seed: int = 0) -> Array:
     values = np.random.default_rng(seed).standard_normal(shape) / np.sqrt(shape[0])
-    return values.astype(np.float32)
+    return np.asarray(values, np.float32)
 
 
 def _sparse(*shape: int, seed: int = 0) -> Array:
@@ -146,7 +146,7 @@ def test_an_mlp_in_each_precision(
     plan = replace(BATCH, precision=precision, sparsity=sparsity)
     path = models.save(_mlp(models))
     if (backend, precision) == ("onnxruntime", "bf16"):
-        with pytest.raises(BuildError, match="no kernel for node 'up_proj' .*BFLOAT16"):
+        with pytest.raises(BuildError, match=r"no kernel for node 'up_proj' .*BFLOAT16"):
             run(path, plan, backend)
         assert [f.name for f in models.folder.iterdir()] == ["model.onnx"]
         return
@@ -322,7 +322,7 @@ def test_a_loader_that_yields_other_values_builds_again(models: Models, run: Run
 
 def test_real_inputs_are_what_is_compared_on(models: Models, run: Run, tmp_path: Path) -> None:
     path = models.save(_mlp(models))
-    np.savez(tmp_path / "x.npz", **{"x@first": _weight(4, 64), "x@second": _weight(1, 64)})
+    np.savez(tmp_path / "x.npz", **{"x@first": _weight(4, 64), "x@second": _weight(1, 64)})  # type: ignore[arg-type]
     result = run(path, validation=ValidationOptions(inputs=str(tmp_path / "x.npz")))
     assert [s.shapes["x"] for s in result.manifest.validation.input_sets] == [(4, 64), (1, 64)]
     np.savez(tmp_path / "x.npz", x=_weight(4, 63))
@@ -438,7 +438,9 @@ def test_norms_in_small_operators_stay_in_fp32(kind: str, models: Models, run: R
     assert types["fc"] == "FLOAT16"
 
 
-@pytest.mark.parametrize(("dtype", "backend"), [(np.float16, "onnxruntime"), (ml_dtypes.bfloat16, "tensorrt-rtx")])
+@pytest.mark.parametrize(
+    ("dtype", "backend"), [(np.float16, "onnxruntime"), (ml_dtypes.bfloat16, "tensorrt-rtx")]
+)
 def test_a_half_precision_model_is_kept_and_compared_with_fp32(
     dtype: Any, backend: BackendName, models: Models, run: Run
 ) -> None:
@@ -463,7 +465,9 @@ def test_an_if_and_a_loop(backend: BackendName, models: Models, run: Run) -> Non
     def output(name: str, dtype: int = FLOAT, shape: Any = ("batch", 64)) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, dtype, shape)
 
-    then = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["t"], name="in_if")], "then", [], [output("t")])
+    then = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["t"], name="in_if")], "then", [], [output("t")]
+    )
     other = helper.make_graph([helper.make_node("Neg", ["x"], ["e"])], "else", [], [output("e")])
     body = helper.make_graph(
         [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from sparseflow_trt.cli.options import (
 from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
 
 if TYPE_CHECKING:
+    from sparseflow_trt.engines.choose import BackendName
     from sparseflow_trt.manifest import Manifest
     from sparseflow_trt.pipeline import BuildResult
 
@@ -28,9 +30,14 @@ if TYPE_CHECKING:
 @click.command("build")
 @model_argument
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The artifact's folder. Default: MODEL.artifact here."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The artifact's folder. Default: MODEL.artifact here.",
 )
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A plan, as `plan` wrote it or edited.")
+@click.option(
+    "--plan", "plan_file", type=click.Path(path_type=Path), help="A plan, as `plan` wrote it or edited."
+)
 @plan_options
 @click.option(
     "--backend",
@@ -45,7 +52,7 @@ def command(
     model: Path,
     output: Path | None,
     plan_file: Path | None,
-    backend: str,
+    backend: BackendName,
     inputs: str | None,
     seed: int,
     tolerances: tuple[str, ...],
@@ -76,7 +83,9 @@ def command(
         result = build(model, asked, lambda p: show(p.step, p.done, p.total))
     if as_json:
         manifest = result.manifest.model_dump(mode="json")
-        console.print_json({"artifact": str(result.artifact), "unchanged": result.unchanged, "manifest": manifest})
+        console.print_json(
+            {"artifact": str(result.artifact), "unchanged": result.unchanged, "manifest": manifest}
+        )
     else:
         _print(result)
     return exit_code_of(result.manifest.validation)
@@ -101,21 +110,22 @@ def _print(result: BuildResult) -> None:
         if sentence:
             out.print("  ", console.styled(sentence, "yellow"), sep="")
     print_validation(manifest.validation)
-    out.print(f"\nArtifact: {result.artifact}\nReport:   {result.artifact / 'report.html'}", soft_wrap=True)
+    out.print(f"\nArtifact: {result.artifact}\nReport:   {result.artifact / 'report.html'}")
 
 
 def _print_layers(manifest: Manifest) -> None:
     """One row for each decision that layers of one kind and shape share."""
-    groups: dict[tuple[str, ...], int] = {}
+    groups: Counter[tuple[str, ...]] = Counter()
     for layer in manifest.layers:
         opt = ", ".join(str(m[1] if m[1] is not None else "?") for m in layer.m.values()) or "-"
         row = (
-            layer.kind, opt, str(layer.n), str(layer.k), layer.state, layer.precision, layer.sparsity, layer.reason
+            layer.kind, opt, str(layer.n), str(layer.k), layer.state, layer.precision, layer.sparsity,
+            layer.reason,
         )  # fmt: skip
-        groups[row] = groups.get(row, 0) + 1
+        groups[row] += 1
     table = console.table(">Layers", "Kind", ">M (opt)", ">N", ">K", "Weights", "Precision", "Plan", "Reason")
-    for row, count in groups.items():
-        table.add_row(str(count), *row)
+    for decision, count in groups.items():
+        table.add_row(str(count), *decision)
     out = console.out()
     out.print(table)
     islands = len(manifest.graph.islands)

@@ -15,16 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 _WIDTH = 160  # of a table in a file or a pipe, where there is no terminal to ask
+# Where a table is too wide these columns give way: numbers and words of a fixed list are not broken.
+_WRAPPED = {"Candidate", "Finding", "Install", "Layer", "Output", "Reason", "Source", "Thresholds", "Why"}
 
 
 def out() -> Console:
     """The console for results."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH
-    return Console(width=width, highlight=False, markup=False)
+    return Console(width=width, highlight=False, markup=False, soft_wrap=True)
 
 
 def styled(text: str, style: str) -> Text:
-    """Coloured text. Plain strings are printed as they are: names may hold brackets, so there is no markup."""
+    """Coloured text. Plain strings are printed as they are, with no markup: names may hold brackets."""
     return Text(text, style)
 
 
@@ -37,7 +39,12 @@ def table(*columns: str, title: str | None = None) -> Table:
     """A table with these columns; those that begin with '>' are aligned to the right."""
     made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for name in columns:
-        made.add_column(name.lstrip(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+        made.add_column(
+            name.lstrip(">"),
+            justify="right" if name.startswith(">") else "left",
+            overflow="fold",
+            no_wrap=name not in _WRAPPED,
+        )
     return made
 
 

@@ -97,7 +97,8 @@ def _print(layers: Any, show_all: bool) -> None:
     counts = _counts(layers)
     hidden = len(layers) - len(shown)
     out.print(
-        f"\n{counts['sparse']} sparse, {counts['not-sparse']} not sparse, {counts['not-eligible']} not eligible"
+        f"\n{counts['sparse']} sparse, {counts['not-sparse']} not sparse, "
+        f"{counts['not-eligible']} not eligible"
         + (f" ({hidden} of them products with no constant weight: --all lists them)" if hidden else "")
     )
     if counts["not-sparse"]:

@@ -81,10 +81,10 @@ def _explain(error: BaseException) -> int:
     """Says what went wrong, and returns the exit code for it."""
     if isinstance(error, SparseflowError):
         return _complain(error.message, error.hint, error.exit_code)
-    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
-        error.show()  # the help; click before 8.2 prints it without an error
-        return error.exit_code
     if isinstance(error, click.ClickException):
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help; click before 8.2 prints it as no error
+            error.show()
+            return error.exit_code
         context = getattr(error, "ctx", None)
         hint = f"{context.command_path} --help shows what it takes." if context else ""
         return _complain(error.format_message(), hint, error.exit_code)

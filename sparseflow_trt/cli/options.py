@@ -58,7 +58,7 @@ def validation_options(function: _F) -> _F:
     options = [
         click.option(
             "--inputs", metavar="FILE",
-            help="Real inputs: an .npz, a Polygraphy JSON, or loader.py:function. Default: seeded random ones.",
+            help="Real inputs: an .npz, a Polygraphy JSON or loader.py:function. Default: seeded random ones.",
         ),
         click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs."),
         click.option(
@@ -122,9 +122,7 @@ def find_policy_for(name: str | None) -> Policy | None:
     return policy_for_device(gpus[0].name) if gpus else None
 
 
-def read_validation_options(
-    inputs: str | None, seed: int, tolerances: tuple[str, ...]
-) -> ValidationOptions:
+def read_validation_options(inputs: str | None, seed: int, tolerances: tuple[str, ...]) -> ValidationOptions:
     """What the validation options ask for.
 
     Raises:

@@ -14,7 +14,9 @@ from sparseflow_trt.errors import EXIT_OK, PlanError
 
 @click.command("plan")
 @model_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the plan there; else it is printed.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Write the plan there; else it is printed."
+)
 @plan_options
 @common_options
 def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> int:
@@ -34,7 +36,9 @@ def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> 
         console.print_json(plan.model_dump(mode="json"))
     elif output:
         print_plan(plan)
-        console.out().print(f"\nWritten: {output}. Build it with: sparseflow-trt build {model} --plan {output}")
+        console.out().print(
+            f"\nWritten: {output}. Build it with: sparseflow-trt build {model} --plan {output}"
+        )
     else:
         click.echo(yaml_from_plan(plan), nl=False)
     return EXIT_OK

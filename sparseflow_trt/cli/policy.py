@@ -28,7 +28,12 @@ def list_policies(as_json: bool) -> int:
     for policy in policies:
         limits = ", ".join(f"{kind} M≥{t.min_m}" for kind, t in policy.thresholds.items())
         table.add_row(
-            policy.name, policy.device, policy.compute_capability, str(len(policy.points)), limits, policy.source
+            policy.name,
+            policy.device,
+            policy.compute_capability,
+            str(len(policy.points)),
+            limits,
+            policy.source,
         )
     console.out().print(table)
     return EXIT_OK

@@ -17,7 +17,9 @@ from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL with .2to4.onnx, beside it."
 )
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Layer, module or weight names to leave alone.")
+@click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="Layer, module or weight names to leave alone."
+)
 @common_options
 def command(model: Path, output: Path | None, exclude: tuple[str, ...], as_json: bool) -> int:
     """Prune MODEL's eligible weights 2:4 by magnitude along K. MODEL itself is not changed.

@@ -1,0 +1,134 @@
+"""Runs the command line, in this process where that is enough and in one of its own where it is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from sparseflow_trt.cli.main import main
+from sparseflow_trt.pattern import prune_2to4
+
+if TYPE_CHECKING:
+    from tests.conftest import Models
+
+COMMAND = (sys.executable, "-m", "sparseflow_trt.cli.main")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """All of standard output as JSON."""
+        return json.loads(self.out, parse_constant=pytest.fail)
+
+    @property
+    def error(self) -> str:
+        """What the error line says; checks that the command failed as it should: in words and only there."""
+        assert self.code not in (0, 3, 4), self
+        assert self.out == ""
+        lines = self.err.strip().splitlines()
+        assert "Traceback" not in self.err
+        assert lines[0].startswith("error: "), self.err
+        assert [line[:7] for line in lines].count("error: ") == 1
+        assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("hint:  ")), self.err
+        assert "fault of sparseflow-trt" not in self.err
+        return lines[0].removeprefix("error: ")
+
+
+Sparseflow = Callable[..., Ended]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has its current folder and its temporary files to itself."""
+    elsewhere = tmp_path / "temporary"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
+    monkeypatch.delenv("COLUMNS", raising=False)  # tables are as wide as they are in a pipe
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def sparseflow(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Sparseflow:
+    """Runs a command in this process."""
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["sparseflow-trt", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capfd.readouterr()
+        return Ended(int(caught.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture
+def process() -> Sparseflow:
+    """Runs a command in a process of its own."""
+
+    def run(*arguments: object, **options: Any) -> Ended:
+        command = (*COMMAND, *map(str, arguments))
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+        return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    return run
+
+
+@pytest.fixture
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """Starts a command and does not wait for it."""
+
+    def run(*arguments: object) -> subprocess.Popen[str]:
+        command = (*COMMAND, *map(str, arguments))
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return run
+
+
+@pytest.fixture
+def mlp(models: Models) -> Callable[..., Path]:
+    """Saves x (batch, k) through up_proj, Relu and down_proj; up_proj is 2:4."""
+
+    def save(
+        name: str = "model.onnx", k: int = 64, n: int = 128, down: str = "down_proj", seed: int = 0
+    ) -> Path:
+        rng = np.random.default_rng(seed)
+        up = prune_2to4(rng.standard_normal((k, n)).astype(np.float32) / 8, 0)
+        nodes = [
+            helper.make_node("MatMul", ["x", "up"], ["a"], name="up_proj"),
+            helper.make_node("Relu", ["a"], ["b"], name="act"),
+            helper.make_node("MatMul", ["b", "down"], ["y"], name=down),
+        ]
+        weights = {"up": up, "down": rng.standard_normal((n, 32)).astype(np.float32) / 8}
+        return models.save(models.model(nodes, weights, {"x": ("batch", k)}), name)
+
+    return save
+
+
+@pytest.fixture
+def left() -> Callable[[Path], list[str]]:
+    """What lies in a folder, with the hidden files; the builders' logs are elsewhere."""
+
+    def names(folder: Path) -> list[str]:
+        return sorted(entry.name for entry in folder.iterdir() if entry.name != "temporary")
+
+    return names

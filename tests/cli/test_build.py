@@ -1,0 +1,284 @@
+"""sparseflow-trt build: what it prints, how it ends, and what it leaves behind when it is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from sparseflow_trt._files import sha256_of
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Sparseflow
+
+MakeModel = Callable[..., Path]
+Start = Callable[..., "subprocess.Popen[str]"]
+Left = Callable[[Path], "list[str]"]
+
+BATCH = ("--dim", "batch=1,4,8")
+QUICK = (*BATCH, "--backend", "onnxruntime")
+IMPOSSIBLE = ("--tolerance", "atol=0,rtol=0,cosine=1")
+
+
+def test_says_what_was_decided_built_and_checked(
+    sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    ended = sparseflow("build", mlp(), *BATCH, "--backend", "tensorrt-rtx", "--sparsity", "force")
+    assert (ended.code, ended.err) == (0, "")
+    for words in (
+        "asked for: sparsity is forced",
+        "weights are not 2:4",
+        "Engine: model.engine by tensorrt-rtx (tensorrt-rtx 1.",
+        "The backend is tensorrt-rtx: it was asked for.",
+        "this engine runs dense, and no speedup is claimed for it.",
+        "Validation against the FP32 reference: pass",
+        "Artifact: model.artifact\n",
+        "Report:   model.artifact/report.html\n",
+    ):
+        assert words in ended.out
+    rows = {line.split("  ")[0]: line for line in ended.out.splitlines()}
+    assert " not run" in rows["engine (tensorrt-rtx)"], "which is no pass"
+    assert (
+        "  engine (tensorrt-rtx): A TensorRT-RTX engine needs a GPU to run" in ended.out or "8.0" in ended.out
+    )
+    manifest = json.loads((own_folder / "model.artifact" / "manifest.json").read_text())
+    assert manifest["command"].startswith("sparseflow-trt build ")
+    assert manifest["command"].endswith("--dim batch=1,4,8 --backend tensorrt-rtx --sparsity force")
+
+
+def test_auto_says_which_backend_and_why(sparseflow: Sparseflow, mlp: MakeModel) -> None:
+    ended = sparseflow("build", mlp(), *BATCH)
+    assert ended.code == 0
+    assert "The backend is tensorrt-rtx: it is installed" in ended.out
+
+
+def test_again_does_nothing(sparseflow: Sparseflow, mlp: MakeModel) -> None:
+    path = mlp()
+    assert "Nothing has changed" not in sparseflow("build", path, *QUICK).out
+    assert "Nothing has changed since this artifact was built" in sparseflow("build", path, *QUICK).out
+    assert sparseflow("build", path, *QUICK, "--json").json["unchanged"] is True
+    assert sparseflow("build", path, *QUICK, "--force", "--json").json["unchanged"] is False
+
+
+def test_json_holds_the_manifest(sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path) -> None:
+    ended = sparseflow("build", mlp(), *QUICK, "-o", "out", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.json["artifact"] == "out"
+    assert ended.json["manifest"] == json.loads((own_folder / "out" / "manifest.json").read_text())
+
+
+def test_outputs_that_differ_exit_with_4_and_are_kept(
+    sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path, left: Left
+) -> None:
+    path = mlp()
+    for options in (("--json",), (), ("--force",)):
+        ended = sparseflow("build", path, *QUICK, *IMPOSSIBLE, "-o", "out", *options)
+        assert (ended.code, ended.err) == (4, "")
+        assert "--json" not in options or ended.json["manifest"]["status"] == "fail"
+        assert json.loads((own_folder / "out" / "manifest.json").read_text())["status"] == "fail"
+    assert "Validation against the FP32 reference: fail" in ended.out
+    assert left(own_folder) == ["model.onnx", "out"]
+    assert sparseflow("build", path, *QUICK, "-o", "out").code == 0
+    ended = sparseflow("build", path, *QUICK, *IMPOSSIBLE, "-o", "out")
+    assert ended.code == 4
+    assert "Artifact: out.failed\n" in ended.out
+    assert json.loads((own_folder / "out" / "manifest.json").read_text())["status"] == "pass"
+
+
+def test_an_edited_plan_is_built(sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path) -> None:
+    path = mlp()
+    sparseflow("plan", path, *BATCH, "-o", "plan.yaml")
+    plan = own_folder / "plan.yaml"
+    data = yaml.safe_load(plan.read_text())
+    data["layers"][1]["precision"] = "fp32"
+    plan.write_text(yaml.safe_dump(data))
+    manifest = sparseflow("build", path, "--plan", plan, "--json").json["manifest"]
+    assert [layer["precision"] for layer in manifest["layers"]] == ["fp16", "fp32"]
+    evidence = [layer for layer in manifest["engine"]["layers"] if "down_proj" in layer["nodes"]]
+    assert [layer["precision"] for layer in evidence] == ["Float"]
+
+    ended = sparseflow("build", path, "--plan", plan, "--precision", "fp32")
+    assert ended.code == 2
+    assert "--plan holds shapes, policy, precision and sparsity itself" in ended.error
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda plan: plan["layers"].pop(), "'down_proj' is not in the plan"),
+        (lambda plan: plan["layers"][0].update(precision="int3"), "layers.0.precision: Input should be"),
+        (lambda plan: plan.update(colour="red"), "colour: Extra inputs are not permitted"),
+        (lambda plan: plan["profiles"][0]["inputs"]["x"].update(min=[9, 64]), "min ≤ opt ≤ max"),
+        (lambda plan: plan.update(profiles=[]), "input 'x' has dynamic dimensions batch"),
+    ],
+)
+def test_a_wrong_plan(
+    edit: Callable[[object], None],
+    says: str,
+    sparseflow: Sparseflow,
+    mlp: MakeModel,
+    own_folder: Path,
+    left: Left,
+) -> None:
+    path = mlp()
+    plan = own_folder / "plan.yaml"
+    sparseflow("plan", path, *BATCH, "-o", plan)
+    data = yaml.safe_load(plan.read_text())
+    edit(data)
+    plan.write_text(yaml.safe_dump(data))
+    assert says in sparseflow("build", path, "--plan", plan).error
+    assert left(own_folder) == ["model.onnx", "plan.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("layers: [", "is not YAML"), ("", "holds no mapping"), ("\x00", "is not YAML")]
+)
+def test_a_plan_that_is_none(
+    text: str, says: str, sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    path = mlp()
+    (own_folder / "plan.yaml").write_text(text)
+    assert says in sparseflow("build", path, "--plan", "plan.yaml").error
+    assert "no.yaml does not exist." in sparseflow("build", path, "--plan", "no.yaml").error
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--inputs", "no.npz"), "no.npz"),
+        (("--inputs", "model.onnx"), "is no source of inputs"),
+        (("--tolerance", "atol=lots"), "'lots' for atol in the tolerance"),
+        (("--tolerance", "z:atol=1"), "a tolerance is for output 'z'; the model has 'y'."),
+        (("-o", "taken"), "taken exists and is no artifact."),
+        (("-o", "model.onnx"), "model.onnx exists and is no artifact."),
+        (("-o", "no/such/place"), "no/such is no folder."),
+        (("--backend", "tensorrt"), "This version of sparseflow-trt has no backend for TensorRT itself yet."),
+    ],
+)
+def test_what_cannot_be_built(
+    options: tuple[str, ...], says: str, sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path, left: Left
+) -> None:
+    (own_folder / "taken").mkdir()
+    (own_folder / "taken" / "notes.txt").write_text("mine")
+    ended = sparseflow("build", mlp(), *(QUICK if "--backend" not in options else BATCH), *options)
+    assert says in ended.error
+    assert ended.code == (6 if "--backend" in options else 1)
+    assert left(own_folder) == ["model.onnx", "taken"]
+    assert left(own_folder / "taken") == ["notes.txt"]
+
+
+def test_a_folder_that_cannot_be_written_to(
+    process: Sparseflow, mlp: MakeModel, own_folder: Path, left: Left
+) -> None:
+    closed = own_folder / "closed"
+    closed.mkdir(mode=0o555)
+    if os.access(closed, os.W_OK):
+        pytest.skip("whoever runs this may write anywhere (root)")
+    ended = process("build", mlp(), *QUICK, "-o", closed / "out")
+    assert "out cannot be written: Permission denied." in ended.error
+    assert left(closed) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "sparseflow-test", str(folder)]
+    if (
+        os.geteuid() != 0
+        or not shutil.which("mount")
+        or subprocess.run(mount, capture_output=True).returncode
+    ):
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt-rtx"])
+@pytest.mark.parametrize(
+    "n", [2048, 1024]
+)  # FP16 weights of 1.2 MB, and of 600 KB, where the engine is too much
+def test_a_full_disk(
+    backend: str, n: int, process: Sparseflow, mlp: MakeModel, small_disk: Path, left: Left
+) -> None:
+    path = mlp(k=256, n=n)
+    ended = process("build", path, *BATCH, "--backend", backend, "-o", small_disk / "out")
+    assert ended.code == 1
+    assert " cannot be written: No space left on device." in ended.error
+    assert left(small_disk) == []
+
+
+def test_a_file_that_may_not_grow(process: Sparseflow, mlp: MakeModel, own_folder: Path, left: Left) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+
+    path = mlp(k=256, n=1024)
+    ended = process("build", path, *QUICK, "-o", "out", preexec_fn=limit)
+    assert ended.code == 1
+    assert " cannot be written: " in ended.error
+    assert left(own_folder) == ["model.onnx"]
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def _wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_ctrl_c_while_the_backend_builds(start: Start, mlp: MakeModel, own_folder: Path, left: Left) -> None:
+    running = start("build", mlp(), *BATCH, "--backend", "tensorrt-rtx", "-o", "out")
+    _wait_for(lambda: _children(running.pid))
+    (child,) = _children(running.pid)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=20)
+    assert running.returncode == 130
+    assert (out, err.strip()) == ("", "error: interrupted; nothing was written.")
+    assert _is_gone(child)
+    assert left(own_folder) == ["model.onnx"]
+    assert left(own_folder / "temporary") == []
+
+
+def test_a_killed_build_leaves_the_old_artifact_and_the_next_one_cleans_up(
+    start: Start, sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path, left: Left
+) -> None:
+    path = mlp()
+    assert sparseflow("build", path, *QUICK, "-o", "out").code == 0
+    before = {file.name: sha256_of(file) for file in (own_folder / "out").iterdir()}
+    running = start("build", path, *BATCH, "--backend", "tensorrt-rtx", "-o", "out")
+    _wait_for(lambda: _children(running.pid))
+    (child,) = _children(running.pid)
+    running.kill()
+    running.communicate(timeout=20)
+    _wait_for(lambda: _is_gone(child))
+    assert {file.name: sha256_of(file) for file in (own_folder / "out").iterdir()} == before
+    assert len(left(own_folder)) == 3, "what it had begun"
+    assert sparseflow("build", path, *QUICK, "-o", "out", "--force").code == 0
+    assert left(own_folder) == ["model.onnx", "out"]

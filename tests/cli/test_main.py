@@ -1,0 +1,146 @@
+"""What all commands share: help, exit codes, errors in words."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sparseflow_trt import __version__
+from sparseflow_trt.cli.main import _COMMANDS
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Sparseflow
+
+MakeModel = Callable[..., Path]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, json; sys.argv[1:] = ['--help']\n"
+        "from sparseflow_trt.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print(json.dumps([end.code, sorted(sys.modules)]), file=sys.stderr)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    status, modules = json.loads(ended.stderr)
+    assert status == 0
+    assert not {"onnx", "onnx_ir", "numpy", "pydantic", "rich", "yaml", "jinja2", "polygraphy"} & set(modules)
+    for name in _COMMANDS:
+        assert f"\n  {name} " in ended.stdout
+
+
+@pytest.mark.parametrize("command", [*_COMMANDS, "policy list", "policy show"])
+def test_every_command_has_help(command: str, sparseflow: Sparseflow) -> None:
+    ended = sparseflow(*command.split(), "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(f"Usage: sparseflow-trt {command} ")
+    if command != "policy":
+        assert "--json" in ended.out
+        assert "--debug" in ended.out
+
+
+def test_no_command_prints_the_help(sparseflow: Sparseflow) -> None:
+    ended = sparseflow()
+    assert "Usage: sparseflow-trt" in ended.out + ended.err
+    assert "error:" not in ended.err
+
+
+def test_the_version(sparseflow: Sparseflow) -> None:
+    assert sparseflow("--version").out == f"sparseflow-trt, version {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("frobnicate",), "No such command 'frobnicate'."),
+        (("build",), "Missing argument 'MODEL'."),
+        (("inspect", "a", "--jsno"), "No such option '--jsno'"),
+        (("build", "a", "--precision", "fp12"), "'fp12' is not one of"),
+        (("build", "a", "--seed", "many"), "'many' is not a valid integer"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], says: str, sparseflow: Sparseflow) -> None:
+    ended = sparseflow(*arguments)
+    assert ended.code == 2
+    assert says in ended.error
+    assert "--help shows what it takes" in ended.err
+
+
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(sparseflow: Sparseflow) -> None:
+    for arguments in (("--debug", "inspect", "no.onnx"), ("inspect", "no.onnx", "--debug")):
+        ended = sparseflow(*arguments)
+        assert ended.code == 1
+        assert "Traceback (most recent call last)" in ended.err
+        assert ended.err.count("error: no.onnx does not exist.") == 1
+    assert "Traceback" not in sparseflow("inspect", "no.onnx").err
+
+
+def test_a_fault_of_our_own_is_said_to_be_one(
+    sparseflow: Sparseflow, mlp: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr("sparseflow_trt.graph.read_layers", fail)
+    ended = sparseflow("inspect", mlp())
+    assert ended.code == 1
+    assert ended.err.startswith(
+        "error: this is a fault of sparseflow-trt, not of your input: ZeroDivisionError: oh\n"
+    )
+    assert "--debug" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "there is not enough memory."),
+        (PermissionError(13, "Permission denied", "/a/b"), "/a/b: Permission denied."),
+        (OSError(28, "No space left on device"), "reading or writing failed: No space left on device."),
+    ],
+)
+def test_the_machines_own_limits(
+    error: Exception, says: str, sparseflow: Sparseflow, mlp: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sparseflow_trt.graph.read_layers", fail)
+    assert sparseflow("inspect", mlp()).error == says
+
+
+def test_names_cannot_command_the_terminal(sparseflow: Sparseflow) -> None:
+    assert sparseflow("inspect", "evil\x1b[2J.onnx").error == r"evil\x1b[2J.onnx does not exist."
+
+
+def test_a_reader_that_has_had_enough(process: Sparseflow, mlp: MakeModel) -> None:
+    path = mlp()
+    for arguments in (f"inspect --json {path}", f"inspect {path}"):
+        command = f"{sys.executable} -m sparseflow_trt.cli.main {arguments} | true"
+        ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+        assert ended.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_an_output_that_takes_nothing(process: Sparseflow, mlp: MakeModel) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "sparseflow_trt.cli.main", "inspect", "--json", str(mlp())],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: reading or writing failed: No space left on device.\n")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_locale_without_the_signs(process: Sparseflow) -> None:
+    environment = {"PYTHONIOENCODING": "ascii", "PATH": "/usr/bin:/bin"}
+    ended = process("policy", "list", env=environment)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.isascii()
+    assert process("policy", "list", "--json", env=environment).json

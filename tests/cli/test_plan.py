@@ -1,0 +1,90 @@
+"""sparseflow-trt plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Sparseflow
+
+MakeModel = Callable[..., Path]
+
+
+def test_the_plan_is_printed_as_yaml(sparseflow: Sparseflow, mlp: MakeModel) -> None:
+    ended = sparseflow("plan", mlp(), "--dim", "batch=1,8,32", "--precision", "bf16", "--sparsity", "force")
+    assert (ended.code, ended.err) == (0, "")
+    plan = yaml.safe_load(ended.out)
+    assert [(p["name"], p["precision"], p["sparsity"]) for p in plan["layers"]] == [
+        ("up_proj", "bf16", "sparse"),
+        ("down_proj", "bf16", "dense"),
+    ]
+    assert plan["profiles"][0]["inputs"]["x"] == {"min": [1, 64], "opt": [8, 64], "max": [32, 64]}
+
+
+def test_or_written_with_a_table_of_the_reasons(
+    sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    ended = sparseflow("plan", mlp(), "--shapes", "x:1x64,8x64,32x64", "-o", "plan.yaml")
+    assert ended.code == 0
+    assert "weights are not 2:4" in ended.out
+    assert "Build it with: sparseflow-trt build" in ended.out
+    assert yaml.safe_load((own_folder / "plan.yaml").read_text())["precision"] == "fp16"
+
+
+def test_a_shipped_policy_gives_its_reason(sparseflow: Sparseflow, mlp: MakeModel) -> None:
+    ended = sparseflow("plan", mlp(), "--dim", "batch=8", "--policy", "a100-80gb", "--json")
+    plan = ended.json
+    assert "A100" in plan["policy"]
+    assert "M=8" in plan["layers"][0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--dim", "batch=8,1"), "'batch=8,1' is not a range of an axis."),
+        (("--dim", "batch=8,1,9"), "it has to be 0 < min ≤ opt ≤ max"),
+        (("--dim", "length=8"), "axis 'length' is not in the model, which has: batch."),
+        (("--dim", "batch=8", "--dim", "batch=9"), "axis 'batch' is given two ranges."),
+        (("--shapes", "x:8x64", "--shapes", "x:9x64"), "input 'x' is given two ranges."),
+        (("--shapes", "x:8by64"), "'x:8by64' is not a range of shapes"),
+        (("--shapes", "z:8x64"), "input 'z' is not in the model, which has: x."),
+        (("--shapes", "x:8x65"), "dimension 1 of input 'x'"),
+        (("--shapes", "x:8"), "1 dimensions; the model takes 2."),
+        ((), "input 'x' has dynamic dimensions batch and no profile says their ranges."),
+        (("--dim", "batch=8", "--policy", "h2o"), "there is no policy 'h2o'."),
+        (("--dim", "batch=8", "-o", "model.onnx"), "model.onnx is the model itself."),
+        (("--dim", "batch=8", "-o", "no/plan.yaml"), "no/plan.yaml cannot be written"),
+    ],
+)
+def test_what_cannot_be_planned(
+    options: tuple[str, ...], says: str, sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path,
+    left: Callable[[Path], list[str]],
+) -> None:  # fmt: skip
+    path = mlp()
+    before = path.read_bytes()
+    assert says in sparseflow("plan", path, *options).error
+    assert left(own_folder) == ["model.onnx"]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds no mapping of fields"),
+        ('{"schema_version": 1, "name": "a"}', "device: Field required"),
+        ('{"schema_version": 2}', "schema_version: Input should be 1"),
+    ],
+)
+def test_a_policy_that_is_none(
+    text: str, says: str, sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    (own_folder / "policy.json").write_text(text)
+    ended = sparseflow("plan", mlp(), "--dim", "batch=8", "--policy", "policy.json")
+    assert says in ended.error
+    assert "policy.json" in ended.error

@@ -1,0 +1,64 @@
+"""sparseflow-trt prune."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import helper
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Sparseflow
+    from tests.conftest import Models
+
+MakeModel = Callable[..., Path]
+
+
+def test_writes_beside_the_model_by_default(sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path) -> None:
+    path = mlp()
+    before = path.read_bytes()
+    ended = sparseflow("prune", path)
+    assert (ended.code, ended.err) == (0, "")
+    assert "1 weights pruned (2048 of 12288 elements set to zero), 1 were 2:4 already." in ended.out
+    assert path.read_bytes() == before
+    assert sparseflow("inspect", own_folder / "model.2to4.onnx").code == 0
+
+
+def test_json(sparseflow: Sparseflow, mlp: MakeModel) -> None:
+    ended = sparseflow("prune", mlp(), "-o", "pruned.onnx", "--exclude", "up_*", "--json")
+    assert ended.code == 0
+    report = ended.json
+    assert report["output"] == "pruned.onnx"
+    assert [w["weight"] for w in report["pruned"]] == ["down"]
+    assert report["skipped"] == [["up_proj", "excluded"]]
+
+
+def test_a_conflict_is_named_with_exit_code_3(sparseflow: Sparseflow, models: Models) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="one"),
+        helper.make_node("Gemm", ["a", "w"], ["y"], name="other", transB=1),
+    ]
+    weights = {"w": np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)}
+    path = models.save(models.model(nodes, weights))
+    ended = sparseflow("prune", path)
+    assert ended.code == 3
+    assert "not pruned 'one': weight 'w' is shared by layers whose K lies on different axes" in ended.out
+    as_json = sparseflow("prune", path, "--json")
+    assert as_json.code == 3
+    assert [name for name, _ in as_json.json["conflicts"]] == ["one", "other"]
+
+
+def test_the_model_is_not_its_own_output(sparseflow: Sparseflow, mlp: MakeModel) -> None:
+    path = mlp()
+    assert "is the input itself" in sparseflow("prune", path, "-o", path).error
+
+
+def test_an_output_that_cannot_be_written(
+    sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path, left: Callable[[Path], list[str]]
+) -> None:
+    (own_folder / "folder").mkdir()
+    for output in ("folder", "no/such/x.onnx"):
+        assert "cannot be written" in sparseflow("prune", mlp(), "-o", output).error
+    assert left(own_folder) == ["folder", "model.onnx"]

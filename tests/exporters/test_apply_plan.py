@@ -1,0 +1,207 @@
+"""One typed model that means a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from sparseflow_trt.errors import ModelError, PlanError
+from sparseflow_trt.exporters import apply_plan as module
+from sparseflow_trt.exporters.apply_plan import (
+    INLINE_BYTES,
+    IR_VERSION,
+    AppliedPlan,
+    apply_plan,
+    has_half_types,
+    needs_fp32_reference,
+    save_model,
+    write_fp32_reference,
+)
+from sparseflow_trt.graph import read_layers
+from sparseflow_trt.model_file import read_model
+from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.plan import ModelPrecision, Plan, make_plan
+
+if TYPE_CHECKING:
+    from tests.conftest import Array, Models
+
+X = np.random.default_rng(1).standard_normal((4, 64)).astype(np.float32)
+
+
+def _weight(*shape: int) -> Array:
+    return (np.random.default_rng(0).standard_normal(shape) / 8).astype(np.float32)
+
+
+def _plan(path: Path, precision: ModelPrecision = "fp16", **changes: Any) -> Plan:
+    layers = read_layers(read_model(path))
+    return make_plan(layers, (), {}, None, precision, "force").model_copy(update=changes)
+
+
+def _apply(path: Path, plan: Plan) -> tuple[AppliedPlan, onnx.ModelProto]:
+    output = path.parent / "typed" / "model.onnx"
+    output.parent.mkdir(exist_ok=True)
+    applied = apply_plan(read_model(path), plan, output)
+    return applied, onnx.load(output)
+
+
+def _types(model: onnx.ModelProto) -> dict[str, str]:
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output)}
+    return {
+        node.name: TensorProto.DataType.Name(types[node.output[0]])
+        for node in graph.node
+        if node.output[0] in types
+    }
+
+
+def _run(path: Path, **feeds: Array) -> Array:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    result: Array = session.run(None, feeds)[0]
+    return result
+
+
+@pytest.fixture
+def mlp(models: Models) -> Path:
+    """Two layers with a Softmax between them; the first weight is 2:4."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "up"], ["a"], name="first"),
+        helper.make_node("Softmax", ["a"], ["b"], name="softmax"),
+        helper.make_node("MatMul", ["b", "down"], ["y"], name="second"),
+    ]
+    model = models.model(nodes, {"up": prune_2to4(_weight(64, 128), 0), "down": _weight(128, 32)})
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 32]))
+    return models.save(model)
+
+
+def test_types_and_islands(mlp: Path) -> None:
+    applied, typed = _apply(mlp, _plan(mlp))
+    types = _types(typed)
+    assert (types["first"], types["softmax"], types["second"]) == ("FLOAT16", "FLOAT", "FLOAT16")
+    assert applied.islands == ("softmax",)
+    assert applied.casts == sum(node.op_type == "Cast" for node in typed.graph.node) == 4
+    assert applied.nodes_retyped == 2
+    assert [t.name for t in typed.graph.initializer] == ["up", "down"]
+    assert [v.name for v in (*typed.graph.input, *typed.graph.output)] == ["x", "y"]
+    assert typed.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
+    np.testing.assert_allclose(_run(applied.model, x=X), _run(mlp, x=X), atol=2e-3)
+
+
+def test_islands_are_the_plans_to_choose(mlp: Path) -> None:
+    applied, typed = _apply(mlp, _plan(mlp, islands=()))
+    assert _types(typed)["softmax"] == "FLOAT16"
+    assert applied.islands == ()
+    applied, typed = _apply(mlp, _plan(mlp, islands=("softmax",)))
+    assert _types(typed)["softmax"] == "FLOAT", "a node's name does as well as an operator"
+
+
+def test_keep_leaves_all_as_it_is_but_the_layers_that_say_otherwise(mlp: Path) -> None:
+    plan = _plan(mlp, "keep")
+    applied, typed = _apply(mlp, plan)
+    assert (applied.casts, applied.nodes_retyped, applied.islands) == (0, 0, ())
+    first, second = plan.layers
+    edited = plan.model_copy(update={"layers": (first.model_copy(update={"precision": "bf16"}), second)})
+    _, typed = _apply(mlp, edited)
+    types = _types(typed)
+    assert (types["first"], types["softmax"], types["second"]) == ("BFLOAT16", "FLOAT", "FLOAT")
+
+
+def test_large_constants_lie_beside_the_file(mlp: Path) -> None:
+    applied, _ = _apply(mlp, _plan(mlp))
+    model = onnx.load(applied.model, load_external_data=False)
+    assert {t.data_location for t in model.graph.initializer} == {TensorProto.EXTERNAL}
+    assert (applied.model.parent / "model.onnx.data").stat().st_size >= 2 * (64 * 128 + 128 * 32)
+    assert applied.model.stat().st_size < 2 * INLINE_BYTES
+
+
+def test_names_that_are_taken_are_not_given_again(models: Models) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="fc"),
+        helper.make_node("Add", ["a", "w_as_f16"], ["b"]),
+        helper.make_node("Add", ["b", "x_as_f16"], ["y"]),
+    ]
+    weights = {"w": _weight(64, 64), "w_as_f16": _weight(1, 64)}
+    path = models.save(models.model(nodes, weights, {"x": (4, 64), "x_as_f16": (4, 64)}))
+    applied, _ = _apply(path, _plan(path))
+    feeds = {"x": X, "x_as_f16": X[::-1].copy()}
+    np.testing.assert_allclose(_run(applied.model, **feeds), _run(path, **feeds), atol=5e-3)
+
+
+def test_a_layer_that_cannot_have_its_type_is_refused(models: Models) -> None:
+    node = helper.make_node("Gemm", ["x", "w"], ["y"], name="fc")
+    path = models.save(models.model([node], {"w": _weight(64, 32)}, opset=11))
+    assert _types(_apply(path, _plan(path))[1])["fc"] == "FLOAT16"
+    with pytest.raises(PlanError, match="'fc' is planned bf16, and opset 11 has no Gemm of that type"):
+        _apply(path, _plan(path, "bf16"))
+
+
+def test_a_broken_rewriting_is_noticed(mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = _plan(mlp)
+
+    def save_dense(model: Any, output: Path) -> None:
+        model.graph.initializers["up"].const_value = ir.Tensor(np.ones((64, 128), np.float16), name="up")
+        save_model(model, output)
+
+    monkeypatch.setattr(module, "save_model", save_dense)
+    with pytest.raises(ModelError, match="broke the 2:4 pattern of first"):
+        _apply(mlp, plan)
+
+    def save_invalid(model: Any, output: Path) -> None:
+        next(node for node in model.graph if node.op_type == "Softmax").op_type = "Nonsense"
+        save_model(model, output)
+
+    monkeypatch.setattr(module, "save_model", save_invalid)
+    with pytest.raises(ModelError, match="not valid ONNX: No Op registered for Nonsense") as caught:
+        _apply(mlp, plan)
+    assert "fault of the rewriting" in caught.value.hint
+    before = onnx.load(mlp)
+    before.graph.output[0].type.tensor_type.ClearField(
+        "shape"
+    )  # to which the checker objects, and which runs
+    onnx.save(before, mlp)
+    with pytest.raises(ModelError, match=r"model\.onnx is not valid ONNX: .* No Op registered for Nonsense"):
+        _apply(mlp, plan)
+
+
+def test_ir_versions_that_backends_do_not_read_yet_are_lowered(mlp: Path) -> None:
+    model = onnx.load(mlp)
+    model.ir_version = 13
+    onnx.save(model, mlp)
+    assert needs_fp32_reference(read_model(mlp))
+    assert _apply(mlp, _plan(mlp))[1].ir_version == IR_VERSION
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_the_reference_of_a_half_model_is_fp32_of_the_same_values(
+    dtype: Any, models: Models, tmp_path: Path
+) -> None:
+    weight = _weight(64, 32).astype(dtype)
+    types = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="fc")
+    path = models.save(models.model([node], {"w": weight}, {"x": (4, 64)}, dtype=types[np.dtype(dtype).name]))
+    write_fp32_reference(read_model(path), tmp_path / "reference.onnx")
+    model = onnx.load(tmp_path / "reference.onnx")
+    assert _types(model)["fc"] == "FLOAT"
+    stored = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    np.testing.assert_array_equal(stored, weight.astype(np.float32))
+
+
+def test_half_types_are_found_wherever_they_are(models: Models) -> None:
+    cast = helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16)
+    back = helper.make_node("Cast", ["h"], ["y"], to=TensorProto.FLOAT)
+    function = helper.make_function(
+        "local", "Round", ["x"], ["y"], [cast, back], [helper.make_opsetid("", 21)]
+    )
+    call = helper.make_node("Round", ["x"], ["y"], domain="local")
+    plain = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    assert has_half_types(read_model(models.save(models.model([cast, back]))))
+    assert has_half_types(read_model(models.save(models.model([call], functions=[function]))))
+    assert has_half_types(read_model(models.matmul(_weight(64, 8).astype(np.float16))))
+    assert not has_half_types(read_model(models.save(models.model(plain, {"w": _weight(64, 8)}))))

@@ -1,0 +1,130 @@
+"""The report: one page that needs nothing else, and says the verdict."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from sparseflow_trt.manifest import Manifest
+from sparseflow_trt.pipeline import BuildOptions, PlanOptions, ValidationOptions, build
+from sparseflow_trt.report.html import write_report
+from sparseflow_trt.validation.tolerances import parse_tolerances
+
+if TYPE_CHECKING:
+    from tests.conftest import Models
+
+EVIL = "<script>alert('x')</script>"
+
+
+class _Page(HTMLParser):
+    """The tags of a page, its attributes, and its text; checks that tags are closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.text.append(data)
+
+
+@pytest.fixture
+def report(models: Models, tmp_path: Path) -> Callable[..., tuple[str, Manifest]]:
+    """Builds a model whose names are code, and gives the report."""
+
+    def make(*tolerances: str, **options: Any) -> tuple[str, Manifest]:
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["a"], name=EVIL),
+            helper.make_node("ArgMax", ["a"], [f"best{EVIL}"], axis=1, keepdims=0),
+            helper.make_node("Identity", ["a"], ["y"]),
+        ]
+        weights = {"w": np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32) / 8}
+        model = models.model(nodes, weights, outputs=("y", f"best{EVIL}"))
+        model.graph.output[1].type.tensor_type.elem_type = 7
+        path = models.save(model, f"a&b{EVIL.replace('/', '')}.onnx")
+        given = ValidationOptions(tolerances=parse_tolerances(tolerances), **options)
+        plan = PlanOptions(axes={"batch": (2, 4, 8)})
+        result = build(path, BuildOptions(tmp_path / "out", plan, "onnxruntime", given, command=EVIL))
+        return (result.artifact / "report.html").read_text(encoding="utf-8"), result.manifest
+
+    return make
+
+
+def test_needs_nothing_else_and_escapes_names(report: Callable[..., tuple[str, Manifest]]) -> None:
+    text, manifest = report()
+    page = _Page(text)
+    assert "script" not in page.tags
+    assert not {"link", "img", "iframe", "object"} & set(page.tags)
+    assert page.links == []
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert text.count("<script>") == 0
+    assert EVIL in "".join(page.text), "it is there as text"
+    assert manifest.layers[0].name == EVIL
+
+
+def test_says_the_verdict_and_the_figures(report: Callable[..., tuple[str, Manifest]]) -> None:
+    text, manifest = report()
+    said = re.sub(r"\s+", " ", " ".join(_Page(text).text))
+    assert manifest.status == "pass"
+    assert re.search(r"\.onnx: pass ", said)
+    assert manifest.validation.reason in said
+    assert "default: 2, 4, 8" in said
+    assert manifest.model.sha256 in said
+    assert not re.search(r"\b(nan|inf|None)\b", said, re.IGNORECASE)
+    assert "1.0000" in said, "the share of equal indices"
+
+
+def test_says_why_it_failed(report: Callable[..., tuple[str, Manifest]]) -> None:
+    text, manifest = report("atol=0,rtol=0,cosine=1")
+    said = re.sub(r"\s+", " ", " ".join(_Page(text).text))
+    assert manifest.status == "fail"
+    assert re.search(r"\.onnx: fail ", said)
+    wrong = next(o for c in manifest.validation.candidates for o in c.outputs if not o.passed)
+    assert wrong.reason in said
+
+
+def test_unknown_figures_and_an_empty_engine_leave_no_gap(
+    report: Callable[..., tuple[str, Manifest]], tmp_path: Path
+) -> None:
+    _, manifest = report()
+    layer = manifest.layers[0].model_copy(update={"m": {"default": (None, None, None)}})
+    candidate = manifest.validation.candidates[0]
+    blank = candidate.outputs[0].model_copy(
+        update={"max_abs": None, "mean_abs": None, "cosine": None, "psnr": None}
+    )
+    skipped = candidate.model_copy(update={"verdict": "not run", "reason": "no GPU here", "outputs": ()})
+    candidates = (candidate.model_copy(update={"outputs": (blank,)}), skipped)
+    changed = manifest.model_copy(
+        update={
+            "layers": (layer,),
+            "engine": manifest.engine.model_copy(update={"layers": ()}),
+            "validation": manifest.validation.model_copy(update={"candidates": candidates}),
+        }
+    )
+    write_report(changed, tmp_path / "page.html")
+    said = re.sub(r"\s+", " ", " ".join(_Page((tmp_path / "page.html").read_text()).text))
+    assert "default: ? , ? , ?" in said.replace("?,", "? ,")
+    assert "not run no GPU here" in said
+    assert "None" not in said
+    assert "What the engine says it runs" not in said
