@@ -1,6 +1,6 @@
 """`inspect` on 4 GB of FP16 weights in external data: throughput with a warm file cache, peak memory.
 
-    python benchmarks/inspect_large.py [GIGABYTES]
+python benchmarks/inspect_large.py [GIGABYTES]
 """
 
 from __future__ import annotations
@@ -58,7 +58,11 @@ def write_model(path: Path, gigabytes: float) -> None:
             weight = up if i % 2 == 0 else down
             tensor = TensorProto(name=f"w{i}", data_type=TensorProto.FLOAT16, dims=weight.shape)
             tensor.data_location = TensorProto.EXTERNAL
-            for key, entry in (("location", f"{path.stem}.data"), ("offset", data.tell()), ("length", weight.nbytes)):
+            for key, entry in (
+                ("location", f"{path.stem}.data"),
+                ("offset", data.tell()),
+                ("length", weight.nbytes),
+            ):
                 tensor.external_data.add(key=key, value=str(entry))
             data.write(weight.data)
             tensors.append(tensor)

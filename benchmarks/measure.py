@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("sparseflow-trt", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "onnx-graphsurgeon",
-            "tensorrt_rtx_cu13_libs")  # fmt: skip
+            "tensorrt", "tensorrt_rtx_cu13_libs")  # fmt: skip
 BIN = Path(sys.executable).parent
 
 
@@ -58,8 +57,8 @@ def summary(runs: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def write_result(name: str, figures: dict[str, Any]) -> None:
-    """Writes results/NAME.json and prints it."""
+def write_result(name: str, figures: dict[str, Any], command: str = "") -> None:
+    """Writes results/NAME.json and prints it; `command` is how to run it again."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -68,7 +67,7 @@ def write_result(name: str, figures: dict[str, Any]) -> None:
             continue
     result = {
         "benchmark": name,
-        "command": f"python benchmarks/{name}.py",
+        "command": command or f"python benchmarks/{name}.py",
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": {
             "cpu": _cpu(),
@@ -83,11 +82,6 @@ def write_result(name: str, figures: dict[str, Any]) -> None:
     text = json.dumps(result, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)
-
-
-def self_peak() -> int:
-    """Peak resident bytes of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _cpu() -> str:

@@ -1,6 +1,6 @@
 """`--help`, and what `build` on MiniLM takes outside the backend's own build and the validation runs.
 
-    python benchmarks/overheads.py
+python benchmarks/overheads.py
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def main() -> None:
     timed_command([tool, "--help"])
     helps = [timed_command([tool, "--help"]) for _ in range(4 * RUNS)]
     with tempfile.TemporaryDirectory() as folder:
-        builds = [build([tool, "build", str(model), "-o", f"{folder}/{i}", *BUILD, "--json"]) for i in range(RUNS)]
+        builds = [
+            build([tool, "build", str(model), "-o", f"{folder}/{i}", *BUILD, "--json"]) for i in range(RUNS)
+        ]
     write_result(
         "overheads",
         {

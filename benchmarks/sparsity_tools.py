@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 from measure import BIN, summary, timed_call, timed_command, write_result
 from onnx import TensorProto, helper, numpy_helper
+
 from sparseflow_trt.exporters.prune import prune_model
 from sparseflow_trt.graph import read_layers
 from sparseflow_trt.model_file import read_model
@@ -54,7 +55,10 @@ def compare_times(model: Path, folder: Path) -> dict[str, Any]:
         ),
     }
     calls = {
-        "inspect": (lambda: read_layers(read_model(sparse)), lambda: polygraphy("inspect", "sparsity", sparse)),
+        "inspect": (
+            lambda: read_layers(read_model(sparse)),
+            lambda: polygraphy("inspect", "sparsity", sparse),
+        ),
         "prune": (
             lambda: prune_model(read_model(model), output),
             lambda: polygraphy("surgeon", "prune", model, "-o", output),
@@ -128,7 +132,9 @@ def compare_verdicts(folder: Path) -> list[dict[str, Any]]:
 
 def polygraphy_verdict(path: Path) -> str:
     """Polygraphy's words for the model's only weight."""
-    done = subprocess.run([THEIRS, "inspect", "sparsity", str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [THEIRS, "inspect", "sparsity", str(path)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         return f"fails: {(done.stderr or done.stdout).strip().splitlines()[-1][:120]}"
     if "Found sparse tensor" in done.stdout:

@@ -20,7 +20,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 SENTENCES = (
     ("A man is eating food.", "A man is eating a piece of bread."),
     (
-        "The new engine halves the time that a request waits, and nobody has to change a line of code for it.",
+        "The new engine halves the time that a request waits, and nobody has to change any code for it.",
         "Two of every four weights are zero, so the hardware skips them.",
         "It rained all night, and in the morning the river had risen to the first step of the mill.",
         "Stocks fell.",

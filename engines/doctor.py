@@ -11,7 +11,6 @@ from typing import Any, Literal
 from sparseflow_trt import _deps
 from sparseflow_trt.engines.cuda_libraries import CudaLibrary, find_libraries
 from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
-from sparseflow_trt.engines.choose import NO_TENSORRT_YET
 from sparseflow_trt.engines.tensorrt_rtx import why_not_here
 from sparseflow_trt.errors import NotInstalledError
 
@@ -62,7 +61,7 @@ def examine() -> Doctor:
         gpus=gpus,
         findings=(
             *_gpu_findings(gpus),
-            _tensorrt(),
+            _tensorrt(gpus),
             _tensorrt_rtx(gpus),
             _onnxruntime(),
             _package("torch", "exporting PyTorch models"),
@@ -88,13 +87,18 @@ def _gpu(gpu: Gpu) -> Finding:
     return Finding("GPU", "limited", "", f"{size}: it has no sparse tensor cores, which came with 8.0.")
 
 
-def _tensorrt() -> Finding:
+def _tensorrt(gpus: tuple[Gpu, ...]) -> Finding:
     version = _deps.version_of("tensorrt")
     if version is None:
         return Finding("TensorRT", "missing", "", "It is not installed.", _deps.install_line("tensorrt"))
     # TensorRT 8.6 crashes on some machines without a driver.
-    trouble = _trouble_importing("tensorrt")
-    return Finding("TensorRT", "limited", version, trouble or f"It loads; {NO_TENSORRT_YET}.")
+    if trouble := _trouble_importing("tensorrt"):
+        return Finding("TensorRT", "limited", version, trouble)
+    if not gpus:
+        return Finding("TensorRT", "limited", version, f"It loads; it builds on a GPU, and {NO_GPU}.")
+    return Finding(
+        "TensorRT", "ok", version, "It builds engines here, with sparse weights where the plan says so."
+    )
 
 
 def _tensorrt_rtx(gpus: tuple[Gpu, ...]) -> Finding:

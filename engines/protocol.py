@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sparseflow_trt.plan import Plan
+
+if TYPE_CHECKING:
+    from sparseflow_trt.engines.outcomes import LayerOutcome
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class LayerEvidence:
     """What the engine says of one of its layers, as its inspector or its builder's log puts it.
 
     `nodes` are the ONNX nodes it was made from, where the engine tells: one for most, several for a fusion.
+    `sparse_weights` is whether TensorRT found its weights to be 2:4, None where it does not say.
     """
 
     name: str
@@ -52,6 +56,7 @@ class LayerEvidence:
     tactic: str
     profile: int = 0
     nodes: tuple[str, ...] = ()
+    sparse_weights: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class BuiltEngine:
         runs_here: "" where the engine can run on this machine, else why not, as a sentence.
         sparse_tactics: Whether the engine can hold sparse kernels at all: "" if so, else why not.
         layers: The engine's own layers, empty where it cannot be asked.
+        outcomes: What became of each planned layer, empty where the builder does not tell.
         notes: Sentences for the person who builds: what was ignored, what this engine is not.
     """
 
@@ -80,6 +86,7 @@ class BuiltEngine:
     runs_here: str
     sparse_tactics: str
     layers: tuple[LayerEvidence, ...] = ()
+    outcomes: tuple[LayerOutcome, ...] = ()
     notes: tuple[str, ...] = ()
 
 

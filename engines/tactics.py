@@ -1,8 +1,9 @@
-"""Evidence: what a built engine says of its own layers."""
+"""Evidence: what a built engine says of its own layers, in the words that its log and its inspector share."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from sparseflow_trt.engines.protocol import LayerEvidence
 
@@ -14,43 +15,100 @@ _LINE = re.compile(
 _PROFILE = re.compile(r" \[profile (\d+)\]")
 _REGION = re.compile(r"_myl(\d+)_\d+$")
 _DATATYPE = re.compile(r"Datatype: (\w+)")
-_NODE = re.compile(r"\[ONNX Layer: (.*?)(?: \[profile \d+\])?\]")
+# A node's own name may hold brackets: it ends where the next entry or the text's end follows.
+_NODE = re.compile(r"\[ONNX Layer: (.*?)(?: \[profile \d+\])?\](?=\s*(?:\[ONNX Layer: |$))")
+_SPARSE = re.compile(r"spars|spmma|sptensor|spgemm", re.IGNORECASE)
 _QUANTIZED = {"Int8", "FP8"}
+
+_TYPES_BY_CODE = {
+    "f32": "Float", "tf32": "TF32", "f16": "Half", "bf16": "BFloat16", "i8": "Int8", "i32": "Int32",
+    "e4m3": "FP8", "e5m2": "FP8",
+}  # fmt: skip
+_CODE = "|".join(_TYPES_BY_CODE)
+# sm80_xmma_gemm_f16f32_f16f32_f32_tn_n_…: A read as f16, the result written as f32; B taken as f16, summed
+# in f32; scaled in f32. Direct convolutions leave out B: i8i8_i32_f32.
+_TYPED_NAME = re.compile(
+    rf"_(?P<read>{_CODE})(?P<written>{_CODE})_(?P<multiplied>{_CODE})??(?:{_CODE})_(?:{_CODE})(?:_|$)"
+)
 
 
 def layers_from_log(text: str) -> tuple[LayerEvidence, ...]:
-    """Reads the `Layers:` message of a builder's log: every layer, once for each profile.
-
-    A layer's precision is the type of its outputs in TensorRT's words; one that reads INT8 or FP8 and
-    writes something else is put as "Int8->Half", as its products are INT8.
-    """
+    """Reads the `Layers:` message of a builder's log: every layer, once for each profile."""
     lines = list(_LINE.finditer(text))
-    # Only layers named after ONNX nodes carry "[profile 1]"; the compiler's own, such as fusions, share
-    # the number of their region with them.
-    profile_of_region = {
-        region: int(profile[1])
-        for line in lines
-        if (profile := _PROFILE.search(line[0])) and (region := _region(line["name"]))
-    }
+    regions = region_profiles((line["name"], line[0]) for line in lines)
     return tuple(
         LayerEvidence(
-            name=_PROFILE.sub("", line["name"]),
+            name=without_profile(line["name"]),
             type=line["type"],
-            precision=_precision(line["inputs"], line["outputs"]),
+            precision=precision_of(
+                _DATATYPE.findall(line["inputs"]), _DATATYPE.findall(line["outputs"]), line["tactic"]
+            ),
             tactic=line["tactic"],
-            profile=profile_of_region.get(_region(line["name"]), 0),
-            nodes=tuple(dict.fromkeys(_NODE.findall(line["metadata"]))),
+            profile=profile_of(line["name"], regions),
+            nodes=nodes_of(line["metadata"]),
         )
         for line in lines
     )
 
 
-def _region(name: str) -> str:
-    match = _REGION.search(name)
-    return match[1] if match else ""
+def is_sparse_tactic(name: str) -> bool:
+    """Whether a tactic's name is that of a kernel for 2:4 weights."""
+    return _SPARSE.search(name) is not None
 
 
-def _precision(inputs: str, outputs: str) -> str:
-    read, written = (sorted(set(_DATATYPE.findall(part))) for part in (inputs, outputs))
-    quantized = _QUANTIZED.intersection(read).difference(written)
-    return "->".join(part for part in ("+".join(sorted(quantized)), "+".join(written)) if part)
+def precision_of(read: Iterable[str], written: Iterable[str], tactic: str = "") -> str:
+    """What a layer computes in, in TensorRT's words; "" where neither its types nor its tactic tell.
+
+    It is the type of its outputs. A layer that reads INT8 or FP8 and writes something else is put as
+    "Int8->Half", as its products are INT8. Where the tactic's name agrees about the outputs, it also
+    tells what is multiplied: "Half->Float" for FP16 products written as FP32, "TF32" for those in TF32.
+    """
+    outputs = sorted(set(written))
+    quantized = sorted(_QUANTIZED.intersection(read).difference(outputs))
+    told = "->".join(part for part in ("+".join(quantized), "+".join(outputs)) if part)
+    named = precision_of_tactic(tactic)
+    if not outputs or named.rpartition("->")[2] == told or (named, told) == ("TF32", "Float"):
+        return named or told
+    return told
+
+
+def precision_of_tactic(name: str) -> str:
+    """What a tactic computes in, by its name: "Half", "Int8->Float"; "" where the name does not tell."""
+    match = _TYPED_NAME.search(name)
+    if match is None:
+        return ""
+    multiplied, written = (
+        _TYPES_BY_CODE[code] for code in (match["multiplied"] or match["read"], match["written"])
+    )
+    return multiplied if multiplied in ("TF32", written) else f"{multiplied}->{written}"
+
+
+def nodes_of(metadata: str) -> tuple[str, ...]:
+    """The ONNX nodes that a layer's metadata names, each once: '[ONNX Layer: a]\\x1e[ONNX Layer: b]'."""
+    return tuple(dict.fromkeys(_NODE.findall(metadata)))
+
+
+def without_profile(name: str) -> str:
+    """A layer's name without its ' [profile 1]'."""
+    return _PROFILE.sub("", name)
+
+
+def region_profiles(layers: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """The profile of each region of TensorRT's compiler, from (name, whole text) of every layer.
+
+    Only layers named after ONNX nodes carry "[profile 1]"; the compiler's own, such as fusions, share
+    the number of their region with them.
+    """
+    return {
+        region[1]: int(profile[1])
+        for name, text in layers
+        if (region := _REGION.search(name)) and (profile := _PROFILE.search(text))
+    }
+
+
+def profile_of(name: str, regions: dict[str, int]) -> int:
+    """The profile that a layer belongs to, by its name or by its region."""
+    if profile := _PROFILE.search(name):
+        return int(profile[1])
+    region = _REGION.search(name)
+    return regions.get(region[1], 0) if region else 0

@@ -13,9 +13,11 @@ from types import ModuleType
 from typing import Any
 
 from sparseflow_trt import _deps
+from sparseflow_trt.engines.pin_types import pin_types
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.engines.tensorrt_log import BuildLog, clean, make_logger, sentence
 from sparseflow_trt.errors import BuildError, NotInstalledError
+from sparseflow_trt.model_file import read_model
 from sparseflow_trt.shapes import Profile
 
 
@@ -27,6 +29,7 @@ class _Known:
 
 
 _KNOWN = {
+    "tensorrt": _Known("TensorRT", ("tensorrt",)),
     "tensorrt-rtx": _Known("TensorRT-RTX", ("tensorrt_rtx_libs", "tensorrt_rtx_bindings.tensorrt_rtx")),
 }
 
@@ -40,12 +43,15 @@ class Flavour:
         title: Its name for people.
         module: Its Python API.
         version: Of its package; TensorRT-RTX's module does not know its own.
+        strongly_typed: Whether its networks take their types from the graph. Before 10.12 they are
+            asked for layer by layer (`pin_types`).
     """
 
     key: str
     title: str
     module: ModuleType
     version: str
+    strongly_typed: bool
 
 
 def title_of(key: str) -> str:
@@ -74,7 +80,8 @@ def load_flavour(key: str) -> Flavour:
     if known is None:
         raise NotInstalledError(f"There is no backend '{key}'.", f"Choose one of: {', '.join(_KNOWN)}.")
     loaded = [_deps.require(module, f"building with {known.title}") for module in known.modules]
-    return Flavour(key, known.title, loaded[-1], version_of(key) or "unknown")
+    version = version_of(key) or "unknown"
+    return Flavour(key, known.title, loaded[-1], version, key != "tensorrt" or _release(version) >= (10, 12))
 
 
 def build_engine(
@@ -109,6 +116,8 @@ def build_engine(
     _parse(flavour, parser, model, log)
     config = _created(flavour, log, "configuration", builder.create_builder_config)
     _configure(flavour, config, sparse, on_progress)
+    if not flavour.strongly_typed:
+        pin_types(flavour.module, flavour.version, network, config, model)
     for profile in profiles:
         _add_profile(flavour, builder, network, config, profile, log)
     log.errors.clear()
@@ -123,7 +132,14 @@ def build_engine(
 
 
 def _network_flags(flavour: Flavour) -> int:
-    return int(1 << int(flavour.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    flags = flavour.module.NetworkDefinitionCreationFlag
+    # 8.6 reads ONNX in explicit-batch networks alone; 10 ignores that flag and 11 does not have it.
+    names = ["EXPLICIT_BATCH", *(["STRONGLY_TYPED"] if flavour.strongly_typed else [])]
+    return sum(1 << int(getattr(flags, name)) for name in names if hasattr(flags, name))
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
 
 
 def _created(flavour: Flavour, log: BuildLog, what: str, create: Callable[[], Any]) -> Any:
@@ -146,9 +162,10 @@ def _parse(flavour: Flavour, parser: Any, model: Path, log: BuildLog) -> None:
 
 def _refusal(flavour: Flavour, model: Path, error: Any) -> BuildError:
     """The first of the parser's errors as ours; those behind it only follow from it."""
-    if not error.node_operator():
+    name, operator = _named_node(error, model)
+    if not operator:
         return _unreadable(flavour, model, sentence(error.desc()))
-    node = f"node '{error.node_name() or error.node()}' ({error.node_operator()})"
+    node = f"node '{name}' ({operator})"
     if error.code() == flavour.module.ErrorCode.UNSUPPORTED_NODE or "Plugin not found" in error.desc():
         return BuildError(
             f"{flavour.title} {flavour.version} has no operator for {node} of {model.name}.",
@@ -160,6 +177,15 @@ def _refusal(flavour: Flavour, model: Path, error: Any) -> BuildError:
         f"{flavour.title} refuses {node} of {model.name}: {reason}",
         "A strongly typed network takes types as they are written: where two differ, the model lacks a cast.",
     )
+
+
+def _named_node(error: Any, model: Path) -> tuple[str, str]:
+    """The name and operator of the node that an error is about; 8.6 gives its number in the file alone."""
+    if hasattr(error, "node_operator"):
+        return error.node_name() or str(error.node()), error.node_operator()
+    nodes = read_model(model).proto.graph.node
+    number = error.node()
+    return (nodes[number].name, nodes[number].op_type) if 0 <= number < len(nodes) else ("", "")
 
 
 def _unreadable(flavour: Flavour, model: Path, reason: str) -> BuildError:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TextIO
 
+from sparseflow_trt.engines.timings import TimingReader
+
 # With no GPU, each call that fails for a reason of its own also reports that CUDA could not be asked.
 _NO_GPU_NOISE = re.compile(r"\[checkMacros\.cpp::catchCudaError::\d+\][^\n]*")
 _SOURCE_PLACE = re.compile(r"\s*In \S+ at /_src/[^)\n]*")
@@ -22,11 +24,13 @@ class BuildLog:
         stream: Takes every message, down to VERBOSE (megabytes for a large model).
         errors: The errors since the last `take_errors`, as sentences.
         layers: The text that lists the engine's layers, "" until the engine is built.
+        timings: What the builder measured of each matrix product so far.
     """
 
     stream: TextIO
     errors: list[str] = field(default_factory=list)
     layers: str = ""
+    timings: TimingReader = field(default_factory=TimingReader)
 
     def record(self, severity: str, text: str) -> None:
         """Takes one message."""
@@ -34,6 +38,7 @@ class BuildLog:
         if not text:
             return
         self.stream.write(f"[{severity}] {text}\n")
+        self.timings.feed(text)
         if severity in ("ERROR", "INTERNAL_ERROR"):
             self.errors.append(sentence(text))
         elif text.startswith(_LAYERS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
+from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, OnProgress
 from sparseflow_trt.engines.tensorrt_api import install_line, version_of
 
@@ -12,8 +13,8 @@ _ENGINE = "model.engine"
 _RUNS_ON = "compute capability 8.0, 8.6, 8.9, 12.0 and later"
 _DENSE = "TensorRT-RTX ignores SPARSE_WEIGHTS: this engine runs dense, and no speedup is claimed for it."
 _JIT = (
-    "TensorRT-RTX picks its matrix kernels on the device at the first run: the engine tells types and fusions, "
-    "not which kernel runs."
+    "TensorRT-RTX picks its matrix kernels on the device at the first run: the engine tells types and "
+    "fusions, not which kernel runs."
 )
 
 
@@ -40,6 +41,7 @@ class TensorRtRtxBackend:
         """
         file = request.folder / _ENGINE
         outcome = run_build(_KEY, request, file, on_progress)
+        outcomes = join_outcomes(request.plan, outcome.layers)
         return BuiltEngine(
             file=file,
             files=(file,),
@@ -50,7 +52,8 @@ class TensorRtRtxBackend:
             runs_here=why_not_here(find_gpus()),
             sparse_tactics=_DENSE,
             layers=outcome.layers,
-            notes=(*((_DENSE,) if request.sparse else ()), _JIT),
+            outcomes=outcomes,
+            notes=(_JIT, *precision_mismatches(request.plan, outcomes)),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparseflow_trt._schema import Record
 from sparseflow_trt.engines.protocol import LayerEvidence, Progress
+from sparseflow_trt.engines.timings import LayerTimings
 from sparseflow_trt.shapes import Profile
 
 
@@ -24,6 +25,7 @@ class Outcome(Record):
     version: str
     seconds: float
     layers: tuple[LayerEvidence, ...]
+    timings: tuple[LayerTimings, ...] = ()
 
 
 class Refusal(Record):

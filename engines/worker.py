@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from sparseflow_trt.engines.inspect_engine import engine_information
+from sparseflow_trt.engines.inspector import layers_from_inspector
 from sparseflow_trt.engines.protocol import Progress
 from sparseflow_trt.engines.tactics import layers_from_log
 from sparseflow_trt.engines.tensorrt_api import build_engine, load_flavour
@@ -54,7 +56,12 @@ def _build(job: Job, send: Send) -> Outcome:
     started = time.monotonic()
     build_engine(flavour, Path(job.model), Path(job.engine), job.profiles, job.sparse, log, on_progress)
     seconds = time.monotonic() - started
-    return Outcome(version=flavour.version, seconds=seconds, layers=layers_from_log(log.layers))
+    if flavour.key == "tensorrt-rtx":  # no engine of it loads without a GPU that it runs on
+        layers = layers_from_log(log.layers)
+    else:
+        on_progress(Progress("Asking the engine what it runs"))
+        layers = layers_from_inspector(*engine_information(flavour, Path(job.engine), job.profiles, log))
+    return Outcome(version=flavour.version, seconds=seconds, layers=layers, timings=log.timings.layers())
 
 
 def _sender(descriptor: int) -> Send:

@@ -26,10 +26,11 @@ _KNOWN = {
     "tensorrt": _Dependency(
         ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), "8.6", "pip install 'sparseflow-trt[tensorrt]'"
     ),
-    # The libraries have to be loaded before the bindings, which do not find them by themselves.
-    "tensorrt_rtx_libs": _Dependency(
-        ("tensorrt_rtx_cu13_libs",), "1.7", "pip install 'sparseflow-trt[rtx]'"
+    "cuda.bindings.runtime": _Dependency(
+        ("cuda-bindings",), "12.6", "pip install 'sparseflow-trt[tensorrt]'"
     ),
+    # The libraries have to be loaded before the bindings, which do not find them by themselves.
+    "tensorrt_rtx_libs": _Dependency(("tensorrt_rtx_cu13_libs",), "1.7", "pip install 'sparseflow-trt[rtx]'"),
     "tensorrt_rtx_bindings.tensorrt_rtx": _Dependency(
         ("tensorrt_rtx_cu13_bindings",), "1.7", "pip install 'sparseflow-trt[rtx]'"
     ),

@@ -51,6 +51,12 @@ class BuildError(SparseflowError):
     """A backend could not build the engine."""
 
 
+class EvidenceError(BuildError):
+    """The engine was built, and it does not do what the plan says."""
+
+    exit_code = EXIT_EVIDENCE_DIFFERS
+
+
 class ArtifactError(SparseflowError):
     """An artifact that cannot be read or written."""
 

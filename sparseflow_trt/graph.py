@@ -361,7 +361,7 @@ def _shared_batch(
     """The batch dimensions of an operand along which the weight is the same: they make M larger."""
     batch = dims[:-2]
     sizes = (1,) * len(batch) + weight[:-2]
-    return tuple(d for d, size in zip(batch, sizes[len(sizes) - len(batch):], strict=True) if size == 1)
+    return tuple(d for d, size in zip(batch, sizes[len(sizes) - len(batch) :], strict=True) if size == 1)
 
 
 def _operand_shape(node: ir.Node, index: int, weight: TracedWeight | Untraceable) -> tuple[int, ...]:

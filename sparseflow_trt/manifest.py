@@ -81,6 +81,25 @@ class EngineLayerRecord(Record):
     nodes: tuple[str, ...]
 
 
+class OutcomeRecord(Record):
+    """What became of one planned layer in one profile of the engine, with the times behind it."""
+
+    layer: str
+    profile: int
+    engine_layer: str
+    merged_with: tuple[str, ...]
+    tactic: str
+    sparse: bool
+    precision: str
+    best_sparse_ms: FiniteFloat | None
+    best_sparse_tactic: str
+    best_dense_ms: FiniteFloat | None
+    best_dense_tactic: str
+    tried_sparse: int
+    tried_dense: int
+    why: str
+
+
 class EngineRecord(Record):
     """The engine: who built it, for what, and what it is not.
 
@@ -97,6 +116,7 @@ class EngineRecord(Record):
     sparse_tactics: str
     notes: tuple[str, ...]
     layers: tuple[EngineLayerRecord, ...]
+    outcomes: tuple[OutcomeRecord, ...] = ()
 
 
 class Manifest(Record):

@@ -334,7 +334,8 @@ def _check_length(path: Path, tensor: onnx.TensorProto, names: str) -> None:
     length = int(external_fields(tensor).get("length", expected))
     if length != expected:
         raise ModelError(
-            f"{path}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {expected} bytes {names} {length}.",
+            f"{path}: tensor '{tensor.name}' of shape {list(tensor.dims)} needs {expected} bytes {names} "
+            f"{length}.",
             _HINT_EXPORT,
         )
 

@@ -24,7 +24,7 @@ from sparseflow_trt.engines.choose import BackendName, backend_for
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.protocol import BuildRequest, Progress
 from sparseflow_trt.engines.tensorrt_rtx import why_not_here
-from sparseflow_trt.errors import ArtifactError
+from sparseflow_trt.errors import ArtifactError, InputError
 from sparseflow_trt.exporters.apply_plan import (
     apply_plan,
     has_half_types,
@@ -129,6 +129,7 @@ def build(path: Path, options: BuildOptions, on_step: OnStep = lambda _: None) -
         record = record_model(model)
         plan = plan_for(model, layers, options.plan, record.sha256)
         policy = options.plan.policy if isinstance(options.plan, PlanOptions) else None
+        _check_tolerances(options.validation.tolerances, model)
         inputs = input_sets(model, plan, options.validation)
         backend, why = backend_for(options.backend)
         key = build_key(
@@ -296,6 +297,17 @@ def validate_artifact(
     with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
         return validate(
             model, plan, folder, manifest.engine, inputs, options.tolerances, on_step, Path(scratch)
+        )
+
+
+def _check_tolerances(tolerances: Tolerances, model: OnnxModel) -> None:
+    """Refuses a tolerance for an output that there is not before the engine is built, not after."""
+    outputs = [value.name for value in model.ir.graph.outputs]
+    unknown = [o.output for o in tolerances.overrides if o.output and o.output not in outputs]
+    if unknown:
+        has = ", ".join(f"'{name}'" for name in outputs)
+        raise InputError(
+            f"a tolerance is for output '{unknown[0]}'; the model has {has}.", "Correct the output's name."
         )
 
 

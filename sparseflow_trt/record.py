@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from sparseflow_trt.engines.protocol import BuiltEngine
 from sparseflow_trt.exporters.apply_plan import AppliedPlan
 from sparseflow_trt.graph import WeightedLayer
-from sparseflow_trt.manifest import EngineLayerRecord, EngineRecord, GraphRecord, LayerRecord
+from sparseflow_trt.manifest import EngineLayerRecord, EngineRecord, GraphRecord, LayerRecord, OutcomeRecord
 from sparseflow_trt.plan import Plan
 from sparseflow_trt.shapes import POINTS, Dims, Profile, dims_at
 
@@ -61,6 +63,7 @@ def record_engine(engine: BuiltEngine, why: str) -> EngineRecord:
         runs_here=engine.runs_here,
         sparse_tactics=engine.sparse_tactics,
         notes=engine.notes,
+        outcomes=tuple(OutcomeRecord(**asdict(outcome)) for outcome in engine.outcomes),
         layers=tuple(
             EngineLayerRecord(
                 name=e.name,

@@ -159,9 +159,7 @@ def scan_pattern(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Pat
     return PatternScan(groups, violating, where, digest.hexdigest())
 
 
-def prune_pieces(
-    reader: WeightReader, weight: TracedWeight, k_axis: int
-) -> Iterator[tuple[memoryview, int]]:
+def prune_pieces(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Iterator[tuple[memoryview, int]]:
     """Prunes a weight 2:4 along `k_axis`; gives its stored bytes in order, piece by piece.
 
     Yields:

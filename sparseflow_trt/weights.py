@@ -129,9 +129,7 @@ def _label(node: ir.Node) -> str:
     return f"{node.op_type} '{node.name or node.outputs[0].name}'"
 
 
-def _traced(
-    value: ir.Value, tensor: ir.TensorProtocol, above: list[ir.Node]
-) -> TracedWeight | Untraceable:
+def _traced(value: ir.Value, tensor: ir.TensorProtocol, above: list[ir.Node]) -> TracedWeight | Untraceable:
     traced = TracedWeight(value, tensor, ())
     for node in reversed(above):
         shape = traced.operand_shape

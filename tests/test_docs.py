@@ -32,7 +32,9 @@ def write_model(path: Path) -> None:
         helper.make_node("Relu", ["a"], ["b"]),
         helper.make_node("MatMul", ["b", "down"], ["y"], "down_proj"),
     ]
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "seq", 64]) for name in ("x", "y")]
+    value = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "seq", 64]) for name in ("x", "y")
+    ]
     constants = [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()]
     graph = helper.make_graph(nodes, "encoder", value[:1], value[1:], constants)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+
 from sparseflow_trt.inline_data import LEAST_BYTES, read_skeleton
 from sparseflow_trt.model_file import external_fields, is_external, read_model, tensor_protos
 
@@ -53,7 +54,8 @@ def product(name: str = "w") -> Any:
 def test_large_tensors_stay_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     whole = model_with(
-        initializers=[numpy_helper.from_array(LARGE, "w"), numpy_helper.from_array(SMALL, "b")], nodes=[product()]
+        initializers=[numpy_helper.from_array(LARGE, "w"), numpy_helper.from_array(SMALL, "b")],
+        nodes=[product()],
     )
     onnx.save(whole, path)
     skeleton = read_skeleton(path)
@@ -91,7 +93,10 @@ def test_a_file_without_large_tensors_has_no_skeleton(tmp_path: Path) -> None:
 def test_a_link_to_a_model_elsewhere_is_read(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "here").mkdir()
-    onnx.save(model_with(initializers=[numpy_helper.from_array(LARGE, "w")], nodes=[product()]), tmp_path / "store/b")
+    onnx.save(
+        model_with(initializers=[numpy_helper.from_array(LARGE, "w")], nodes=[product()]),
+        tmp_path / "store/b",
+    )
     link = tmp_path / "here" / "m.onnx"
     link.symlink_to(tmp_path / "store" / "b")
     model = read_model(link)
@@ -109,7 +114,9 @@ def test_a_truncated_file_is_left_to_protobuf(tmp_path: Path, cut: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    sizes=st.lists(st.sampled_from([1, LEAST_BYTES // 4 - 1, LEAST_BYTES // 4, LEAST_BYTES, 20000]), max_size=5),
+    sizes=st.lists(
+        st.sampled_from([1, LEAST_BYTES // 4 - 1, LEAST_BYTES // 4, LEAST_BYTES, 20000]), max_size=5
+    ),
     raw=st.booleans(),
     docs=st.text(max_size=20),
 )

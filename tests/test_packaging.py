@@ -19,7 +19,7 @@ def test_setup_cfg_lists_every_folder_with_code() -> None:
     expected = {".".join(folder.parts) for folder in inside} | {f"sparseflow_trt.{name}" for name in MAPPED}
     assert listed == expected
     for name in MAPPED:
-        assert not [p for p in (ROOT / name).rglob("*/__init__.py")], f"{name} is to stay flat"
+        assert not list((ROOT / name).rglob("*/__init__.py")), f"{name} is to stay flat"
 
 
 def test_a_build_holds_one_import_name_and_all_the_data(tmp_path: Path) -> None:

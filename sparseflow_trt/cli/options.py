@@ -58,7 +58,7 @@ def validation_options(function: _F) -> _F:
     options = [
         click.option(
             "--inputs", metavar="FILE",
-            help="Real inputs: an .npz, a Polygraphy JSON or loader.py:function. Default: seeded random ones.",
+            help="Real inputs: an .npz, a Polygraphy JSON or loader.py:function. Default: seeded random.",
         ),
         click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs."),
         click.option(

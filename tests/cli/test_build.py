@@ -163,7 +163,7 @@ def test_a_plan_that_is_none(
         (("-o", "taken"), "taken exists and is no artifact."),
         (("-o", "model.onnx"), "model.onnx exists and is no artifact."),
         (("-o", "no/such/place"), "no/such is no folder."),
-        (("--backend", "tensorrt"), "This version of sparseflow-trt has no backend for TensorRT itself yet."),
+        (("--backend", "tensorrt"), "TensorRT is not installed:"),
     ],
 )
 def test_what_cannot_be_built(

@@ -66,8 +66,9 @@ def test_a_missing_backend_that_is_asked_for_is_not_replaced(hide: set[str]) -> 
         backend_for("tensorrt-rtx")
 
 
-def test_tensorrt_itself_is_not_promised() -> None:
-    with pytest.raises(NotInstalledError, match="no backend for TensorRT itself yet") as caught:
+def test_tensorrt_without_a_gpu_or_a_wheel_is_refused(hide: set[str]) -> None:
+    hide |= {"tensorrt", "tensorrt-cu12", "tensorrt-cu13"}
+    with pytest.raises(NotInstalledError, match="TensorRT is not installed") as caught:
         backend_for("tensorrt")
 
     assert caught.value.exit_code == EXIT_NOT_INSTALLED

@@ -51,7 +51,7 @@ def test_an_old_gpu_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("code", "status", "says"),
     [
-        ("", "limited", "It loads; this version of sparseflow-trt has no backend"),
+        ("", "limited", "It loads; it builds on a GPU, and"),
         ("import os; os.kill(os.getpid(), 11)", "limited", "crashes when it is loaded (signal 11)"),
         ("raise ImportError('libnvinfer.so')", "limited", "does not load: ImportError: libnvinfer.so."),
     ],

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.retype import retype
 from sparseflow_trt.model_file import OnnxModel, read_model
@@ -20,7 +21,9 @@ from sparseflow_trt.model_file import OnnxModel, read_model
 F, H, B = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 
 
-def save(path: Path, nodes: list[Any], outputs: list[Any], constants: dict[str, Any], opset: int = 20) -> OnnxModel:
+def save(
+    path: Path, nodes: list[Any], outputs: list[Any], constants: dict[str, Any], opset: int = 20
+) -> OnnxModel:
     """A model with the input x of shape (n, 8)."""
     graph = helper.make_graph(
         nodes,
@@ -96,11 +99,14 @@ def test_a_shared_constant_is_stored_once_for_each_type_and_keeps_its_name(tmp_p
 
 def test_values_beyond_fp16_are_clamped_and_said(tmp_path: Path) -> None:
     far = np.array([3.4e38, -3.4e38, 1.0, np.inf, 70000, 0, 65504, -1], np.float32)
-    model = save(tmp_path / "m.onnx", [helper.make_node("Min", ["x", "far"], ["y"])], [output()], {"far": far})
+    model = save(
+        tmp_path / "m.onnx", [helper.make_node("Min", ["x", "far"], ["y"])], [output()], {"far": far}
+    )
     done = retype(model.ir, lambda _: H)
     stored = numpy_helper.to_array(onnx.load(saved(model, tmp_path / "t.onnx")).graph.initializer[0])
     assert stored.tolist() == [65504, -65504, 1, np.inf, 65504, 0, 65504, -1]
-    assert [(c.elements, c.largest) for c in done.clamped] == [(3, pytest.approx(3.4e38))]
+    assert [c.elements for c in done.clamped] == [3]
+    assert done.clamped[0].largest == pytest.approx(3.4e38)
 
 
 def test_an_operator_without_fp16_stays_as_it_is(tmp_path: Path) -> None:
@@ -110,7 +116,9 @@ def test_an_operator_without_fp16_stays_as_it_is(tmp_path: Path) -> None:
         helper.make_node("Add", ["r", "one"], ["y"]),
     ]  # as many as the largest value of x
     constants = {"zero": np.float32(0), "one": np.float32(1)}
-    model = save(tmp_path / "m.onnx", nodes, [output(shape=["r"])], {k: np.asarray(v) for k, v in constants.items()})
+    model = save(
+        tmp_path / "m.onnx", nodes, [output(shape=["r"])], {k: np.asarray(v) for k, v in constants.items()}
+    )
     retype(model.ir, lambda _: H)
     by_type = {n.op_type: n.outputs[0].dtype for n in model.ir.graph if n.op_type != "Cast"}
     assert by_type == {"ReduceMax": H, "Range": F, "Add": H}
@@ -128,12 +136,16 @@ def test_casts_in_the_model_follow_its_new_types(tmp_path: Path) -> None:
     made = {n.outputs[0].name: n.outputs[0].dtype for n in model.ir.graph}
     assert made["f"] == H
     assert made["i"] == ir.DataType.INT64
-    np.testing.assert_allclose(run(saved(model, tmp_path / "t.onnx"), X)[0], run(tmp_path / "m.onnx", X)[0], atol=5e-3)
+    np.testing.assert_allclose(
+        run(saved(model, tmp_path / "t.onnx"), X)[0], run(tmp_path / "m.onnx", X)[0], atol=5e-3
+    )
 
 
 def test_a_layer_norm_gives_its_mean_in_the_type_it_had(tmp_path: Path) -> None:
     nodes = [helper.make_node("LayerNormalization", ["x", "s"], ["y", "mean"], axis=-1)]
-    model = save(tmp_path / "m.onnx", nodes, [output(), output("mean", shape=("n", 1))], {"s": np.ones(8, np.float32)})
+    model = save(
+        tmp_path / "m.onnx", nodes, [output(), output("mean", shape=("n", 1))], {"s": np.ones(8, np.float32)}
+    )
     retype(model.ir, lambda _: B)
     node = next(n for n in model.ir.graph if n.op_type == "LayerNormalization")
     assert [o.dtype for o in node.outputs] == [B, F]
@@ -142,7 +154,9 @@ def test_a_layer_norm_gives_its_mean_in_the_type_it_had(tmp_path: Path) -> None:
 
 def test_bodies_of_if_and_loop_keep_their_interface(tmp_path: Path) -> None:
     inner = TensorProto.FLOAT
-    then = helper.make_graph([helper.make_node("MatMul", ["a", "w"], ["t"])], "then", [], [output("t", inner)])
+    then = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "w"], ["t"])], "then", [], [output("t", inner)]
+    )
     other = helper.make_graph([helper.make_node("Neg", ["a"], ["e"])], "else", [], [output("e", inner)])
     body = helper.make_graph(
         [

@@ -1,0 +1,241 @@
+"""Joins a plan with the evidence: what became of each planned layer in each profile, and why."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sparseflow_trt.engines.protocol import LayerEvidence
+from sparseflow_trt.engines.tactics import is_sparse_tactic
+from sparseflow_trt.engines.timings import LayerTimings, Timing
+from sparseflow_trt.plan import Plan, PlannedLayer
+
+NOT_FOUND = "not found in the engine"
+
+_MULTIPLIES = re.compile(r"conv|gemm|matrixmultiply|matmul|fullyconnected|correlation", re.IGNORECASE)
+_MOVES = re.compile(r"^(noop|reformat|shuffle|slice|cast|constant)$", re.IGNORECASE)
+_REGION = re.compile(r"_myl\d+_\d+$")
+_JOINED = re.compile(r" \+ | \|\| ")
+# A name that stands for a kernel which is chosen later, on the device that runs it.
+_STUB = "__myelin"
+
+_TENSORRT_TYPES = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "int8": "Int8", "fp8": "FP8"}
+_NO_TIMES = "the log has no times of it (TensorRT takes those of a layer like it, or a timing cache's)"
+
+
+@dataclass(frozen=True)
+class LayerOutcome:
+    """What became of one planned layer in one profile.
+
+    Attributes:
+        layer: The planned layer's name.
+        profile: The optimization profile's number.
+        engine_layer: TensorRT's name of what it became, "" where it was not found.
+        merged_with: The other planned layers that became the same one.
+        tactic: The kernel that runs, "" where it is not told.
+        sparse: Whether that is a sparse kernel; False where it is not told.
+        precision: What it computes in, in TensorRT's words; "" where it is not told.
+        best_sparse_ms: The fastest sparse tactic's time, None where none was measured.
+        best_sparse_tactic: Its name.
+        best_dense_ms: The fastest dense tactic's time.
+        best_dense_tactic: Its name, "" also for a tactic that has none.
+        tried_sparse: How many measurements of sparse tactics there were.
+        tried_dense: The same of dense ones.
+        why: In words: what runs, and why sparse was or was not taken.
+    """
+
+    layer: str
+    profile: int
+    engine_layer: str = ""
+    merged_with: tuple[str, ...] = ()
+    tactic: str = ""
+    sparse: bool = False
+    precision: str = ""
+    best_sparse_ms: float | None = None
+    best_sparse_tactic: str = ""
+    best_dense_ms: float | None = None
+    best_dense_tactic: str = ""
+    tried_sparse: int = 0
+    tried_dense: int = 0
+    why: str = ""
+
+
+def join_outcomes(
+    plan: Plan, layers: tuple[LayerEvidence, ...], timings: tuple[LayerTimings, ...] = ()
+) -> tuple[LayerOutcome, ...]:
+    """What became of each planned layer: plan order, each with its profiles in theirs.
+
+    Args:
+        plan: What was asked for.
+        layers: What the engine says of itself.
+        timings: What the builder's log says it measured; none where there is no such log.
+    """
+    profiles = range(max(1, len(plan.profiles)))
+    measured = {(t.layer, t.profile): t for t in timings}
+    per_profile = [[e for e in layers if e.profile == number] for number in profiles]
+    return tuple(
+        _outcome(planned, plan, number, _find(planned.name, per_profile[number]), measured)
+        for planned in plan.layers
+        for number in profiles
+    )
+
+
+def precision_mismatches(plan: Plan, outcomes: tuple[LayerOutcome, ...]) -> tuple[str, ...]:
+    """The layers that do not run as precisely as planned, one sentence each: expected and got.
+
+    INT8 and FP8 layers may write another type ("Int8->Half"), and so may the others: what is multiplied
+    counts. A layer whose precision is not told is named as unknown, never taken for a match.
+    """
+    planned = {layer.name: layer.precision for layer in plan.layers}
+    sentences = []
+    for outcome in outcomes:
+        expected = planned[outcome.layer]
+        if outcome.precision.partition("->")[0] == _TENSORRT_TYPES[expected]:
+            continue
+        if outcome.precision:
+            got = f"runs in {outcome.precision}"
+        elif outcome.engine_layer:
+            got = "runs in a precision that the engine does not tell"
+        else:
+            got = f"was {NOT_FOUND}"
+        where = f" (profile '{plan.profiles[outcome.profile].name}')" if len(plan.profiles) > 1 else ""
+        sentences.append(f"'{outcome.layer}' is planned {expected} and {got}{where}.")
+    return tuple(sentences)
+
+
+def _find(name: str, layers: list[LayerEvidence]) -> LayerEvidence | None:
+    """The engine's layer that does a node's product: not the copies and reshapes made from the same node."""
+    named = [e for e in layers if name in _nodes(e) and not _MOVES.match(e.type)]
+    return min(named, key=lambda e: _MULTIPLIES.search(e.type) is None, default=None)
+
+
+def _nodes(layer: LayerEvidence) -> tuple[str, ...]:
+    # Without detailed verbosity there is only "gate_proj || up_proj" or "up_proj + relu" to go by.
+    return layer.nodes or tuple(_JOINED.split(_REGION.sub("", layer.name)))
+
+
+def _outcome(
+    planned: PlannedLayer,
+    plan: Plan,
+    profile: int,
+    found: LayerEvidence | None,
+    measured: dict[tuple[str, int], LayerTimings],
+) -> LayerOutcome:
+    if found is None:
+        return LayerOutcome(planned.name, profile, why=NOT_FOUND)
+    timings = _timings_of(planned.name, found, profile, measured)
+    nodes = _nodes(found)
+    merged = [other for other in plan.layers if other.name in nodes and other.name != planned.name]
+    # One type in all that was measured is what runs, whichever tactic was picked.
+    precision = found.precision or (timings.precisions[0] if len(timings.precisions) == 1 else "")
+    return LayerOutcome(
+        layer=planned.name,
+        profile=profile,
+        engine_layer=found.name,
+        merged_with=tuple(other.name for other in merged),
+        tactic=found.tactic,
+        sparse=is_sparse_tactic(found.tactic),
+        precision=precision,
+        best_sparse_ms=timings.best_sparse.ms if timings.best_sparse else None,
+        best_sparse_tactic=timings.best_sparse.tactic if timings.best_sparse else "",
+        best_dense_ms=timings.best_dense.ms if timings.best_dense else None,
+        best_dense_tactic=timings.best_dense.tactic if timings.best_dense else "",
+        tried_sparse=timings.tried_sparse,
+        tried_dense=timings.tried_dense,
+        why=_why(planned, found, timings, merged, precision),
+    )
+
+
+def _timings_of(
+    name: str, found: LayerEvidence, profile: int, measured: dict[tuple[str, int], LayerTimings]
+) -> LayerTimings:
+    # The compiler's log names an operator after its node, its engine the layer after that and a region.
+    for known_as in (found.name, _REGION.sub("", found.name), name):
+        if (known_as, profile) in measured:
+            return measured[known_as, profile]
+    return LayerTimings(found.name, profile)
+
+
+def _why(
+    planned: PlannedLayer,
+    found: LayerEvidence,
+    timings: LayerTimings,
+    merged: list[PlannedLayer],
+    precision: str,
+) -> str:
+    wanted = planned.sparsity == "sparse"
+    if is_sparse_tactic(found.tactic):
+        head = "runs sparse" if wanted else "planned dense, and runs sparse all the same"
+        return f"{head}: {_times_of_sparse(timings)}"
+    nothing_timed = not (timings.tried_sparse or timings.tried_dense)
+    if nothing_timed and (not found.tactic or found.tactic.startswith(_STUB)):
+        return f"planned {planned.sparsity}; which kernel it runs is not told: it is part of '{found.name}'"
+    if not wanted:
+        return _why_dense_as_planned(timings, nothing_timed)
+    if timings.tried_sparse:
+        return _why_not_picked(timings)
+    reasons = _why_not_tried(found, merged, precision)
+    if nothing_timed:
+        return f"planned sparse, and runs dense: {'; '.join((*reasons, _NO_TIMES))}"
+    return "planned sparse, but no sparse tactic was tried" + (f": {'; '.join(reasons)}" if reasons else "")
+
+
+def _why_dense_as_planned(timings: LayerTimings, nothing_timed: bool) -> str:
+    if nothing_timed:
+        return f"runs dense, as planned; {_NO_TIMES}"
+    if timings.best_sparse is None:
+        return "never tried: planned dense"
+    return f"runs dense, as planned, though sparse tactics were tried: {_both_times(timings)}"
+
+
+def _why_not_picked(timings: LayerTimings) -> str:
+    sparse, dense = timings.best_sparse, timings.best_dense
+    if sparse is None or dense is None or sparse.ms >= dense.ms:
+        return f"eligible and slower: {_both_times(timings)}"
+    formats = f" ({sparse.formats} against {dense.formats})" if sparse.formats != dense.formats else ""
+    return (
+        f"eligible and faster alone, yet dense was picked: {_both_times(timings)}; TensorRT also counts what "
+        f"converting formats around the layer costs{formats}"
+    )
+
+
+def _why_not_tried(found: LayerEvidence, merged: list[PlannedLayer], precision: str) -> list[str]:
+    """What is known of why; nothing is guessed."""
+    reasons = [
+        f"merged with '{other.name}', which is planned dense" for other in merged if other.sparsity == "dense"
+    ]
+    if found.sparse_weights is False and not reasons:
+        reasons.append("TensorRT finds that its weights are not 2:4")
+    multiplied, _, written = precision.partition("->")
+    if multiplied == "Float":
+        reasons.append("it runs in FP32, and TensorRT has no FP32 sparse kernel")
+    elif multiplied == "Int8" and written:
+        reasons.append(f"its output is {written}, and sparse INT8 kernels want one that stays INT8")
+    return reasons
+
+
+def _times_of_sparse(timings: LayerTimings) -> str:
+    sparse, dense = timings.best_sparse, timings.best_dense
+    if sparse is None:
+        return _NO_TIMES
+    if dense is None:
+        return f"{_ms(sparse, None)}, and no dense tactic gave a time ({_tried(timings)})"
+    return f"{_ms(sparse, dense)} against {_ms(dense, sparse)} dense ({_tried(timings)})"
+
+
+def _both_times(timings: LayerTimings) -> str:
+    sparse, dense = timings.best_sparse, timings.best_dense
+    return f"best sparse {_ms(sparse, dense)}, best dense {_ms(dense, sparse)} ({_tried(timings)})"
+
+
+def _tried(timings: LayerTimings) -> str:
+    return f"{timings.tried_sparse} sparse and {timings.tried_dense} dense tactics tried"
+
+
+def _ms(timing: Timing | None, beside: Timing | None) -> str:
+    """A time with as many digits as tell it from the one beside it, three at least."""
+    if timing is None:
+        return "not measured"
+    other = beside.ms if beside else timing.ms
+    digits = next((d for d in (3, 4, 5) if f"{timing.ms:#.{d}g}" != f"{other:#.{d}g}"), 3)
+    return f"{timing.ms:#.{digits}g} ms"

@@ -1,0 +1,299 @@
+"""Takes single layers out of sparse kernels in an engine that allows them, by one element of each weight.
+
+TensorRT's SPARSE_WEIGHTS flag is for the whole builder; what it goes by is the weights. One element that
+breaks the 2:4 pattern takes a layer out (on TensorRT 8.6.0 no sparse tactic of it is examined then). So a
+pruned zero becomes the smallest number that reaches the builder as one and is lost in rounding:
+
+- FP16: its smallest subnormal, 2^-24. Tensor cores and the builder keep FP16's subnormals.
+- FP32: 2^-24, too. FP32's own subnormals are flushed to zero where denormals are off, and a builder that
+  may run the layer in FP16 converts the weight: of all that survives that, 2^-24 is the smallest. TF32
+  and BF16 have it exactly.
+- BF16: its smallest normal number, 2^-126: a BF16 number is the upper half of an FP32 one, and is flushed
+  where those are. Where the graph casts the weight to another type, 2^-24.
+- FP8 (E4M3, E5M2): the smallest subnormal, 2^-9 and 2^-16, small beside weights scaled to fill the range.
+- INT8: there is none. One quantization step is as large anywhere, and twice what rounding costs.
+
+'Lost in rounding' is checked: the element goes where the largest weight of its group, rounded to its
+type, is off by as much or more; where there is no such group nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from sparseflow_trt.errors import ModelError, PlanError
+from sparseflow_trt.graph import LayerSite, dtype_name, find_sites, why_not_eligible
+from sparseflow_trt.model_file import OnnxModel
+from sparseflow_trt.pattern import GROUP, KEPT, Array, magnitude_bits
+from sparseflow_trt.scan import Piece, WeightReader, lay_out, map_pieces, scan_pattern
+from sparseflow_trt.weights import TracedWeight
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_HALF_STEP = 2.0**-24
+# The value for each type, and the unit roundoff that it is held against: FP32's is FP16's, as what runs
+# may be that (2^-24 itself is the roundoff of FP32 numbers near one).
+_SMALLEST = {
+    "FP32": (_HALF_STEP, 2.0**-11),
+    "FP16": (_HALF_STEP, 2.0**-11),
+    "BF16": (2.0**-126, 2.0**-8),
+    "FP8": (2.0**-9, 2.0**-4),
+    "FP8-E5M2": (2.0**-16, 2.0**-3),
+}
+
+
+@dataclass(frozen=True)
+class OptedOut:
+    """What was done to take one layer out of sparse kernels.
+
+    Attributes:
+        route: "element" where one was changed; "none" where the layer could not be taken out.
+        reason: In words: what was changed, or why nothing was.
+        index: Of the element in the stored weight.
+        old_bits: What stood there, as an unsigned integer of the element's size.
+        new_bits: What stands there now.
+    """
+
+    layer: str
+    weight: str
+    dtype: str
+    route: Literal["element", "none"]
+    reason: str
+    index: tuple[int, ...] = ()
+    old_bits: int = 0
+    new_bits: int = 0
+
+
+def opt_out(model: OnnxModel, layers: Iterable[str]) -> tuple[OptedOut, ...]:
+    """Breaks the 2:4 pattern of some layers' weights by one element each, in the graph in memory.
+
+    The file and its data stay as they are: a changed weight is read when the model is saved.
+
+    Args:
+        model: A model as read; its graph is changed.
+        layers: Names of layers that are planned dense and whose weights are 2:4.
+
+    Returns:
+        A record for each layer, in the order of the graph. Those that share a weight and its groups have
+        one element in common.
+
+    Raises:
+        PlanError: A name is no layer of the model.
+        ModelError: A node says something impossible.
+    """
+    wanted = set(layers)
+    sites = find_sites(model)
+    unknown = sorted(wanted - {site.name for site in sites})
+    if unknown:
+        raise PlanError(f"no layer is named {', '.join(unknown)}.", "`sparseflow-trt inspect` lists them.")
+    users: dict[ir.Value, list[LayerSite]] = {}
+    for site in sites:
+        if isinstance(site.weight, TracedWeight):
+            users.setdefault(site.weight.value, []).append(site)
+    records: dict[str, OptedOut] = {}
+    for site in sites:
+        if site.name in wanted:
+            with WeightReader() as reader:
+                mine = users[site.weight.value] if isinstance(site.weight, TracedWeight) else []
+                records[site.name] = _opt_out(reader, site, mine, wanted, records)
+    return tuple(records.values())
+
+
+def put_back(model: OnnxModel, records: Iterable[OptedOut]) -> None:
+    """Restores what `opt_out` changed, bit for bit, in the graph in memory.
+
+    Args:
+        model: The model that was opted out, or that model saved and read again.
+        records: What `opt_out` returned.
+
+    Raises:
+        ModelError: A layer or its weight is another one now, or the element is not what was written.
+    """
+    weights = {site.name: site.weight for site in find_sites(model)}
+    restored: set[tuple[ir.Value, tuple[int, ...]]] = set()
+    for record in records:
+        if record.route == "none":
+            continue
+        weight = weights.get(record.layer)
+        if not isinstance(weight, TracedWeight) or dtype_name(weight.tensor) != record.dtype:
+            raise _not_as_recorded(record, "is gone")
+        if (weight.value, record.index) in restored:  # of a weight that layers share
+            continue
+        with WeightReader() as reader:
+            bits = _bits_at(reader.stored_array(weight.tensor), record)
+        if bits != record.new_bits:
+            raise _not_as_recorded(
+                record, f"holds {bits:#x} at {list(record.index)}, not {record.new_bits:#x}"
+            )
+        _store(weight, record.index, record.old_bits)
+        restored.add((weight.value, record.index))
+
+
+def _opt_out(
+    reader: WeightReader,
+    site: LayerSite,
+    users: list[LayerSite],
+    wanted: set[str],
+    records: dict[str, OptedOut],
+) -> OptedOut:
+    weight = site.weight
+    if not isinstance(weight, TracedWeight):
+        return OptedOut(site.name, "", "", "none", weight.reason)
+    dtype = dtype_name(weight.tensor)
+    stored = reader.stored_array(weight.tensor)
+    reason = why_not_eligible(site) or _why_lost(site, weight) or _why_shared(reader, users, wanted)
+    twin = next((r for u in users if (r := records.get(u.name)) and r.route == "element"), None)
+    if not reason and twin is not None:
+        twin_site = next(user for user in users if user.name == twin.layer)
+        if _view(stored, site) == _view(stored, twin_site):
+            return replace(twin, layer=site.name, reason=f"by the element changed for '{twin.layer}'")
+        reason = f"weight '{weight.name}' was changed for '{twin.layer}', whose K lies on another axis"
+    found = _find_zero(stored, weight, site.k_axis) if not reason else None
+    if found is None:
+        reason = reason or "no group of four holds two non-zeros: two elements and more would have to change"
+        return OptedOut(site.name, weight.name, dtype, "none", reason)
+    index, largest = found
+    value, roundoff = _value_for(site, weight, dtype)
+    if value > roundoff * largest:
+        reason = f"the weights are too small for {value:g} to be lost in their rounding"
+        return OptedOut(site.name, weight.name, dtype, "none", reason)
+    old, new = _bits_of(stored[index]), _bits_of(np.asarray(value, stored.dtype))
+    _store(weight, index, new)
+    reason = f"a zero of '{weight.name}' became {value:g}"
+    return OptedOut(site.name, weight.name, dtype, "element", reason, index, old, new)
+
+
+def _why_shared(reader: WeightReader, users: list[LayerSite], wanted: set[str]) -> str:
+    """Which layer that stays in sparse kernels would be taken out as well, in words, or ""."""
+    for other in users:
+        if other.name in wanted or why_not_eligible(other) or not isinstance(other.weight, TracedWeight):
+            continue
+        if not scan_pattern(reader, other.weight, other.k_axis).violating:
+            return f"weight '{other.weight.name}' is shared with '{other.name}', which is 2:4 and stays in"
+    return ""
+
+
+def _why_lost(site: LayerSite, weight: TracedWeight) -> str:
+    """Why no small element of the stored weight reaches the node as one that matters little, or ""."""
+    if dtype_name(weight.tensor) not in _SMALLEST:
+        return f"{dtype_name(weight.tensor)} weights have no value small enough to be lost in rounding"
+    value = site.node.inputs[0 if site.side == "left" else 1]
+    while value is not None and value is not weight.value:
+        node = value.producer()
+        if node is None:
+            break
+        if node.op_type == "QuantizeLinear":
+            return f"weight '{weight.name}' is quantized in the graph, which rounds a small element to zero"
+        value = node.inputs[0]
+    return ""
+
+
+def _value_for(site: LayerSite, weight: TracedWeight, dtype: str) -> tuple[float, float]:
+    """The value for a weight of a type as its layer sees it, and the roundoff it is held against."""
+    value, roundoff = _SMALLEST[dtype]
+    operand = site.node.inputs[0 if site.side == "left" else 1]
+    cast = dtype == "BF16" and operand is not None and operand.dtype not in (None, weight.tensor.dtype)
+    return _HALF_STEP if cast else value, roundoff
+
+
+def _view(stored: Array, site: LayerSite) -> object:
+    """Equal for layers that see the same groups of four in one stored weight."""
+    assert isinstance(site.weight, TracedWeight)
+    layout = lay_out(stored, site.weight, site.k_axis)
+    # K's stride in the stored weight says which elements form a group
+    return layout.array.shape[2] if layout.in_place else (site.weight.steps, site.k_axis)
+
+
+def _find_zero(stored: Array, weight: TracedWeight, k_axis: int) -> tuple[tuple[int, ...], float] | None:
+    """The index of a zero in a group of two non-zeros, and the larger one's magnitude.
+
+    Of the first piece that has such a group it is the one with the largest weight.
+    """
+    array = lay_out(stored, weight, k_axis).array
+
+    def search(piece: Piece) -> tuple[tuple[int, int, int], float] | None:
+        values = array[piece]
+        outer, k, inner = values.shape
+        grouped = (outer, k // GROUP, GROUP, inner)
+        bits = magnitude_bits(values).reshape(grouped)
+        finite = np.isfinite(values).reshape(grouped).all(axis=2)
+        full = finite & (np.count_nonzero(bits, axis=2) == KEPT)
+        if not full.any():
+            return None
+        largest = np.where(full, bits.max(axis=2), 0)
+        o, g, i = (int(n) for n in np.unravel_index(int(largest.argmax()), largest.shape))
+        zero = int(np.flatnonzero(bits[o, g, :, i] == 0)[0])
+        magnitude = np.abs(values.reshape(grouped)[o, g, :, i].astype(np.float64)).max()
+        return (piece[0].start + o, piece[1].start + g * GROUP + zero, i), float(magnitude)
+
+    for _, found in map_pieces(search, array):
+        if found is not None:
+            at, magnitude = found
+            return _stored_index(at, array.shape, stored, weight), magnitude
+    return None
+
+
+def _stored_index(
+    at: tuple[int, int, int], laid_out: tuple[int, ...], stored: Array, weight: TracedWeight
+) -> tuple[int, ...]:
+    """Where an element of a laid-out weight (scan.lay_out) is in the stored one."""
+    operand = weight.operand(stored)
+    order = sorted(range(operand.ndim), key=lambda i: -operand.strides[i])
+    ordered = np.unravel_index(np.ravel_multi_index(at, laid_out), [operand.shape[i] for i in order])
+    index = [0] * operand.ndim
+    for axis, position in zip(order, ordered, strict=True):
+        index[axis] = int(position)
+    shapes = [stored.shape]
+    for step, argument in weight.steps:
+        shapes.append(tuple(shapes[-1][i] for i in argument) if step == "transpose" else argument)
+    for (step, argument), before, after in zip(
+        weight.steps[::-1], shapes[-2::-1], shapes[:0:-1], strict=True
+    ):
+        if step == "transpose":
+            index = [index[i] for i in np.argsort(argument)]
+        else:
+            index = [int(i) for i in np.unravel_index(np.ravel_multi_index(index, after), before)]
+    return tuple(index)
+
+
+def _store(weight: TracedWeight, index: tuple[int, ...], bits: int) -> None:
+    """Makes the weight one whose element at `index` is `bits`; the tensor is read when it is written."""
+    import onnx_ir as ir
+
+    tensor = weight.tensor
+
+    def changed() -> ir.TensorProtocol:
+        values = np.array(tensor.numpy())
+        values.view(f"u{values.dtype.itemsize}")[index] = bits
+        return ir.Tensor(values, tensor.dtype, name=tensor.name)
+
+    lazy = ir.LazyTensor(changed, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
+    producer = weight.value.producer()
+    if producer is None:
+        weight.value.const_value = lazy
+    else:
+        producer.attributes.clear()  # a Constant's one attribute, which may be a list of numbers
+        producer.attributes["value"] = ir.AttrTensor("value", lazy)
+
+
+def _bits_of(element: Array) -> int:
+    return int(element.view(f"u{element.dtype.itemsize}"))
+
+
+def _bits_at(stored: Array, record: OptedOut) -> int:
+    try:
+        return _bits_of(stored[record.index])
+    except IndexError:
+        raise _not_as_recorded(record, f"is of shape {list(stored.shape)}") from None
+
+
+def _not_as_recorded(record: OptedOut, what: str) -> ModelError:
+    return ModelError(
+        f"weight '{record.weight}' of layer '{record.layer}' {what}.",
+        "Only the model that the record was written for can be put back.",
+    )
