@@ -159,11 +159,11 @@ def write_int8(path: Path, hidden: int, intermediate: int) -> None:
     zero = numpy_helper.from_array(np.asarray(np.int8(0)), "zero")
     nodes = [
         *quantized("x", "sx", "x_q"),
-        helper.make_node("DequantizeLinear", ["up", "s_up"], ["up_w"], "dequantize_up"),
+        helper.make_node("DequantizeLinear", ["up", "s_up", "zero"], ["up_w"], "dequantize_up"),
         helper.make_node("MatMul", ["x_q_dq", "up_w"], ["a"], "up_proj"),
         helper.make_node("Relu", ["a"], ["r"], "relu"),
         *quantized("r", "sa", "r_q"),
-        helper.make_node("DequantizeLinear", ["down", "s_down"], ["down_w"], "dequantize_down"),
+        helper.make_node("DequantizeLinear", ["down", "s_down", "zero"], ["down_w"], "dequantize_down"),
         helper.make_node("MatMul", ["r_q_dq", "down_w"], ["y"], "down_proj"),
     ]
     save(path, nodes, [*tensors, zero], hidden)

@@ -166,7 +166,7 @@ def _why(
     wanted = planned.sparsity == "sparse"
     if is_sparse_tactic(found.tactic):
         head = "runs sparse" if wanted else "planned dense, and runs sparse all the same"
-        return f"{head}: {_times_of_sparse(timings)}"
+        return f"{head}: {_times_of_sparse(timings, found.tactic)}"
     nothing_timed = not (timings.tried_sparse or timings.tried_dense)
     if nothing_timed and (not found.tactic or found.tactic.startswith(_STUB)):
         return f"planned {planned.sparsity}; which kernel it runs is not told: it is part of '{found.name}'"
@@ -190,7 +190,9 @@ def _why_dense_as_planned(timings: LayerTimings, nothing_timed: bool) -> str:
 
 def _why_not_picked(timings: LayerTimings) -> str:
     sparse, dense = timings.best_sparse, timings.best_dense
-    if sparse is None or dense is None or sparse.ms >= dense.ms:
+    if sparse is None or dense is None:
+        return f"eligible, and dense was picked: {_both_times(timings)}"
+    if sparse.ms >= dense.ms:
         return f"eligible and slower: {_both_times(timings)}"
     formats = f" ({sparse.formats} against {dense.formats})" if sparse.formats != dense.formats else ""
     return (
@@ -214,13 +216,15 @@ def _why_not_tried(found: LayerEvidence, merged: list[PlannedLayer], precision: 
     return reasons
 
 
-def _times_of_sparse(timings: LayerTimings) -> str:
+def _times_of_sparse(timings: LayerTimings, runs: str) -> str:
     sparse, dense = timings.best_sparse, timings.best_dense
     if sparse is None:
         return _NO_TIMES
+    # The formats around a layer may ask for another sparse tactic than the fastest one.
+    best = "" if sparse.tactic == runs else "best sparse "
     if dense is None:
-        return f"{_ms(sparse, None)}, and no dense tactic gave a time ({_tried(timings)})"
-    return f"{_ms(sparse, dense)} against {_ms(dense, sparse)} dense ({_tried(timings)})"
+        return f"{best}{_ms(sparse, None)}, and no dense tactic gave a time ({_tried(timings)})"
+    return f"{best}{_ms(sparse, dense)} against {_ms(dense, sparse)} dense ({_tried(timings)})"
 
 
 def _both_times(timings: LayerTimings) -> str:

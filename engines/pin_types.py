@@ -50,9 +50,18 @@ def pin_types(module: ModuleType, version: str, network: Any, config: Any, model
     for i in range(network.num_layers):
         layer = network.get_layer(i)
         origin = nodes.get(_origin(layer))
-        if layer.type in left_alone or origin is None:
+        if layer.type in left_alone or origin is None or _is_quantized(origin):
             continue
         _pin(module, layer, origin)
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    """Whether a node stands between DequantizeLinear and QuantizeLinear: INT8 is the builder's to choose there."""
+    makers = [value.producer() for value in node.inputs if value is not None]
+    readers = [reader for value in node.outputs for reader in value.consumers()]
+    return any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers) or any(
+        reader.op_type == "QuantizeLinear" for reader in readers
+    )
 
 
 def _pin(module: ModuleType, layer: Any, node: ir.Node) -> None:

@@ -42,6 +42,9 @@ class TensorRtRtxBackend:
         file = request.folder / _ENGINE
         outcome = run_build(_KEY, request, file, on_progress)
         outcomes = join_outcomes(request.plan, outcome.layers)
+        # A fusion's type is that of what it writes, which a cast in it may have changed.
+        products = {layer.name for layer in outcome.layers if layer.type == "gemm"}
+        alone = tuple(o for o in outcomes if o.engine_layer in products)
         return BuiltEngine(
             file=file,
             files=(file,),
@@ -53,7 +56,7 @@ class TensorRtRtxBackend:
             sparse_tactics=_DENSE,
             layers=outcome.layers,
             outcomes=outcomes,
-            notes=(_JIT, *precision_mismatches(request.plan, outcomes)),
+            notes=(_JIT, *precision_mismatches(request.plan, alone)),
         )
 
 

@@ -118,6 +118,9 @@ def _write_out(node: ir.Node, opset: int, names: Names) -> bool:
     proto = _definition(node, schema, opset) if schema is not None else None
     if schema is None or proto is None or graph is None:
         return False
+    formals = tuple(proto.output)
+    written = {name for inner in proto.node for name in inner.output}
+    proto.output[:] = [name for name in formals if name in written]  # those that this node asks for
     body = ir.serde.deserialize_function(proto)
     for formal, actual in zip(body.inputs, (*node.inputs, *[None] * len(body.inputs)), strict=False):
         for user, index in formal.uses():
@@ -128,10 +131,13 @@ def _write_out(node: ir.Node, opset: int, names: Names) -> bool:
         _resolve_attributes(inner, node, schema)
         for value in inner.outputs:
             value.name = names.new(f"{node.outputs[0].name}_{value.name}") if value.name else value.name
-    outputs = tuple(body.outputs)[: len(node.outputs)]
+    made = dict(zip(proto.output, body.outputs, strict=True))
+    pairs = [(old, made[name]) for old, name in zip(node.outputs, formals, strict=False) if name in made]
     nodes = tuple(body)
+    body.outputs.clear()
     body.remove(nodes)
-    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, outputs)
+    old, new = zip(*pairs, strict=True)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, old, new)
     return True
 
 

@@ -35,6 +35,27 @@ def _gelu(work: Rewriting) -> bool:
     return True
 
 
+def _rms_normalization(work: Rewriting) -> bool:
+    """As ONNX defines it, but for the axes: it computes them from the rank, and here they are constants."""
+    import onnx_ir as ir
+
+    node = work.node
+    x, scale = node.inputs[0], node.inputs[1]
+    if x is None or x.dtype is None:
+        raise not_lowered(node, "the type of its input is not known")
+    axis, rank = work.pop_int("axis", -1), len(sizes_of(node))
+    stash = ir.DataType(work.pop_int("stash_type", 1))
+    epsilon = node.attributes.get("epsilon")
+    added = work.constant(np.array(epsilon.as_float() if epsilon else 1e-5, stash.numpy()), "epsilon")
+    wide = x if x.dtype == stash else work.add("Cast", x, dtype=stash, to=stash)
+    square = work.add("Mul", wide, wide)
+    mean = work.add("ReduceMean", square, axes=list(range(axis % rank, rank)))
+    normal = work.add("Div", wide, work.add("Sqrt", work.add("Add", mean, added)))
+    normal = normal if x.dtype == stash else work.add("Cast", normal, dtype=x.dtype, to=x.dtype)
+    work.replace(work.add("Mul", normal, scale))
+    return True
+
+
 def _reduce(work: Rewriting) -> bool:
     import onnx_ir as ir
 
@@ -65,7 +86,7 @@ def _split(work: Rewriting) -> bool:
         raise not_lowered(node, f"whether {number} parts are of one size depends on a dimension that varies")
     part = -(-size // number)
     last = size - part * (number - 1)
-    if last < 0:
+    if last < 1:
         raise not_lowered(node, f"{size} elements do not make {number} parts")
     if last != part:
         node.resize_inputs(2)
@@ -205,6 +226,6 @@ _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", 
 RULES: dict[str, Callable[[Rewriting], bool]] = {
     "AveragePool": _pool, "Cast": _cast, "CastLike": _cast, "DFT": _dft, "DequantizeLinear": _dequantize,
     "Gelu": _gelu, "GridSample": _grid_sample, "LpPool": _pool, "Mod": _mod, "Pad": _pad,
-    "QuantizeLinear": _quantize, "Resize": _resize, "Split": _split,
+    "QuantizeLinear": _quantize, "RMSNormalization": _rms_normalization, "Resize": _resize, "Split": _split,
     **{f"Reduce{name}": _reduce for name in _REDUCTIONS},
 }  # fmt: skip

@@ -286,10 +286,10 @@ def _bits_of(element: Array) -> int:
 
 
 def _bits_at(stored: Array, record: OptedOut) -> int:
-    try:
-        return _bits_of(stored[record.index])
-    except IndexError:
-        raise _not_as_recorded(record, f"is of shape {list(stored.shape)}") from None
+    inside = [i < n for i, n in zip(record.index, stored.shape, strict=False)]
+    if len(record.index) != stored.ndim or not all(inside):
+        raise _not_as_recorded(record, f"is of shape {list(stored.shape)}")
+    return _bits_of(stored[record.index])
 
 
 def _not_as_recorded(record: OptedOut, what: str) -> ModelError:

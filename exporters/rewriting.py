@@ -61,7 +61,7 @@ class Rewriting:
         new = ir.node(op_type, inputs, attributes, name=part_name(self.node, op_type, len(self._nodes)))
         new.metadata_props.update(self.node.metadata_props)
         new.outputs[0].name = self._names.new(f"{self.node.outputs[0].name}_{op_type.lower()}")
-        new.outputs[0].dtype = dtype or first.dtype
+        new.outputs[0].type = ir.TensorType(dtype) if dtype else first.type
         self._nodes.append(new)
         return new.outputs[0]
 

@@ -125,6 +125,11 @@ def test_it_runs_sparse() -> None:
             "eligible and slower: best sparse 0.15004 ms, best dense 0.15001 ",
         ),
         (True, (timed(0.14, 0.15),), "eligible and faster alone, yet dense was picked: best sparse 0.140 ms"),
+        (
+            True,
+            (timed(0.14),),
+            "eligible, and dense was picked: best sparse 0.140 ms, best dense not measured",
+        ),
         (True, (timed(None, 0.15),), "planned sparse, but no sparse tactic was tried"),
         (True, (), "planned sparse, and runs dense: the log has no times of it (TensorRT takes"),
         (False, (timed(None, 0.15),), "never tried: planned dense"),
@@ -143,6 +148,12 @@ def test_formats_are_named_where_they_cost_the_sparse_tactic_its_place() -> None
     why = outcome(True, (GEMM,), (timed(0.14, 0.15),)).why
 
     assert why.endswith("(Half(8,1) -> Half(8,1) against Half(1,8) -> Half(1,8))")
+
+
+def test_it_runs_another_sparse_tactic_than_the_fastest() -> None:
+    runs = outcome(True, (replace(GEMM, tactic="sm80_sparse_other"),), (timed(0.1, 0.2),))
+
+    assert runs.why.startswith("runs sparse: best sparse 0.100 ms against 0.200 ms dense (")
 
 
 @pytest.mark.parametrize(
