@@ -14,6 +14,7 @@ from sparseflow_trt import _deps
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, LayerEvidence, OnProgress, Progress
 from sparseflow_trt.errors import BuildError
 from sparseflow_trt.model_file import OnnxModel, data_files, read_model
+from sparseflow_trt.target import GraphNeeds
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -51,6 +52,10 @@ class OnnxRuntimeBackend:
         """The installed version of ONNX Runtime, none where it is missing."""
         version = _deps.version_of("onnxruntime")
         return {"onnxruntime": version} if version else {}
+
+    def graph_needs(self) -> GraphNeeds:
+        """Nothing: it reads any opset, and has no sparse kernels to be taken out of."""
+        return GraphNeeds()
 
     def build(self, request: BuildRequest, on_progress: OnProgress) -> BuiltEngine:
         """Optimises the model and saves it.

@@ -56,7 +56,7 @@ def pin_types(module: ModuleType, version: str, network: Any, config: Any, model
 
 
 def _is_quantized(node: ir.Node) -> bool:
-    """Whether a node stands between DequantizeLinear and QuantizeLinear: INT8 is the builder's to choose there."""
+    """Whether a node stands between Q and DQ: there the builder chooses INT8, which a pin would forbid."""
     makers = [value.producer() for value in node.inputs if value is not None]
     readers = [reader for value in node.outputs for reader in value.consumers()]
     return any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers) or any(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from sparseflow_trt.plan import Plan
+from sparseflow_trt.target import GraphNeeds
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.outcomes import LayerOutcome
@@ -101,6 +102,10 @@ class Backend(Protocol):
 
     def versions(self) -> dict[str, str]:
         """The installed versions of the libraries that would build, by package name."""
+        ...
+
+    def graph_needs(self) -> GraphNeeds:
+        """What it needs of the graph."""
         ...
 
     def build(self, request: BuildRequest, on_progress: OnProgress) -> BuiltEngine:

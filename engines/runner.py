@@ -56,7 +56,7 @@ class Engine:
             NotInstalledError: cuda-bindings is missing.
         """
         self._cuda = Cuda()
-        self._nowhere = Path(os.devnull).open("w")  # of its messages only the errors are kept
+        self._nowhere = Path(os.devnull).open("w")  # noqa: SIM115 - until close; only errors are kept
         self._log = BuildLog(self._nowhere)
         self._runtime = flavour.module.Runtime(make_logger(flavour.module, self._log))
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())

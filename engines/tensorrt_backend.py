@@ -8,6 +8,7 @@ from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, OnProgress
 from sparseflow_trt.engines.tensorrt_api import install_line, version_of
 from sparseflow_trt.errors import EvidenceError
+from sparseflow_trt.target import GraphNeeds
 
 _KEY = "tensorrt"
 _ENGINE = "model.engine"
@@ -30,6 +31,11 @@ class TensorRtBackend:
         """The installed version of TensorRT."""
         version = version_of(_KEY)
         return {_KEY: version} if version else {}
+
+    def graph_needs(self) -> GraphNeeds:
+        """SPARSE_WEIGHTS is one switch for all layers; the parser of 8.6 ends at opset 17."""
+        before_10 = self.versions().get(_KEY, "").startswith("8.")
+        return GraphNeeds(newest_opset=17 if before_10 else None, opts_out_dense=True)
 
     def build(self, request: BuildRequest, on_progress: OnProgress) -> BuiltEngine:
         """Builds an engine in a child process.

@@ -7,6 +7,7 @@ from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
 from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, OnProgress
 from sparseflow_trt.engines.tensorrt_api import install_line, version_of
+from sparseflow_trt.target import GraphNeeds
 
 _KEY = "tensorrt-rtx"
 _ENGINE = "model.engine"
@@ -31,6 +32,10 @@ class TensorRtRtxBackend:
         """The installed version of TensorRT-RTX, none where it is missing."""
         version = version_of(_KEY)
         return {_KEY: version} if version else {}
+
+    def graph_needs(self) -> GraphNeeds:
+        """Nothing: it reads any opset, and has no sparse kernels to be taken out of."""
+        return GraphNeeds()
 
     def build(self, request: BuildRequest, on_progress: OnProgress) -> BuiltEngine:
         """Builds an engine in a child process.

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import ModelError, PlanError
+from sparseflow_trt.exporters.islands import fp32_islands, quantized_region
+from sparseflow_trt.exporters.lower import lower_to_opset17
+from sparseflow_trt.exporters.opt_out import OptedOut, opt_out
 from sparseflow_trt.exporters.retype import Clamped, retype
 from sparseflow_trt.graph import SparsityState, find_sites, read_layers
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.plan import Plan, PlannedLayer
+from sparseflow_trt.target import ANYTHING, GraphNeeds
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -20,17 +24,14 @@ if TYPE_CHECKING:
 INLINE_BYTES = 1024  # constants up to this size stay in the .onnx file, larger ones go beside it
 IR_VERSION = 10  # of 2024, with opset 21: whatever this tool builds with reads it
 
-# What a normalisation is made of where it is no operator of its own: variances and their roots leave
-# FP16's range at both ends.
-_DECOMPOSED = {"Exp", "Log", "Pow", "Reciprocal", "Softplus", "Sqrt"}
-_ELEMENTWISE = {"Abs", "Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sub"}
-
 
 @dataclass(frozen=True)
 class AppliedPlan:
     """The typed model, and what was done to get there.
 
-    `islands` are the nodes that were kept in FP32; `clamped` the constants that did not fit their type.
+    `islands` are the nodes that were kept in FP32; `clamped` the constants that did not fit their type;
+    `opted_out` the layers that were taken out of sparse tactics; `lowered` how many nodes of each operator
+    were rewritten for an older opset.
     """
 
     model: Path
@@ -38,15 +39,18 @@ class AppliedPlan:
     casts: int
     islands: tuple[str, ...]
     clamped: tuple[Clamped, ...]
+    opted_out: tuple[OptedOut, ...] = ()
+    lowered: dict[str, int] = field(default_factory=dict)
 
 
-def apply_plan(model: OnnxModel, plan: Plan, output: Path) -> AppliedPlan:
+def apply_plan(model: OnnxModel, plan: Plan, output: Path, needs: GraphNeeds = ANYTHING) -> AppliedPlan:
     """Writes the model that means `plan` to `output`, its large constants to `output`.data.
 
     Args:
         model: A model as read, not used for anything afterwards: its graph is rewritten in place.
         plan: A plan that fits the model.
         output: The file to write, in an existing folder.
+        needs: What the backend needs of the graph.
 
     Raises:
         PlanError: A layer cannot have the type that is planned for it.
@@ -55,23 +59,38 @@ def apply_plan(model: OnnxModel, plan: Plan, output: Path) -> AppliedPlan:
     import onnx_ir as ir
 
     target = _data_type(plan.precision)
+    for site in find_sites(model):
+        site.node.name = site.node.name or site.name  # a nameless node is known by an output that may change
+    lowered = lower_to_opset17(model.ir).replaced if needs.newest_opset == 17 and model.opset > 17 else {}
     sites = {site.node: site.name for site in find_sites(model)}
     planned = {layer.name: layer for layer in plan.layers}
-    islands = _islands(model.ir, plan) if target is not None else set()
+    islands = fp32_islands(model.ir, plan) if target is not None else set()
+    quantized = quantized_region(model.ir, model.opset) if target is not None else set()
 
     def precision_of(node: ir.Node) -> ir.DataType | None:
         layer = planned.get(sites.get(node, ""))
         if layer is not None and layer.precision not in ("int8", "fp8"):
             return _data_type(layer.precision)
-        return ir.DataType.FLOAT if node in islands else target
+        return ir.DataType.FLOAT if node in islands or node in quantized else target
 
     retyped = retype(model.ir, precision_of)
     _ensure_precision(sites, planned, model)
+    opted_out = opt_out(model, _dense_but_2to4(model, plan)) if needs.opts_out_dense else ()
     save_model(model.ir, output)
     _ensure_valid(output, model.path)
     _ensure_sparse(output, plan)
     names = tuple(sorted(node.name or node.op_type for node in islands))
-    return AppliedPlan(output, retyped.nodes, retyped.casts, names, tuple(retyped.clamped))
+    return AppliedPlan(
+        output, retyped.nodes, retyped.casts, names, tuple(retyped.clamped), opted_out, lowered
+    )
+
+
+def _dense_but_2to4(model: OnnxModel, plan: Plan) -> list[str]:
+    """The layers planned dense whose weights are 2:4, where any is planned sparse: else the flag is off."""
+    if not any(layer.sparsity == "sparse" for layer in plan.layers):
+        return []
+    sparse = {layer.name for layer in read_layers(model) if layer.state is SparsityState.SPARSE}
+    return [layer.name for layer in plan.layers if layer.sparsity == "dense" and layer.name in sparse]
 
 
 def write_fp32_reference(model: OnnxModel, output: Path) -> None:
@@ -147,39 +166,6 @@ def _data_type(precision: str) -> ir.DataType | None:
     return {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}.get(
         precision
     )
-
-
-def _islands(model: ir.Model, plan: Plan) -> set[ir.Node]:
-    named = set(plan.islands)
-    islands: set[ir.Node] = set()
-    decomposed: set[ir.Node] = set()
-    for node in model.graph.all_nodes():
-        if node.op_type in named or node.name in named:
-            islands.add(node)
-            if node.op_type in _DECOMPOSED or node.op_type.startswith("Reduce"):
-                decomposed.add(node)
-        elif node.op_type in _ELEMENTWISE and _belongs(node, decomposed, named):
-            islands.add(node)
-            decomposed.add(node)
-    return islands
-
-
-def _belongs(node: ir.Node, decomposed: set[ir.Node], named: set[str]) -> bool:
-    """Whether an elementwise node is a part of a normalisation written out in small operators."""
-    import onnx_ir as ir
-
-    read = [v for v in node.inputs if v is not None and ir.convenience.get_const_tensor(v) is None]
-    makers = [v.producer() for v in read]
-    if makers and all(maker in decomposed for maker in makers):
-        return True
-    if any(
-        maker is not None and maker in decomposed and maker.op_type in ("Sqrt", "Reciprocal")
-        for maker in makers
-    ):
-        return True  # x / sqrt(variance): its reciprocal is beyond FP16 for small variances
-    squares = node.op_type == "Mul" and len(read) == 2 and read[0] is read[1]
-    readers = [reader.op_type for v in node.outputs for reader in v.consumers()]
-    return squares and bool(readers) and all(r in named and r.startswith("Reduce") for r in readers)
 
 
 def _ensure_precision(sites: dict[ir.Node, str], planned: dict[str, PlannedLayer], model: OnnxModel) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import FiniteFloat
+from pydantic import Field, FiniteFloat
 
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt._schema import Record, parse, read_text
@@ -61,6 +61,23 @@ class LayerRecord(Record):
     reason: str
 
 
+class OptOutRecord(Record):
+    """A layer that was taken out of sparse tactics by one element of its weight, or why it was not.
+
+    With `index`, `old_bits` and `new_bits` the weight can be put back bit for bit; they say nothing where
+    the route is "none".
+    """
+
+    layer: str
+    weight: str
+    dtype: str
+    route: str
+    reason: str
+    index: tuple[int, ...]
+    old_bits: int
+    new_bits: int
+
+
 class GraphRecord(Record):
     """What rewriting the graph for the plan did."""
 
@@ -68,6 +85,8 @@ class GraphRecord(Record):
     casts: int
     islands: tuple[str, ...]
     clamped: tuple[tuple[str, int, FiniteFloat], ...]
+    opted_out: tuple[OptOutRecord, ...] = ()
+    lowered: dict[str, int] = Field(default_factory=dict)
 
 
 class EngineLayerRecord(Record):

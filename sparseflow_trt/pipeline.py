@@ -146,7 +146,7 @@ def build(path: Path, options: BuildOptions, on_step: OnStep = lambda _: None) -
     with temporary_folder(output) as folder:
         with clock("rewrite"):
             on_step(Progress("Rewriting the graph for the plan"))
-            applied = apply_plan(read_model(path), plan, folder / "model.onnx")
+            applied = apply_plan(read_model(path), plan, folder / "model.onnx", backend.graph_needs())
         with clock("backend"):
             sparse = any(layer.sparsity == "sparse" for layer in plan.layers)
             engine = backend.build(BuildRequest(applied.model, plan, folder, sparse), on_step)

@@ -7,7 +7,14 @@ from dataclasses import asdict
 from sparseflow_trt.engines.protocol import BuiltEngine
 from sparseflow_trt.exporters.apply_plan import AppliedPlan
 from sparseflow_trt.graph import WeightedLayer
-from sparseflow_trt.manifest import EngineLayerRecord, EngineRecord, GraphRecord, LayerRecord, OutcomeRecord
+from sparseflow_trt.manifest import (
+    EngineLayerRecord,
+    EngineRecord,
+    GraphRecord,
+    LayerRecord,
+    OptOutRecord,
+    OutcomeRecord,
+)
 from sparseflow_trt.plan import Plan
 from sparseflow_trt.shapes import POINTS, Dims, Profile, dims_at
 
@@ -48,6 +55,8 @@ def record_graph(applied: AppliedPlan) -> GraphRecord:
         casts=applied.casts,
         islands=applied.islands,
         clamped=tuple((c.name, c.elements, c.largest) for c in applied.clamped),
+        opted_out=tuple(OptOutRecord(**asdict(record)) for record in applied.opted_out),
+        lowered=applied.lowered,
     )
 
 

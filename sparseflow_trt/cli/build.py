@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparseflow_trt.cli import console
+from sparseflow_trt.cli.evidence import print_evidence
 from sparseflow_trt.cli.options import (
     common_options,
     model_argument,
@@ -109,6 +110,7 @@ def _print(result: BuildResult) -> None:
     for sentence in dict.fromkeys((engine.sparse_tactics, *engine.notes)):
         if sentence:
             out.print("  ", console.styled(sentence, "yellow"), sep="")
+    print_evidence(manifest)
     print_validation(manifest.validation)
     out.print(f"\nArtifact: {result.artifact}\nReport:   {result.artifact / 'report.html'}")
 

@@ -21,7 +21,9 @@ def test_a_layer_of_the_compiler_belongs_to_the_profile_of_its_region() -> None:
         (
             "Layers:",
             line("mm_myl0_0", "gemm", "Half", "Half", "__myelin_CASK_STUB", "[ONNX Layer: mm]"),
-            line("__myl_Add_myl0_1", "kgen", "Half", "Half", "__myl_Add_0xab", "[ONNX Layer: a][ONNX Layer: b]"),
+            line(
+                "__myl_Add_myl0_1", "kgen", "Half", "Half", "__myl_Add_0xab", "[ONNX Layer: a][ONNX Layer: b]"
+            ),
             line("__myl_Add_myl1_0", "kgen", "Half", "Half"),
             line("mm [profile 1]_myl1_1", "gemm", "Half", "Half", metadata="[ONNX Layer: mm [profile 1]]"),
             "",

@@ -67,7 +67,7 @@ def test_the_same_model_passes(reference: Path, inputs: list[InputSet]) -> None:
 def test_a_perturbed_weight_fails_with_its_numbers(
     tmp_path: Path, linear: Linear, reference: Path, inputs: list[InputSet]
 ) -> None:
-    wrong = Candidate("wrong", linear(tmp_path / "wrong.onnx", scale=5), "onnx")
+    wrong = Candidate("wrong", linear(tmp_path / "wrong.onnx", scale=9), "onnx")
     found = compare(reference, [wrong, Candidate("same", reference, "onnx")], inputs, FP16)
     assert found.verdict == "fail"
     assert verdicts(found) == {"wrong": "fail", "same": "pass"}

@@ -1,0 +1,67 @@
+"""Which nodes compute in FP32 whatever the plan says: its islands, and what stands between Q and DQ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparseflow_trt.plan import Plan
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# What a normalisation is made of where it is no operator of its own: variances and their roots leave
+# FP16's range at both ends.
+_DECOMPOSED = {"Exp", "Log", "Pow", "Reciprocal", "Softplus", "Sqrt"}
+_ELEMENTWISE = {"Abs", "Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sub"}
+_ACTIVATIONS = {"Clip", "Elu", "Erf", "Gelu", "HardSwish", "LeakyRelu", "Mish", "Relu", "Sigmoid", "Tanh"}
+
+
+def fp32_islands(model: ir.Model, plan: Plan) -> set[ir.Node]:
+    """The plan's islands, by operator or name, with the elementwise nodes of normalisations written out."""
+    named = set(plan.islands)
+    islands: set[ir.Node] = set()
+    decomposed: set[ir.Node] = set()
+    for node in model.graph.all_nodes():
+        if node.op_type in named or node.name in named:
+            islands.add(node)
+            if node.op_type in _DECOMPOSED or node.op_type.startswith("Reduce"):
+                decomposed.add(node)
+        elif node.op_type in _ELEMENTWISE and _belongs(node, decomposed, named):
+            islands.add(node)
+            decomposed.add(node)
+    return islands
+
+
+def _belongs(node: ir.Node, decomposed: set[ir.Node], named: set[str]) -> bool:
+    """Whether an elementwise node is a part of a normalisation written out in small operators."""
+    import onnx_ir as ir
+
+    read = [v for v in node.inputs if v is not None and ir.convenience.get_const_tensor(v) is None]
+    makers = [v.producer() for v in read]
+    if makers and all(maker in decomposed for maker in makers):
+        return True
+    if any(
+        maker is not None and maker in decomposed and maker.op_type in ("Sqrt", "Reciprocal")
+        for maker in makers
+    ):
+        return True  # x / sqrt(variance): its reciprocal is beyond FP16 for small variances
+    squares = node.op_type == "Mul" and len(read) == 2 and read[0] is read[1]
+    readers = [reader.op_type for v in node.outputs for reader in v.consumers()]
+    return squares and bool(readers) and all(r in named and r.startswith("Reduce") for r in readers)
+
+
+def quantized_region(model: ir.Model, opset: int) -> set[ir.Node]:
+    """The nodes between DequantizeLinear and QuantizeLinear, where both speak FP32 alone (before opset 19).
+
+    A Cast in between would hide from TensorRT that the product can be an INT8 one.
+    """
+    if opset >= 19:
+        return set()
+    region: set[ir.Node] = set()
+    for node in model.graph.all_nodes():  # in topological order: makers come first
+        makers = [value.producer() for value in node.inputs if value is not None]
+        dequantized = any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+        follows = node.op_type in _ELEMENTWISE | _ACTIVATIONS and any(maker in region for maker in makers)
+        if dequantized or follows:
+            region.add(node)
+    return region

@@ -1,0 +1,60 @@
+"""Renders what the engine really runs: for each kind of layer, sparse or dense, and the times behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparseflow_trt.cli import console
+
+if TYPE_CHECKING:
+    from sparseflow_trt.manifest import LayerRecord, Manifest, OutcomeRecord
+
+
+def print_evidence(manifest: Manifest) -> None:
+    """Prints a row for each kind, shape and profile whose layers fared alike; nothing where nothing is told."""
+    outcomes = [o for o in manifest.engine.outcomes if o.tried_dense or o.tried_sparse]
+    if not outcomes:
+        return
+    layers = {layer.name: layer for layer in manifest.layers}
+    groups: dict[tuple[str, ...], list[OutcomeRecord]] = {}
+    for outcome in outcomes:
+        groups.setdefault(_key(layers[outcome.layer], outcome), []).append(outcome)
+    table = console.table(
+        ">Layers",
+        "Kind",
+        ">N",
+        ">K",
+        "Profile",
+        "Planned",
+        "Runs",
+        ">Best sparse ms",
+        ">Best dense ms",
+        "Why",
+    )
+    for (kind, n, k, profile, planned, runs, _), alike in groups.items():
+        table.add_row(
+            str(len(alike)), kind, n, k, profile, planned,
+            console.styled(runs, "green" if runs == "sparse" else "dim"),
+            _range([o.best_sparse_ms for o in alike]), _range([o.best_dense_ms for o in alike]), alike[0].why,
+        )  # fmt: skip
+    out = console.out()
+    out.print("\nWhat the engine runs, by the builder's own measurements:")
+    out.print(table)
+    sparse = sum(o.sparse for o in outcomes)
+    out.print(f"{sparse} of {len(outcomes)} layers and profiles run a sparse kernel.")
+
+
+def _key(layer: LayerRecord, outcome: OutcomeRecord) -> tuple[str, ...]:
+    names = list(layer.m)
+    profile = names[outcome.profile] if outcome.profile < len(names) else str(outcome.profile)
+    runs = "sparse" if outcome.sparse else "dense"
+    tried = "" if outcome.tried_sparse else "no sparse tactic tried"
+    return layer.kind, str(layer.n), str(layer.k), profile, layer.sparsity, runs, tried
+
+
+def _range(times: list[float | None]) -> str:
+    known = sorted(time for time in times if time is not None)
+    if not known:
+        return "-"
+    low, high = f"{known[0]:.3g}", f"{known[-1]:.3g}"
+    return low if low == high else f"{low}–{high}"
