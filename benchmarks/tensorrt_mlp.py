@@ -1,10 +1,11 @@
 """LLaMA MLP blocks on TensorRT: the dense engine against the sparse one, on the GPU of this machine.
 
-    python benchmarks/tensorrt_mlp.py CASE [CASE …]       CASE: tinyllama, llama-8b, tinyllama-int8
+    python benchmarks/tensorrt_mlp.py CASE [CASE …]
 
-Same 2:4 weights on both sides. Each engine goes through the whole pipeline (plan, typed graph, build,
-Polygraphy comparison with FP32); the two are timed in turn, as CUDA graphs. Writes
-results/tensorrt_mlp_CASE.json.
+CASE: tinyllama, llama-8b, tinyllama-int8, tinyllama-mixed. Same 2:4 weights on both sides. "mixed" plans
+gate in FP16 sparse, up in FP16 dense (taken out of sparse tactics by one element) and down in FP32. Each
+engine goes through the whole pipeline (plan, typed graph, build, Polygraphy comparison with FP32); the two
+are timed in turn, as CUDA graphs. Writes results/tensorrt_mlp_CASE.json.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ CASES: dict[str, tuple[int, int, tuple[int, ...]]] = {
     "tinyllama": (2048, 5632, (256, 2048)),
     "llama-8b": (4096, 14336, (1024,)),
     "tinyllama-int8": (2048, 5632, (1024,)),
+    "tinyllama-mixed": (2048, 5632, (1024,)),
+}
+MIXED = {
+    "gate_proj": {"precision": "fp16", "sparsity": "sparse"},
+    "up_proj": {"precision": "fp16", "sparsity": "dense", "reason": "asked for"},
+    "down_proj": {"precision": "fp32", "sparsity": "dense", "reason": "asked for"},
 }
 
 
@@ -48,13 +55,15 @@ def main(cases: list[str]) -> None:
             folder = Path(name)
             model = folder / f"{case}.onnx"
             (write_int8 if case.endswith("int8") else write_fp16)(model, hidden, intermediate)
-            results = {mode: run_build(model, folder / mode, sizes, mode) for mode in ("off", "force")}
+            mixed = MIXED if case.endswith("mixed") else {}
+            results = {mode: run_build(model, folder / mode, sizes, mode, mixed) for mode in ("off", "force")}
             figures = {
                 "gpu": dataclasses.asdict(gpu),
                 "shape": {"hidden": hidden, "intermediate": intermediate},
                 "build seconds": {m: r.manifest.engine.build_seconds for m, r in results.items()},
                 "layers": [outcome.model_dump() for outcome in results["force"].manifest.engine.outcomes],
                 "errors": {m: errors(r) for m, r in results.items()},
+                "opted out": [o.model_dump() for o in results["force"].manifest.graph.opted_out],
                 "engine bytes": {m: (r.artifact / "model.engine").stat().st_size for m, r in results.items()},
                 "times": [compare(results, hidden, m) for m in sizes],
             }
@@ -62,9 +71,13 @@ def main(cases: list[str]) -> None:
 
 
 def run_build(
-    model: Path, output: Path, sizes: tuple[int, ...], mode: Literal["off", "force"]
+    model: Path,
+    output: Path,
+    sizes: tuple[int, ...],
+    mode: Literal["off", "force"],
+    mixed: dict[str, dict[str, str]],
 ) -> BuildResult:
-    """One artifact, with a profile for each M of `sizes`."""
+    """One artifact, a profile for each M of `sizes`; `mixed` overrides the sparse plan, layer by layer."""
     read = read_model(model)
     dims = input_dims(read)
     width = dims["x"][1]
@@ -78,6 +91,9 @@ def run_build(
         for low, m in zip(lows, sizes, strict=True)
     )
     plan = make_plan(read_layers(read), profiles, dims, None, "fp16", mode, model.name)
+    if mode == "force" and mixed:
+        layers = tuple(layer.model_copy(update=mixed[layer.name]) for layer in plan.layers)
+        plan = plan.model_copy(update={"layers": layers})
     options = BuildOptions(output, plan, backend="tensorrt", validation=ValidationOptions(), force=True)
     last = [""]
 

@@ -33,9 +33,9 @@ DEFAULTS: dict[Precision, Tolerance] = {
         max_abs_rms=0.1,
         max_rel=0.02,
         min_cosine=0.9998,
-        reason="u = 2^-11: 100 roundings give e = 0.5 %; kernels that also sum in FP16, which TensorRT picks, give "
-        "as much again: one MLP block with K = 14336 was off by 0.57 % on an H200, its largest error "
-        "ten times that. So e = 1 %, and 10 e for an element. Below 2^-14 FP16 is subnormal.",
+        reason="u = 2^-11: 100 roundings give e = 0.5 %; kernels that sum in FP16 too, which TensorRT takes,"
+        " give as much again: one MLP block with K = 14336 was off by 0.57 % on an H200, its largest "
+        "error ten times that. So e = 1 %, and 10 e for an element. Below 2^-14 FP16 is subnormal.",
     ),
     "bf16": Tolerance(
         max_abs=1e-6,

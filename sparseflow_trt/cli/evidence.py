@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def print_evidence(manifest: Manifest) -> None:
-    """Prints a row for each kind, shape and profile whose layers fared alike; nothing where nothing is told."""
+    """Prints a row for each kind, shape and profile whose layers fared alike, where the builder tells."""
     outcomes = [o for o in manifest.engine.outcomes if o.tried_dense or o.tried_sparse]
     if not outcomes:
         return

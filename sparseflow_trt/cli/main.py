@@ -21,6 +21,7 @@ _COMMANDS = {
     "plan": ("plan", "Decide precision and sparsity per layer; write the plan as YAML."),
     "build": ("build", "Build an engine, validate it, write an artifact."),
     "validate": ("validate", "Compare an artifact with its FP32 reference again."),
+    "bench": ("bench", "Time an artifact on this machine's GPU, alone or against another."),
     "policy": ("policy", "List and show policies: from which M on sparse wins."),
     "doctor": ("doctor", "What this machine can do, and what to install."),
 }
