@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -99,7 +100,12 @@ def start() -> Callable[..., subprocess.Popen[str]]:
 
     def run(*arguments: object) -> subprocess.Popen[str]:
         command = (*COMMAND, *map(str, arguments))
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # A shell starts its background jobs with SIGINT ignored, and children inherit that.
+        heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        finally:
+            signal.signal(signal.SIGINT, heard)
 
     return run
 

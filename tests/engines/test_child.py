@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,6 +77,15 @@ def test_a_library_that_is_missing_in_the_child_is_not_a_failed_build(
     assert list(temporary_files_in.iterdir()) == []
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """A shell starts its background jobs with SIGINT ignored: here it is heard."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_ends_the_child(request_for_tiny: BuildRequest, temporary_files_in: Path) -> None:
     def interrupt(progress: Progress) -> None:
         os.kill(os.getpid(), signal.SIGINT)
