@@ -35,7 +35,7 @@ class TensorRtBackend:
     def graph_needs(self) -> GraphNeeds:
         """SPARSE_WEIGHTS is one switch for all layers; the parser of 8.6 ends at opset 17."""
         before_10 = self.versions().get(_KEY, "").startswith("8.")
-        return GraphNeeds(newest_opset=17 if before_10 else None, opts_out_dense=True)
+        return GraphNeeds(17 if before_10 else None, spells_out=before_10, opts_out_dense=True)
 
     def build(self, request: BuildRequest, on_progress: OnProgress) -> BuiltEngine:
         """Builds an engine in a child process.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from sparseflow_trt.exporters.islands import fp32_islands, quantized_region
 from sparseflow_trt.exporters.lower import lower_to_opset17
 from sparseflow_trt.exporters.opt_out import OptedOut, opt_out
 from sparseflow_trt.exporters.retype import Clamped, retype
+from sparseflow_trt.exporters.spell_out import spell_out
 from sparseflow_trt.graph import SparsityState, find_sites, read_layers
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.plan import Plan, PlannedLayer
@@ -61,7 +63,9 @@ def apply_plan(model: OnnxModel, plan: Plan, output: Path, needs: GraphNeeds = A
     target = _data_type(plan.precision)
     for site in find_sites(model):
         site.node.name = site.node.name or site.name  # a nameless node is known by an output that may change
-    lowered = lower_to_opset17(model.ir).replaced if needs.newest_opset == 17 and model.opset > 17 else {}
+    lowered = lower_to_opset17(model.ir).replaced if needs.newest_opset == 17 else {}
+    if needs.spells_out:
+        lowered = dict(Counter(lowered) + Counter(spell_out(model.ir)))
     sites = {site.node: site.name for site in find_sites(model)}
     planned = {layer.name: layer for layer in plan.layers}
     islands = fp32_islands(model.ir, plan) if target is not None else set()

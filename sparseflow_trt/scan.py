@@ -191,7 +191,7 @@ def prune_pieces(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Ite
         reader.release(weight.tensor, begin, begin + after.nbytes)
         return _bytes_of(after), dropped
 
-    for _, result in map_pieces(prune, layout.array):
+    for _, result in map_pieces(prune, layout.array, PIECE_ELEMENTS // 4):  # it has more intermediates
         yield result
 
 
@@ -199,7 +199,9 @@ Piece = tuple[slice, slice]
 _Result = TypeVar("_Result")
 
 
-def map_pieces(work: Callable[[Piece], _Result], array: Array) -> Iterator[tuple[Piece, _Result]]:
+def map_pieces(
+    work: Callable[[Piece], _Result], array: Array, elements: int | None = None
+) -> Iterator[tuple[Piece, _Result]]:
     """Runs `work` on every piece of an (outer, K, inner) array, on all cores; results come in order.
 
     Only a few pieces are under way at a time, so that memory does not grow with the array.
@@ -207,7 +209,7 @@ def map_pieces(work: Callable[[Piece], _Result], array: Array) -> Iterator[tuple
     cores = len(os.sched_getaffinity(0))
     under_way: deque[tuple[Piece, Future[_Result]]] = deque()
     with ThreadPoolExecutor(cores) as threads:
-        for piece in _pieces(*array.shape):
+        for piece in _pieces(*array.shape, elements or PIECE_ELEMENTS):
             under_way.append((piece, threads.submit(work, piece)))
             if len(under_way) > 2 * cores:
                 done, result = under_way.popleft()
@@ -231,14 +233,14 @@ def _zero_point_like(layout: Layout, weight: TracedWeight, k_axis: int, stored: 
     return lay_out(np.ascontiguousarray(spread), weight, k_axis).array
 
 
-def _pieces(outer: int, k: int, inner: int) -> Iterator[Piece]:
+def _pieces(outer: int, k: int, inner: int, elements: int) -> Iterator[Piece]:
     """Cuts (outer, K, inner) into contiguous pieces of whole groups, in memory order."""
-    if k * inner <= PIECE_ELEMENTS:
-        step = max(1, PIECE_ELEMENTS // max(k * inner, 1))
+    if k * inner <= elements:
+        step = max(1, elements // max(k * inner, 1))
         for begin in range(0, outer, step):
             yield slice(begin, min(begin + step, outer)), slice(0, k)
         return
-    step = max(1, PIECE_ELEMENTS // (pattern.GROUP * inner)) * pattern.GROUP
+    step = max(1, elements // (pattern.GROUP * inner)) * pattern.GROUP
     for row in range(outer):
         for begin in range(0, k, step):
             yield slice(row, row + 1), slice(begin, min(begin + step, k))

@@ -11,11 +11,13 @@ class GraphNeeds:
 
     Attributes:
         newest_opset: The newest opset that its parser reads; None where any will do. 17 is the one known.
+        spells_out: Whether Shape's start and end and Q/DQ's zero points have to be written out.
         opts_out_dense: Whether sparse weights are one switch for the whole engine, so that a 2:4 layer
             that is planned dense has to be taken out of them in its weights.
     """
 
     newest_opset: int | None = None
+    spells_out: bool = False
     opts_out_dense: bool = False
 
 

@@ -1,0 +1,70 @@
+"""What TensorRT 8.6's parser cannot read is written out, and computes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from sparseflow_trt.exporters.spell_out import spell_out
+from sparseflow_trt.model_file import read_model
+
+X = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+
+
+def spelled(
+    folder: Path, nodes: list[Any], constants: dict[str, Any], output: Any
+) -> tuple[dict[str, int], Any]:
+    """What was rewritten, and the graph, after a check that it computes the same."""
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["a", "b", 4])], [output],
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(onnx.shape_inference.infer_shapes(made), folder / "m.onnx")
+    model = read_model(folder / "m.onnx")
+    done = spell_out(model.ir)
+    ir.save(model.ir, folder / "s.onnx")
+    onnx.checker.check_model(str(folder / "s.onnx"), full_check=True)
+    runs = [
+        onnxruntime.InferenceSession(str(folder / f)).run(None, {"x": X})[0] for f in ("m.onnx", "s.onnx")
+    ]
+    np.testing.assert_array_equal(*runs)
+    return done, onnx.load(folder / "s.onnx").graph
+
+
+@pytest.mark.parametrize(
+    ("limits", "rank"), [({"start": 1}, 2), ({"end": -1}, 2), ({"start": 1, "end": 2}, 1)]
+)
+def test_a_part_of_a_shape_becomes_a_slice(tmp_path: Path, limits: dict[str, int], rank: int) -> None:
+    output = helper.make_tensor_value_info("y", TensorProto.INT64, [rank])
+    done, graph = spelled(tmp_path, [helper.make_node("Shape", ["x"], ["y"], "size", **limits)], {}, output)
+    assert done == {"Shape": 1}
+    assert [(n.op_type, len(n.attribute)) for n in graph.node] == [("Shape", 0), ("Slice", 0)]
+
+
+def test_a_whole_shape_stays(tmp_path: Path) -> None:
+    output = helper.make_tensor_value_info("y", TensorProto.INT64, [3])
+    done, graph = spelled(tmp_path, [helper.make_node("Shape", ["x"], ["y"], "size")], {}, output)
+    assert done == {}
+    assert len(graph.node) == 1
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.5), np.full(4, 0.25, np.float32)])
+def test_a_zero_point_that_is_left_out_is_written(tmp_path: Path, scale: Any) -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "scale"], ["w"], "dequantize", axis=1),
+        helper.make_node("Add", ["x", "w"], ["y"]),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["a", "b", 4])
+    constants = {"q": np.arange(12, dtype=np.int8).reshape(3, 4), "scale": scale}
+    done, graph = spelled(tmp_path, nodes, constants, output)
+    assert done == {"DequantizeLinear": 1}
+    zero = next(t for t in graph.initializer if t.name == graph.node[0].input[2])
+    assert (zero.data_type, tuple(zero.dims)) == (TensorProto.INT8, np.shape(scale))
