@@ -13,6 +13,7 @@ from sparseflow_trt.plan import Plan, PlannedLayer
 NOT_FOUND = "not found in the engine"
 
 _MULTIPLIES = re.compile(r"conv|gemm|matrixmultiply|matmul|fullyconnected|correlation", re.IGNORECASE)
+_COMPILED = "{ForeignNode["  # how TensorRT 8.6 names what its compiler, Myelin, took whole
 _MOVES = re.compile(r"^(noop|reformat|shuffle|slice|cast|constant)$", re.IGNORECASE)
 _REGION = re.compile(r"_myl\d+_\d+$")
 _JOINED = re.compile(r" \+ | \|\| ")
@@ -75,6 +76,7 @@ def join_outcomes(
     per_profile = [[e for e in layers if e.profile == number] for number in profiles]
     return tuple(
         _outcome(planned, plan, number, _find(planned.name, per_profile[number]), measured)
+        or _hidden(planned, number, per_profile[number])
         for planned in plan.layers
         for number in profiles
     )
@@ -109,6 +111,34 @@ def _find(name: str, layers: list[LayerEvidence]) -> LayerEvidence | None:
     return min(named, key=lambda e: _MULTIPLIES.search(e.type) is None, default=None)
 
 
+def _hidden(planned: PlannedLayer, profile: int, layers: list[LayerEvidence]) -> LayerOutcome:
+    """A layer that the engine does not name: most likely in a region that TensorRT's compiler made."""
+    regions = [e.name for e in layers if e.name.startswith(_COMPILED)]
+    if not regions:
+        return LayerOutcome(planned.name, profile, why=NOT_FOUND)
+    where = (
+        f"the compiled region '{regions[0]}'"
+        if len(regions) == 1
+        else f"one of {len(regions)} compiled regions"
+    )
+    why = (
+        f"in {where}, which tells neither its kernels nor their precision; no sparse tactic was timed for it"
+    )
+    return LayerOutcome(planned.name, profile, engine_layer=regions[0] if len(regions) == 1 else "", why=why)
+
+
+def untold(plan: Plan, outcomes: tuple[LayerOutcome, ...]) -> str:
+    """One sentence on the layers whose precision the engine does not tell, "" where it tells them all."""
+    names = dict.fromkeys(o.layer for o in outcomes if not o.precision)
+    if not names:
+        return ""
+    first = next(o for o in outcomes if not o.precision)
+    return (
+        f"The engine does not tell the precision of {len(names)} of {len(plan.layers)} planned layers, the "
+        f"first of them '{first.layer}': {first.why}."
+    )
+
+
 def _nodes(layer: LayerEvidence) -> tuple[str, ...]:
     # Without detailed verbosity there is only "gate_proj || up_proj" or "up_proj + relu" to go by.
     return layer.nodes or tuple(_JOINED.split(_REGION.sub("", layer.name)))
@@ -120,9 +150,9 @@ def _outcome(
     profile: int,
     found: LayerEvidence | None,
     measured: dict[tuple[str, int], LayerTimings],
-) -> LayerOutcome:
+) -> LayerOutcome | None:
     if found is None:
-        return LayerOutcome(planned.name, profile, why=NOT_FOUND)
+        return None
     timings = _timings_of(planned.name, found, profile, measured)
     nodes = _nodes(found)
     merged = [other for other in plan.layers if other.name in nodes and other.name != planned.name]

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from sparseflow_trt.engines.inspector import layers_from_inspector
-from sparseflow_trt.engines.outcomes import NOT_FOUND, LayerOutcome, join_outcomes, precision_mismatches
+from sparseflow_trt.engines.outcomes import (
+    NOT_FOUND,
+    LayerOutcome,
+    join_outcomes,
+    precision_mismatches,
+    untold,
+)
 from sparseflow_trt.engines.protocol import LayerEvidence
 from sparseflow_trt.engines.timings import LayerTimings, Timing, read_timings
 from sparseflow_trt.plan import Plan, PlannedLayer, Precision
@@ -282,3 +288,18 @@ def test_a_precision_that_is_not_known_is_never_a_match() -> None:
         "'mm' is planned fp16 and runs in a precision that the engine does not tell.",
         "'other' is planned fp16 and was not found in the engine.",
     )
+
+
+def test_a_layer_inside_a_compiled_region_is_said_to_be_there() -> None:
+    made = make_plan(a=True, b=True)
+    whole = LayerEvidence("{ForeignNode[cast...norm]}", "Myelin", "", "")
+    outcomes = join_outcomes(made, (whole,))
+    assert [o.engine_layer for o in outcomes] == [whole.name] * 2
+    assert outcomes[0].why == (
+        "in the compiled region '{ForeignNode[cast...norm]}', which tells neither its kernels nor their "
+        "precision; no sparse tactic was timed for it"
+    )
+    assert untold(made, outcomes).startswith(
+        "The engine does not tell the precision of 2 of 2 planned layers, the first of them 'a': in the "
+    )
+    assert untold(made, ()) == ""
