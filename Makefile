@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT := demo/out
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu bench lint format clean
+.PHONY: help setup demo test bench lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -25,10 +25,7 @@ demo: setup ## export MiniLM, prune it 2:4, build, validate, and say where the a
 		--inputs $(OUT)/sentences.npz
 
 test: setup ## run the tests (no GPU)
-	$(BIN)/python -m pytest -n auto -m "not gpu"
-
-test-gpu: setup ## run the tests that need an NVIDIA GPU
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -n auto
 
 bench: demo ## run the benchmarks that need no GPU (half an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

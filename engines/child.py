@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from sparseflow_trt.engines.protocol import BuildRequest, OnProgress
@@ -32,12 +33,14 @@ def run_build(flavour: str, request: BuildRequest, engine: Path, on_progress: On
         BuildError: The build was refused, or the child crashed; the log is kept and named in the hint.
         NotInstalledError: The child could not import that TensorRT.
     """
+    cache = request.options.timing_cache
     job = Job(
         flavour=flavour,
         model=str(request.model.resolve()),
         engine=str(engine.resolve()),
         profiles=request.plan.profiles,
         sparse=request.sparse,
+        options=replace(request.options, timing_cache=cache and cache.resolve()),
         parent=os.getpid(),
     )
     handle, name = tempfile.mkstemp(prefix=f"sparseflow-trt-{flavour}-", suffix=".log")

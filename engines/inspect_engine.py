@@ -14,17 +14,26 @@ _DEFAULT_STREAM = 0
 
 
 def engine_information(
-    flavour: Flavour, engine: Path, profiles: tuple[Profile, ...], log: BuildLog
+    flavour: Flavour, engine: Path, profiles: tuple[Profile, ...], log: BuildLog, host_code: bool = False
 ) -> tuple[str, ...]:
     """The inspector's JSON text, once for each profile (once where there are none).
 
     With dynamic shapes an inspector tells types and formats only when it has a context with shapes set.
+
+    Args:
+        flavour: The TensorRT that built it.
+        engine: The engine's file.
+        profiles: The engine's profiles.
+        log: Takes what TensorRT says.
+        host_code: Whether the engine may bring code for the CPU, as a version-compatible one does.
 
     Raises:
         BuildError: The engine does not load on this GPU.
     """
     trt = flavour.module
     runtime = trt.Runtime(make_logger(trt, log))
+    if host_code:
+        runtime.engine_host_code_allowed = True
     loaded = runtime.deserialize_cuda_engine(engine.read_bytes())
     if loaded is None:
         raise BuildError(

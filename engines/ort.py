@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +84,17 @@ class OnnxRuntimeBackend:
             runs_here="",
             sparse_tactics=_DENSE,
             layers=_layers(file),
-            notes=(*((_DENSE,) if request.sparse else ()), *((_FP16,) if _has_fp16(model) else ())),
+            notes=tuple(_notes(request, model)),
         )
+
+
+def _notes(request: BuildRequest, model: OnnxModel) -> Iterator[str]:
+    if request.sparse:
+        yield _DENSE
+    if _has_fp16(model):
+        yield _FP16
+    if ignored := request.options.flags():
+        yield f"ONNX Runtime has no such options and ignores them: {ignored}."
 
 
 def _optimise(ort: Any, model: OnnxModel, folder: Path) -> None:

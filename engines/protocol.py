@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +15,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """How to build, where that is not the library's own default. Each is an option of `build`.
+
+    Attributes:
+        workspace: The most device memory that a kernel may use as scratch space, in MiB.
+        optimization_level: From 0 (quickest build) to 5 (most kernels tried).
+        timing_cache: A file of measured kernels, read as a hint and written after the build.
+        version_compatible: Whether later TensorRT releases shall load the engine.
+        hardware_compatible: Whether other GPUs, from Ampere on, shall run the engine.
+    """
+
+    workspace: int | None = None
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+    def asked(self) -> dict[str, bool | int | str]:
+        """What is not left to the library, by name, as plain data."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    def flags(self) -> str:
+        """The names of the command line's options that are asked for, as words."""
+        return ", ".join(f"--{name.replace('_', '-')}" for name in self.asked())
+
+
+@dataclass(frozen=True)
 class BuildRequest:
     """One engine to build.
 
@@ -23,12 +51,14 @@ class BuildRequest:
         plan: The plan, for its profiles and for the checks after the build.
         folder: An existing folder that the backend writes its files into.
         sparse: Whether sparse weights are enabled at all.
+        options: How to build.
     """
 
     model: Path
     plan: Plan
     folder: Path
     sparse: bool
+    options: EngineOptions = field(default_factory=EngineOptions)
 
 
 @dataclass(frozen=True)

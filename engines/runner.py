@@ -48,8 +48,13 @@ class Engine:
     Not for several threads at once: load one for each.
     """
 
-    def __init__(self, flavour: Flavour, path: Path) -> None:
+    def __init__(self, flavour: Flavour, path: Path, host_code: bool = False) -> None:
         """Loads an engine file.
+
+        Args:
+            flavour: The TensorRT to run it with.
+            path: The engine's file.
+            host_code: Whether the engine may bring code for the CPU, as a version-compatible one does.
 
         Raises:
             BuildError: This TensorRT or this GPU does not take it.
@@ -59,6 +64,8 @@ class Engine:
         self._nowhere = Path(os.devnull).open("w")  # noqa: SIM115 - until close; only errors are kept
         self._log = BuildLog(self._nowhere)
         self._runtime = flavour.module.Runtime(make_logger(flavour.module, self._log))
+        if host_code:
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise BuildError(

@@ -13,9 +13,11 @@ from types import ModuleType
 from typing import Any
 
 from sparseflow_trt import _deps
+from sparseflow_trt.engines.builder_options import apply_options, build_failure
 from sparseflow_trt.engines.pin_types import pin_types
-from sparseflow_trt.engines.protocol import OnProgress, Progress
+from sparseflow_trt.engines.protocol import EngineOptions, OnProgress, Progress
 from sparseflow_trt.engines.tensorrt_log import BuildLog, clean, make_logger, sentence
+from sparseflow_trt.engines.timing_cache import TimingCache, this_machine
 from sparseflow_trt.errors import BuildError, NotInstalledError
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.shapes import Profile
@@ -90,9 +92,10 @@ def build_engine(
     engine: Path,
     profiles: tuple[Profile, ...],
     sparse: bool,
+    options: EngineOptions,
     log: BuildLog,
     on_progress: OnProgress,
-) -> None:
+) -> tuple[str, ...]:
     """Builds an engine file from a typed ONNX file; external data is found beside that.
 
     Args:
@@ -101,11 +104,15 @@ def build_engine(
         engine: Where the engine is written.
         profiles: The optimization profiles; none for a model whose shapes are all static.
         sparse: Whether sparse weights are enabled.
+        options: How to build.
         log: Takes all that TensorRT says, with the built engine's layers.
         on_progress: Called for each phase of the build and each step in it.
 
+    Returns:
+        Sentences about what was asked for and not done: a timing cache that was not used.
+
     Raises:
-        BuildError: The model, a profile or the build was refused; the sentence says which and why.
+        BuildError: The model, a profile, an option or the build was refused; the sentence says which and why.
     """
     logger = make_logger(flavour.module, log)
     builder = flavour.module.Builder(logger)
@@ -116,6 +123,10 @@ def build_engine(
     _parse(flavour, parser, model, log)
     config = _created(flavour, log, "configuration", builder.create_builder_config)
     _configure(flavour, config, sparse, on_progress)
+    named = f"{flavour.title} {flavour.version}"
+    apply_options(flavour.module, named, config, options)
+    cache = options.timing_cache and TimingCache(options.timing_cache, this_machine(flavour.version))
+    notes = [cache.load(config, log)] if cache else []
     if not flavour.strongly_typed:
         pin_types(flavour.module, flavour.version, network, config, model)
     for profile in profiles:
@@ -123,12 +134,12 @@ def build_engine(
     log.errors.clear()
     built = builder.build_serialized_network(network, config)
     if built is None:
-        raise BuildError(
-            f"{flavour.title} could not build {model.name}: {log.take_errors()}",
-            "Where a profile does not fit, change its shapes; where a layer has no kernel, plan it in fp32.",
-        )
+        raise build_failure(named, model.name, options, log.take_errors())
+    if cache:
+        notes.append(cache.save(config))
     with engine.open("wb") as stream:
         stream.write(built)
+    return tuple(note for note in notes if note)
 
 
 def _network_flags(flavour: Flavour) -> int:

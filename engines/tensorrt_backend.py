@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import NO_GPU, find_gpus
-from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches
+from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches, untold
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, OnProgress
 from sparseflow_trt.engines.tensorrt_api import install_line, version_of
 from sparseflow_trt.errors import EvidenceError
@@ -66,5 +66,8 @@ class TensorRtBackend:
             sparse_tactics="" if request.sparse else "Sparse weights were not enabled: the plan is dense.",
             layers=outcome.layers,
             outcomes=outcomes,
-            notes=precision_mismatches(request.plan, tuple(o for o in outcomes if not o.precision)),
+            notes=(
+                *filter(None, [untold(request.plan, outcomes)]),
+                *outcome.notes,
+            ),
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
 from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches
-from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, OnProgress
+from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions, OnProgress
 from sparseflow_trt.engines.tensorrt_api import install_line, version_of
 from sparseflow_trt.target import GraphNeeds
 
@@ -45,7 +47,8 @@ class TensorRtRtxBackend:
             NotInstalledError: TensorRT-RTX is missing or does not load.
         """
         file = request.folder / _ENGINE
-        outcome = run_build(_KEY, request, file, on_progress)
+        options = replace(request.options, timing_cache=None)
+        outcome = run_build(_KEY, replace(request, options=options), file, on_progress)
         outcomes = join_outcomes(request.plan, outcome.layers)
         # A fusion's type is that of what it writes, which a cast in it may have changed.
         products = {layer.name for layer in outcome.layers if layer.type == "gemm"}
@@ -61,8 +64,23 @@ class TensorRtRtxBackend:
             sparse_tactics=_DENSE,
             layers=outcome.layers,
             outcomes=outcomes,
-            notes=(_JIT, *precision_mismatches(request.plan, alone)),
+            notes=(_JIT, *precision_mismatches(request.plan, alone), *_ignored(request.options)),
         )
+
+
+def _ignored(options: EngineOptions) -> tuple[str, ...]:
+    cache, device = options.timing_cache, options.hardware_compatible
+    return (
+        *((f"TensorRT-RTX times no kernels: the timing cache {cache.name} was ignored.",) if cache else ()),
+        *(
+            (
+                "TensorRT-RTX engines are for GPUs of several generations, with or without "
+                "--hardware-compatible.",
+            )
+            if device
+            else ()
+        ),
+    )
 
 
 def why_not_here(gpus: tuple[Gpu, ...]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparseflow_trt._schema import Record
-from sparseflow_trt.engines.protocol import LayerEvidence, Progress
+from sparseflow_trt.engines.protocol import EngineOptions, LayerEvidence, Progress
 from sparseflow_trt.engines.timings import LayerTimings
 from sparseflow_trt.shapes import Profile
 
@@ -16,6 +16,7 @@ class Job(Record):
     engine: str
     profiles: tuple[Profile, ...]
     sparse: bool
+    options: EngineOptions
     parent: int
 
 
@@ -26,6 +27,7 @@ class Outcome(Record):
     seconds: float
     layers: tuple[LayerEvidence, ...]
     timings: tuple[LayerTimings, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Refusal(Record):

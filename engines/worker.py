@@ -54,14 +54,19 @@ def _build(job: Job, send: Send) -> Outcome:
     flavour = load_flavour(job.flavour)
     log = BuildLog(sys.stdout)
     started = time.monotonic()
-    build_engine(flavour, Path(job.model), Path(job.engine), job.profiles, job.sparse, log, on_progress)
+    notes = build_engine(
+        flavour, Path(job.model), Path(job.engine), job.profiles, job.sparse, job.options, log, on_progress
+    )
     seconds = time.monotonic() - started
     if flavour.key == "tensorrt-rtx":  # no engine of it loads without a GPU that it runs on
         layers = layers_from_log(log.layers)
     else:
         on_progress(Progress("Asking the engine what it runs"))
-        layers = layers_from_inspector(*engine_information(flavour, Path(job.engine), job.profiles, log))
-    return Outcome(version=flavour.version, seconds=seconds, layers=layers, timings=log.timings.layers())
+        host_code = job.options.version_compatible
+        texts = engine_information(flavour, Path(job.engine), job.profiles, log, host_code)
+        layers = layers_from_inspector(*texts)
+    timings = log.timings.layers()
+    return Outcome(version=flavour.version, seconds=seconds, layers=layers, timings=timings, notes=notes)
 
 
 def _sender(descriptor: int) -> Send:

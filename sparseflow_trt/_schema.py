@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sparseflow_trt.errors import SparseflowError
@@ -31,6 +33,20 @@ def parse(schema: type[_Model], data: Any, source: str, error: type[SparseflowEr
         return schema.model_validate(data)
     except ValidationError as failure:
         raise error(f"{source}: {describe(failure)}", hint) from failure
+
+
+def load_yaml(text: str, source: str, error: type[SparseflowError], hint: str) -> Any:
+    """The plain data that a YAML text holds.
+
+    Raises:
+        SparseflowError: Of the class `error`, where it is not YAML.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+        # PyYAML's own error, or what its constructors let through: 2020-99-99 is a date to it
+        where = re.sub(r"\s+", " ", str(problem))
+        raise error(f"{source} is not YAML: {where}.", hint) from problem
 
 
 def describe(failure: ValidationError, most: int = 5) -> str:

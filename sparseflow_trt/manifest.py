@@ -122,7 +122,8 @@ class OutcomeRecord(Record):
 class EngineRecord(Record):
     """The engine: who built it, for what, and what it is not.
 
-    `runs_here` and `sparse_tactics` are "" where there is nothing to say against it.
+    `runs_here` and `sparse_tactics` are "" where there is nothing to say against it. `options` are those
+    that were asked for; the others were the library's own.
     """
 
     file: str
@@ -134,6 +135,7 @@ class EngineRecord(Record):
     runs_here: str
     sparse_tactics: str
     notes: tuple[str, ...]
+    options: dict[str, bool | int | str] = Field(default_factory=dict)
     layers: tuple[EngineLayerRecord, ...]
     outcomes: tuple[OutcomeRecord, ...] = ()
 

@@ -22,7 +22,7 @@ from sparseflow_trt.artifact import (
 )
 from sparseflow_trt.engines.choose import BackendName, backend_for
 from sparseflow_trt.engines.hardware import find_gpus
-from sparseflow_trt.engines.protocol import BuildRequest, Progress
+from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, Progress
 from sparseflow_trt.engines.tensorrt_rtx import why_not_here
 from sparseflow_trt.errors import ArtifactError, InputError
 from sparseflow_trt.exporters.apply_plan import (
@@ -52,9 +52,10 @@ from sparseflow_trt.plan import (
     yaml_from_plan,
 )
 from sparseflow_trt.policy import Policy
+from sparseflow_trt.profile_specs import ProfileSpec, make_profiles
 from sparseflow_trt.record import record_engine, record_graph, record_layers
 from sparseflow_trt.report.html import write_report
-from sparseflow_trt.shapes import ShapeRange, check_profiles, make_profile
+from sparseflow_trt.shapes import ShapeRange, check_profiles
 from sparseflow_trt.validation.compare import Candidate, compare
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.input_files import load_inputs
@@ -73,12 +74,15 @@ class PlanOptions:
         policy: Where sparse wins; None plans everything dense.
         axes: The range (min, opt, max) of each dynamic axis, by its name in the model.
         shapes: The shapes of whole inputs, by name; they go before `axes`.
+        profiles: The optimization profiles; `axes` and `shapes` give what one leaves out. Without any,
+            those two make one named 'default'.
         precision: None keeps a half-precision model as it is typed, and takes FP16 for one in FP32.
     """
 
     policy: Policy | None = None
     axes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     shapes: dict[str, ShapeRange] = field(default_factory=dict)
+    profiles: tuple[ProfileSpec, ...] = ()
     precision: ModelPrecision | None = None
     sparsity: SparsityMode = "policy"
 
@@ -100,6 +104,7 @@ class BuildOptions:
     plan: Plan | PlanOptions
     backend: BackendName = "auto"
     validation: ValidationOptions = field(default_factory=ValidationOptions)
+    engine: EngineOptions = field(default_factory=EngineOptions)
     force: bool = False
     command: str = ""
 
@@ -137,6 +142,7 @@ def build(path: Path, options: BuildOptions, on_step: OnStep = lambda _: None) -
             plan=plan.model_dump(mode="json"),
             policy=policy.model_dump(mode="json") if policy else None,
             backend=[backend.name, backend.versions()],
+            options=options.engine.asked(),
             inputs=hash_arrays(given.feeds for given in inputs),
             tolerances=options.validation.tolerances.model_dump(),
             tool=__version__,
@@ -149,8 +155,8 @@ def build(path: Path, options: BuildOptions, on_step: OnStep = lambda _: None) -
             applied = apply_plan(read_model(path), plan, folder / "model.onnx", backend.graph_needs())
         with clock("backend"):
             sparse = any(layer.sparsity == "sparse" for layer in plan.layers)
-            engine = backend.build(BuildRequest(applied.model, plan, folder, sparse), on_step)
-            engine_record = record_engine(engine, why)
+            request = BuildRequest(applied.model, plan, folder, sparse, options.engine)
+            engine_record = record_engine(backend.build(request, on_step), why, options.engine)
         with clock("validate"), temporary_folder(folder / "validation") as scratch:
             limits = options.validation.tolerances
             verdict = validate(model, plan, folder, engine_record, inputs, limits, on_step, scratch)
@@ -208,10 +214,9 @@ def plan_for(
     """
     dims = input_dims(model)
     if isinstance(plan, PlanOptions):
-        profile = make_profile("default", dims, plan.axes, plan.shapes)
         plan = make_plan(
             layers,
-            (profile,) if profile else (),
+            make_profiles(plan.profiles, dims, plan.axes, plan.shapes),
             dims,
             plan.policy,
             plan.precision or ("keep" if has_half_types(model) else "fp16"),

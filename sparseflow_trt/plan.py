@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Literal
@@ -10,11 +9,11 @@ from typing import Literal
 import yaml
 from pydantic import Field, model_validator
 
-from sparseflow_trt._schema import Record, parse, read_text
+from sparseflow_trt._schema import Record, load_yaml, parse, read_text
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.policy import Policy, judge
-from sparseflow_trt.shapes import Profile, dims_at
+from sparseflow_trt.shapes import MOST_PROFILES, Profile, dims_at
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 ModelPrecision = Literal["fp32", "fp16", "bf16", "keep"]
@@ -61,7 +60,7 @@ class Plan(Record):
     precision: ModelPrecision
     islands: tuple[str, ...] = DEFAULT_ISLANDS
     policy: str
-    profiles: tuple[Profile, ...] = Field(max_length=16)
+    profiles: tuple[Profile, ...] = Field(max_length=MOST_PROFILES)
     layers: tuple[PlannedLayer, ...]
 
     @model_validator(mode="after")
@@ -185,13 +184,7 @@ def plan_from_yaml(text: str, source: str = "the plan") -> Plan:
     Raises:
         PlanError: It is not YAML or has wrong fields.
     """
-    try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        # PyYAML's own error, or what its constructors let through: 2020-99-99 is a date to it
-        where = re.sub(r"\s+", " ", str(error))
-        raise PlanError(f"{source} is not YAML: {where}.", _HINT) from error
-    return parse(Plan, data, source, PlanError, _HINT)
+    return parse(Plan, load_yaml(text, source, PlanError, _HINT), source, PlanError, _HINT)
 
 
 def yaml_from_plan(plan: Plan) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from sparseflow_trt.engines.protocol import BuiltEngine
+from sparseflow_trt.engines.protocol import BuiltEngine, EngineOptions
 from sparseflow_trt.exporters.apply_plan import AppliedPlan
 from sparseflow_trt.graph import WeightedLayer
 from sparseflow_trt.manifest import (
@@ -60,8 +60,8 @@ def record_graph(applied: AppliedPlan) -> GraphRecord:
     )
 
 
-def record_engine(engine: BuiltEngine, why: str) -> EngineRecord:
-    """What was built, and why by that backend."""
+def record_engine(engine: BuiltEngine, why: str, options: EngineOptions) -> EngineRecord:
+    """What was built, why by that backend, and what it was asked for."""
     return EngineRecord(
         file=engine.file.name,
         backend=engine.backend,
@@ -72,6 +72,7 @@ def record_engine(engine: BuiltEngine, why: str) -> EngineRecord:
         runs_here=engine.runs_here,
         sparse_tactics=engine.sparse_tactics,
         notes=engine.notes,
+        options=options.asked(),
         outcomes=tuple(OutcomeRecord(**asdict(outcome)) for outcome in engine.outcomes),
         layers=tuple(
             EngineLayerRecord(

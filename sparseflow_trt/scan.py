@@ -209,7 +209,8 @@ def map_pieces(
     cores = len(os.sched_getaffinity(0))
     under_way: deque[tuple[Piece, Future[_Result]]] = deque()
     with ThreadPoolExecutor(cores) as threads:
-        for piece in _pieces(*array.shape, elements or PIECE_ELEMENTS):
+        outer, k, inner = array.shape
+        for piece in _pieces(outer, k, inner, elements or PIECE_ELEMENTS):
             under_way.append((piece, threads.submit(work, piece)))
             if len(under_way) > 2 * cores:
                 done, result = under_way.popleft()

@@ -15,6 +15,9 @@ Dims = tuple[int | str | None, ...]
 Point = Literal["min", "opt", "max"]
 POINTS: tuple[Point, ...] = ("min", "opt", "max")
 
+DEFAULT_PROFILE = "default"
+MOST_PROFILES = 16
+
 _HINT = "Give ranges by axis (--dim batch=1,8,32) or by input (--shapes input_ids:1x8,8x128,32x256)."
 
 
@@ -102,8 +105,10 @@ def make_profile(
             a shape that the model does not take.
     """
     known_axes = {d for dims in input_dims.values() for d in dims if isinstance(d, str)}
-    _refuse_unknown(axes, known_axes, "axis")
-    _refuse_unknown(inputs, set(input_dims), "input")
+    default = name == DEFAULT_PROFILE  # which nobody named: messages leave it out
+    where = "" if default else f"profile '{name}': "
+    _refuse_unknown(axes, known_axes, f"{where}axis")
+    _refuse_unknown(inputs, set(input_dims), f"{where}input")
     if all(isinstance(d, int) for dims in input_dims.values() for d in dims) and not inputs:
         return None
     ranges: dict[str, ShapeRange] = {}
@@ -113,8 +118,9 @@ def make_profile(
             continue
         missing = [str(d or "(unnamed)") for d in dims if not isinstance(d, int) and d not in axes]
         if missing:
+            teller = "no profile says" if default else f"profile '{name}' does not say"
             raise ShapeError(
-                f"input '{input_name}' has dynamic dimensions {', '.join(missing)} and no profile says their "
+                f"input '{input_name}' has dynamic dimensions {', '.join(missing)} and {teller} their "
                 "ranges.",
                 _HINT,
             )
@@ -125,7 +131,7 @@ def make_profile(
             ranges[input_name] = ShapeRange(min=low, opt=opt, max=high)
         except ValueError as error:
             raise ShapeError(
-                f"input '{input_name}' would get the shapes {low}, {opt}, {high}, which are not "
+                f"{where}input '{input_name}' would get the shapes {low}, {opt}, {high}, which are not "
                 "0 < min ≤ opt ≤ max.",
                 _HINT,
             ) from error
@@ -143,7 +149,7 @@ def check_profiles(profiles: tuple[Profile, ...], input_dims: dict[str, Dims]) -
     for profile in profiles:
         check_profile(profile, input_dims)
     if not profiles:
-        make_profile("default", input_dims, {}, {})
+        make_profile(DEFAULT_PROFILE, input_dims, {}, {})
 
 
 def check_profile(profile: Profile, input_dims: dict[str, Dims]) -> None:

@@ -49,12 +49,12 @@ def time_artifacts(
         NotInstalledError: TensorRT or cuda-bindings is missing.
     """
     folders = [folder, *([against] if against else [])]
-    files = [_engine_file(f) for f in folders]
+    files = [_engine_file(f) for f in folders]  # each with whether it may bring host code
     inputs = generate_inputs(read_model(folder / "model.onnx"), read_plan(folder / "plan.yaml").profiles)
     flavour = load_flavour("tensorrt")
     timed = []
     with ExitStack() as stack:
-        engines = [stack.enter_context(Engine(flavour, file)) for file in files]
+        engines = [stack.enter_context(Engine(flavour, *file)) for file in files]
         for i, given in enumerate(inputs):
             progress(f"Timing {given.name}", i, len(inputs))
             timings = time_interleaved(engines, given.feeds, rounds, launches)
@@ -71,7 +71,7 @@ def time_artifacts(
     return tuple(timed)
 
 
-def _engine_file(folder: Path) -> Path:
+def _engine_file(folder: Path) -> tuple[Path, bool]:
     manifest: Manifest = read_manifest(folder)
     check_files(manifest, folder)
     if manifest.engine.backend != "tensorrt":
@@ -79,4 +79,4 @@ def _engine_file(folder: Path) -> Path:
             f"{folder} holds an engine of {manifest.engine.backend}; only TensorRT's are timed.",
             "Build it with --backend tensorrt, on the machine with the GPU.",
         )
-    return folder / manifest.engine.file
+    return folder / manifest.engine.file, bool(manifest.engine.options.get("version_compatible"))

@@ -82,13 +82,18 @@ def test_static_shapes_need_no_profile() -> None:
 @pytest.mark.parametrize(
     ("dims", "axes", "inputs", "says"),
     [
-        (DIMS, {"batch": (1, 1, 1)}, {}, "input 'ids' has dynamic dimensions seq and no profile"),
-        ({"x": (None, "b")}, {}, {}, "input 'x' has dynamic dimensions (unnamed), b and no profile"),
+        (
+            DIMS,
+            {"batch": (1, 1, 1)},
+            {},
+            "input 'ids' has dynamic dimensions seq and profile 'p' does not say",
+        ),
+        ({"x": (None, "b")}, {}, {}, "input 'x' has dynamic dimensions (unnamed), b and profile 'p'"),
         (
             DIMS,
             {**AXES, "sequence": (1, 1, 1)},
             {},
-            "axis 'sequence' is not in the model, which has: batch, seq",
+            "profile 'p': axis 'sequence' is not in the model, which has: batch, seq",
         ),
         (DIMS, AXES, {"idz": (1, 1)}, "input 'idz' is not in the model, which has: ids, image, mask"),
         ({"x": (1,)}, {"b": (1, 1, 1)}, {}, "axis 'b' is not in the model, which has: none"),

@@ -14,10 +14,12 @@ from sparseflow_trt.cli import console
 from sparseflow_trt.cli.evidence import print_evidence
 from sparseflow_trt.cli.options import (
     common_options,
+    engine_options,
     model_argument,
     plan_options,
     read_plan_options,
     read_validation_options,
+    take_engine_options,
     validation_options,
 )
 from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
 )
+@engine_options
 @validation_options
 @click.option("--force", is_flag=True, help="Build although nothing has changed.")
 @common_options
@@ -69,6 +72,7 @@ def command(
     from sparseflow_trt.pipeline import BuildOptions, build
     from sparseflow_trt.plan import read_plan
 
+    engine = take_engine_options(options)
     if plan_file:
         _refuse_both(options)
     plan = read_plan(plan_file) if plan_file else read_plan_options(**options)
@@ -77,6 +81,7 @@ def command(
         plan=plan,
         backend=backend,
         validation=read_validation_options(inputs, seed, tolerances),
+        engine=engine,
         force=force,
         command=shlex.join(["sparseflow-trt", *sys.argv[1:]]),
     )
@@ -93,8 +98,8 @@ def command(
 
 
 def _refuse_both(options: dict[str, Any]) -> None:
-    given = [name for name in ("dims", "shapes", "policy", "precision") if options[name]]
-    if given or options["sparsity"] != "policy":
+    names = ("dims", "shapes", "profiles", "shapes_file", "policy", "precision")
+    if any(options[name] for name in names) or options["sparsity"] != "policy":
         raise click.UsageError("--plan holds shapes, policy, precision and sparsity itself: edit it there.")
 
 

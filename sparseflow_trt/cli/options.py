@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from sparseflow_trt.engines.protocol import EngineOptions
     from sparseflow_trt.pipeline import PlanOptions, ValidationOptions
     from sparseflow_trt.policy import Policy
 
+_MOST_WORKSPACE = 1 << 24  # MiB: 16 TiB
 _F = TypeVar("_F", bound=Callable[..., Any])
 _T = TypeVar("_T")
 
@@ -34,6 +36,17 @@ def plan_options(function: _F) -> _F:
         click.option(
             "--shapes", multiple=True, metavar="INPUT:MIN,OPT,MAX",
             help="The shapes of one input: --shapes input_ids:1x8,8x128,32x256.",
+        ),
+        click.option(
+            "--profile", "profiles", multiple=True, metavar="NAME:AXIS=MIN,OPT,MAX[:AXIS=…]",
+            help="An optimization profile, one option for each: "
+            "--profile prefill:batch=1,8,32:seq=128,512,1024. "
+            "--dim and --shapes give what a profile leaves out; alone they make one named 'default'.",
+        ),
+        click.option(
+            "--shapes-file", type=click.Path(path_type=Path), metavar="FILE",
+            help="More profiles, as YAML: a list of {name, axes: {batch: [1, 8, 32]}, "
+            "shapes: {INPUT: {min, opt, max}}}.",
         ),
         click.option(
             "--policy", metavar="NAME|FILE",
@@ -71,9 +84,44 @@ def validation_options(function: _F) -> _F:
     return function
 
 
+def engine_options(function: _F) -> _F:
+    """The options of TensorRT's builder. Each default is TensorRT's own."""
+    options = [
+        click.option(
+            "--workspace", type=click.IntRange(1, _MOST_WORKSPACE), metavar="MIB",
+            help="The most device memory for a kernel's scratch space. Default: all there is.",
+        ),
+        click.option(
+            "--optimization-level", type=click.IntRange(0, 5),
+            help="0 builds soonest, 5 tries most. Default: TensorRT's own.",
+        ),
+        click.option(
+            "--timing-cache", type=click.Path(path_type=Path), metavar="FILE",
+            help="What earlier builds measured: read as a hint, written after the build. It holds for one "
+            "TensorRT, GPU and driver; that of another is not read, and is replaced.",
+        ),
+        click.option("--version-compatible", is_flag=True, help="For later TensorRT releases, too."),
+        click.option("--hardware-compatible", is_flag=True, help="For other GPUs, too, from Ampere on."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def take_engine_options(options: dict[str, Any]) -> EngineOptions:
+    """The options of the builder, taken out of a command's."""
+    from dataclasses import fields
+
+    from sparseflow_trt.engines.protocol import EngineOptions
+
+    return EngineOptions(**{field.name: options.pop(field.name) for field in fields(EngineOptions)})
+
+
 def read_plan_options(
     dims: tuple[str, ...],
     shapes: tuple[str, ...],
+    profiles: tuple[str, ...],
+    shapes_file: Path | None,
     policy: str | None,
     precision: Any,
     sparsity: Any,
@@ -81,16 +129,18 @@ def read_plan_options(
     """What the plan options ask for.
 
     Raises:
-        ShapeError: A range cannot be read, or is given twice.
+        ShapeError: A range, a profile or the shapes file cannot be read, or a range is given twice.
         PolicyError: There is no such policy.
     """
     from sparseflow_trt.pipeline import PlanOptions
+    from sparseflow_trt.profile_specs import parse_profile, read_shapes_file
     from sparseflow_trt.shapes import parse_axis_range, parse_input_range
 
     return PlanOptions(
         policy=find_policy_for(policy),
         axes=_each_once(map(parse_axis_range, dims), "axis"),
         shapes=_each_once(map(parse_input_range, shapes), "input"),
+        profiles=(*map(parse_profile, profiles), *(read_shapes_file(shapes_file) if shapes_file else ())),
         precision=precision,
         sparsity=sparsity,
     )

@@ -1,0 +1,131 @@
+"""Optimization profiles as a person asks for them, several at a time, and what a model makes of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from sparseflow_trt._schema import Record, load_yaml, parse, read_text
+from sparseflow_trt.errors import ShapeError
+from sparseflow_trt.shapes import (
+    DEFAULT_PROFILE,
+    MOST_PROFILES,
+    Dims,
+    Profile,
+    ShapeRange,
+    make_profile,
+    parse_axis_range,
+)
+
+_PROFILE_HINT = "Name one and give it ranges by axis: --profile prefill:batch=1,4,8:seq=128,512,1024."
+_FILE_HINT = (
+    "A shapes file is a list of profiles: `- {name: prefill, axes: {batch: [1, 4, 8]}}`, with "
+    "`shapes: {INPUT: {min: […], opt: […], max: […]}}` where axes do not say it all."
+)
+
+
+def _growing(sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    if not 0 < sizes[0] <= sizes[1] <= sizes[2]:
+        raise ValueError(f"not 0 < min ≤ opt ≤ max: {', '.join(map(str, sizes))}")
+    return sizes
+
+
+AxisRange = Annotated[tuple[int, int, int], AfterValidator(_growing)]
+
+
+class ProfileSpec(Record):
+    """A profile as a person asks for it: ranges by axis, and by input where axes do not say it all."""
+
+    name: str = Field(min_length=1)
+    axes: dict[str, AxisRange] = Field(default_factory=dict)
+    shapes: dict[str, ShapeRange] = Field(default_factory=dict)
+
+
+class _ShapesFile(Record):
+    profiles: tuple[ProfileSpec, ...]
+
+
+def parse_profile(text: str) -> ProfileSpec:
+    """Reads "prefill:batch=1,8,32:seq=128,512,1024".
+
+    Raises:
+        ShapeError: It reads otherwise, or gives an axis two ranges.
+    """
+    name, *ranges = (part.strip() for part in text.split(":"))
+    if not name or "=" in name or not ranges:
+        raise ShapeError(f"'{text}' is no profile: a name, then a range for each axis.", _PROFILE_HINT)
+    axes: dict[str, tuple[int, int, int]] = {}
+    for part in ranges:
+        try:
+            axis, sizes = parse_axis_range(part)
+        except ShapeError as error:
+            raise ShapeError(f"profile '{name}': {error.message}", _PROFILE_HINT) from error
+        if axis in axes:
+            raise ShapeError(f"profile '{name}' gives axis '{axis}' two ranges.", _PROFILE_HINT)
+        axes[axis] = sizes
+    return ProfileSpec(name=name, axes=axes)
+
+
+def read_shapes_file(path: Path) -> tuple[ProfileSpec, ...]:
+    """Reads a YAML list of profiles.
+
+    Raises:
+        ShapeError: The file is missing, is not YAML or has wrong fields, which are named.
+    """
+    data = load_yaml(read_text(path, ShapeError, "shapes file"), str(path), ShapeError, _FILE_HINT)
+    if not isinstance(data, list) or not data:
+        raise ShapeError(f"{path} holds no list of profiles.", _FILE_HINT)
+    return parse(_ShapesFile, {"profiles": data}, str(path), ShapeError, _FILE_HINT).profiles
+
+
+def make_profiles(
+    specs: tuple[ProfileSpec, ...],
+    input_dims: dict[str, Dims],
+    axes: dict[str, tuple[int, int, int]],
+    inputs: dict[str, ShapeRange],
+) -> tuple[Profile, ...]:
+    """The profiles that are asked for, or the one that `axes` and `inputs` make; none for static shapes.
+
+    Args:
+        specs: What each profile says of itself.
+        input_dims: Each input's dimensions, by name.
+        axes: Ranges of the axes that a profile leaves out.
+        inputs: Ranges of the inputs that a profile leaves out.
+
+    Raises:
+        ShapeError: A profile does not fit the model, two have one name, or there are too many.
+    """
+    if not specs:
+        made = make_profile(DEFAULT_PROFILE, input_dims, axes, inputs)
+        return (made,) if made else ()
+    if len(specs) > MOST_PROFILES:
+        raise ShapeError(f"{len(specs)} profiles are too many: {MOST_PROFILES} at most.", "Leave some out.")
+    twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
+    if twice:
+        raise ShapeError(f"profile '{twice[0]}' is given twice.", "Give each profile a name of its own.")
+    profiles = []
+    for spec in specs:
+        _refuse_conflicts(spec, input_dims, inputs)
+        made = make_profile(spec.name, input_dims, {**axes, **spec.axes}, {**inputs, **spec.shapes})
+        if made is None:
+            raise ShapeError(
+                f"profile '{spec.name}' has nothing to say: all shapes of the model are static.",
+                "Build it without profiles.",
+            )
+        profiles.append(made)
+    return tuple(profiles)
+
+
+def _refuse_conflicts(spec: ProfileSpec, input_dims: dict[str, Dims], inputs: dict[str, ShapeRange]) -> None:
+    """An input's shapes go before axes: those given for all profiles must not hide what this one says."""
+    for name in inputs.keys() - spec.shapes.keys():
+        for axis in spec.axes:
+            if axis in input_dims.get(name, ()):
+                raise ShapeError(
+                    f"profile '{spec.name}' gives axis '{axis}' a range, and so do the shapes of input "
+                    f"'{name}' that are for all profiles.",
+                    "Leave out one of them.",
+                )
