@@ -198,8 +198,11 @@ def _why(
         head = "runs sparse" if wanted else "planned dense, and runs sparse all the same"
         return f"{head}: {_times_of_sparse(timings, found.tactic)}"
     nothing_timed = not (timings.tried_sparse or timings.tried_dense)
-    if nothing_timed and (not found.tactic or found.tactic.startswith(_STUB)):
-        return f"planned {planned.sparsity}; which kernel it runs is not told: it is part of '{found.name}'"
+    could_be_sparse = nothing_timed or timings.tried_sparse
+    if could_be_sparse and (not found.tactic or found.tactic.startswith(_STUB)):
+        times = "" if nothing_timed else f"; of those timed, {_both_times(timings)}"
+        part = f"it is part of '{found.name}'{times}"
+        return f"planned {planned.sparsity}; which kernel it runs is not told: {part}"
     if not wanted:
         return _why_dense_as_planned(timings, nothing_timed)
     if timings.tried_sparse:
@@ -213,7 +216,7 @@ def _why(
 def _why_dense_as_planned(timings: LayerTimings, nothing_timed: bool) -> str:
     if nothing_timed:
         return f"runs dense, as planned; {_NO_TIMES}"
-    if timings.best_sparse is None:
+    if not timings.tried_sparse:
         return "never tried: planned dense"
     return f"runs dense, as planned, though sparse tactics were tried: {_both_times(timings)}"
 

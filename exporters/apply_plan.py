@@ -14,7 +14,7 @@ from sparseflow_trt.exporters.islands import fp32_islands, quantized_region
 from sparseflow_trt.exporters.lower import lower_to_opset17
 from sparseflow_trt.exporters.opt_out import OptedOut, opt_out
 from sparseflow_trt.exporters.retype import Clamped, retype
-from sparseflow_trt.exporters.spell_out import spell_out
+from sparseflow_trt.exporters.spell_out import fold_integer_biases, spell_out
 from sparseflow_trt.graph import SparsityState, find_sites, read_layers
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.plan import Plan, PlannedLayer
@@ -66,6 +66,8 @@ def apply_plan(model: OnnxModel, plan: Plan, output: Path, needs: GraphNeeds = A
     lowered = lower_to_opset17(model.ir).replaced if needs.newest_opset == 17 else {}
     if needs.spells_out:
         lowered = dict(Counter(lowered) + Counter(spell_out(model.ir)))
+    if folded := fold_integer_biases(model.ir):
+        lowered = {**lowered, "DequantizeLinear of INT32": folded}
     sites = {site.node: site.name for site in find_sites(model)}
     planned = {layer.name: layer for layer in plan.layers}
     islands = fp32_islands(model.ir, plan) if target is not None else set()

@@ -82,13 +82,15 @@ def prune_model(
 
     Raises:
         ModelError: `output` is the model itself or one of its data files, or a node says something
-            impossible.
+            impossible; or a pattern of `exclude` matches nothing.
         ArtifactError: The output cannot be written; nothing is left of it then.
     """
     if output.exists() and output.samefile(model.path):
         raise ModelError(f"{output} is the input itself.", "Name another file with --output.")
     renamed = _output_names(model, output)
-    jobs, conflicts, skipped = _jobs(find_sites(model), _Storage(model), exclude)
+    sites = find_sites(model)
+    _check_excluded(sites, exclude)
+    jobs, conflicts, skipped = _jobs(sites, _Storage(model), exclude)
     in_file = model.maps_itself
     if in_file and (renamed or not all(_is_external(job.weight) for job in jobs)):
         # some weights are ranges of files and some are parts of the protobuf: take them all from that
@@ -216,6 +218,16 @@ def _uses(value: ir.Value) -> Iterator[tuple[ir.Node | None, int]]:
             yield from _uses(node.outputs[0])
         else:
             yield node, index
+
+
+def _check_excluded(sites: list[LayerSite], exclude: tuple[str, ...]) -> None:
+    """Refuses a pattern that matches nothing: a slip of the pen would prune what it was to protect."""
+    weights = [(site, site.weight) for site in sites if isinstance(site.weight, TracedWeight)]
+    for glob in exclude:
+        if not any(_excluded(site, weight, (glob,)) for site, weight in weights):
+            raise ModelError(
+                f"'{glob}' matches no layer, module or weight.", "`sparseflow-trt inspect` lists their names."
+            )
 
 
 def _excluded(site: LayerSite, weight: TracedWeight, exclude: tuple[str, ...]) -> bool:

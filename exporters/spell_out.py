@@ -11,10 +11,40 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparseflow_trt.exporters.rewriting import Names, Rewriting
+from sparseflow_trt.exporters.rewriting import Names, Rewriting, constant_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+def fold_integer_biases(model: ir.Model) -> int:
+    """Turns DequantizeLinear of a constant INT32 into the constant that it gives, in place.
+
+    Quantizers store biases so; TensorRT dequantizes no INT32. The product is ONNX's own definition, in the
+    scale's type.
+
+    Returns:
+        How many were folded.
+    """
+    import onnx_ir as ir
+
+    names, folded = Names(model), 0
+    for node in tuple(model.graph.all_nodes()):
+        if node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
+            continue
+        stored, scale = (constant_of(value) if value is not None else None for value in node.inputs[:2])
+        if stored is None or scale is None or stored.dtype != ir.DataType.INT32:
+            continue
+        axis = node.attributes.get("axis")
+        factor = scale.numpy()
+        if factor.size > 1:
+            at = (axis.as_int() if axis else 1) % len(stored.shape)
+            factor = factor.reshape([-1 if i == at else 1 for i in range(len(stored.shape))])
+        values = (stored.numpy() * factor).astype(factor.dtype).reshape(stored.numpy().shape)
+        work = Rewriting(node, names, model.opset_imports.get("", 1))
+        node.outputs[0].replace_all_uses_with(work.constant(values, "folded"))
+        folded += 1
+    return folded
 
 
 def spell_out(model: ir.Model) -> dict[str, int]:

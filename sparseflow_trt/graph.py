@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 OPS = ("MatMul", "Gemm", "Conv")
+# They multiply by weights, too, and have no 2:4 path here: said rather than passed over.
+UNSUPPORTED = (
+    "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "GRU", "LSTM", "MatMulInteger", "MatMulNBits",
+    "QLinearConv", "QLinearMatMul", "RNN",
+)  # fmt: skip
 
 # The smallest K of an mma.sp instruction of each type (PTX ISA, "Matrix shape" of mma.sp): a shorter
 # product cannot fill one sparse tensor core instruction.
@@ -191,7 +196,8 @@ def find_sites(model: OnnxModel) -> list[LayerSite]:
     used: set[str] = set()
     sites = []
     for prefix, node in _walk(model.ir.graph, ""):
-        if node.op_type in OPS and node.domain in ("", "ai.onnx") and len(node.inputs) > 1:
+        known = node.op_type in OPS and node.domain in ("", "ai.onnx")
+        if (known or _multiplies_otherwise(node)) and len(node.inputs) > 1:
             try:
                 sites.append(_site(_layer_name(prefix, node, used), node))
             except (ValueError, TypeError, LookupError, ArithmeticError) as error:
@@ -278,6 +284,14 @@ def _walk(graph: ir.Graph, prefix: str) -> Iterator[tuple[str, ir.Node]]:
                     yield from _walk(body, f"{prefix}{name}/{attribute.name}{i}/")
 
 
+def _multiplies_otherwise(node: ir.Node) -> bool:
+    """Whether a node of UNSUPPORTED has a constant weight: a product of two activations is none of ours."""
+    if node.op_type not in UNSUPPORTED or node.domain not in ("", "ai.onnx", "com.microsoft"):
+        return False
+    traced = (trace_weight(value) for value in node.inputs if value is not None)
+    return any(isinstance(weight, TracedWeight) and len(weight.operand_shape) > 1 for weight in traced)
+
+
 def _layer_name(prefix: str, node: ir.Node, used: set[str]) -> str:
     first = name = prefix + (node.name or f"{node.op_type}:{node.outputs[0].name}")
     number = 1
@@ -289,6 +303,9 @@ def _layer_name(prefix: str, node: ir.Node, used: set[str]) -> str:
 
 
 def _site(name: str, node: ir.Node) -> LayerSite:
+    if node.op_type in UNSUPPORTED:
+        why = Untraceable(f"{node.op_type} multiplies by its weight in a way that has no 2:4 path here")
+        return LayerSite(name, node, why, "right", 0, SymbolicM((None,)), 0, 0, 0)
     left, right = trace_weight(node.inputs[0]), trace_weight(node.inputs[1])
     if node.op_type == "Conv":
         return _conv_site(name, node, right)

@@ -58,7 +58,7 @@ from sparseflow_trt.report.html import write_report
 from sparseflow_trt.shapes import ShapeRange, check_profiles
 from sparseflow_trt.validation.compare import Candidate, compare
 from sparseflow_trt.validation.feeds import InputSet
-from sparseflow_trt.validation.input_files import load_inputs
+from sparseflow_trt.validation.input_files import check_ranges, load_inputs
 from sparseflow_trt.validation.inputs import generate_inputs
 from sparseflow_trt.validation.tolerances import Tolerances
 from sparseflow_trt.verdict import Validation
@@ -236,7 +236,9 @@ def input_sets(model: OnnxModel, plan: Plan, options: ValidationOptions) -> list
         InputError: The given ones cannot be read or do not fit the model.
     """
     if options.inputs:
-        return load_inputs(options.inputs, model)
+        given = load_inputs(options.inputs, model)
+        check_ranges(given, plan.profiles)
+        return given
     return generate_inputs(model, plan.profiles, seed=options.seed)
 
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.graph import (
@@ -693,3 +693,21 @@ def test_a_path_of_another_folder_does_not_matter(models: Models, monkeypatch: p
         assert _only(models.folder / "model.onnx").state is NOT_SPARSE
     monkeypatch.chdir(models.folder)
     assert _only(Path("model.onnx")).state is NOT_SPARSE
+
+
+def test_a_weight_of_an_operator_without_a_2to4_path_is_listed_with_the_reason(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="up"),
+        helper.make_node("Einsum", ["x", "x"], ["z"], name="scores", equation="abc,abc->abc"),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8, 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 18])],
+        [numpy_helper.from_array(np.ones((8, 4, 3), np.float32), "w")],
+    )  # fmt: skip
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), tmp_path / "m"
+    )
+    (layer,) = read_layers(read_model(tmp_path / "m"))
+    assert (layer.name, layer.state) == ("up", SparsityState.NOT_ELIGIBLE)
+    assert layer.reason == "ConvTranspose multiplies by its weight in a way that has no 2:4 path here"

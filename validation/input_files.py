@@ -20,6 +20,7 @@ from sparseflow_trt.validation.messages import one_line, quiet_polygraphy
 
 if TYPE_CHECKING:
     from sparseflow_trt.model_file import OnnxModel
+    from sparseflow_trt.shapes import Profile
 
 Sets = list[tuple[str, Mapping[str, Any]]]
 
@@ -57,6 +58,29 @@ def load_inputs(source: str | Path, model: OnnxModel) -> list[InputSet]:
     if not found:
         raise InputError(f"{text} holds no input set.", _HINT)
     return found
+
+
+def check_ranges(sets: list[InputSet], profiles: tuple[Profile, ...]) -> None:
+    """Checks that each set fits an optimization profile: an engine takes no others.
+
+    Raises:
+        InputError: One fits none; it is named with its shapes.
+    """
+    for given in sets:
+        if profiles and not any(_fits(given, profile) for profile in profiles):
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in given.feeds.items())
+            raise InputError(
+                f"input set '{given.name}' ({shapes}) fits none of the plan's {len(profiles)} profile(s).",
+                "Give inputs within the profiles, or plan a profile for these.",
+            )
+
+
+def _fits(given: InputSet, profile: Profile) -> bool:
+    return all(
+        low <= size <= high
+        for name, ranges in profile.inputs.items()
+        for low, size, high in zip(ranges.min, given.feeds[name].shape, ranges.max, strict=True)
+    )
 
 
 def _read(source: str, specs: tuple[InputSpec, ...]) -> Sets:

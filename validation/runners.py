@@ -83,8 +83,9 @@ def _session(path: Path, optimized: bool) -> Any:
     # By default a thread is bound to each core of the machine, which fails noisily in a container that
     # has only some of them.
     options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    if not optimized:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    # Not ORT_ENABLE_ALL: ONNX Runtime 1.31 crashes there on Transpose, MatMul by a 2-D weight, Add in FP16.
+    options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if optimized else levels.ORT_DISABLE_ALL
     if not path.is_file():
         raise ModelError(f"{path} does not exist.", "Check the path.")
     try:

@@ -137,3 +137,8 @@ def _print_layers(manifest: Manifest) -> None:
     out.print(table)
     islands = len(manifest.graph.islands)
     out.print(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")
+    for name, elements, largest in manifest.graph.clamped:
+        lost = (
+            f"{elements} value(s) of constant '{name}', up to {largest:.3g}, do not fit their type: clipped."
+        )
+        out.print(console.styled(f"{lost} If that is no mask's fill, plan its reader in fp32.", "yellow"))

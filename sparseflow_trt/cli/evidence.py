@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.cli import console
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
 
 def print_evidence(manifest: Manifest) -> None:
     """Prints a row for each kind, shape and profile whose layers fared alike, where the builder tells."""
-    outcomes = [o for o in manifest.engine.outcomes if o.tried_dense or o.tried_sparse]
-    if not outcomes:
+    outcomes = manifest.engine.outcomes
+    if not any(o.tried_dense or o.tried_sparse for o in outcomes):
         return
     layers = {layer.name: layer for layer in manifest.layers}
     groups: dict[tuple[str, ...], list[OutcomeRecord]] = {}
@@ -32,10 +33,12 @@ def print_evidence(manifest: Manifest) -> None:
         "Why",
     )
     for (kind, n, k, profile, planned, runs, _), alike in groups.items():
+        others = f" (the first of {len(alike)})" if len({o.why for o in alike}) > 1 else ""
         table.add_row(
             str(len(alike)), kind, n, k, profile, planned,
             console.styled(runs, "green" if runs == "sparse" else "dim"),
-            _range([o.best_sparse_ms for o in alike]), _range([o.best_dense_ms for o in alike]), alike[0].why,
+            _range([o.best_sparse_ms for o in alike]), _range([o.best_dense_ms for o in alike]),
+            alike[0].why + others,
         )  # fmt: skip
     out = console.out()
     out.print("\nWhat the engine runs, by the builder's own measurements:")
@@ -47,9 +50,18 @@ def print_evidence(manifest: Manifest) -> None:
 def _key(layer: LayerRecord, outcome: OutcomeRecord) -> tuple[str, ...]:
     names = list(layer.m)
     profile = names[outcome.profile] if outcome.profile < len(names) else str(outcome.profile)
-    runs = "sparse" if outcome.sparse else "dense"
-    tried = "" if outcome.tried_sparse else "no sparse tactic tried"
-    return layer.kind, str(layer.n), str(layer.k), profile, layer.sparsity, runs, tried
+    told = outcome.sparse or (outcome.tactic and not outcome.tactic.startswith("__myelin"))
+    runs = ("sparse" if outcome.sparse else "dense") if told else "not told"
+    # alike are those whose reasons differ in their figures alone
+    return (
+        layer.kind,
+        str(layer.n),
+        str(layer.k),
+        profile,
+        layer.sparsity,
+        runs,
+        re.sub(r"[\d.]+", "#", outcome.why),
+    )
 
 
 def _range(times: list[float | None]) -> str:

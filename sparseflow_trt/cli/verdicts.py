@@ -20,6 +20,8 @@ def print_validation(validation: Validation) -> None:
     """Prints each candidate's verdict, its worst figures per output, and what failed or was not run."""
     out = console.out()
     out.print("\nValidation against the FP32 reference:", _coloured(validation.verdict))
+    if any(candidate.verdict == "not run" for candidate in validation.candidates):
+        out.print(f"  {validation.reason}")
     table = console.table(
         "Candidate", "Verdict", "Output", ">Max abs", ">Mean abs", ">Cosine", ">PSNR dB", ">Equal", ">Sets"
     )

@@ -452,9 +452,15 @@ def test_what_is_excluded_stays(models: Models, pattern: str) -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"], name="mm" if pattern != "w[0]" else "w[0]")
     node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'm.q_proj', 'mm']")
     path = models.save(models.model([node], {"w": _random(64, 32)}))
-    report, _ = _prune(path, exclude=("nothing", pattern))
+    report, _ = _prune(path, exclude=(pattern,))
     assert report.skipped == ((node.name, "excluded"),)
     assert report.output.read_bytes() == path.read_bytes()
+
+
+def test_a_pattern_that_matches_nothing_is_refused(models: Models) -> None:
+    path = models.save(models.model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": _random(64, 32)}))
+    with pytest.raises(ModelError, match="'lm_haed\\*' matches no layer, module or weight"):
+        _prune(path, exclude=("w", "lm_haed*"))
 
 
 def test_not_eligible_layers_are_named(models: Models) -> None:

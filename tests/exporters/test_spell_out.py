@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sparseflow_trt.exporters.spell_out import spell_out
+from sparseflow_trt.exporters.spell_out import fold_integer_biases, spell_out
 from sparseflow_trt.model_file import read_model
 
 X = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
@@ -68,3 +68,25 @@ def test_a_zero_point_that_is_left_out_is_written(tmp_path: Path, scale: Any) ->
     assert done == {"DequantizeLinear": 1}
     zero = next(t for t in graph.initializer if t.name == graph.node[0].input[2])
     assert (zero.data_type, tuple(zero.dims)) == (TensorProto.INT8, np.shape(scale))
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.5), np.array([0.25, 0.5, 1, 2], np.float32)])
+def test_an_int32_bias_is_folded_to_what_it_dequantizes_to(tmp_path: Path, scale: Any) -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["bias", "scale"], ["b"], "dequantize", axis=0),
+        helper.make_node("Add", ["x", "b"], ["y"], "add"),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(np.array([1, -2, 3, 70000], np.int32), "bias"),
+         numpy_helper.from_array(np.asarray(scale), "scale")],
+    )  # fmt: skip
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(onnx.shape_inference.infer_shapes(made), tmp_path / "m.onnx")
+    model = read_model(tmp_path / "m.onnx")
+    assert fold_integer_biases(model.ir) == 1
+    add = next(node for node in model.ir.graph if node.op_type == "Add")
+    folded = ir.convenience.get_const_tensor(add.inputs[1])  # type: ignore[arg-type]
+    assert folded is not None
+    np.testing.assert_array_equal(folded.numpy(), np.array([1, -2, 3, 70000]) * scale)
