@@ -268,10 +268,15 @@ def validate(
     if needs_fp32_reference(model):
         reference = scratch / "reference.onnx"
         write_fp32_reference(read_model(model.path), reference)
-    typed = Candidate("typed model on the ONNX Runtime, CPU", folder / "model.onnx", "onnx")
+    typed = Candidate("typed model on the ONNX Runtime, CPU", folder / "model.onnx", "onnx", as_written=True)
     typed_model = read_model(typed.path)
     if needs_twin(typed_model):
-        typed = Candidate("FP32 twin of the typed model, rounded to BF16, CPU", scratch / "twin.onnx", "onnx")
+        typed = Candidate(
+            "FP32 twin of the typed model, rounded to BF16, CPU",
+            scratch / "twin.onnx",
+            "onnx",
+            as_written=True,
+        )
         write_bf16_twin(typed_model, typed.path)
     return compare(
         reference,

@@ -16,6 +16,7 @@ from sparseflow_trt.validation.messages import one_line, quiet_polygraphy
 from sparseflow_trt.validation.narrow import widen
 from sparseflow_trt.validation.runners import (
     UnsupportedError,
+    as_written_runner,
     ort_errors,
     ort_runner,
     ort_runtime,
@@ -46,12 +47,16 @@ class Candidate:
         name: What the verdict calls it.
         path: An ONNX file or a TensorRT engine.
         not_run: Why it cannot run on this machine, as a sentence; "" where it can.
+        as_written: Whether an ONNX file runs as the reference does, with no graph optimization: so that
+            what is compared is the graph, and not what ONNX Runtime makes of it. (Its optimizer breaks
+            Q/DQ with FP16 scales, for one.)
     """
 
     name: str
     path: Path
     kind: Literal["onnx", "engine"]
     not_run: str = ""
+    as_written: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,8 @@ def _open(candidate: Candidate, fed: Collection[str]) -> _Trial:
 def _runner(candidate: Candidate) -> tuple[BaseRunner, str]:
     if candidate.kind == "engine":
         return engine_runner(candidate.path, candidate.name), engine_runtime()
-    return ort_runner(candidate.path, candidate.name), ort_runtime()
+    runner = as_written_runner if candidate.as_written else ort_runner
+    return runner(candidate.path, candidate.name), ort_runtime()
 
 
 def _run_reference(path: Path, runner: BaseRunner, given: InputSet) -> Outputs:

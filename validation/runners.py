@@ -22,14 +22,19 @@ class UnsupportedError(BuildError):
 
 
 def reference_runner(path: Path) -> OnnxrtRunner:
-    """A runner of the reference: the graph as it is written, with no optimization, on the CPU.
+    """A runner of the reference, as `as_written_runner`."""
+    return as_written_runner(path, "reference")
+
+
+def as_written_runner(path: Path, name: str) -> OnnxrtRunner:
+    """A runner of the graph as it is written, with no optimization, on the CPU.
 
     Raises:
         ModelError: ONNX Runtime does not take the model.
         UnsupportedError: It has no CPU kernel for a node.
         NotInstalledError: ONNX Runtime or Polygraphy.
     """
-    return _runner(path, "reference", optimized=False)
+    return _runner(path, name, optimized=False)
 
 
 def ort_runner(path: Path, name: str) -> OnnxrtRunner:
