@@ -93,7 +93,7 @@ def apply_plan(model: OnnxModel, plan: Plan, output: Path, needs: GraphNeeds = A
 
 def _dense_but_2to4(model: OnnxModel, plan: Plan) -> list[str]:
     """The layers planned dense whose weights are 2:4, where any is planned sparse: else the flag is off."""
-    if not any(layer.sparsity == "sparse" for layer in plan.layers):
+    if not plan.wants_sparse:
         return []
     sparse = {layer.name for layer in read_layers(model) if layer.state is SparsityState.SPARSE}
     return [layer.name for layer in plan.layers if layer.sparsity == "dense" and layer.name in sparse]

@@ -154,8 +154,7 @@ def build(path: Path, options: BuildOptions, on_step: OnStep = lambda _: None) -
             on_step(Progress("Rewriting the graph for the plan"))
             applied = apply_plan(read_model(path), plan, folder / "model.onnx", backend.graph_needs())
         with clock("backend"):
-            sparse = any(layer.sparsity == "sparse" for layer in plan.layers)
-            request = BuildRequest(applied.model, plan, folder, sparse, options.engine)
+            request = BuildRequest(applied.model, plan, folder, plan.wants_sparse, options.engine)
             engine_record = record_engine(backend.build(request, on_step), why, options.engine)
         with clock("validate"), temporary_folder(folder / "validation") as scratch:
             limits = options.validation.tolerances

@@ -63,6 +63,11 @@ class Plan(Record):
     profiles: tuple[Profile, ...] = Field(max_length=MOST_PROFILES)
     layers: tuple[PlannedLayer, ...]
 
+    @property
+    def wants_sparse(self) -> bool:
+        """Whether any layer is planned sparse."""
+        return any(layer.sparsity == "sparse" for layer in self.layers)
+
     @model_validator(mode="after")
     def _unique(self) -> Plan:
         for what, names in (

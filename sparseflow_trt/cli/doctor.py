@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import click
 
 from sparseflow_trt.cli import console
@@ -19,7 +17,7 @@ def command(as_json: bool) -> int:
 
     found = examine()
     if as_json:
-        console.print_json(dataclasses.asdict(found))
+        console.print_json(found.to_json())
         return EXIT_OK
     out = console.out()
     out.print(f"Python {found.python} on {found.platform}\n")
