@@ -11,20 +11,19 @@ import fnmatch
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._files import written_atomically
 from sparseflow_trt.errors import ModelError
+from sparseflow_trt.exporters.pruned_bytes import Target, prune_file, prune_tensor
 from sparseflow_trt.graph import LayerSite, find_sites, why_not_eligible
 from sparseflow_trt.model_file import OnnxModel, data_files, is_external, read_model, tensor_protos
-from sparseflow_trt.scan import WeightReader, lay_out, prune_pieces
+from sparseflow_trt.scan import WeightReader, lay_out
 from sparseflow_trt.weights import TracedWeight, passes_through
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
-
-_COPY = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -231,8 +230,11 @@ def _check_excluded(sites: list[LayerSite], exclude: tuple[str, ...]) -> None:
 
 
 def _excluded(site: LayerSite, weight: TracedWeight, exclude: tuple[str, ...]) -> bool:
-    names = (site.name, site.module, weight.name)
-    return any(name == glob or fnmatch.fnmatchcase(name, glob) for name in names for glob in exclude)
+    return any(
+        name == glob or fnmatch.fnmatchcase(name, glob)
+        for glob in exclude
+        for name in (site.name, site.module, weight.name)
+    )
 
 
 def _is_external(weight: TracedWeight) -> bool:
@@ -268,45 +270,24 @@ def _copy_of(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _prune_inline(
     reader: WeightReader, job: _Job, proto: onnx.TensorProto, counter: _Counter
 ) -> PrunedWeight:
-    data = bytearray()
-    zeroed = 0
-    for piece, dropped in prune_pieces(reader, job.weight, job.site.k_axis):
-        data += piece
-        zeroed += dropped
-        counter.add(len(piece))
+    data, zeroed = prune_tensor(reader, Target(job.weight, job.site.k_axis), counter.add)
     if zeroed:
         for typed in ("float_data", "int32_data"):
             proto.ClearField(typed)
-        proto.raw_data = bytes(data)
+        proto.raw_data = data
     return PrunedWeight(job.weight.name, job.layers, job.weight.tensor.size, zeroed)
 
 
 def _copy_pruned(
     reader: WeightReader, source: Path, target: Path, jobs: list[_Job], counter: _Counter
 ) -> list[PrunedWeight]:
-    pruned = []
-    with source.open("rb") as old, target.open("wb") as new:
-        for job in sorted(jobs, key=lambda job: job.region.begin):
-            _copy(old, new, job.region.begin - new.tell(), counter)
-            zeroed = 0
-            for piece, dropped in prune_pieces(reader, job.weight, job.site.k_axis):
-                new.write(piece)
-                zeroed += dropped
-                counter.add(len(piece))
-            old.seek(new.tell())
-            pruned.append(PrunedWeight(job.weight.name, job.layers, job.weight.tensor.size, zeroed))
-        _copy(old, new, source.stat().st_size - new.tell(), counter)
-    return pruned
-
-
-def _copy(old: BinaryIO, new: BinaryIO, size: int, counter: _Counter) -> None:
-    while size > 0:
-        piece = old.read(min(size, _COPY))
-        if not piece:
-            raise ModelError(f"{old.name} became shorter while it was read.", "Run it again.")
-        new.write(piece)
-        size -= len(piece)
-        counter.add(len(piece))
+    jobs = sorted(jobs, key=lambda job: job.region.begin)
+    targets = [Target(job.weight, job.site.k_axis, job.region.begin) for job in jobs]
+    counts = prune_file(reader, source, target, targets, counter.add)
+    return [
+        PrunedWeight(job.weight.name, job.layers, job.weight.tensor.size, zeroed)
+        for job, zeroed in zip(jobs, counts, strict=True)
+    ]
 
 
 def _output_names(model: OnnxModel, output: Path) -> dict[Path, str]:

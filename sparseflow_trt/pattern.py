@@ -32,40 +32,47 @@ class GroupCount:
     first: int | None
 
 
-def magnitude_bits(values: Array, zero_point: Array | int = 0) -> Array:
+def magnitude_bits(values: Array, zero_point: Array | int = 0, out: Array | None = None) -> Array:
     """Unsigned integers that order the elements by magnitude and are 0 exactly for zeros.
 
     Args:
         values: Any shape; float16/32/64, ml_dtypes' bfloat16 and float8 types, int8 or uint8.
         zero_point: For integers, the value that dequantizes to 0; broadcasts against `values`.
+        out: Where to put them: unsigned integers as wide as the values, of the same shape.
 
     Raises:
         TypeError: A dtype that is none of these.
     """
     dtype = values.dtype
-    if dtype in (np.int8, np.uint8):
-        if isinstance(zero_point, int) and zero_point == 0:
-            # |-128| does not fit int8, but its bits read as uint8 are 128
-            return values if dtype == np.uint8 else np.abs(values).view(np.uint8)
-        return np.abs(values.astype(np.int16) - np.asarray(zero_point, np.int16)).astype(np.uint16)
-    if dtype.kind != "f" and not _is_ml_float(dtype):
-        raise TypeError(f"2:4 is not defined for {dtype}")
-    unsigned = np.dtype(f"u{dtype.itemsize}")
+    unsigned = _unsigned_like(dtype)
+    out = np.empty(values.shape, unsigned) if out is None else out
+    if dtype.kind in "iu":
+        zero = np.asarray(zero_point, dtype)
+        distance = out.view(dtype)
+        np.maximum(values, zero, out=distance)
+        distance -= np.minimum(values, zero)  # 0 to 255: as int8 it wraps, and its bits are right
+        return out
     bits = values.view(unsigned)
-    mask = unsigned.type((1 << (8 * dtype.itemsize - 1)) - 1)
-    magnitude: Array = bits & mask
+    np.bitwise_and(bits, unsigned.type((1 << (8 * dtype.itemsize - 1)) - 1), out=out)
     if dtype.name.endswith("fnuz"):
-        magnitude[bits == 0x80] = 0x7F  # no negative zero there: 0x80 is its NaN
-    return magnitude
+        out[bits == 0x80] = 0x7F  # no negative zero there: 0x80 is its NaN
+    return out
 
 
-def _is_ml_float(dtype: np.dtype[Any]) -> bool:
-    return dtype.name == "bfloat16" or dtype.name.startswith(("float8_e3", "float8_e4", "float8_e5"))
+def _unsigned_like(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Unsigned integers as wide as a dtype for which 2:4 is defined."""
+    ml_float = dtype.name == "bfloat16" or dtype.name.startswith(("float8_e3", "float8_e4", "float8_e5"))
+    if dtype not in (np.int8, np.uint8) and dtype.kind != "f" and not ml_float:
+        raise TypeError(f"2:4 is not defined for {dtype}")
+    return np.dtype(f"u{dtype.itemsize}")
 
 
 def nonzero(values: Array, zero_point: Array | int = 0) -> BoolArray:
     """True where an element is not a zero (-0.0 is one). Same shape as `values`."""
-    return np.not_equal(magnitude_bits(values, zero_point), 0)
+    if values.dtype in (np.int8, np.uint8):
+        mask: BoolArray = values != np.asarray(zero_point, values.dtype)
+        return mask
+    return np.not_equal(magnitude_bits(values), 0)
 
 
 def nonzeros_per_group(mask: BoolArray) -> npt.NDArray[np.uint8]:
@@ -124,29 +131,87 @@ def prune_2to4(values: Array, axis: int, zero_point: Array | int = 0) -> Array:
         ValueError: The axis' size is not a multiple of four.
         TypeError: A dtype for which zero is not defined here.
     """
+    pruned = values.copy()
+    prune_in_place(pruned, axis, zero_point)
+    return pruned
+
+
+def prune_in_place(
+    values: Array, axis: int, zero_point: Array | int = 0, scratch: Array | None = None
+) -> int:
+    """Does to `values` what `prune_2to4` does to a copy; gives the number of elements that it set to zero.
+
+    Args:
+        values: As for `prune_2to4`, with any strides.
+        axis: Where K lies.
+        zero_point: For integers, the value that dequantizes to 0; broadcasts against `values`.
+        scratch: `scratch_bytes(values)` of uint8 to work in. In a loop fresh ones, as they are taken by
+            default, cost more than the arithmetic.
+
+    Raises:
+        ValueError: The axis' size is not a multiple of four.
+        TypeError: A dtype for which zero is not defined here.
+    """
     size = values.shape[axis]
     if size % GROUP:
         raise ValueError(f"axis {axis} has {size} elements, not a multiple of {GROUP}")
-    if not values.size:
-        return values.copy()
-    keys = _as_outer_k_inner(magnitude_bits(values, zero_point), axis)
-    outer, k, inner = keys.shape
-    a, b, c, d = (keys.reshape(outer, k // GROUP, GROUP, inner)[:, :, i] for i in range(GROUP))
-    ab, ac, ad, bc, bd, cd = a >= b, a >= c, a >= d, b >= c, b >= d, c >= d
-    count = np.uint8
-    # how many of the other three beat each element
-    rank_a = (~ab).view(count) + (~ac).view(count) + (~ad).view(count)
-    rank_b = ab.view(count) + (~bc).view(count) + (~bd).view(count)
-    rank_c = ac.view(count) + bc.view(count) + (~cd).view(count)
-    rank_d = ad.view(count) + bd.view(count) + cd.view(count)
-    drop = np.stack([rank_a, rank_b, rank_c, rank_d], axis=2).reshape(keys.shape) >= KEPT
-    drop &= keys != 0
-    pruned = values.copy()
-    target = pruned if pruned.dtype.kind in "iu" else pruned.view(f"u{pruned.dtype.itemsize}")
-    mask = drop.reshape(values.shape)
-    zero = np.broadcast_to(np.asarray(zero_point, target.dtype), target.shape)
-    np.copyto(target, zero, where=mask)
-    return pruned
+    unsigned = _unsigned_like(values.dtype)
+    scratch = np.empty(scratch_bytes(values), np.uint8) if scratch is None else scratch
+    members = _members(values, axis)
+    keys = scratch[: values.nbytes].view(unsigned).reshape(members.shape)
+    flags = scratch[values.nbytes : scratch_bytes(values)].view(np.bool_).reshape(_FLAGS, *keys.shape[1:])
+    if not isinstance(zero_point, int):
+        zero_point = _members(np.broadcast_to(np.asarray(zero_point, values.dtype), values.shape), axis)
+    drop = _to_drop(magnitude_bits(members, zero_point, keys), flags)
+    count = int(np.count_nonzero(drop))
+    if isinstance(zero_point, int) and zero_point == 0:
+        bits = members.view(unsigned)
+        bits *= np.logical_not(drop, out=drop)  # an assignment through a mask takes five times as long
+    else:
+        np.copyto(members, zero_point, where=drop)
+    return count
+
+
+_FLAGS = 11  # for each group of four
+
+
+def scratch_bytes(values: Array) -> int:
+    """How many bytes `prune_in_place` works in."""
+    return values.nbytes + values.size // GROUP * _FLAGS
+
+
+def _to_drop(keys: Array, flags: BoolArray) -> BoolArray:
+    """True for the two smallest of each group, the last ones of equals, where they are not 0.
+
+    Args:
+        keys: Shape (4, …): the members of each group along the first axis.
+        flags: Shape (11, …) of anything, to work in. The result lies in its last four.
+    """
+    a, b, c, d = keys
+    for won, x, y in zip(flags, (a, a, a, b, b, c), (b, c, d, c, d, d), strict=False):
+        np.greater_equal(x, y, out=won)
+    ab, ac, ad, bc, bd, cd, wins = flags[:7].view(np.uint8)
+    drop = flags[7:]
+    # An element stays if it wins two of its three comparisons; who does not win one, loses it.
+    np.add(ab, ac, out=wins)
+    wins += ad
+    np.less(wins, 2, out=drop[0])
+    np.add(bc, bd, out=wins)
+    np.less_equal(wins, ab, out=drop[1])
+    np.add(ac, bc, out=wins)
+    np.less(cd, wins, out=drop[2])
+    np.add(ad, bd, out=wins)
+    wins += cd
+    np.greater(wins, 1, out=drop[3])
+    drop &= np.not_equal(keys, 0, out=flags[:4])
+    return drop
+
+
+def _members(array: Array, axis: int) -> Array:
+    """A view of shape (4, …): the first elements of all groups along `axis`, their second ones, …"""
+    axis %= array.ndim
+    groups = (*array.shape[:axis], array.shape[axis] // GROUP, GROUP, *array.shape[axis + 1 :])
+    return np.moveaxis(array.reshape(groups), axis + 1, 0)
 
 
 def _as_outer_k_inner(array: Array, axis: int) -> Array:

@@ -6,9 +6,10 @@ import hashlib
 import mmap
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -131,7 +132,7 @@ def scan_pattern(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Pat
     stored = reader.stored_array(weight.tensor)
     layout = lay_out(stored, weight, k_axis)
     _, k, inner = layout.array.shape
-    zero_point = _zero_point_like(layout, weight, k_axis, stored)
+    zero_point = zero_point_like(layout, weight, k_axis, stored)
     itemsize = stored.itemsize
 
     def scan(piece: Piece) -> tuple[pattern.GroupCount, bytes]:
@@ -159,83 +160,49 @@ def scan_pattern(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Pat
     return PatternScan(groups, violating, where, digest.hexdigest())
 
 
-def prune_pieces(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Iterator[tuple[memoryview, int]]:
-    """Prunes a weight 2:4 along `k_axis`; gives its stored bytes in order, piece by piece.
-
-    Yields:
-        The bytes of a piece, and how many elements were set to zero in it.
-
-    Raises:
-        ValueError: K is not a multiple of four.
-        TypeError: The dtype has no 2:4 pattern here.
-    """
-    stored = reader.stored_array(weight.tensor)
-    layout = lay_out(stored, weight, k_axis)
-    if not layout.in_place:  # a Reshape behind a Transpose: no piece of it is contiguous in the file
-        zero = weight.zero_point
-        spread = zero if isinstance(zero, int) else weight.operand(np.broadcast_to(zero, stored.shape))
-        before = weight.operand(stored)
-        after = pattern.prune_2to4(before, k_axis, spread)
-        whole = np.ascontiguousarray(weight.stored(after))
-        yield _bytes_of(whole), int(np.count_nonzero(_bits(before) != _bits(after)))
-        return
-    zero_point = _zero_point_like(layout, weight, k_axis, stored)
-    _, k, inner = layout.array.shape
-
-    def prune(piece: Piece) -> tuple[memoryview, int]:
-        zero = zero_point if isinstance(zero_point, int) else zero_point[piece]
-        before = layout.array[piece]
-        after = pattern.prune_2to4(before, 1, zero)
-        dropped = int(np.count_nonzero(_bits(before) != _bits(after)))
-        begin = (piece[0].start * k + piece[1].start) * inner * stored.itemsize
-        reader.release(weight.tensor, begin, begin + after.nbytes)
-        return _bytes_of(after), dropped
-
-    for _, result in map_pieces(prune, layout.array, PIECE_ELEMENTS // 4):  # it has more intermediates
-        yield result
-
-
 Piece = tuple[slice, slice]
 _Result = TypeVar("_Result")
 
 
-def map_pieces(
-    work: Callable[[Piece], _Result], array: Array, elements: int | None = None
-) -> Iterator[tuple[Piece, _Result]]:
-    """Runs `work` on every piece of an (outer, K, inner) array, on all cores; results come in order.
+def map_pieces(work: Callable[[Piece], _Result], array: Array) -> Iterator[tuple[Piece, _Result]]:
+    """Runs `work` on every piece of an (outer, K, inner) array, on all cores; results come in order."""
 
-    Only a few pieces are under way at a time, so that memory does not grow with the array.
+    def tell(piece: Piece) -> tuple[Piece, _Result]:
+        return piece, work(piece)
+
+    return run_in_order(partial(tell, piece) for piece in cut_pieces(array.shape, PIECE_ELEMENTS))
+
+
+def run_in_order(tasks: Iterable[Callable[[], _Result]]) -> Iterator[_Result]:
+    """Runs tasks on all cores; gives their results in the order of the tasks.
+
+    Only a few are under way at a time, so that memory does not grow with their number.
     """
     cores = len(os.sched_getaffinity(0))
-    under_way: deque[tuple[Piece, Future[_Result]]] = deque()
+    under_way: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(cores) as threads:
-        outer, k, inner = array.shape
-        for piece in _pieces(outer, k, inner, elements or PIECE_ELEMENTS):
-            under_way.append((piece, threads.submit(work, piece)))
+        for task in tasks:
+            under_way.append(threads.submit(task))
             if len(under_way) > 2 * cores:
-                done, result = under_way.popleft()
-                yield done, result.result()
-        for done, result in under_way:
-            yield done, result.result()
+                yield under_way.popleft().result()
+        for future in under_way:
+            yield future.result()
 
 
-def _bits(array: Array) -> Array:
-    return array.view(f"u{array.dtype.itemsize}")
-
-
-def _bytes_of(array: Array) -> memoryview:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _zero_point_like(layout: Layout, weight: TracedWeight, k_axis: int, stored: Array) -> Array | int:
+def zero_point_like(layout: Layout, weight: TracedWeight, k_axis: int, stored: Array) -> Array | int:
+    """A weight's zero point: a number, or an array of the layout's shape."""
     if isinstance(weight.zero_point, int):
         return weight.zero_point
     spread = np.broadcast_to(weight.zero_point, stored.shape)  # per axis: small models only, copied below
     return lay_out(np.ascontiguousarray(spread), weight, k_axis).array
 
 
-def _pieces(outer: int, k: int, inner: int, elements: int) -> Iterator[Piece]:
-    """Cuts (outer, K, inner) into contiguous pieces of whole groups, in memory order."""
+def cut_pieces(shape: tuple[int, ...], elements: int) -> Iterator[Piece]:
+    """Cuts (outer, K, inner) into contiguous pieces of whole groups, in memory order.
+
+    A piece has at most `elements` elements, or one row of groups where that has more.
+    """
+    outer, k, inner = shape
     if k * inner <= elements:
         step = max(1, elements // max(k * inner, 1))
         for begin in range(0, outer, step):

@@ -137,6 +137,36 @@ def test_an_input_is_not_changed_and_need_not_be_contiguous() -> None:
     np.testing.assert_array_equal(pruned, pattern.prune_2to4(values, 1).T)
 
 
+@given(case=weights(), strided=st.booleans(), held=st.booleans())
+def test_in_place_is_the_same_and_counts(case: tuple[Array, int], strided: bool, held: bool) -> None:
+    values, axis = case
+    pruned = pattern.prune_2to4(values, axis)
+    copy = values.copy(order="F" if strided else "C")
+    scratch = np.full(pattern.scratch_bytes(values) + 3, 0xA5, np.uint8) if held else None
+    count = pattern.prune_in_place(copy, axis, scratch=scratch)
+    np.testing.assert_array_equal(_bits(copy), _bits(pruned))
+    assert count == np.count_nonzero(_bits(values) != _bits(pruned))
+
+
+@given(case=weights(INTEGERS), seed=st.integers(0, 2**32))
+def test_in_place_counts_what_is_not_at_its_zero_point(
+    case: tuple[Array, int], seed: int, naive: Naive
+) -> None:
+    values, axis = case
+    zeros = np.random.default_rng(seed).integers(0, 256, values.shape, np.uint8).view(values.dtype)
+    expected = naive.prune(values, axis, zeros)
+    before = values.copy()
+    assert pattern.prune_in_place(values, axis, zeros) == np.count_nonzero(before != expected)
+    np.testing.assert_array_equal(values, expected)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS])
+@pytest.mark.parametrize("shape", [(6, 256, 1), (2, 128, 300), (40, 64, 9)])
+def test_long_arrays_are_pruned_as_short_ones_are(dtype: Any, shape: tuple[int, ...], naive: Naive) -> None:
+    values = (np.random.default_rng(0).standard_normal(shape) * 40 + 60).clip(0, 120).astype(dtype)
+    np.testing.assert_array_equal(_bits(pattern.prune_2to4(values, 1)), _bits(naive.prune(values, 1)))
+
+
 def test_nothing_is_2to4() -> None:
     for shape in ((0, 8), (8, 0)):
         empty = np.empty(shape, np.float32)
