@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT := demo/out
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format clean
+.PHONY: help setup demo test test-gpu bench lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -26,6 +26,12 @@ demo: setup ## export MiniLM, prune it 2:4, build, validate, and say where the a
 
 test: setup ## run the tests (no GPU)
 	$(BIN)/python -m pytest -n auto
+
+# On a machine with a GPU, with a Python that has the package, TensorRT, cuda-bindings and pytest; no setup.
+# From its own folder, since here `-m` would find sparseflow_trt/ without the three folders that belong to it.
+test-gpu: ## run the tests that need a GPU, on PYTHON's packages
+	cd tests/gpu && $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON)) -m pytest . --confcutdir=. -p no:cacheprovider \
+		--gpu-summary ../../benchmarks/results/gpu_tests.json
 
 bench: demo ## run the benchmarks that need no GPU (half an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -17,17 +17,20 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("sparseflow-trt", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "onnx-graphsurgeon",
-            "tensorrt", "tensorrt_rtx_cu13_libs")  # fmt: skip
+            "tensorrt", "cuda-bindings", "tensorrt_rtx_cu13_libs")  # fmt: skip
 BIN = Path(sys.executable).parent
 
 
-def timed_command(command: Sequence[str], accept: tuple[int, ...] = (0,)) -> float:
-    """Seconds of wall time that a command takes; it has to exit with one of `accept`."""
+def timed_command(command: Sequence[str], accept: tuple[int, ...] = (0,), **options: Any) -> float:
+    """Seconds of wall time that a command takes; it has to exit with one of `accept`.
+
+    `options` go to subprocess.run: a current folder, an environment.
+    """
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     seconds = time.perf_counter() - started
     if done.returncode not in accept:
-        raise SystemExit(f"{' '.join(command)} exited with {done.returncode}:\n{done.stderr}")
+        raise SystemExit(f"{' '.join(command)} exited with {done.returncode}:\n{done.stderr or done.stdout}")
     return seconds
 
 
@@ -57,31 +60,70 @@ def summary(runs: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def write_result(name: str, figures: dict[str, Any], command: str = "") -> None:
-    """Writes results/NAME.json and prints it; `command` is how to run it again."""
+def write_result(name: str, figures: dict[str, Any], command: str = "", show: bool = True) -> None:
+    """Writes results/NAME.json, whole or not at all, and prints it.
+
+    Args:
+        name: The file's name.
+        figures: What was measured, as plain data.
+        command: How to run it again.
+        show: Whether to print it: not where it is written once more later.
+    """
+    from sparseflow_trt._files import write_atomically
+
+    result = {
+        "benchmark": name,
+        "command": command or f"python benchmarks/{name}.py",
+        "date": today(),
+        **surroundings(),
+        **figures,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(result, indent=2)
+    write_atomically(RESULTS / f"{name}.json", text + "\n")
+    if show:
+        print(text)
+
+
+def surroundings() -> dict[str, Any]:
+    """The machine and the versions that figures hold for."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    result = {
-        "benchmark": name,
-        "command": command or f"python benchmarks/{name}.py",
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": {
-            "cpu": _cpu(),
-            "cores": len(os.sched_getaffinity(0)),
-            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-            "python": platform.python_version(),
-        },
-        "versions": versions,
-        **figures,
+    machine = {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "python": platform.python_version(),
+        **_gpu(versions.get("tensorrt", "")),
     }
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(result, indent=2)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
-    print(text)
+    return {"machine": machine, "versions": versions}
+
+
+def today() -> str:
+    """The date, in UTC."""
+    return datetime.now(timezone.utc).date().isoformat()
+
+
+def _gpu(tensorrt: str) -> dict[str, Any]:
+    """The first GPU that CUDA sees, with its driver; nothing where there is none."""
+    from sparseflow_trt.engines.hardware import find_gpus
+    from sparseflow_trt.engines.timing_cache import this_machine
+
+    gpus = find_gpus()
+    if not gpus:
+        return {}
+    gpu = gpus[0]
+    return {
+        "gpu": gpu.name,
+        "compute_capability": gpu.compute_capability,
+        "gpu_memory_gb": round(gpu.memory_bytes / 1e9, 1),
+        "driver": this_machine(tensorrt).driver,
+        "cuda": gpu.driver_version,
+    }
 
 
 def _cpu() -> str:

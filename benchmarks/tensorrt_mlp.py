@@ -1,43 +1,41 @@
-"""LLaMA MLP blocks on TensorRT: the dense engine against the sparse one, on the GPU of this machine.
+"""LLaMA MLP blocks on TensorRT at M from 64 to 4096: dense, sparse as TensorRT picks, as a policy says.
 
-    python benchmarks/tensorrt_mlp.py CASE [CASE …]
+    python benchmarks/tensorrt_mlp.py CASE [--policy FILE|NAME] [--m 64,256] [--work DIR] [--stop-after S]
 
-CASE: tinyllama, llama-8b, tinyllama-int8, tinyllama-mixed. Same 2:4 weights on both sides. "mixed" plans
-gate in FP16 sparse, up in FP16 dense (taken out of sparse tactics by one element) and down in FP32. Each
-engine goes through the whole pipeline (plan, typed graph, build, Polygraphy comparison with FP32); the two
-are timed in turn, as CUDA graphs. Writes results/tensorrt_mlp_CASE.json.
+CASE: tinyllama, llama-8b, tinyllama-int8, tinyllama-mixed. Same 2:4 weights on all sides. "mixed" plans
+gate in FP16 sparse, up in FP16 dense (taken out of sparse tactics by one element) and down in FP32. For each
+M every side is an engine with one profile, 1 ≤ m ≤ M with its opt at M, that goes through the whole pipeline
+(plan, typed graph, build, Polygraphy comparison with FP32); the engines are timed in turn, as CUDA graphs.
+
+Writes results/tensorrt_mlp_CASE.json after each M. With --work the artifacts are kept: the same command goes
+on where it was stopped, and --m adds rows. Of several GPUs, CUDA_VISIBLE_DEVICES says which one a case gets.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import sys
-import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
-from measure import write_result
+from compare_engines import run_profiles
+from engine_sides import Settings, add_options, settings_from
 from onnx import TensorProto, helper, numpy_helper
 
-from sparseflow_trt.engines.benchmark import ratio, time_interleaved
-from sparseflow_trt.engines.hardware import find_gpus
-from sparseflow_trt.engines.runner import Engine
-from sparseflow_trt.engines.tensorrt_api import load_flavour
-from sparseflow_trt.graph import read_layers
-from sparseflow_trt.model_file import input_dims, read_model
+from sparseflow_trt._files import written_atomically
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.pipeline import BuildOptions, BuildResult, ValidationOptions, build
-from sparseflow_trt.plan import make_plan
-from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.profile_specs import ProfileSpec
 
-# hidden size, intermediate size, the profiles' opt M (each profile reaches down to the one before it)
+GRID = (64, 256, 1024, 4096)
+# hidden size, intermediate size, each M
 CASES: dict[str, tuple[int, int, tuple[int, ...]]] = {
-    "tinyllama": (2048, 5632, (256, 2048)),
-    "llama-8b": (4096, 14336, (1024,)),
+    "tinyllama": (2048, 5632, GRID),
+    "llama-8b": (4096, 14336, GRID),
     "tinyllama-int8": (2048, 5632, (1024,)),
     "tinyllama-mixed": (2048, 5632, (1024,)),
+    "tiny": (64, 128, (8, 16)),  # to try this script without a GPU: --backend onnxruntime
 }
 MIXED = {
     "gate_proj": {"precision": "fp16", "sparsity": "sparse"},
@@ -46,95 +44,34 @@ MIXED = {
 }
 
 
-def main(cases: list[str]) -> None:
-    """Runs the cases, each into a result file of its own."""
-    gpu = find_gpus()[0]
-    for case in cases:
-        hidden, intermediate, sizes = CASES[case]
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            model = folder / f"{case}.onnx"
-            (write_int8 if case.endswith("int8") else write_fp16)(model, hidden, intermediate)
-            mixed = MIXED if case.endswith("mixed") else {}
-            results = {mode: run_build(model, folder / mode, sizes, mode, mixed) for mode in ("off", "force")}
-            figures = {
-                "gpu": dataclasses.asdict(gpu),
-                "shape": {"hidden": hidden, "intermediate": intermediate},
-                "build seconds": {m: r.manifest.engine.build_seconds for m, r in results.items()},
-                "layers": [outcome.model_dump() for outcome in results["force"].manifest.engine.outcomes],
-                "errors": {m: errors(r) for m, r in results.items()},
-                "opted out": [o.model_dump() for o in results["force"].manifest.graph.opted_out],
-                "engine bytes": {m: (r.artifact / "model.engine").stat().st_size for m, r in results.items()},
-                "times": [compare(results, hidden, m) for m in sizes],
-            }
-        write_result(f"tensorrt_mlp_{case}", figures, f"python benchmarks/tensorrt_mlp.py {case}")
-
-
-def run_build(
-    model: Path,
-    output: Path,
-    sizes: tuple[int, ...],
-    mode: Literal["off", "force"],
-    mixed: dict[str, dict[str, str]],
-) -> BuildResult:
-    """One artifact, a profile for each M of `sizes`; `mixed` overrides the sparse plan, layer by layer."""
-    read = read_model(model)
-    dims = input_dims(read)
-    width = dims["x"][1]
-    assert isinstance(width, int)
-    lows = (1, *(m + 1 for m in sizes[:-1]))
-    profiles = tuple(
-        Profile(
-            name=f"m{m}",
-            inputs={"x": ShapeRange(min=(low, width), opt=(m, width), max=(m, width))},
-        )
-        for low, m in zip(lows, sizes, strict=True)
+def main() -> None:
+    """Reads the command line and runs one case."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    plan = make_plan(read_layers(read), profiles, dims, None, "fp16", mode, model.name)
-    if mode == "force" and mixed:
-        layers = tuple(layer.model_copy(update=mixed[layer.name]) for layer in plan.layers)
-        plan = plan.model_copy(update={"layers": layers})
-    options = BuildOptions(output, plan, backend="tensorrt", validation=ValidationOptions(), force=True)
-    last = [""]
-
-    def say(progress: Any) -> None:
-        if progress.step != last[0]:
-            last[0] = progress.step
-            print(f"  {mode}: {progress.step}", file=sys.stderr, flush=True)
-
-    return build(model, options, say)
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--m", type=lambda text: tuple(map(int, text.split(","))), help="at these alone")
+    add_options(parser)
+    asked = parser.parse_args()
+    with settings_from(asked) as settings:
+        run_case(asked.case, asked.m or CASES[asked.case][2], settings)
 
 
-def errors(result: BuildResult) -> list[dict[str, Any]]:
-    """Each candidate's figures against FP32."""
-    keys = ("input_set", "passed", "max_abs", "mean_abs", "cosine", "psnr", "reason")
-    rows = []
-    for candidate in result.manifest.validation.candidates:
-        if not candidate.outputs:
-            rows.append(
-                {"candidate": candidate.name, "verdict": candidate.verdict, "reason": candidate.reason}
-            )
-        for output in candidate.outputs:
-            data = output.model_dump()
-            rows.append({"candidate": candidate.name, **{key: data[key] for key in keys}})
-    return rows
-
-
-def compare(results: dict[str, BuildResult], hidden: int, m: int) -> dict[str, Any]:
-    """Both engines at one M, in turn."""
-    flavour = load_flavour("tensorrt")
-    feeds = {"x": np.random.default_rng(m).standard_normal((m, hidden)).astype(np.float32)}
-    with (
-        Engine(flavour, results["off"].artifact / "model.engine") as dense,
-        Engine(flavour, results["force"].artifact / "model.engine") as sparse,
-    ):
-        timed = time_interleaved((dense, sparse), feeds)
-        gain = ratio(*timed)
-    rows = {
-        name: {"p50_ms": t.p50, "p90_ms": t.p90, "p99_ms": t.p99, "launches": t.launches}
-        for name, t in zip(("dense", "sparse"), timed, strict=True)
-    }
-    return {"m": m, **rows, "dense over sparse": dataclasses.asdict(gain)}
+def run_case(case: str, sizes: tuple[int, ...], settings: Settings) -> None:
+    """Runs a case; the result is written after each M."""
+    hidden, intermediate, _ = CASES[case]
+    model = settings.work / f"{case}.onnx"
+    if not model.exists():
+        with written_atomically(model) as path:
+            (write_int8 if case.endswith("int8") else write_fp32)(path, hidden, intermediate)
+    run_profiles(
+        f"tensorrt_mlp_{case}",
+        model,
+        [ProfileSpec(name=f"m{m}", axes={"m": (1, m, m)}) for m in sizes],
+        dataclasses.replace(settings, overrides=MIXED if case.endswith("mixed") else {}),
+        {"shape": {"hidden": hidden, "intermediate": intermediate}},
+        f"python benchmarks/tensorrt_mlp.py {case}",
+    )
 
 
 def weights(hidden: int, intermediate: int) -> dict[str, Any]:
@@ -147,7 +84,7 @@ def weights(hidden: int, intermediate: int) -> dict[str, Any]:
     }
 
 
-def write_fp16(path: Path, hidden: int, intermediate: int) -> None:
+def write_fp32(path: Path, hidden: int, intermediate: int) -> None:
     """x → silu(x·gate) * (x·up) → ·down, in FP32: the plan types it."""
     nodes = [
         helper.make_node("MatMul", ["x", "gate"], ["a"], "gate_proj"),
@@ -201,4 +138,4 @@ def save(path: Path, nodes: list[Any], tensors: list[Any], hidden: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(CASES))
+    main()

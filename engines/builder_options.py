@@ -12,10 +12,11 @@ from sparseflow_trt.errors import BuildError
 _MIB = 1 << 20
 _OF_WORKSPACE = re.compile(r"workspace|any implementation for node", re.IGNORECASE)
 _OF_LEAN_RUNTIME = re.compile(r"nvinfer_lean|lean runtime", re.IGNORECASE)
+_OF_NO_GPU = re.compile(r"CUDA_SUCCESS|not found in the accelerator list", re.IGNORECASE)
 
 
 def apply_options(trt: ModuleType, title: str, config: Any, options: EngineOptions) -> None:
-    """Sets the options in a builder's configuration; the timing cache has its own module.
+    """Sets the options in a builder's configuration; the timing cache and --like have their own modules.
 
     Args:
         trt: The TensorRT that builds.
@@ -24,13 +25,13 @@ def apply_options(trt: ModuleType, title: str, config: Any, options: EngineOptio
         options: What is asked for.
 
     Raises:
-        BuildError: This TensorRT does not have one of them, or does not take its value.
+        BuildError: This TensorRT does not have one of them, or does not take its value or two together.
     """
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace * _MIB)
     if options.optimization_level is not None:
         if not hasattr(config, "builder_optimization_level"):
-            raise _lacks(title, "--optimization-level")
+            raise lacks(title, "--optimization-level")
         config.builder_optimization_level = options.optimization_level
         # It logs an error or takes the nearest one, and says neither here.
         if config.builder_optimization_level != options.optimization_level:
@@ -38,15 +39,20 @@ def apply_options(trt: ModuleType, title: str, config: Any, options: EngineOptio
                 f"{title} has no optimization level {options.optimization_level}.",
                 "Choose one from 0 (quickest build) to 5 (most kernels tried).",
             )
-    if options.version_compatible:
-        if not hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE"):
-            raise _lacks(title, "--version-compatible")
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:
         levels: Any = getattr(trt, "HardwareCompatibilityLevel", None)
         if not hasattr(levels, "AMPERE_PLUS"):
-            raise _lacks(title, "--hardware-compatible")
+            raise lacks(title, "--hardware-compatible")
         config.hardware_compatibility_level = levels.AMPERE_PLUS
+    for option, asked, flag in (
+        ("--version-compatible", options.version_compatible, "VERSION_COMPATIBLE"),
+        ("--refit", options.refit, "REFIT"),
+        ("--strip-plan", options.strip_plan, "STRIP_PLAN"),
+        # What is left out has to be put back, and these weights alone unless others are asked for.
+        ("--strip-plan", options.strip_plan and not options.refit, "REFIT_IDENTICAL"),
+    ):
+        if asked:
+            _set_flag(trt, title, config, flag, option)
 
 
 def build_failure(title: str, model: str, options: EngineOptions, said: str) -> BuildError:
@@ -69,11 +75,31 @@ def build_failure(title: str, model: str, options: EngineOptions, said: str) -> 
             f"{title} cannot make a version-compatible engine of {model} here: {said}",
             "Install the library it names, or build without --version-compatible.",
         )
+    if (options.refit or options.strip_plan) and _OF_NO_GPU.search(said):
+        return BuildError(
+            f"{title} builds an engine of {model} whose weights can be exchanged only where it finds a GPU "
+            f"of its own: {said}",
+            "Build on that GPU's machine, or without --refit and --strip-plan.",
+        )
     return BuildError(
         f"{title} could not build {model}: {said}",
         "Where a profile does not fit, change its shapes; where a layer has no kernel, plan it in fp32.",
     )
 
 
-def _lacks(title: str, option: str) -> BuildError:
+def lacks(title: str, option: str) -> BuildError:
+    """The error of an option that this TensorRT does not have."""
     return BuildError(f"{title} has no {option}.", "Leave it out, or build with a newer TensorRT.")
+
+
+def _set_flag(trt: ModuleType, title: str, config: Any, name: str, option: str) -> None:
+    flag: Any = getattr(trt.BuilderFlag, name, None)
+    if flag is None:
+        raise lacks(title, option)
+    config.set_flag(flag)
+    # One that does not go with another (REFIT with VERSION_COMPATIBLE in 8.6) stays off, with a message.
+    if not config.get_flag(flag):
+        raise BuildError(
+            f"{title} does not take {option} together with the other options.",
+            "Leave one of them out: weights cannot be exchanged in every version-compatible engine.",
+        )

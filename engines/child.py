@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sparseflow_trt.engines.protocol import BuildRequest, OnProgress
 from sparseflow_trt.engines.tensorrt_api import title_of
-from sparseflow_trt.engines.wire import Job, Message, Outcome, Refusal
+from sparseflow_trt.engines.wire import Exchange, Job, Message, Outcome, Refusal
 from sparseflow_trt.errors import BuildError, NotInstalledError
 
 COMMAND = (sys.executable, "-u", "-m", "sparseflow_trt.engines.worker")
@@ -20,28 +20,38 @@ _TAIL_LINES = 8
 _TAIL_BYTES = 4096
 
 
-def run_build(flavour: str, request: BuildRequest, engine: Path, on_progress: OnProgress) -> Outcome:
-    """Builds an engine in a child process and waits for it. No child is left when this returns or raises.
+def run_build(
+    flavour: str,
+    request: BuildRequest,
+    engine: Path,
+    on_progress: OnProgress,
+    exchange: Exchange | None = None,
+) -> Outcome:
+    """Builds or refits an engine in a child process and waits for it; none is left when this ends.
 
     Args:
         flavour: The key of a TensorRT flavour.
         request: What to build.
         engine: The file to write.
         on_progress: Called here, in the parent, for each step.
+        exchange: An engine to refit with the request's model, in place of a build; absolute paths.
 
     Raises:
         BuildError: The build was refused, or the child crashed; the log is kept and named in the hint.
         NotInstalledError: The child could not import that TensorRT.
     """
-    cache = request.options.timing_cache
+    cache, like = request.options.timing_cache, request.options.like
     job = Job(
         flavour=flavour,
         model=str(request.model.resolve()),
         engine=str(engine.resolve()),
         profiles=request.plan.profiles,
         sparse=request.sparse,
-        options=replace(request.options, timing_cache=cache and cache.resolve()),
+        options=replace(
+            request.options, timing_cache=cache and cache.resolve(), like=like and like.resolve()
+        ),
         parent=os.getpid(),
+        exchange=exchange,
     )
     handle, name = tempfile.mkstemp(prefix=f"sparseflow-trt-{flavour}-", suffix=".log")
     log = Path(name)

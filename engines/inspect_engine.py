@@ -5,16 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sparseflow_trt.engines.load_engine import load_engine
 from sparseflow_trt.engines.tensorrt_api import Flavour
-from sparseflow_trt.engines.tensorrt_log import BuildLog, make_logger
-from sparseflow_trt.errors import BuildError
+from sparseflow_trt.engines.tensorrt_log import BuildLog
 from sparseflow_trt.shapes import Profile
 
 _DEFAULT_STREAM = 0
 
 
 def engine_information(
-    flavour: Flavour, engine: Path, profiles: tuple[Profile, ...], log: BuildLog, host_code: bool = False
+    flavour: Flavour,
+    engine: Path,
+    profiles: tuple[Profile, ...],
+    log: BuildLog,
+    host_code: bool = False,
+    weights: Path | None = None,
 ) -> tuple[str, ...]:
     """The inspector's JSON text, once for each profile (once where there are none).
 
@@ -26,23 +31,15 @@ def engine_information(
         profiles: The engine's profiles.
         log: Takes what TensorRT says.
         host_code: Whether the engine may bring code for the CPU, as a version-compatible one does.
+        weights: The typed ONNX file whose weights a stripped engine gets.
 
     Raises:
-        BuildError: The engine does not load on this GPU.
+        BuildError: The engine does not load on this GPU, or does not take the weights.
     """
-    trt = flavour.module
-    runtime = trt.Runtime(make_logger(trt, log))
-    if host_code:
-        runtime.engine_host_code_allowed = True
-    loaded = runtime.deserialize_cuda_engine(engine.read_bytes())
-    if loaded is None:
-        raise BuildError(
-            f"{flavour.title} built {engine.name} and does not load it: {log.take_errors()}",
-            "Build with the TensorRT and the GPU that it is to run on.",
-        )
-    inspector = loaded.create_engine_inspector()
-    form = trt.LayerInformationFormat.JSON
-    context = loaded.create_execution_context()
+    held = load_engine(flavour, engine, log, host_code, weights)
+    inspector = held.engine.create_engine_inspector()
+    form = flavour.module.LayerInformationFormat.JSON
+    context = held.engine.create_execution_context()
     if context is None:
         return (inspector.get_engine_information(form),)
     texts = []

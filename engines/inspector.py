@@ -99,6 +99,7 @@ def _evidence(entry: dict[str, Any], regions: dict[str, int]) -> LayerEvidence:
         profile=profile_of(name, regions),
         nodes=nodes_of(_text(entry, "Metadata")),
         sparse_weights=bool(sparse_weights) if isinstance(sparse_weights, int) else None,
+        tactic_id=_text(entry, "TacticValue"),
     )
 
 

@@ -24,6 +24,10 @@ class EngineOptions:
         timing_cache: A file of measured kernels, read as a hint and written after the build.
         version_compatible: Whether later TensorRT releases shall load the engine.
         hardware_compatible: Whether other GPUs, from Ampere on, shall run the engine.
+        refit: Whether the engine's weights shall be exchangeable later.
+        strip_plan: Whether the engine is written without weights: it takes those of the typed model when
+            it is loaded.
+        like: An artifact whose tactics are asked for again.
     """
 
     workspace: int | None = None
@@ -31,6 +35,9 @@ class EngineOptions:
     timing_cache: Path | None = None
     version_compatible: bool = False
     hardware_compatible: bool = False
+    refit: bool = False
+    strip_plan: bool = False
+    like: Path | None = None
 
     def asked(self) -> dict[str, bool | int | str]:
         """What is not left to the library, by name, as plain data."""
@@ -79,6 +86,7 @@ class LayerEvidence:
 
     `nodes` are the ONNX nodes it was made from, where the engine tells: one for most, several for a fusion.
     `sparse_weights` is whether TensorRT found its weights to be 2:4, None where it does not say.
+    `tactic_id` is the number that TensorRT gives the tactic ("0x00000000040608c4"), "" where it does not say.
     """
 
     name: str
@@ -88,6 +96,7 @@ class LayerEvidence:
     profile: int = 0
     nodes: tuple[str, ...] = ()
     sparse_weights: bool | None = None
+    tactic_id: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from types import ModuleType
 from typing import Any
 
 from sparseflow_trt import _deps
-from sparseflow_trt.engines.builder_options import apply_options, build_failure
+from sparseflow_trt.engines.builder_options import apply_options, build_failure, lacks
+from sparseflow_trt.engines.like import make_selector, tactics_of
 from sparseflow_trt.engines.pin_types import pin_types
 from sparseflow_trt.engines.protocol import EngineOptions, OnProgress, Progress
 from sparseflow_trt.engines.tensorrt_log import BuildLog, clean, make_logger, sentence
-from sparseflow_trt.engines.timing_cache import TimingCache, this_machine
+from sparseflow_trt.engines.timing_cache import caches_for, this_machine
 from sparseflow_trt.errors import BuildError, NotInstalledError
+from sparseflow_trt.manifest import read_manifest
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.shapes import Profile
 
@@ -29,6 +31,8 @@ class _Known:
     # In the order in which they have to be imported; the last one is the API.
     modules: tuple[str, ...]
 
+
+_NOT_LIKE = "Build it without --like, or build that artifact again first."
 
 _KNOWN = {
     "tensorrt": _Known("TensorRT", ("tensorrt",)),
@@ -112,6 +116,7 @@ def build_engine(
         Sentences about what was asked for and not done: a timing cache that was not used.
 
     Raises:
+        ArtifactError: The artifact whose tactics are asked for cannot be read.
         BuildError: The model, a profile, an option or the build was refused; the sentence says which and why.
     """
     logger = make_logger(flavour.module, log)
@@ -125,18 +130,22 @@ def build_engine(
     _configure(flavour, config, sparse, on_progress)
     named = f"{flavour.title} {flavour.version}"
     apply_options(flavour.module, named, config, options)
-    cache = options.timing_cache and TimingCache(options.timing_cache, this_machine(flavour.version))
+    editable = _make_editable(flavour, config)
+    selector = None if editable else _select_like(flavour, config, options)
+    cache, saved = caches_for(options, engine, this_machine(flavour.version), editable)
     notes = [cache.load(config, log)] if cache else []
+    if options.like and any(notes):
+        raise BuildError(f"{named} cannot be asked for {options.like.name}'s tactics. {notes[0]}", _NOT_LIKE)
     if not flavour.strongly_typed:
         pin_types(flavour.module, flavour.version, network, config, model)
     for profile in profiles:
         _add_profile(flavour, builder, network, config, profile, log)
     log.errors.clear()
     built = builder.build_serialized_network(network, config)
+    del selector  # TensorRT does not keep it alive
     if built is None:
         raise build_failure(named, model.name, options, log.take_errors())
-    if cache:
-        notes.append(cache.save(config))
+    notes += [file.save(config) for file in saved]
     with engine.open("wb") as stream:
         stream.write(built)
     return tuple(note for note in notes if note)
@@ -213,6 +222,25 @@ def _configure(flavour: Flavour, config: Any, sparse: bool, on_progress: OnProgr
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _make_monitor(trt, on_progress)
+
+
+def _make_editable(flavour: Flavour, config: Any) -> bool:
+    """Whether the build's timing cache is one that records its decisions: from TensorRT 10.8 on."""
+    flag: Any = getattr(flavour.module.BuilderFlag, "EDITABLE_TIMING_CACHE", None)
+    if flag is None or flavour.key == "tensorrt-rtx":  # which has the flag, and times nothing
+        return False
+    config.set_flag(flag)
+    return True
+
+
+def _select_like(flavour: Flavour, config: Any, options: EngineOptions) -> Any:
+    if options.like is None:
+        return None
+    if not hasattr(flavour.module, "IAlgorithmSelector"):
+        raise lacks(f"{flavour.title} {flavour.version}", "--like")
+    selector = make_selector(flavour.module, tactics_of(read_manifest(options.like).engine.layers))
+    config.algorithm_selector = selector
+    return selector
 
 
 def _make_monitor(module: ModuleType, on_progress: OnProgress) -> Any:

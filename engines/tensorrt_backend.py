@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from sparseflow_trt.engines.child import run_build
-from sparseflow_trt.engines.hardware import NO_GPU, find_gpus
+from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
+from sparseflow_trt.engines.like import compare_tactics, read_like
 from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches, untold
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, OnProgress
 from sparseflow_trt.engines.tensorrt_api import install_line, version_of
+from sparseflow_trt.engines.wire import Exchange, Outcome
 from sparseflow_trt.errors import EvidenceError
 from sparseflow_trt.target import GraphNeeds
 
 _KEY = "tensorrt"
 _ENGINE = "model.engine"
+_STRIPPED = "The engine holds no weights: it takes those of model.onnx, beside it, when it is loaded."
 
 
 class TensorRtBackend:
@@ -41,12 +47,38 @@ class TensorRtBackend:
         """Builds an engine in a child process.
 
         Raises:
+            ArtifactError: The artifact whose tactics are asked for is not of this TensorRT, GPU and driver.
             BuildError: TensorRT refused the model or a profile, or crashed.
             EvidenceError: A layer runs in another precision than planned.
             NotInstalledError: TensorRT is missing or does not load.
         """
+        like = request.options.like
+        before = read_like(like, _KEY, self.versions(), _device(find_gpus()[0])) if like else None
+        built = self._built(request, run_build(_KEY, request, request.folder / _ENGINE, on_progress))
+        if like and before:
+            compared = compare_tactics(like.name, before.engine.layers, built.layers)
+            built = replace(built, notes=(*built.notes, compared))
+        return built
+
+    def refit(self, request: BuildRequest, engine: Path, model: Path, on_progress: OnProgress) -> BuiltEngine:
+        """Gives an engine the weights of the request's model, in a child process.
+
+        Args:
+            request: The new typed model, and the plan and options that the engine was built with.
+            engine: The engine's file.
+            model: The typed model that it was built from.
+            on_progress: Called for each step.
+
+        Raises:
+            BuildError: The engine does not load here or does not take the weights, or TensorRT crashed.
+            EvidenceError: A layer runs in another precision than planned.
+            NotInstalledError: TensorRT is missing or does not load.
+        """
+        exchange = Exchange(engine=str(engine.resolve()), model=str(model.resolve()))
+        return self._built(request, run_build(_KEY, request, request.folder / _ENGINE, on_progress, exchange))
+
+    def _built(self, request: BuildRequest, outcome: Outcome) -> BuiltEngine:
         file = request.folder / _ENGINE
-        outcome = run_build(_KEY, request, file, on_progress)
         outcomes = join_outcomes(request.plan, outcome.layers, outcome.timings)
         told = tuple(outcome for outcome in outcomes if outcome.precision)
         if differing := precision_mismatches(request.plan, told):
@@ -54,13 +86,12 @@ class TensorRtBackend:
                 f"the engine does not run as planned: {' '.join(differing)}",
                 "Plan these layers in the precision that they run in, or build with another TensorRT.",
             )
-        gpu = find_gpus()[0]
         return BuiltEngine(
             file=file,
             files=(file,),
             backend=self.name,
             versions={_KEY: outcome.version},
-            device=f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver_version}",
+            device=_device(find_gpus()[0]),
             seconds=outcome.seconds,
             runs_here="",
             sparse_tactics="" if request.sparse else "Sparse weights were not enabled: the plan is dense.",
@@ -68,6 +99,11 @@ class TensorRtBackend:
             outcomes=outcomes,
             notes=(
                 *filter(None, [untold(request.plan, outcomes)]),
+                *((_STRIPPED,) if request.options.strip_plan else ()),
                 *outcome.notes,
             ),
         )
+
+
+def _device(gpu: Gpu) -> str:
+    return f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver_version}"

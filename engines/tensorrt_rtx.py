@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
+from sparseflow_trt.engines.like import compare_tactics, read_like
 from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions, OnProgress
 from sparseflow_trt.engines.tensorrt_api import install_line, version_of
@@ -43,11 +44,14 @@ class TensorRtRtxBackend:
         """Builds an engine in a child process.
 
         Raises:
+            ArtifactError: The artifact that this one shall be like is not of this TensorRT-RTX.
             BuildError: TensorRT-RTX refused the model or a profile, or crashed.
             NotInstalledError: TensorRT-RTX is missing or does not load.
         """
         file = request.folder / _ENGINE
-        options = replace(request.options, timing_cache=None)
+        device, like = f"NVIDIA GPUs of {_RUNS_ON}", request.options.like
+        before = read_like(like, _KEY, self.versions(), device).engine.layers if like else ()
+        options = replace(request.options, timing_cache=None, like=None)
         outcome = run_build(_KEY, replace(request, options=options), file, on_progress)
         outcomes = join_outcomes(request.plan, outcome.layers)
         # A fusion's type is that of what it writes, which a cast in it may have changed.
@@ -58,13 +62,18 @@ class TensorRtRtxBackend:
             files=(file,),
             backend=self.name,
             versions={_KEY: outcome.version},
-            device=f"NVIDIA GPUs of {_RUNS_ON}",
+            device=device,
             seconds=outcome.seconds,
             runs_here=why_not_here(find_gpus()),
             sparse_tactics=_DENSE,
             layers=outcome.layers,
             outcomes=outcomes,
-            notes=(_JIT, *precision_mismatches(request.plan, alone), *_ignored(request.options)),
+            notes=(
+                _JIT,
+                *precision_mismatches(request.plan, alone),
+                *_ignored(request.options),
+                *((compare_tactics(like.name, before, outcome.layers),) if like else ()),
+            ),
         )
 
 

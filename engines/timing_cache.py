@@ -16,8 +16,11 @@ from pydantic import ValidationError
 from sparseflow_trt._files import write_atomically
 from sparseflow_trt._schema import Record
 from sparseflow_trt.engines.hardware import find_gpus
+from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.tensorrt_log import BuildLog
 from sparseflow_trt.errors import ArtifactError
+
+KEPT = "timing.cache"  # beside an engine that an editable cache was built with
 
 _LONGEST_HEADER = 4096
 _DRIVER = Path("/sys/module/nvidia/version")
@@ -55,12 +58,32 @@ def this_machine(tensorrt: str) -> Machine:
     return Machine(tensorrt=tensorrt, device=gpu.name if gpu else "no GPU", driver=driver)
 
 
+def caches_for(
+    options: EngineOptions, engine: Path, machine: Machine, editable: bool
+) -> tuple[TimingCache | None, tuple[TimingCache, ...]]:
+    """The cache that a build starts from, if any, and those that it is saved to.
+
+    Args:
+        options: What is asked for; --like starts from the artifact's own cache.
+        engine: The engine's file. An editable cache is kept beside it, to be asked for again.
+        machine: What is measured here.
+        editable: Whether the cache is an editable one. A build that asks for tactics without one has an
+            algorithm selector, and TensorRT uses no cache beside that.
+    """
+    kept = TimingCache(engine.with_name(KEPT), machine) if editable else None
+    if options.like is not None:
+        return (TimingCache(options.like / KEPT, machine, required=True), (kept,)) if kept else (None, ())
+    given = TimingCache(options.timing_cache, machine) if options.timing_cache else None
+    return given or kept, tuple(cache for cache in (given, kept) if cache is not None)
+
+
 class TimingCache:
     """One file for one build: loaded into its configuration before, saved after."""
 
-    def __init__(self, path: Path, machine: Machine) -> None:
-        self._path = path
+    def __init__(self, path: Path, machine: Machine, required: bool = False) -> None:
+        self.path = path
         self._machine = machine
+        self._required = required  # one that is not there yet is nothing to be said, else
         self._ours = True
         self._attached: Any = None  # TensorRT may use it until the engine is built
 
@@ -79,7 +102,7 @@ class TimingCache:
         if not self._attach(config, data, log):
             why = f"TensorRT refuses it: {log.take_errors()}"
             self._attach(config, b"", log)
-        return f"The timing cache {self._path.name} was not used: {why}" if why else ""
+        return f"The timing cache {self.path.name} was not used: {why}" if why else ""
 
     def save(self, config: Any) -> str:
         """Writes the file with what the build has added.
@@ -93,15 +116,17 @@ class TimingCache:
         data = bytes(held.serialize())
         header = _Header(machine=self._machine, sha256=hashlib.sha256(data).hexdigest())
         try:
-            write_atomically(self._path, header.model_dump_json().encode() + b"\n" + data)
+            write_atomically(self.path, header.model_dump_json().encode() + b"\n" + data)
         except ArtifactError as error:
             return f"The timing cache was not saved: {error.message}"
         return ""
 
     def _read(self) -> bytes:
         try:
-            content = self._path.read_bytes()
+            content = self.path.read_bytes()
         except FileNotFoundError:
+            if self._required:
+                raise _UnusableError("it does not exist.") from None
             return b""
         except OSError as error:
             raise _UnusableError(f"it cannot be read: {error.strerror}.") from error

@@ -8,8 +8,15 @@ from sparseflow_trt.engines.timings import LayerTimings
 from sparseflow_trt.shapes import Profile
 
 
+class Exchange(Record):
+    """An engine that is to get other weights, and the typed model that it was built from."""
+
+    engine: str
+    model: str
+
+
 class Job(Record):
-    """What the child is to build; paths are absolute."""
+    """What the child is to build, or to refit; paths are absolute."""
 
     flavour: str
     model: str
@@ -18,6 +25,7 @@ class Job(Record):
     sparse: bool
     options: EngineOptions
     parent: int
+    exchange: Exchange | None = None
 
 
 class Outcome(Record):

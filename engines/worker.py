@@ -18,6 +18,7 @@ from pathlib import Path
 from sparseflow_trt.engines.inspect_engine import engine_information
 from sparseflow_trt.engines.inspector import layers_from_inspector
 from sparseflow_trt.engines.protocol import Progress
+from sparseflow_trt.engines.refit_engine import refit_engine
 from sparseflow_trt.engines.tactics import layers_from_log
 from sparseflow_trt.engines.tensorrt_api import build_engine, load_flavour
 from sparseflow_trt.engines.tensorrt_log import BuildLog
@@ -54,16 +55,21 @@ def _build(job: Job, send: Send) -> Outcome:
     flavour = load_flavour(job.flavour)
     log = BuildLog(sys.stdout)
     started = time.monotonic()
-    notes = build_engine(
-        flavour, Path(job.model), Path(job.engine), job.profiles, job.sparse, job.options, log, on_progress
-    )
+    model, engine, host_code = Path(job.model), Path(job.engine), job.options.version_compatible
+    notes: tuple[str, ...] = ()
+    if job.exchange:
+        on_progress(Progress("Exchanging the weights"))
+        before = (Path(job.exchange.engine), Path(job.exchange.model))
+        refit_engine(flavour, *before, model, engine, job.options, log)
+    else:
+        notes = build_engine(flavour, model, engine, job.profiles, job.sparse, job.options, log, on_progress)
     seconds = time.monotonic() - started
     if flavour.key == "tensorrt-rtx":  # no engine of it loads without a GPU that it runs on
         layers = layers_from_log(log.layers)
     else:
         on_progress(Progress("Asking the engine what it runs"))
-        host_code = job.options.version_compatible
-        texts = engine_information(flavour, Path(job.engine), job.profiles, log, host_code)
+        weights = model if job.options.strip_plan else None
+        texts = engine_information(flavour, engine, job.profiles, log, host_code, weights)
         layers = layers_from_inspector(*texts)
     timings = log.timings.layers()
     return Outcome(version=flavour.version, seconds=seconds, layers=layers, timings=timings, notes=notes)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.plan import Plan
+from sparseflow_trt.errors import PlanError
+from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -14,6 +16,29 @@ if TYPE_CHECKING:
 _DECOMPOSED = {"Exp", "Log", "Pow", "Reciprocal", "Softplus", "Sqrt"}
 _ELEMENTWISE = {"Abs", "Add", "Clip", "Div", "Max", "Min", "Mul", "Neg", "Sub"}
 _ACTIVATIONS = {"Clip", "Elu", "Erf", "Gelu", "HardSwish", "LeakyRelu", "Mish", "Relu", "Sigmoid", "Tanh"}
+
+
+def check_islands(model: ir.Model, plan: Plan) -> None:
+    """Checks that every island of a plan is an operator of ONNX's or the model's, a layer, or a node's name.
+
+    Raises:
+        PlanError: One is none of these: it would change nothing.
+    """
+    named = set(plan.islands) - set(DEFAULT_ISLANDS) - {layer.name for layer in plan.layers}
+    if not named:
+        return
+    import onnx
+
+    operators = {schema.name for schema in onnx.defs.get_all_schemas()}.union(DEFAULT_ISLANDS)
+    nodes = {node.name for node in model.graph.all_nodes() if node.name}
+    operators.update(node.op_type for node in model.graph.all_nodes())
+    unknown = sorted(named - operators - nodes)
+    if unknown:
+        near = get_close_matches(unknown[0], sorted(operators | nodes), cutoff=0.7)
+        raise PlanError(
+            f"the plan's island '{unknown[0]}' is neither an operator of ONNX nor a node of the model.",
+            f"Did you mean {' or '.join(near)}?" if near else "Name an operator's type, or a node.",
+        )
 
 
 def fp32_islands(model: ir.Model, plan: Plan) -> set[ir.Node]:

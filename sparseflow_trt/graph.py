@@ -82,6 +82,7 @@ class WeightedLayer:
         module: The torch module it came from, where the exporter says; else "".
         kind: gate_up, down, qkv, o, ffn, conv, classifier or other.
         side: Which operand the weight is: "right", or "left" (W·X).
+        dtype: Of the values that are multiplied: stored floats behind a QuantizeLinear are INT8, say.
         k_axes: The axes of the stored weight that K lies on; for Conv that of the input channels.
         first: Index in the stored weight of the first element of the first violating group.
     """
@@ -213,7 +214,7 @@ def why_not_eligible(site: LayerSite) -> str:
     """Why a layer's weight cannot be 2:4, or "" where it can."""
     if isinstance(site.weight, Untraceable):
         return site.weight.reason
-    dtype = dtype_name(site.weight.tensor)
+    dtype = product_dtype(site.weight)
     if dtype not in _SMALLEST_K:
         return f"no sparse tensor core product for {dtype} weights"
     if site.pattern_k % GROUP:
@@ -229,6 +230,12 @@ def why_not_eligible(site: LayerSite) -> str:
 def dtype_name(tensor: ir.TensorProtocol) -> str:
     """FP32, FP16, BF16, INT8, UINT8, FP8 (E4M3), FP8-E5M2, or ONNX's own name for the others."""
     return _DTYPE_NAMES.get(tensor.dtype.name, tensor.dtype.name)
+
+
+def product_dtype(weight: TracedWeight) -> str:
+    """The type of the values that are multiplied: as stored, or as a QuantizeLinear on the way makes them."""
+    made = weight.quantized
+    return _DTYPE_NAMES.get(made.name, made.name) if made else dtype_name(weight.tensor)
 
 
 def all_eligible_sparse(layers: tuple[WeightedLayer, ...]) -> bool:
@@ -254,7 +261,7 @@ def _describe(
         side=site.side,
         weight=traced.name if traced else "",
         weight_shape=tuple(int(d) for d in traced.tensor.shape.numpy()) if traced else (),
-        dtype=dtype_name(traced.tensor) if traced else "",
+        dtype=product_dtype(traced) if traced else "",
         m=site.m,
         n=site.n,
         k=site.k,

@@ -98,6 +98,7 @@ class EngineLayerRecord(Record):
     tactic: str
     profile: int
     nodes: tuple[str, ...]
+    tactic_id: str = ""
 
 
 class OutcomeRecord(Record):
@@ -140,8 +141,63 @@ class EngineRecord(Record):
     outcomes: tuple[OutcomeRecord, ...] = ()
 
 
+class TimingRecord(Record):
+    """GPU times of one engine on one input set, in milliseconds.
+
+    `p50`, `p90` and `p99` are over all launches; `low` and `high` the extremes of the rounds' medians.
+    """
+
+    p50: FiniteFloat
+    p90: FiniteFloat
+    p99: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+
+
+class DuelProfileRecord(Record):
+    """Sparse against dense at one profile's opt.
+
+    `speedup` is how many times as fast as the dense engine the sparse one is: the median of the rounds'
+    ratios; `low` and `high` are their extremes.
+    """
+
+    profile: str
+    shapes: dict[str, tuple[int, ...]]
+    sparse: TimingRecord
+    dense: TimingRecord
+    speedup: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+
+
+class DuelRecord(Record):
+    """Which engine ships, of one with sparse weights and one without, and the times that decided it.
+
+    Attributes:
+        margin: By what share sparse had to be faster.
+        why: The sentence behind `ships`.
+        speedup: The geometric mean over the profiles; None where there was nothing to compare.
+        rounds: How many rounds of each engine in turn counted.
+        launches: CUDA graph replays a round and engine.
+        sparse_outcomes: What became of each layer in the sparse engine, where that does not ship.
+    """
+
+    margin: FiniteFloat
+    ships: Literal["sparse", "dense"]
+    why: str
+    speedup: FiniteFloat | None = None
+    rounds: int = 0
+    launches: int = 0
+    profiles: tuple[DuelProfileRecord, ...] = ()
+    sparse_outcomes: tuple[OutcomeRecord, ...] = ()
+
+
 class Manifest(Record):
-    """manifest.json, schema version 1."""
+    """manifest.json, schema version 1. Fields with defaults came later: older manifests lack them.
+
+    `notes` are sentences for the person who builds that are not about the engine; `duel` is None where
+    sparse and dense were not compared.
+    """
 
     schema_version: Literal[1]
     status: Literal["pass", "fail", "not run"]
@@ -155,7 +211,9 @@ class Manifest(Record):
     layers: tuple[LayerRecord, ...]
     graph: GraphRecord
     engine: EngineRecord
+    duel: DuelRecord | None = None
     validation: Validation
+    notes: tuple[str, ...] = ()
     seconds: dict[str, FiniteFloat]
     files: dict[str, str]
 

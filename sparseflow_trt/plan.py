@@ -10,10 +10,13 @@ import yaml
 from pydantic import Field, model_validator
 
 from sparseflow_trt._schema import Record, load_yaml, parse, read_text
-from sparseflow_trt.errors import PlanError
+from sparseflow_trt.crossovers import LayerShape
+from sparseflow_trt.errors import PlanError, ShapeError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
-from sparseflow_trt.policy import Policy, judge
-from sparseflow_trt.shapes import MOST_PROFILES, Profile, dims_at
+from sparseflow_trt.lookup import judge
+from sparseflow_trt.policy import Policy
+from sparseflow_trt.shapes import MOST_PROFILES, Dims, Profile, dims_at
+from sparseflow_trt.split import Split, split_profile
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 ModelPrecision = Literal["fp32", "fp16", "bf16", "keep"]
@@ -52,6 +55,7 @@ class Plan(Record):
         precision: Of every operator that is no weighted layer and no island; "keep" leaves them as typed.
         islands: Operator types, or node names, that run in FP32 (nothing is an island under "keep").
         policy: The policy's name and what it was measured on, or why there is none.
+        split: Why the profiles are split as they are, where the plan was asked to split them.
     """
 
     schema_version: Literal[1] = 1
@@ -60,6 +64,7 @@ class Plan(Record):
     precision: ModelPrecision
     islands: tuple[str, ...] = DEFAULT_ISLANDS
     policy: str
+    split: str = ""
     profiles: tuple[Profile, ...] = Field(max_length=MOST_PROFILES)
     layers: tuple[PlannedLayer, ...]
 
@@ -83,12 +88,13 @@ class Plan(Record):
 def make_plan(
     layers: tuple[WeightedLayer, ...],
     profiles: tuple[Profile, ...],
-    input_dims: dict[str, tuple[int | str | None, ...]],
+    input_dims: dict[str, Dims],
     policy: Policy | None,
     precision: ModelPrecision,
     sparsity: SparsityMode = "policy",
     model: str = "",
     model_sha256: str = "",
+    split: Split | None = None,
 ) -> Plan:
     """Decides precision and sparsity for each layer with a constant weight.
 
@@ -101,7 +107,20 @@ def make_plan(
         sparsity: "policy" asks the policy; "force" takes every 2:4 layer; "off" none.
         model: The model file's name, for the reader.
         model_sha256: Of the model file.
+        split: Splits the one profile that there is at the crossovers of the layers.
+
+    Raises:
+        ShapeError: There is not one profile to be split, or it cannot be split along that axis.
     """
+    told = ""
+    if split:
+        if len(profiles) != 1:
+            raise ShapeError(
+                f"{len(profiles)} profiles cannot be split along '{split.axis}': it takes one.",
+                "Give the whole range with --dim or --shapes, and leave out the profiles.",
+            )
+        products = _count_products(layers, precision, sparsity)
+        profiles, told = split_profile(profiles[0], split, input_dims, products, policy)
     described = f"{policy.name} ({policy.device}, {policy.provenance})" if policy else "none"
     planned = []
     for layer in layers:
@@ -126,9 +145,22 @@ def make_plan(
         model_sha256=model_sha256,
         precision=precision,
         policy=described,
+        split=told,
         profiles=profiles,
         layers=tuple(planned),
     )
+
+
+def _count_products(
+    layers: tuple[WeightedLayer, ...], precision: ModelPrecision, sparsity: SparsityMode
+) -> Counter[LayerShape]:
+    counted: Counter[LayerShape] = Counter()
+    for layer in layers:
+        if layer.weight and layer.n and layer.k and layer.batch:
+            dtype = _layer_precision(layer, precision).upper()
+            choosable = sparsity == "policy" and layer.state is SparsityState.SPARSE
+            counted[LayerShape(layer.kind, layer.n, layer.k, layer.m, dtype, choosable)] += layer.batch
+    return counted
 
 
 def _layer_precision(layer: WeightedLayer, precision: ModelPrecision) -> Precision:
@@ -145,7 +177,7 @@ def _decide(
     layer: WeightedLayer,
     precision: Precision,
     profiles: tuple[Profile, ...],
-    input_dims: dict[str, tuple[int | str | None, ...]],
+    input_dims: dict[str, Dims],
     policy: Policy | None,
     mode: SparsityMode,
 ) -> tuple[bool, str]:
@@ -158,20 +190,23 @@ def _decide(
     if mode == "force":
         return True, "asked for: sparsity is forced"
     if policy is None:
-        hint = "measure one, name one with --policy, or use --sparsity force"
+        hint = "`sparseflow-trt autotune MODEL` measures one; or name one with --policy, or --sparsity force"
         return False, f"no policy for this device: {hint}"
-    reasons = []
+    sparse_in: dict[str, str] = {}
+    dense_in: dict[str, str] = {}
     for profile in profiles or (None,):
         m = layer.m.evaluate(dims_at(input_dims, profile, "opt") if profile else {})
         where = f"profile '{profile.name}'" if profile else "static shapes"
         if m is None:
-            reasons.append(f"{where}: M={layer.m} is not known")
+            dense_in[where] = f"M={layer.m} is not known"
             continue
         verdict = judge(policy, layer.kind, layer.n, layer.k, m, precision.upper())
-        if verdict.sparse:
-            return True, f"{where}: {verdict.reason}"
-        reasons.append(f"{where}: {verdict.reason}")
-    return False, "; ".join(reasons)
+        (sparse_in if verdict.sparse else dense_in)[where] = verdict.reason
+    if not sparse_in:
+        return False, "; ".join(f"{where}: {reason}" for where, reason in dense_in.items())
+    (first, reason), *others = sparse_in.items()
+    also = f"; sparse also in {', '.join(where for where, _ in others)}" if others else ""
+    return True, f"{first}: {reason}{also}" + (f"; dense in {', '.join(dense_in)}" if dense_in else "")
 
 
 def read_plan(path: Path) -> Plan:

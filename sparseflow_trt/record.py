@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from sparseflow_trt.engines.benchmark import Timing, ratio
 from sparseflow_trt.engines.protocol import BuiltEngine, EngineOptions
 from sparseflow_trt.exporters.apply_plan import AppliedPlan
 from sparseflow_trt.graph import WeightedLayer
 from sparseflow_trt.manifest import (
+    DuelProfileRecord,
     EngineLayerRecord,
     EngineRecord,
     GraphRecord,
     LayerRecord,
     OptOutRecord,
     OutcomeRecord,
+    TimingRecord,
 )
 from sparseflow_trt.plan import Plan
 from sparseflow_trt.shapes import POINTS, Dims, Profile, dims_at
+from sparseflow_trt.validation.feeds import InputSet
 
 
 def record_layers(
@@ -82,9 +86,30 @@ def record_engine(engine: BuiltEngine, why: str, options: EngineOptions) -> Engi
                 tactic=e.tactic,
                 profile=e.profile,
                 nodes=e.nodes,
+                tactic_id=e.tactic_id,
             )
             for e in engine.layers
         ),
+    )
+
+
+def record_rivals(given: InputSet, sparse: Timing, dense: Timing) -> DuelProfileRecord:
+    """What two engines took on one input set, which is named for its profile."""
+    speedup = ratio(dense, sparse)
+    return DuelProfileRecord(
+        profile=given.name,
+        shapes={name: array.shape for name, array in given.feeds.items()},
+        sparse=_record_timing(sparse),
+        dense=_record_timing(dense),
+        speedup=speedup.median,
+        low=speedup.low,
+        high=speedup.high,
+    )
+
+
+def _record_timing(timing: Timing) -> TimingRecord:
+    return TimingRecord(
+        p50=timing.p50, p90=timing.p90, p99=timing.p99, low=min(timing.rounds), high=max(timing.rounds)
     )
 
 

@@ -1,20 +1,24 @@
-"""Times finished artifacts on this machine's GPU, at each profile's min, opt and max."""
+"""Times engines on this machine's GPU: finished artifacts, and those that are to become one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from sparseflow_trt._schema import Record
-from sparseflow_trt.engines.benchmark import Ratio, Timing, ratio, time_interleaved
+from sparseflow_trt.engines.benchmark import Ratio, Timing, add_layers, ratio, time_interleaved
 from sparseflow_trt.engines.runner import Engine
 from sparseflow_trt.engines.tensorrt_api import load_flavour
 from sparseflow_trt.errors import ArtifactError
-from sparseflow_trt.manifest import Manifest, check_files, read_manifest
+from sparseflow_trt.manifest import EngineRecord, check_files, read_manifest
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.plan import read_plan
+from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.inputs import generate_inputs
+
+OnTimed = Callable[[str, int, int], None]  # (step, done, total)
 
 
 class TimedShapes(Record):
@@ -26,12 +30,70 @@ class TimedShapes(Record):
     speedup: Ratio | None
 
 
+@dataclass(frozen=True)
+class EngineFile:
+    """A TensorRT engine to load.
+
+    Attributes:
+        path: Its file.
+        host_code: Whether it may bring code for the CPU.
+        weights: The typed ONNX file whose weights it gets, where it was written without.
+    """
+
+    path: Path
+    host_code: bool
+    weights: Path | None = None
+
+
+def engine_file(folder: Path, engine: EngineRecord) -> EngineFile:
+    """The engine that lies in `folder`, finished or not."""
+    weights = folder / "model.onnx" if engine.options.get("strip_plan") else None
+    return EngineFile(folder / engine.file, bool(engine.options.get("version_compatible")), weights)
+
+
+def time_engines(
+    files: Sequence[EngineFile],
+    inputs: Sequence[InputSet],
+    rounds: int,
+    launches: int,
+    progress: OnTimed = lambda step, done, total: None,
+    layers: bool = False,
+) -> list[tuple[Timing, ...]]:
+    """Times TensorRT engines in turn on each input set, as CUDA graphs: for each set a timing of each engine.
+
+    Args:
+        files: Engines that take the same inputs.
+        inputs: What to run them on.
+        rounds: How many rounds count, after one that does not.
+        launches: CUDA graph replays a round and engine.
+        progress: Called with (step, done, total) before each input set.
+        layers: Whether each layer is timed too.
+
+    Raises:
+        BuildError: An engine does not load or run here.
+        InputError: An engine takes other inputs.
+        NotInstalledError: TensorRT or cuda-bindings is missing.
+    """
+    flavour = load_flavour("tensorrt")
+    timed = []
+    with ExitStack() as stack:
+        engines = [
+            stack.enter_context(Engine(flavour, file.path, file.host_code, file.weights)) for file in files
+        ]
+        for i, given in enumerate(inputs):
+            progress(f"Timing {given.name}", i, len(inputs))
+            timings = time_interleaved(engines, given.feeds, rounds, launches)
+            timed.append(add_layers(timings, engines, given.feeds) if layers else timings)
+    return timed
+
+
 def time_artifacts(
     folder: Path,
     against: Path | None,
     rounds: int,
     launches: int,
-    progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+    progress: OnTimed = lambda step, done, total: None,
+    layers: bool = False,
 ) -> tuple[TimedShapes, ...]:
     """Times an artifact's engine, in turn with another's, on seeded inputs of its own profiles.
 
@@ -41,6 +103,7 @@ def time_artifacts(
         rounds: How many rounds count, after one that does not.
         launches: CUDA graph replays a round and engine.
         progress: Called with (step, done, total).
+        layers: Whether each layer is timed too.
 
     Raises:
         ArtifactError: A folder is no artifact, or its engine is not TensorRT's.
@@ -49,34 +112,29 @@ def time_artifacts(
         NotInstalledError: TensorRT or cuda-bindings is missing.
     """
     folders = [folder, *([against] if against else [])]
-    files = [_engine_file(f) for f in folders]  # each with whether it may bring host code
+    files = [_timeable(f) for f in folders]
     inputs = generate_inputs(read_model(folder / "model.onnx"), read_plan(folder / "plan.yaml").profiles)
-    flavour = load_flavour("tensorrt")
-    timed = []
-    with ExitStack() as stack:
-        engines = [stack.enter_context(Engine(flavour, *file)) for file in files]
-        for i, given in enumerate(inputs):
-            progress(f"Timing {given.name}", i, len(inputs))
-            timings = time_interleaved(engines, given.feeds, rounds, launches)
-            other = timings[1] if against else None
-            shapes = ", ".join(f"{name} {'×'.join(map(str, a.shape))}" for name, a in given.feeds.items())
-            timed.append(
-                TimedShapes(
-                    shapes=f"{given.name}: {shapes}",
-                    timing=timings[0],
-                    against=other,
-                    speedup=ratio(other, timings[0]) if other else None,
-                )
-            )
-    return tuple(timed)
+    timed = time_engines(files, inputs, rounds, launches, progress, layers)
+    return tuple(_timed_shapes(given, timings) for given, timings in zip(inputs, timed, strict=True))
 
 
-def _engine_file(folder: Path) -> tuple[Path, bool]:
-    manifest: Manifest = read_manifest(folder)
+def _timed_shapes(given: InputSet, timings: tuple[Timing, ...]) -> TimedShapes:
+    timing, *others = timings
+    shapes = ", ".join(f"{name} {'×'.join(map(str, a.shape))}" for name, a in given.feeds.items())
+    return TimedShapes(
+        shapes=f"{given.name}: {shapes}",
+        timing=timing,
+        against=others[0] if others else None,
+        speedup=ratio(others[0], timing) if others else None,
+    )
+
+
+def _timeable(folder: Path) -> EngineFile:
+    manifest = read_manifest(folder)
     check_files(manifest, folder)
     if manifest.engine.backend != "tensorrt":
         raise ArtifactError(
             f"{folder} holds an engine of {manifest.engine.backend}; only TensorRT's are timed.",
             "Build it with --backend tensorrt, on the machine with the GPU.",
         )
-    return folder / manifest.engine.file, bool(manifest.engine.options.get("version_compatible"))
+    return engine_file(folder, manifest.engine)

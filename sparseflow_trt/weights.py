@@ -23,12 +23,14 @@ class TracedWeight:
 
     `steps` lead from the stored array to the node's operand. `zero_point` is the stored value that
     means 0 (not 0 only for integers behind DequantizeLinear); it broadcasts against the stored array.
+    `quantized` is the type that a QuantizeLinear on the way makes of stored floats.
     """
 
     value: ir.Value
     tensor: ir.TensorProtocol
     steps: tuple[Step, ...]
     zero_point: Array | int = 0
+    quantized: ir.DataType | None = None
 
     @property
     def name(self) -> str:
@@ -146,6 +148,8 @@ def _traced(value: ir.Value, tensor: ir.TensorProtocol, above: list[ir.Node]) ->
             if math.prod(reshaped) != math.prod(shape) or min(reshaped, default=0) < 0:
                 raise ValueError(f"{_label(node)} makes {list(reshaped)} of {list(shape)}")
             traced = replace(traced, steps=(*traced.steps, ("reshape", reshaped)))
+        elif node.op_type == "QuantizeLinear":
+            traced = replace(traced, quantized=_quantized_type(node))
         elif node.op_type == "DequantizeLinear":
             zero_point = _zero_point(node, traced)
             if isinstance(zero_point, Untraceable):
@@ -200,6 +204,15 @@ def _ints(node: ir.Node, index: int, name: str) -> tuple[int, ...] | None:
         return None if tensor is None else tuple(int(d) for d in tensor.numpy().reshape(-1))
     attribute = node.attributes.get(name)
     return tuple(attribute.as_ints()) if attribute else None
+
+
+def _quantized_type(node: ir.Node) -> ir.DataType:
+    """What QuantizeLinear makes: its zero point's type, or the one it says; ONNX's default is UINT8."""
+    import onnx_ir as ir
+
+    zero_point = node.inputs[2] if len(node.inputs) > 2 else None
+    said = zero_point.dtype if zero_point is not None else None
+    return said or ir.DataType(_int_attribute(node, "output_dtype", 0) or ir.DataType.UINT8)
 
 
 def _zero_point(node: ir.Node, traced: TracedWeight) -> Array | int | Untraceable:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,10 @@ import onnx
 import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper
+
+if TYPE_CHECKING:
+    from sparseflow_trt.timing import EngineFile
+    from sparseflow_trt.validation.feeds import InputSet
 
 settings.register_profile("here", deadline=None)  # the first example pays for imports
 settings.load_profile("here")
@@ -142,3 +147,73 @@ def models(tmp_path: Path) -> Models:
 def naive() -> Naive:
     """Slow, obvious 2:4 arithmetic."""
     return Naive()
+
+
+class Duels:
+    """Duels on a machine with no GPU: ONNX Runtime builds both engines, and their times are given.
+
+    Attributes:
+        speedups: How many times as fast as the dense engine the sparse one shall be, by input set; 1 where
+            it is not said.
+        timed: What was timed: the engines' files and the inputs.
+        plans: What was built, in order.
+    """
+
+    def __init__(self) -> None:
+        self.speedups: dict[str, float] = {}
+        self.timed: list[tuple[Sequence[EngineFile], Sequence[InputSet]]] = []
+        self.plans: list[Any] = []
+
+    name = "onnxruntime"
+
+    def versions(self) -> dict[str, str]:
+        """Of the stand-in."""
+        return {"stand-in": "1"}
+
+    def graph_needs(self) -> Any:
+        """As TensorRT's: one switch for all layers, so that dense ones have to be opted out."""
+        from sparseflow_trt.target import GraphNeeds
+
+        return GraphNeeds(opts_out_dense=True)
+
+    def build(self, request: Any, on_progress: Callable[..., None]) -> Any:
+        """Builds with ONNX Runtime and says of each layer that its plan was followed."""
+        from sparseflow_trt.engines.ort import OnnxRuntimeBackend
+        from sparseflow_trt.engines.outcomes import LayerOutcome
+
+        self.plans.append(request.plan)
+        told = tuple(
+            LayerOutcome(p.name, 0, sparse=p.sparsity == "sparse", best_sparse_ms=0.5, best_dense_ms=0.25)
+            for p in request.plan.layers
+        )
+        return replace(OnnxRuntimeBackend().build(request, on_progress), outcomes=told)
+
+    def time(
+        self,
+        files: Sequence[EngineFile],
+        inputs: Sequence[InputSet],
+        rounds: int,
+        launches: int,
+        progress: Any,
+    ) -> list[Any]:
+        """In the place of `timing.time_engines`: the dense engine, the second, takes 2 ms."""
+        from sparseflow_trt.engines.benchmark import Timing
+
+        assert all(file.path.is_file() for file in files)
+        self.timed.append((files, inputs))
+        found = []
+        for number, given in enumerate(inputs):
+            progress(f"Timing {given.name}", number, len(inputs))
+            took = (2.0 / self.speedups.get(given.name, 1.0), 2.0)
+            found.append(tuple(Timing((ms,) * rounds, ms, ms, ms, rounds * launches) for ms in took))
+        return found
+
+
+@pytest.fixture
+def duels(monkeypatch: pytest.MonkeyPatch) -> Duels:
+    """Stands in for TensorRT and the GPU wherever sparse is built against dense."""
+    made = Duels()
+    monkeypatch.setattr("sparseflow_trt.pipeline.check_duel", lambda *_: None)
+    monkeypatch.setattr("sparseflow_trt.pipeline.backend_for", lambda _: (made, "It stands in."))
+    monkeypatch.setattr("sparseflow_trt.duel.time_engines", made.time)
+    return made

@@ -351,8 +351,34 @@ def test_through_quantize_and_dequantize(models: Models) -> None:
         helper.make_node("DequantizeLinear", ["q", "s", "z"], ["v"]),
     ]
     more = {"s": np.float32(0.1).reshape(()), "z": np.uint8(128).reshape(())}
-    assert _chain(models, nodes, {"w": prune_2to4(_random(64, 32), 0), **more}).state is SPARSE
+    layer = _chain(models, nodes, {"w": prune_2to4(_random(64, 32), 0), **more})
+    assert (layer.state, layer.dtype) == (SPARSE, "UINT8")
     assert _chain(models, nodes, {"w": _random(64, 32), **more}).state is NOT_SPARSE
+
+
+@pytest.mark.parametrize(
+    ("zero", "said", "dtype", "state"),
+    [
+        (np.int8(0), None, "INT8", SPARSE),
+        (None, None, "UINT8", SPARSE),
+        (None, TensorProto.INT8, "INT8", SPARSE),
+        (None, TensorProto.FLOAT8E4M3FN, "FP8", SPARSE),
+        (None, TensorProto.INT4, "INT4", NOT_ELIGIBLE),
+    ],
+)
+def test_stored_floats_are_multiplied_as_what_they_are_quantized_to(
+    zero: np.int8 | None, said: int | None, dtype: str, state: SparsityState, models: Models
+) -> None:
+    names = ["s"] + ["z"] * (zero is not None)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["w", *names], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", *names], ["v"]),
+    ]
+    if said is not None:
+        nodes[0].attribute.append(helper.make_attribute("output_dtype", said))
+    more = {"s": np.float32(0.1).reshape(())} | ({} if zero is None else {"z": zero.reshape(())})
+    layer = _chain(models, nodes, {"w": prune_2to4(_random(64, 32), 0), **more})
+    assert (layer.state, layer.dtype) == (state, dtype)
 
 
 def test_blocked_zero_points_are_named(models: Models) -> None:

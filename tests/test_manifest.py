@@ -44,6 +44,13 @@ def test_comes_back_as_it_was_written(manifest: Manifest, tmp_path: Path) -> Non
     check_files(manifest, tmp_path)
 
 
+def test_one_of_before_duels_is_read(manifest: Manifest, tmp_path: Path) -> None:
+    old = manifest.model_dump(mode="json")
+    assert (old.pop("duel"), old.pop("notes")) == (None, [])
+    (tmp_path / NAME).write_text(json.dumps(old))
+    assert read_manifest(tmp_path) == manifest
+
+
 def _with(data: dict[str, Any], path: str, value: Any) -> str:
     *way, last = path.split(".")
     inner = data

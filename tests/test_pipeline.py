@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from sparseflow_trt._files import sha256_of
+from sparseflow_trt.artifact_validation import ValidationOptions, validate_artifact
 from sparseflow_trt.engines.choose import BackendName
 from sparseflow_trt.errors import ArtifactError, BuildError, InputError, PlanError
 from sparseflow_trt.manifest import check_files, read_manifest
@@ -22,11 +23,9 @@ from sparseflow_trt.pipeline import (
     BuildOptions,
     BuildResult,
     PlanOptions,
-    ValidationOptions,
     build,
     plan_for,
     read,
-    validate_artifact,
 )
 from sparseflow_trt.plan import Plan, read_plan
 from sparseflow_trt.policy import Point, Policy
@@ -197,7 +196,8 @@ def test_a_static_convolutional_net(backend: BackendName, models: Models, run: R
 
 def test_a_policy_decides_and_lies_beside_the_plan(models: Models, run: Run) -> None:
     shape: dict[str, Any] = {"kind": "gate_up", "n": 128, "k": 64, "m": 4, "dtype": "FP16"}
-    points = (Point(**shape, kernel="dense", us=2), Point(**shape, kernel="tensorrt-sparse", us=1))
+    shape["library"] = "tensorrt"
+    points = (Point(**shape, kernel="dense", us=2), Point(**shape, kernel="sparse", us=1))
     policy = Policy(
         schema_version=1, name="mine", device="a card", compute_capability="8.0", provenance="measured",
         source="here", points=points,

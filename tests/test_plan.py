@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseflow_trt.errors import PlanError
+from sparseflow_trt.errors import PlanError, ShapeError
 from sparseflow_trt.graph import SparsityState, SymbolicM, WeightedLayer
 from sparseflow_trt.plan import (
     Plan,
@@ -24,6 +24,7 @@ from sparseflow_trt.plan import (
 )
 from sparseflow_trt.policy import Policy, Threshold
 from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.split import Split
 
 POLICY = Policy(
     schema_version=1,
@@ -32,7 +33,7 @@ POLICY = Policy(
     compute_capability="9.0",
     provenance="measured",
     source="a test",
-    thresholds={"qkv": Threshold(min_m=100)},
+    thresholds=(Threshold(kind="qkv", library="tensorrt", dtype="FP16", min_m=100),),
 )
 DIMS: dict[str, tuple[int | str | None, ...]] = {"x": ("batch", 64)}
 
@@ -81,6 +82,8 @@ def test_the_policy_decides_at_the_opt_shape() -> None:
 
 def test_one_profile_that_wins_is_enough_and_all_that_lose_are_said() -> None:
     assert _decision(_layer("a"), 1, 100).reason.startswith("profile 'p1'")
+    several = _decision(_layer("a"), 1, 100, 200, 2).reason
+    assert several.endswith("; sparse also in profile 'p2'; dense in profile 'p0', profile 'p3'")
     lost = _decision(_layer("a"), 1, 2)
     assert "profile 'p0'" in lost.reason
     assert "; profile 'p1'" in lost.reason
@@ -138,6 +141,37 @@ def test_layers_without_a_weight_are_not_planned() -> None:
     assert [layer.name for layer in plan.layers] == ["b"]
     assert (plan.model, plan.policy) == ("m.onnx", "mine (GPU X, measured)")
     check_plan(plan, (dynamic, _layer("b")))
+
+
+def test_a_plan_splits_its_profile_where_its_layers_change() -> None:
+    """The policy takes qkv sparse from M=100 on, and has no word on down."""
+    layers = (_layer("a"), _layer("b", kind="down", n=8), _layer("c", SparsityState.NOT_SPARSE, n=8))
+    plan = make_plan(layers, (_profile("p", 500),), DIMS, POLICY, "fp16", split=Split("batch"))
+    assert [(p.name, p.inputs["x"]) for p in plan.profiles] == [
+        ("batch-1-99", ShapeRange(min=(1, 64), opt=(10, 64), max=(99, 64))),
+        ("batch-100-999", ShapeRange(min=(100, 64), opt=(500, 64), max=(999, 64))),
+    ]
+    assert plan.split.startswith("axis 'batch' is split where layers change, at 100 (qkv)")
+    assert [layer.sparsity for layer in plan.layers] == ["sparse", "dense", "dense"]
+    assert plan.layers[0].reason.startswith("profile 'batch-100-999': threshold of kind 'qkv'")
+    assert plan.layers[0].reason.endswith("; dense in profile 'batch-1-99'")
+    assert all(f"profile '{p.name}': no measurement" in plan.layers[1].reason for p in plan.profiles)
+
+
+@pytest.mark.parametrize("options", [{"policy": None}, {"sparsity": "off"}, {"sparsity": "force"}])
+def test_where_the_policy_does_not_decide_nothing_is_split(options: dict[str, Any]) -> None:
+    options = {"policy": POLICY, **options}
+    plan = make_plan(
+        (_layer("a"),), (_profile("p", 500),), DIMS, precision="fp16", split=Split("batch"), **options
+    )
+    assert plan.profiles == (_profile("p", 500),)
+    assert "is not split: no layer changes" in plan.split
+
+
+@pytest.mark.parametrize("profiles", [(), (_profile("a", 1), _profile("b", 2))])
+def test_only_one_profile_can_be_split(profiles: tuple[Profile, ...]) -> None:
+    with pytest.raises(ShapeError, match="profiles cannot be split along 'batch': it takes one"):
+        make_plan((_layer("a"),), profiles, DIMS, POLICY, "fp16", split=Split("batch"))
 
 
 # ---- YAML

@@ -50,6 +50,7 @@ class Candidate:
         as_written: Whether an ONNX file runs as the reference does, with no graph optimization: so that
             what is compared is the graph, and not what ONNX Runtime makes of it. (Its optimizer breaks
             Q/DQ with FP16 scales, for one.)
+        prepare: What is done to a loaded engine before it runs: one without weights is given them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Candidate:
     kind: Literal["onnx", "engine"]
     not_run: str = ""
     as_written: bool = False
+    prepare: Callable[[Any], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _open(candidate: Candidate, fed: Collection[str]) -> _Trial:
 
 def _runner(candidate: Candidate) -> tuple[BaseRunner, str]:
     if candidate.kind == "engine":
-        return engine_runner(candidate.path, candidate.name), engine_runtime()
+        return engine_runner(candidate.path, candidate.name, candidate.prepare), engine_runtime()
     runner = as_written_runner if candidate.as_written else ort_runner
     return runner(candidate.path, candidate.name), ort_runtime()
 

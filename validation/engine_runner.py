@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,17 @@ if TYPE_CHECKING:
     from sparseflow_trt.validation.feeds import InputSet
 
 
-def engine_runner(path: Path, name: str) -> TrtRunner:
+def engine_runner(path: Path, name: str, prepare: Callable[[Any], None] | None = None) -> TrtRunner:
     """A runner of a TensorRT engine file. The engine is loaded here, once.
 
+    Args:
+        path: The file.
+        name: The runner's.
+        prepare: What is done to the loaded engine before it runs.
+
     Raises:
-        BuildError: The file cannot be read, or this TensorRT or this GPU does not take the engine.
+        BuildError: The file cannot be read, this TensorRT or this GPU does not take the engine, or it
+            cannot be prepared.
         NotInstalledError: TensorRT or Polygraphy.
     """
     require("tensorrt", "running an engine")
@@ -29,7 +36,10 @@ def engine_runner(path: Path, name: str) -> TrtRunner:
 
     try:
         with quiet_polygraphy():
-            return TrtRunner(EngineFromBytes(path.read_bytes())(), name)
+            engine = EngineFromBytes(path.read_bytes())()
+            if prepare:
+                prepare(engine)
+            return TrtRunner(engine, name)
     except (PolygraphyException, OSError, RuntimeError) as error:
         raise BuildError(
             f"TensorRT does not load {path}: {one_line(error)}.",

@@ -22,7 +22,7 @@ from sparseflow_trt.cli.options import (
     take_engine_options,
     validation_options,
 )
-from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
+from sparseflow_trt.cli.verdicts import exit_code_of, print_duel, print_validation
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.choose import BackendName
@@ -50,6 +50,14 @@ if TYPE_CHECKING:
 )
 @engine_options
 @validation_options
+@click.option(
+    "--verdict",
+    is_flag=True,
+    help="Build a dense engine, too, time both in turn on the GPU, and ship dense unless sparse wins.",
+)
+@click.option(
+    "--margin", type=float, metavar="SHARE", help="With --verdict: by how much it has to. Default: 0.02."
+)
 @click.option("--force", is_flag=True, help="Build although nothing has changed.")
 @common_options
 def command(
@@ -60,6 +68,8 @@ def command(
     inputs: str | None,
     seed: int,
     tolerances: tuple[str, ...],
+    verdict: bool,
+    margin: float | None,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -82,6 +92,7 @@ def command(
         backend=backend,
         validation=read_validation_options(inputs, seed, tolerances),
         engine=engine,
+        margin=_read_margin(verdict, margin),
         force=force,
         command=shlex.join(["sparseflow-trt", *sys.argv[1:]]),
     )
@@ -98,15 +109,29 @@ def command(
 
 
 def _refuse_both(options: dict[str, Any]) -> None:
-    names = ("dims", "shapes", "profiles", "shapes_file", "policy", "precision")
+    names = ("dims", "shapes", "profiles", "shapes_file", "split", "traffic", "policy", "precision")
     if any(options[name] for name in names) or options["sparsity"] != "policy":
         raise click.UsageError("--plan holds shapes, policy, precision and sparsity itself: edit it there.")
+
+
+def _read_margin(verdict: bool, margin: float | None) -> float | None:
+    from sparseflow_trt.duel import MARGIN
+
+    if margin is None:
+        return MARGIN if verdict else None
+    if not verdict:
+        raise click.UsageError("--margin is by how much sparse has to win with --verdict: give both.")
+    if not 0 <= margin < 1:  # false for nan, too
+        raise click.UsageError(f"--margin {margin:g} is no share: give one from 0 to below 1, such as 0.02.")
+    return margin
 
 
 def _print(result: BuildResult) -> None:
     manifest, out = result.manifest, console.out()
     if result.unchanged:
         out.print("Nothing has changed since this artifact was built; --force builds it again.")
+    for note in manifest.notes:
+        out.print(console.styled(note, "yellow"))
     _print_layers(manifest)
     engine = manifest.engine
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
@@ -116,6 +141,8 @@ def _print(result: BuildResult) -> None:
         if sentence:
             out.print("  ", console.styled(sentence, "yellow"), sep="")
     print_evidence(manifest)
+    if manifest.duel:
+        print_duel(manifest.duel)
     print_validation(manifest.validation)
     out.print(f"\nArtifact: {result.artifact}\nReport:   {result.artifact / 'report.html'}")
 

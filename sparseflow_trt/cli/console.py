@@ -16,7 +16,10 @@ from rich.text import Text
 
 _WIDTH = 160  # of a table in a file or a pipe, where there is no terminal to ask
 # Where a table is too wide these columns give way: numbers and words of a fixed list are not broken.
-_WRAPPED = {"Candidate", "Finding", "Install", "Layer", "Output", "Reason", "Source", "Thresholds", "Why"}
+_WRAPPED = {
+    "Candidate", "Finding", "Install", "Kernel or layer", "Layer", "Output", "Reason", "Source", "Thresholds",
+    "Why",
+}  # fmt: skip
 
 
 def out() -> Console:

@@ -1,10 +1,14 @@
-"""The command group, and the one place where an error becomes a red line, a hint and an exit code."""
+"""The command group, and the one place where an error becomes a red line, a hint and an exit code.
+
+With --json it is an object on standard output, too: {"error": {"message", "hint", "exit_code"}}.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import io
+import json
 import os
 import sys
 import traceback
@@ -20,9 +24,14 @@ _COMMANDS = {
     "prune": ("prune", "Prune an ONNX model 2:4 by magnitude."),
     "plan": ("plan", "Decide precision and sparsity per layer; write the plan as YAML."),
     "build": ("build", "Build an engine, validate it, write an artifact."),
+    "refit": ("refit", "Give an artifact's engine another model's weights."),
     "validate": ("validate", "Compare an artifact with its FP32 reference again."),
     "bench": ("bench", "Time an artifact on this machine's GPU, alone or against another."),
-    "policy": ("policy", "List and show policies: from which M on sparse wins."),
+    "profile": ("profile_model", "Where a model's GPU time goes, and the ceiling that follows."),
+    "policy": ("policy", "List, show, draw, ask and import policies: from which M on sparse wins."),
+    "autotune": ("autotune", "Measure where sparse wins on this machine's GPU; write a policy."),
+    "estimate": ("estimate", "What 2:4 weights would gain on a GPU, before pruning; no GPU needed."),
+    "roi": ("roi", "GPUs and cost per month, dense against sparse."),
     "doctor": ("doctor", "What this machine can do, and what to install."),
 }
 
@@ -106,6 +115,9 @@ def _complain(message: str, hint: str, code: int = EXIT_FAILED) -> int:
     click.echo(click.style("error: ", fg="red", bold=True) + _printable(message), err=True)
     if hint:
         click.echo(click.style("hint:  ", bold=True) + _printable(hint), err=True)
+    if "--json" in sys.argv:
+        with contextlib.suppress(OSError):  # a standard output that takes nothing has been complained of
+            print(json.dumps({"error": {"message": message, "hint": hint, "exit_code": code}}, indent=2))
     return code
 
 

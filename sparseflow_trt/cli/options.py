@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from sparseflow_trt.artifact_validation import ValidationOptions
     from sparseflow_trt.engines.protocol import EngineOptions
-    from sparseflow_trt.pipeline import PlanOptions, ValidationOptions
+    from sparseflow_trt.pipeline import PlanOptions
     from sparseflow_trt.policy import Policy
+    from sparseflow_trt.shapes import ShapeRange
 
 _MOST_WORKSPACE = 1 << 24  # MiB: 16 TiB
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -47,6 +49,16 @@ def plan_options(function: _F) -> _F:
             "--shapes-file", type=click.Path(path_type=Path), metavar="FILE",
             help="More profiles, as YAML: a list of {name, axes: {batch: [1, 8, 32]}, "
             "shapes: {INPUT: {min, opt, max}}}.",
+        ),
+        click.option(
+            "--split", metavar="AXIS",
+            help="Split the profile along AXIS where the policy's layers change between sparse and dense: "
+            "into 4 at most, and only where a cut gains something.",
+        ),
+        click.option(
+            "--traffic", type=click.Path(path_type=Path), metavar="FILE",
+            help="With --split: how often which M (the rows of the layers' products) comes, as CSV "
+            '(m,weight) or JSON ({"512": 10}). It weighs the cuts and gives each profile its opt.',
         ),
         click.option(
             "--policy", metavar="NAME|FILE",
@@ -102,6 +114,17 @@ def engine_options(function: _F) -> _F:
         ),
         click.option("--version-compatible", is_flag=True, help="For later TensorRT releases, too."),
         click.option("--hardware-compatible", is_flag=True, help="For other GPUs, too, from Ampere on."),
+        click.option("--refit", is_flag=True, help="So that `refit` can give it other weights later."),
+        click.option(
+            "--strip-plan", is_flag=True,
+            help="Leave the weights out of the engine: it takes those of the artifact's model.onnx when it "
+            "is loaded.",
+        ),
+        click.option(
+            "--like", type=click.Path(path_type=Path), metavar="ARTIFACT",
+            help="Ask for the tactics of an earlier build by the same TensorRT on the same GPU and driver; "
+            "what differs is said.",
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -114,6 +137,8 @@ def take_engine_options(options: dict[str, Any]) -> EngineOptions:
 
     from sparseflow_trt.engines.protocol import EngineOptions
 
+    if options["like"] and options["timing_cache"]:
+        raise click.UsageError("--like brings measurements of its own: leave --timing-cache out.")
     return EngineOptions(**{field.name: options.pop(field.name) for field in fields(EngineOptions)})
 
 
@@ -122,6 +147,8 @@ def read_plan_options(
     shapes: tuple[str, ...],
     profiles: tuple[str, ...],
     shapes_file: Path | None,
+    split: str | None,
+    traffic: Path | None,
     policy: str | None,
     precision: Any,
     sparsity: Any,
@@ -129,21 +156,43 @@ def read_plan_options(
     """What the plan options ask for.
 
     Raises:
-        ShapeError: A range, a profile or the shapes file cannot be read, or a range is given twice.
+        ShapeError: A range, a profile, the shapes file or the traffic cannot be read, or a range is given
+            twice.
         PolicyError: There is no such policy.
     """
     from sparseflow_trt.pipeline import PlanOptions
     from sparseflow_trt.profile_specs import parse_profile, read_shapes_file
-    from sparseflow_trt.shapes import parse_axis_range, parse_input_range
+    from sparseflow_trt.split import Split
+    from sparseflow_trt.traffic import read_traffic
 
+    if traffic and not split:
+        raise click.UsageError("--traffic weighs the cuts of --split: give both.")
+    if split and (profiles or shapes_file):
+        raise click.UsageError("--split makes the profiles: give the whole range with --dim or --shapes.")
+    axes, inputs = read_ranges(dims, shapes)
     return PlanOptions(
         policy=find_policy_for(policy),
-        axes=_each_once(map(parse_axis_range, dims), "axis"),
-        shapes=_each_once(map(parse_input_range, shapes), "input"),
+        axes=axes,
+        shapes=inputs,
         profiles=(*map(parse_profile, profiles), *(read_shapes_file(shapes_file) if shapes_file else ())),
         precision=precision,
         sparsity=sparsity,
+        split=Split(split, read_traffic(traffic) if traffic else None) if split else None,
     )
+
+
+def read_ranges(
+    dims: tuple[str, ...], shapes: tuple[str, ...]
+) -> tuple[dict[str, tuple[int, int, int]], dict[str, ShapeRange]]:
+    """The ranges of axes and of inputs that --dim and --shapes give.
+
+    Raises:
+        ShapeError: One cannot be read, or is given twice.
+    """
+    from sparseflow_trt.shapes import parse_axis_range, parse_input_range
+
+    axes = _each_once(map(parse_axis_range, dims), "axis")
+    return axes, _each_once(map(parse_input_range, shapes), "input")
 
 
 def _each_once(pairs: Iterable[tuple[str, _T]], what: str) -> dict[str, _T]:
@@ -178,7 +227,7 @@ def read_validation_options(inputs: str | None, seed: int, tolerances: tuple[str
     Raises:
         InputError: A tolerance reads otherwise.
     """
-    from sparseflow_trt.pipeline import ValidationOptions
+    from sparseflow_trt.artifact_validation import ValidationOptions
     from sparseflow_trt.validation.tolerances import parse_tolerances
 
     return ValidationOptions(inputs, seed, parse_tolerances(tolerances))

@@ -53,4 +53,15 @@ def print_plan(plan: Any) -> None:
             layer.module or layer.name, layer.kind, str(layer.n), str(layer.k), layer.precision,
             console.styled(layer.sparsity, colour), layer.reason,
         )  # fmt: skip
-    console.out().print(table)
+    out = console.out()
+    out.print(table)
+    if plan.split:
+        out.print(f"\nProfiles: {plan.split}")
+        for profile in plan.profiles:
+            ranges = ((name, r.min, r.opt, r.max) for name, r in profile.inputs.items())
+            said = ", ".join(f"{name} {'…'.join(map(_shape, shapes))}" for name, *shapes in ranges)
+            out.print(f"  {profile.name}: {said}")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -25,7 +25,7 @@ def command(
 
     Exits with 4 where the outputs differ more than they may, with 1 where nothing could be compared.
     """
-    from sparseflow_trt.pipeline import validate_artifact
+    from sparseflow_trt.artifact_validation import validate_artifact
 
     options = read_validation_options(inputs, seed, tolerances)
     with console.progress_bar() as show:

@@ -1,4 +1,4 @@
-"""Renders a validation: the verdict of each candidate, and its outputs' figures."""
+"""Renders verdicts: a validation's, with its outputs' figures, and a duel's, with both engines' times."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sparseflow_trt.errors import EXIT_FAILED, EXIT_OK, EXIT_OUTPUTS_DIFFER
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from sparseflow_trt.manifest import DuelRecord, TimingRecord
     from sparseflow_trt.verdict import Validation
 
 _COLOURS = {"pass": "green", "fail": "red", "not run": "yellow"}
@@ -40,6 +41,35 @@ def print_validation(validation: Validation) -> None:
     for candidate in validation.candidates:
         if candidate.reason and candidate.verdict != "pass":
             out.print(f"  {candidate.name}: {candidate.reason}")
+
+
+def print_duel(duel: DuelRecord) -> None:
+    """Prints which of a sparse and a dense engine ships and why, and both engines' times at each profile."""
+    out, colour = console.out(), "green" if duel.ships == "sparse" else "yellow"
+    out.print("\nSparse against dense:", console.styled(duel.why, colour))
+    if not duel.profiles:
+        return
+    out.print(f"  GPU times in ms, {duel.rounds} rounds of {duel.launches} CUDA graphs, engines in turn:")
+    table = console.table(
+        "Profile", "Shapes", "Engine", ">p50", ">p90", ">p99", ">Rounds", ">Dense over sparse", ">Of rounds"
+    )
+    for row in duel.profiles:
+        shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in row.shapes.items())
+        table.add_row(
+            row.profile, shapes, "sparse", *_times(row.sparse), f"{row.speedup:.3f}×",
+            f"{row.low:.3f}–{row.high:.3f}",
+        )  # fmt: skip
+        table.add_row("", "", "dense", *_times(row.dense))
+    out.print(table)
+    if duel.sparse_outcomes:
+        ran, of = sum(o.sparse for o in duel.sparse_outcomes), len(duel.sparse_outcomes)
+        told = f"  In the sparse engine {ran} of {of} layers and profiles ran a sparse kernel; "
+        out.print(f"{told}duel.sparse_outcomes of manifest.json has each one's times.")
+
+
+def _times(timing: TimingRecord) -> list[str]:
+    figures = [f"{value:.4f}" for value in (timing.p50, timing.p90, timing.p99)]
+    return [*figures, f"{timing.low:.4f}–{timing.high:.4f}"]
 
 
 def exit_code_of(validation: Validation) -> int:

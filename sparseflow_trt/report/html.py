@@ -19,11 +19,12 @@ def write_report(manifest: Manifest, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    engine = manifest.engine
     sparse = sum(layer.sparsity == "sparse" for layer in manifest.layers)
-    types = Counter((layer.type, layer.precision) for layer in manifest.engine.layers)
+    types = Counter((layer.type, layer.precision) for layer in engine.layers)
     page = environment.get_template("report.html.jinja").render(
         manifest=manifest,
-        notes=[n for n in dict.fromkeys((manifest.engine.sparse_tactics, *manifest.engine.notes)) if n],
+        notes=[n for n in dict.fromkeys((*manifest.notes, engine.sparse_tactics, *engine.notes)) if n],
         sparse_layers=sparse,
         engine_types=types.most_common(),
     )

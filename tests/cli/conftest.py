@@ -40,10 +40,20 @@ class Ended:
 
     @property
     def error(self) -> str:
-        """What the error line says; checks that the command failed as it should: in words and only there."""
+        """What the error line says; checks that the command failed as it should: in words and only there.
+
+        With --json, standard output says the same.
+        """
         assert self.code not in (0, 3, 4), self
-        assert self.out == ""
         lines = self.err.strip().splitlines()
+        if self.out:
+            said = self.json["error"]
+            assert (list(self.json), list(said)) == (["error"], ["message", "hint", "exit_code"])
+            assert said["exit_code"] == self.code
+            assert [
+                f"error: {said['message']}",
+                *([f"hint:  {said['hint']}"] if said["hint"] else ()),
+            ] == lines
         assert "Traceback" not in self.err
         assert lines[0].startswith("error: "), self.err
         assert [line[:7] for line in lines].count("error: ") == 1

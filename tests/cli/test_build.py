@@ -113,6 +113,22 @@ def test_an_edited_plan_is_built(sparseflow: Sparseflow, mlp: MakeModel, own_fol
     assert "--plan holds shapes, policy, precision and sparsity itself" in ended.error
 
 
+def test_a_plan_for_another_file_is_built_and_said(
+    sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    sparseflow("plan", mlp(), *BATCH, "-o", "plan.yaml")
+    command = ("build", mlp("other.onnx", seed=1), "--plan", "plan.yaml", *QUICK[2:], "-o", "out")
+    said = "The plan was made for another file than other.onnx (SHA-256 "
+    ended = sparseflow(*command)
+    assert (ended.code, ended.out.count(said)) == (0, 1)
+    assert said in sparseflow(*command).out, "also where nothing has changed"
+    assert said in (own_folder / "out" / "report.html").read_text(encoding="utf-8")
+    plan = own_folder / "plan.yaml"
+    plan.write_text(yaml.safe_dump(yaml.safe_load(plan.read_text()) | {"model_sha256": ""}))
+    assert sparseflow(*command, "--json").json["manifest"]["notes"] == []
+    assert sparseflow("build", mlp(), *QUICK, "-o", "own", "--json").json["manifest"]["notes"] == []
+
+
 @pytest.mark.parametrize(
     ("edit", "says"),
     [

@@ -13,6 +13,7 @@ import pytest
 
 from sparseflow_trt import __version__
 from sparseflow_trt.cli.main import _COMMANDS
+from sparseflow_trt.errors import EvidenceError, NotInstalledError
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
@@ -70,6 +71,45 @@ def test_wrong_usage(arguments: tuple[str, ...], says: str, sparseflow: Sparsefl
     assert ended.code == 2
     assert says in ended.error
     assert "--help shows what it takes" in ended.err
+
+
+@pytest.mark.parametrize("command", [*(c for c in _COMMANDS if c != "policy"), "policy show", "policy list"])
+def test_every_commands_errors_are_json_with_json(command: str, sparseflow: Sparseflow) -> None:
+    ended = sparseflow(*command.split(), "--json", "--frobnicate")
+    message, said = ended.error, ended.json["error"]  # which checks that both say the same
+    assert (ended.code, said["message"], said["exit_code"]) == (2, message, 2)
+    assert said["hint"] == f"sparseflow-trt {command} --help shows what it takes."
+    assert sparseflow(*command.split(), "--frobnicate").out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "hint"),
+    [
+        (EvidenceError("it runs otherwise.", "Plan it so."), 5, "Plan it so."),
+        (NotInstalledError("nothing is there.", "pip install it"), 6, "pip install it"),
+        (KeyboardInterrupt(), 130, ""),
+        (MemoryError(), 1, "Use a machine with more, or smaller shapes."),
+        (ZeroDivisionError("oh"), 1, "Run it again with --debug and report what it prints."),
+    ],
+)
+def test_what_kind_of_error_it_was_is_in_the_json(
+    error: BaseException, code: int, hint: str, sparseflow: Sparseflow, mlp: MakeModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sparseflow_trt.graph.read_layers", fail)
+    ended = sparseflow("inspect", mlp(), "--json")
+    said = ended.json["error"]
+    assert (ended.code, said["exit_code"], said["hint"]) == (code, code, hint)
+    assert ended.err.lstrip().startswith(f"error: {said['message']}\n")
+
+
+def test_json_holds_a_name_as_it_is(sparseflow: Sparseflow) -> None:
+    ended = sparseflow("inspect", "evil\x1b[2J.onnx", "--json")
+    assert ended.json["error"]["message"] == "evil\x1b[2J.onnx does not exist."
+    assert "\x1b" not in ended.out, "JSON escapes it"
 
 
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(sparseflow: Sparseflow) -> None:
@@ -136,6 +176,12 @@ def test_an_output_that_takes_nothing(process: Sparseflow, mlp: MakeModel) -> No
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: reading or writing failed: No space left on device.\n")
     assert "Traceback" not in ended.stderr
+
+
+def test_a_closed_output_does_not_hide_an_error(process: Sparseflow) -> None:
+    command = f"{sys.executable} -u -m sparseflow_trt.cli.main inspect no.onnx --json | true"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert ended.stderr == "error: no.onnx does not exist.\nhint:  Check the path.\n"
 
 
 def test_a_locale_without_the_signs(process: Sparseflow) -> None:

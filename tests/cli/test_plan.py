@@ -43,6 +43,46 @@ def test_a_shipped_policy_gives_its_reason(sparseflow: Sparseflow, mlp: MakeMode
     assert "M=8" in plan["layers"][0]["reason"]
 
 
+def test_a_profile_is_split_at_the_policy_s_crossovers(
+    sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    (own_folder / "traffic.json").write_text('{"64": 100, "1024": 100}')
+    options: tuple[str, ...] = ("--dim", "batch=1,8,4096", "--policy", "a100-80gb", "--split", "batch")
+    without = sparseflow("plan", mlp(), *options, "--json").json
+    assert [p["name"] for p in without["profiles"]] == ["default"]
+    assert "is not split: layers change at 256 (gate_up), where one profile loses 0." in without["split"]
+    options += ("--traffic", "traffic.json")
+    plan = sparseflow("plan", mlp(), *options, "--json").json
+    assert [(p["name"], p["inputs"]["x"]["opt"][0]) for p in plan["profiles"]] == [
+        ("batch-1-255", 64),
+        ("batch-256-4096", 1024),
+    ]
+    assert plan["layers"][0]["reason"].endswith("; dense in profile 'batch-1-255'")
+    written = sparseflow("plan", mlp(), *options, "-o", "plan.yaml")
+    assert "Profiles: axis 'batch' is split where layers change, at 256 (gate_up)" in written.out
+    assert "  batch-256-4096: x 256x64…1024x64…4096x64" in written.out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--split", "length", "--dim", "batch=1,8,32"), "axis 'length' is not in the model"),
+        (("--traffic", "t.csv", "--dim", "batch=1,8,32"), "--traffic weighs the cuts of --split: give both."),
+        (("--split", "batch", "--profile", "p:batch=1"), "--split makes the profiles"),
+        (("--split", "batch", "--traffic", "no.csv", "--dim", "batch=1"), "no.csv does not exist."),
+        (
+            ("--split", "batch", "--traffic", "t.csv", "--dim", "batch=1,8,32"),
+            "no M of the traffic lies between",
+        ),
+    ],
+)
+def test_what_cannot_be_split(
+    options: tuple[str, ...], says: str, sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    (own_folder / "t.csv").write_text("m,weight\n64,1\n")
+    assert says in sparseflow("plan", mlp(), *options).error
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -69,14 +69,14 @@ def test_an_rtx_engine_is_not_run_and_not_counted_as_passed(sparseflow: Sparsefl
 def test_nothing_compared_is_no_success(
     sparseflow: Sparseflow, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparseflow_trt import pipeline
+    from sparseflow_trt import artifact_validation
 
-    validate = pipeline.validate_artifact
+    validate = artifact_validation.validate_artifact
 
     def skip(*given: Any) -> Any:
         return validate(*given).model_copy(update={"verdict": "not run"})
 
-    monkeypatch.setattr(pipeline, "validate_artifact", skip)
+    monkeypatch.setattr(artifact_validation, "validate_artifact", skip)
     assert sparseflow("validate", "out", "--reference", built).code == 1
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,12 +12,34 @@ import pytest
 from onnx import TensorProto
 
 from sparseflow_trt.engines.builder_options import apply_options, build_failure
+from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.ort import OnnxRuntimeBackend
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions
 from sparseflow_trt.engines.tensorrt_rtx import TensorRtRtxBackend
 from sparseflow_trt.errors import BuildError
 
 Build = Callable[..., BuiltEngine]
+
+TRT_10 = SimpleNamespace(
+    BuilderFlag=SimpleNamespace(
+        VERSION_COMPATIBLE="vc", REFIT="refit", REFIT_IDENTICAL="identical", STRIP_PLAN="strip"
+    )
+)
+
+
+class Flags:
+    """The flags of a configuration. Of `exclusive` ones the first stays, as it does in TensorRT."""
+
+    def __init__(self, exclusive: Collection[str] = ()) -> None:
+        self.on: set[str] = set()
+        self.exclusive = exclusive
+
+    def set_flag(self, flag: str) -> None:
+        if not (flag in self.exclusive and self.on.intersection(self.exclusive)):
+            self.on.add(flag)
+
+    def get_flag(self, flag: str) -> bool:
+        return flag in self.on
 
 
 @pytest.fixture
@@ -67,6 +89,23 @@ def test_a_version_compatible_engine_needs_a_library_that_rtx_lacks(build: Build
     assert "without --version-compatible" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "asked", [{"refit": True}, {"strip_plan": True}, {"refit": True, "strip_plan": True}]
+)
+def test_rtx_makes_weights_exchangeable_only_with_a_gpu(build: Build, asked: dict[str, bool]) -> None:
+    with pytest.raises(BuildError, match="only where it finds a GPU of its own: ") as caught:
+        build(**asked)
+    assert "or without --refit and --strip-plan" in caught.value.hint
+
+
+def test_rtx_has_no_tactics_to_ask_for(
+    save_model: Callable[..., Path], make_request: Callable[..., BuildRequest], tmp_path: Path
+) -> None:
+    request = replace(make_request(save_model(), 8), options=EngineOptions(like=tmp_path))
+    with pytest.raises(BuildError, match=r"TensorRT-RTX [\d.]+ has no --like"):
+        run_build("tensorrt-rtx", request, request.folder / "e", lambda progress: None)
+
+
 def test_onnx_runtime_says_what_it_ignores(
     save_model: Callable[..., Path], make_request: Callable[..., BuildRequest]
 ) -> None:
@@ -83,6 +122,8 @@ def test_onnx_runtime_says_what_it_ignores(
         (EngineOptions(optimization_level=3), "TensorRT 8.4 has no --optimization-level."),
         (EngineOptions(version_compatible=True), "TensorRT 8.4 has no --version-compatible."),
         (EngineOptions(hardware_compatible=True), "TensorRT 8.4 has no --hardware-compatible."),
+        (EngineOptions(refit=True), "TensorRT 8.4 has no --refit."),
+        (EngineOptions(strip_plan=True), "TensorRT 8.4 has no --strip-plan."),
     ],
 )
 def test_a_version_without_an_option(options: EngineOptions, says: str) -> None:
@@ -90,6 +131,27 @@ def test_a_version_without_an_option(options: EngineOptions, says: str) -> None:
     with pytest.raises(BuildError) as caught:
         apply_options(old, "TensorRT 8.4", SimpleNamespace(), options)
     assert caught.value.message == says
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        (EngineOptions(refit=True), {"refit"}),
+        (EngineOptions(strip_plan=True), {"strip", "identical"}),
+        (EngineOptions(refit=True, strip_plan=True), {"strip", "refit"}),
+    ],
+)
+def test_what_is_stripped_can_be_put_back(options: EngineOptions, flags: set[str]) -> None:
+    config = Flags()
+    apply_options(cast("ModuleType", TRT_10), "TensorRT 10", config, options)
+    assert config.on == flags
+
+
+def test_flags_that_exclude_each_other_are_refused() -> None:
+    both = EngineOptions(version_compatible=True, refit=True)
+    apply_options(cast("ModuleType", TRT_10), "TensorRT 10", Flags(), both)
+    with pytest.raises(BuildError, match=r"TensorRT 8\.6 does not take --refit together with the other"):
+        apply_options(cast("ModuleType", TRT_10), "TensorRT 8.6", Flags({"vc", "refit"}), both)
 
 
 def test_flags_are_set_by_name() -> None:
@@ -104,6 +166,7 @@ def test_flags_are_set_by_name() -> None:
         builder_optimization_level=3,
         hardware_compatibility_level="none",
         set_flag=flags.append,
+        get_flag=flags.__contains__,
         set_memory_pool_limit=lambda pool, size: limits.append((pool, size)),
     )
     apply_options(cast("ModuleType", module), "TensorRT", config, EngineOptions())

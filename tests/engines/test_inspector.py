@@ -39,7 +39,8 @@ def test_a_real_engine_with_int8_products() -> None:
     assert up.sparse_weights is True
     down = layers["w2 + transpose_before_down_proj + down_proj"]
     assert (down.precision, down.nodes, down.profile) == ("Int8->Float", ("down_proj",), 0)
-    assert layers["q1"] == LayerEvidence("q1", "Reformat", "", "")
+    assert layers["q1"] == LayerEvidence("q1", "Reformat", "", "", tactic_id="0x0000000000000000")
+    assert int(down.tactic_id, 16) == 0xFD22C4F50AD6CB5E
 
 
 def test_a_real_engine_with_two_profiles() -> None:

@@ -14,7 +14,7 @@ from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import Gpu
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions
 from sparseflow_trt.engines.tensorrt_log import BuildLog
-from sparseflow_trt.engines.timing_cache import Machine, TimingCache, this_machine
+from sparseflow_trt.engines.timing_cache import KEPT, Machine, TimingCache, caches_for, this_machine
 
 HERE = Machine(tensorrt="8.6.0", device="a GPU", driver="570.1")
 
@@ -132,6 +132,30 @@ def test_the_key_is_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert str(this_machine("8.6.0")) == "TensorRT 8.6.0 on a GPU with driver for CUDA 12.8"
     (tmp_path / "version").write_text("570.1\n")
     assert this_machine("8.6.0") == HERE
+
+
+def test_an_editable_cache_is_kept_with_the_engine(tmp_path: Path) -> None:
+    def names(options: EngineOptions, editable: bool) -> tuple[str, list[str]]:
+        start, saved = caches_for(options, tmp_path / "new" / "model.engine", HERE, editable)
+        return str(start and start.path.relative_to(tmp_path)), [
+            str(cache.path.relative_to(tmp_path)) for cache in saved
+        ]
+
+    kept, given, like = f"new/{KEPT}", tmp_path / "my.cache", tmp_path / "old"
+    assert names(EngineOptions(), False) == ("None", [])
+    assert names(EngineOptions(timing_cache=given), False) == ("my.cache", ["my.cache"])
+    assert names(EngineOptions(like=like), False) == ("None", [])  # an algorithm selector's build has none
+    assert names(EngineOptions(), True) == (kept, [kept])
+    assert names(EngineOptions(timing_cache=given), True) == ("my.cache", ["my.cache", kept])
+    assert names(EngineOptions(like=like), True) == (f"old/{KEPT}", [kept])
+
+
+def test_a_cache_that_is_asked_for_has_to_be_there(tmp_path: Path) -> None:
+    log = BuildLog(io.StringIO())
+    cache, _ = caches_for(EngineOptions(like=tmp_path), tmp_path / "n" / "e", HERE, editable=True)
+    assert cache is not None
+    why = cache.load(FakeConfig(log), log)
+    assert why == f"The timing cache {KEPT} was not used: it does not exist."
 
 
 def test_a_real_build_writes_and_reads_it(

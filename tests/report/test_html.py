@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from sparseflow_trt.manifest import Manifest
-from sparseflow_trt.pipeline import BuildOptions, PlanOptions, ValidationOptions, build
+from sparseflow_trt.artifact_validation import ValidationOptions
+from sparseflow_trt.manifest import DuelRecord, Manifest
+from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
 from sparseflow_trt.report.html import write_report
 from sparseflow_trt.validation.tolerances import parse_tolerances
 
@@ -128,3 +129,42 @@ def test_unknown_figures_and_an_empty_engine_leave_no_gap(
     assert "not run no GPU here" in said
     assert "None" not in said
     assert "What the engine says it runs" not in said
+
+
+def test_shows_both_engines_times_and_what_the_losing_one_ran(
+    report: Callable[..., tuple[str, Manifest]], tmp_path: Path
+) -> None:
+    text, manifest = report()
+    assert "Sparse against dense" not in text
+    times = {"p50": 1.5, "p90": 1.625, "p99": 1.75, "low": 1.25, "high": 1.875}
+    outcome = {
+        "layer": EVIL, "profile": 0, "engine_layer": "", "merged_with": [], "tactic": "", "sparse": False,
+        "precision": "", "best_sparse_ms": 0.125, "best_sparse_tactic": "", "best_dense_ms": None,
+        "best_dense_tactic": "", "tried_sparse": 1, "tried_dense": 0, "why": "the dense one is faster",
+    }  # fmt: skip
+    row = {
+        "profile": EVIL, "shapes": {"ids": [4, 64], "mask": [4]}, "sparse": times,
+        "dense": {**times, "p50": 1.375}, "speedup": 0.917, "low": 0.9, "high": 0.95,
+    }  # fmt: skip
+    duel = {
+        "margin": 0.02, "ships": "dense", "why": "Dense ships: it does.", "speedup": 0.917, "rounds": 15,
+        "launches": 20, "profiles": [row], "sparse_outcomes": [outcome],
+    }  # fmt: skip
+    changed = {"duel": DuelRecord.model_validate(duel), "notes": ("The plan is another's.",)}
+    write_report(manifest.model_copy(update=changed), tmp_path / "page.html")
+    page = _Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    said = re.sub(r"\s+", " ", " ".join(page.text))
+    assert "script" not in page.tags
+    for words in (
+        "The plan is another's.", "Dense ships: it does.", "15 rounds of 20 CUDA graph launches",
+        f"{EVIL} ids 4×64, mask 4 sparse 1.5000 (1.2500–1.8750) 1.6250 1.7500 0.917× (0.900–0.950)",
+        "dense 1.3750 (1.2500–1.8750) 1.6250 1.7500",
+        "What became of each layer in the sparse engine, which does not ship",
+        f"{EVIL} 0 – ? no 0.125 – the dense one is faster",
+    ):  # fmt: skip
+        assert words in said, said
+    bare = {"duel": DuelRecord(margin=0.02, ships="dense", why="There was nothing to compare.")}
+    write_report(manifest.model_copy(update=bare), tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "There was nothing to compare." in text
+    assert "GPU times" not in text

@@ -1,0 +1,149 @@
+"""The time of `build` against `polygraphy convert`, for TinyLlama's MLP with 2:4 weights at M=256.
+
+    python benchmarks/build_time.py [--runs 2]
+
+Three commands, in turn, each run beginning with another one of them:
+
+- ours: `build --sparsity force`: plan, typed graph, build, inspector, validation against FP32;
+- the same engine: `polygraphy convert` of our typed model with the same types, sparse weights and verbosity;
+- types left to TensorRT: `polygraphy convert --fp16 --tf32 --sparse-weights` of the model as given.
+
+Of ours, the backend's step is what convert does (a process, the import, parsing, building), and besides it
+reads a verbose log along and asks the inspector. Writes results/build_time.json after each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from measure import summary, timed_command, write_result
+from tensorrt_mlp import CASES, write_fp32
+
+from sparseflow_trt.engines.tensorrt_api import load_flavour
+
+M = 256
+LIMIT = 1.02
+POLYGRAPHY = (sys.executable, "-c", "import sys; from polygraphy.tools import main; sys.exit(main())")
+SPARSEFLOW = (sys.executable, "-m", "sparseflow_trt.cli.main")
+STEP, WHOLE = "ours, the backend's step", "ours, whole command"
+SAME, FREE = "polygraphy, the same engine", "polygraphy, types left to TensorRT"
+PIN = Path(__file__).with_name("pin_network.py")
+
+Times = dict[str, list[float]]
+
+
+def main() -> None:
+    """Times the commands and writes results/build_time.json."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--case", choices=CASES, default="tinyllama")
+    parser.add_argument("--backend", default="tensorrt", help="tensorrt-rtx, to try this script")
+    asked = parser.parse_args()
+    hidden, intermediate, _ = CASES[asked.case]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_fp32(folder / "model.onnx", hidden, intermediate)
+        flags = shared_flags(hidden)
+        commands: list[Callable[[], dict[str, float]]] = [
+            lambda: time_ours(folder, asked.backend),
+            lambda: {SAME: time_same(folder, flags, asked.backend)},
+            lambda: {FREE: time_free(folder, flags)},
+        ]
+        warm_up(asked.backend)
+        times: Times = {}
+        for run in range(asked.runs):
+            for i in range(len(commands)):
+                for what, seconds in commands[(run + i) % len(commands)]().items():
+                    times.setdefault(what, []).append(seconds)
+            figures = {
+                "model": {"case": asked.case, "hidden": hidden, "intermediate": intermediate, "m": M},
+                **compared(times),
+                "engine bytes": engine_sizes(folder),
+                "polygraphy's flags": {
+                    "the same engine": [*same_flags(asked.backend), *flags],
+                    "types left to TensorRT": ["--fp16", "--tf32", *flags],
+                },
+            }
+            write_result("build_time", figures, show=run + 1 == asked.runs)
+
+
+def warm_up(backend: str) -> None:
+    """Reads the libraries once, so that the first command does not pay for the disk."""
+    if backend == "tensorrt":
+        timed_command([sys.executable, "-c", "import tensorrt as t; t.Builder(t.Logger(t.Logger.ERROR))"])
+
+
+def shared_flags(hidden: int) -> list[str]:
+    """What both conversions are given."""
+    low, high = f"x:[1,{hidden}]", f"x:[{M},{hidden}]"
+    shapes = ["--trt-min-shapes", low, "--trt-opt-shapes", high, "--trt-max-shapes", high]
+    return ["--sparse-weights", "--profiling-verbosity", "detailed", *shapes]
+
+
+def same_flags(backend: str) -> list[str]:
+    """What makes the network's types those of the typed graph."""
+    if load_flavour(backend).strongly_typed:
+        return ["--strongly-typed"]
+    return ["--fp16", "--precision-constraints", "obey", "--trt-network-postprocess-script", PIN.name]
+
+
+def time_ours(folder: Path, backend: str) -> dict[str, float]:
+    """A whole `build`, and the steps of it that its manifest tells."""
+    command = [*SPARSEFLOW, "build", "model.onnx", "-o", "ours", "--force", "--backend", backend,
+               "--precision", "fp16", "--sparsity", "force", "--dim", f"m=1,{M},{M}"]  # fmt: skip
+    # 1: on a machine that cannot run the engine, nothing was validated
+    seconds = timed_command(command, (0,) if backend == "tensorrt" else (0, 1), cwd=folder)
+    manifest = json.loads((folder / "ours" / "manifest.json").read_text())
+    return {
+        WHOLE: seconds,
+        STEP: manifest["seconds"]["backend"],
+        "ours, TensorRT's own build": manifest["engine"]["build_seconds"],
+    }
+
+
+def time_same(folder: Path, flags: list[str], backend: str) -> float:
+    """`polygraphy convert` of the typed model that `build` has written."""
+    typed = folder / "ours" / "model.onnx"
+    own = [str(PIN) if flag == PIN.name else flag for flag in same_flags(backend)]
+    command = [*POLYGRAPHY, "convert", str(typed), *own, *flags, "-o", "same.engine"]
+    return timed_command(command, cwd=folder, env={**os.environ, "TYPED_MODEL": str(typed)})
+
+
+def time_free(folder: Path, flags: list[str]) -> float:
+    """`polygraphy convert` of the model as given, FP16 and TF32 allowed."""
+    command = [*POLYGRAPHY, "convert", "model.onnx", "--fp16", "--tf32", *flags, "-o", "free.engine"]
+    return timed_command(command, cwd=folder)
+
+
+def compared(times: Times) -> dict[str, Any]:
+    """Every time, and the ratios run by run."""
+    ratios = {
+        f"{ours} over {theirs}": [a / b for a, b in zip(times[ours], times[theirs], strict=True)]
+        for ours in (STEP, WHOLE)
+        for theirs in (SAME, FREE)
+    }
+    summed = {what: summary(values) for what, values in ratios.items()}
+    return {
+        "seconds": {what: summary(values) for what, values in times.items()},
+        "ratios": summed,
+        f"at most {LIMIT}": {what: ratio["median"] <= LIMIT for what, ratio in summed.items()},
+    }
+
+
+def engine_sizes(folder: Path) -> dict[str, int]:
+    """The engines' sizes: ours and Polygraphy's are to be alike."""
+    files = {"ours": "ours/model.engine", "the same engine": "same.engine", "free": "free.engine"}
+    return {what: (folder / file).stat().st_size for what, file in files.items()}
+
+
+if __name__ == "__main__":
+    main()

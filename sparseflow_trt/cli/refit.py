@@ -1,0 +1,66 @@
+"""sparseflow-trt refit: an engine's weights exchanged for another model's."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from sparseflow_trt.cli import console
+from sparseflow_trt.cli.options import common_options, read_validation_options, validation_options
+from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
+
+
+@click.command("refit")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The new artifact's folder. Default: MODEL.artifact here.",
+)
+@validation_options
+@common_options
+def command(
+    artifact: Path,
+    model: Path,
+    output: Path | None,
+    inputs: str | None,
+    seed: int,
+    tolerances: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Give ARTIFACT's engine the weights of MODEL, validate it and write an artifact. Nothing is built anew.
+
+    ARTIFACT was built with --refit, and MODEL differs in its weights alone. Where the engine's kernels are
+    sparse, or the plan says so, MODEL has to be 2:4.
+
+    Exits with 4 where the outputs differ more than they may, with 1 where nothing could be compared.
+    """
+    from sparseflow_trt.refit import RefitOptions, refit
+
+    options = RefitOptions(
+        output=output or Path(f"{model.stem}.artifact"),
+        validation=read_validation_options(inputs, seed, tolerances),
+        command=shlex.join(["sparseflow-trt", *sys.argv[1:]]),
+    )
+    with console.progress_bar() as show:
+        result = refit(artifact, model, options, lambda p: show(p.step, p.done, p.total))
+    manifest = result.manifest
+    if as_json:
+        data = manifest.model_dump(mode="json")
+        console.print_json({"artifact": str(result.artifact), "manifest": data})
+        return exit_code_of(manifest.validation)
+    out, engine = console.out(), manifest.engine
+    versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
+    out.print(
+        f"Engine: {engine.file} by {engine.backend} ({versions}), refitted in {engine.build_seconds:.1f} s"
+    )
+    for note in engine.notes:
+        out.print("  ", console.styled(note, "yellow"), sep="")
+    print_validation(manifest.validation)
+    out.print(f"\nArtifact: {result.artifact}\nReport:   {result.artifact / 'report.html'}")
+    return exit_code_of(manifest.validation)

@@ -1,0 +1,202 @@
+"""An artifact's engine with another model's weights: checked, refitted, validated, written as an artifact."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sparseflow_trt import __version__
+from sparseflow_trt._clock import Clock
+from sparseflow_trt._files import put_in_place, sha256_of, temporary_folder
+from sparseflow_trt.artifact import build_key, check_place, hash_arrays, place_for, record_model
+from sparseflow_trt.artifact_validation import ValidationOptions, check_tolerances, input_sets, validate
+from sparseflow_trt.engines.like import compare_tactics
+from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
+from sparseflow_trt.engines.same_graph import check_same_graph
+from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
+from sparseflow_trt.errors import ArtifactError, ModelError, NotInstalledError
+from sparseflow_trt.exporters.apply_plan import apply_plan
+from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
+from sparseflow_trt.manifest import EngineRecord, Manifest, check_files, read_manifest, write_manifest
+from sparseflow_trt.model_file import check_operators, input_dims, read_model
+from sparseflow_trt.plan import Plan, check_plan, read_plan
+from sparseflow_trt.record import record_engine, record_graph, record_layers
+from sparseflow_trt.report.html import write_report
+from sparseflow_trt.shapes import check_profiles
+
+_POLICY = "policy.json"
+
+
+@dataclass(frozen=True)
+class RefitOptions:
+    """Where the new artifact goes, how it is validated, and the command that made it."""
+
+    output: Path
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class RefitResult:
+    """A finished exchange: where the new artifact lies, and what its manifest says."""
+
+    artifact: Path
+    manifest: Manifest
+
+
+def refit(
+    folder: Path, path: Path, options: RefitOptions, on_step: OnProgress = lambda _: None
+) -> RefitResult:
+    """Writes an artifact with the engine of another one and the weights of another model.
+
+    Nothing is built anew: the engine keeps its kernels, so what is sparse there has to be 2:4 here.
+
+    Args:
+        folder: An artifact that was built with --refit; it stays as it is unless it is the output.
+        path: A model that differs in its weights alone.
+        options: How.
+        on_step: Told how far it is.
+
+    Raises:
+        ArtifactError: The folder is no artifact, was not built to be refitted, or cannot be written.
+        ModelError: The model has another graph, or a layer that has to be 2:4 is not.
+        PlanError: The model's layers are not those of the artifact's plan.
+        SparseflowError: Anything else that is wrong with the model, the inputs, TensorRT or the disk;
+            nothing is written then.
+    """
+    clock = Clock()
+    output = check_place(options.output)
+    before = read_manifest(folder)
+    check_files(before, folder)
+    engine_options = built_with(before, folder)
+    with clock("read"):
+        model = read_model(path)
+        step = "Reading the weights"
+        layers = read_layers(model, lambda done, total: on_step(Progress(step, done, total)))
+        check_operators(model)
+    with clock("plan"):
+        record = record_model(model)
+        plan = read_plan(folder / "plan.yaml")
+        check_sparse_layers(before, plan, layers)
+        check_plan(plan, layers, "the artifact's plan")
+        check_profiles(plan.profiles, input_dims(model))
+        check_tolerances(options.validation.tolerances, model)
+        inputs = input_sets(model, plan, options.validation)
+        backend = TensorRtBackend()
+        if why_not := backend.unavailable():
+            raise NotInstalledError(why_not, "Refit it on the machine that the engine was built on.")
+    with temporary_folder(output) as place:
+        with clock("rewrite"):
+            on_step(Progress("Rewriting the graph for the plan"))
+            applied = apply_plan(read_model(path), plan, place / "model.onnx", backend.graph_needs())
+            typed = folder / "model.onnx"
+            check_same_graph(read_model(typed), read_model(applied.model))
+        with clock("backend"):
+            request = BuildRequest(applied.model, plan, place, plan.wants_sparse, engine_options)
+            refitted = backend.refit(request, folder / before.engine.file, typed, on_step)
+            engine = _merged(before, folder, record_engine(refitted, "", engine_options))
+        with clock("validate"), temporary_folder(place / "validation") as scratch:
+            limits = options.validation.tolerances
+            verdict = validate(model, plan, place, engine, inputs, limits, on_step, scratch)
+        with clock("write"):
+            for name in ("plan.yaml", _POLICY):
+                if (folder / name).is_file():
+                    (place / name).write_bytes((folder / name).read_bytes())
+            manifest = before.model_copy(
+                update={
+                    "status": verdict.verdict,
+                    "tool": f"sparseflow-trt {__version__}",
+                    "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                    "command": options.command,
+                    "build_key": build_key(
+                        refitted=before.build_key,
+                        model=record.model_dump(),
+                        inputs=hash_arrays(given.feeds for given in inputs),
+                        tolerances=limits.model_dump(),
+                        tool=__version__,
+                    ),
+                    "model": record,
+                    "layers": record_layers(layers, plan, input_dims(model)),
+                    "graph": record_graph(applied),
+                    "engine": engine,
+                    "validation": verdict,
+                    "notes": (),
+                    "seconds": clock.rounded(),
+                    "files": {f.name: sha256_of(f) for f in sorted(place.iterdir()) if f.is_file()},
+                }
+            )
+            report = place / "report.html"
+            write_report(manifest, report)
+            files = {**manifest.files, report.name: sha256_of(report)}
+            manifest = manifest.model_copy(update={"files": files})
+            write_manifest(manifest, place)
+            target = place_for(output, manifest.status)
+            put_in_place(place, target)
+    return RefitResult(target, manifest)
+
+
+def built_with(manifest: Manifest, folder: Path) -> EngineOptions:
+    """The options that an artifact was built with, those that its engine is loaded and written by.
+
+    Raises:
+        ArtifactError: It was not built to be refitted.
+    """
+    engine = manifest.engine
+    if engine.backend != "tensorrt":
+        raise ArtifactError(
+            f"{folder} holds an engine of {engine.backend}: only TensorRT's are refitted.",
+            "Build the new model instead: `sparseflow-trt build`.",
+        )
+    if not engine.options.get("refit"):
+        raise ArtifactError(
+            f"{folder} cannot be refitted: it was built without --refit.",
+            "Build it with `sparseflow-trt build MODEL --refit`; that engine's weights can be exchanged.",
+        )
+    return EngineOptions(
+        version_compatible=bool(engine.options.get("version_compatible")),
+        refit=True,
+        strip_plan=bool(engine.options.get("strip_plan")),
+    )
+
+
+def check_sparse_layers(manifest: Manifest, plan: Plan, layers: tuple[WeightedLayer, ...]) -> None:
+    """Checks that new weights are 2:4 where the engine's kernels count on it.
+
+    A sparse kernel reads half of the weights: of others than 2:4 it would leave some out. That is so where
+    the evidence tells of one, and may be so wherever a layer is planned sparse.
+
+    Raises:
+        ModelError: A layer is not; it is named with its kernel.
+    """
+    kernels = {o.layer: o.tactic for o in manifest.engine.outcomes if o.sparse}
+    planned = {layer.name for layer in plan.layers if layer.sparsity == "sparse"}
+    wrong = [
+        layer
+        for layer in layers
+        if (layer.name in kernels or layer.name in planned) and layer.state is not SparsityState.SPARSE
+    ]
+    if not wrong:
+        return
+    first = wrong[0]
+    runs = f"runs the sparse kernel {kernels[first.name]}" if first.name in kernels else "is planned sparse"
+    more = f" The same holds of {len(wrong) - 1} more." if len(wrong) > 1 else ""
+    raise ModelError(
+        f"layer '{first.name}' {runs}, and its new weights are not 2:4: {first.reason}.{more}",
+        "Prune the new model with `sparseflow-trt prune`, or build it anew with `sparseflow-trt build`.",
+    )
+
+
+def _merged(before: Manifest, folder: Path, after: EngineRecord) -> EngineRecord:
+    """The refitted engine's record: its kernels' times are those of the build, which timed them."""
+    engine = before.engine
+    notes = (
+        f"The engine of {folder.name} with other weights: its kernels were chosen and timed for those of "
+        f"{before.model.file}.",
+        compare_tactics(folder.name, engine.layers, after.layers),
+        *after.notes,
+    )
+    kept = {
+        name: getattr(engine, name) for name in ("chosen_because", "options", "outcomes", "sparse_tactics")
+    }
+    return after.model_copy(update={**kept, "notes": notes})

@@ -1,0 +1,155 @@
+"""Giving an engine weights: the order of things, on a stand-in for TensorRT's refitter, which needs a GPU."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from sparseflow_trt.engines.refit import refit_from_onnx, serialized
+from sparseflow_trt.engines.tensorrt_api import Flavour
+from sparseflow_trt.engines.tensorrt_log import BuildLog
+from sparseflow_trt.errors import BuildError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from tests.conftest import Models
+
+UP = np.arange(8, dtype=np.float16).reshape(4, 2)
+
+
+class Refitter:
+    """What TensorRT 8.6's Refitter has, over a dictionary of weights that the "engine" holds."""
+
+    def __init__(self, engine: Any, logger: Any) -> None:
+        self.engine = engine
+        self.given: dict[str, Any] = {}
+
+    def get_all_weights(self) -> list[str]:
+        return list(self.engine.weights)
+
+    def set_named_weights(self, name: str, array: Any) -> bool:
+        if array.size != self.engine.weights[name].size:
+            return False
+        self.given[name] = array
+        return True
+
+    def get_missing_weights(self) -> list[str]:
+        return [name for name in self.engine.bound if name not in self.given]
+
+    def refit_cuda_engine(self) -> bool:
+        self.engine.weights.update(self.given)
+        return not self.engine.refuses
+
+
+class ParserRefitter:
+    """What OnnxParserRefitter has."""
+
+    def __init__(self, refitter: Refitter, logger: Any) -> None:
+        self.refitter = refitter
+
+    def refit_from_file(self, path: str) -> bool:
+        self.refitter.engine.read_from = path
+        return not self.refitter.engine.refuses
+
+
+def make_engine(
+    *names: str, bound: tuple[str, ...] = (), refuses: bool = False, refittable: bool = True
+) -> Any:
+    weights = {name: np.zeros(8) for name in names}
+    return SimpleNamespace(weights=weights, bound=bound, refuses=refuses, refittable=refittable)
+
+
+def flavour(version: str) -> Flavour:
+    module = SimpleNamespace(Refitter=Refitter, Weights=lambda array: array)
+    if version != "8.6.0":
+        module.OnnxParserRefitter = ParserRefitter
+    return Flavour("tensorrt", "TensorRT", cast("ModuleType", module), version, strongly_typed=False)
+
+
+def refit(engine: Any, model: Path, version: str = "8.6.0", changed: tuple[str, ...] = ()) -> None:
+    refit_from_onnx(flavour(version), engine, model, None, BuildLog(io.StringIO()), changed)
+
+
+@pytest.fixture
+def model(models: Models) -> Path:
+    """y = BatchNormalization(x · up), with an integer constant beside it."""
+    one = np.ones(2, np.float16)
+    nodes = [
+        helper.make_node("MatMul", ["x", "up"], ["a"], name="up_proj"),
+        helper.make_node("BatchNormalization", ["a", "scale", "bias", "mean", "var"], ["b"], name="bn"),
+        helper.make_node("Reshape", ["b", "shape"], ["y"]),
+    ]
+    weights = {"up": UP, **dict.fromkeys(("scale", "bias", "mean", "var"), one), "shape": np.array([-1])}
+    return models.save(models.model(nodes, weights, {"x": ("batch", 4)}, dtype=10))
+
+
+def test_weights_are_set_by_name(model: Path) -> None:
+    engine = make_engine("up", "shape", "tmp_weight")
+    refit(engine, model, changed=("up",))
+    assert np.array_equal(engine.weights["up"], UP)
+    assert not engine.weights["shape"].any(), "a shape is no weight"
+    assert not engine.weights["tmp_weight"].any(), "nor is what the parser made itself"
+
+
+@pytest.mark.parametrize("version", ["8.6.0", "10.8.0"])
+def test_a_weight_that_was_folded_in_cannot_be_exchanged(model: Path, version: str) -> None:
+    engine = make_engine("bias")
+    with pytest.raises(BuildError, match="cannot exchange weight 'up': TensorRT folded it in") as caught:
+        refit(engine, model, version, changed=("up", "bias"))
+    assert "sparseflow-trt build" in caught.value.hint
+    with pytest.raises(BuildError, match="weight 'other' and 1 more: "):
+        refit(engine, model, version, changed=("up", "other"))
+
+
+def test_only_the_parsers_refitter_folds_a_batch_normalization_again(model: Path) -> None:
+    engine = make_engine("up")
+    refit(engine, model, "10.8.0", changed=("up", "scale", "var"))
+    assert engine.read_from == str(model)
+    with pytest.raises(BuildError, match="cannot exchange weight 'scale' and 1 more"):
+        refit(engine, model, "8.6.0", changed=("up", "scale", "var"))
+
+
+def test_weights_that_are_wanted_and_that_no_model_has(model: Path) -> None:
+    with pytest.raises(BuildError, match="wants new values for 'tmp_weight', too, which is no weight of"):
+        refit(make_engine("up", "tmp_weight", bound=("up", "tmp_weight")), model)
+
+
+@pytest.mark.parametrize("version", ["8.6.0", "10.8.0"])
+def test_what_tensorrt_refuses(model: Path, version: str) -> None:
+    with pytest.raises(
+        BuildError, match=r"TensorRT [\d.]+ does not take the weights of model\.onnx"
+    ) as caught:
+        refit(make_engine("up", refuses=True), model, version)
+    assert "have to be 2:4" in caught.value.hint
+    with pytest.raises(BuildError, match="it was not built for it"):
+        refit(make_engine("up", refittable=False), model, version)
+
+
+def test_a_weight_of_another_size_is_named(model: Path) -> None:
+    engine = make_engine("up", "bias")
+    with pytest.raises(BuildError, match="does not take weight 'bias' of"):
+        refit(engine, model)
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_a_refitted_engine_is_written_with_its_weights(include: bool) -> None:
+    said: list[tuple[str, str]] = []
+    config = SimpleNamespace(
+        clear_flag=lambda flag: said.append(("clear", flag)), set_flag=lambda flag: said.append(("set", flag))
+    )
+    engine = SimpleNamespace(
+        create_serialization_config=lambda: config,
+        serialize_with_config=lambda given: b"10" if given is config else b"",
+    )
+    flags = {"EXCLUDE_WEIGHTS": "exclude", **({"INCLUDE_REFIT": "refit"} if include else {})}
+    trt = SimpleNamespace(SerializationFlag=SimpleNamespace(**flags))
+    assert serialized(trt, engine) == b"10"
+    assert said == [("clear", "exclude"), *([("set", "refit")] if include else [])]
+    assert serialized(trt, SimpleNamespace(serialize=lambda: b"8.6")) == b"8.6"

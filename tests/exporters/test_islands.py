@@ -1,0 +1,65 @@
+"""Islands of a plan that mean nothing in a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from sparseflow_trt.errors import PlanError
+from sparseflow_trt.exporters.islands import check_islands
+from sparseflow_trt.graph import read_layers
+from sparseflow_trt.model_file import OnnxModel, read_model
+from sparseflow_trt.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from tests.conftest import Models
+
+
+@pytest.fixture
+def model(models: Models) -> OnnxModel:
+    """Two products, the second without a name, and a Softmax in an If."""
+    body = helper.make_graph(
+        [helper.make_node("Softmax", ["a"], ["s"], name="inner/softmax")],
+        "then",
+        [],
+        [helper.make_tensor_value_info("s", 1, None)],
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("If", ["c"], ["b"], name="if", then_branch=body, else_branch=body),
+        helper.make_node("MatMul", ["b", "w"], ["y"]),
+    ]
+    weights = {"w": np.zeros((64, 64), np.float32), "c": np.asarray(True)}
+    return read_model(models.save(models.model(nodes, weights)))
+
+
+def _plan(model: OnnxModel, *islands: str) -> Plan:
+    plan = make_plan(read_layers(model), (), {}, None, "fp16")
+    return plan.model_copy(update={"islands": islands})
+
+
+def test_operators_nodes_and_layers_are_islands(model: OnnxModel) -> None:
+    plan = _plan(model, "RMSNormalization", "Gelu", "first", "MatMul:y", "inner/softmax")
+    check_islands(model.ir, plan)
+    check_islands(model.ir, make_plan(read_layers(model), (), {}, None, "fp16"))
+
+
+@pytest.mark.parametrize(
+    ("island", "hint"),
+    [
+        ("LayerNorm", "Name an operator's type, or a node."),
+        ("Softmaxx", "Did you mean Softmax"),
+        ("firsst", "Did you mean first?"),
+        ("softmax", "Did you mean Softmax"),
+        ("", "Name an operator's type, or a node."),
+    ],
+)
+def test_another_name_is_refused(island: str, hint: str, model: OnnxModel) -> None:
+    with pytest.raises(PlanError) as caught:
+        check_islands(model.ir, _plan(model, "Softmax", island))
+    says = f"the plan's island '{island}' is neither an operator of ONNX nor a node of the model."
+    assert caught.value.message == says
+    assert caught.value.hint.startswith(hint)
