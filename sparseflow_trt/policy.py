@@ -1,9 +1,12 @@
-"""A policy: measured times of dense and sparse products on one device, and what follows from them."""
+"""A policy: measured times of dense and sparse products on one device, and the thresholds they give.
+
+What follows from it for one product is `lookup`'s to say; `thresholds` derives the thresholds.
+"""
 
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,42 +18,110 @@ from sparseflow_trt._schema import Record, parse, read_text
 from sparseflow_trt.errors import PolicyError
 
 SHIPPED = Path(__file__).parent / "policies"
-_HINT = "docs/ARCHITECTURE.md shows a policy; `sparseflow-trt policy list` names those that are shipped."
+MARGIN = 0.02
+_HINT = (
+    "docs/AUTOTUNED_POLICY.md explains a policy; `sparseflow-trt policy list` names those that are shipped."
+)
 
-# A measured shape speaks for another of its kind while the two differ by at most this many octaves
-# (doublings) in N and K together. Farther ones are left to the kind's threshold.
-NEAREST_OCTAVES = 2.0
+Dtype = Literal["FP32", "FP16", "BF16", "INT8", "FP8"]
+
+# Whose kernels ran. "torch" is cuBLAS for dense and cuSPARSELt for sparse, as PyTorch calls them.
+Library = Literal["tensorrt", "torch"]
+WHOSE: dict[Library, str] = {"tensorrt": "TensorRT's kernels", "torch": "cuSPARSELt against cuBLAS"}
+
+# "plugin" is this project's own kernel inside a TensorRT engine.
+Kernel = Literal["dense", "sparse", "plugin"]
 
 
 class Point(Record):
-    """One measured product: the median time of one kernel at one shape."""
+    """One measured product, y[M, N] = x[M, K] · Wᵀ, with 2:4 weights whatever the kernel.
+
+    Attributes:
+        kind: The layer's kind, see `kinds`.
+        us: The median time of one product, in microseconds of GPU time.
+        low_us: Where the 95 % confidence interval of that median begins, where it was recorded.
+        high_us: Where it ends.
+        runs: How many times it was timed.
+        tactic: What the library calls the kernel that it took: a tactic's name, an algorithm's number.
+    """
 
     kind: str
     n: int = Field(gt=0)
     k: int = Field(gt=0)
     m: int = Field(gt=0)
-    dtype: Literal["FP32", "FP16", "BF16", "INT8", "FP8"]
-    kernel: Literal["dense", "torch-sparse", "tensorrt-sparse", "plugin-sparse"]
+    dtype: Dtype
+    library: Library
+    kernel: Kernel
     us: float = Field(gt=0, allow_inf_nan=False)
-    spread_us: float | None = None
-    runs: int | None = None
-
-
-class Threshold(Record):
-    """From which M to which M sparse is taken for a kind that has no measured shape near enough."""
-
-    min_m: int = Field(ge=1)
-    max_m: int | None = None
+    low_us: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    high_us: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    runs: int | None = Field(default=None, ge=1)
+    tactic: str = ""
 
     @model_validator(mode="after")
-    def _ordered(self) -> Threshold:
-        if self.max_m is not None and self.max_m < self.min_m:
-            raise ValueError(f"max_m={self.max_m} is below min_m={self.min_m}")
+    def _inside(self) -> Point:
+        low, high = self.low_us, self.high_us
+        if (low is None) != (high is None):
+            raise ValueError("low_us and high_us are given together or not at all")
+        if low is not None and high is not None and not low <= self.us <= high:
+            raise ValueError(f"us={self.us} lies outside low_us={low} to high_us={high}")
         return self
 
 
+@dataclass(frozen=True)
+class Pair:
+    """One product's dense time, and the fastest sparse one of the same library."""
+
+    dense: Point
+    sparse: Point
+
+    @property
+    def speedup(self) -> float:
+        """Dense time over sparse time."""
+        return self.dense.us / self.sparse.us
+
+    def wins(self, margin: float) -> bool:
+        """Whether sparse is faster by the margin."""
+        return self.dense.us >= self.sparse.us * (1 + margin)
+
+
+class Threshold(Record):
+    """From which M to which M sparse is taken for layers of a kind that no measured shape is near to.
+
+    Attributes:
+        min_m: The smallest such M; None where sparse is taken at no M.
+        max_m: The largest; None where there is none.
+        shapes: The measured (N, K) behind it, empty where it was given and not derived.
+    """
+
+    kind: str
+    library: Library
+    dtype: Dtype
+    min_m: int | None = Field(ge=1)
+    max_m: int | None = None
+    shapes: tuple[tuple[int, int], ...] = ()
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Threshold:
+        if self.max_m is not None and (self.min_m is None or self.max_m < self.min_m):
+            raise ValueError(f"max_m={self.max_m} is below min_m={self.min_m}")
+        return self
+
+    def holds(self, m: int) -> bool:
+        """Whether sparse is taken at M."""
+        return self.min_m is not None and self.min_m <= m and (self.max_m is None or m <= self.max_m)
+
+
 class Policy(Record):
-    """What was measured on a device, and from which M on sparse wins there."""
+    """What was measured on a device, and from which M on sparse wins there.
+
+    Attributes:
+        device: What CUDA calls the GPU, or a part of it.
+        clocks: The state of the GPU's clocks while it was measured, in words.
+        margin: The share by which sparse has to be faster to be taken.
+        provenance: "measured" by this tool, "imported" from another's file, or "shipped" with this tool.
+        source: Where the figures come from, with the command that made them.
+    """
 
     schema_version: Literal[1]
     name: str
@@ -60,19 +131,25 @@ class Policy(Record):
     clocks: str = "not recorded"
     provenance: Literal["measured", "imported", "shipped"]
     source: str
-    margin: float = Field(default=0.02, ge=0, lt=1)
-    thresholds: dict[str, Threshold] = Field(default={})
+    margin: float = Field(default=MARGIN, ge=0, lt=1)
+    thresholds: tuple[Threshold, ...] = ()
     points: tuple[Point, ...] = ()
 
+    @property
+    def held(self) -> set[tuple[Library, Dtype]]:
+        """Whose kernels of which type it holds points or thresholds of."""
+        points = {(point.library, point.dtype) for point in self.points}
+        return points | {(limit.library, limit.dtype) for limit in self.thresholds}
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether sparse is expected to win, how that is known, and what it is expected to gain."""
-
-    sparse: bool
-    basis: Literal["exact", "nearest", "threshold", "none"]
-    reason: str
-    speedup: float | None = None
+    @model_validator(mode="after")
+    def _unique(self) -> Policy:
+        seen = set()
+        for limit in self.thresholds:
+            key = (limit.kind, limit.library, limit.dtype)
+            if key in seen:
+                raise ValueError(f"two thresholds for {' '.join(key)}")
+            seen.add(key)
+        return self
 
 
 def read_policy(path: Path) -> Policy:
@@ -84,9 +161,41 @@ def read_policy(path: Path) -> Policy:
     text = read_text(path, PolicyError, "policy")
     try:
         data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise PolicyError(f"{path} is not JSON: {error}.", _HINT) from error
     return parse(Policy, data, str(path), PolicyError, _HINT)
+
+
+def json_from_policy(policy: Policy) -> str:
+    """The policy as JSON, a point a line, so that a policy under version control shows what changed."""
+    data = policy.model_dump(mode="json", exclude={"points", "thresholds"})
+    head = _json(data, indent=2).removesuffix("\n}")
+    for name, rows in (("thresholds", policy.thresholds), ("points", policy.points)):
+        lines = ",".join(f"\n    {_json(row.model_dump(mode='json', exclude_defaults=True))}" for row in rows)
+        head += f',\n  "{name}": [{lines}' + ("\n  ]" if rows else "]")
+    return head + "\n}\n"
+
+
+def _json(data: object, indent: int | None = None) -> str:
+    return json.dumps(data, indent=indent, ensure_ascii=False)
+
+
+def pairs_by_shape(points: Iterable[Point]) -> dict[tuple[int, int], dict[int, Pair]]:
+    """The pairs of points of one library and dtype: by (N, K), then by M, both ascending.
+
+    An M that lacks its dense or its sparse point is left out, and so is a shape with no pair.
+    """
+    fastest: dict[tuple[int, int, int, bool], Point] = {}
+    for point in points:
+        key = (point.n, point.k, point.m, point.kernel == "dense")
+        if key not in fastest or point.us < fastest[key].us:
+            fastest[key] = point
+    pairs: dict[tuple[int, int], dict[int, Pair]] = {}
+    for n, k, m, is_dense in sorted(fastest):
+        if is_dense and (n, k, m, False) in fastest:
+            pair = Pair(fastest[n, k, m, True], fastest[n, k, m, False])
+            pairs.setdefault((n, k), {})[m] = pair
+    return pairs
 
 
 def shipped_policies() -> dict[str, Path]:
@@ -95,100 +204,39 @@ def shipped_policies() -> dict[str, Path]:
 
 
 def find_policy(name_or_path: str) -> Policy:
-    """A shipped policy by its name, or one from a file.
+    """A shipped policy by its name or its device (h200, A100, "NVIDIA H200"), or one from a file.
 
     Raises:
         PolicyError: There is no such policy, or its fields are wrong.
     """
     shipped = shipped_policies()
-    if name_or_path in shipped:
-        return read_policy(shipped[name_or_path])
+    if name_or_path.lower() in shipped:
+        return read_policy(shipped[name_or_path.lower()])
     path = Path(name_or_path)
-    if not path.exists():
-        raise PolicyError(
-            f"there is no policy '{name_or_path}'.", f"Shipped: {', '.join(shipped)}; or give a file's path."
-        )
-    return read_policy(path)
+    if path.exists():
+        return read_policy(path)
+    if policy := policy_for_device(name_or_path):
+        return policy
+    raise PolicyError(
+        f"there is no policy '{name_or_path}'.", f"Shipped: {', '.join(shipped)}; or give a file's path."
+    )
 
 
 def policy_for_device(device: str) -> Policy | None:
     """The shipped policy measured on the GPU that CUDA calls `device`, if there is one."""
-    for path in shipped_policies().values():
-        policy = read_policy(path)
-        if policy.device.lower() in device.lower():
-            return policy
-    return None
+    policies = map(read_policy, shipped_policies().values())
+    return next((policy for policy in policies if is_measured_on(policy, device)), None)
 
 
-def judge(policy: Policy, kind: str, n: int, k: int, m: int, dtype: str) -> Verdict:
-    """Says whether a product of M×K by K×N should run sparse.
+def is_measured_on(policy: Policy, device: str) -> bool:
+    """Whether a policy is of the GPU that CUDA calls `device`.
 
-    In this order: the exact shape where it was measured; else the nearest measured shape of the same
-    kind, within NEAREST_OCTAVES; else the kind's threshold; else dense. Between measured M the speedup
-    is interpolated over log M; below the smallest measured M a shape says nothing. BF16 is judged by
-    FP16 points where it has none of its own (the tensor cores run both at one rate).
+    All words of the policy's device have to be in it: A100 is in "NVIDIA A100-SXM4-80GB", and H200 is
+    not in "NVIDIA GH200 480GB".
     """
-    points = [p for p in policy.points if p.dtype == dtype]
-    if not points and dtype == "BF16":
-        points = [p for p in policy.points if p.dtype == "FP16"]
-    shape = _nearest_shape(points, kind, n, k)
-    if shape:
-        exact = shape == (n, k)
-        found = _speedup_at([p for p in points if (p.n, p.k) == shape and (exact or p.kind == kind)], m)
-        if found:
-            speedup, where = found
-            origin = f"measured {shape[1]}→{shape[0]}" + ("" if exact else ", the nearest shape of its kind")
-            wins = speedup >= 1 + policy.margin
-            words = "wins" if wins else f"does not win by {policy.margin:.0%}"
-            return Verdict(
-                wins,
-                "exact" if exact else "nearest",
-                f"sparse {words} at M={m}: {speedup:.2f}× {where} ({origin}, {policy.device})",
-                speedup,
-            )
-    threshold = policy.thresholds.get(kind)
-    if dtype not in ("FP16", "BF16"):
-        return Verdict(False, "none", f"no measurement of {dtype} in policy '{policy.name}'")
-    if threshold is None:
-        return Verdict(False, "none", f"no measurement for kind '{kind}' in policy '{policy.name}'")
-    return _by_threshold(policy, kind, threshold, m)
+    words = _words(policy.device)
+    return bool(words) and words <= _words(device)
 
 
-def _by_threshold(policy: Policy, kind: str, threshold: Threshold, m: int) -> Verdict:
-    above = m >= threshold.min_m
-    below = threshold.max_m is None or m <= threshold.max_m
-    limit = f"M ≥ {threshold.min_m}" + ("" if threshold.max_m is None else f" and ≤ {threshold.max_m}")
-    words = f"threshold of kind '{kind}': sparse for {limit}, and M={m} ({policy.device})"
-    return Verdict(above and below, "threshold", words)
-
-
-def _nearest_shape(points: Iterable[Point], kind: str, n: int, k: int) -> tuple[int, int] | None:
-    shapes = {(p.n, p.k) for p in points if p.kind == kind or (p.n, p.k) == (n, k)}
-    if not shapes:
-        return None
-
-    def octaves(shape: tuple[int, int]) -> float:
-        return abs(math.log2(shape[0] / n)) + abs(math.log2(shape[1] / k))
-
-    nearest = min(sorted(shapes), key=octaves)
-    return nearest if octaves(nearest) <= NEAREST_OCTAVES else None
-
-
-def _speedup_at(points: list[Point], m: int) -> tuple[float, str] | None:
-    """Dense time over the best sparse time at M, and in words where it was read."""
-    dense = {p.m: p.us for p in points if p.kernel == "dense"}
-    sparse: dict[int, float] = {}
-    for p in points:
-        if p.kernel != "dense":
-            sparse[p.m] = min(p.us, sparse.get(p.m, math.inf))
-    ratios = sorted((m_, dense[m_] / sparse[m_]) for m_ in dense.keys() & sparse.keys())
-    if not ratios or m < ratios[0][0]:
-        return None
-    below = max(r for r in ratios if r[0] <= m)
-    above = min((r for r in ratios if r[0] >= m), default=None)
-    if above is None:
-        return below[1], f"at M={below[0]}, the largest measured"
-    if above[0] == below[0]:
-        return below[1], "measured"
-    share = math.log(m / below[0]) / math.log(above[0] / below[0])
-    return below[1] + share * (above[1] - below[1]), f"between M={below[0]} and M={above[0]}"
+def _words(device: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", device.lower())) - {"nvidia"}

@@ -1,9 +1,10 @@
-"""Policies: what measured points say about a shape, in which order, and what is wrong with a file."""
+"""Policy files: what they hold, how they are found, and what is wrong with one."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,127 +12,139 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparseflow_trt import policy as policy_module
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.policy import (
     Point,
     Policy,
     Threshold,
     find_policy,
-    judge,
+    json_from_policy,
+    pairs_by_shape,
     policy_for_device,
     read_policy,
     shipped_policies,
 )
+from tests.policies import FIELDS, make_points, make_policy
 
-FIELDS: dict[str, Any] = {
-    "schema_version": 1,
-    "name": "mine",
-    "device": "GPU X",
-    "compute_capability": "9.0",
-    "provenance": "measured",
-    "source": "a test",
-}
+_names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+_sizes = st.integers(1, 2**31)
+_times = st.floats(1e-3, 1e9)
 
 
-def _points(kind: str, n: int, k: int, speedups: dict[int, float], dtype: str = "FP16") -> list[Point]:
-    points = []
-    for m, speedup in speedups.items():
-        shape = {"kind": kind, "n": n, "k": k, "m": m, "dtype": dtype}
-        points.append(Point.model_validate({**shape, "kernel": "dense", "us": 10 * speedup}))
-        points.append(Point.model_validate({**shape, "kernel": "tensorrt-sparse", "us": 10}))
-        points.append(Point.model_validate({**shape, "kernel": "torch-sparse", "us": 99}))
-    return points
+@st.composite
+def points(draw: st.DrawFn) -> Point:
+    low, us, high = sorted(draw(st.tuples(_times, _times, _times)))
+    interval = draw(st.booleans())
+    return Point(
+        kind=draw(_names), n=draw(_sizes), k=draw(_sizes), m=draw(_sizes),
+        dtype=draw(st.sampled_from(["FP32", "FP16", "BF16", "INT8", "FP8"])),
+        library=draw(st.sampled_from(["tensorrt", "torch"])),
+        kernel=draw(st.sampled_from(["dense", "sparse", "plugin"])),
+        us=us, low_us=low if interval else None, high_us=high if interval else None,
+        runs=draw(st.none() | _sizes), tactic=draw(_names),
+    )  # fmt: skip
 
 
-def _policy(points: list[Point], **thresholds: tuple[int, int | None]) -> Policy:
-    limits = {kind: Threshold(min_m=low, max_m=high) for kind, (low, high) in thresholds.items()}
-    return Policy(**FIELDS, points=tuple(points), thresholds=limits)
+@st.composite
+def thresholds(draw: st.DrawFn) -> Threshold:
+    low = draw(st.none() | _sizes)
+    return Threshold(
+        kind=draw(_names),
+        library=draw(st.sampled_from(["tensorrt", "torch"])),
+        dtype=draw(st.sampled_from(["FP16", "BF16"])),
+        min_m=low,
+        max_m=draw(st.none() | st.integers(low, 2**32)) if low else None,
+        shapes=tuple(draw(st.lists(st.tuples(_sizes, _sizes), max_size=2))),
+    )
 
 
-GATE = _points("gate_up", 4096, 1024, {64: 0.5, 256: 1.0, 1024: 2.0})
-
-
-def test_the_exact_shape_comes_first() -> None:
-    other = _points("gate_up", 4096, 1152, {64: 3.0, 1024: 3.0})
-    policy = _policy([*GATE, *other], gate_up=(1, None))
-    wins = judge(policy, "gate_up", 4096, 1024, 1024, "FP16")
-    assert (wins.sparse, wins.basis, wins.speedup) == (True, "exact", 2.0)
-    assert wins.reason == "sparse wins at M=1024: 2.00× measured (measured 1024→4096, GPU X)"
-    loses = judge(policy, "gate_up", 4096, 1024, 64, "FP16")
-    assert (loses.sparse, loses.basis, loses.speedup) == (False, "exact", 0.5)
-    assert loses.reason.startswith("sparse does not win by 2% at M=64: 0.50×")
-
-
-def test_the_exact_shape_counts_whatever_its_kind() -> None:
-    assert judge(_policy(GATE), "ffn", 4096, 1024, 1024, "FP16").basis == "exact"
-
-
-def test_then_the_nearest_shape_of_the_same_kind() -> None:
-    policy = _policy([*GATE, *_points("down", 4096, 2048, {1024: 5.0})])
-    verdict = judge(policy, "gate_up", 4096, 2048 + 4, 1024, "FP16")
-    assert (verdict.sparse, verdict.basis, verdict.speedup) == (True, "nearest", 2.0)
-    assert "(measured 1024→4096, the nearest shape of its kind, GPU X)" in verdict.reason
-
-
-def test_shapes_farther_than_two_octaves_are_left_to_the_threshold() -> None:
-    policy = _policy(GATE, gate_up=(512, 2048))
-    assert judge(policy, "gate_up", 8192, 2048, 1024, "FP16").basis == "nearest"
-    for m, sparse in ((511, False), (512, True), (2048, True), (2049, False)):
-        verdict = judge(policy, "gate_up", 8192, 2048 + 4, m, "FP16")
-        assert (verdict.sparse, verdict.basis, verdict.speedup) == (sparse, "threshold", None)
-        assert "sparse for M ≥ 512 and ≤ 2048, and M=" in verdict.reason
-
-
-def test_below_the_smallest_measured_m_a_shape_says_nothing() -> None:
-    assert judge(_policy(GATE), "gate_up", 4096, 1024, 63, "FP16").basis == "none"
-    assert judge(_policy(GATE, gate_up=(1, None)), "gate_up", 4096, 1024, 63, "FP16").basis == "threshold"
-
-
-def test_above_the_largest_measured_m_the_largest_speaks() -> None:
-    verdict = judge(_policy(GATE), "gate_up", 4096, 1024, 9999, "FP16")
-    assert (verdict.sparse, verdict.speedup) == (True, 2.0)
-    assert "at M=1024, the largest measured" in verdict.reason
-
-
-@given(st.integers(64, 1024))
-def test_between_measured_m_the_speedup_is_interpolated(m: int) -> None:
-    verdict = judge(_policy(GATE), "gate_up", 4096, 1024, m, "FP16")
-    assert verdict.speedup is not None
-    low, high, begin = (0.5, 1.0, 64) if m <= 256 else (1.0, 2.0, 256)
-    expected = low + (high - low) * math.log(m / begin) / math.log(4)
-    assert verdict.speedup == pytest.approx(expected)
-    assert verdict.sparse == (verdict.speedup >= 1.02)
-
-
-def test_else_dense_with_the_reason() -> None:
-    policy = _policy(GATE, qkv=(1, None))
-    verdict = judge(policy, "conv", 64, 64, 8, "FP16")
-    assert (verdict.sparse, verdict.basis) == (False, "none")
-    assert verdict.reason == "no measurement for kind 'conv' in policy 'mine'"
-    for dtype in ("INT8", "FP32", "FP8"):  # thresholds are of half precision
-        verdict = judge(policy, "qkv", 64, 64, 8, dtype)
-        assert (verdict.sparse, verdict.reason) == (False, f"no measurement of {dtype} in policy 'mine'")
-
-
-def test_bf16_is_judged_by_fp16_where_it_has_no_points() -> None:
-    assert judge(_policy(GATE), "gate_up", 4096, 1024, 1024, "BF16").sparse
-    both = [*GATE, *_points("gate_up", 4096, 1024, {64: 0.1}, "BF16")]
-    assert not judge(_policy(both), "gate_up", 4096, 1024, 1024, "BF16").sparse
-    assert not judge(_policy(_points("qkv", 8, 8, {1: 9.0}, "BF16")), "qkv", 8, 8, 1, "FP16").sparse
-
-
-def test_a_shape_without_both_times_says_nothing() -> None:
-    dense = [p for p in GATE if p.kernel == "dense"]
-    assert judge(_policy(dense), "gate_up", 4096, 1024, 1024, "FP16").basis == "none"
-
-
-# ---- files
+policies = st.builds(
+    Policy,
+    schema_version=st.just(1),
+    name=_names,
+    device=_names,
+    compute_capability=st.just("9.0"),
+    libraries=st.dictionaries(_names, _names, max_size=2),
+    clocks=_names,
+    provenance=st.sampled_from(["measured", "imported", "shipped"]),
+    source=_names,
+    margin=st.floats(0, 0.5),
+    thresholds=st.lists(thresholds(), max_size=3, unique_by=lambda t: (t.kind, t.library, t.dtype)).map(
+        tuple
+    ),
+    points=st.lists(points(), max_size=4).map(tuple),
+)
 
 
 def _file(tmp_path: Path, content: Any) -> Path:
     path = tmp_path / "policy.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return path
+
+
+@given(policies)
+def test_a_policy_goes_round(tmp_path_factory: pytest.TempPathFactory, policy: Policy) -> None:
+    path = tmp_path_factory.getbasetemp() / "policy.json"
+    path.write_bytes(json_from_policy(policy).encode())
+    assert read_policy(path) == policy
+
+
+def test_a_file_has_a_line_for_each_point_and_threshold() -> None:
+    policy = make_policy(
+        make_points("o", 64, 64, {1: 2.0, 2: 2.0}), limits={"o": (1, None), "down": (None, None)}
+    )
+    lines = json_from_policy(policy).splitlines()
+    assert sum('"us":' in line for line in lines) == len(policy.points)
+    assert '    {"kind": "down", "library": "tensorrt", "dtype": "FP16", "min_m": null}' in lines
+    assert json_from_policy(make_policy([])).endswith('"thresholds": [],\n  "points": []\n}\n')
+
+
+@pytest.mark.parametrize("path", shipped_policies().values(), ids=lambda path: path.stem)
+def test_a_shipped_file_is_as_it_would_be_written(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    policy = read_policy(path)
+    assert json_from_policy(policy) == text
+    assert policy.name == path.stem
+    assert policy.points
+
+
+# ---- pairs
+
+
+def test_a_pair_is_the_fastest_of_each_and_needs_both() -> None:
+    both = make_points("o", 64, 32, {8: 2.0, 4: 3.0})
+    slow = [p.model_copy(update={"us": p.us * 9}) for p in both]
+    plugin = both[1].model_copy(update={"kernel": "plugin", "us": 5.0})
+    alone = [p for p in make_points("o", 128, 32, {8: 2.0}) if p.kernel == "dense"]
+    pairs = pairs_by_shape([*slow, *both, plugin, *alone])
+    assert list(pairs) == [(64, 32)]
+    assert list(pairs[64, 32]) == [4, 8]
+    assert pairs[64, 32][8].sparse == plugin
+    assert pairs[64, 32][4].dense == both[2]
+    assert (pairs[64, 32][4].speedup, pairs[64, 32][8].speedup) == (3.0, 4.0)
+
+
+@given(_times, st.floats(0, 0.5))
+def test_to_win_is_to_reach_the_margin(sparse: float, margin: float) -> None:
+    product: dict[str, Any] = {"kind": "o", "n": 1, "k": 1, "m": 1, "dtype": "FP16", "library": "torch"}
+    limit = sparse * (1 + margin)
+    for us, wins in ((limit, True), (math.nextafter(limit, 0), False)):
+        pair = pairs_by_shape(
+            [Point(**product, kernel="sparse", us=sparse), Point(**product, kernel="dense", us=us)]
+        )[1, 1][1]
+        assert pair.wins(margin) == wins
+
+
+@given(st.integers(1, 50), st.none() | st.integers(0, 50), st.integers(1, 200))
+def test_a_threshold_holds_between_its_ends(low: int, span: int | None, m: int) -> None:
+    high = None if span is None else low + span
+    limit = Threshold(kind="o", library="torch", dtype="FP16", min_m=low, max_m=high)
+    assert limit.holds(m) == (m in range(low, 201 if high is None else high + 1))
+    assert not Threshold(kind="o", library="torch", dtype="FP16", min_m=None).holds(m)
+
+
+# ---- what is wrong with a file
 
 
 def _refused(path: Path, *says: str) -> None:
@@ -143,7 +156,8 @@ def _refused(path: Path, *says: str) -> None:
     assert caught.value.hint
 
 
-POINT = GATE[0].model_dump()
+POINT = make_points("gate_up", 4096, 1024, {64: 2.0})[0].model_dump()
+LIMIT = {"kind": "qkv", "library": "torch", "dtype": "FP16", "min_m": 8}
 
 
 @pytest.mark.parametrize(
@@ -161,9 +175,17 @@ POINT = GATE[0].model_dump()
         ({"points": [{**POINT, "us": math.inf}]}, "points.0.us: "),
         ({"points": [{**POINT, "us": math.nan}]}, "points.0.us: "),
         ({"points": [{**POINT, "kernel": "magic"}]}, "points.0.kernel: "),
+        ({"points": [{**POINT, "library": "cublas"}]}, "points.0.library: "),
         ({"points": [{**POINT, "dtype": "fp16"}]}, "points.0.dtype: "),
-        ({"thresholds": {"qkv": {"min_m": 0}}}, "thresholds.qkv.min_m: "),
-        ({"thresholds": {"qkv": {"min_m": 9, "max_m": 8}}}, "max_m=8 is below min_m=9"),
+        ({"points": [{**POINT, "low_us": 1}]}, "points.0: "),
+        ({"points": [{**POINT, "low_us": 21, "high_us": 30}]}, "us=20.0 lies outside low_us=21.0"),
+        ({"points": [{**POINT, "runs": 0}]}, "points.0.runs: "),
+        ({"thresholds": {"qkv": {"min_m": 1}}}, "thresholds: "),
+        ({"thresholds": [{**LIMIT, "min_m": 0}]}, "thresholds.0.min_m: "),
+        ({"thresholds": [{**LIMIT, "max_m": 7}]}, "max_m=7 is below min_m=8"),
+        ({"thresholds": [{**LIMIT, "min_m": None, "max_m": 7}]}, "max_m=7 is below min_m=None"),
+        ({"thresholds": [{k: v for k, v in LIMIT.items() if k != "min_m"}]}, "thresholds.0.min_m: Field req"),
+        ({"thresholds": [LIMIT, {**LIMIT, "min_m": 9}]}, "two thresholds for qkv torch FP16"),
     ],
 )
 def test_wrong_fields_are_named(tmp_path: Path, change: dict[str, Any], says: str) -> None:
@@ -183,6 +205,7 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
         ("[]", "holds no mapping"),
         ("3", "holds no mapping"),
         ("[" * 99999, "is not JSON"),
+        ("9" * 5000, "is not JSON"),
     ],
 )
 def test_a_file_that_is_no_policy(tmp_path: Path, content: str, says: str) -> None:
@@ -197,29 +220,44 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     _refused(path, "cannot be read as a policy")
 
 
-def test_a_policy_is_found_by_name_or_path(tmp_path: Path) -> None:
+def test_the_docs_explain_each_field_on_a_shipped_policy() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "AUTOTUNED_POLICY.md").read_text(encoding="utf-8")
+    excerpt = json.loads(page.split("```json\n")[1].split("```")[0])
+    shipped = find_policy(excerpt["name"])
+    shown = Policy.model_validate(excerpt)
+    assert set(excerpt) == set(Policy.model_fields)
+    assert set(shown.points) < set(shipped.points)
+    assert set(shown.thresholds) < set(shipped.thresholds)
+    named = {*re.findall(r"`\"?(\w+)", page)} | {"points", "thresholds"}
+    for record in (Policy, Point, Threshold):
+        assert set(record.model_fields) <= named
+
+
+# ---- how one is found
+
+
+def test_a_policy_is_found_by_name_device_or_path(tmp_path: Path) -> None:
     for name, path in shipped_policies().items():
-        assert find_policy(name) == read_policy(path)
-        assert (
-            find_policy(name).provenance == "shipped"
-            or find_policy(name).points
-            or find_policy(name).thresholds
-        )
+        assert find_policy(name) == find_policy(name.upper()) == read_policy(path)
+    assert find_policy("A100").name == find_policy("nvidia a100-sxm4-80gb").name == "a100-80gb"
     path = _file(tmp_path, FIELDS)
     assert find_policy(str(path)).name == "mine"
-    with pytest.raises(PolicyError, match="there is no policy 'nothing'") as caught:
-        find_policy("nothing")
-    assert all(name in caught.value.hint for name in shipped_policies())
+    for nothing in ("nothing", "NVIDIA", "A10", "80gb"):
+        with pytest.raises(PolicyError, match=f"there is no policy '{nothing}'") as caught:
+            find_policy(nothing)
+        assert all(name in caught.value.hint for name in shipped_policies())
 
 
-def test_a_policy_is_found_by_device() -> None:
-    for path in shipped_policies().values():
-        policy = read_policy(path)
-        assert policy_for_device(f"NVIDIA {policy.device}".upper()) == policy
-    assert policy_for_device("GeForce 256") is None
-    assert policy_for_device("") is None
-
-
-def test_a_policy_goes_round(tmp_path: Path) -> None:
-    policy = _policy(GATE, qkv=(1, None))
-    assert read_policy(_file(tmp_path, policy.model_dump_json())) == policy
+def test_a_device_is_matched_by_whole_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_module, "SHIPPED", tmp_path)
+    for name, device in (("a10", "NVIDIA A10"), ("h200", "NVIDIA H200"), ("any", "NVIDIA")):
+        fields = {**FIELDS, "name": name, "device": device}
+        (tmp_path / f"{name}.json").write_text(json.dumps(fields), encoding="utf-8")
+    devices: tuple[tuple[str, str | None], ...] = (
+        ("NVIDIA A10", "a10"), ("NVIDIA A100-SXM4-80GB", None), ("NVIDIA H200", "h200"),
+        ("nvidia h200 nvl", "h200"),
+        ("NVIDIA GH200 480GB", None), ("NVIDIA GeForce RTX 4090", None), ("", None),
+    )  # fmt: skip
+    for asked, named in devices:
+        found = policy_for_device(asked)
+        assert (found.name if found else None) == named, asked

@@ -1,17 +1,26 @@
-"""sparseflow-trt policy: lists and shows policies."""
+"""sparseflow-trt policy: lists policies, shows, draws and asks one, and makes one of other files."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import common_options
-from sparseflow_trt.errors import EXIT_OK
+from sparseflow_trt.errors import EXIT_OK, PolicyError
+
+if TYPE_CHECKING:
+    from sparseflow_trt.policy import Point, Policy, Threshold
+
+_DTYPES = click.Choice(["FP32", "FP16", "BF16", "INT8", "FP8"], case_sensitive=False)
+_LIBRARIES = click.Choice(["tensorrt", "torch"])
 
 
 @click.group("policy")
 def command() -> None:
-    """List and show policies: from which M on sparse wins, on which GPU."""
+    """List, show, draw, ask, import and learn policies: from which M on sparse wins, on which GPU."""
 
 
 @command.command("list")
@@ -24,42 +33,220 @@ def list_policies(as_json: bool) -> int:
     if as_json:
         console.print_json([p.model_dump(mode="json", exclude={"points"}) for p in policies])
         return EXIT_OK
-    table = console.table("Policy", "Device", "Capability", ">Points", "Thresholds", "Source")
+    table = console.table("Policy", "Device", "Capability", ">Points", "Types", "Source")
     for policy in policies:
-        limits = ", ".join(f"{kind} M≥{t.min_m}" for kind, t in policy.thresholds.items())
+        types = sorted(" ".join(pair) for pair in policy.held)
         table.add_row(
-            policy.name,
-            policy.device,
-            policy.compute_capability,
-            str(len(policy.points)),
-            limits,
+            policy.name, policy.device, policy.compute_capability, str(len(policy.points)), ", ".join(types),
             policy.source,
-        )
+        )  # fmt: skip
     console.out().print(table)
     return EXIT_OK
 
 
 @command.command("show")
 @click.argument("policy")
+@click.option("--library", type=_LIBRARIES, help="Only what was measured with it.")
+@click.option("--dtype", type=_DTYPES, help="Only this type.")
+@click.option("--kind", metavar="KIND", help="Only this kind of layer: gate_up, down, qkv, o, …")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE",
+    help="Draw the points to a .png or .svg file: those of one library and type.",
+)  # fmt: skip
 @common_options
-def show_policy(policy: str, as_json: bool) -> int:
-    """Show POLICY's points: a shipped one's name, or a file."""
+def show_policy(
+    policy: str, library: str | None, dtype: str | None, kind: str | None, plot: Path | None, as_json: bool
+) -> int:
+    """Show what POLICY holds: a shipped one's name, a device, or a file."""
     from sparseflow_trt.policy import find_policy
 
     found = find_policy(policy)
+
+    def chosen(row: Any) -> bool:
+        asked = ((library, row.library), (dtype, row.dtype), (kind, row.kind))
+        return all(wanted in (None, given) for wanted, given in asked)
+
+    shown = found.model_copy(
+        update={
+            "points": tuple(filter(chosen, found.points)),
+            "thresholds": tuple(filter(chosen, found.thresholds)),
+        }
+    )
+    drawn = _draw(shown, plot) if plot else ""
     if as_json:
-        console.print_json(found.model_dump(mode="json"))
+        console.print_json(shown.model_dump(mode="json"))
         return EXIT_OK
-    table = console.table("Kind", ">N", ">K", ">M", "Type", "Kernel", ">µs", ">Against dense")
-    dense = {(p.n, p.k, p.m, p.dtype): p.us for p in found.points if p.kernel == "dense"}
-    for p in found.points:
-        base = dense.get((p.n, p.k, p.m, p.dtype))
-        ratio = f"{base / p.us:.2f}×" if base and p.kernel != "dense" else ""
-        table.add_row(p.kind, str(p.n), str(p.k), str(p.m), p.dtype, p.kernel, f"{p.us:.2f}", ratio)
-    out = console.out()
-    out.print(table)
-    for kind, limit in found.thresholds.items():
-        upper = f" to {limit.max_m}" if limit.max_m else ""
-        out.print(f"{kind}: sparse from M={limit.min_m}{upper}")
-    out.print(f"Source: {found.source}")
+    _print(shown)
+    if drawn:
+        console.out().print(f"\n{drawn}")
     return EXIT_OK
+
+
+@command.command("ask")
+@click.argument("policy")
+@click.option("--kind", required=True, metavar="KIND", help="gate_up, down, qkv, o, ffn, conv, …")
+@click.option("--n", required=True, type=click.IntRange(1), help="The layer's outputs.")
+@click.option("--k", required=True, type=click.IntRange(1), help="Its inputs.")
+@click.option("--m", required=True, type=click.IntRange(1), help="Its rows.")
+@click.option("--dtype", type=_DTYPES, default="FP16", show_default=True)
+@click.option("--library", type=_LIBRARIES, default="tensorrt", show_default=True)
+@common_options
+def ask_policy(
+    policy: str, kind: str, n: int, k: int, m: int, dtype: str, library: Any, as_json: bool
+) -> int:
+    """Ask POLICY about one product, and show the points behind its answer."""
+    from dataclasses import asdict
+
+    from sparseflow_trt.lookup import judge
+    from sparseflow_trt.policy import find_policy
+
+    verdict = judge(find_policy(policy), kind, n, k, m, dtype, library)
+    if as_json:
+        points = [point.model_dump(mode="json") for point in verdict.points]
+        console.print_json({**asdict(verdict), "points": points})
+        return EXIT_OK
+    out = console.out()
+    out.print(console.styled("sparse" if verdict.sparse else "dense", "bold"), verdict.reason, sep=": ")
+    if verdict.points:
+        out.print(_points_table(verdict.points))
+    return EXIT_OK
+
+
+@command.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="The policy's name.")
+@click.option("--device", required=True, help="The GPU it was measured on: 'NVIDIA A100-SXM4-80GB'.")
+@click.option("--compute-capability", required=True, metavar="X.Y", help="Of that GPU: 8.0.")
+@click.option(
+    "--shape", "shapes", multiple=True, metavar="OP=N,K",
+    help="N and K of an operation of a CSV, which holds none: --shape gate_proj=14336,4096.",
+)  # fmt: skip
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Write the policy there."
+)
+@common_options
+def import_file(
+    file: Path, name: str, device: str, compute_capability: str, shapes: tuple[str, ...], output: Path,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """Make a policy of FILE: {"ops": {"gate_proj": {"min_m": 256}}} or a CSV op,M,pruned_dense_us,…."""
+    from sparseflow_trt._files import write_atomically
+    from sparseflow_trt.policy import json_from_policy
+    from sparseflow_trt.policy_import import import_policy
+
+    if output.exists() and file.exists() and output.samefile(file):
+        raise PolicyError(f"{output} is the file to import itself.", "Name another file with --output.")
+    policy = import_policy(file, name, device, compute_capability, dict(map(_parse_shape, shapes)))
+    write_atomically(output, json_from_policy(policy))
+    if as_json:
+        console.print_json(policy.model_dump(mode="json"))
+        return EXIT_OK
+    _print(policy)
+    console.out().print(f"\nWritten: {output}. Plan with it: sparseflow-trt plan MODEL --policy {output}")
+    return EXIT_OK
+
+
+@command.command("learn")
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="The policy's name.")
+@click.option(
+    "--into", metavar="POLICY", help="A policy to add to: a shipped one's name, a device, or a file."
+)
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Write the policy there."
+)
+@common_options
+def learn_from_artifacts(
+    artifacts: tuple[Path, ...], name: str, into: str | None, output: Path, as_json: bool
+) -> int:
+    """Make a policy of what TensorRT's builder measured while it built ARTIFACTS with sparse weights."""
+    from sparseflow_trt._files import write_atomically
+    from sparseflow_trt.learn import learn_policy
+    from sparseflow_trt.manifest import read_manifest
+    from sparseflow_trt.policy import find_policy, json_from_policy
+
+    policy = learn_policy(map(read_manifest, artifacts), name, find_policy(into) if into else None)
+    write_atomically(output, json_from_policy(policy))
+    if as_json:
+        console.print_json(policy.model_dump(mode="json"))
+        return EXIT_OK
+    _print(policy)
+    console.out().print(f"\nWritten: {output}. Plan with it: sparseflow-trt plan MODEL --policy {output}")
+    return EXIT_OK
+
+
+def _parse_shape(text: str) -> tuple[str, tuple[int, int]]:
+    operation, _, sizes = text.partition("=")
+    numbers = [part.strip() for part in sizes.split(",")]
+    if not operation.strip() or len(numbers) != 2 or not all(part.isdecimal() for part in numbers):
+        raise click.BadParameter(f"'{text}' is not OP=N,K", param_hint="--shape")
+    return operation.strip(), (int(numbers[0]), int(numbers[1]))
+
+
+def _draw(policy: Policy, path: Path) -> str:
+    """Draws the first library and type that has times of both; says which, and what else there is."""
+    from sparseflow_trt.policy import pairs_by_shape
+    from sparseflow_trt.report.policy_plot import plot_policy
+
+    groups: dict[Any, list[Point]] = {}
+    for point in sorted(policy.points, key=lambda p: (p.library, p.dtype != "FP16", p.dtype)):
+        groups.setdefault((point.library, point.dtype), []).append(point)
+    drawable = [group for group, points in groups.items() if pairs_by_shape(points)]
+    if not drawable:
+        raise PolicyError(
+            f"policy '{policy.name}' holds nothing to draw: no product was measured dense and sparse.",
+            f"`sparseflow-trt policy show {policy.name}` lists what it holds.",
+        )
+    plot_policy(policy, path, *drawable[0])
+    others = ", ".join(f"--library {library} --dtype {dtype}" for library, dtype in drawable[1:])
+    return f"Drawn: {path} ({' '.join(drawable[0])})." + (f" The others: {others}." if others else "")
+
+
+def _print(policy: Policy) -> None:
+    out = console.out()
+    out.print(_points_table(policy.points))
+    if policy.thresholds:
+        out.print("\nWhere no measured shape is near:")
+    for limit in policy.thresholds:
+        out.print(f"  {limit.kind}, {limit.library} {limit.dtype}: {_range_of(limit)}")
+    libraries = ", ".join(f"{name} {version}" for name, version in policy.libraries.items()) or "not recorded"
+    out.print(f"\nDevice:     {policy.device}, compute capability {policy.compute_capability}")
+    out.print(f"Libraries:  {libraries}")
+    out.print(f"Clocks:     {policy.clocks}")
+    out.print(f"Margin:     {policy.margin:.0%}")
+    out.print(f"Provenance: {policy.provenance}")
+    out.print(f"Source:     {policy.source}")
+
+
+def _range_of(limit: Threshold) -> str:
+    if limit.min_m is None:
+        said = "dense"
+    else:
+        said = f"sparse from M={limit.min_m}" + (f" to {limit.max_m}" if limit.max_m is not None else "")
+    shapes = ", ".join(f"{k}→{n}" for n, k in limit.shapes)
+    return f"{said} ({shapes})" if shapes else said
+
+
+def _points_table(points: tuple[Point, ...]) -> Any:
+    """A row for each sparse point beside its dense one, and for each dense one that has none."""
+    table = console.table(
+        "Kind", ">N", ">K", "Library", "Type", ">M", ">Dense µs", "95 %", "Kernel", ">µs", "95 %", ">Speedup"
+    )
+
+    def product(p: Point) -> tuple[Any, ...]:
+        return p.kind, p.n, p.k, p.library, p.dtype, p.m
+
+    dense = {product(p): p for p in points if p.kernel == "dense"}
+    others = [p for p in points if p.kernel != "dense"]
+    alone = dense.keys() - {product(p) for p in others}
+    for p in (*others, *(dense[key] for key in dense if key in alone)):
+        base = dense.get(product(p))
+        figures = ("", "") if base is None else (f"{base.us:.2f}", _interval(base))
+        own = ("", "", "") if p is base else (p.kernel, f"{p.us:.2f}", _interval(p))
+        ratio = f"{base.us / p.us:.2f}×" if base and p is not base else ""
+        table.add_row(p.kind, str(p.n), str(p.k), p.library, p.dtype, str(p.m), *figures, *own, ratio)
+    return table
+
+
+def _interval(point: Point) -> str:
+    return "" if point.low_us is None else f"{point.low_us:.2f}–{point.high_us:.2f}"

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.policies import make_points, make_policy
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
@@ -20,10 +26,111 @@ def test_list(sparseflow: Sparseflow) -> None:
 def test_show(sparseflow: Sparseflow) -> None:
     ended = sparseflow("policy", "show", "a100-80gb")
     assert ended.code == 0
-    assert "gate_up: sparse from M=256" in ended.out
+    assert "gate_up, torch FP16: sparse from M=256" in ended.out
+    assert "Provenance: shipped" in ended.out
+    assert len([line for line in ended.out.splitlines() if line.endswith("×")]) == 10
     shown = sparseflow("policy", "show", "a100-80gb", "--json").json
     assert shown["points"]
     assert shown["provenance"] == "shipped"
+
+
+def test_show_of_a_file_with_intervals_and_filters(sparseflow: Sparseflow, own_folder: Path) -> None:
+    points = [
+        p.model_copy(update={"low_us": p.us - 1, "high_us": p.us + 1})
+        for p in [
+            *make_points("o", 64, 64, {8: 1.5}),
+            *make_points("down", 64, 32, {4: 0.8}, "BF16", "torch"),
+        ]
+    ]
+    alone = make_points("qkv", 64, 32, {2: 3.0})[0]
+    policy = make_policy([*points, alone], limits={"o": (8, 64), "down": (None, None)})
+    (own_folder / "mine.json").write_text(policy.model_dump_json())
+    lines = sparseflow("policy", "show", "mine.json").out.splitlines()
+    assert [" ".join(line.split()) for line in lines[1:4]] == [
+        "o 64 64 tensorrt FP16 8 15.00 14.00–16.00 sparse 10.00 9.00–11.00 1.50×",
+        "down 64 32 torch BF16 4 8.00 7.00–9.00 sparse 10.00 9.00–11.00 0.80×",
+        "qkv 64 32 tensorrt FP16 2 30.00",
+    ]
+    assert "  o, tensorrt FP16: sparse from M=8 to 64" in lines
+    assert "  down, tensorrt FP16: dense" in lines
+    for option, kinds in (
+        (("--library", "torch"), {"down"}), (("--dtype", "fp16"), {"o", "qkv"}), (("--kind", "qkv"), {"qkv"}),
+    ):  # fmt: skip
+        shown = sparseflow("policy", "show", "mine.json", *option, "--json").json
+        assert {point["kind"] for point in shown["points"]} == kinds
+
+
+def test_a_plot(sparseflow: Sparseflow, own_folder: Path) -> None:
+    ended = sparseflow("policy", "show", "a100", "--plot", "a100.png")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Drawn: a100.png (torch FP16)." in ended.out
+    assert (own_folder / "a100.png").read_bytes().startswith(b"\x89PNG")
+    both = [*make_points("o", 64, 64, {8: 2.0}, "BF16"), *make_points("o", 64, 64, {8: 2.0}, library="torch")]
+    (own_folder / "mine.json").write_text(make_policy(both).model_dump_json())
+    ended = sparseflow("policy", "show", "mine.json", "--plot", "mine.svg")
+    assert "Drawn: mine.svg (tensorrt BF16). The others: --library torch --dtype FP16." in ended.out
+    ended = sparseflow("policy", "show", "mine.json", "--plot", "mine.svg", "--library", "torch")
+    assert "Drawn: mine.svg (torch FP16)." in ended.out
+    assert sparseflow("policy", "show", "mine.json", "--kind", "down", "--plot", "x.png").error == (
+        "policy 'mine' holds nothing to draw: no product was measured dense and sparse."
+    )
+    assert "is no name of a plot" in sparseflow("policy", "show", "a100", "--plot", "a100.gif").error
+
+
+def test_ask(sparseflow: Sparseflow) -> None:
+    product = ("policy", "ask", "a100", "--kind", "down", "--n", 4096, "--k", 14336)
+    ended = sparseflow(*product, "--m", 600)
+    assert ended.out.startswith("sparse: sparse wins at M=600: 1.21× between M=512 and M=1024 (14336→4096, ")
+    assert len(ended.out.splitlines()) == 4
+    asked = sparseflow(*product, "--m", 256, "--dtype", "bf16", "--json").json
+    assert (asked["sparse"], asked["basis"], len(asked["points"])) == (False, "exact", 2)
+    assert "as FP16" in asked["reason"]
+    ended = sparseflow("policy", "ask", "a100", "--kind", "conv", "--n", 64, "--k", 64, "--m", 8)
+    assert ended.out == "dense: no measurement near 64→64 of kind 'conv' in policy 'a100-80gb'\n"
+    assert "0 is not in the range" in sparseflow(*product, "--m", 0).error
+
+
+IMPORT = ("--name", "old", "--device", "NVIDIA A100", "--compute-capability", "8.0")
+
+
+def test_import_limits(sparseflow: Sparseflow, own_folder: Path) -> None:
+    (own_folder / "seed.json").write_text('{"ops": {"gate_proj": {"min_m": 256, "max_m": 2048}}}')
+    ended = sparseflow("policy", "import", "seed.json", *IMPORT, "-o", "old.json")
+    assert (ended.code, ended.err) == (0, "")
+    assert "gate_up, torch FP16: sparse from M=256 to 2048" in ended.out
+    assert "--policy old.json" in ended.out
+    assert sparseflow("policy", "show", "old.json", "--json").json["provenance"] == "imported"
+
+
+def test_import_times(sparseflow: Sparseflow, own_folder: Path) -> None:
+    (own_folder / "seed.csv").write_text(
+        "op,M,pruned_dense_us,sparse_weight_us,speedup\ndown_proj,256,165.21,169.20,0.976\n"
+        "down_proj,512,323.19,269.83,1.198\n"
+    )
+    command = ("policy", "import", "seed.csv", *IMPORT, "-o", "old.json")
+    assert "whose N and K are not given" in sparseflow(*command).error
+    assert not (own_folder / "old.json").exists()
+    shown = sparseflow(*command, "--shape", "down_proj=4096,14336", "--json").json
+    assert [point["us"] for point in shown["points"]] == [165.21, 169.2, 323.19, 269.83]
+    assert [limit["min_m"] for limit in shown["thresholds"]] == [512]
+    assert json.loads((own_folder / "old.json").read_text())["points"][0]["n"] == 4096
+
+
+@pytest.mark.parametrize("shape", ["down_proj", "down_proj=4096", "=1,2", "a=1,2,3", "a=x,2", "a=-1,2"])
+def test_a_shape_that_is_none(sparseflow: Sparseflow, shape: str) -> None:
+    ended = sparseflow("policy", "import", "seed.csv", *IMPORT, "-o", "old.json", "--shape", shape)
+    assert ended.code == 2
+    assert f"'{shape}' is not OP=N,K" in ended.error
+
+
+def test_an_import_does_not_replace_its_source(sparseflow: Sparseflow, own_folder: Path) -> None:
+    (own_folder / "seed.json").write_text('{"down_proj": {"min_m": 8}}')
+    ended = sparseflow("policy", "import", "seed.json", *IMPORT, "-o", "seed.json")
+    assert ended.error == "seed.json is the file to import itself."
+    assert "ops" not in (own_folder / "seed.json").read_text()
+    assert (
+        "cannot be written" in sparseflow("policy", "import", "seed.json", *IMPORT, "-o", "no/old.json").error
+    )
 
 
 def test_an_unknown_one_names_those_that_are_there(sparseflow: Sparseflow) -> None:

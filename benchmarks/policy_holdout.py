@@ -1,0 +1,167 @@
+"""What a policy is worth on shapes and M that it was not tuned on.
+
+    python benchmarks/policy_holdout.py POLICY [--dtype fp16] [--dtype bf16] [--time-limit SECONDS]
+    python benchmarks/policy_holdout.py POLICY --judge-only
+
+Measures products of other models and other tensor-parallel splits, and those of tuned models, at M between
+the tuned ones, by autotune's own measurer; none of the pairs of shape and M is in the policy. Then asks the
+policy about each: what it takes against dense, and against an oracle that knows the faster of the two. The
+times lie in results/policy_holdout.json.points.jsonl, to which a killed run goes on; with --judge-only they
+are judged again, which needs no GPU. Writes results/policy_holdout.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from measure import RESULTS, write_result
+
+from sparseflow_trt.engines.autotune import Curve, Request, curves_of
+from sparseflow_trt.engines.journal import Run, journal_beside, open_journal, read_journal
+from sparseflow_trt.engines.measurers import identify, make_measurers
+from sparseflow_trt.engines.medians import Effort
+from sparseflow_trt.lookup import judge
+from sparseflow_trt.policy import Dtype, Pair, Policy, find_policy
+from sparseflow_trt.presets import Product, products_of_preset
+
+JOURNAL = journal_beside(RESULTS / "policy_holdout.json")
+# Mistral-7B's layers are those of LLaMA-3-8B.
+MODELS = (("llama-7b", 1), ("llama-8b", 1), ("llama-8b", 4), ("llama-70b", 4), ("vit-b", 1))
+SIZES = (24, 48, 96, 192, 384, 768, 1536, 3072, 6144, 12288)
+LEAST = 0.98
+MARGINS = (0.02, 0.03, 0.05, 0.08)
+
+
+def main() -> None:
+    """Measures what is missing, judges all of it and writes the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("policy")
+    parser.add_argument("--dtype", action="append", choices=("fp16", "bf16"))
+    parser.add_argument("--time-limit", type=float, default=math.inf)
+    parser.add_argument("--judge-only", action="store_true")
+    given = parser.parse_args()
+    policy = find_policy(given.policy)
+    products = tuple(dict.fromkeys(p for name, gpus in MODELS for p in products_of_preset(name, gpus)))
+    if not given.judge_only:
+        dtypes: tuple[Dtype, ...] = tuple(dict.fromkeys(d.upper() for d in given.dtype or ("fp16", "bf16")))
+        measure(policy, products, dtypes, given.time_limit)
+    pairs = read_journal(JOURNAL).pairs
+    held_out = {request: pair for request, pair in pairs.items() if request not in known(policy)}
+    cases = judge_all(policy, products, held_out)
+    figures = {
+        "policy": policy.name,
+        "device": policy.device,
+        "library": "torch",
+        "libraries": read_journal(JOURNAL).identity.libraries,
+        "asked": f"dense/policy ≥ {LEAST} everywhere, and oracle/policy ≥ {LEAST} in the mean",
+        **summary(cases),
+        "by basis": {
+            basis: summary([case for case in cases if case["basis"] == basis])
+            for basis in ("exact", "nearest", "threshold", "none")
+            if any(case["basis"] == basis for case in cases)
+        },
+        "by dtype": {
+            dtype: summary([case for case in cases if case["dtype"] == dtype])
+            for dtype in sorted({case["dtype"] for case in cases})
+        },
+        "by margin": {
+            str(margin): summary(judge_all(policy.model_copy(update={"margin": margin}), products, held_out))
+            for margin in MARGINS
+        },
+        "worst cases": sorted(cases, key=lambda case: case["dense/policy"])[:10],
+        "rows": cases,
+    }
+    write_result("policy_holdout", figures, f"python benchmarks/policy_holdout.py {given.policy}", show=False)
+    print({key: figures[key] for key in summary(cases)})
+    for case in figures["worst cases"]:
+        print(case)
+
+
+def known(policy: Policy) -> set[Request]:
+    """What the policy has measured."""
+    return {Request(Curve(p.library, p.dtype, p.n, p.k, p.kind), p.m) for p in policy.points}
+
+
+def measure(policy: Policy, products: Iterable[Product], dtypes: tuple[Dtype, ...], limit: float) -> None:
+    """Adds to the journal what is held out and not there yet."""
+    begun = time.monotonic()
+    (measurer,) = make_measurers(("torch",), Effort())
+    tuned = known(policy)
+    wanted = [
+        request
+        for curve in curves_of(products, dtypes, ("torch",))
+        for m in SIZES
+        if (request := Request(curve, m)) not in tuned
+    ]
+    with open_journal(JOURNAL, identify([measurer], dtypes)) as (journal, appender):
+        done = journal.pairs
+        appender.add_run(Run(command=" ".join(sys.argv), date=time.strftime("%Y-%m-%d", time.gmtime())))
+        for number, request in enumerate(wanted, 1):
+            if time.monotonic() - begun > limit:
+                print(f"The time limit was met after {number - 1} of {len(wanted)}: run it again.")
+                return
+            if request not in done:
+                appender.add(measurer.measure(request))
+            if number % 50 == 0:
+                seconds = time.monotonic() - begun
+                print(f"{number} of {len(wanted)} in {seconds:.0f} s", file=sys.stderr, flush=True)
+
+
+def judge_all(
+    policy: Policy, products: Iterable[Product], pairs: dict[Request, Pair]
+) -> list[dict[str, Any]]:
+    """What the policy says of each product as each of its kinds, and what that costs or gains."""
+    kinds: dict[tuple[int, int], dict[str, None]] = {}
+    for product in products:
+        kinds.setdefault((product.n, product.k), {})[product.kind] = None
+    cases = []
+    for request, pair in pairs.items():
+        curve = request.curve
+        for kind in kinds.get((curve.n, curve.k), {curve.kind: None}):
+            verdict = judge(policy, kind, curve.n, curve.k, request.m, curve.dtype, "torch")
+            taken = pair.sparse.us if verdict.sparse else pair.dense.us
+            cases.append(
+                {
+                    "kind": kind,
+                    "n": curve.n,
+                    "k": curve.k,
+                    "m": request.m,
+                    "dtype": curve.dtype,
+                    "dense_us": pair.dense.us,
+                    "sparse_us": pair.sparse.us,
+                    "taken": "sparse" if verdict.sparse else "dense",
+                    "basis": verdict.basis,
+                    "dense/policy": round(pair.dense.us / taken, 4),
+                    "oracle/policy": round(min(pair.dense.us, pair.sparse.us) / taken, 4),
+                }
+            )
+    return cases
+
+
+def summary(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    """The worst and the means over some cases."""
+    gains = [case["dense/policy"] for case in cases]
+    shares = [case["oracle/policy"] for case in cases]
+    oracle = [case["dense/policy"] / case["oracle/policy"] for case in cases]
+    return {
+        "cases": len(cases),
+        "taken sparse": sum(case["taken"] == "sparse" for case in cases),
+        "worst dense/policy": min(gains),
+        f"below {LEAST}": sum(gain < LEAST for gain in gains),
+        "mean dense/policy": round(statistics.geometric_mean(gains), 4),
+        "mean dense/oracle": round(1 / statistics.geometric_mean([1 / gain for gain in oracle]), 4),
+        "mean oracle/policy": round(statistics.geometric_mean(shares), 4),
+        "passed": min(gains) >= LEAST and statistics.geometric_mean(shares) >= LEAST,
+    }
+
+
+if __name__ == "__main__":
+    main()

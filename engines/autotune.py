@@ -1,0 +1,234 @@
+"""The search for crossovers: which M to measure next of each product, given what was measured so far.
+
+It keeps nothing in mind but the measurements, so that a run that was killed goes on from its journal, and
+no M is ever measured twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sparseflow_trt.engines.gpu_state import ClockState
+from sparseflow_trt.engines.medians import Median
+from sparseflow_trt.policy import Dtype, Kernel, Library, Pair, Point
+from sparseflow_trt.presets import Product
+
+# A crossover is found when the two measured M around it are no farther apart than this, or no M that is
+# worth measuring lies between them: kernels work on tiles, and above 8 only multiples of 8 are tried.
+RESOLUTION = 0.05
+_STEP = 8
+
+KERNELS: tuple[Kernel, Kernel] = ("dense", "sparse")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One product over all M. Two kinds of layer with the same N and K have one curve."""
+
+    library: Library
+    dtype: Dtype
+    n: int
+    k: int
+    kind: str = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One product at one M, to be measured dense and sparse."""
+
+    curve: Curve
+    m: int
+
+    def __str__(self) -> str:
+        return f"{self.curve.k}→{self.curve.n}, M={self.m}, {self.curve.dtype}, {self.curve.library}"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A request's answer.
+
+    Attributes:
+        request: What was measured.
+        pair: The two points.
+        seconds: How long it took.
+        how: How kernels were timed, in two words.
+        clock: The state of the GPU's clocks under that load, None where nothing tells it.
+    """
+
+    request: Request
+    pair: Pair
+    seconds: float
+    how: str = ""
+    clock: ClockState | None = None
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """Two neighbouring measured M of a curve, sparse winning at one of them alone."""
+
+    curve: Curve
+    low: int
+    high: int
+    wins_above: bool
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can be told more exactly."""
+        return middle(self.low, self.high) is not None
+
+
+class Workers(Protocol):
+    """Those that measure, `count` at a time."""
+
+    count: int
+
+    def submit(self, request: Request) -> None:
+        """Gives one of them work; there are never more than `count` requests under way."""
+        ...
+
+    def next_measured(self) -> Measured:
+        """Waits for the answer to one of the requests under way."""
+        ...
+
+
+def curves_of(
+    products: Iterable[Product], dtypes: Iterable[Dtype], libraries: Iterable[Library]
+) -> tuple[Curve, ...]:
+    """A curve for each library, dtype and shape; a shape that comes twice has the kind that came first."""
+    known = tuple(products)
+    curves = (Curve(lib, dtype, p.n, p.k, p.kind) for lib in libraries for dtype in dtypes for p in known)
+    return tuple(dict.fromkeys(curves))
+
+
+def middle(low: int, high: int) -> int | None:
+    """The M to measure between two: near their geometric mean, a multiple of 8 above 8; None if none is."""
+    if high <= low * (1 + RESOLUTION):
+        return None
+    mean = math.sqrt(low * high)
+    around = (math.floor(mean), math.ceil(mean))
+    if mean > _STEP:
+        around = (math.floor(mean / _STEP) * _STEP, math.ceil(mean / _STEP) * _STEP)
+    inside = [m for m in around if low < m < high]
+    return min(inside, key=lambda m: abs(math.log(m / mean)), default=None)
+
+
+def find_crossovers(
+    curves: Iterable[Curve], measured: Mapping[Request, Pair], margin: float
+) -> tuple[Crossover, ...]:
+    """Where sparse begins or ceases to win by the margin, between the measured M of each curve."""
+    sizes: dict[Curve, list[int]] = {}
+    for request in measured:
+        sizes.setdefault(request.curve, []).append(request.m)
+    found = []
+    for curve in curves:
+        ordered = sorted(sizes.get(curve, ()))
+        wins = [measured[Request(curve, m)].wins(margin) for m in ordered]
+        for i, (before, after) in enumerate(itertools.pairwise(wins)):
+            if before != after:
+                found.append(Crossover(curve, ordered[i], ordered[i + 1], after))
+    return tuple(found)
+
+
+def next_requests(
+    curves: Sequence[Curve], grid: Sequence[int], measured: Mapping[Request, Pair], margin: float
+) -> list[Request]:
+    """What is still to be measured, as far as it is known yet: first the grid, then into each crossover.
+
+    A curve's crossovers are looked into once its grid is complete.
+    """
+    missing = [r for curve in curves for m in grid if (r := Request(curve, m)) not in measured]
+    incomplete = {request.curve for request in missing}
+    complete = [curve for curve in curves if curve not in incomplete]
+    halves = (
+        (crossover.curve, middle(crossover.low, crossover.high))
+        for crossover in find_crossovers(complete, measured, margin)
+    )
+    return missing + [Request(curve, m) for curve, m in halves if m is not None]
+
+
+def pair_of(request: Request, medians: Sequence[Median], tactics: tuple[str, str]) -> Pair:
+    """The two points of a request, from medians in microseconds and what ran, each dense first."""
+    curve = request.curve
+    dense, sparse = (
+        Point(
+            kind=curve.kind,
+            n=curve.n,
+            k=curve.k,
+            m=request.m,
+            dtype=curve.dtype,
+            library=curve.library,
+            kernel=kernel,
+            us=round(median.value, 3),
+            low_us=round(median.low, 3),
+            high_us=round(median.high, 3),
+            runs=median.runs,
+            tactic=tactic,
+        )
+        for kernel, median, tactic in zip(KERNELS, medians, tactics, strict=True)
+    )
+    return Pair(dense, sparse)
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left of a search: about how many points, and how many of the crossovers seen are open."""
+
+    points: int
+    crossovers: int
+
+
+def what_is_left(
+    curves: Sequence[Curve], grid: Sequence[int], measured: Mapping[Request, Pair], margin: float
+) -> Left:
+    """How much there is still to measure, for the crossovers that are seen so far.
+
+    Steps of 8 can make one point more of each crossover than halves would.
+    """
+    missing = sum(Request(curve, m) not in measured for curve in curves for m in grid)
+    still = [c for c in find_crossovers(curves, measured, margin) if c.is_open]
+    halvings = sum(math.ceil(math.log2(math.log(c.high / c.low) / math.log1p(RESOLUTION))) for c in still)
+    return Left(missing + halvings, len(still))
+
+
+def search(
+    curves: Sequence[Curve],
+    grid: Sequence[int],
+    measured: Mapping[Request, Pair],
+    workers: Workers,
+    margin: float,
+    on_measured: Callable[[Measured], None],
+    go_on: Callable[[], bool] = lambda: True,
+) -> dict[Request, Pair]:
+    """Measures the grid of every curve, and on into each crossover until it is found.
+
+    Args:
+        curves: What to measure.
+        grid: The M that every curve is measured at.
+        measured: What is known already.
+        workers: Those that measure.
+        margin: The share by which sparse has to be faster to win.
+        on_measured: Called with each answer as it comes.
+        go_on: Asked before each request; once it says no, only what is under way is waited for.
+
+    Returns:
+        All that is known at the end.
+    """
+    known = dict(measured)
+    under_way: set[Request] = set()
+    while True:
+        open_requests = [r for r in next_requests(curves, grid, known, margin) if r not in under_way]
+        for request in open_requests[: workers.count - len(under_way)]:
+            if not go_on():
+                break
+            workers.submit(request)
+            under_way.add(request)
+        if not under_way:
+            return known
+        answer = workers.next_measured()
+        under_way.remove(answer.request)
+        known[answer.request] = answer.pair
+        on_measured(answer)

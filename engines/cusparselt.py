@@ -1,0 +1,166 @@
+"""cuSPARSELt's 2:4 products through PyTorch, called so that the kernel alone can be timed.
+
+y = x · Wᵀ is computed as PyTorch's own semi-structured linear layer does: the packed weight on the left of
+xᵀ, the result written transposed. Rows of x are padded with zeros to a multiple of 8, which the library
+wants. PyTorch makes the library's plan in every call (hundreds of microseconds on the host), so that calls
+are only worth their while inside of a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sparseflow_trt._deps import require
+from sparseflow_trt.errors import NotInstalledError, PolicyError
+
+ROWS = 8  # M is padded to a multiple of this
+_WEIGHT = 16  # N and K have to be multiples of this
+_MOST_ALGORITHMS = 64  # tried where the library does not say how many it has
+_NEEDED_FOR = "measuring cuSPARSELt against cuBLASLt"
+
+Tensor = Any  # torch.Tensor; torch is imported when it is needed
+
+
+@dataclass(frozen=True, order=True)
+class Algorithm:
+    """How cuSPARSELt computes a product: its number, and into how many parts K is split (1: not at all)."""
+
+    number: int
+    split_k: int = 1
+    split_k_mode: int = -1
+
+    def __str__(self) -> str:
+        split = f", K split by {self.split_k} (mode {self.split_k_mode})" if self.split_k != 1 else ""
+        return f"algorithm {self.number}{split}"
+
+
+def load_torch() -> Any:
+    """PyTorch, where it has a GPU and cuSPARSELt.
+
+    Raises:
+        NotInstalledError: It is not installed, sees no GPU, or was built without cuSPARSELt.
+    """
+    torch = _torch()
+    if not torch.cuda.is_available():
+        raise NotInstalledError(
+            f"PyTorch {torch.__version__} sees no GPU, which is needed for {_NEEDED_FOR}.",
+            "Install a build of PyTorch for CUDA, on a machine with an NVIDIA GPU.",
+        )
+    if not torch.backends.cusparselt.is_available():
+        raise NotInstalledError(
+            f"PyTorch {torch.__version__} was built without cuSPARSELt, which is needed for {_NEEDED_FOR}.",
+            "Install PyTorch from its own package index; those builds have it.",
+        )
+    return torch
+
+
+def version_in_words(number: int) -> str:
+    """A version as the library encodes it: 802 is 0.8.2."""
+    return f"{number // 1000}.{number % 1000 // 100}.{number % 100}"
+
+
+def why_not(n: int, k: int) -> str:
+    """Why a weight W[N, K] has no sparse product in FP16 or BF16, "" where it has one."""
+    if n % _WEIGHT or k % _WEIGHT:
+        return f"cuSPARSELt takes N and K that are multiples of {_WEIGHT}, and {k}→{n} is not"
+    return ""
+
+
+def prune_rows(weight: Tensor) -> Tensor:
+    """A copy of W[N, K] that keeps the two largest of each four along K; the first win a tie."""
+    torch = _torch()
+    n, k = weight.shape
+    groups = weight.view(n, k // 4, 4).abs().unbind(-1)
+    kept = []
+    for i, mine in enumerate(groups):
+        larger = torch.zeros_like(mine, dtype=torch.uint8)
+        for j, other in enumerate(groups):
+            if j != i:
+                larger += (other >= mine) if j < i else (other > mine)
+        kept.append(larger < 2)
+    return weight * torch.stack(kept, -1).view(n, k)
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A 2:4 weight W[N, K] on the GPU as cuSPARSELt reads it: the kept elements and where they stood."""
+    torch = _torch()
+    return torch._cslt_compress(weight.contiguous())
+
+
+def pad_rows(x: Tensor) -> Tensor:
+    """x[M, K] with zero rows added up to a multiple of ROWS."""
+    torch = _torch()
+    missing = -x.shape[0] % ROWS
+    return torch.nn.functional.pad(x, (0, 0, 0, missing)) if missing else x
+
+
+def sparse_linear(x: Tensor, packed: Tensor, algorithm: Algorithm, bias: Tensor | None = None) -> Tensor:
+    """x · Wᵀ + bias.
+
+    Args:
+        x: [M, K], FP16 or BF16, M a multiple of ROWS.
+        packed: W[N, K] from `pack`, of x's type.
+        algorithm: How to compute it.
+        bias: [N], of x's type.
+
+    Returns:
+        [M, N], of x's type.
+
+    Raises:
+        RuntimeError: PyTorch's own, where the algorithm does not take this product.
+    """
+    torch = _torch()
+    split = {}
+    if algorithm.split_k != 1:
+        split = {"split_k": algorithm.split_k, "split_k_mode": algorithm.split_k_mode}
+    return torch._cslt_sparse_mm(
+        packed, x.t(), bias=bias, transpose_result=True, alg_id=algorithm.number, **split
+    )
+
+
+def library_choice(x: Tensor, packed: Tensor) -> tuple[Algorithm, int]:
+    """What the library chooses for this product by timing all it has, caches warm, and how many it has.
+
+    Older releases of PyTorch do not tell how many; numbers that there are not fail when they are called.
+    """
+    torch = _torch()
+    inside: Any = getattr(torch._C, "_cusparselt", None)
+    if hasattr(inside, "mm_search"):
+        number, split_k, mode, count = map(int, inside.mm_search(packed, x.t(), None, None, None, True))
+        return Algorithm(number, split_k, mode) if split_k > 1 else Algorithm(number), count
+    number = torch._cslt_sparse_mm_search(packed, x.t(), transpose_result=True)
+    return Algorithm(int(number)), _MOST_ALGORITHMS
+
+
+def rank_algorithms(
+    candidates: Iterable[Algorithm], time_us: Callable[[Algorithm], float]
+) -> list[Algorithm]:
+    """The candidates, the fastest first; those that do not take the product are left out.
+
+    Args:
+        candidates: What to time.
+        time_us: Microseconds of one product; raises RuntimeError where the algorithm does not take it.
+
+    Raises:
+        PolicyError: None takes it.
+    """
+    times: dict[Algorithm, float] = {}
+    refused = "there is none"
+    for algorithm in candidates:
+        try:
+            times[algorithm] = time_us(algorithm)
+        except RuntimeError as error:
+            refused = f"{algorithm}: {str(error).splitlines()[0]}"
+    if not times:
+        raise PolicyError(
+            f"cuSPARSELt has no algorithm for this product ({refused}).", "Leave its layer out."
+        )
+    return sorted(times, key=times.__getitem__)
+
+
+@functools.cache  # it looks into package metadata, which takes longer than a product
+def _torch() -> Any:
+    return require("torch", _NEEDED_FOR)

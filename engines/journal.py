@@ -1,0 +1,217 @@
+"""The journal of a run that measures: each answer is a line of JSON, written as it comes; none is lost."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from pydantic import ValidationError, model_validator
+
+from sparseflow_trt._schema import Record, describe
+from sparseflow_trt.engines.autotune import Curve, Measured, Request
+from sparseflow_trt.engines.gpu_state import ClockState
+from sparseflow_trt.errors import PolicyError
+from sparseflow_trt.policy import Dtype, Pair, Point
+from sparseflow_trt.presets import Product
+
+SUFFIX = ".points.jsonl"
+
+
+class Identity(Record):
+    """What a journal's figures hold for; those of another are never added to them."""
+
+    device: str
+    compute_capability: str
+    libraries: dict[str, str]
+    dtypes: tuple[Dtype, ...]
+
+
+class Run(Record):
+    """One run that added to a journal.
+
+    Attributes:
+        command: The command that made it.
+        date: The day, YYYY-MM-DD.
+        driver: The version of the NVIDIA driver, "" where it is not known.
+        products: What it was asked to measure: (kind, N, K).
+    """
+
+    command: str
+    date: str
+    driver: str = ""
+    products: tuple[tuple[str, int, int], ...] = ()
+
+
+class _Line(Record):
+    """One line: exactly one of these."""
+
+    journal: Identity | None = None
+    run: Run | None = None
+    points: tuple[Point, Point] | None = None
+    seconds: float = 0.0
+    how: str = ""
+    clock: ClockState | None = None
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> _Line:
+        if sum(part is not None for part in (self.journal, self.run, self.points)) != 1:
+            raise ValueError("a line is a journal's head, a run or a pair of points")
+        if self.points is not None:
+            dense, sparse = self.points
+            shared = ("kind", "n", "k", "m", "dtype", "library")
+            if dense.kernel != "dense" or sparse.kernel == "dense":
+                raise ValueError("a pair is a dense point and a sparse one")
+            if any(getattr(dense, name) != getattr(sparse, name) for name in shared):
+                raise ValueError("a pair is of one product")
+        return self
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What a journal holds.
+
+    Attributes:
+        identity: What the figures hold for.
+        runs: The runs that made it, oldest first.
+        measured: Every answer.
+    """
+
+    identity: Identity
+    runs: tuple[Run, ...]
+    measured: tuple[Measured, ...]
+
+    @property
+    def pairs(self) -> dict[Request, Pair]:
+        """The points by what was asked."""
+        return {answer.request: answer.pair for answer in self.measured}
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """All that any run was asked to measure, each once."""
+        return tuple(dict.fromkeys(Product(*product) for run in self.runs for product in run.products))
+
+
+def journal_beside(policy: Path) -> Path:
+    """Where the journal of a policy file lies."""
+    return policy.with_name(policy.name + SUFFIX)
+
+
+class Appender:
+    """Adds lines to a journal that is open."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def add_run(self, run: Run) -> None:
+        """Notes that a run begins."""
+        self._write(_Line(run=run))
+
+    def add(self, answer: Measured) -> None:
+        """Writes an answer, down to the disk."""
+        pair = (answer.pair.dense, answer.pair.sparse)
+        seconds = round(answer.seconds, 3)
+        self._write(_Line(points=pair, seconds=seconds, how=answer.how, clock=answer.clock))
+
+    def _write(self, line: _Line) -> None:
+        text = json.dumps(line.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
+        self._stream.write(text.encode() + b"\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+
+@contextmanager
+def open_journal(path: Path, identity: Identity) -> Iterator[tuple[Journal, Appender]]:
+    """Opens a journal to add to it, or begins one. What a killed run left of its last line is cut off.
+
+    Args:
+        path: The file.
+        identity: What will be added to it holds for.
+
+    Raises:
+        PolicyError: It cannot be written, is no journal, holds for another GPU, other library versions or
+            other dtypes, or another run is writing it.
+    """
+    try:
+        stream = path.open("a+b")
+    except OSError as error:
+        raise PolicyError(
+            f"{path} cannot be written: {error.strerror}.", "Choose another place: -o."
+        ) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PolicyError(
+                f"another run is writing {path}.", "Wait for it, or choose another -o."
+            ) from None
+        stream.seek(0)
+        data = stream.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        appender = Appender(stream)
+        if whole:
+            journal = _read(whole, path)
+            _check_identity(journal.identity, identity, path)
+        else:
+            journal = Journal(identity, (), ())
+        if len(whole) < len(data):
+            stream.truncate(len(whole))
+        if not whole:
+            appender._write(_Line(journal=identity))
+        yield journal, appender
+
+
+def read_journal(path: Path) -> Journal:
+    """What a journal holds, but for what a killed run left of its last line.
+
+    Raises:
+        PolicyError: It cannot be read or is no journal.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PolicyError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
+    return _read(data[: data.rfind(b"\n") + 1], path)
+
+
+def _read(data: bytes, path: Path) -> Journal:
+    lines = []
+    for number, text in enumerate(data.splitlines(), 1):
+        try:
+            lines.append(_Line.model_validate_json(text))
+        except ValidationError as error:
+            raise PolicyError(f"{path}, line {number}: {describe(error)}", _begin_anew(path)) from error
+    if not lines or lines[0].journal is None:
+        raise PolicyError(f"{path} is no journal of measurements.", _begin_anew(path))
+    answers = tuple(_measured(line, *line.points) for line in lines if line.points is not None)
+    return Journal(lines[0].journal, tuple(line.run for line in lines if line.run is not None), answers)
+
+
+def _measured(line: _Line, dense: Point, sparse: Point) -> Measured:
+    curve = Curve(dense.library, dense.dtype, dense.n, dense.k, dense.kind)
+    return Measured(Request(curve, dense.m), Pair(dense, sparse), line.seconds, line.how, line.clock)
+
+
+def _check_identity(found: Identity, given: Identity, path: Path) -> None:
+    differ = []
+    for name in Identity.model_fields:
+        before, now = getattr(found, name), getattr(given, name)
+        if before != now:
+            differ.append(f"{name.replace('_', ' ')} {_shown(before)}, and here it is {_shown(now)}")
+    if differ:
+        raise PolicyError(f"{path} holds measurements of {'; of '.join(differ)}.", _begin_anew(path))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {version}" for name, version in value.items()) or "no libraries"
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _begin_anew(path: Path) -> str:
+    return f"Write to another file with -o, or remove {path.name} to measure everything anew."

@@ -1,0 +1,108 @@
+"""The policy that comes of a journal of measurements, and of two policies of one GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from sparseflow_trt.engines.autotune import Curve, Request
+from sparseflow_trt.engines.gpu_state import describe_clocks
+from sparseflow_trt.engines.journal import Journal
+from sparseflow_trt.errors import PolicyError
+from sparseflow_trt.policy import MARGIN, Pair, Point, Policy
+from sparseflow_trt.presets import Product
+from sparseflow_trt.thresholds import derive_thresholds
+
+
+def policy_from_journal(
+    journal: Journal, name: str, margin: float = MARGIN, without: Collection[Curve] = ()
+) -> Policy:
+    """The policy of what a journal holds; a shape stands under each kind that a run asked for it as.
+
+    Args:
+        journal: The measurements.
+        name: The policy's name.
+        margin: The share by which sparse has to be faster.
+        without: Products that are left out: of some M alone no threshold can be told.
+
+    Raises:
+        PolicyError: Nothing is left.
+    """
+    pairs = {request: pair for request, pair in journal.pairs.items() if request.curve not in without}
+    if not pairs:
+        raise PolicyError(
+            "no product was measured at all its M yet.",
+            "Allow more time: the same command goes on from here.",
+        )
+    points = _points(pairs, journal.products)
+    identity = journal.identity
+    return Policy(
+        schema_version=1,
+        name=name,
+        device=identity.device,
+        compute_capability=identity.compute_capability,
+        libraries=identity.libraries,
+        clocks=describe_clocks(answer.clock for answer in journal.measured),
+        provenance="measured",
+        source=_source(journal),
+        margin=margin,
+        thresholds=derive_thresholds(points, margin),
+        points=points,
+    )
+
+
+def extend_policy(policy: Policy, other: Policy) -> Policy:
+    """A policy with another's points added, those that it has itself excepted.
+
+    TensorRT and PyTorch are often in two environments, and measured apart.
+
+    Raises:
+        PolicyError: The other is of another GPU.
+    """
+    if (policy.device, policy.compute_capability) != (other.device, other.compute_capability):
+        raise PolicyError(
+            f"policy '{other.name}' is of {other.device}, and '{policy.name}' of {policy.device}.",
+            "Only measurements of one kind of GPU go into one policy.",
+        )
+    keys = {_key(point) for point in policy.points}
+    points = tuple(sorted([*policy.points, *(p for p in other.points if _key(p) not in keys)], key=_key))
+    return policy.model_copy(
+        update={
+            "libraries": dict(sorted({**other.libraries, **policy.libraries}.items())),
+            "clocks": "; ".join(dict.fromkeys([policy.clocks, other.clocks])),
+            "source": "; ".join(dict.fromkeys([policy.source, other.source])),
+            "thresholds": derive_thresholds(points, policy.margin),
+            "points": points,
+        }
+    )
+
+
+def _source(journal: Journal) -> str:
+    """When, with which driver, how and by which commands, in one sentence."""
+    dates = sorted({run.date for run in journal.runs})
+    drivers = sorted({run.driver for run in journal.runs if run.driver})
+    how = sorted({answer.how for answer in journal.measured if answer.how})
+    commands = dict.fromkeys(run.command for run in journal.runs if run.command)
+    parts = [
+        f"measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}" if dates else "measured",
+        f"driver {', '.join(drivers)}" if drivers else "",
+        f"timed as {', '.join(how)}" if how else "",
+        f"by: {'; '.join(commands)}" if commands else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _points(pairs: Mapping[Request, Pair], products: Sequence[Product]) -> tuple[Point, ...]:
+    kinds: dict[tuple[int, int], dict[str, None]] = {}
+    for product in products:
+        kinds.setdefault((product.n, product.k), {})[product.kind] = None
+    points = [
+        point.model_copy(update={"kind": kind})
+        for pair in pairs.values()
+        for point in (pair.dense, pair.sparse)
+        for kind in kinds.get((point.n, point.k), {point.kind: None})
+    ]
+    return tuple(sorted(points, key=_key))
+
+
+def _key(point: Point) -> tuple[str, str, str, int, int, int, str]:
+    return point.library, point.dtype, point.kind, point.n, point.k, point.m, point.kernel

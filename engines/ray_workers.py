@@ -1,0 +1,168 @@
+"""Measures on several GPUs: a worker for each GPU of a Ray cluster, one product at a time on each."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any
+
+from sparseflow_trt._deps import require
+from sparseflow_trt.engines.autotune import Measured, Request
+from sparseflow_trt.engines.journal import Identity
+from sparseflow_trt.engines.measurers import Identify, InTurn, MakeMeasurers, identify
+from sparseflow_trt.errors import PolicyError, SparseflowError
+from sparseflow_trt.policy import Dtype, Library
+
+_STORE_BYTES = 128 << 20  # requests and answers are small
+
+
+class RayWorkers:
+    """Workers of a Ray cluster: the one that runs, else one of this machine's own. Use as a context manager.
+
+    Ray gives each worker one GPU, which is the only one that it sees, and none to a second one.
+
+    Attributes:
+        count: How many there are.
+    """
+
+    def __init__(
+        self, make: MakeMeasurers, count: int | None = None, gpus: float = 1, identity: Identify = identify
+    ) -> None:
+        """Starts them.
+
+        Args:
+            make: Makes what measures, in each worker.
+            count: How many; by default as many as the cluster has GPUs.
+            gpus: GPUs of each; 0 for workers that measure on the CPU.
+            identity: Says in a worker what its figures hold for.
+
+        Raises:
+            NotInstalledError: Ray is missing.
+            PolicyError: The cluster has no GPU.
+            SparseflowError: As `make`, from a worker.
+        """
+        self._ray: Any = require("ray", "measuring on several GPUs")
+        self._ours = not self._ray.is_initialized()
+        if self._ours:
+            _connect(self._ray)
+        try:
+            self.count = count or int(self._ray.cluster_resources().get("GPU", 0))
+            if not self.count:
+                raise PolicyError(
+                    "the Ray cluster has no GPU.",
+                    "Start it on the machines with the GPUs, or leave out --ray.",
+                )
+            worker = self._ray.remote(_Worker).options(num_gpus=gpus, num_cpus=1)
+            self._actors = [worker.remote(make, identity) for _ in range(self.count)]
+            self._get([actor.begin.remote() for actor in self._actors])
+        except BaseException:
+            self.close()
+            raise
+        self._idle = list(self._actors)
+        self._under_way: dict[Any, Any] = {}
+
+    def __enter__(self) -> RayWorkers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers, and the cluster where it was started here."""
+        for actor in getattr(self, "_actors", ()):
+            self._ray.kill(actor)
+        if self._ours:
+            self._ray.shutdown()
+
+    def libraries(self) -> tuple[Library, ...]:
+        """Whose kernels they measure."""
+        found: tuple[Library, ...] = self._get(self._actors[0].libraries.remote())
+        return found
+
+    def why_not(self, library: Library, n: int, k: int, dtype: Dtype) -> str:
+        """Why a product cannot be measured, "" where it can."""
+        return str(self._get(self._actors[0].why_not.remote(library, n, k, dtype)))
+
+    def identify(self, dtypes: tuple[Dtype, ...]) -> Identity:
+        """What the figures hold for.
+
+        Raises:
+            PolicyError: Two workers differ in it.
+        """
+        found: list[Identity] = self._get([actor.identify.remote(dtypes) for actor in self._actors])
+        for other in found[1:]:
+            if other != found[0]:
+                raise PolicyError(
+                    f"the cluster's GPUs are not alike: {found[0].device} with {found[0].libraries}, and "
+                    f"{other.device} with {other.libraries}.",
+                    "A policy holds for one GPU and one set of libraries: tune them apart.",
+                )
+        return found[0]
+
+    def submit(self, request: Request) -> None:
+        """Gives an idle worker a request."""
+        actor = self._idle.pop()
+        self._under_way[actor.measure.remote(request)] = actor
+
+    def next_measured(self) -> Measured:
+        """Waits for the first answer.
+
+        Raises:
+            SparseflowError: As the measurer, from a worker.
+            PolicyError: A worker died.
+        """
+        done, _ = self._ray.wait(list(self._under_way), num_returns=1)
+        self._idle.append(self._under_way.pop(done[0]))
+        answer: Measured = self._get(done[0])
+        return answer
+
+    def _get(self, reference: Any) -> Any:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, SparseflowError):
+                raise error.cause from None
+            raise
+        except self._ray.exceptions.RayActorError as error:
+            raise PolicyError(
+                f"a Ray worker died: {str(error).strip().splitlines()[-1].strip()}",
+                "What was measured before is kept: the same command goes on.",
+            ) from error
+
+
+class _Worker:
+    """Lives in a process of its own, with one GPU."""
+
+    def __init__(self, make: MakeMeasurers, identity: Identify) -> None:
+        self._make = make
+        self._identity = identity
+        self._crew = InTurn((), identity)
+
+    def begin(self) -> None:
+        """Makes the measurers; here and not at once, so that what goes wrong is said as it is."""
+        self._crew = InTurn(self._make(), self._identity)
+
+    def libraries(self) -> tuple[Library, ...]:
+        return self._crew.libraries()
+
+    def identify(self, dtypes: tuple[Dtype, ...]) -> Identity:
+        return self._crew.identify(dtypes)
+
+    def why_not(self, library: Library, n: int, k: int, dtype: Dtype) -> str:
+        return self._crew.why_not(library, n, k, dtype)
+
+    def measure(self, request: Request) -> Measured:
+        self._crew.submit(request)
+        return self._crew.next_measured()
+
+
+def _connect(ray: Any) -> None:
+    """Joins the cluster that runs on this machine or that RAY_ADDRESS names; else starts one here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        ray.init(include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)

@@ -1,0 +1,281 @@
+"""Measures products as TensorRT engines of one layer each: built dense, and built with sparse weights.
+
+A 'sparse' point is the time of the engine that TensorRT builds when sparse weights are allowed: what one
+gets by asking for them. TensorRT takes the tactic that it finds fastest then, which may be a dense one; the
+point's tactic says so, with the builder's own times of the best of both sorts, and its ratio to the dense
+point is about 1. The dense engine is not built again in that case: with the same weights and one sort of
+tactic it would be the same engine, but for the noise of tactic timing.
+
+Each engine is loaded several times, so that the copies' weights together exceed the L2 cache, and one CUDA
+graph runs them one after the other. The two graphs are replayed in turn. A build takes a minute or so for
+each M: give a short grid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparseflow_trt._deps import require
+from sparseflow_trt.engines.autotune import Curve, Measured, Request, pair_of
+from sparseflow_trt.engines.cuda import Cuda
+from sparseflow_trt.engines.gpu_state import ClockState, clock_reader, l2_bytes
+from sparseflow_trt.engines.input_sets import calls_needed, sets_needed
+from sparseflow_trt.engines.medians import Effort, sample_until_narrow
+from sparseflow_trt.engines.outcomes import LayerOutcome
+from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine
+from sparseflow_trt.engines.runner import Engine
+from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
+from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
+from sparseflow_trt.engines.turns import Work, times_in_turn
+from sparseflow_trt.errors import NotInstalledError, PolicyError
+from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.plan import Plan, PlannedLayer, Precision
+from sparseflow_trt.policy import Dtype, Library, Pair
+
+MOST_ERROR = 1e-2  # of the sparse engine against FP32, relative, in the 2-norm
+
+_NODE = "product"
+_MOST_COPIES = 128  # of an engine: each takes a while to load
+_CHECKED_ROWS = 32
+_SPARSE_K = 4
+_PRECISIONS: dict[Dtype, Precision] = {"FP16": "fp16", "BF16": "bf16"}
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two engines: its file, and what the builder says of its layer."""
+
+    file: Path
+    outcome: LayerOutcome
+
+
+class TensorRtMeasurer:
+    """Measures on the first visible GPU. It keeps the weights of the last product."""
+
+    library: Library = "tensorrt"
+
+    def __init__(self, effort: Effort | None = None) -> None:
+        """Finds TensorRT and the GPU.
+
+        Args:
+            effort: How long to time each product.
+
+        Raises:
+            NotInstalledError: TensorRT, cuda-bindings or a GPU is missing.
+        """
+        self._backend = TensorRtBackend()
+        if reason := self._backend.unavailable():
+            raise NotInstalledError(reason, "Or measure PyTorch's kernels: --library torch.")
+        self._flavour: Flavour = load_flavour("tensorrt")
+        require("cuda.bindings.runtime", "timing engines")
+        self._effort = effort or Effort()
+        self._l2 = l2_bytes()
+        self._read_clock = clock_reader()
+        self._weights: tuple[Curve, Array] | None = None
+
+    def versions(self) -> dict[str, str]:
+        """The version of TensorRT."""
+        return self._backend.versions()
+
+    def why_not(self, n: int, k: int, dtype: Dtype) -> str:
+        """Why a product cannot be measured, "" where it can."""
+        if dtype not in _PRECISIONS:
+            return f"{dtype} is not measured through TensorRT"
+        if dtype == "BF16" and not hasattr(self._flavour.module.DataType, "BF16"):
+            return f"TensorRT {self._flavour.version} has no BF16"
+        return f"K={k} is no multiple of {_SPARSE_K}" if k % _SPARSE_K else ""
+
+    def measure(self, request: Request) -> Measured:
+        """Builds one product dense and sparse, and times the two engines in turn.
+
+        Raises:
+            BuildError: An engine cannot be built or run.
+            EvidenceError: The engine runs in another precision.
+            PolicyError: The sparse engine's output is wrong.
+        """
+        begun = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="sparseflow-trt-autotune-") as name:
+            folder = Path(name)
+            weight = self._weight_of(request.curve)
+            write_product(folder / "model.onnx", request, weight)
+            sparse = self._build(folder, request, sparse=True)
+            dense = self._build(folder, request, sparse=False) if sparse.outcome.sparse else sparse
+            pair, clock = self._time(request, weight, dense, sparse)
+        return Measured(request, pair, time.perf_counter() - begun, "CUDA graphs", clock)
+
+    def _weight_of(self, curve: Curve) -> Array:
+        if self._weights is None or self._weights[0] != curve:
+            rng = np.random.default_rng(0)
+            drawn = rng.standard_normal((curve.k, curve.n), dtype=np.float32) * np.float32(curve.k**-0.5)
+            self._weights = (curve, prune_2to4(drawn.astype(numpy_type(curve.dtype)), 0))
+        return self._weights[1]
+
+    def _build(self, folder: Path, request: Request, sparse: bool) -> _Side:
+        place = folder / ("sparse" if sparse else "dense")
+        place.mkdir()
+        asked = BuildRequest(folder / "model.onnx", plan_product(request, sparse), place, sparse)
+        built: BuiltEngine = self._backend.build(asked, lambda progress: None)
+        return _Side(built.file, built.outcomes[0])
+
+    def _time(
+        self, request: Request, weight: Array, dense: _Side, sparse: _Side
+    ) -> tuple[Pair, ClockState | None]:
+        curve = request.curve
+        x = np.random.default_rng(request.m).standard_normal((request.m, curve.k)).astype(weight.dtype)
+        copies = min(_MOST_COPIES, sets_needed(request.m, curve.n, curve.k, self._l2))
+        clocks: list[ClockState | None] = []
+        with contextlib.ExitStack() as stack:
+            rings = [
+                [stack.enter_context(Engine(self._flavour, side.file)) for _ in range(copies)]
+                for side in (dense, sparse)
+            ]
+            _check(request, x, weight, rings[1][0].run({"x": x})["y"])
+            cuda = rings[0][0].cuda
+            stream = cuda.new_stream()
+            stack.callback(cuda.call, "cudaStreamDestroy", stream)
+            calls = calls_needed(copies, _guess_us(sparse.outcome))
+            works = [stack.enter_context(recorded(cuda, stream, ring, {"x": x}, calls)) for ring in rings]
+            event = event_maker(cuda, stream, stack)
+
+            def sample(samples: int) -> list[list[float]]:
+                taken = times_in_turn(
+                    event, works, samples, works[0], lambda: clocks.append(self._read_clock())
+                )
+                return [[ms * 1000 / calls for ms in one] for one in taken.ms]
+
+            medians = sample_until_narrow(sample, self._effort, time.perf_counter)
+        tactics = (dense.outcome.tactic, told_tactic(sparse.outcome))
+        return pair_of(request, medians, tactics), clocks[-1]
+
+
+def numpy_type(dtype: Dtype) -> np.dtype[Any]:
+    """NumPy's type, ml_dtypes' for BF16."""
+    if dtype == "FP16":
+        return np.dtype(np.float16)
+    import ml_dtypes
+
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16
+
+
+def write_product(path: Path, request: Request, weight: Array) -> None:
+    """Writes y[M, N] = x[M, K] · w[K, N] as an ONNX model with fixed shapes, all in the weight's type."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    curve, m = request.curve, request.m
+    kind = TensorProto.FLOAT16 if curve.dtype == "FP16" else TensorProto.BFLOAT16
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name=_NODE)],
+        _NODE,
+        [helper.make_tensor_value_info("x", kind, [m, curve.k])],
+        [helper.make_tensor_value_info("y", kind, [m, curve.n])],
+        [helper.make_tensor("w", kind, [curve.k, curve.n], np.ascontiguousarray(weight).tobytes(), raw=True)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def plan_product(request: Request, sparse: bool) -> Plan:
+    """The plan of that model: its one layer, typed as measured."""
+    curve = request.curve
+    layer = PlannedLayer(
+        name=_NODE,
+        kind=curve.kind,
+        n=curve.n,
+        k=curve.k,
+        precision=_PRECISIONS[curve.dtype],
+        sparsity="sparse" if sparse else "dense",
+        reason="to be measured",
+    )
+    return Plan(precision="keep", policy="none", profiles=(), layers=(layer,))
+
+
+@contextlib.contextmanager
+def recorded(
+    cuda: Cuda, stream: int, engines: Sequence[Engine], feeds: dict[str, Array], calls: int
+) -> Iterator[Work]:
+    """Gives what launches a CUDA graph on `stream`: `calls` runs, each by the next of the engines."""
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(engine.capture(feeds)) for engine in engines]
+
+        def work() -> None:
+            for i in range(calls):
+                engine, run = engines[i % len(engines)], runs[i % len(engines)]
+                engine.run_device(run.inputs, run.outputs, stream)
+
+        graph = cuda.capture(stream, work)
+        stack.callback(cuda.call, "cudaGraphDestroy", graph.graph)
+        stack.callback(cuda.call, "cudaGraphExecDestroy", graph.executable)
+        yield lambda: cuda.call("cudaGraphLaunch", graph.executable, stream)
+
+
+class _Event:
+    """A CUDA event on one stream, with the methods that `times_in_turn` takes."""
+
+    def __init__(self, cuda: Cuda, stream: int) -> None:
+        self._cuda, self._stream = cuda, stream
+        self.handle = int(cuda.call("cudaEventCreate"))
+
+    def record(self) -> None:
+        self._cuda.call("cudaEventRecord", self.handle, self._stream)
+
+    def query(self) -> bool:
+        return False  # asked only by who queues behind a sleeping kernel
+
+    def synchronize(self) -> None:
+        self._cuda.call("cudaEventSynchronize", self.handle)
+
+    def elapsed_time(self, end_event: _Event) -> float:
+        return float(self._cuda.call("cudaEventElapsedTime", self.handle, end_event.handle))
+
+
+def event_maker(cuda: Cuda, stream: int, stack: contextlib.ExitStack) -> Callable[[], _Event]:
+    """What makes events on a stream; they are given back when `stack` closes."""
+
+    def make() -> _Event:
+        event = _Event(cuda, stream)
+        stack.callback(cuda.call, "cudaEventDestroy", event.handle)
+        return event
+
+    return make
+
+
+def told_tactic(outcome: LayerOutcome) -> str:
+    """The sparse engine's tactic; of a dense one also that it is, with what the builder timed."""
+    if outcome.sparse:
+        return outcome.tactic
+    times = [
+        f"best {sort} tactic {ms * 1000:.1f} µs"
+        for sort, ms in (("sparse", outcome.best_sparse_ms), ("dense", outcome.best_dense_ms))
+        if ms is not None
+    ]
+    told = f"; in the builder's log: {', '.join(times)}" if times else ""
+    return f"{outcome.tactic or 'not told'} (a dense tactic{told})"
+
+
+def _guess_us(outcome: LayerOutcome) -> float:
+    """About how long the engine takes, from what its builder timed."""
+    ms = outcome.best_sparse_ms if outcome.sparse else outcome.best_dense_ms
+    return max(1.0, (ms or 0.0) * 1000)
+
+
+def _check(request: Request, x: Array, weight: Array, output: Array) -> None:
+    rows = np.unique(np.linspace(0, len(x) - 1, _CHECKED_ROWS).astype(int))
+    exact = x[rows].astype(np.float32) @ weight.astype(np.float32)
+    error = float(np.linalg.norm(output[rows].astype(np.float32) - exact) / np.linalg.norm(exact))
+    if not error < MOST_ERROR:  # a NaN is no pass
+        raise PolicyError(
+            f"TensorRT's sparse engine is wrong at {request}: it is {error:.2e} off FP32, relative.",
+            "Its figures would be worth nothing: use another release of TensorRT.",
+        )

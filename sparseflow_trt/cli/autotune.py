@@ -1,0 +1,260 @@
+"""sparseflow-trt autotune: measures from which M on sparse wins on this GPU, and writes a policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sparseflow_trt.cli import console
+from sparseflow_trt.cli.options import common_options
+from sparseflow_trt.errors import EXIT_OK, PolicyError
+from sparseflow_trt.presets import PRESETS
+
+if TYPE_CHECKING:
+    from sparseflow_trt.engines.measurers import Crew
+    from sparseflow_trt.tuning import Progress, Tuned
+
+_SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
+
+
+@click.command("autotune")
+@click.argument("models", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--preset",
+    "presets",
+    multiple=True,
+    type=click.Choice(PRESETS),
+    help="The products of a well-known model, as if it were given; for each one an option.",
+)
+@click.option(
+    "--tensor-parallel",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many GPUs share each layer of the presets.",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(("fp16", "bf16")),
+    default=("fp16",),
+    help="Of weights and activations; for each one an option. Default: fp16.",
+)
+@click.option(
+    "--library",
+    "libraries",
+    multiple=True,
+    type=click.Choice(("torch", "tensorrt")),
+    help="Whose kernels: torch (cuSPARSELt against cuBLAS) or TensorRT's. Default: all that are here.",
+)
+@click.option(
+    "--m",
+    "grid",
+    metavar="M,M,…",
+    help="The M that each product is measured at. Default: 1, 8, 16 and on by doublings to 16384.",
+)
+@click.option(
+    "--time-limit", type=click.FloatRange(0), metavar="SECONDS", help="Begin nothing new after that."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The policy file. Points are added to its .points.jsonl as they come, from where the same command "
+    "goes on. Default: named after the GPU.",
+)
+@click.option("--name", default="", help="The policy's name. Default: the file's.")
+@click.option(
+    "--add",
+    "others",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="A policy of this GPU whose points are put beside those measured here.",
+)
+@click.option("--ray", "use_ray", is_flag=True, help="Measure on all GPUs of a Ray cluster at a time.")
+@common_options
+def command(
+    models: tuple[Path, ...],
+    presets: tuple[str, ...],
+    tensor_parallel: int,
+    dtypes: tuple[Any, ...],
+    libraries: tuple[Any, ...],
+    grid: str | None,
+    time_limit: float | None,
+    output: Path | None,
+    name: str,
+    others: tuple[str, ...],
+    use_ray: bool,
+    as_json: bool,
+) -> int:
+    """Measure from which M on 2:4 sparse weights win on this GPU, for the layers of MODELS.
+
+    Each product is timed dense and sparse, in turn and on the same weights, at a grid of M and then at the
+    M between where one wins and where the other does, until they are 5 % apart.
+    """
+    from sparseflow_trt._files import write_atomically
+    from sparseflow_trt.engines.journal import journal_beside
+    from sparseflow_trt.engines.measured_policy import extend_policy
+    from sparseflow_trt.policy import find_policy, json_from_policy
+    from sparseflow_trt.tuning import GRID, Space, autotune, default_output, products_of
+
+    if not models and not presets:
+        raise click.UsageError("give ONNX models, or --preset NAME.")
+    added = [find_policy(other) for other in others]
+    space = Space(
+        products=products_of(models, presets, tensor_parallel),
+        dtypes=tuple(dict.fromkeys(dtype.upper() for dtype in dtypes)),
+        grid=read_grid(grid) if grid else GRID,
+    )
+    with make_crew(libraries, use_ray) as crew, shown() as show:
+        file = output or default_output(crew.identify(space.dtypes).device)
+        try:
+            tuned = autotune(
+                space, crew, file, name, _command_line(), time_limit=time_limit, on_progress=show
+            )
+        except KeyboardInterrupt:
+            click.echo(
+                f"What was measured is kept in {journal_beside(file)}: the same command goes on.", err=True
+            )
+            raise
+    policy = functools.reduce(extend_policy, added, tuned.policy)
+    if added:
+        write_atomically(file, json_from_policy(policy))
+        tuned = dataclasses.replace(tuned, policy=policy)
+    if as_json:
+        console.print_json(_json(tuned, file))
+    else:
+        _print(tuned, file)
+    return EXIT_OK
+
+
+@contextmanager
+def make_crew(libraries: tuple[Any, ...], use_ray: bool) -> Iterator[Crew]:
+    """Those that measure: this process, or the workers of a Ray cluster.
+
+    Raises:
+        NotInstalledError: A library, Ray or a GPU is missing.
+        PolicyError: The Ray cluster has no GPU.
+    """
+    from sparseflow_trt.engines.measurers import InTurn, identify, make_measurers
+    from sparseflow_trt.engines.medians import Effort
+
+    make = functools.partial(make_measurers, libraries, Effort())
+    if not use_ray:
+        yield InTurn(make(), identify)
+        return
+    from sparseflow_trt.engines.ray_workers import RayWorkers
+
+    with RayWorkers(make) as workers:
+        yield workers
+
+
+def read_grid(text: str) -> tuple[int, ...]:
+    """The M that a person wrote, ascending, each once.
+
+    Raises:
+        PolicyError: One is no positive integer.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if wrong := [part for part in parts if not part.isdecimal() or not int(part)]:
+        raise PolicyError(
+            f"--m holds '{wrong[0]}', which is no M.", "Give integers from 1 on: --m 1,64,1024."
+        )
+    return tuple(sorted(set(map(int, parts))))
+
+
+def progress_in_words(progress: Progress) -> str:
+    """How far a run is, in one line."""
+    pair = progress.last.pair
+    said = (
+        f"{progress.measured} measured, about {progress.left.points} to go, {progress.left.crossovers} "
+        f"crossovers open; last {progress.last.request}: {pair.speedup:.2f}×"
+    )
+    return said if progress.seconds_left is None else f"{said}; about {_duration(progress.seconds_left)} left"
+
+
+@contextmanager
+def shown() -> Iterator[Callable[[Progress], None]]:
+    """Shows progress: a bar in a terminal, else a line on standard error now and then."""
+    spoken = [time.monotonic()]
+    with console.progress_bar() as show:
+
+        def tell(progress: Progress) -> None:
+            words = progress_in_words(progress)
+            show(words, progress.measured, progress.measured + progress.left.points)
+            if not sys.stderr.isatty() and time.monotonic() - spoken[0] >= _SAID_EVERY:
+                spoken[0] = time.monotonic()
+                click.echo(words, err=True)
+
+        yield tell
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _command_line() -> str:
+    return shlex.join(
+        ["sparseflow-trt", *(part for part in sys.argv[1:] if part not in ("--json", "--debug"))]
+    )
+
+
+def _json(tuned: Tuned, file: Path) -> dict[str, Any]:
+    return {
+        "policy": str(file),
+        "name": tuned.policy.name,
+        "device": tuned.policy.device,
+        "finished": tuned.left.points == 0,
+        "measured_now": tuned.measured_now,
+        "points": len(tuned.policy.points),
+        "points_left": tuned.left.points,
+        "seconds": round(tuned.seconds, 1),
+        "left_out": list(tuned.left_out),
+        "clocks": tuned.policy.clocks,
+        "thresholds": [threshold.model_dump(mode="json") for threshold in tuned.policy.thresholds],
+        "crossovers": [
+            {
+                "library": c.curve.library,
+                "dtype": c.curve.dtype,
+                "kind": c.curve.kind,
+                "n": c.curve.n,
+                "k": c.curve.k,
+                "low": c.low,
+                "high": c.high,
+                "sparse_wins": "above" if c.wins_above else "below",
+            }
+            for c in tuned.crossovers
+        ],
+    }
+
+
+def _print(tuned: Tuned, file: Path) -> None:
+    out = console.out()
+    table = console.table("Kind", "Library", "Type", ">Sparse from M", ">to M", "Shapes")
+    for limit in tuned.policy.thresholds:
+        shapes = ", ".join(f"{k}→{n}" for n, k in limit.shapes)
+        first, last = (str(limit.min_m), str(limit.max_m or "any")) if limit.min_m else ("never", "")
+        table.add_row(limit.kind, limit.library, limit.dtype, first, last, shapes)
+    out.print(table)
+    for reason in tuned.left_out:
+        out.print(f"Left out: {reason}.")
+    out.print(f"Clocks: {tuned.policy.clocks}")
+    out.print(f"{tuned.measured_now} products measured in {_duration(tuned.seconds)}; policy: {file}")
+    if tuned.left.points:
+        out.print(
+            f"The time limit was met: about {tuned.left.points} are left, {tuned.left.crossovers} crossovers "
+            "are open. The same command goes on."
+        )

@@ -1,0 +1,151 @@
+"""sparseflow-trt roi: what a speedup saves in GPUs and money, with each assumption said."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sparseflow_trt.cli import console
+from sparseflow_trt.cli.numbers import positive
+from sparseflow_trt.cli.options import common_options
+from sparseflow_trt.errors import EXIT_OK, PolicyError
+from sparseflow_trt.roi import BUSY, HOURS_A_MONTH, REALISED, realised_speedup, return_on_sparsity
+
+if TYPE_CHECKING:
+    from sparseflow_trt.roi import Fleet, Roi
+
+
+@click.command("roi")
+@click.option("--gpus", type=click.IntRange(1, 10**9), help="GPUs that the load takes today, dense.")
+@click.option("--requests-per-month", type=positive(), metavar="R", help="Or this, with --throughput.")
+@click.option("--requests-per-second", type=positive(), metavar="R", help="Or this, with --throughput.")
+@click.option(
+    "--throughput", type=positive(), metavar="R",
+    help="Requests a second that one GPU serves, dense, when it is busy all of the time.",
+)  # fmt: skip
+@click.option("--cost-per-gpu-hour", type=positive(), required=True, metavar="COST", help="In any currency.")
+@click.option("--speedup", type=positive(1000), help="Of the whole service, end to end, as it was measured.")
+@click.option(
+    "--estimate", type=click.Path(path_type=Path), metavar="FILE",
+    help="Instead of --speedup: what `estimate --json` wrote; see --realised.",
+)  # fmt: skip
+@click.option(
+    "--gemm-share", type=positive(1), metavar="SHARE",
+    help="For --estimate: the share of the GPU's time that the products have, where not the file's.",
+)  # fmt: skip
+@click.option(
+    "--realised", type=positive(1), default=REALISED, show_default=True, metavar="SHARE",
+    help="For --estimate: the share of the time saved at the ceiling that a build is counted to save.",
+)  # fmt: skip
+@click.option(
+    "--busy", type=positive(1), default=BUSY, show_default=True, metavar="SHARE",
+    help="The largest share of its time that a GPU is planned to be busy.",
+)  # fmt: skip
+@click.option(
+    "--peak", type=positive(1000), default=1.0, show_default=True, metavar="FACTOR",
+    help="The busiest hour's requests over the mean's: GPUs are counted for that hour.",
+)  # fmt: skip
+@click.option(
+    "--one-off", type=positive(zero=True), default=0.0, metavar="COST", help="What pruning costs once."
+)
+@common_options
+def command(
+    gpus: int | None, requests_per_month: float | None, requests_per_second: float | None,
+    throughput: float | None, cost_per_gpu_hour: float, speedup: float | None, estimate: Path | None,
+    gemm_share: float | None, realised: float, busy: float, peak: float, one_off: float, as_json: bool,
+) -> int:  # fmt: skip
+    """Reckon GPUs and cost per month, dense against sparse, from a measured or an estimated speedup."""
+    load, how_load = _load(gpus, requests_per_month, requests_per_second, throughput, busy, peak)
+    factor, how_factor = _speedup(speedup, estimate, gemm_share, realised)
+    result = return_on_sparsity(load, factor, cost_per_gpu_hour, busy, one_off)
+    assumptions = [
+        how_factor,
+        how_load,
+        "What takes less of a GPU's time leaves it for more requests.",
+        f"Whole GPUs are counted, each busy for {busy:.0%} of its time at most.",
+        f"GPUs are paid for all of a month's {HOURS_A_MONTH:g} hours.",
+        "A sparse model's answers are worth as much as the dense one's: measure that on your own data.",
+    ]
+    if as_json:
+        console.print_json({**asdict(result), "assumptions": assumptions})
+    else:
+        _print(result, assumptions)
+    return EXIT_OK
+
+
+def _load(
+    gpus: int | None, by_month: float | None, by_second: float | None, throughput: float | None,
+    busy: float, peak: float,
+) -> tuple[float, str]:  # fmt: skip
+    """The GPUs that dense keeps busy all of the time, and how that is known."""
+    given = [value is not None for value in (gpus, by_month, by_second)]
+    if sum(given) != 1:
+        raise click.UsageError("give one of --gpus, --requests-per-month and --requests-per-second.")
+    if gpus is not None:
+        if throughput is not None or peak != 1:
+            raise click.UsageError("--throughput and --peak go with requests, not with --gpus.")
+        said = f"The load takes {gpus} GPUs today, dense, which are busy for {busy:.0%} of their time."
+        return gpus * busy, said
+    if throughput is None:
+        raise click.UsageError("requests take --throughput: what one GPU serves, dense.")
+    mean = by_second if by_second is not None else (by_month or 0) / (HOURS_A_MONTH * 3600)
+    spread = "evenly" if peak == 1 else f"with {peak:g} times as many in the busiest hour, which is counted"
+    said = (
+        f"{mean:.3g} requests a second come {spread}; a GPU that is always busy serves {throughput:g}, dense."
+    )
+    return mean * peak / throughput, said
+
+
+def _speedup(
+    measured: float | None, estimate: Path | None, gemm_share: float | None, realised: float
+) -> tuple[float, str]:
+    """The speedup to count with, and how it is known."""
+    from sparseflow_trt.estimate_record import end_to_end, read_estimate
+
+    if measured is not None and estimate is None:
+        return measured, f"The speedup, {measured:.3f}×, was measured end to end, not of products alone."
+    if measured is not None or estimate is None:
+        raise click.UsageError("give one of --speedup and --estimate.")
+    found = read_estimate(estimate)
+    if found.gemm_speedup is None:
+        raise PolicyError(
+            f"{estimate} holds no times: its policy knows nothing of the model's products.",
+            "Estimate with a policy that was measured on such shapes, or give --speedup.",
+        )
+    share = gemm_share or found.gemm_share
+    if share is None:
+        raise click.UsageError("the estimate has no share of the GPU's time: give --gemm-share.")
+    ceiling = end_to_end(found.gemm_speedup, share)
+    factor = realised_speedup(ceiling, realised)
+    return factor, (
+        f"The speedup, {factor:.3f}×, is not measured: {realised:.0%} of what the ceiling, {ceiling:.3f}×, "
+        f"would save. By {estimate.name} ({found.model} on {found.device}) products get "
+        f"{found.gemm_speedup:.3f}× as fast, and {share:.0%} of the GPU's time is in them."
+    )
+
+
+def _print(result: Roi, assumptions: list[str]) -> None:
+    out = console.out()
+    table = console.table("", ">GPUs", ">Busy", ">Cost a month")
+    rows: list[tuple[str, Fleet]] = [("dense", result.dense), ("sparse", result.sparse)]
+    for name, fleet in rows:
+        table.add_row(name, str(fleet.gpus), f"{fleet.utilisation:.0%}", f"{fleet.cost_per_month:,.2f}")
+    out.print(table)
+    saved = result.saved_per_month
+    share = abs(saved) / result.dense.cost_per_month
+    if saved > 0:
+        out.print(f"\nSaved a month: {saved:,.2f} ({share:.1%})")
+    elif saved < 0:
+        out.print(f"\nSparse costs {-saved:,.2f} a month more ({share:.1%}).")
+    else:
+        out.print("\nNothing is saved: both take as many whole GPUs.")
+    if result.one_off:
+        months = result.break_even_months
+        when = "never saved" if months is None else f"saved after {months:.1f} months"
+        out.print(f"The {result.one_off:,.2f} that pruning costs once are {when}.")
+    out.print("\nAssumed:")
+    for line in assumptions:
+        out.print(f"  {line}")

@@ -1,0 +1,299 @@
+"""What 2:4 weights would gain: the times of a model's products on a device, read from a policy. No GPU."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from sparseflow_trt.errors import ShapeError
+from sparseflow_trt.estimate_record import Basis, Estimate, EstimatedLayers, end_to_end
+from sparseflow_trt.exporters.apply_plan import has_half_types
+from sparseflow_trt.graph import UNSUPPORTED, SymbolicM, WeightedLayer
+from sparseflow_trt.lookup import Expected, Known, Verdict, known_of, library_of
+from sparseflow_trt.model_file import OnnxModel, input_dims
+from sparseflow_trt.plan import ModelPrecision, make_plan
+from sparseflow_trt.policy import WHOSE, Library, Policy
+from sparseflow_trt.shapes import DEFAULT_PROFILE, ShapeRange, dims_at, make_profile
+from sparseflow_trt.traffic import Traffic
+
+# Of a GPU's time; 87 % is what the products of one TinyLlama prefill had on an A100.
+USUAL_SHARES = (0.5, 0.7, 0.87, 1.0)
+
+
+def estimate_model(
+    model: OnnxModel,
+    layers: tuple[WeightedLayer, ...],
+    policy: Policy,
+    axes: dict[str, tuple[int, int, int]],
+    shapes: dict[str, ShapeRange],
+    precision: ModelPrecision | None = None,
+    library: Library = "tensorrt",
+    traffic: Traffic | None = None,
+    gemm_share: float | None = None,
+) -> Estimate:
+    """Estimates a model at the opt of its shapes, or over its traffic.
+
+    Args:
+        model: A model as read.
+        layers: Its weighted layers.
+        policy: The times.
+        axes: The range (min, opt, max) of each dynamic axis; with traffic none is needed.
+        shapes: The shapes of whole inputs, by name; they go before `axes`.
+        precision: As for a plan: None keeps a half-precision model, and takes FP16 for one in FP32.
+        library: See `estimate`.
+        traffic: See `estimate`.
+        gemm_share: See `estimate`.
+
+    Raises:
+        ShapeError: The shapes do not fit the model, a dynamic axis has no size, or as for `estimate`.
+    """
+    inputs = input_dims(model)
+    profile = None
+    if axes or shapes or not traffic:
+        profile = make_profile(DEFAULT_PROFILE, inputs, axes, shapes)
+    typed = precision or ("keep" if has_half_types(model) else "fp16")
+    plan = make_plan(layers, (), inputs, None, typed, "off")
+    return estimate(
+        model.path.name,
+        layers,
+        {layer.name: layer.precision for layer in plan.layers},
+        dims_at(inputs, profile, "opt") if profile else {},
+        policy,
+        library,
+        traffic,
+        gemm_share,
+    )
+
+
+class _Group(NamedTuple):
+    kind: str
+    n: int
+    k: int
+    dtype: str
+    m: SymbolicM
+    state: str
+    never: str  # why it cannot be 2:4, or ""
+
+
+def estimate(
+    model: str,
+    layers: tuple[WeightedLayer, ...],
+    precisions: Mapping[str, str],
+    dims: Mapping[str, int],
+    policy: Policy,
+    library: Library = "tensorrt",
+    traffic: Traffic | None = None,
+    gemm_share: float | None = None,
+) -> Estimate:
+    """Estimates the times of a model's products, whether or not its weights are 2:4 already.
+
+    Args:
+        model: The model's name.
+        layers: Its weighted layers. Those that cannot be 2:4 count as dense.
+        precisions: The type of each layer's product, such as "fp16", by the layer's name.
+        dims: The size of each named dimension, such as a profile's opt.
+        policy: The times.
+        library: Whose kernels will run, see `lookup.judge`.
+        traffic: How often which M comes: M of the layers that most of the arithmetic is in. The others
+            have the M that `dims` gives them.
+        gemm_share: The share of the GPU's time that these products have in the dense model.
+
+    Raises:
+        ShapeError: No layer's M is known, or the traffic is of no layer.
+    """
+    groups: Counter[_Group] = Counter()
+    for layer in layers:
+        if layer.weight and layer.n and layer.k:
+            dtype = precisions.get(layer.name, layer.dtype).upper()
+            never = "" if layer.eligible else layer.reason
+            group = _Group(layer.kind, layer.n, layer.k, dtype, layer.m, layer.state.value, never)
+            groups[group] += max(layer.batch, 1)
+    main = _main_m(groups, model) if traffic else None
+    used = library_of(policy, library)
+    answers = {}
+    for group in groups:
+        sizes = _sizes(group.m, dims, traffic if group.m == main else None)
+        answers[group] = _ask(sizes, known_of(policy, group.kind, group.n, group.k, group.dtype, used))
+    if not any(answers.values()):
+        there = ", ".join(sorted({str(group.m) for group in groups})) or "it has no layer with a weight"
+        raise ShapeError(
+            f"{model}: no layer's M is known ({there}).", "Give each axis a size: --dim batch=8."
+        )
+    rates = _usual_rates(groups, answers)
+    rows = [_estimate_layers(group, groups[group], answers[group], rates) for group in groups]
+    dense = math.fsum(row.count * (row.dense_us or 0.0) for row in rows)
+    chosen = math.fsum(row.count * (row.policy_us or 0.0) for row in rows)
+    guessed = math.fsum(row.count * row.guessed_us for row in rows)
+    speedup = (dense + guessed) / (chosen + guessed) if dense else None
+    if dense + guessed:
+        rows = [_with_share(row, dense + guessed) for row in rows]
+    return Estimate(
+        model=model,
+        policy=policy.name,
+        device=policy.device,
+        library=used,
+        dense_us=dense,
+        policy_us=chosen,
+        guessed_us=guessed,
+        gemm_speedup=speedup,
+        gemm_share=gemm_share,
+        ceiling=end_to_end(speedup, gemm_share) if speedup and gemm_share else None,
+        ceilings=tuple((share, end_to_end(speedup, share)) for share in USUAL_SHARES) if speedup else (),
+        layers=tuple(sorted(rows, key=lambda row: -(row.share or 0.0))),
+        notes=tuple(_notes(layers, rows, library, used, main)),
+    )
+
+
+def _main_m(groups: Mapping[_Group, int], model: str) -> SymbolicM:
+    """The M that most of the arithmetic has, of those with a named dimension."""
+    work: Counter[SymbolicM] = Counter()
+    for group, count in groups.items():
+        if any(isinstance(factor, str) for factor in group.m.factors):
+            work[group.m] += count * group.n * group.k
+    if not work:
+        raise ShapeError(
+            f"{model}: no layer's M has a named axis, so that traffic says nothing of it.",
+            "Leave out --traffic.",
+        )
+    return max(work, key=lambda m: (work[m], str(m)))
+
+
+def _sizes(m: SymbolicM, dims: Mapping[str, int], traffic: Traffic | None) -> tuple[tuple[int, float], ...]:
+    if traffic:
+        return tuple((size, weight / traffic.total) for size, weight in traffic.sizes)
+    size = m.evaluate(dict(dims))
+    return ((max(size, 1), 1.0),) if size is not None else ()
+
+
+class _Answer(NamedTuple):
+    """What a policy says of a product at one M.
+
+    Attributes:
+        share: Of the runs, that have this M.
+        times: What to expect, where M is not below the smallest measured one.
+        bound: The dense time at the smallest measured M where M is below it: it takes no longer.
+    """
+
+    m: int
+    share: float
+    verdict: Verdict
+    times: Expected | None
+    bound: float | None
+
+    @property
+    def dense_us(self) -> float | None:
+        """The dense time as far as it is known or bounded."""
+        return self.times.dense_us if self.times else self.bound
+
+
+def _ask(sizes: tuple[tuple[int, float], ...], known: Known) -> list[_Answer]:
+    """The answers for each M, the one with most arithmetic first."""
+    answers = []
+    for m, share in sorted(sizes, key=lambda size: -size[0] * size[1]):
+        times = known.expect(m)
+        below = times is not None and times.at == "below"
+        bound = times.dense_us if times and below else None
+        answers.append(_Answer(m, share, known.judge(m), None if below else times, bound))
+    return answers
+
+
+def _usual_rates(
+    groups: Mapping[_Group, int], answers: Mapping[_Group, list[_Answer]]
+) -> tuple[float, float]:
+    """Dense microseconds for each element of a weight and for each multiplication, where times are known."""
+    time = elements = work = 0.0
+    for group, count in groups.items():
+        known = [(a.share, a.m, a.dense_us) for a in answers[group] if a.dense_us is not None]
+        size = count * group.n * group.k
+        time += count * math.fsum(share * us for share, _, us in known)
+        elements += size * math.fsum(share for share, _, _ in known)
+        work += size * math.fsum(share * m for share, m, _ in known)
+    return (time / elements, time / work) if work else (0.0, 0.0)
+
+
+def _estimate_layers(
+    group: _Group, count: int, answers: list[_Answer], rates: tuple[float, float]
+) -> EstimatedLayers:
+    timed = [(a.share, a.times, a.verdict.sparse) for a in answers if a.times]
+    dense = math.fsum(share * times.dense_us for share, times, _ in timed) if timed else None
+    sparse = chosen = None
+    if timed and not group.never:
+        sparse = math.fsum(share * times.sparse_us for share, times, _ in timed)
+        chosen = math.fsum(
+            share * (times.sparse_us if taken else times.dense_us) for share, times, taken in timed
+        )
+    size = group.n * group.k
+    guesses = (a.share * (a.bound or size * max(rates[0], a.m * rates[1])) for a in answers if not a.times)
+    worth, why = _is_worth(group, answers)
+    return EstimatedLayers(
+        kind=group.kind,
+        n=group.n,
+        k=group.k,
+        dtype=group.dtype,
+        m=str(group.m),
+        sizes=tuple(sorted((a.m, a.share) for a in answers)),
+        count=count,
+        state=group.state,
+        basis=tuple(dict.fromkeys(map(_basis, answers))) or ("unknown",),
+        dense_us=dense,
+        sparse_us=sparse,
+        policy_us=dense if chosen is None else chosen,
+        guessed_us=math.fsum(guesses),
+        speedup=dense / sparse if dense and sparse else None,
+        taken=0.0 if group.never else sum(a.share for a in answers if a.verdict.sparse),
+        worth=worth,
+        why=why,
+    )
+
+
+def _with_share(row: EstimatedLayers, total: float) -> EstimatedLayers:
+    return row.model_copy(update={"share": row.count * ((row.dense_us or 0.0) + row.guessed_us) / total})
+
+
+def _is_worth(group: _Group, answers: list[_Answer]) -> tuple[bool | None, str]:
+    if group.never:
+        return False, f"cannot be 2:4: {group.never}"
+    if not answers:
+        return None, f"M={group.m} is not known"
+    taken = any(a.verdict.sparse for a in answers)
+    unknown = all(a.verdict.basis == "none" for a in answers)
+    return None if unknown else taken, next(a.verdict.reason for a in answers if a.verdict.sparse == taken)
+
+
+def _basis(answer: _Answer) -> Basis:
+    if answer.times is None:
+        return "class threshold (no time)" if answer.verdict.basis == "threshold" else "unknown"
+    if answer.times.basis == "nearest":
+        return "nearest shape"
+    bases: dict[str, Basis] = {"measured": "measured", "between": "interpolated"}
+    return bases.get(answer.times.at, "extrapolated")
+
+
+def _notes(
+    layers: Iterable[WeightedLayer],
+    rows: list[EstimatedLayers],
+    asked: Library,
+    used: Library,
+    main: SymbolicM | None,
+) -> Iterator[str]:
+    yield "Times are of the kernels alone, one product after the other."
+    if asked != used:
+        yield f"The policy holds nothing of {WHOSE[asked]}: these are times of {WHOSE[used]}."
+    if main:
+        yield f"The traffic is of M={main}; a layer with another M has it from the given sizes."
+    if any(row.policy_us not in (row.dense_us, row.sparse_us) for row in rows):
+        yield "Where sparse wins at some M only, each M has its kernel: profiles split at those M do that."
+    if any(row.guessed_us for row in rows):
+        yield (
+            "Products with no time count as dense, and as long as at the smallest measured M where theirs is "
+            "below it, else as long for each element or multiplication as the others, whichever is longer."
+        )
+    unknown = sum(row.count for row in rows if not row.sizes)
+    if unknown:
+        yield f"Not in it: {unknown} products whose M is not known."
+    others = Counter(layer.op_type for layer in layers if layer.op_type in UNSUPPORTED)
+    if others:
+        said = ", ".join(f"{count} {name}" for name, count in sorted(others.items()))
+        yield f"Not in it: {said}, which multiply by their weights in a way that has no 2:4 path."

@@ -1,0 +1,253 @@
+"""What a policy says of one product: the times to expect, and whether sparse is to be taken."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Literal
+
+from sparseflow_trt.policy import WHOSE, Library, Pair, Point, Policy, Threshold, pairs_by_shape
+
+# A measured shape speaks for another of its kind while the two differ by at most this many octaves
+# (doublings) in N and K together. Farther ones are left to the kind's threshold.
+NEAREST_OCTAVES = 2.0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The times to expect of one product, in microseconds of GPU time.
+
+    Attributes:
+        dense_us: Of the dense kernel on the same weights.
+        sparse_us: Of the fastest sparse kernel.
+        wins: Whether sparse is faster by the policy's margin at M, or at both measured M around it.
+        basis: Whether this very shape was measured or the nearest one of its kind.
+        at: Where M lies among the measured M: on one, between two, above all or below all.
+        where: The same in words.
+        points: The measured points behind it.
+    """
+
+    dense_us: float
+    sparse_us: float
+    wins: bool
+    basis: Literal["exact", "nearest"]
+    at: Literal["measured", "between", "above", "below"]
+    where: str
+    points: tuple[Point, ...]
+
+    @property
+    def speedup(self) -> float:
+        """Dense time over sparse time."""
+        return self.dense_us / self.sparse_us
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether sparse is expected to win, how that is known, what it gains, and the points behind it."""
+
+    sparse: bool
+    basis: Literal["exact", "nearest", "threshold", "none"]
+    reason: str
+    speedup: float | None = None
+    points: tuple[Point, ...] = ()
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that a policy knows of the products of one layer, whatever their M.
+
+    Attributes:
+        n: The layer's outputs.
+        k: Its inputs.
+        asked: The type of its product; `dtype` is that of the points and the threshold.
+        shape: (N, K) of the measured shape that speaks for it, None where none is near enough.
+        pairs: What was measured of that shape, by M, which grows.
+        threshold: Of its kind.
+    """
+
+    policy: Policy
+    kind: str
+    n: int
+    k: int
+    asked: str
+    library: Library
+    dtype: str
+    shape: tuple[int, int] | None
+    pairs: dict[int, Pair]
+    threshold: Threshold | None
+
+    def expect(self, m: int) -> Expected | None:
+        """The times to expect at M, see `expect`."""
+        if not self.shape:
+            return None
+        sizes = list(self.pairs)
+        i = bisect_left(sizes, m)
+        at: Literal["measured", "between", "above", "below"]
+        if i == len(sizes):
+            around, at, where = sizes[-1:], "above", f"as at M={sizes[-1]}, the largest measured"
+        elif sizes[i] == m:
+            around, at, where = [m], "measured", "measured"
+        elif i == 0:
+            around, at, where = sizes[:1], "below", f"as at M={sizes[0]}, the smallest measured"
+        else:
+            around, at, where = sizes[i - 1 : i + 1], "between", f"between M={sizes[i - 1]} and M={sizes[i]}"
+        pairs = [self.pairs[size] for size in around]
+        scale = self.n * self.k / math.prod(self.shape) * max(1.0, m / sizes[-1])
+        return Expected(
+            dense_us=scale * _between(m, [pair.dense for pair in pairs]),
+            sparse_us=scale * _between(m, [pair.sparse for pair in pairs]),
+            wins=all(pair.wins(self.policy.margin) for pair in pairs),
+            basis="exact" if self.shape == (self.n, self.k) else "nearest",
+            at=at,
+            where=where,
+            points=tuple(point for pair in pairs for point in (pair.dense, pair.sparse)),
+        )
+
+    def judge(self, m: int) -> Verdict:
+        """Whether the product at M should run sparse, see `judge`."""
+        origin = f"{WHOSE[self.library]}, {self.policy.device}"
+        if self.dtype != self.asked:
+            origin += f", as {self.dtype}"
+        expected = self.expect(m)
+        if expected and self.shape and expected.at != "below":
+            words = "wins" if expected.wins else f"does not win by {self.policy.margin:.0%}"
+            origin = f"{self.shape[1]}→{self.shape[0]}, {origin}"
+            if expected.basis == "nearest":
+                origin = f"nearest shape of its kind: {origin}"
+            reason = f"sparse {words} at M={m}: {expected.speedup:.2f}× {expected.where} ({origin})"
+            return Verdict(expected.wins, expected.basis, reason, expected.speedup, expected.points)
+        if limit := self.threshold:
+            upper = "" if limit.max_m is None else f" and ≤ {limit.max_m}"
+            said = "no M" if limit.min_m is None else f"M ≥ {limit.min_m}{upper}"
+            reason = f"threshold of kind '{self.kind}': sparse for {said}, and M={m} ({origin})"
+            return Verdict(limit.holds(m), "threshold", reason, None, self._behind(limit))
+        return Verdict(False, "none", self._nothing(m))
+
+    def _behind(self, limit: Threshold) -> tuple[Point, ...]:
+        whose = (limit.kind, limit.library, limit.dtype)
+        return tuple(
+            p
+            for p in self.policy.points
+            if (p.kind, p.library, p.dtype) == whose and (p.n, p.k) in limit.shapes
+        )
+
+    def _nothing(self, m: int) -> str:
+        here = f"in policy '{self.policy.name}'"
+        if (self.library, self.dtype) not in self.policy.held:
+            return f"no measurement of {self.asked} {here}"
+        if self.shape:
+            return f"no measurement at or below M={m} of {self.shape[1]}→{self.shape[0]} {here}"
+        return f"no measurement near {self.k}→{self.n} of kind '{self.kind}' {here}"
+
+
+def known_of(policy: Policy, kind: str, n: int, k: int, dtype: str, library: Library = "tensorrt") -> Known:
+    """All that a policy knows of one layer's products; for one M there are `judge` and `expect`.
+
+    Args:
+        policy: What was measured.
+        kind: The layer's kind.
+        n: Its outputs.
+        k: Its inputs.
+        dtype: The type of its product, such as "FP16".
+        library: Whose kernels will run.
+    """
+    library = library_of(policy, library)
+    read_as = "FP16" if dtype == "BF16" and (library, "BF16") not in policy.held else dtype
+    near = [
+        p
+        for p in policy.points
+        if p.library == library and p.dtype == read_as and (p.kind == kind or (p.n, p.k) == (n, k))
+    ]
+    by_shape = pairs_by_shape(near)
+    nearest = {shape: _octaves(shape, (n, k)) for shape in by_shape} if n and k else {}
+    shape = min(nearest, key=lambda other: nearest[other], default=None)
+    if shape and nearest[shape] > NEAREST_OCTAVES:
+        shape = None
+    limits = [t for t in policy.thresholds if (t.kind, t.library, t.dtype) == (kind, library, read_as)]
+    return Known(
+        policy, kind, n, k, dtype, library, read_as, shape,
+        pairs=by_shape[shape] if shape else {}, threshold=limits[0] if limits else None,
+    )  # fmt: skip
+
+
+def library_of(policy: Policy, asked: Library) -> Library:
+    """Whose kernels a policy is asked for: torch's where it holds nothing of TensorRT's, else as asked."""
+    held = {library for library, _ in policy.held}
+    return "torch" if asked not in held and "torch" in held else asked
+
+
+def judge(
+    policy: Policy, kind: str, n: int, k: int, m: int, dtype: str, library: Library = "tensorrt"
+) -> Verdict:
+    """Says whether a product of M×K by K×N should run sparse.
+
+    In this order: the exact shape where it was measured, under whatever kind; else the nearest measured
+    shape of the same kind, within NEAREST_OCTAVES; else the kind's threshold; else dense. Between two
+    measured M sparse has to win at both; above the largest measured M what holds there holds; below the
+    smallest a shape says nothing.
+
+    Args:
+        policy: What was measured.
+        kind: The layer's kind.
+        n: Its outputs.
+        k: Its inputs.
+        m: Its rows.
+        dtype: The type of its product, such as "FP16". BF16 is judged by FP16 where it was not measured
+            itself (the tensor cores run both at one rate).
+        library: Whose kernels will run. A policy that holds nothing of TensorRT's is asked for
+            cuSPARSELt's, and the reason says so.
+    """
+    return known_of(policy, kind, n, k, dtype, library).judge(m)
+
+
+def expect(
+    policy: Policy, kind: str, n: int, k: int, m: int, dtype: str, library: Library = "tensorrt"
+) -> Expected | None:
+    """The times to expect, or None where no shape near enough was measured.
+
+    Between measured M times are interpolated, log over log. Above the largest they grow with M; below
+    the smallest they stay (a product that small is bound by reading its weights). Times of the nearest
+    shape are scaled by N·K.
+
+    Args:
+        policy: What was measured.
+        kind: The layer's kind.
+        n: Its outputs.
+        k: Its inputs.
+        m: Its rows.
+        dtype: The type of its product, as in `judge`.
+        library: Whose kernels, as in `judge`.
+    """
+    return known_of(policy, kind, n, k, dtype, library).expect(m)
+
+
+def sparse_ranges(
+    policy: Policy, kind: str, n: int, k: int, dtype: str, low: int, high: int, library: Library = "tensorrt"
+) -> tuple[tuple[int, int, bool], ...]:
+    """The ranges of M from `low` to `high`, with whether sparse is taken in each; neighbours differ."""
+    known = known_of(policy, kind, n, k, dtype, library)
+    limit = known.threshold
+    edges = {*known.pairs, *((limit.min_m, limit.max_m) if limit else ())}  # a verdict changes nowhere else
+    after = {m + step for m in edges if m is not None for step in (0, 1)}
+    starts = sorted({low, *(m for m in after if low < m <= high)})
+    ranges: list[tuple[int, int, bool]] = []
+    for begin, following in zip(starts, [*starts[1:], high + 1], strict=True):
+        sparse = known.judge(begin).sparse
+        if ranges and ranges[-1][2] == sparse:
+            begin = ranges.pop()[0]
+        ranges.append((begin, following - 1, sparse))
+    return tuple(ranges)
+
+
+def _octaves(one: tuple[int, int], other: tuple[int, int]) -> float:
+    return sum(abs(math.log2(a / b)) for a, b in zip(one, other, strict=True))
+
+
+def _between(m: int, points: list[Point]) -> float:
+    """The time at M on the line through two points, log over log; that of the only one."""
+    low, high = points[0], points[-1]
+    if low.m == high.m:
+        return low.us
+    share = math.log(m / low.m) / math.log(high.m / low.m)
+    return math.exp(math.log(low.us) + share * (math.log(high.us) - math.log(low.us)))

@@ -1,0 +1,133 @@
+"""Policies from the files of the system that this one grew from: its JSON of limits, and its CSV of times."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from sparseflow_trt._schema import Record, parse, read_text
+from sparseflow_trt.errors import PolicyError
+from sparseflow_trt.kinds import KINDS, kind_from_names
+from sparseflow_trt.policy import MARGIN, Point, Policy, Threshold
+from sparseflow_trt.thresholds import derive_thresholds
+
+_HINT = (
+    'It takes {"ops": {"gate_proj": {"min_m": 256, "max_m": 2048}, …}} (the mapping alone, too), or a CSV '
+    "with the columns op,M,pruned_dense_us,sparse_weight_us."
+)
+_COLUMNS = ("op", "M", "pruned_dense_us", "sparse_weight_us")
+
+
+class _Limits(Record):
+    min_m: int = Field(ge=1)
+    max_m: int | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> _Limits:
+        if self.max_m is not None and self.max_m < self.min_m:
+            raise ValueError(f"max_m={self.max_m} is below min_m={self.min_m}")
+        return self
+
+
+def import_policy(
+    path: Path, name: str, device: str, compute_capability: str, shapes: dict[str, tuple[int, int]]
+) -> Policy:
+    """A policy from a file of limits, or of times where its name ends with .csv.
+
+    That system measured PyTorch's semi-structured products against its dense ones in FP16, and so the
+    policy says. What its thresholds say of a CSV is derived as from points measured here.
+
+    Args:
+        path: The file.
+        name: The policy's name.
+        device: The GPU that it was measured on, as CUDA calls it.
+        compute_capability: Of that GPU, such as "8.0".
+        shapes: (N, K) of each operation that a CSV names, since it holds none.
+
+    Raises:
+        PolicyError: The file cannot be read, a field is wrong, an operation is of no known kind, or the
+            shape of one is not given.
+    """
+    text = read_text(path, PolicyError, "policy").removeprefix("\ufeff")
+    points: tuple[Point, ...] = ()
+    if path.suffix.lower() == ".csv":
+        points = _points_from_csv(text, str(path), shapes)
+        thresholds = derive_thresholds(points, MARGIN)
+    else:
+        thresholds = _thresholds_from_json(text, str(path))
+    fields = {
+        "schema_version": 1, "name": name, "device": device, "compute_capability": compute_capability,
+        "libraries": {"torch": "not recorded"}, "provenance": "imported",
+        "source": f"imported from {path.name}: PyTorch semi-structured against dense, FP16",
+        "margin": MARGIN, "thresholds": thresholds, "points": points,
+    }  # fmt: skip
+    return parse(Policy, fields, f"the policy from {path}", PolicyError, _HINT)
+
+
+def _thresholds_from_json(text: str, source: str) -> tuple[Threshold, ...]:
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PolicyError(f"{source} is not JSON: {error}.", _HINT) from error
+    operations = data.get("ops", data) if isinstance(data, dict) else data
+    if not isinstance(operations, dict) or not operations:
+        raise PolicyError(f"{source} holds no operations.", _HINT)
+    by_kind: dict[str, list[_Limits]] = {}
+    for operation, given in operations.items():
+        limits = parse(_Limits, given, f"{source}, operation '{operation}'", PolicyError, _HINT)
+        by_kind.setdefault(_kind_of(operation, source), []).append(limits)
+    return tuple(_threshold(kind, limits) for kind, limits in sorted(by_kind.items()))
+
+
+def _threshold(kind: str, limits: list[_Limits]) -> Threshold:
+    """What holds for a kind: gate_proj and up_proj are one, and sparse has to win for both."""
+    low = max(limit.min_m for limit in limits)
+    high = min((limit.max_m for limit in limits if limit.max_m is not None), default=None)
+    if high is not None and high < low:
+        return Threshold(kind=kind, library="torch", dtype="FP16", min_m=None)
+    return Threshold(kind=kind, library="torch", dtype="FP16", min_m=low, max_m=high)
+
+
+def _points_from_csv(text: str, source: str, shapes: dict[str, tuple[int, int]]) -> tuple[Point, ...]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    points = []
+    try:
+        if lacking := [column for column in _COLUMNS if column not in (reader.fieldnames or ())]:
+            raise PolicyError(f"{source} has no column '{lacking[0]}'.", _HINT)
+        for row in reader:
+            points += _points_of_row(row, f"{source}, line {reader.line_num}", shapes)
+    except csv.Error as error:
+        raise PolicyError(f"{source} is not CSV: {error}.", _HINT) from error
+    if not points:
+        raise PolicyError(f"{source} holds no measurements.", _HINT)
+    return tuple(points)
+
+
+def _points_of_row(row: dict[str, Any], where: str, shapes: dict[str, tuple[int, int]]) -> list[Point]:
+    operation = (row["op"] or "").strip()
+    kind = _kind_of(operation, where)
+    if operation not in shapes:
+        raise PolicyError(
+            f"{where} is of operation '{operation}', whose N and K are not given.",
+            f"Give them: --shape {operation}=N,K (gate_proj of LLaMA-8B: 14336,4096).",
+        )
+    n, k = shapes[operation]
+    product = {"kind": kind, "n": n, "k": k, "m": row["M"], "dtype": "FP16", "library": "torch"}
+    return [
+        parse(Point, {**product, "kernel": kernel, "us": row[column]}, where, PolicyError, _HINT)
+        for kernel, column in (("dense", "pruned_dense_us"), ("sparse", "sparse_weight_us"))
+    ]
+
+
+def _kind_of(operation: str, source: str) -> str:
+    if operation in KINDS and operation != "other":
+        return operation
+    kind = kind_from_names((operation,), 0, 0)
+    if kind == "other":
+        raise PolicyError(f"{source} names operation '{operation}', which is of no known kind.", _HINT)
+    return kind

@@ -1,0 +1,101 @@
+"""The matrix products of well-known models, so that a policy can be measured without their weights.
+
+Sizes are those of the models' own configurations (config.json on Hugging Face), named beside each.
+Attention scores, embeddings and the language model's head have no place here: the first have no weights,
+and the others are rarely pruned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparseflow_trt.errors import PolicyError
+
+
+@dataclass(frozen=True, order=True)
+class Product:
+    """y[M, N] = x[M, K] · Wᵀ with weights W[N, K], of a layer of `kind` (see `kinds`)."""
+
+    kind: str
+    n: int
+    k: int
+
+
+@dataclass(frozen=True)
+class _Transformer:
+    """The sizes of one block; `gated` is an MLP with gate and up (SwiGLU), else it has up alone."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    gated: bool
+
+    @property
+    def head(self) -> int:
+        return self.hidden // self.heads
+
+
+_PRESETS = {
+    # meta-llama/Llama-2-7b-hf: hidden 4096, intermediate 11008, 32 heads, no grouped queries
+    "llama-7b": _Transformer(4096, 11008, 32, 32, gated=True),
+    # meta-llama/Llama-3.1-8B: hidden 4096, intermediate 14336, 32 heads, 8 key-value heads
+    "llama-8b": _Transformer(4096, 14336, 32, 8, gated=True),
+    # meta-llama/Llama-3.1-70B: hidden 8192, intermediate 28672, 64 heads, 8 key-value heads
+    "llama-70b": _Transformer(8192, 28672, 64, 8, gated=True),
+    # TinyLlama/TinyLlama-1.1B-Chat-v1.0: hidden 2048, intermediate 5632, 32 heads, 4 key-value heads
+    "tinyllama": _Transformer(2048, 5632, 32, 4, gated=True),
+    # google-bert/bert-base-uncased: hidden 768, intermediate 3072, 12 heads
+    "bert-base": _Transformer(768, 3072, 12, 12, gated=False),
+    # google/vit-base-patch16-224: hidden 768, intermediate 3072, 12 heads
+    "vit-b": _Transformer(768, 3072, 12, 12, gated=False),
+}
+
+PRESETS = tuple(_PRESETS)
+
+
+def products_of_preset(name: str, tensor_parallel: int = 1) -> tuple[Product, ...]:
+    """The products of one block of a named model on one of `tensor_parallel` GPUs.
+
+    Queries, keys and values are given joined and apart, and so are gate and up: which of them a network
+    runs is up to what serves it. A GPU of several has its share of the heads and of the intermediate size
+    (Shoeybi et al., Megatron-LM, 2019): qkv and gate_up are split by their outputs, o and down by their
+    inputs. Where there are more GPUs than key-value heads, each has one of them whole.
+
+    Args:
+        name: One of PRESETS.
+        tensor_parallel: How many GPUs share each layer.
+
+    Returns:
+        Each product once, in the order of the block.
+
+    Raises:
+        PolicyError: There is no such preset, or its heads or its intermediate size cannot be shared so.
+    """
+    if name not in _PRESETS:
+        raise PolicyError(f"there is no preset '{name}'.", f"Choose one of: {', '.join(PRESETS)}.")
+    model = _PRESETS[name]
+    for what, size in (("attention heads", model.heads), ("intermediate size", model.intermediate)):
+        if tensor_parallel < 1 or size % tensor_parallel:
+            raise PolicyError(
+                f"{name} cannot be shared by {tensor_parallel} GPUs: {what} {size} is no multiple of that.",
+                "Choose a divisor: --tensor-parallel 2, 4 or 8.",
+            )
+    if max(model.kv_heads, tensor_parallel) % min(model.kv_heads, tensor_parallel):
+        raise PolicyError(
+            f"{name} cannot be shared by {tensor_parallel} GPUs: it has {model.kv_heads} key-value heads.",
+            "Choose a divisor or a multiple of that.",
+        )
+    query = model.heads // tensor_parallel * model.head
+    key = max(1, model.kv_heads // tensor_parallel) * model.head
+    inner = model.intermediate // tensor_parallel
+    products = [
+        Product("qkv", query + 2 * key, model.hidden),
+        Product("qkv", query, model.hidden),
+        Product("qkv", key, model.hidden),
+        Product("o", model.hidden, query),
+        Product("gate_up", inner, model.hidden),
+        *([Product("gate_up", 2 * inner, model.hidden)] if model.gated else []),
+        Product("down", model.hidden, inner),
+    ]
+    return tuple(dict.fromkeys(products))

@@ -1,0 +1,199 @@
+"""Draws a policy's points: for each shape the times and the speedup against M."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparseflow_trt._deps import require
+from sparseflow_trt._files import written_atomically
+from sparseflow_trt.errors import PolicyError
+from sparseflow_trt.kinds import KINDS
+from sparseflow_trt.lookup import sparse_ranges
+from sparseflow_trt.policy import WHOSE, Dtype, Library, Pair, Point, Policy, pairs_by_shape
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_DENSE, _SPARSE, _INK, _GRID = "#6b7280", "#0f766e", "#1f2937", "#e5e7eb"  # the report's palette
+_TAKEN = "#d7efe9"
+_MOST_COLUMNS = 4
+
+Shape = tuple[tuple[str, ...], int, int]  # kinds, N, K
+
+
+def plot_policy(policy: Policy, path: Path, library: Library, dtype: Dtype) -> None:
+    """Draws a panel for each shape: times above, speedup below, shaded where a lookup takes sparse.
+
+    Args:
+        policy: The policy.
+        path: A .png or .svg file.
+        library: Whose points.
+        dtype: Of which type.
+
+    Raises:
+        PolicyError: The file's name ends otherwise, or no such point was measured dense and sparse.
+        NotInstalledError: Matplotlib is not installed.
+        ArtifactError: The file cannot be written.
+    """
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise PolicyError(f"{path} is no name of a plot.", "Let it end with .png or .svg.")
+    panels = _panels(policy, library, dtype)
+    if not panels:
+        raise PolicyError(
+            f"policy '{policy.name}' holds no {dtype} points of {WHOSE[library]} to draw.",
+            f"`sparseflow-trt policy show {policy.name}` lists what it holds.",
+        )
+    matplotlib = require("matplotlib", "plots")
+    from matplotlib.figure import Figure
+
+    columns = min(_MOST_COLUMNS, len(panels)) if len(panels) != 5 else 3
+    rows = math.ceil(len(panels) / columns)
+    width, height = max(3.5 * columns, 6.5), 3.5 * rows + 1.1
+    # an SVG of the same points is the same file, with its text as text
+    with matplotlib.rc_context({"svg.hashsalt": policy.name, "svg.fonttype": "none", "font.size": 8}):
+        figure = Figure(figsize=(width, height))
+        outer = figure.add_gridspec(
+            rows, columns, left=0.6 / width, right=1 - 0.15 / width, bottom=0.5 / height,
+            top=1 - 1.2 / height, hspace=0.32, wspace=0.28,
+        )  # fmt: skip
+        for i, (shape, pairs) in enumerate(panels.items()):
+            inner = outer[i // columns, i % columns].subgridspec(2, 1, height_ratios=(1.5, 1), hspace=0.09)
+            times = figure.add_subplot(inner[0])
+            ratio = figure.add_subplot(inner[1], sharex=times)
+            lines = _draw(times, ratio, policy, shape, pairs, library, dtype, leftmost=i % columns == 0)
+        title = f"{policy.device} · {WHOSE[library]} · {dtype}"
+        figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=13, fontweight="bold", color=_INK)
+        figure.text(0.15 / width, 1 - 0.55 / height, _subtitle(policy, library), fontsize=8, color=_DENSE)
+        figure.legend(
+            handles=lines, ncols=len(lines), frameon=False, loc="upper left", borderaxespad=0,
+            bbox_to_anchor=(0.15 / width, 1 - 0.66 / height), handlelength=1.6, labelcolor=_INK,
+            columnspacing=1.4, borderpad=0.2,
+        )  # fmt: skip
+        kind = path.suffix.lower().lstrip(".")
+        with written_atomically(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
+
+
+def _panels(policy: Policy, library: Library, dtype: Dtype) -> dict[Shape, dict[int, Pair]]:
+    """What was measured of each shape, by its kinds, in the order of KINDS."""
+    points = [p for p in policy.points if (p.library, p.dtype) == (library, dtype)]
+    order = {kind: i for i, kind in enumerate(KINDS)}
+    kinds: dict[tuple[int, int], set[str]] = {}
+    for p in points:
+        kinds.setdefault((p.n, p.k), set()).add(p.kind)
+    panels = {}
+    for (n, k), pairs in pairs_by_shape(points).items():
+        ranked = sorted((order.get(kind, len(order)), kind) for kind in kinds[n, k])
+        panels[tuple(ranked), n, k] = pairs
+    return {(tuple(kind for _, kind in key[0]), *key[1:]): panels[key] for key in sorted(panels)}
+
+
+def _subtitle(policy: Policy, library: Library) -> str:
+    names = {"tensorrt": ("tensorrt",), "torch": ("torch", "cusparselt", "cublas")}[library]
+    versions = [f"{name} {policy.libraries[name]}" for name in names if name in policy.libraries]
+    return " · ".join([f"policy '{policy.name}', {policy.provenance}", *versions])
+
+
+def _draw(
+    times: Axes, ratio: Axes, policy: Policy, shape: Shape, pairs: dict[int, Pair],
+    library: Library, dtype: Dtype, leftmost: bool,
+) -> list[object]:  # fmt: skip
+    """Draws one shape; gives the artists that a legend names."""
+    kinds, n, k = shape
+    sizes = list(pairs)
+    both = list(pairs.values())
+    times.set_title(f"{', '.join(kinds)}  {k} → {n}", loc="left", fontsize=9, fontweight="bold", color=_INK)
+    lines: list[object] = []
+    for name, colour, points in (
+        ("dense", _DENSE, [pair.dense for pair in both]),
+        ("sparse", _SPARSE, [pair.sparse for pair in both]),
+    ):
+        lines += times.plot(
+            sizes, [p.us for p in points], color=colour, lw=1.4, marker="o", ms=2.6, label=name, zorder=3
+        )
+        times.fill_between(
+            sizes, [p.low_us or p.us for p in points], [p.high_us or p.us for p in points],
+            color=colour, alpha=0.25, lw=0, zorder=2,
+        )  # fmt: skip
+    lines += ratio.plot(
+        sizes, [pair.speedup for pair in both], color=_INK, lw=1.2, marker="o", ms=2.6,
+        label="dense / sparse", zorder=3,
+    )  # fmt: skip
+    bands = [_interval(pair) for pair in both]
+    ratio.fill_between(sizes, [b[0] for b in bands], [b[1] for b in bands], color=_INK, alpha=0.2, lw=0)
+    ratio.axhline(1, color=_DENSE, lw=0.8, zorder=1)
+    ratio.axhline(1 + policy.margin, color=_DENSE, lw=0.8, ls=(0, (2, 2)), zorder=1)
+    lines.append(_mark_ranges(times, ratio, policy, shape, library, dtype, (sizes[0], sizes[-1])))
+    _dress(times, ratio, sizes, [b for band in bands for b in band], leftmost)
+    return lines
+
+
+def _mark_ranges(
+    times: Axes, ratio: Axes, policy: Policy, shape: Shape, library: Library, dtype: Dtype,
+    ends: tuple[int, int],
+) -> object:  # fmt: skip
+    """Shades where a lookup takes sparse, and writes the M at which it begins and ends to."""
+    from matplotlib.patches import Patch
+
+    kinds, n, k = shape  # of the shape itself a lookup says the same for each kind
+    ranges = sparse_ranges(policy, kinds[0], n, k, dtype, *ends, library=library)
+    for i, (begin, end, sparse) in enumerate(ranges):
+        if not sparse:
+            continue
+        for axes in (times, ratio):
+            axes.axvspan(begin, end, color=_TAKEN, lw=0, zorder=0)
+        for m, inner, side in ((begin, i > 0, "left"), (end, i < len(ranges) - 1, "right")):
+            if inner and (side == "left" or end != begin):
+                ratio.axvline(m, color=_SPARSE, lw=0.8, zorder=1)
+                times.axvline(m, color=_SPARSE, lw=0.8, zorder=1)
+                times.annotate(  # upright, and at the top, where two near ones leave each other room
+                    f"M={m}", (m, 0.97), xycoords=("data", "axes fraction"), color=_SPARSE, fontsize=7.5,
+                    rotation=90, ha=side, va="top", xytext=(1.5 if side == "left" else -1, 0),
+                    textcoords="offset points",
+                )  # fmt: skip
+    return Patch(color=_TAKEN, label="sparse is taken")
+
+
+def _dress(times: Axes, ratio: Axes, sizes: list[int], ratios: list[float], leftmost: bool) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+    for axes in (times, ratio):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.grid(True, color=_GRID, lw=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0, labelsize=7.5, labelcolor=_INK)
+        axes.spines[:].set_visible(False)
+        axes.yaxis.set_minor_locator(NullLocator())
+    if sizes[0] == sizes[-1]:
+        times.set_xlim(sizes[0] / 2, sizes[0] * 2)
+    times.tick_params(labelbottom=False)
+    low, high = min(*ratios, 0.95) / 1.04, max(*ratios, 1.1) * 1.04
+    ratio.set_ylim(low, high)
+    steps = (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.4, 1.6, 2, 3, 4)
+    ratio.yaxis.set_major_locator(FixedLocator([s for s in steps if low <= s <= high]))
+    ratio.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    bottom, top = times.get_ylim()
+    times.yaxis.set_major_locator(LogLocator(10, (1, 2, 5) if top / bottom < 300 else (1,)))
+    times.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    octaves = range(math.floor(math.log2(sizes[0])), math.ceil(math.log2(sizes[-1])) + 1)
+    step = math.ceil(len(octaves) / 7)
+    ratio.xaxis.set_major_locator(FixedLocator([2**o for o in octaves][::step]))
+    ratio.xaxis.set_minor_locator(NullLocator())
+    ratio.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ratio.set_xlabel("M", fontsize=8, color=_INK, labelpad=1)
+    if leftmost:
+        times.set_ylabel("µs", fontsize=8, color=_INK)
+        ratio.set_ylabel("speedup", fontsize=8, color=_INK)
+
+
+def _interval(pair: Pair) -> tuple[float, float]:
+    """Between which speedups the two times' confidence intervals leave it."""
+
+    def ends(point: Point) -> tuple[float, float]:
+        return point.low_us or point.us, point.high_us or point.us
+
+    (dense_low, dense_high), (sparse_low, sparse_high) = ends(pair.dense), ends(pair.sparse)
+    return dense_low / sparse_high, dense_high / sparse_low

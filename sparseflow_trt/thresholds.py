@@ -1,0 +1,62 @@
+"""Derives a policy's thresholds from its points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sparseflow_trt.policy import Pair, Point, Threshold, pairs_by_shape
+
+
+def derive_thresholds(points: Iterable[Point], margin: float) -> tuple[Threshold, ...]:
+    """For each kind, library and dtype the range of M in which sparse wins for every measured shape.
+
+    Of several such ranges the one that spans most octaves of M is taken (of equals the one that begins
+    later), since a threshold speaks for shapes that nobody measured: it is to be sure, not to be greedy.
+    It has no upper end where sparse still won at the largest M of every shape.
+
+    Args:
+        points: Measured points; an M that lacks its dense or its sparse point is left out.
+        margin: The share by which sparse has to be faster.
+    """
+    groups: dict[tuple[str, str, str], list[Point]] = {}
+    for point in points:
+        groups.setdefault((point.kind, point.library, point.dtype), []).append(point)
+    found = []
+    for _, members in sorted(groups.items()):
+        shapes = pairs_by_shape(members)
+        if not shapes:
+            continue
+        sizes = sorted({m for pairs in shapes.values() for m in pairs})
+        wins = {m: all(_wins_at(m, pairs, margin) for pairs in shapes.values()) for m in sizes}
+        low, high = _longest_run(wins)
+        found.append(
+            Threshold(
+                kind=members[0].kind,
+                library=members[0].library,
+                dtype=members[0].dtype,
+                min_m=low,
+                max_m=None if high == sizes[-1] else high,
+                shapes=tuple(shapes),
+            )
+        )
+    return tuple(found)
+
+
+def _wins_at(m: int, pairs: dict[int, Pair], margin: float) -> bool:
+    """Whether a lookup would take sparse for one shape at M; below its smallest M the shape has no say."""
+    below = [size for size in pairs if size <= m][-1:]
+    above = [size for size in pairs if size >= m][:1]
+    return not below or all(pairs[size].wins(margin) for size in (*below, *above))
+
+
+def _longest_run(wins: dict[int, bool]) -> tuple[int | None, int | None]:
+    """The first and the last M of the run of wins that spans most octaves; of M in ascending order."""
+    runs: list[list[int]] = [[]]
+    for m, won in wins.items():
+        if won:
+            runs[-1].append(m)
+        else:
+            runs.append([])
+    found = [(run[-1] / run[0], run[0], run[-1]) for run in runs if run]
+    _, low, high = max(found, default=(0, None, None))
+    return low, high

@@ -1,0 +1,179 @@
+"""A PyTorch module with inputs to run it on: from a Hugging Face configuration, or from a user's function."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from sparseflow_trt._deps import require
+from sparseflow_trt.errors import InputError
+
+TorchDtype = Literal["fp32", "fp16", "bf16"]
+_DTYPES: dict[TorchDtype, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_HINT = (
+    "Give a folder with a Hugging Face config.json, that file itself, or FILE.py:FUNCTION or "
+    "MODULE:FUNCTION that returns (module, inputs): inputs are a tensor, a tuple, or a mapping by name."
+)
+
+
+@dataclass(frozen=True)
+class TorchModel:
+    """A module in evaluation mode, and one set of inputs on its device.
+
+    Attributes:
+        shapes: The inputs' shapes, in words.
+    """
+
+    module: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shapes: str
+
+    def run(self) -> Any:
+        """Calls the module."""
+        return self.module(*self.args, **self.kwargs)
+
+
+def load_torch_model(
+    source: str, batch: int = 1, seq: int = 128, dtype: TorchDtype = "fp16", device: str = "cuda"
+) -> TorchModel:
+    """Makes a module and inputs for it. Code of a model's own (trust_remote_code) is never run.
+
+    Args:
+        source: A folder with a config.json, such a file, or FILE.py:FUNCTION or MODULE:FUNCTION. Weights
+            that lie beside a configuration are taken, else they are random.
+        batch: How many rows of tokens, or images; of a configuration's inputs alone.
+        seq: How many tokens.
+        dtype: Of a configuration's module.
+        device: Where the module goes, as PyTorch names it.
+
+    Raises:
+        InputError: The source cannot be read, its function fails, or no inputs can be made for it.
+        NotInstalledError: PyTorch, or transformers for a configuration.
+    """
+    torch = require("torch", "PyTorch modules")
+    path = Path(source)
+    if path.exists() and not source.endswith(".py"):
+        model = _from_config(torch, path, batch, seq, dtype, device)
+    else:
+        target, colon, function = source.rpartition(":")
+        if not colon or not target or not function:
+            raise InputError(f"{source} is no PyTorch module.", _HINT)
+        model = _from_function(torch, target, function, device)
+    model.module.eval()
+    return model
+
+
+def _from_function(torch: Any, target: str, function: str, device: str) -> TorchModel:
+    source = f"{target}:{function}"
+    try:
+        made = getattr(_import(target), function)()
+    except InputError:
+        raise
+    # the user's code can raise anything; its own words and traceback go along
+    except Exception as error:
+        raise InputError(f"{source} failed: {type(error).__name__}: {_line(error)}.", _HINT) from error
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], torch.nn.Module)):
+        raise InputError(f"{source} returned a {type(made).__name__} and not (module, inputs).", _HINT)
+    module, inputs = made
+    named = {str(name): value for name, value in inputs.items()} if isinstance(inputs, Mapping) else {}
+    args = () if named else (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
+    args = tuple(_moved(torch, value, device) for value in args)
+    named = {name: _moved(torch, value, device) for name, value in named.items()}
+    shaped = {**{str(i): value for i, value in enumerate(args)}, **named}
+    return TorchModel(module.to(device), args, named, _shapes_of(torch, shaped))
+
+
+def _from_config(torch: Any, path: Path, batch: int, seq: int, dtype: TorchDtype, device: str) -> TorchModel:
+    transformers = require("transformers", "Hugging Face configurations")
+    kind = getattr(torch, _DTYPES[dtype])
+    folder = path if path.is_dir() else path.parent
+    has_weights = path.is_dir() and any(next(folder.glob(names), None) for names in _WEIGHTS)
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        made_by = _class_of(transformers, config)
+        if has_weights:
+            module = made_by.from_pretrained(folder, config=config, dtype=kind, local_files_only=True)
+            module = module.to(device)
+        else:
+            with _defaults(torch, kind, device):
+                module = made_by.from_config(config) if hasattr(made_by, "from_config") else made_by(config)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
+        words = f"{type(error).__name__}: {_line(error)}"
+        raise InputError(f"{path}: transformers cannot make a model of it: {words}.", _HINT) from error
+    inputs = _inputs_of(torch, module, batch, seq, kind, device)
+    return TorchModel(module, (), inputs, _shapes_of(torch, inputs))
+
+
+def _class_of(transformers: Any, config: Any) -> Any:
+    """The class that the configuration names, or the plain model of its family."""
+    named = (getattr(transformers, name, None) for name in config.architectures or ())
+    return next((found for found in named if found is not None), transformers.AutoModel)
+
+
+def _inputs_of(torch: Any, module: Any, batch: int, seq: int, kind: Any, device: str) -> dict[str, Any]:
+    config = module.config
+    source = torch.Generator(device=device).manual_seed(0)
+    main = module.main_input_name
+    if main == "input_ids":
+        words = getattr(config, "vocab_size", None) or config.get_text_config().vocab_size
+        tokens = torch.randint(0, words, (batch, seq), generator=source, device=device)
+        return {main: tokens, **({"decoder_input_ids": tokens} if config.is_encoder_decoder else {})}
+    if main == "pixel_values":
+        image = getattr(config, "vision_config", config)
+        size, channels = getattr(image, "image_size", 224), getattr(image, "num_channels", 3)
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        shape = (batch, channels, height, width)
+        return {main: torch.randn(shape, generator=source, device=device).to(kind)}
+    raise InputError(
+        f"{type(module).__name__} takes '{main}', for which no inputs are made here.",
+        "Write a function that returns (module, inputs), and give FILE.py:FUNCTION.",
+    )
+
+
+@contextlib.contextmanager
+def _defaults(torch: Any, kind: Any, device: str) -> Iterator[None]:
+    """Tensors are made of this type and on this device, so that no copy of the weights is needed."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(kind)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _import(target: str) -> ModuleType:
+    if not target.endswith(".py"):
+        return importlib.import_module(target)
+    path = Path(target).resolve()
+    if not path.is_file():
+        raise InputError(f"{target} does not exist.", "Check the path of the module.")
+    spec = importlib.util.spec_from_file_location(f"_sparseflow_torch_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{target} cannot be imported.", _HINT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses in it look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _moved(torch: Any, value: Any, device: str) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _shapes_of(torch: Any, inputs: Mapping[str, Any]) -> str:
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    return ", ".join(f"{name} {'×'.join(map(str, value.shape))}" for name, value in tensors.items())
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")

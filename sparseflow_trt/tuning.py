@@ -1,0 +1,222 @@
+"""`autotune` from end to end: what to measure, the search with its journal, the policy that comes of it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from sparseflow_trt._files import write_atomically
+from sparseflow_trt.engines.autotune import (
+    Crossover,
+    Curve,
+    Left,
+    Measured,
+    Request,
+    curves_of,
+    find_crossovers,
+    search,
+    what_is_left,
+)
+from sparseflow_trt.engines.gpu_state import driver_version
+from sparseflow_trt.engines.journal import Run, journal_beside, open_journal, read_journal
+from sparseflow_trt.engines.measured_policy import policy_from_journal
+from sparseflow_trt.engines.measurers import Crew
+from sparseflow_trt.errors import PolicyError
+from sparseflow_trt.graph import LayerSite, find_sites, why_not_eligible
+from sparseflow_trt.kinds import kind_from_names
+from sparseflow_trt.model_file import read_model
+from sparseflow_trt.policy import MARGIN, Dtype, Policy, json_from_policy
+from sparseflow_trt.presets import Product, products_of_preset
+from sparseflow_trt.weights import TracedWeight
+
+GRID = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+@dataclass(frozen=True)
+class Space:
+    """What to measure.
+
+    Attributes:
+        products: The products, those of the same N and K with different kinds apart.
+        dtypes: The types of their weights and activations.
+        grid: The M that each is measured at, ascending, before crossovers are looked into.
+    """
+
+    products: tuple[Product, ...]
+    dtypes: tuple[Dtype, ...]
+    grid: tuple[int, ...] = GRID
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        measured: Points so far, those of earlier runs with them.
+        left: What is still to be measured, for the crossovers that are seen so far.
+        seconds_left: How long that will take, None while nothing was measured.
+        last: What was measured last.
+    """
+
+    measured: int
+    left: Left
+    seconds_left: float | None
+    last: Measured
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What came of a run.
+
+    Attributes:
+        policy: The policy: what the journal holds of products that were measured at their whole grid.
+        measured_now: How many products this run measured.
+        crossovers: All that were found.
+        left: What a time limit left to be measured.
+        left_out: Sentences about products that cannot be measured.
+        seconds: How long the run took.
+    """
+
+    policy: Policy
+    measured_now: int
+    crossovers: tuple[Crossover, ...]
+    left: Left
+    left_out: tuple[str, ...]
+    seconds: float
+
+
+def products_of(
+    models: Iterable[Path], presets: Iterable[str], tensor_parallel: int = 1
+) -> tuple[Product, ...]:
+    """The products of models and presets, each once.
+
+    Args:
+        models: ONNX files, pruned or not: N, K and the kind of each layer count, its weights are not read.
+        presets: Names of presets.
+        tensor_parallel: How many GPUs share each layer of a preset.
+
+    Raises:
+        ModelError: A model cannot be read.
+        PolicyError: There is no such preset, it cannot be shared so, or there is nothing to measure.
+    """
+    found = [product for path in models for product in _products_of_model(path)]
+    found += [product for name in presets for product in products_of_preset(name, tensor_parallel)]
+    if not found:
+        raise PolicyError(
+            "there is nothing to measure: no model has a layer that could be 2:4.",
+            "Give an ONNX model with MatMul or Gemm layers, or --preset llama-8b.",
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def autotune(
+    space: Space,
+    crew: Crew,
+    output: Path,
+    name: str = "",
+    command: str = "",
+    margin: float = MARGIN,
+    time_limit: float | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Tuned:
+    """Measures, or goes on measuring, and writes the policy.
+
+    Every answer is added to the journal beside the policy at once. A run with the same output goes on from
+    it, and one with other products adds to it.
+
+    Args:
+        space: What to measure.
+        crew: Those that measure.
+        output: The policy file; the folder has to exist.
+        name: The policy's name; by default the file's.
+        command: What made it, for the policy.
+        margin: The share by which sparse has to be faster to win.
+        time_limit: Seconds after which nothing new is begun.
+        on_progress: Called after each answer.
+
+    Raises:
+        ArtifactError: The policy cannot be written.
+        BuildError: An engine cannot be built or run.
+        PolicyError: The journal is of another GPU, other libraries or dtypes, a product is wrong, or the
+            time was too short for any.
+    """
+    begun = time.monotonic()
+    identity = crew.identify(space.dtypes)
+    curves, left_out = _measurable(space, crew)
+    journal_file = journal_beside(output)
+    with open_journal(journal_file, identity) as (journal, appender):
+        appender.add_run(_run_of(space, command))
+        known = dict(journal.pairs)
+        already = len(known)
+
+        def remember(answer: Measured) -> None:
+            appender.add(answer)
+            known[answer.request] = answer.pair
+            left = what_is_left(curves, space.grid, known, margin)
+            each = (time.monotonic() - begun) / (len(known) - already)
+            on_progress(Progress(len(known), left, each * left.points, answer))
+
+        def go_on() -> bool:
+            return time_limit is None or time.monotonic() - begun < time_limit
+
+        search(curves, space.grid, journal.pairs, crew, margin, remember, go_on)
+    incomplete = {curve for curve in curves for m in space.grid if Request(curve, m) not in known}
+    policy = policy_from_journal(read_journal(journal_file), name or output.stem, margin, incomplete)
+    write_atomically(output, json_from_policy(policy))
+    return Tuned(
+        policy=policy,
+        measured_now=len(known) - already,
+        crossovers=find_crossovers(curves, known, margin),
+        left=what_is_left(curves, space.grid, known, margin),
+        left_out=left_out,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def default_output(device: str) -> Path:
+    """A file name for a device's policy: "NVIDIA H200" is h200.json."""
+    words = re.findall(r"[a-z0-9]+", device.lower().replace("nvidia", ""))
+    return Path("-".join(words or ["policy"]) + ".json")
+
+
+def _products_of_model(path: Path) -> list[Product]:
+    """Layers that could be 2:4 and are one plain product: no group of several, and no window of a Conv."""
+    return [
+        Product(_kind_of(site), site.n, site.k)
+        for site in find_sites(read_model(path))
+        if site.batch == 1 and site.pattern_k == site.k and not why_not_eligible(site)
+    ]
+
+
+def _kind_of(site: LayerSite) -> str:
+    if site.node.op_type == "Conv":
+        return "conv"
+    weight = site.weight.name if isinstance(site.weight, TracedWeight) else ""
+    return kind_from_names((site.module, weight, site.name), site.n, site.k)
+
+
+def _measurable(space: Space, crew: Crew) -> tuple[tuple[Curve, ...], tuple[str, ...]]:
+    curves, left_out = [], []
+    for curve in curves_of(space.products, space.dtypes, crew.libraries()):
+        if reason := crew.why_not(curve.library, curve.n, curve.k, curve.dtype):
+            left_out.append(reason)
+        else:
+            curves.append(curve)
+    if not curves:
+        raise PolicyError(
+            f"there is nothing to measure: {left_out[0]}.", "Choose other layers, or another --library."
+        )
+    return tuple(curves), tuple(dict.fromkeys(left_out))
+
+
+def _run_of(space: Space, command: str) -> Run:
+    return Run(
+        command=command,
+        date=datetime.now(timezone.utc).date().isoformat(),
+        driver=driver_version(),
+        products=tuple((p.kind, p.n, p.k) for p in space.products),
+    )

@@ -1,0 +1,178 @@
+"""sparseflow-trt estimate and roi."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.policies import make_points, make_policy
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Sparseflow
+
+Mlp = Callable[..., Path]
+
+
+@pytest.fixture
+def policy(own_folder: Path) -> Path:
+    """A file with times for the layers of `mlp`."""
+    points = [
+        *make_points("gate_up", 128, 64, {1: 0.5, 8: 2.0, 64: 2.0}),
+        *make_points("down", 32, 128, {1: 0.5, 8: 1.0, 64: 1.0}),
+    ]
+    path = own_folder / "policy.json"
+    path.write_text(make_policy(points).model_dump_json())
+    return path
+
+
+def test_a_shipped_device_and_no_gpu(sparseflow: Sparseflow, mlp: Mlp) -> None:
+    ended = sparseflow("estimate", mlp(), "--device", "NVIDIA A100", "--dim", "batch=512")
+    assert (ended.code, ended.err) == (0, "")
+    assert "model.onnx on A100, by policy 'a100-80gb'" in ended.out
+    assert "class threshold (no time)" in ended.out
+    assert "what they would gain is not known" in ended.out
+
+
+def test_a_table_with_the_ceiling(sparseflow: Sparseflow, mlp: Mlp, policy: Path) -> None:
+    lines = sparseflow("estimate", mlp(), "--policy", policy, "--dim", "batch=1,8,16").out.splitlines()
+    rows = [line.split() for line in lines if line.startswith(("gate_up", "down "))]
+    assert rows[0] == [
+        "gate_up", "128", "64", "1", "8", "FP16", "yes", "20.00", "10.00", "2.00×", "66.7%", "measured", "yes"
+    ]  # fmt: skip
+    assert rows[1][-2:] == ["measured", "no"]
+    assert "All products of one run: 30.00 µs dense, 20.00 µs with the policy's choices: 1.500×" in lines
+    assert (
+        "The whole model, at most: 1.200× with 50%, 1.304× with 70%, 1.408× with 87%, 1.500× with 100%"
+        in lines
+    )
+    assert any(line.startswith("down 128→32: not worth pruning: sparse does not win") for line in lines)
+    out = sparseflow("estimate", mlp(), "--policy", policy, "--dim", "batch=8", "--gemm-share", 0.5).out
+    assert "The whole model, at most: 1.200×, where 50% of the GPU's time" in out
+
+
+def test_traffic(sparseflow: Sparseflow, mlp: Mlp, policy: Path, own_folder: Path) -> None:
+    (own_folder / "traffic.csv").write_text("m,count\n1,3\n8,1\n")
+    ended = sparseflow("estimate", mlp(), "--policy", policy, "--traffic", "traffic.csv", "--json")
+    rows = {row["kind"]: row for row in ended.json["layers"]}
+    assert rows["gate_up"]["sizes"] == [[1, 0.75], [8, 0.25]]
+    assert rows["gate_up"]["policy_us"] == pytest.approx(0.75 * 5 + 0.25 * 10)
+    out = sparseflow("estimate", mlp(), "--policy", policy, "--traffic", "traffic.csv").out
+    assert "yes, 25% of runs" in out
+    assert "1…8" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "there is no policy for this machine's GPU, or no GPU."),
+        (("--device", "h2o"), "there is no policy 'h2o'."),
+        (("--device", "a100", "--policy", "a100"), "--device and --policy both name a policy"),
+        (("--device", "a100"), "input 'x' has dynamic dimensions batch"),
+        (("--device", "a100", "--dim", "rows=8"), "axis 'rows' is not in the model"),
+        (("--device", "a100", "--dim", "batch"), "'batch' is not a range of an axis"),
+        (("--device", "a100", "--traffic", "no.csv"), "no.csv does not exist."),
+        (("--device", "a100", "--gemm-share", "nan"), "'nan' is not a number above 0 and up to 1"),
+        (("--device", "a100", "--gemm-share", "87"), "'87' is not a number above 0 and up to 1"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    sparseflow: Sparseflow, mlp: Mlp, arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparseflow_trt.engines.hardware.find_gpus", list)
+    assert says in sparseflow("estimate", mlp(), *arguments).error
+
+
+# ---- roi
+
+
+def test_roi_from_a_measured_speedup(sparseflow: Sparseflow) -> None:
+    command = ("roi", "--gpus", 10, "--cost-per-gpu-hour", 2, "--speedup", 1.25, "--one-off", 2920)
+    ended = sparseflow(*command)
+    assert (ended.code, ended.err) == (0, "")
+    rows = [line.split() for line in ended.out.splitlines()[1:3]]
+    assert rows == [["dense", "10", "70%", "14,600.00"], ["sparse", "8", "70%", "11,680.00"]]
+    assert "Saved a month: 2,920.00 (20.0%)" in ended.out
+    assert "The 2,920.00 that pruning costs once are saved after 1.0 months." in ended.out
+    found = sparseflow(*command, "--json").json
+    assert (found["saved_per_month"], found["break_even_months"]) == (2920.0, 1.0)
+    assert any("1.250×, was measured" in line for line in found["assumptions"])
+
+
+def test_roi_from_requests(sparseflow: Sparseflow) -> None:
+    month = 730 * 3600
+    options = ("--throughput", 1, "--busy", 0.5, "--cost-per-gpu-hour", 1, "--speedup", 1, "--json")
+    by_month = sparseflow("roi", "--requests-per-month", 10 * month, *options).json
+    by_second = sparseflow("roi", "--requests-per-second", 10, *options).json
+    assert by_month["dense"] == by_second["dense"] == by_second["sparse"]
+    assert by_second["dense"] == {"gpus": 20, "utilisation": 0.5, "cost_per_month": 14600.0}
+    peak = sparseflow("roi", "--requests-per-second", 10, "--peak", 3, *options).json
+    assert peak["dense"]["gpus"] == 60
+    assert any("3 times as many in the busiest hour" in line for line in peak["assumptions"])
+
+
+@pytest.mark.parametrize(
+    ("speedup", "says"),
+    [
+        (1, "Nothing is saved: both take as many whole GPUs."),
+        (0.5, "Sparse costs 730.00 a month more (100.0%)."),
+        (1.001, "Nothing is saved"),
+    ],
+)
+def test_roi_says_what_is_not_saved(sparseflow: Sparseflow, speedup: float, says: str) -> None:
+    out = sparseflow("roi", "--gpus", 1, "--cost-per-gpu-hour", 1, "--speedup", speedup, "--one-off", 5).out
+    assert says in out
+    assert "The 5.00 that pruning costs once are never saved." in out
+
+
+def test_roi_from_an_estimate_takes_a_part_of_the_ceiling(
+    sparseflow: Sparseflow, mlp: Mlp, policy: Path, own_folder: Path
+) -> None:
+    estimate = sparseflow("estimate", mlp(), "--policy", policy, "--dim", "batch=8", "--json")
+    (own_folder / "estimate.json").write_text(estimate.out)
+    command = ("roi", "--gpus", 100, "--cost-per-gpu-hour", 1, "--estimate", "estimate.json", "--json")
+    assert "the estimate has no share of the GPU's time" in sparseflow(*command).error
+    half = sparseflow(*command, "--gemm-share", 0.5).json
+    assert half["speedup"] == pytest.approx(1 / (1 - 0.5 * (1 - 1 / 1.2)))  # the ceiling is 1.2
+    whole = sparseflow(*command, "--gemm-share", 0.5, "--realised", 1).json
+    assert whole["speedup"] == pytest.approx(1.2)
+    assert any("is not measured: 50% of what the ceiling, 1.200×" in line for line in half["assumptions"])
+    unknown = {**json.loads(estimate.out), "gemm_speedup": None}
+    (own_folder / "estimate.json").write_text(json.dumps(unknown))
+    assert "estimate.json holds no times" in sparseflow(*command, "--gemm-share", 0.5).error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--speedup", 1.2), "give one of --gpus, --requests-per-month and --requests-per-second"),
+        (("--gpus", 1, "--requests-per-second", 1, "--speedup", 1.2), "give one of --gpus"),
+        (("--gpus", 1), "give one of --speedup and --estimate"),
+        (("--gpus", 1, "--speedup", 1, "--estimate", "x"), "give one of --speedup and --estimate"),
+        (("--gpus", 1, "--speedup", 1, "--throughput", 3), "--throughput and --peak go with requests"),
+        (("--requests-per-second", 1, "--speedup", 1), "requests take --throughput"),
+        (("--gpus", 1, "--speedup", "inf"), "'inf' is not a number above 0"),
+        (("--gpus", 1, "--speedup", 0), "'0' is not a number above 0"),
+        (("--gpus", 1, "--speedup", "fast"), "'fast' is not a number above 0"),
+        (("--gpus", 1, "--speedup", 1, "--busy", 1.1), "'1.1' is not a number above 0 and up to 1"),
+        (("--gpus", 1, "--speedup", 1, "--one-off", -1), "'-1' is not a number from 0 on"),
+        (("--gpus", 1, "--estimate", "no.json"), "no.json does not exist."),
+    ],
+)
+def test_what_roi_does_not_take(
+    sparseflow: Sparseflow, arguments: tuple[str | float, ...], says: str
+) -> None:
+    ended = sparseflow("roi", "--cost-per-gpu-hour", 1, *arguments)
+    assert says in ended.error
+
+
+def test_roi_takes_the_largest_figures(sparseflow: Sparseflow) -> None:
+    ended = sparseflow(
+        "roi", "--requests-per-second", 1e15, "--throughput", 1e-14, "--busy", 1e-14, "--peak", 1000,
+        "--cost-per-gpu-hour", 1e15, "--speedup", 1e-14, "--json",
+    )  # fmt: skip
+    assert ended.code == 0
+    assert ended.json["saved_per_month"] < 0

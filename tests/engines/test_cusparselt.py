@@ -1,0 +1,81 @@
+"""What of cuSPARSELt's use runs without a GPU: pruning, padding, the choice of an algorithm, and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparseflow_trt.engines.cusparselt import (
+    Algorithm,
+    load_torch,
+    pad_rows,
+    prune_rows,
+    rank_algorithms,
+    version_in_words,
+    why_not,
+)
+from sparseflow_trt.errors import NotInstalledError, PolicyError
+from sparseflow_trt.pattern import prune_2to4
+
+torch: Any = pytest.importorskip("torch")
+
+
+@given(st.integers(0, 2**32), st.sampled_from(["float16", "bfloat16", "float32"]), st.booleans())
+def test_weights_are_pruned_as_everywhere_else(seed: int, dtype: str, ties: bool) -> None:
+    weight = torch.randn(5, 16, generator=torch.Generator().manual_seed(seed))
+    if ties:
+        weight = weight.round()
+    weight = weight.to(getattr(torch, dtype))
+    expected = prune_2to4(weight.float().numpy(), 1)
+    assert np.array_equal(prune_rows(weight).float().numpy(), expected)
+
+
+@pytest.mark.parametrize(("rows", "padded"), [(1, 8), (7, 8), (8, 8), (9, 16), (4096, 4096)])
+def test_rows_are_padded_with_zeros_to_a_multiple_of_8(rows: int, padded: int) -> None:
+    x = torch.randn(rows, 32)
+    result = pad_rows(x)
+    assert result.shape == (padded, 32)
+    assert torch.equal(result[:rows], x)
+    assert not result[rows:].any()
+
+
+def test_the_fastest_algorithm_that_takes_the_product_is_chosen() -> None:
+    times = {Algorithm(0): 3.0, Algorithm(1): 1.0, Algorithm(2, 4, 1): 2.0}
+
+    def time_us(algorithm: Algorithm) -> float:
+        if algorithm not in times:
+            raise RuntimeError("CUSPARSE_STATUS_NOT_SUPPORTED\nsecond line")
+        return times[algorithm]
+
+    ranked = rank_algorithms([*map(Algorithm, range(5)), Algorithm(2, 4, 1)], time_us)
+    assert ranked == [Algorithm(1), Algorithm(2, 4, 1), Algorithm(0)]
+    with pytest.raises(PolicyError, match=r"no algorithm .* \(algorithm 3: CUSPARSE_STATUS_NOT_SUPPORTED\)"):
+        rank_algorithms([Algorithm(3)], time_us)
+
+
+def test_an_algorithm_is_named_with_its_split() -> None:
+    assert str(Algorithm(12)) == "algorithm 12"
+    assert str(Algorithm(12, 4, 1)) == "algorithm 12, K split by 4 (mode 1)"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(400, "0.4.0"), (602, "0.6.2"), (801, "0.8.1"), (1203, "1.2.3")]
+)
+def test_versions_are_read_as_the_library_writes_them(number: int, words: str) -> None:
+    assert version_in_words(number) == words
+
+
+@pytest.mark.parametrize(("n", "k", "taken"), [(16, 16, True), (1000, 768, False), (768, 1000, False)])
+def test_weights_that_the_library_does_not_take_are_said(n: int, k: int, taken: bool) -> None:
+    assert (why_not(n, k) == "") is taken
+    assert taken or f"{k}→{n}" in why_not(n, k)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_pytorch_without_a_gpu_is_said() -> None:
+    with pytest.raises(NotInstalledError, match="sees no GPU"):
+        load_torch()

@@ -1,0 +1,88 @@
+"""What of measuring through TensorRT runs without a GPU: its model, its plan, and what its points say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from sparseflow_trt.engines.autotune import Curve, Request
+from sparseflow_trt.engines.child import run_build
+from sparseflow_trt.engines.hardware import find_gpus
+from sparseflow_trt.engines.outcomes import LayerOutcome
+from sparseflow_trt.engines.protocol import BuildRequest
+from sparseflow_trt.engines.tensorrt_api import version_of
+from sparseflow_trt.engines.time_tensorrt import (
+    TensorRtMeasurer,
+    numpy_type,
+    plan_product,
+    told_tactic,
+    write_product,
+)
+from sparseflow_trt.errors import NotInstalledError
+from sparseflow_trt.graph import SparsityState, read_layers
+from sparseflow_trt.model_file import read_model
+from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.plan import check_plan
+from sparseflow_trt.policy import Dtype
+
+
+def product(tmp_path: Path, dtype: Dtype) -> tuple[Request, np.ndarray, Path]:
+    request = Request(Curve("tensorrt", dtype, 128, 64, "gate_up"), 24)
+    drawn = np.random.default_rng(0).standard_normal((64, 128)).astype(numpy_type(dtype))
+    weight = prune_2to4(drawn, 0)
+    write_product(tmp_path / "model.onnx", request, weight)
+    return request, weight, tmp_path / "model.onnx"
+
+
+@pytest.mark.parametrize("dtype", ["FP16", "BF16"])
+def test_the_model_is_one_sparse_product_that_its_plan_fits(tmp_path: Path, dtype: Dtype) -> None:
+    request, _, path = product(tmp_path, dtype)
+    onnx.checker.check_model(str(path), full_check=True)
+    (layer,) = layers = read_layers(read_model(path))
+    assert (layer.n, layer.k, layer.m.evaluate({}), layer.dtype) == (128, 64, 24, dtype)
+    assert layer.state is SparsityState.SPARSE
+    for sparse in (False, True):
+        plan = plan_product(request, sparse)
+        check_plan(plan, layers)
+        assert plan.wants_sparse is sparse
+
+
+def test_the_model_multiplies_by_the_weight(tmp_path: Path) -> None:
+    request, weight, path = product(tmp_path, "FP16")
+    x = np.random.default_rng(1).standard_normal((request.m, 64)).astype(np.float16)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": x})
+    assert np.allclose(y, x.astype(np.float32) @ weight.astype(np.float32), atol=0.05)
+
+
+@pytest.mark.skipif(version_of("tensorrt-rtx") is None, reason="TensorRT-RTX is not installed")
+@pytest.mark.parametrize("dtype", ["FP16", "BF16"])
+def test_a_builder_takes_the_model_with_its_fixed_shapes(tmp_path: Path, dtype: Dtype) -> None:
+    request, _, path = product(tmp_path, dtype)
+    asked = BuildRequest(path, plan_product(request, True), tmp_path, sparse=True)
+    outcome = run_build("tensorrt-rtx", asked, tmp_path / "engine", lambda progress: None)
+    assert outcome.version
+    assert (tmp_path / "engine").stat().st_size > 1000
+
+
+def test_a_sparse_point_says_what_ran() -> None:
+    sparse = LayerOutcome("product", 0, tactic="sm90_xmma_sparse_gemm", sparse=True, best_sparse_ms=0.1)
+    dense = LayerOutcome("product", 0, tactic="sm90_xmma_gemm", best_sparse_ms=0.157, best_dense_ms=0.150)
+    assert told_tactic(sparse) == "sm90_xmma_sparse_gemm"
+    assert told_tactic(dense) == (
+        "sm90_xmma_gemm (a dense tactic; in the builder's log: best sparse tactic 157.0 µs, "
+        "best dense tactic 150.0 µs)"
+    )
+    assert told_tactic(LayerOutcome("product", 0)) == "not told (a dense tactic)"
+
+
+@pytest.mark.skipif(
+    version_of("tensorrt") is not None and bool(find_gpus()), reason="TensorRT can be measured here"
+)
+def test_without_tensorrt_or_a_gpu_it_says_so() -> None:
+    with pytest.raises(NotInstalledError):
+        TensorRtMeasurer()

@@ -1,0 +1,235 @@
+"""What a policy says of a product: in which order it is asked, and that its answers hold together."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from sparseflow_trt.lookup import NEAREST_OCTAVES, expect, judge, known_of, library_of, sparse_ranges
+from sparseflow_trt.thresholds import derive_thresholds
+from tests.policies import make_points, make_policy
+
+GATE = make_points("gate_up", 4096, 1024, {64: 0.5, 256: 1.0, 1024: 2.0})
+
+
+# ---- in this order
+
+
+def test_the_exact_shape_comes_first() -> None:
+    other = make_points("gate_up", 4096, 1152, {64: 3.0, 1024: 3.0})
+    policy = make_policy([*GATE, *other], limits={"gate_up": (1, None)})
+    wins = judge(policy, "gate_up", 4096, 1024, 1024, "FP16")
+    assert (wins.sparse, wins.basis, wins.speedup) == (True, "exact", 2.0)
+    assert wins.reason == "sparse wins at M=1024: 2.00× measured (1024→4096, TensorRT's kernels, GPU X)"
+    assert wins.points == tuple(GATE[4:6])
+    loses = judge(policy, "gate_up", 4096, 1024, 64, "FP16")
+    assert (loses.sparse, loses.basis, loses.speedup) == (False, "exact", 0.5)
+    assert loses.reason.startswith("sparse does not win by 2% at M=64: 0.50×")
+
+
+def test_the_exact_shape_counts_whatever_its_kind() -> None:
+    assert judge(make_policy(GATE), "ffn", 4096, 1024, 1024, "FP16").basis == "exact"
+
+
+def test_then_the_nearest_shape_of_the_same_kind() -> None:
+    policy = make_policy([*GATE, *make_points("down", 4096, 2048, {1024: 5.0})])
+    verdict = judge(policy, "gate_up", 4096, 2048 + 4, 1024, "FP16")
+    assert (verdict.sparse, verdict.basis, verdict.speedup) == (True, "nearest", 2.0)
+    assert "(nearest shape of its kind: 1024→4096, TensorRT's kernels, GPU X)" in verdict.reason
+    assert verdict.points == tuple(GATE[4:6])
+
+
+def test_shapes_farther_than_two_octaves_are_left_to_the_threshold() -> None:
+    policy = make_policy(GATE, limits={"gate_up": (512, 2048)})
+    assert judge(policy, "gate_up", 8192, 2048, 1024, "FP16").basis == "nearest"
+    for m, sparse in ((511, False), (512, True), (2048, True), (2049, False)):
+        verdict = judge(policy, "gate_up", 8192, 2048 + 4, m, "FP16")
+        assert (verdict.sparse, verdict.basis, verdict.speedup) == (sparse, "threshold", None)
+        assert f"sparse for M ≥ 512 and ≤ 2048, and M={m} (" in verdict.reason
+        assert verdict.points == ()  # the threshold was given, not derived
+
+
+def test_a_threshold_names_the_points_it_was_derived_from() -> None:
+    far = make_points("gate_up", 64, 64, {64: 2.0})
+    other = make_points("down", 4096, 1024, {64: 2.0})
+    policy = make_policy([*GATE, *far, *other])
+    policy = policy.model_copy(update={"thresholds": derive_thresholds(policy.points, policy.margin)})
+    verdict = judge(policy, "gate_up", 512, 512, 2048, "FP16")
+    assert (verdict.basis, verdict.sparse) == ("threshold", True)
+    assert set(verdict.points) == {*GATE, *far}
+    nowhere = make_policy(make_points("o", 8, 8, {1: 1.0}), limits={"o": (None, None)})
+    assert "sparse for no M, and M=7" in judge(nowhere, "o", 999, 999, 7, "FP16").reason
+
+
+def test_else_dense_with_the_reason() -> None:
+    policy = make_policy(GATE, limits={"qkv": (1, None)})
+    verdict = judge(policy, "conv", 64, 64, 8, "FP16")
+    assert (verdict.sparse, verdict.basis, verdict.points) == (False, "none", ())
+    assert verdict.reason == "no measurement near 64→64 of kind 'conv' in policy 'mine'"
+    for dtype in ("INT8", "FP32", "FP8"):
+        verdict = judge(policy, "qkv", 64, 64, 8, dtype)
+        assert (verdict.sparse, verdict.reason) == (False, f"no measurement of {dtype} in policy 'mine'")
+    assert judge(policy, "gate_up", 0, 1024, 64, "FP16").basis == "none"  # an empty weight
+
+
+def test_below_the_smallest_measured_m_a_shape_says_nothing() -> None:
+    verdict = judge(make_policy(GATE), "gate_up", 4096, 1024, 63, "FP16")
+    assert (verdict.basis, verdict.sparse) == ("none", False)
+    assert verdict.reason == "no measurement at or below M=63 of 1024→4096 in policy 'mine'"
+    assert (
+        judge(make_policy(GATE, limits={"gate_up": (1, None)}), "gate_up", 4096, 1024, 63, "FP16").basis
+        == "threshold"
+    )
+
+
+def test_above_the_largest_measured_m_the_largest_speaks() -> None:
+    verdict = judge(make_policy(GATE), "gate_up", 4096, 1024, 4096, "FP16")
+    assert (verdict.sparse, verdict.speedup) == (True, 2.0)
+    assert "as at M=1024, the largest measured" in verdict.reason
+    times = expect(make_policy(GATE), "gate_up", 4096, 1024, 4096, "FP16")
+    assert times is not None
+    assert (times.dense_us, times.sparse_us, times.at) == (80.0, 40.0, "above")  # four times the rows
+
+
+def test_between_two_measured_m_both_have_to_win() -> None:
+    policy = make_policy(make_points("o", 64, 64, {1: 2.0, 10: 2.0, 100: 1.0, 1000: 2.0}))
+    taken = {m: judge(policy, "o", 64, 64, m, "FP16").sparse for m in (1, 5, 10, 11, 99, 100, 101, 999, 1000)}
+    assert [m for m, sparse in taken.items() if sparse] == [1, 5, 10, 1000]
+    verdict = judge(policy, "o", 64, 64, 50, "FP16")
+    assert "between M=10 and M=100" in verdict.reason
+    assert {p.m for p in verdict.points} == {10, 100}
+
+
+def test_a_shape_without_both_times_says_nothing_and_hides_no_other() -> None:
+    dense = [p for p in GATE if p.kernel == "dense"]
+    assert judge(make_policy(dense), "gate_up", 4096, 1024, 1024, "FP16").basis == "none"
+    near = make_points("gate_up", 4096, 2048, {1024: 3.0})
+    verdict = judge(make_policy([*dense, *near]), "gate_up", 4096, 1024, 1024, "FP16")
+    assert (verdict.basis, verdict.speedup) == ("nearest", 3.0)
+
+
+# ---- which library and type is asked
+
+
+def test_a_policy_without_tensorrt_is_asked_for_torch_and_says_so() -> None:
+    points = make_points("o", 64, 64, {8: 2.0}, library="torch")
+    verdict = judge(make_policy(points), "o", 64, 64, 8, "FP16")
+    assert (verdict.sparse, verdict.points) == (True, tuple(points))
+    assert "cuSPARSELt against cuBLAS" in verdict.reason
+    limits = make_policy([], library="torch", limits={"o": (4, None)})
+    assert judge(limits, "o", 64, 64, 8, "FP16").sparse
+    both = make_policy([*points, *make_points("o", 64, 64, {8: 0.9})])
+    assert not judge(both, "o", 64, 64, 8, "FP16").sparse
+    assert judge(both, "o", 64, 64, 8, "FP16", "torch").sparse
+    only = make_policy(make_points("o", 64, 64, {8: 2.0}))
+    assert library_of(only, "torch") == "torch"  # what was not measured is not replaced by what was
+    assert judge(only, "o", 64, 64, 8, "FP16", "torch").basis == "none"
+
+
+def test_bf16_is_judged_by_fp16_where_it_was_not_measured() -> None:
+    verdict = judge(make_policy(GATE), "gate_up", 4096, 1024, 1024, "BF16")
+    assert verdict.sparse
+    assert "GPU X, as FP16)" in verdict.reason
+    both = make_policy([*GATE, *make_points("gate_up", 4096, 1024, {64: 0.1}, "BF16")])
+    assert not judge(both, "gate_up", 4096, 1024, 1024, "BF16").sparse
+    only = make_policy(make_points("qkv", 8, 8, {1: 9.0}, "BF16"))
+    assert not judge(only, "qkv", 8, 8, 1, "FP16").sparse
+    # FP16 of another library is none of TensorRT's
+    torch = make_points("qkv", 8, 8, {1: 9.0}, library="torch")
+    other = make_policy([*torch, *make_points("o", 8, 8, {1: 9.0}, "BF16")])
+    assert judge(other, "qkv", 8, 8, 1, "BF16").basis == "exact"  # the same shape, of another kind
+    assert judge(other, "qkv", 8, 8, 1, "FP16").basis == "none"
+
+
+# ---- laws
+
+_speedups = st.dictionaries(
+    st.integers(1, 60), st.sampled_from([0.5, 1.0, 1.019, 1.02, 1.5, 3.0]), min_size=1, max_size=6
+)
+_limits = st.none() | st.tuples(st.integers(1, 30), st.none() | st.integers(30, 70))
+
+
+@given(st.integers(64, 1024))
+def test_between_measured_m_times_lie_on_a_line_of_logarithms(m: int) -> None:
+    times = expect(make_policy(GATE), "gate_up", 4096, 1024, m, "FP16")
+    assert times is not None
+    low, begin = (
+        (0.5, 64) if m <= 256 else (1.0, 256)
+    )  # the dense time doubles while M is four times as large
+    assert times.dense_us == pytest.approx(10 * low * math.sqrt(m / begin))
+    assert times.sparse_us == pytest.approx(10)
+    assert times.speedup == pytest.approx(times.dense_us / 10)
+
+
+@given(
+    st.dictionaries(st.integers(1, 500), st.floats(1, 1e6), min_size=2, max_size=6),
+    st.lists(st.integers(1, 700), min_size=2, max_size=9).map(sorted),
+)
+def test_times_that_grow_with_m_grow_between_measured_m_and_beyond(
+    measured: dict[int, float], at: list[int]
+) -> None:
+    speedups = dict(zip(sorted(measured), sorted(measured.values()), strict=True))
+    known = known_of(make_policy(make_points("o", 64, 64, speedups)), "o", 64, 64, "FP16")
+    times = {m: found.dense_us for m in (*at, *speedups) if (found := known.expect(m))}
+    assert all(times[m] == 10 * speedups[m] for m in speedups)
+    for one, other in pairwise(sorted(times)):
+        assert times[one] <= times[other] * (1 + 1e-9)
+    assert all(times[m] == 10 * speedups[min(speedups)] for m in at if m <= min(speedups))
+
+
+@given(st.integers(1, 4096), st.integers(1, 4096), st.sampled_from([64, 100, 256, 1024]))
+def test_the_nearest_shapes_times_are_scaled_by_the_weights_size(n: int, k: int, m: int) -> None:
+    octaves = abs(math.log2(n / 4096)) + abs(math.log2(k / 1024))
+    assume(abs(octaves - NEAREST_OCTAVES) > 1e-9)
+    times = expect(make_policy(GATE), "gate_up", n, k, m, "FP16")
+    assert (times is not None) == (octaves < NEAREST_OCTAVES)
+    if times:
+        own = expect(make_policy(GATE), "gate_up", 4096, 1024, m, "FP16")
+        assert own is not None
+        assert times.dense_us == pytest.approx(own.dense_us * n * k / (4096 * 1024))
+        assert times.speedup == pytest.approx(own.speedup)
+        assert times.basis == ("exact" if (n, k) == (4096, 1024) else "nearest")
+
+
+@given(_speedups, st.integers(1, 80), st.sampled_from([(64, 64), (64, 128)]), _limits)
+def test_a_verdicts_points_are_the_ones_it_speaks_of(
+    speedups: dict[int, float], m: int, shape: tuple[int, int], limits: tuple[int, int | None] | None
+) -> None:
+    policy = make_policy(make_points("o", 64, 64, speedups), limits={"o": limits} if limits else {})
+    verdict = judge(policy, "o", *shape, m, "FP16")
+    assert set(verdict.points) <= set(policy.points)
+    if m < min(speedups):
+        assert verdict.basis == ("threshold" if limits else "none")
+        return
+    sizes = {p.m for p in verdict.points}
+    assert len(verdict.points) == 2 * len(sizes)
+    assert all(f"M={size}" in verdict.reason for size in sizes)
+    assert verdict.sparse == all(speedups[size] >= 1.02 for size in sizes)
+    assert max(size for size in speedups if size <= m) in sizes
+    assert all(size >= m or size == max(s for s in speedups if s <= m) for size in sizes)
+
+
+@given(
+    _speedups, _limits, st.integers(1, 40), st.integers(0, 50), st.sampled_from([(64, 64), (64, 65), (9, 9)])
+)
+def test_ranges_agree_with_the_verdict_at_every_m(
+    speedups: dict[int, float],
+    limits: tuple[int, int | None] | None,
+    low: int,
+    span: int,
+    shape: tuple[int, int],
+) -> None:
+    far = make_points("o", 10**6, 64, {7: 2.0}, library="torch")
+    policy = make_policy([*make_points("o", 64, 64, speedups), *far], limits={"o": limits} if limits else {})
+    ranges = sparse_ranges(policy, "o", *shape, "FP16", low, low + span)
+    assert (ranges[0][0], ranges[-1][1]) == (low, low + span)
+    for (_, end, sparse), (begin, _, other) in pairwise(ranges):
+        assert begin == end + 1
+        assert sparse != other
+    for begin, end, sparse in ranges:
+        for m in range(begin, end + 1):
+            assert judge(policy, "o", *shape, m, "FP16").sparse == sparse

@@ -1,0 +1,283 @@
+"""A run from what is asked for to the policy: measured on this machine's CPU, and by functions of M."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from sparseflow_trt.engines.autotune import Measured, Request
+from sparseflow_trt.engines.gpu_state import ClockState
+from sparseflow_trt.engines.journal import Identity, journal_beside, read_journal
+from sparseflow_trt.engines.measured_policy import extend_policy, policy_from_journal
+from sparseflow_trt.engines.measurers import InTurn
+from sparseflow_trt.errors import ArtifactError, PolicyError
+from sparseflow_trt.lookup import judge
+from sparseflow_trt.policy import Dtype, Library, Pair, Point, Policy, read_policy
+from sparseflow_trt.presets import Product
+from sparseflow_trt.tuning import GRID, Progress, Space, Tuned, autotune, default_output, products_of
+
+if TYPE_CHECKING:
+    from tests.conftest import Models
+
+QKV, OUT, DOWN = Product("qkv", 4096, 4096), Product("o", 4096, 4096), Product("down", 4096, 14336)
+SPACE = Space((QKV, OUT, DOWN), ("FP16",), (1, 64, 1024, 16384))
+
+
+class KilledError(Exception):
+    """What a test ends a run with."""
+
+
+class Fake:
+    """Sparse wins from `wins_from` on; ends after `most` answers."""
+
+    def __init__(self, wins_from: int = 200, most: int = 10**6, library: Library = "torch") -> None:
+        self.library = library
+        self.wins_from = wins_from
+        self.most = most
+        self.asked: list[Request] = []
+
+    def versions(self) -> dict[str, str]:
+        return {self.library: "1.0"}
+
+    def why_not(self, n: int, k: int, dtype: Dtype) -> str:
+        return f"{k}→{n} is odd" if n % 2 else ""
+
+    def measure(self, request: Request) -> Measured:
+        if len(self.asked) >= self.most:
+            raise KilledError
+        self.asked.append(request)
+        curve = request.curve
+        dense = Point(
+            kind=curve.kind, n=curve.n, k=curve.k, m=request.m, dtype=curve.dtype, library=curve.library,
+            kernel="dense", us=15.0, low_us=14.9, high_us=15.1, runs=20, tactic="F.linear",
+        )  # fmt: skip
+        wins = request.m >= self.wins_from
+        times = {"us": 10.0, "low_us": 9.9, "high_us": 10.1} if wins else {}
+        sparse = dense.model_copy(update={"kernel": "sparse", "tactic": "algorithm 1", **times})
+        return Measured(request, Pair(dense, sparse), 0.1, "by a function", ClockState(sm_mhz=9, max_mhz=10))
+
+
+def identify(measurers: Sequence[Any], dtypes: tuple[Dtype, ...]) -> Identity:
+    libraries = {name: version for m in measurers for name, version in m.versions().items()}
+    return Identity(device="NVIDIA H200", compute_capability="9.0", libraries=libraries, dtypes=dtypes)
+
+
+def tune(output: Path, fake: Fake, space: Space = SPACE, **options: Any) -> Tuned:
+    return autotune(space, InTurn([fake], identify), output, **options)
+
+
+def test_a_policy_comes_of_a_run(tmp_path: Path) -> None:
+    steps: list[Progress] = []
+    fake = Fake()
+    tuned = tune(tmp_path / "h200.json", fake, command="sparseflow-trt autotune …", on_progress=steps.append)
+    policy = read_policy(tmp_path / "h200.json")
+    assert policy == tuned.policy
+    assert (policy.name, policy.device, policy.provenance) == ("h200", "NVIDIA H200", "measured")
+    assert policy.libraries == {"torch": "1.0"}
+    assert policy.clocks.startswith("SM 9 MHz")
+    assert policy.source.endswith("timed as by a function, by: sparseflow-trt autotune …")
+    assert {c.low for c in tuned.crossovers} == {192}
+    assert {c.high for c in tuned.crossovers} == {200}
+    assert tuned.left.points == 0
+    assert tuned.measured_now == len(fake.asked) == len(steps) == steps[-1].measured
+    assert steps[-1].left.points == 0
+    assert steps[0].left.points == 2 * len(SPACE.grid) - 1
+    assert {(t.kind, t.min_m, t.max_m) for t in policy.thresholds} == {
+        ("qkv", 200, None),
+        ("o", 200, None),
+        ("down", 200, None),
+    }
+
+
+def test_a_shape_of_two_kinds_is_measured_once_and_stands_under_both(tmp_path: Path) -> None:
+    fake = Fake()
+    policy = tune(tmp_path / "p.json", fake).policy
+    assert {r.curve.kind for r in fake.asked if r.curve.k == 4096} == {"qkv"}
+    by_kind = {kind: [p for p in policy.points if p.kind == kind] for kind in ("qkv", "o")}
+    assert [p.model_copy(update={"kind": "o"}) for p in by_kind["qkv"]] == by_kind["o"]
+    for kind in ("qkv", "o"):
+        verdict = judge(policy, kind, 4096, 4096, 1024, "FP16")
+        assert (verdict.sparse, verdict.basis, verdict.speedup) == (True, "exact", 1.5)
+
+
+@pytest.mark.parametrize("most", [0, 1, 7, 12])
+def test_a_killed_run_goes_on_and_ends_with_the_same_policy(tmp_path: Path, most: int) -> None:
+    whole = Fake()
+    expected = tune(tmp_path / "whole.json", whole, name="p").policy
+    first, second = Fake(most=most), Fake()
+    output = tmp_path / "p.json"
+    with pytest.raises(KilledError):
+        tune(output, first, name="p")
+    assert not output.exists()
+    with journal_beside(output).open("ab") as stream:
+        stream.write(b'{"points": [{"kind": "qk')  # it died in the middle of a line
+    tuned = tune(output, second, name="p")
+    assert tuned.policy.points == expected.points
+    assert first.asked + second.asked == whole.asked
+    assert tuned.measured_now == len(whole.asked) - most
+
+
+def test_a_time_limit_leaves_a_policy_of_what_there_is(tmp_path: Path) -> None:
+    class Slow(Fake):
+        def measure(self, request: Request) -> Measured:
+            time.sleep(0.02)
+            return super().measure(request)
+
+    slow = Slow()
+    tuned = tune(tmp_path / "p.json", slow, time_limit=0.11)
+    assert 4 <= tuned.measured_now == len(slow.asked) < 8
+    assert tuned.left.points > 0
+    assert {p.kind for p in tuned.policy.points} == {"qkv", "o"}  # and nothing of down, but for its large M
+    rest = Fake()
+    assert tune(tmp_path / "p.json", rest).left.points == 0
+    assert not set(slow.asked) & set(rest.asked)
+    with pytest.raises(PolicyError, match="no product was measured at all its M yet"):
+        tune(tmp_path / "other.json", Fake(), time_limit=0)
+
+
+def test_more_products_are_added_to_what_there_is(tmp_path: Path) -> None:
+    output = tmp_path / "p.json"
+    tune(output, Fake(), Space((QKV,), ("FP16",), SPACE.grid), command="first")
+    fake = Fake()
+    policy = tune(output, fake, command="second").policy
+    assert {(r.curve.n, r.curve.k) for r in fake.asked} == {(4096, 14336)}
+    assert {p.kind for p in policy.points} == {"qkv", "o", "down"}
+    assert policy.source.endswith("by: first; second")
+
+
+def test_what_cannot_be_measured_is_left_out_and_said(tmp_path: Path) -> None:
+    odd = Product("classifier", 1001, 4096)
+    tuned = tune(tmp_path / "p.json", Fake(), Space((odd, DOWN), ("FP16",), (1, 16)))
+    assert tuned.left_out == ("4096→1001 is odd",)
+    assert {p.kind for p in tuned.policy.points} == {"down"}
+    with pytest.raises(PolicyError, match="nothing to measure: 4096→1001 is odd"):
+        tune(tmp_path / "q.json", Fake(), Space((odd,), ("FP16",), (1, 16)))
+
+
+def test_an_output_that_cannot_be_written_keeps_the_points(tmp_path: Path) -> None:
+    output = tmp_path / "p.json"
+    output.mkdir()
+    with pytest.raises(ArtifactError):
+        tune(output, Fake())
+    journal = read_journal(journal_beside(output))
+    assert len(policy_from_journal(journal, "p").points) == 2 * len(journal.measured) * 3 // 2
+
+
+def test_policies_of_one_gpu_are_joined(tmp_path: Path) -> None:
+    torch = tune(tmp_path / "torch.json", Fake()).policy
+    tensorrt = tune(tmp_path / "trt.json", Fake(wins_from=2000, library="tensorrt")).policy
+    joined = extend_policy(torch, tensorrt)
+    assert set(joined.points) == {*torch.points, *tensorrt.points}
+    assert joined.libraries == {"tensorrt": "1.0", "torch": "1.0"}
+    assert {(t.library, t.min_m) for t in joined.thresholds if t.kind == "down"} == {
+        ("torch", 200),
+        ("tensorrt", 2048),
+    }
+    again = extend_policy(joined, torch.model_copy(update={"points": _slower(torch)}))
+    assert again.points == joined.points  # its own are kept
+    other = tensorrt.model_copy(update={"device": "NVIDIA A100"})
+    with pytest.raises(PolicyError, match="is of NVIDIA A100, and 'torch' of NVIDIA H200"):
+        extend_policy(torch, other)
+
+
+def _slower(policy: Policy) -> tuple[Point, ...]:
+    return tuple(p.model_copy(update={"us": p.us + 0.05}) for p in policy.points)
+
+
+def test_the_products_of_a_model_are_its_layers_that_could_be_sparse(models: Models) -> None:
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "up"], ["a"], name="up_proj"),
+        helper.make_node("MatMul", ["a", "down"], ["b"], name="down_proj"),
+        helper.make_node("MatMul", ["b", "again"], ["c"], name="layer2.up_proj"),
+        helper.make_node("MatMul", ["c", "odd"], ["y"], name="score"),
+    ]
+    shapes = {"up": (64, 256), "down": (256, 64), "again": (64, 256), "odd": (256, 7)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["odd"] = weights["odd"][:, :7]
+    path = models.save(models.model(nodes, weights))
+    assert products_of([path], []) == (
+        Product("gate_up", 256, 64),
+        Product("down", 64, 256),
+        Product("classifier", 7, 256),
+    )
+    assert products_of([path], ["llama-8b"])[3] == Product("qkv", 6144, 4096)
+
+
+def test_a_windowed_or_grouped_conv_is_no_plain_product(models: Models) -> None:
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "one"], ["a"], name="one"),
+        helper.make_node("Conv", ["a", "window"], ["b"], name="window"),
+        helper.make_node("Conv", ["b", "grouped"], ["y"], name="grouped", group=2),
+    ]
+    shapes = {"one": (32, 16, 1, 1), "window": (32, 32, 3, 3), "grouped": (32, 16, 1, 1)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    model = models.model(nodes, weights, {"x": (1, 16, 8, 8)})
+    assert products_of([models.save(model)], []) == (Product("conv", 32, 16),)
+
+
+def test_a_model_with_nothing_to_measure(models: Models) -> None:
+    node = helper.make_node("Relu", ["x"], ["y"])
+    with pytest.raises(PolicyError, match="no model has a layer"):
+        products_of([models.save(models.model([node]))], [])
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA H200", "h200.json"),
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm4-80gb.json"),
+        ("NVIDIA GeForce RTX 4090", "geforce-rtx-4090.json"),
+        ("", "policy.json"),
+    ],
+)
+def test_a_policy_file_is_named_after_its_gpu(device: str, name: str) -> None:
+    assert default_output(device) == Path(name)
+
+
+def test_the_grid_is_one_that_is_tuned_by_doublings() -> None:
+    assert GRID[0] == 1
+    assert [m for m in GRID if m > 8] == [8 * 2**i for i in range(1, 12)]
+
+
+class OnCpu(Fake):
+    """Times NumPy products on this machine: 'sparse' has a quarter of W's columns."""
+
+    def measure(self, request: Request) -> Measured:
+        curve, rng = request.curve, np.random.default_rng(0)
+        x = rng.standard_normal((request.m, curve.k), dtype=np.float32)
+        weight = rng.standard_normal((curve.k, curve.n), dtype=np.float32)
+        part = np.ascontiguousarray(weight[:, : curve.n // 4])
+        dense, sparse = _median_us(lambda: x @ weight), _median_us(lambda: x @ part)
+        fields: dict[str, Any] = {
+            "kind": curve.kind, "n": curve.n, "k": curve.k, "m": request.m, "dtype": curve.dtype,
+            "library": curve.library,
+        }  # fmt: skip
+        pair = Pair(Point(kernel="dense", us=dense, **fields), Point(kernel="sparse", us=sparse, **fields))
+        return Measured(request, pair, 0.0)
+
+
+def _median_us(work: Callable[[], object]) -> float:
+    spans = []
+    for _ in range(9):
+        begun = time.perf_counter()
+        work()
+        spans.append((time.perf_counter() - begun) * 1e6)
+    return statistics.median(spans)
+
+
+def test_real_products_on_the_cpu_make_a_policy_that_is_asked(tmp_path: Path) -> None:
+    space = Space((Product("gate_up", 1024, 512),), ("FP16",), (64, 256))
+    policy = tune(tmp_path / "cpu.json", OnCpu(), space).policy
+    verdict = judge(policy, "gate_up", 1024, 512, 256, "FP16")
+    assert verdict.sparse  # a quarter of the work is faster, on whatever machine
+    assert verdict.speedup is not None
+    assert verdict.speedup > 1.2
