@@ -38,7 +38,6 @@ DTYPES: dict[Dtype, str] = {"FP16": "float16", "BF16": "bfloat16"}
 MOST_ERROR = 1e-2  # of the sparse product against FP32, relative, in the 2-norm
 
 _DENSE = "F.linear"
-_SEARCHED_ROWS = 1024  # the library's own search runs everything many times: too long for more rows
 _FINALISTS = 3
 _CHECKED_ROWS = 256
 _MOST_RESERVED = 0.5  # of the GPU's memory
@@ -90,7 +89,6 @@ class TorchMeasurer:
         self._queue = Queue(self._torch)
         self._queues = True
         self._weights: _Weights | None = None
-        self._counts: dict[Dtype, int] = {}
         self.how = how
 
     def versions(self) -> dict[str, str]:
@@ -164,18 +162,12 @@ class TorchMeasurer:
     def _best_algorithm(self, dtype: Dtype, sets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Algorithm, float]:
         """The fastest algorithm, and microseconds that it takes."""
         x, packed = sets[0]
-        chosen: list[Algorithm] = []
-        if len(x) <= _SEARCHED_ROWS or dtype not in self._counts:
-            searched = x if len(x) <= _SEARCHED_ROWS else x[: cusparselt.ROWS]
-            choice, self._counts[dtype] = cusparselt.library_choice(searched, packed)
-            chosen = [choice] if len(searched) == len(x) else []
-        every = map(Algorithm, range(self._counts[dtype]))
 
         def quickly(algorithm: Algorithm) -> float:
             cusparselt.sparse_linear(x, packed, algorithm)  # loads its kernel
             return self._call_us(algorithm, sets[:3])
 
-        ranked = cusparselt.rank_algorithms(dict.fromkeys([*chosen, *every]), quickly)
+        ranked = cusparselt.rank_algorithms(cusparselt.find_algorithms(DTYPES[dtype]), quickly)
         times: dict[Algorithm, float] = {}
 
         def carefully(algorithm: Algorithm) -> float:

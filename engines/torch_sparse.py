@@ -21,7 +21,6 @@ from sparseflow_trt.engines.input_sets import sets_needed
 from sparseflow_trt.engines.torch_timing import Queue
 
 _NEEDED_FOR = "sparse layers in PyTorch"
-_SEARCHED_ROWS = 1024  # the library's own search is too long for more
 
 
 class SparseKernel(Protocol):
@@ -59,15 +58,13 @@ class CuSparseLt:
         return cusparselt.pack(weight)
 
     def search(self, x: Tensor, packed: Tensor, shape: tuple[int, int]) -> Algorithm:
-        """Times every algorithm, and the library's own choice, on cold weights.
+        """Times every algorithm on cold weights.
 
         Raises:
             PolicyError: None takes this product, or their calls cannot be timed.
         """
         torch = require("torch", _NEEDED_FOR)
-        whole = len(x) <= _SEARCHED_ROWS
-        choice, count = cusparselt.library_choice(x if whole else x[: cusparselt.ROWS], packed)
-        candidates = [*([choice] if whole else []), *map(Algorithm, range(count))]
+        candidates = cusparselt.find_algorithms(str(x.dtype).removeprefix("torch."))
         sets = [(x.clone(), packed.clone()) for _ in range(sets_needed(len(x), *shape, l2_bytes()))]
         queue = Queue(torch)
 
@@ -80,7 +77,7 @@ class CuSparseLt:
 
             return min(queue.times([work], len(sets))[0][0] for _ in range(3))
 
-        return cusparselt.rank_algorithms(dict.fromkeys(candidates), time_us)[0]
+        return cusparselt.rank_algorithms(candidates, time_us)[0]
 
     def multiply(self, x: Tensor, packed: Tensor, algorithm: Algorithm, bias: Tensor | None) -> Tensor:
         """x · Wᵀ + bias."""

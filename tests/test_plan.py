@@ -109,7 +109,7 @@ def test_an_unknown_m_is_dense() -> None:
         (SparsityState.SPARSE, {"sparsity": "force"}, "sparse", "asked for: sparsity is forced"),
         (SparsityState.SPARSE, {"policy": None}, "dense", "no policy for this device: "),
         (SparsityState.SPARSE, {"precision": "fp32"}, "dense", "profile 'p0': no measurement of FP32"),
-        (SparsityState.SPARSE, {"precision": "bf16"}, "sparse", "profile 'p0': threshold"),
+        (SparsityState.SPARSE, {"precision": "bf16"}, "dense", "profile 'p0': no measurement of BF16"),
     ],
 )
 def test_reasons(state: SparsityState, options: dict[str, Any], sparsity: str, reason: str) -> None:

@@ -159,7 +159,11 @@ def import_file(
 def learn_from_artifacts(
     artifacts: tuple[Path, ...], name: str, into: str | None, output: Path, as_json: bool
 ) -> int:
-    """Make a policy of what TensorRT's builder measured while it built ARTIFACTS with sparse weights."""
+    """Make a policy of what TensorRT's builder measured while it built ARTIFACTS with sparse weights.
+
+    The builder times a kernel with its weights in the GPU's cache: such a policy says which kernel the
+    builder prefers. What an engine gains by it, `build --verdict` measures.
+    """
     from sparseflow_trt._files import write_atomically
     from sparseflow_trt.learn import learn_policy
     from sparseflow_trt.manifest import read_manifest
