@@ -1,0 +1,254 @@
+"""The 2:4 plugin against TensorRT's own dense kernel, layer by layer.
+
+    python benchmarks/plugin_linear.py --tensorrt-include DIR [--cusparselt DIR] [--shapes NAME…] [--m M…]
+
+Needs a GPU, TensorRT, cuda-bindings and cuSPARSELt; with --plugin FILE the library is not compiled here.
+
+Each shape is a network of a few products of random 2:4 weights, each with an input of its own: so many that
+the weights do not stay in the GPU's cache, as in a real network they do not. The plugin's engine covers every
+M; the dense one is built for each. Both are timed in turn as CUDA graphs; a time is a graph's, divided by its
+products. Writes results/plugin_linear.json after each cell; with --work DIR engines are kept and found again,
+and --stop-after SECONDS begins no build later than that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from measure import RESULTS, write_result
+from onnx import TensorProto, helper, numpy_helper
+
+from sparseflow_trt._files import written_atomically
+from sparseflow_trt.engines.benchmark import ratio, time_interleaved
+from sparseflow_trt.engines.plugins import load_plugins
+from sparseflow_trt.engines.protocol import EngineOptions
+from sparseflow_trt.engines.runner import Engine
+from sparseflow_trt.engines.tensorrt_api import Flavour, build_engine, load_flavour
+from sparseflow_trt.engines.tensorrt_log import BuildLog
+from sparseflow_trt.exporters.plugin_nodes import put_into_plugin, save_plugin_model
+from sparseflow_trt.model_file import read_model
+from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.shapes import Profile, ShapeRange
+
+Arrays = Mapping[str, Any]
+
+SHAPES = {  # K, N
+    "llama-8b gate_up": (4096, 14336),
+    "llama-8b down": (14336, 4096),
+    "tinyllama gate_up": (2048, 5632),
+    "tinyllama down": (5632, 2048),
+    "llama-70b gate_up": (8192, 28672),
+    "llama-70b down": (28672, 8192),
+}
+USUAL = ("llama-8b gate_up", "llama-8b down", "tinyllama gate_up", "tinyllama down")
+SIZES = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+ROUNDS, LAUNCHES = 9, 10
+CHECKED_M = 1024  # larger products take the CPU too long
+BEYOND_CACHE = 160e6  # bytes of packed weights in a network: an H200's L2 is 50 MB
+SOURCES = Path(__file__).parent.parent / "plugins" / "sparse_linear"
+_SEARCHED = re.compile(r"SparseFlowLinear24: M=(\d+): (algorithm .*), ([0-9.]+) us")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where things are, and until when.
+
+    Attributes:
+        ends: When no more builds are begun, by time.monotonic.
+        level: The builder's optimization level for dense engines; None for its own.
+    """
+
+    flavour: Flavour
+    work: Path
+    ends: float
+    level: int | None
+
+
+def main() -> None:
+    """Reads the command line and runs the cells."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--plugin", type=Path, help="the compiled library")
+    parser.add_argument("--tensorrt-include", type=Path, help="TensorRT's headers, to compile it")
+    parser.add_argument("--cusparselt", help="cuSPARSELt's library or its folder")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=USUAL)
+    parser.add_argument("--m", nargs="+", type=int, default=SIZES)
+    parser.add_argument("--level", type=int, help="the builder's optimization level for dense engines")
+    parser.add_argument("--work", type=Path, help="where models and engines are kept")
+    parser.add_argument("--stop-after", type=float, default=math.inf, metavar="SECONDS")
+    asked = parser.parse_args()
+    if not asked.plugin and not asked.tensorrt_include:
+        parser.error("give --plugin, or --tensorrt-include to compile it.")
+    if asked.cusparselt:
+        os.environ["SPARSEFLOW_CUSPARSELT"] = asked.cusparselt
+    with tempfile.TemporaryDirectory() as scratch:
+        work = asked.work or Path(scratch)
+        work.mkdir(parents=True, exist_ok=True)
+        plugin = asked.plugin or compile_plugin(asked.tensorrt_include, work / "plugin")
+        flavour = load_flavour("tensorrt")
+        load_plugins(flavour, [plugin])
+        settings = Settings(flavour, work, time.monotonic() + asked.stop_after, asked.level)
+        run(asked.shapes, sorted(asked.m), settings)
+
+
+def compile_plugin(include: Path, folder: Path) -> Path:
+    """Compiles the plugin with CMake."""
+    cmake = ("cmake", "-S", str(SOURCES), "-B", str(folder), f"-DTENSORRT_INCLUDE={include.resolve()}")
+    for command in (cmake, ("cmake", "--build", str(folder))):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(
+                f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
+            )
+    return folder / "libsparseflow_linear24.so"
+
+
+def run(names: Sequence[str], sizes: Sequence[int], settings: Settings) -> None:
+    """Builds and times each shape at each M; what is measured is written at once."""
+    cells: list[dict[str, Any]] = []
+    builds: list[dict[str, Any]] = []
+    for name in names:
+        k, n = SHAPES[name]
+        count = min(12, max(2, math.ceil(BEYOND_CACHE / (n * k * 2 * 9 / 16))))
+        weights = make_weights(k, n, count)
+        dense_model = settings.work / f"{k}x{n}.onnx"
+        plugin_model = settings.work / f"{k}x{n}.plugin.onnx"
+        write_models(dense_model, plugin_model, weights)
+        whole = settings.work / f"{k}x{n}.plugin.engine"
+        if not whole.exists() and time.monotonic() > settings.ends:
+            return
+        seconds, searched = build(settings, plugin_model, whole, k, count, min(sizes), max(sizes), None)
+        builds.append(
+            {"shape": name, "k": k, "n": n, "products": count, "plugin_build_s": seconds,
+             "plugin_engine_mb": round(whole.stat().st_size / 1e6, 1), "searched": searched}
+        )  # fmt: skip
+        for m in sizes:
+            engine = settings.work / f"{k}x{n}.m{m}.dense.engine"
+            if not engine.exists() and time.monotonic() > settings.ends:
+                return
+            seconds, _ = build(settings, dense_model, engine, k, count, m, m, settings.level)
+            row = {"shape": name, "k": k, "n": n, "m": m, **compare(settings, engine, whole, weights, m)}
+            row |= {"dense_build_s": seconds, "dense_engine_mb": round(engine.stat().st_size / 1e6, 1)}
+            cells.append(row)
+            write(cells, builds, settings)
+            print(*(row[key] for key in ("shape", "m", "dense_us", "plugin_us", "speedup")), flush=True)
+
+
+def make_weights(k: int, n: int, count: int) -> list[Any]:
+    """Random 2:4 weights [K, N] in FP16: one, and that one turned by some groups of four along K."""
+    first = np.random.default_rng(0).standard_normal((k, n), np.float32) * np.float32(k**-0.5)
+    pruned = prune_2to4(first.astype(np.float16), 0)
+    return [np.roll(pruned, 4 * i, axis=0) for i in range(count)]
+
+
+def write_models(dense: Path, plugin: Path, weights: Sequence[Any]) -> None:
+    """Writes y_i = x_i · W_i as MatMul, and the same with the plugin's nodes."""
+    k, n = weights[0].shape
+    count = len(weights)
+    if not dense.exists():
+        nodes = [
+            helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"y{i}"], f"product{i}") for i in range(count)
+        ]
+        inputs, outputs = (
+            [
+                helper.make_tensor_value_info(f"{what}{i}", TensorProto.FLOAT16, ["m", size])
+                for i in range(count)
+            ]
+            for what, size in (("x", k), ("y", n))
+        )
+        tensors = [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)]
+        graph = helper.make_graph(nodes, "products", inputs, outputs, tensors)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, dense, save_as_external_data=True, location=f"{dense.name}.data")
+    if not plugin.exists():
+        typed = read_model(dense)
+        put_into_plugin(typed, [f"product{i}" for i in range(count)])
+        save_plugin_model(typed.ir, plugin)
+
+
+def build(
+    settings: Settings, model: Path, engine: Path, k: int, count: int, low: int, high: int, level: int | None
+) -> tuple[float | None, dict[str, Any]]:
+    """Builds an engine, if it is not there; gives the seconds and what the plugin measured in them."""
+    if engine.exists():
+        return None, {}
+    opt = min(max(1024, low), high)
+    shapes = ShapeRange(min=(low, k), opt=(opt, k), max=(high, k))
+    profile = Profile(name="m", inputs={f"x{i}": shapes for i in range(count)})
+    started = time.monotonic()
+    text = engine.with_suffix(".log")
+    with text.open("w") as stream, written_atomically(engine) as path:
+        build_engine(
+            settings.flavour, model, path, (profile,), False, EngineOptions(optimization_level=level),
+            BuildLog(stream), lambda _: None,
+        )  # fmt: skip
+    searched = {
+        m: {"chosen": chosen, "us": float(us)} for m, chosen, us in _SEARCHED.findall(text.read_text())
+    }
+    return round(time.monotonic() - started, 1), searched
+
+
+def compare(settings: Settings, dense: Path, plugin: Path, weights: Sequence[Any], m: int) -> dict[str, Any]:
+    """Times the two engines in turn, and holds both against FP32."""
+    k, count = weights[0].shape[0], len(weights)
+    block = np.random.default_rng(m).standard_normal((min(m, 256), k), np.float32).astype(np.float16)
+    feeds = {f"x{i}": np.resize(block, (m, k)) for i in range(count)}
+    with Engine(settings.flavour, dense) as first, Engine(settings.flavour, plugin) as second:
+        base, other = time_interleaved([first, second], feeds, ROUNDS, LAUNCHES)
+        gain = ratio(base, other)
+        row: dict[str, Any] = {
+            "dense_us": round(base.p50 * 1000 / count, 2),
+            "plugin_us": round(other.p50 * 1000 / count, 2),
+            "speedup": round(gain.median, 3),
+            "speedup_low": round(gain.low, 3),
+            "speedup_high": round(gain.high, 3),
+        }
+        outputs = [engine.run(feeds) for engine in (first, second)]
+    different = max(float(np.abs(outputs[0][y].astype(np.float32) - outputs[1][y]).max()) for y in outputs[0])
+    row["max_difference"] = different
+    if m <= CHECKED_M:
+        exact = feeds["x1"].astype(np.float32) @ weights[1].astype(np.float32)
+        for side, output in zip(("dense", "plugin"), outputs, strict=True):
+            row[f"{side}_error"] = relative_l2(output["y1"], exact)
+    return row
+
+
+def relative_l2(output: Any, exact: Any) -> float:
+    """The length of the difference over that of what is exact."""
+    off = output.astype(np.float64) - exact
+    return float(np.linalg.norm(off) / np.linalg.norm(exact.astype(np.float64)))
+
+
+def write(cells: list[dict[str, Any]], builds: list[dict[str, Any]], settings: Settings) -> None:
+    """Writes what is there so far."""
+    gains = [cell["speedup"] for cell in cells]
+    worst = min(cells, key=lambda cell: cell["speedup"])
+    mean = round(math.exp(sum(map(math.log, gains)) / len(gains)), 3)
+    figures = {
+        "geometric_mean": mean,
+        "worst": {key: worst[key] for key in ("shape", "m", "speedup")},
+        "timing": {"rounds": ROUNDS, "launches": LAUNCHES, "dense_level": settings.level},
+        "builds": builds,
+        "cells": cells,
+    }
+    write_result(
+        "plugin_linear", figures, "python benchmarks/plugin_linear.py --tensorrt-include DIR", show=False
+    )
+
+
+if __name__ == "__main__":
+    main()
+    print((RESULTS / "plugin_linear.json").read_text())

@@ -1,0 +1,62 @@
+"""Loads plugin libraries into the process that builds or runs a TensorRT engine."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from sparseflow_trt.engines.tensorrt_api import Flavour
+from sparseflow_trt.errors import NotInstalledError
+
+# A library that this process has mapped; not libnvinfer_plugin, libnvinfer_dispatch and the like.
+_NVINFER = re.compile(r"\S*/libnvinfer\.so\.\d+\S*$")
+_MAPS = Path("/proc/self/maps")
+
+
+def load_plugins(flavour: Flavour, paths: Iterable[Path]) -> None:
+    """Loads plugin libraries; they register their creators with TensorRT. One that is loaded stays as it is.
+
+    To be called before a model with the plugins' nodes is parsed, or an engine with them is loaded.
+
+    Args:
+        flavour: The TensorRT that they were compiled for, loaded.
+        paths: The libraries.
+
+    Raises:
+        NotInstalledError: This TensorRT takes no plugins, or a library is missing or does not load.
+    """
+    libraries = list(paths)
+    if not libraries:
+        return
+    if flavour.key != "tensorrt":
+        raise NotInstalledError(
+            f"{flavour.title} takes no plugins.", "Build with TensorRT: --backend tensorrt."
+        )
+    _open_to_all(flavour)
+    for path in libraries:
+        if not path.is_file():
+            raise NotInstalledError(
+                f"There is no plugin library {path}.", "Compile it: plugins/sparse_linear/README.md."
+            )
+        try:
+            ctypes.CDLL(str(path.resolve()), ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise NotInstalledError(
+                f"{path} does not load: {error}.",
+                f"Compile it against the headers of {flavour.title} {flavour.version}.",
+            ) from error
+
+
+def _open_to_all(flavour: Flavour) -> None:
+    """Shows libnvinfer's functions to what is loaded later: Python loads it for its bindings alone."""
+    mapped = {
+        line.split(maxsplit=5)[-1] for line in _MAPS.read_text().splitlines() if "/libnvinfer.so" in line
+    }
+    for name in sorted(n for n in mapped if _NVINFER.match(n)) or [
+        f"libnvinfer.so.{flavour.version.split('.')[0]}"
+    ]:
+        with contextlib.suppress(OSError):  # the plugin's own error says what it lacks
+            ctypes.CDLL(name, ctypes.RTLD_GLOBAL)

@@ -1,0 +1,69 @@
+// One layer, shared by the plugin's clones: what is stored, what is measured, and its weights on the GPU.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "record.h"
+#include "weights.h"
+
+namespace sparseflow {
+
+// Safe to use from several threads.
+class Linear {
+ public:
+  explicit Linear(Record record);
+
+  Layer const& layer() const { return layer_; }
+
+  // This GPU's weights, uploaded where nobody holds them. Choices of another GPU or library are measured anew.
+  std::shared_ptr<Weights> weights();
+
+  // Measures what products of min_m to max_m rows need and is not known yet.
+  void measure(Weights const& weights, int64_t min_m, int64_t max_m);
+
+  bool is_measured() const;
+
+  // The algorithm for m rows; the library's first where nothing is known.
+  Algorithm algorithm(int64_t m) const;
+
+  size_t written_size() const;
+  std::vector<uint8_t> written() const;
+
+ private:
+  void measure_again(Weights const& weights);
+
+  Layer const layer_;
+  mutable std::mutex mutex_;
+  Choices choices_;
+  std::map<int, std::weak_ptr<Weights>> weights_;  // by device
+};
+
+// The products of one execution context, planned when a number of rows is first seen. Not for several threads.
+class Products {
+ public:
+  Products(std::shared_ptr<Linear> linear, std::shared_ptr<Weights> weights);
+
+  // Plans what m rows take, so that `run` plans nothing.
+  void prepare(int64_t m);
+
+  // Bytes of workspace for up to m rows.
+  static size_t workspace(Packed const& weight, int64_t m);
+
+  // y[m, n] = activation(x[m, k] · Wᵀ + bias): at most two products and three copies on the stream.
+  void run(int64_t m, void const* x, void* y, void* workspace, cudaStream_t stream);
+
+ private:
+  Product const& product(int64_t m);
+
+  std::shared_ptr<Linear> linear_;
+  std::shared_ptr<Weights> weights_;
+  std::map<int64_t, std::unique_ptr<Product>> products_;
+};
+
+}  // namespace sparseflow

@@ -1,0 +1,178 @@
+"""The 2:4 plugin in real engines: built, run at many M, captured, run from two threads, damaged.
+
+The environment variable SPARSEFLOW_PLUGIN names the compiled library (plugins/sparse_linear/README.md).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from sparseflow_trt.errors import BuildError
+
+if TYPE_CHECKING:
+    from sparseflow_trt.engines.tensorrt_api import Flavour
+
+Array = npt.NDArray[Any]
+K, N, MOST = 256, 512, 2048
+ROWS = (1, 7, 8, 9, 64, 250, 256, 257, 1000, 1001, 2048)
+TOLERANCE = 2e-3  # of the largest output; FP16 rounds to half of 2^-10
+
+
+@pytest.fixture(scope="module")
+def flavour() -> Flavour:
+    """TensorRT, with the plugin."""
+    from sparseflow_trt.engines.plugins import load_plugins
+    from sparseflow_trt.engines.tensorrt_api import load_flavour
+
+    library = os.environ.get("SPARSEFLOW_PLUGIN")
+    if not library:
+        pytest.skip("SPARSEFLOW_PLUGIN does not name the plugin's library")
+    loaded = load_flavour("tensorrt")
+    load_plugins(loaded, [Path(library)])
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, Array]:
+    """Two layers' weights and a bias, FP16."""
+    from sparseflow_trt.pattern import prune_2to4
+
+    rng = np.random.default_rng(0)
+
+    def weight(k: int, n: int) -> Array:
+        return prune_2to4((rng.standard_normal((k, n)) * k**-0.5).astype(np.float16), 0)
+
+    return {"up": weight(K, N), "bias": rng.standard_normal(N).astype(np.float16), "down": weight(N, K)}
+
+
+@pytest.fixture(scope="module")
+def engine_file(
+    flavour: Flavour, tensors: dict[str, Array], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """y = relu(x·up + bias)·down as an engine of plugin nodes."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    from sparseflow_trt.engines.protocol import EngineOptions
+    from sparseflow_trt.engines.tensorrt_api import build_engine
+    from sparseflow_trt.engines.tensorrt_log import BuildLog
+    from sparseflow_trt.exporters.plugin_nodes import put_into_plugin, save_plugin_model
+    from sparseflow_trt.model_file import read_model
+    from sparseflow_trt.shapes import Profile, ShapeRange
+
+    folder = tmp_path_factory.mktemp("plugin")
+    nodes = [
+        helper.make_node("MatMul", ["x", "up"], ["a"], "up_proj"),
+        helper.make_node("Add", ["a", "bias"], ["b"], "add"),
+        helper.make_node("Relu", ["b"], ["c"], "relu"),
+        helper.make_node("MatMul", ["c", "down"], ["y"], "down_proj"),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["m", K]) for name in ("x", "y")]
+    graph = helper.make_graph(
+        nodes, "mlp", ends[:1], ends[1:], [numpy_helper.from_array(t, name) for name, t in tensors.items()]
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), folder / "mlp.onnx")
+    model = read_model(folder / "mlp.onnx")
+    assert [r.folded for r in put_into_plugin(model, ["up_proj", "down_proj"])] == [("add", "relu"), ()]
+    save_plugin_model(model.ir, folder / "plugin.onnx")
+    shapes = ShapeRange(min=(1, K), opt=(256, K), max=(MOST, K))
+    with (folder / "build.log").open("w") as stream:
+        log = BuildLog(stream)
+        profiles = (Profile(name="m", inputs={"x": shapes}),)
+        build_engine(
+            flavour, folder / "plugin.onnx", folder / "mlp.engine", profiles, False, EngineOptions(), log,
+            lambda _: None,
+        )  # fmt: skip
+    assert "SparseFlowLinear24: M=2048: algorithm" in (folder / "build.log").read_text()
+    return folder / "mlp.engine"
+
+
+def _x(m: int) -> Array:
+    return np.random.default_rng(m).standard_normal((m, K)).astype(np.float16)
+
+
+def _exact(tensors: dict[str, Array], x: Array) -> Array:
+    up, bias, down = (tensors[name].astype(np.float32) for name in ("up", "bias", "down"))
+    hidden = np.maximum(x.astype(np.float32) @ up + bias, 0).astype(np.float16)
+    return np.asarray(hidden.astype(np.float32) @ down)
+
+
+def _assert_close(got: Array, exact: Array) -> None:
+    assert got.dtype == np.float16
+    assert float(np.abs(got - exact).max()) < TOLERANCE * float(np.abs(exact).max())
+
+
+def test_every_number_of_rows_is_computed(
+    flavour: Flavour, engine_file: Path, tensors: dict[str, Array]
+) -> None:
+    from sparseflow_trt.engines.runner import Engine
+
+    with Engine(flavour, engine_file) as engine:
+        for m in ROWS:
+            _assert_close(engine.run({"x": _x(m)})["y"], _exact(tensors, _x(m)))
+
+
+@pytest.mark.parametrize("m", [1, 64, 1001])
+def test_a_run_is_captured(flavour: Flavour, engine_file: Path, tensors: dict[str, Array], m: int) -> None:
+    from sparseflow_trt.engines.runner import Engine
+
+    with Engine(flavour, engine_file) as engine, engine.capture({"x": _x(m)}) as captured:
+        for seed in (m, m + 10_000):
+            x = np.random.default_rng(seed).standard_normal((m, K)).astype(np.float16)
+            captured.inputs["x"].copy_from(x)
+            captured.launch()
+            _assert_close(captured.outputs["y"].numpy(), _exact(tensors, x))
+
+
+def test_two_threads_run_at_once(flavour: Flavour, engine_file: Path, tensors: dict[str, Array]) -> None:
+    from sparseflow_trt.engines.runner import Engine
+
+    failed: list[BaseException] = []
+
+    def work(seed: int) -> None:
+        try:
+            chosen = random.Random(seed)
+            with Engine(flavour, engine_file) as engine:
+                for _ in range(60):
+                    m = chosen.randint(1, MOST)
+                    _assert_close(engine.run({"x": _x(m)})["y"], _exact(tensors, _x(m)))
+        except BaseException as error:  # noqa: BLE001 - told by the test
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+def test_an_engine_holds_the_packed_weights(engine_file: Path, tensors: dict[str, Array]) -> None:
+    from sparseflow_trt.packing import pack_2to4
+
+    content = engine_file.read_bytes()
+    for name in ("up", "down"):
+        packed = pack_2to4(np.ascontiguousarray(tensors[name].T))
+        assert packed.values.tobytes() in content
+        assert packed.indices.tobytes() in content
+        assert np.ascontiguousarray(tensors[name].T).tobytes() not in content
+
+
+def test_damaged_weights_are_refused(flavour: Flavour, engine_file: Path, tensors: dict[str, Array]) -> None:
+    from sparseflow_trt.engines.runner import Engine
+    from sparseflow_trt.packing import pack_2to4
+
+    indices = pack_2to4(np.ascontiguousarray(tensors["up"].T)).indices.tobytes()
+    damaged = engine_file.with_name("damaged.engine")
+    damaged.write_bytes(engine_file.read_bytes().replace(indices, b"\0" * len(indices)))
+    with pytest.raises(BuildError, match="does not load"):
+        Engine(flavour, damaged)

@@ -1,0 +1,192 @@
+"""The plugin's C++ side of the packed format and of what an engine keeps, against the NumPy reference."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from sparseflow_trt.packing import pack_2to4
+from sparseflow_trt.pattern import prune_2to4
+
+Array = npt.NDArray[Any]
+SOURCES = Path(__file__).parents[2] / "plugins" / "sparse_linear"
+_HEADER = 26  # bytes before the values' length: mark, version, type, activation, n, k
+
+
+@dataclass(frozen=True)
+class Tool:
+    """The compiled format_tool, and a folder to work in."""
+
+    program: Path
+    folder: Path
+
+    def __call__(self, *words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.program, *map(str, words)], capture_output=True, text=True, check=False, cwd=self.folder
+        )
+
+    def write(self, weight: Array, bias: Array | None = None, activation: int = 0) -> bytes:
+        """The record of a weight, by way of the reference's packing."""
+        packed = pack_2to4(weight)
+        (self.folder / "values").write_bytes(packed.values.tobytes())
+        (self.folder / "indices").write_bytes(packed.indices.tobytes())
+        (self.folder / "bias").write_bytes(b"" if bias is None else bias.tobytes())
+        done = self("write", *weight.shape, 0, activation, "values", "indices", "bias", "record")
+        assert done.returncode == 0, done.stderr
+        return (self.folder / "record").read_bytes()
+
+    def refusals(self, records: Sequence[bytes]) -> list[str]:
+        """What is said of each record; "" of one that is taken."""
+        names = [f"given.{i}" for i in range(len(records))]
+        for name, record in zip(names, records, strict=True):
+            (self.folder / name).write_bytes(record)
+        done = self("try", *names)
+        assert done.returncode == 0, done.stderr  # not a crash, nor a sanitizer's report
+        said = done.stdout.splitlines()
+        assert len(said) == len(records)
+        return said
+
+    def refusal(self, record: bytes) -> str:
+        """What is said of one record."""
+        return self.refusals([record])[0]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """format_tool, with the sanitizers that find reads past the end."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed")
+    made = tmp_path_factory.mktemp("format") / "format_tool"
+    sources = [SOURCES / name for name in ("format_tool.cpp", "packed.cpp", "choices.cpp", "record.cpp")]
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
+    flags += ["-fno-sanitize-recover=all"]
+    done = subprocess.run(
+        [compiler, *flags, "-o", made, *sources], capture_output=True, text=True, check=False
+    )
+    if "cannot find -lasan" in done.stderr or "cannot find -lubsan" in done.stderr:
+        pytest.skip("g++'s sanitizers are not installed")
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.fixture
+def tool(program: Path, tmp_path: Path) -> Tool:
+    """format_tool in a fresh folder."""
+    return Tool(program, tmp_path)
+
+
+def _weight(n: int = 48, k: int = 32) -> Array:
+    values = np.random.default_rng(n * k).standard_normal((n, k)).astype(np.float16)
+    values[::3] *= np.random.default_rng(1).random((len(values[::3]), k)) > 0.8  # groups with one and none
+    return prune_2to4(values, 1)
+
+
+@pytest.mark.parametrize(("n", "k"), [(16, 16), (48, 32), (16, 4096), (1040, 64)])
+def test_expands_what_the_reference_packs(tool: Tool, n: int, k: int) -> None:
+    weight = _weight(n, k)
+    tool.write(weight)
+    done = tool("expand", "record", "dense")
+    assert done.returncode == 0, done.stderr
+    dense = np.fromfile(tool.folder / "dense", np.float16).reshape(n, k)
+    assert np.array_equal(dense, weight)
+
+
+def test_a_record_is_read_and_written_again(tool: Tool) -> None:
+    record = tool.write(_weight(), np.arange(48, dtype=np.float16), activation=1)
+    assert tool.refusal(record) == ""
+    assert tool("copy", "record", "copied").returncode == 0
+    assert (tool.folder / "copied").read_bytes() == record
+
+
+def test_a_record_takes_nine_sixteenths(tool: Tool) -> None:
+    weight = _weight(64, 1024)
+    assert 0 <= len(tool.write(weight)) - weight.nbytes * 9 // 16 < 256
+
+
+def test_every_shorter_record_is_refused(tool: Tool) -> None:
+    record = tool.write(_weight(16, 16), np.zeros(16, np.float16))
+    assert all(tool.refusals([record[:length] for length in range(len(record))]))
+
+
+def test_a_longer_record_is_refused(tool: Tool) -> None:
+    assert "1 bytes stand behind its end" in tool.refusal(tool.write(_weight()) + b"\0")
+
+
+@pytest.mark.parametrize(
+    ("at", "new", "message"),
+    [
+        (0, b"XXXX", "is not a layer of SparseFlowLinear24"),
+        (4, b"\2\0\0\0", "it is of version 2"),
+        (8, b"\2", "its type is 2"),
+        (9, b"\2", "its activation is 2"),
+        (10, (49).to_bytes(8, "little"), "multiples of 16"),
+        (10, (64).to_bytes(8, "little"), "comes with"),
+        (10, (-48).to_bytes(8, "little", signed=True), "multiples of 16"),
+        (10, (1 << 62).to_bytes(8, "little"), "multiples of 16"),
+        (18, (1 << 30).to_bytes(8, "little"), "comes with"),
+        (_HEADER, (1 << 63).to_bytes(8, "little"), "the length of its values is wrong"),
+        (_HEADER, ((1 << 64) - 2).to_bytes(8, "little"), "the length of its values is wrong"),
+        (_HEADER, (1535).to_bytes(8, "little"), "the length of its values is wrong"),
+        (_HEADER, (0).to_bytes(8, "little"), ""),
+    ],
+)
+def test_wrong_fields_are_refused(tool: Tool, at: int, new: bytes, message: str) -> None:
+    record = tool.write(_weight())
+    said = tool.refusal(record[:at] + new + record[at + len(new) :])
+    assert said
+    assert message in said
+
+
+def test_indices_out_of_order_are_refused(tool: Tool) -> None:
+    weight = _weight()
+    record = tool.write(weight)
+    at = _HEADER + 8 + weight.nbytes // 2 + 8  # the first byte of the indices
+    for nibble in (0b0000, 0b0101, 0b0100 >> 2, 0b1111):
+        assert "not in rising order" in tool.refusal(
+            record[:at] + bytes([record[at] & 0xF0 | nibble]) + record[at + 1 :]
+        )
+
+
+def test_random_damage_is_survived(tool: Tool) -> None:
+    record = tool.write(_weight(16, 16), np.zeros(16, np.float16))
+    rng = np.random.default_rng(0)
+    records = []
+    for _ in range(500):
+        damaged = bytearray(record)
+        for at in rng.integers(0, len(record), rng.integers(1, 6)):
+            damaged[at] = int(rng.integers(0, 256))
+        records.append(bytes(damaged[: rng.integers(len(record) // 2, 2 * len(record))]))
+    assert any(tool.refusals(records))
+
+
+def test_rows_to_measure_cover_the_range(tool: Tool) -> None:
+    def rows(low: int, high: int) -> list[int]:
+        return [int(word) for word in tool("rows", low, high).stdout.split()]
+
+    assert rows(1, 1) == [8]
+    assert rows(64, 64) == [64]
+    assert rows(16, 300) == [8, 16, 32, 64, 128, 256, 304]
+    for low, high in ((1, 8192), (100, 2000), (1001, 1001), (7, 9)):
+        made = rows(low, high)
+        assert made == sorted(set(made))
+        assert all(m % 8 == 0 for m in made)
+        assert made[-1] == -(-high // 8) * 8
+
+
+def test_rows_are_split_where_they_are_no_multiple_of_eight(tool: Tool) -> None:
+    for m in (1, 7, 8, 9, 255, 256, 257, 1000, 1001, 8191):
+        whole, tail = map(int, tool("split", m).stdout.split())
+        assert whole + tail == m
+        assert whole % 8 == 0
+        assert tail <= 256
+        if m % 8 == 0:
+            assert tail == 0
