@@ -15,9 +15,10 @@ from sparseflow_trt.exporters.lower import lower_to_opset17
 from sparseflow_trt.exporters.opt_out import OptedOut, opt_out
 from sparseflow_trt.exporters.retype import Clamped, retype
 from sparseflow_trt.exporters.spell_out import fold_integer_biases, spell_out
-from sparseflow_trt.graph import SparsityState, find_sites, read_layers
+from sparseflow_trt.graph import SparsityState, read_layers
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.plan import Plan, PlannedLayer
+from sparseflow_trt.sites import find_sites
 from sparseflow_trt.target import ANYTHING, GraphNeeds
 
 if TYPE_CHECKING:

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sparseflow_trt.errors import ModelError, PlanError
-from sparseflow_trt.graph import LayerSite, dtype_name, find_sites, why_not_eligible
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.pattern import GROUP, KEPT, Array, magnitude_bits
 from sparseflow_trt.scan import Piece, WeightReader, lay_out, map_pieces, scan_pattern
+from sparseflow_trt.sites import LayerSite, dtype_name, find_sites, why_not_eligible
 from sparseflow_trt.weights import TracedWeight
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ import numpy as np
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.apply_plan import INLINE_BYTES, save_model
 from sparseflow_trt.exporters.rewriting import constant_of
-from sparseflow_trt.graph import LayerSite, dtype_name, find_sites
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.packing import pack_2to4
 from sparseflow_trt.pattern import Array
 from sparseflow_trt.scan import WeightReader
+from sparseflow_trt.sites import LayerSite, dtype_name, find_sites
 from sparseflow_trt.weights import TracedWeight
 
 if TYPE_CHECKING:

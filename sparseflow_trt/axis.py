@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparseflow_trt.errors import ShapeError
-from sparseflow_trt.graph import SymbolicM
 from sparseflow_trt.shapes import Dims, Profile, dims_at
+from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.traffic import Traffic
 
 # Sizes of an axis with their weights; sizes grow.

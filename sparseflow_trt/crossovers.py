@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseflow_trt.axis import Axis, Weighted, median_size
-from sparseflow_trt.graph import SymbolicM
 from sparseflow_trt.lookup import Known, known_of, sparse_ranges
 from sparseflow_trt.policy import Policy
+from sparseflow_trt.symbolic import SymbolicM
 
 _CELLS_AN_OCTAVE = 8
 

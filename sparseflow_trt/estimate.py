@@ -10,12 +10,14 @@ from typing import NamedTuple
 from sparseflow_trt.errors import ShapeError
 from sparseflow_trt.estimate_record import Basis, Estimate, EstimatedLayers, end_to_end
 from sparseflow_trt.exporters.apply_plan import has_half_types
-from sparseflow_trt.graph import UNSUPPORTED, SymbolicM, WeightedLayer
+from sparseflow_trt.graph import WeightedLayer
 from sparseflow_trt.lookup import Expected, Known, Verdict, known_of, library_of
 from sparseflow_trt.model_file import OnnxModel, input_dims
 from sparseflow_trt.plan import ModelPrecision, make_plan
 from sparseflow_trt.policy import WHOSE, Library, Policy
 from sparseflow_trt.shapes import DEFAULT_PROFILE, ShapeRange, dims_at, make_profile
+from sparseflow_trt.sites import UNSUPPORTED
+from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.traffic import Traffic
 
 # Of a GPU's time; 87 % is what the products of one TinyLlama prefill had on an A100.

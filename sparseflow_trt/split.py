@@ -14,9 +14,9 @@ from itertools import pairwise
 
 from sparseflow_trt.axis import Axis, Weighted, axis_of, main_m, opt_size, place_traffic
 from sparseflow_trt.crossovers import LayerShape, Losses, find_crossovers, measure_losses
-from sparseflow_trt.graph import SymbolicM
 from sparseflow_trt.policy import Policy
 from sparseflow_trt.shapes import POINTS, Dims, Profile, ShapeRange
+from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.traffic import Traffic
 
 MOST_PARTS = 4

@@ -26,11 +26,11 @@ from sparseflow_trt.engines.journal import Run, journal_beside, open_journal, re
 from sparseflow_trt.engines.measured_policy import policy_from_journal
 from sparseflow_trt.engines.measurers import Crew
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.graph import LayerSite, find_sites, why_not_eligible
 from sparseflow_trt.kinds import kind_from_names
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.policy import MARGIN, Dtype, Policy, json_from_policy
 from sparseflow_trt.presets import Product, products_of_preset
+from sparseflow_trt.sites import LayerSite, find_sites, why_not_eligible
 from sparseflow_trt.weights import TracedWeight
 
 GRID = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)

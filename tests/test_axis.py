@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from sparseflow_trt.axis import Axis, axis_of, main_m, median_size, opt_size, place_traffic
 from sparseflow_trt.errors import ShapeError
-from sparseflow_trt.graph import SymbolicM
 from sparseflow_trt.shapes import Dims, Profile, ShapeRange
+from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.traffic import Traffic
 
 DIMS: dict[str, Dims] = {"ids": ("batch", "seq"), "image": ("batch", 3, 8)}

@@ -16,9 +16,10 @@ from onnx import TensorProto, helper
 from sparseflow_trt.errors import PolicyError, ShapeError
 from sparseflow_trt.estimate import USUAL_SHARES, estimate, estimate_model
 from sparseflow_trt.estimate_record import Estimate, end_to_end, read_estimate
-from sparseflow_trt.graph import SparsityState, SymbolicM, WeightedLayer, read_layers
+from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.policy import Policy
+from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.traffic import Traffic
 from tests.policies import make_points, make_policy
 

@@ -15,16 +15,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.graph import (
-    SparsityState,
-    SymbolicM,
-    WeightedLayer,
-    all_eligible_sparse,
-    find_sites,
-    read_layers,
-)
+from sparseflow_trt.graph import SparsityState, WeightedLayer, all_eligible_sparse, read_layers
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.sites import find_sites
 
 if TYPE_CHECKING:
     from tests.conftest import Array, Models, Naive
@@ -626,18 +620,6 @@ def test_metadata_of_another_form_is_no_module(models: Models, scopes: str) -> N
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
     assert _only(models.save(models.model([node], {"w": _random(64, 64)}))).module == ""
-
-
-def test_m() -> None:
-    m = SymbolicM((2, "batch", 3, "seq + 1"))
-    assert str(m) == "6*batch*seq + 1"
-    assert m.evaluate({"batch": 4, "seq": 9}) == 240
-    assert m.evaluate({"batch": 4}) is None
-    assert SymbolicM(("batch-size",)).evaluate({"batch-size": 8}) == 8
-    assert SymbolicM(("input.1_dim 0",)).evaluate({"input.1_dim 0": 8}) == 8
-    assert SymbolicM(("((",)).evaluate({}) is None
-    assert SymbolicM((None, 3)).evaluate({}) is None
-    assert (str(SymbolicM((None, 3))), str(SymbolicM(()))) == ("3*?", "1")
 
 
 def test_unknown_dimensions_stay_unknown(models: Models) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflow_trt.errors import PlanError, ShapeError
-from sparseflow_trt.graph import SparsityState, SymbolicM, WeightedLayer
+from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.plan import (
     Plan,
     PlannedLayer,
@@ -25,6 +25,7 @@ from sparseflow_trt.plan import (
 from sparseflow_trt.policy import Policy, Threshold
 from sparseflow_trt.shapes import Profile, ShapeRange
 from sparseflow_trt.split import Split
+from sparseflow_trt.symbolic import SymbolicM
 
 POLICY = Policy(
     schema_version=1,

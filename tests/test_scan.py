@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from sparseflow_trt import scan
-from sparseflow_trt.graph import LayerSite, WeightedLayer, find_sites, read_layers
+from sparseflow_trt.graph import WeightedLayer, read_layers
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.scan import WeightReader, lay_out, map_pieces, run_in_order, scan_pattern
+from sparseflow_trt.sites import LayerSite, find_sites
 from sparseflow_trt.weights import TracedWeight
 
 if TYPE_CHECKING:

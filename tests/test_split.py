@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from sparseflow_trt.axis import Weighted, axis_of, opt_size, place_traffic
 from sparseflow_trt.crossovers import LayerShape, Losses, find_crossovers, measure_losses
 from sparseflow_trt.errors import ShapeError
-from sparseflow_trt.graph import SymbolicM
 from sparseflow_trt.lookup import expect
 from sparseflow_trt.policy import Point, Policy, Threshold, find_policy
 from sparseflow_trt.shapes import Dims, Profile, ShapeRange
 from sparseflow_trt.split import LEAST_GAIN, MOST_PARTS, Split, choose_cuts, split_profile
+from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.traffic import Traffic
 
 DIMS: dict[str, Dims] = {"ids": ("batch", "seq"), "mask": ("seq", "batch", 4)}

@@ -76,7 +76,7 @@ def _counts(layers: Any) -> dict[str, int]:
 
 
 def _print(layers: Any, show_all: bool) -> None:
-    from sparseflow_trt.graph import UNSUPPORTED
+    from sparseflow_trt.sites import UNSUPPORTED
 
     table = console.table("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
     shown = [layer for layer in layers if layer.weight or layer.op_type in UNSUPPORTED or show_all]

@@ -1,0 +1,43 @@
+"""The M of a layer: a product of integers and of the model's named dimensions."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SymbolicM:
+    """The M of a GEMM: a product of integers and named dimensions. `None` stands for an unknown one."""
+
+    factors: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        names = [str(f) for f in self.factors if f != 1 and not isinstance(f, int)]
+        constant = 1
+        for factor in self.factors:
+            constant *= factor if isinstance(factor, int) else 1
+        parts = ([str(constant)] if constant != 1 or not names else []) + names
+        return "*".join("?" if p == "None" else p for p in parts)
+
+    def evaluate(self, dims: dict[str, int]) -> int | None:
+        """M for the given named dimensions, or None where one of them is not given."""
+        product = 1
+        for factor in self.factors:
+            if isinstance(factor, str):
+                # a name first: "batch-size" is a name too, and no difference
+                known = dims.get(factor)
+                factor = _evaluate(factor, dims) if known is None else known
+            if not isinstance(factor, int):
+                return None
+            product *= factor
+        return product
+
+
+def _evaluate(expression: str, dims: dict[str, int]) -> int | None:
+    import onnx_ir as ir
+
+    with contextlib.suppress(ValueError, ArithmeticError):
+        value = ir.SymbolicDim(expression).evaluate(dims)
+        return value if isinstance(value, int) else None
+    return None
