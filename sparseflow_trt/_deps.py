@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import re
+import signal
+import threading
+from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
 
@@ -72,10 +76,28 @@ def require(module: str, needed_for: str) -> ModuleType:
             f"{module} {version} is too old: {needed_for} needs {known.floor} or later.", known.install
         )
     try:
-        return importlib.import_module(module)
+        with _interrupts_held():
+            return importlib.import_module(module)
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
         state = "is not installed" if version is None else f"{version} does not load ({error})"
         raise NotInstalledError(f"{module} {state}: it is needed for {needed_for}.", known.install) from error
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Lets Ctrl-C wait for the end of the block: an extension module that is half loaded crashes Python."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if came:
+            raise KeyboardInterrupt
 
 
 def _release(version: str) -> tuple[int, ...]:

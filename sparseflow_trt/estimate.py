@@ -144,7 +144,7 @@ def estimate(
         ceiling=end_to_end(speedup, gemm_share) if speedup and gemm_share else None,
         ceilings=tuple((share, end_to_end(speedup, share)) for share in USUAL_SHARES) if speedup else (),
         layers=tuple(sorted(rows, key=lambda row: -(row.share or 0.0))),
-        notes=tuple(_notes(layers, rows, library, used, main)),
+        notes=tuple(_notes(layers, rows, library, used, main, policy)),
     )
 
 
@@ -279,10 +279,14 @@ def _notes(
     asked: Library,
     used: Library,
     main: SymbolicM | None,
+    policy: Policy,
 ) -> Iterator[str]:
     yield "Times are of the kernels alone, one product after the other."
     if asked != used:
         yield f"The policy holds nothing of {WHOSE[asked]}: these are times of {WHOSE[used]}."
+    if all(row.dense_us is None for row in rows):
+        for other in sorted({point.library for point in policy.points} - {used}):
+            yield f"The policy holds times of {WHOSE[other]}, too: try --library {other}."
     if main:
         yield f"The traffic is of M={main}; a layer with another M has it from the given sizes."
     if any(row.policy_us not in (row.dense_us, row.sparse_us) for row in rows):

@@ -116,8 +116,12 @@ class Known:
             return Verdict(expected.wins, expected.basis, reason, expected.speedup, expected.points)
         if limit := self.threshold:
             upper = "" if limit.max_m is None else f" and ≤ {limit.max_m}"
-            said = "no M" if limit.min_m is None else f"M ≥ {limit.min_m}{upper}"
-            reason = f"threshold of kind '{self.kind}': sparse for {said}, and M={m} ({origin})"
+            said = (
+                "dense at every M"
+                if limit.min_m is None
+                else f"sparse for M ≥ {limit.min_m}{upper}, and M={m}"
+            )
+            reason = f"threshold of kind '{self.kind}': {said} ({origin})"
             return Verdict(limit.holds(m), "threshold", reason, None, self._behind(limit))
         return Verdict(False, "none", self._nothing(m))
 

@@ -7,6 +7,7 @@ and the others are rarely pruned.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from sparseflow_trt.errors import PolicyError
@@ -54,6 +55,11 @@ _PRESETS = {
 PRESETS = tuple(_PRESETS)
 
 
+def _shares(model: _Transformer) -> str:
+    both = math.gcd(model.heads, model.intermediate)
+    return ", ".join(str(gpus) for gpus in range(2, both + 1) if both % gpus == 0)
+
+
 def products_of_preset(name: str, tensor_parallel: int = 1) -> tuple[Product, ...]:
     """The products of one block of a named model on one of `tensor_parallel` GPUs.
 
@@ -79,7 +85,7 @@ def products_of_preset(name: str, tensor_parallel: int = 1) -> tuple[Product, ..
         if tensor_parallel < 1 or size % tensor_parallel:
             raise PolicyError(
                 f"{name} cannot be shared by {tensor_parallel} GPUs: {what} {size} is no multiple of that.",
-                "Choose a divisor: --tensor-parallel 2, 4 or 8.",
+                f"Choose one of: --tensor-parallel {_shares(model)}.",
             )
     if max(model.kv_heads, tensor_parallel) % min(model.kv_heads, tensor_parallel):
         raise PolicyError(

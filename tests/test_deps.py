@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import signal
 from types import ModuleType
 
 import pytest
@@ -34,6 +35,25 @@ def test_a_package_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     _install(monkeypatch, {"onnxruntime-gpu": "1.23.1"}, module)
     assert _deps.require("onnxruntime", "validation") is module
     assert _deps.version_of("onnxruntime") == "1.23.1"
+
+
+@pytest.mark.parametrize("error", [None, ImportError("initialization failed")])
+def test_an_interrupt_waits_for_the_import(error: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    went_on = []
+
+    def import_module(name: str) -> ModuleType:
+        signal.raise_signal(signal.SIGINT)
+        went_on.append(name)
+        if error:
+            raise error
+        return ModuleType(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.10.0")
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    with pytest.raises(KeyboardInterrupt):
+        _deps.require("torch", "exporting")
+    assert went_on == ["torch"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize(

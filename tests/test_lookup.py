@@ -62,7 +62,7 @@ def test_a_threshold_names_the_points_it_was_derived_from() -> None:
     assert (verdict.basis, verdict.sparse) == ("threshold", True)
     assert set(verdict.points) == {*GATE, *far}
     nowhere = make_policy(make_points("o", 8, 8, {1: 1.0}), limits={"o": (None, None)})
-    assert "sparse for no M, and M=7" in judge(nowhere, "o", 999, 999, 7, "FP16").reason
+    assert "threshold of kind 'o': dense at every M (" in judge(nowhere, "o", 999, 999, 7, "FP16").reason
 
 
 def test_else_dense_with_the_reason() -> None:

@@ -73,3 +73,10 @@ def test_what_is_split_adds_up_to_the_whole(name: str, gpus: int) -> None:
 def test_what_cannot_be_shared_is_said(name: str, gpus: int, says: str) -> None:
     with pytest.raises(PolicyError, match=says):
         products_of_preset(name, gpus)
+
+
+def test_the_hint_names_what_can_be_shared() -> None:
+    with pytest.raises(PolicyError) as caught:
+        products_of_preset("bert-base", 8)
+    assert caught.value.hint == "Choose one of: --tensor-parallel 2, 3, 4, 6, 12."
+    assert all(products_of_preset("bert-base", gpus) for gpus in (2, 3, 4, 6, 12))

@@ -12,7 +12,7 @@ from sparseflow_trt.errors import InputError, NotInstalledError, SparseflowError
 from sparseflow_trt.validation.engine_runner import engine_runner, engine_runtime, select_profile
 from sparseflow_trt.validation.feeds import Array, InputSet
 from sparseflow_trt.validation.measure import judge_output, missing_output
-from sparseflow_trt.validation.messages import one_line, quiet_polygraphy
+from sparseflow_trt.validation.messages import numpy_only, one_line, quiet_polygraphy
 from sparseflow_trt.validation.narrow import widen
 from sparseflow_trt.validation.runners import (
     UnsupportedError,
@@ -107,7 +107,7 @@ def compare(
         )
     require("polygraphy", "comparing outputs")
     report = on_progress or (lambda done, total: None)
-    with quiet_polygraphy():
+    with quiet_polygraphy(), numpy_only():
         true_runner = reference_runner(reference)
         trials = [_open(candidate, inputs[0].feeds.keys()) for candidate in candidates]
         running = [(trial, trial.runner) for trial in trials if trial.runner is not None]

@@ -98,6 +98,8 @@ def _read(source: str, specs: tuple[InputSpec, ...]) -> Sets:
 
 
 def _read_npz(path: Path, inputs: set[str]) -> Sets:
+    if not path.exists():
+        raise InputError(f"{path} does not exist.", "Check the path of the inputs.")
     try:
         archive = np.load(path, allow_pickle=False)
         if isinstance(archive, np.ndarray):
@@ -105,8 +107,11 @@ def _read_npz(path: Path, inputs: set[str]) -> Sets:
         with archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        # NumPy takes what is no archive for a pickle, and names the option that would run it.
+        pickled = isinstance(error, ValueError) and not zipfile.is_zipfile(path)
+        why = "it is not an archive of arrays" if pickled else one_line(error)
         raise InputError(
-            f"{path} cannot be read as .npz: {one_line(error)}.",
+            f"{path} cannot be read as .npz: {why}.",
             "Write it with numpy.savez(path, input_name=array, …).",
         ) from error
     split = {name: (name, "") if name in inputs else _split(name) for name in arrays}

@@ -18,6 +18,23 @@ def quiet_polygraphy() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def numpy_only() -> Iterator[None]:
+    """Keeps Polygraphy from importing PyTorch in the block, to ask whether an array is a tensor.
+
+    That takes seconds, and where Ctrl-C comes in the middle Polygraphy goes on with half of PyTorch, which
+    crashes Python at its exit.
+    """
+    from polygraphy.util import array
+
+    found = array.is_torch
+    array.is_torch = lambda obj: False
+    try:
+        yield
+    finally:
+        array.is_torch = found
+
+
 def one_line(error: BaseException) -> str:
     """An error's text as one line with no full stop, to stand in a sentence."""
     text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")

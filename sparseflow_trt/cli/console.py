@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -17,9 +18,24 @@ from rich.text import Text
 _WIDTH = 160  # of a table in a file or a pipe, where there is no terminal to ask
 # Where a table is too wide these columns give way: numbers and words of a fixed list are not broken.
 _WRAPPED = {
-    "Candidate", "Finding", "Install", "Kernel or layer", "Layer", "Output", "Reason", "Source", "Thresholds",
-    "Why",
+    "Basis", "Candidate", "Finding", "Install", "Kernel or layer", "Layer", "Output", "Prune", "Reason",
+    "Source", "Thresholds", "Types", "Why",
 }  # fmt: skip
+_GAP = 2  # between two columns
+_NARROWEST = 9  # that such a column gets where it holds longer words
+
+
+class _Table(Table):
+    """A table that is wider than the terminal rather than with numbers cut: 102 is not 1024."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(width=10_000)
+        for column in self.columns:
+            widths = [Measurement.get(console, unbounded, cell) for cell in (column.header, *column.cells)]
+            whole, longest_word = (max(width[i] for width in widths) for i in (1, 0))
+            column.min_width = whole if column.no_wrap else min(longest_word, _NARROWEST)
+        least = sum(column.min_width or 0 for column in self.columns) + _GAP * (len(self.columns) - 1)
+        yield from super().__rich_console__(console, options.update(width=max(options.max_width, least)))
 
 
 def out() -> Console:
@@ -40,7 +56,7 @@ def print_json(data: Any) -> None:
 
 def table(*columns: str, title: str | None = None) -> Table:
     """A table with these columns; those that begin with '>' are aligned to the right."""
-    made = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    made = _Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for name in columns:
         made.add_column(
             name.lstrip(">"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import common_options, model_argument
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
+
+if TYPE_CHECKING:
+    from sparseflow_trt.model_file import OnnxModel
 
 
 @click.command("inspect")
@@ -29,16 +32,38 @@ def command(model: Path, show_all: bool, as_json: bool) -> int:
         layers = read_layers(found, lambda done, total: show("Reading the weights", done, total))
     sparse = all_eligible_sparse(layers)
     if as_json:
-        console.print_json(_json(model, found.opset, layers, sparse))
+        console.print_json(_json(model, found, layers, sparse))
     else:
         _print(layers, show_all)
+        for given in _inputs(found):
+            dims = ", ".join("?" if dim is None else str(dim) for dim in given["dims"])
+            console.out().print(f"Input '{given['name']}': {given['dtype']} [{dims}]")
     return EXIT_OK if sparse else EXIT_NOT_SPARSE
 
 
-def _json(model: Path, opset: int, layers: Any, sparse: bool) -> dict[str, Any]:
+def _inputs(found: OnnxModel) -> list[dict[str, Any]]:
+    """What the model takes: names, types and dimensions, whose symbols --dim sizes."""
+    from sparseflow_trt.model_file import input_dims
+
+    dims = input_dims(found)
+    values = [value for value in found.ir.graph.inputs if value.name in dims]
+    numpy_names = {"FLOAT": "float32", "DOUBLE": "float64"}
+    types = ["?" if value.dtype is None else value.dtype.name for value in values]
+    return [
+        {
+            "name": value.name,
+            "dtype": numpy_names.get(dtype, dtype.lower()),
+            "dims": list(dims[value.name or ""]),
+        }
+        for value, dtype in zip(values, types, strict=True)
+    ]
+
+
+def _json(model: Path, found: OnnxModel, layers: Any, sparse: bool) -> dict[str, Any]:
     return {
         "model": model.name,
-        "opset": opset,
+        "opset": found.opset,
+        "inputs": _inputs(found),
         "all_eligible_sparse": sparse,
         "summary": _counts(layers),
         "layers": [

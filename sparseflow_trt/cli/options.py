@@ -85,7 +85,9 @@ def validation_options(function: _F) -> _F:
             "--inputs", metavar="FILE",
             help="Real inputs: an .npz, a Polygraphy JSON or loader.py:function. Default: seeded random.",
         ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs."),
+        click.option(
+            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random inputs."
+        ),
         click.option(
             "--tolerance", "tolerances", multiple=True, metavar="[OUTPUT:]KEY=VALUE,…",
             help="How far outputs may differ: --tolerance logits:atol=1e-2,rtol=1e-2,cosine=0.999.",

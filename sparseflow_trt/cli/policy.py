@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sparseflow_trt.policy import Point, Policy, Threshold
 
 _DTYPES = click.Choice(["FP32", "FP16", "BF16", "INT8", "FP8"], case_sensitive=False)
+_SOURCE = 120  # characters of it in the list
 _LIBRARIES = click.Choice(["tensorrt", "torch"])
 
 
@@ -38,9 +40,10 @@ def list_policies(as_json: bool) -> int:
         types = sorted(" ".join(pair) for pair in policy.held)
         table.add_row(
             policy.name, policy.device, policy.compute_capability, str(len(policy.points)), ", ".join(types),
-            policy.source,
+            textwrap.shorten(policy.source, _SOURCE, placeholder=" …"),
         )  # fmt: skip
     console.out().print(table)
+    console.out().print("\n`sparseflow-trt policy show NAME` shows one whole.")
     return EXIT_OK
 
 
@@ -61,6 +64,8 @@ def show_policy(
     from sparseflow_trt.policy import find_policy
 
     found = find_policy(policy)
+    if kind:
+        _check_kind(kind, found)
 
     def chosen(row: Any) -> bool:
         asked = ((library, row.library), (dtype, row.dtype), (kind, row.kind))
@@ -72,6 +77,12 @@ def show_policy(
             "thresholds": tuple(filter(chosen, found.thresholds)),
         }
     )
+    if not plot and not shown.points and not shown.thresholds:
+        held = ", ".join(sorted(" ".join(pair) for pair in found.held)) or "nothing"
+        raise PolicyError(
+            f"policy '{found.name}' holds nothing of that library, type and kind.",
+            f"It holds {held}; `sparseflow-trt policy show {policy}` lists it.",
+        )
     drawn = _draw(shown, plot) if plot else ""
     if as_json:
         console.print_json(shown.model_dump(mode="json"))
@@ -100,7 +111,9 @@ def ask_policy(
     from sparseflow_trt.lookup import judge
     from sparseflow_trt.policy import find_policy
 
-    verdict = judge(find_policy(policy), kind, n, k, m, dtype, library)
+    found = find_policy(policy)
+    _check_kind(kind, found)
+    verdict = judge(found, kind, n, k, m, dtype, library)
     if as_json:
         points = [point.model_dump(mode="json") for point in verdict.points]
         console.print_json({**asdict(verdict), "points": points})
@@ -179,6 +192,16 @@ def learn_from_artifacts(
     return EXIT_OK
 
 
+def _check_kind(kind: str, policy: Policy) -> None:
+    """A mistyped kind would be answered as one that was not measured."""
+    from sparseflow_trt.kinds import KINDS
+
+    held = {point.kind for point in policy.points} | {limit.kind for limit in policy.thresholds}
+    if kind not in held.union(KINDS):
+        known = ", ".join((*KINDS, *sorted(held.difference(KINDS))))
+        raise click.BadParameter(f"'{kind}' is no kind of layer: {known}", param_hint="--kind")
+
+
 def _parse_shape(text: str) -> tuple[str, tuple[int, int]]:
     operation, _, sizes = text.partition("=")
     numbers = [part.strip() for part in sizes.split(",")]
@@ -208,9 +231,12 @@ def _draw(policy: Policy, path: Path) -> str:
 
 def _print(policy: Policy) -> None:
     out = console.out()
-    out.print(_points_table(policy.points))
+    if policy.points:
+        out.print(_points_table(policy.points))
     if policy.thresholds:
-        out.print("\nWhere no measured shape is near:")
+        out.print(
+            "\nWhere no measured shape is near:" if policy.points else "Where no measured shape is near:"
+        )
     for limit in policy.thresholds:
         out.print(f"  {limit.kind}, {limit.library} {limit.dtype}: {_range_of(limit)}")
     libraries = ", ".join(f"{name} {version}" for name, version in policy.libraries.items()) or "not recorded"

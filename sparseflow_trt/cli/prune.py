@@ -29,11 +29,10 @@ def command(model: Path, output: Path | None, exclude: tuple[str, ...], as_json:
     from sparseflow_trt.exporters.prune import prune_model
     from sparseflow_trt.model_file import read_model
 
+    found = read_model(model)
     output = output or model.with_name(f"{model.stem}.2to4.onnx")
     with console.progress_bar() as show:
-        report = prune_model(
-            read_model(model), output, exclude, lambda done, total: show("Pruning", done, total)
-        )
+        report = prune_model(found, output, exclude, lambda done, total: show("Pruning", done, total))
     if as_json:
         data = dataclasses.asdict(report)
         data["output"] = str(report.output)

@@ -89,6 +89,8 @@ def _load(
             raise click.UsageError("--throughput and --peak go with requests, not with --gpus.")
         said = f"The load takes {gpus} GPUs today, dense, which are busy for {busy:.0%} of their time."
         return gpus * busy, said
+    if peak < 1:
+        raise click.UsageError("--peak is below 1: the busiest hour has no fewer requests than the mean.")
     if throughput is None:
         raise click.UsageError("requests take --throughput: what one GPU serves, dense.")
     mean = by_second if by_second is not None else (by_month or 0) / (HOURS_A_MONTH * 3600)
@@ -106,6 +108,8 @@ def _speedup(
     from sparseflow_trt.estimate_record import end_to_end, read_estimate
 
     if measured is not None and estimate is None:
+        if gemm_share is not None or realised != REALISED:
+            raise click.UsageError("--gemm-share and --realised go with --estimate: --speedup is end to end.")
         return measured, f"The speedup, {measured:.3f}×, was measured end to end, not of products alone."
     if measured is not None or estimate is None:
         raise click.UsageError("give one of --speedup and --estimate.")

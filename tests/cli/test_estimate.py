@@ -154,6 +154,9 @@ def test_roi_from_an_estimate_takes_a_part_of_the_ceiling(
         (("--gpus", 1, "--speedup", 1, "--estimate", "x"), "give one of --speedup and --estimate"),
         (("--gpus", 1, "--speedup", 1, "--throughput", 3), "--throughput and --peak go with requests"),
         (("--requests-per-second", 1, "--speedup", 1), "requests take --throughput"),
+        (("--requests-per-second", 1, "--throughput", 1, "--peak", 0.5, "--speedup", 1), "--peak is below 1"),
+        (("--gpus", 1, "--speedup", 1, "--realised", 0.9), "--gemm-share and --realised go with --estimate"),
+        (("--gpus", 1, "--speedup", 1, "--gemm-share", 0.9), "--gemm-share and --realised go with"),
         (("--gpus", 1, "--speedup", "inf"), "'inf' is not a number above 0"),
         (("--gpus", 1, "--speedup", 0), "'0' is not a number above 0"),
         (("--gpus", 1, "--speedup", "fast"), "'fast' is not a number above 0"),
@@ -176,3 +179,15 @@ def test_roi_takes_the_largest_figures(sparseflow: Sparseflow) -> None:
     )  # fmt: skip
     assert ended.code == 0
     assert ended.json["saved_per_month"] < 0
+
+
+def test_times_of_the_other_library_are_pointed_to(
+    sparseflow: Sparseflow, mlp: Mlp, own_folder: Path
+) -> None:
+    torch = make_points("gate_up", 128, 64, {8: 2.0}, library="torch")
+    far = make_points("o", 8192, 8192, {8: 2.0})
+    (own_folder / "two.json").write_text(make_policy([*torch, *far]).model_dump_json())
+    command = ("estimate", mlp(), "--policy", "two.json", "--dim", "batch=8")
+    note = "The policy holds times of cuSPARSELt against cuBLAS, too: try --library torch."
+    assert note in sparseflow(*command).out.splitlines()
+    assert "too: try" not in sparseflow(*command, "--library", "torch").out

@@ -26,6 +26,7 @@ def test_a_table_with_the_reasons(sparseflow: Sparseflow, mlp: MakeModel) -> Non
     assert "100% of 1024 groups hold more than two non-zeros; first at [0, 0]" in ended.out
     assert "1 sparse, 1 not sparse, 0 not eligible" in ended.out
     assert "sparseflow-trt prune" in ended.out
+    assert ended.out.endswith("\nInput 'x': float32 [batch, 64]\n")
 
 
 def test_a_narrow_terminal_breaks_no_word_of_a_fixed_list(
@@ -43,6 +44,7 @@ def test_json_also_with_exit_code_3(sparseflow: Sparseflow, mlp: MakeModel) -> N
     found = ended.json
     assert found["summary"] == {"sparse": 1, "not-sparse": 1, "not-eligible": 0}
     assert found["all_eligible_sparse"] is False
+    assert found["inputs"] == [{"name": "x", "dtype": "float32", "dims": ["batch", 64]}]
     up, down = found["layers"]
     assert (up["name"], up["m"], up["n"], up["k"], up["k_axes"], up["state"]) == (
         "up_proj", "batch", 128, 64, [0], "sparse"

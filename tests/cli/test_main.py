@@ -64,6 +64,7 @@ def test_the_version(sparseflow: Sparseflow) -> None:
         (("inspect", "a", "--jsno"), "No such option '--jsno'"),
         (("build", "a", "--precision", "fp12"), "'fp12' is not one of"),
         (("build", "a", "--seed", "many"), "'many' is not a valid integer"),
+        (("build", "a", "--seed", "-3"), "-3 is not in the range x>=0"),
     ],
 )
 def test_wrong_usage(arguments: tuple[str, ...], says: str, sparseflow: Sparseflow) -> None:

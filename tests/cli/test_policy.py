@@ -138,3 +138,29 @@ def test_an_unknown_one_names_those_that_are_there(sparseflow: Sparseflow) -> No
     ended = sparseflow("policy", "show", "mine")
     assert ended.error == "there is no policy 'mine'."
     assert "a100-80gb" in ended.err
+
+
+def test_a_mistyped_kind_is_named_with_those_that_there_are(sparseflow: Sparseflow) -> None:
+    product = ("--n", 4096, "--k", 14336, "--m", 700)
+    for command in (("ask", "a100", *product), ("show", "a100")):
+        said = sparseflow("policy", *command, "--kind", "dwn").error
+        assert "'dwn' is no kind of layer: gate_up, down, qkv" in said
+
+
+def test_a_filter_that_leaves_nothing_says_what_there_is(sparseflow: Sparseflow) -> None:
+    ended = sparseflow("policy", "show", "a100", "--dtype", "bf16")
+    assert ended.error == "policy 'a100-80gb' holds nothing of that library, type and kind."
+    assert "It holds torch FP16;" in ended.err
+
+
+def test_show_of_thresholds_alone_has_no_empty_table(sparseflow: Sparseflow, own_folder: Path) -> None:
+    policy = make_policy([], limits={"o": (8, 64)})
+    (own_folder / "mine.json").write_text(policy.model_dump_json())
+    assert sparseflow("policy", "show", "mine.json").out.startswith("Where no measured shape is near:\n")
+
+
+def test_the_list_has_a_line_or_two_for_each(sparseflow: Sparseflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    listed = sparseflow("policy", "list", "--json").json
+    assert any(len(policy["source"]) > 120 for policy in listed)
+    assert len(sparseflow("policy", "list").out.splitlines()) <= 3 + 6 * len(listed)

@@ -62,3 +62,7 @@ def test_an_output_that_cannot_be_written(
     for output in ("folder", "no/such/x.onnx"):
         assert "cannot be written" in sparseflow("prune", mlp(), "-o", output).error
     assert left(own_folder) == ["folder", "model.onnx"]
+
+
+def test_a_folder_is_no_model(sparseflow: Sparseflow) -> None:
+    assert sparseflow("prune", ".").error == ". is a folder, not an ONNX file."

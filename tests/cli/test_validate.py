@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,3 +120,13 @@ def test_no_artifact(sparseflow: Sparseflow, mlp: MakeModel) -> None:
     assert sparseflow("validate", "nowhere", "--reference", mlp()).error == (
         "nowhere is no artifact: it has no manifest.json."
     )
+
+
+def test_pytorch_is_not_imported(process: Sparseflow, built: Path, own_folder: Path) -> None:
+    """It takes seconds, and Ctrl-C in the middle of that crashes Python."""
+    (own_folder / "torch").mkdir()
+    (own_folder / "torch" / "__init__.py").write_text("import pathlib\npathlib.Path('imported').touch()\n")
+    environment = {**os.environ, "PYTHONPATH": str(own_folder)}
+    ended = process("validate", "out", "--reference", built, env=environment)
+    assert (ended.code, ended.err) == (0, "")
+    assert not (own_folder / "imported").exists()

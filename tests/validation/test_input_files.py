@@ -146,8 +146,8 @@ def test_raw_bytes_are_no_integers(tmp_path: Path, embedding: OnnxModel) -> None
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("gone.npz", None, "cannot be read as .npz"),
-        ("text.npz", b"hello", "cannot be read as .npz"),
+        ("gone.npz", None, "gone.npz does not exist"),
+        ("text.npz", b"hello", "cannot be read as .npz: it is not an archive of arrays"),
         ("cut.npz", b"PK\x03\x04 cut", "cannot be read as .npz"),
         ("gone.json", None, "cannot be read as Polygraphy's JSON"),
         ("text.json", b"{", "cannot be read as Polygraphy's JSON"),

@@ -1,0 +1,34 @@
+"""Tables at any width of the terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparseflow_trt.cli import console
+
+
+@pytest.mark.parametrize("width", [20, 60, 80, 100, 160])
+def test_no_number_is_ever_cut(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    table = console.table("Layer", ">N", ">Dense µs", "Type", "Basis")
+    table.add_row(
+        "/model/layers.0/mlp/gate_proj/MatMul", "14336", "1,147.99", "FP16", "class threshold (no time)"
+    )
+    table.add_row("/model/layers.0/mlp/down_proj/MatMul", "4096", "1,097.17", "FP16", "nearest shape")
+    console.out().print(table)
+    printed = capsys.readouterr().out
+    assert {"14336", "1,147.99", "4096", "1,097.17", "FP16", "threshold", "Dense", "µs"} <= set(
+        printed.split()
+    )
+
+
+def test_a_table_that_fits_keeps_to_the_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    table = console.table(">N", "Reason")
+    table.add_row("14336", "sparse for M of 256 and more, and M is 1024 in this profile")
+    console.out().print(table)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 50
