@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -22,6 +23,7 @@ _WRAPPED = {
     "Source", "Thresholds", "Types", "Why",
 }  # fmt: skip
 _GAP = 2  # between two columns
+_NUMBER = re.compile(r"\d+")
 _NARROWEST = 9  # that such a column gets where it holds longer words
 
 
@@ -65,6 +67,33 @@ def table(*columns: str, title: str | None = None) -> Table:
             no_wrap=name not in _WRAPPED,
         )
     return made
+
+
+def add_alike(table: Table, rows: Iterable[tuple[str, ...]], colours: Mapping[str, str]) -> None:
+    """Adds rows to a table; those that are alike but for numbers in their first cell, a name, become one.
+
+    The name of such a row has a * for each number that differs, and how many it stands for behind it:
+    `layer.*.attention.query (6)`. It stands where the first of them would.
+
+    Args:
+        table: Whose first column is for names.
+        rows: Plain cells.
+        colours: The style of a cell by its text.
+    """
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, *rest in rows:
+        alike.setdefault((_NUMBER.sub("*", name), *rest), []).append(name)
+    for (_, *rest), names in alike.items():
+        cells = (styled(cell, colours[cell]) if cell in colours else cell for cell in rest)
+        table.add_row(_common_name(names), *cells)
+
+
+def _common_name(names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    numbers = zip(*(_NUMBER.findall(name) for name in names), strict=True)
+    shown = iter(["*" if len(set(found)) > 1 else found[0] for found in numbers])
+    return f"{_NUMBER.sub(lambda _: next(shown), names[0])} ({len(names)})"
 
 
 @contextlib.contextmanager

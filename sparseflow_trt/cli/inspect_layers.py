@@ -105,19 +105,20 @@ def _print(layers: Any, show_all: bool) -> None:
 
     table = console.table("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
     shown = [layer for layer in layers if layer.weight or layer.op_type in UNSUPPORTED or show_all]
+    rows = []
     for layer in shown:
-        colour = {"sparse": "green", "not-sparse": "red", "not-eligible": "dim"}[layer.state.value]
         why = layer.reason
-        if layer.first is not None:
-            why += f"; first at {list(layer.first)}"
+        if layer.violating:
+            share = 100 * layer.violating / layer.groups
+            why = f"{share:.3g}% of the groups, first at {list(layer.first or ())}"
         if layer.shared_with:
             why = "; ".join(filter(None, [why, f"weight shared with {', '.join(layer.shared_with)}"]))
         n = f"{layer.batch}×{layer.n}" if layer.batch > 1 else str(layer.n or "?")
-        table.add_row(
+        rows.append((
             layer.module or layer.name, layer.kind, layer.op_type, str(layer.m), n, str(layer.k or "?"),
-            layer.dtype or "?", ",".join(map(str, layer.k_axes)) or "-",
-            console.styled(layer.state.value, colour), why,
-        )  # fmt: skip
+            layer.dtype or "?", ",".join(map(str, layer.k_axes)) or "-", layer.state.value, why,
+        ))  # fmt: skip
+    console.add_alike(table, rows, {"sparse": "green", "not-sparse": "red", "not-eligible": "dim"})
     out = console.out()
     if shown:
         out.print(table)

@@ -47,12 +47,14 @@ def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> 
 def print_plan(plan: Any) -> None:
     """Prints each layer's decision and the reason for it."""
     table = console.table("Layer", "Kind", ">N", ">K", "Precision", "Sparsity", "Reason")
-    for layer in plan.layers:
-        colour = "green" if layer.sparsity == "sparse" else "dim"
-        table.add_row(
+    rows = (
+        (
             layer.module or layer.name, layer.kind, str(layer.n), str(layer.k), layer.precision,
-            console.styled(layer.sparsity, colour), layer.reason,
-        )  # fmt: skip
+            layer.sparsity, layer.reason,
+        )
+        for layer in plan.layers
+    )  # fmt: skip
+    console.add_alike(table, rows, {"sparse": "green", "dense": "dim"})
     out = console.out()
     out.print(table)
     if plan.split:

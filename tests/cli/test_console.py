@@ -32,3 +32,24 @@ def test_a_table_that_fits_keeps_to_the_width(
     table.add_row("14336", "sparse for M of 256 and more, and M is 1024 in this profile")
     console.out().print(table)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 50
+
+
+def test_rows_alike_but_for_numbers_are_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    table = console.table("Layer", "2:4")
+    rows = [
+        (f"block1.layer.{i}.{name}", state)
+        for i in range(12)
+        for name, state in (("q", "sparse"), ("k", "no"))
+    ]
+    console.add_alike(table, [*rows, ("block1.layer.12.q", "no"), ("head", "no")], {"sparse": "green"})
+    console.out().print(table)
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert printed[1:] == [
+        ["block1.layer.*.q", "(12)", "sparse"],
+        ["block1.layer.*.k", "(12)", "no"],
+        ["block1.layer.12.q", "no"],
+        ["head", "no"],
+    ]
