@@ -162,6 +162,10 @@ def _print_layers(manifest: Manifest) -> None:
         table.add_row(str(count), *decision)
     out = console.out()
     out.print(table)
+    states = Counter(layer.state for layer in manifest.layers)
+    if states["not-sparse"] and not states["sparse"]:
+        said = f"No weights are 2:4, {states['not-sparse']} could be: nothing can run sparse."
+        out.print(console.styled(f"\n{said} `sparseflow-trt prune` makes them so.", "yellow"))
     islands = len(manifest.graph.islands)
     out.print(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")
     for name, elements, largest in manifest.graph.clamped:

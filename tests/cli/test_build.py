@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import yaml
 
@@ -21,6 +22,7 @@ from sparseflow_trt._files import sha256_of
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
+    from tests.conftest import Models
 
 MakeModel = Callable[..., Path]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -61,6 +63,14 @@ def test_auto_says_which_backend_and_why(sparseflow: Sparseflow, mlp: MakeModel)
     ended = sparseflow("build", mlp(), *BATCH)
     assert ended.code == 0
     assert "The backend is tensorrt-rtx: it is installed" in ended.out
+
+
+def test_a_model_that_nobody_pruned_is_told_to_be(sparseflow: Sparseflow, models: Models) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    build = ("build", models.matmul(weight), "--sparsity", "force", "--backend", "onnxruntime", "--dim")
+    ended = sparseflow(*build, "batch=1,8,16")
+    assert ended.code == 0
+    assert "No weights are 2:4, 1 could be: nothing can run sparse. `sparseflow-trt prune`" in ended.out
 
 
 def test_again_does_nothing(sparseflow: Sparseflow, mlp: MakeModel) -> None:
