@@ -65,11 +65,13 @@ class Losses:
     Attributes:
         total: The products' time over the whole axis, each with its best kernel everywhere. The unit is
             microseconds times weight with traffic; without, octaves of the axis.
+        timed: Whether the policy has times of any of the products; else thresholds and its margin stand in.
     """
 
     axis: Axis
     sizes: tuple[int, ...]
     total: float
+    timed: bool
     _rows: tuple[_Row, ...]
 
     def of(self, low: int, high: int, opt: int) -> float:
@@ -116,9 +118,11 @@ def measure_losses(
     able = {product: count for product, count in products.items() if axis.m(product.m, axis.low)}
     samples = _samples(axis, edges, traffic)
     rows = []
+    timed = False
     for product, count in able.items():
         ms = [axis.m(product.m, size) or 1 for size, _ in samples]
         asked = known_of(policy, product.kind, product.n, product.k, product.dtype)
+        timed |= asked.shape is not None
         rate = _fastest_rate(asked)
         pairs = [_expected(asked, product.choosable, m, rate) for m in ms]
         dense, sparse = (np.array(times) * count for times in zip(*pairs, strict=True))
@@ -133,6 +137,7 @@ def measure_losses(
         axis,
         tuple(size for size, _ in samples),
         float((weights * best).sum()),
+        timed,
         tuple(_Row(r.m, r.dense * weights, r.sparse * weights, r.begins, r.wins) for r in rows),
     )
 

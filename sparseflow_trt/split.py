@@ -140,18 +140,19 @@ def _find_cuts(
 
     cuts = tuple(starts[cut] for cut in choose_cuts(len(starts), loss, LEAST_GAIN * losses.total))
     whole = loss(0, len(starts) - 1) / losses.total
+    assumed = "" if losses.timed else " (assumed: the policy has thresholds for these products, and no times)"
     if not cuts:
         said = _list_kinds({size: crossovers[size] for size in crossovers})
         return (), (
             f"is not split: layers change at {said}, where one profile loses {whole:.2%} of the products' "
-            f"time and a cut gains less than {LEAST_GAIN:.1%}"
+            f"time and a cut gains less than {LEAST_GAIN:.1%}{assumed}"
         )
     bounds = [axis.low, *cuts, axis.high + 1]
     left = sum(_lost(losses, low, after - 1, traffic) for low, after in pairwise(bounds)) / losses.total
     said = _list_kinds({size: crossovers[size] for size in cuts})
     return cuts, (
         f"is split where layers change, at {said}: one profile would lose {whole:.2%} of the products' "
-        f"time, these lose {left:.2%}"
+        f"time, these lose {left:.2%}{assumed}"
     )
 
 

@@ -92,6 +92,7 @@ def test_a_profile_is_split_where_layers_change() -> None:
     )
     # what is left: between two measured M sparse has to win at both, and is interpolated to win sooner
     assert why.endswith("these lose 0.73% (every octave counts alike)")
+    assert "assumed" not in why
 
 
 def test_m_may_be_a_product_with_other_axes_at_their_opt() -> None:
@@ -165,6 +166,7 @@ def test_thresholds_alone_split_too() -> None:
     )
     assert _batches(profiles) == [(1, 2, 63), (64, 512, 4096)]
     assert "at 64 (o, qkv)" in why
+    assert "(assumed: the policy has thresholds for these products, and no times)" in why
 
 
 def test_the_shipped_policy_splits_a_llama_s_layers() -> None:
