@@ -43,6 +43,7 @@ def write_model(path: Path) -> None:
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
 def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
     write_model(tmp_path / "model.onnx")
+    (tmp_path / "traffic.csv").write_text("m,weight\n128,3\n1024,1\n", encoding="utf-8")
     for line in commands(page):
         if line.startswith("pip install"):
             continue  # `make setup` is the installation that is tested
