@@ -36,6 +36,8 @@ PROFILES = {"small": (1, 16, 64), "large": (65, 256, 512)}
 PACKAGES = ("sparseflow-trt", "tensorrt", "cuda-bindings", "numpy", "onnx", "onnx-ir", "onnxruntime",
             "polygraphy", "pytest")  # fmt: skip
 
+_TRACE = 40  # lines of a failure that are kept
+
 WriteMlp = Callable[..., Path]
 
 
@@ -69,12 +71,17 @@ def why_not_here() -> str:
 
 
 class Summary:
-    """Collects every test's outcome and writes them to one JSON file, whole or not at all."""
+    """Collects the tests' outcomes in one JSON file, written after each: a run that is cut has it, too."""
 
     def __init__(self, file: Path) -> None:
         self.file = file.absolute()
         self.started = time.monotonic()
+        self.collected = 0
         self.tests: dict[str, dict[str, Any]] = {}
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Counts what is to be run."""
+        self.collected = len(session.items)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Adds up a test's setup, call and teardown; one that fails in any of them has failed."""
@@ -83,8 +90,12 @@ class Summary:
         if report.outcome != "passed" and test["outcome"] != "failed":
             test["outcome"] = report.outcome
             test["reason"] = reason_of(report)
+            if report.failed:
+                test["trace"] = report.longreprtext.splitlines()[-_TRACE:]
+        if report.when == "teardown":
+            self._write()
 
-    def pytest_sessionfinish(self) -> None:
+    def _write(self) -> None:
         """Writes the file, where a test was run: nobody's result is lost to a machine without a GPU."""
         from sparseflow_trt._files import write_atomically
 
@@ -101,6 +112,7 @@ class Summary:
             "versions": {name: found for name in PACKAGES if (found := version_or_none(name))},
             "seconds": round(time.monotonic() - self.started, 1),
             **{word: outcomes.count(word) for word in ("passed", "failed", "skipped")},
+            "not run": self.collected - len(outcomes),
             "tests": self.tests,
         }
         write_atomically(self.file, json.dumps(result, indent=2) + "\n")
