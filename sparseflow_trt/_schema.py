@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,18 @@ def parse(schema: type[_Model], data: Any, source: str, error: type[SparseflowEr
         return schema.model_validate(data)
     except ValidationError as failure:
         raise error(f"{source}: {describe(failure)}", hint) from failure
+
+
+def load_json(text: str, source: str, error: type[SparseflowError], hint: str) -> Any:
+    """The plain data that a JSON text holds.
+
+    Raises:
+        SparseflowError: Of the class `error`, where it is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{source} is not JSON: {problem}.", hint) from problem
 
 
 def load_yaml(text: str, source: str, error: type[SparseflowError], hint: str) -> Any:

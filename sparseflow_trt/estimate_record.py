@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from sparseflow_trt._schema import Record, parse, read_text
+from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.policy import Library
 
@@ -106,8 +105,5 @@ def read_estimate(path: Path) -> Estimate:
         PolicyError: It is missing, is not JSON or has wrong fields.
     """
     text = read_text(path, PolicyError, "estimate")
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PolicyError(f"{path} is not JSON: {error}.", _HINT) from error
+    data = load_json(text, str(path), PolicyError, _HINT)
     return parse(Estimate, data, str(path), PolicyError, _HINT)

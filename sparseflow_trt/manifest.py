@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, FiniteFloat
 
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt._schema import Record, parse, read_text
+from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.verdict import Validation
 
@@ -235,10 +234,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(
             f"{folder} is no artifact: it has no {NAME}.", "Name the folder that `build` wrote."
         )
-    try:
-        data = json.loads(read_text(path, ArtifactError, "manifest"))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not JSON: {error}.", _HINT) from error
+    data = load_json(read_text(path, ArtifactError, "manifest"), str(path), ArtifactError, _HINT)
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise ArtifactError(

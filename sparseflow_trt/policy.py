@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from sparseflow_trt._schema import Record, parse, read_text
+from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import PolicyError
 
 SHIPPED = Path(__file__).parent / "policies"
@@ -159,10 +159,7 @@ def read_policy(path: Path) -> Policy:
         PolicyError: It is missing, is not JSON or has wrong fields.
     """
     text = read_text(path, PolicyError, "policy")
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PolicyError(f"{path} is not JSON: {error}.", _HINT) from error
+    data = load_json(text, str(path), PolicyError, _HINT)
     return parse(Policy, data, str(path), PolicyError, _HINT)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from sparseflow_trt._schema import Record, parse, read_text
+from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.kinds import KINDS, kind_from_names
 from sparseflow_trt.policy import MARGIN, Point, Policy, Threshold
@@ -70,10 +69,7 @@ def import_policy(
 
 
 def _thresholds_from_json(text: str, source: str) -> tuple[Threshold, ...]:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PolicyError(f"{source} is not JSON: {error}.", _HINT) from error
+    data = load_json(text, source, PolicyError, _HINT)
     operations = data.get("ops", data) if isinstance(data, dict) else data
     if not isinstance(operations, dict) or not operations:
         raise PolicyError(f"{source} holds no operations.", _HINT)

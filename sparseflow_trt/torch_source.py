@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from sparseflow_trt._deps import require
+from sparseflow_trt._user_code import import_user_code
 from sparseflow_trt.errors import InputError
 
 TorchDtype = Literal["fp32", "fp16", "bf16"]
@@ -75,7 +72,7 @@ def load_torch_model(
 def _from_function(torch: Any, target: str, function: str, device: str) -> TorchModel:
     source = f"{target}:{function}"
     try:
-        made = getattr(_import(target), function)()
+        made = getattr(import_user_code(target, "module", _HINT), function)()
     except InputError:
         raise
     # the user's code can raise anything; its own words and traceback go along
@@ -149,21 +146,6 @@ def _defaults(torch: Any, kind: Any, device: str) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-def _import(target: str) -> ModuleType:
-    if not target.endswith(".py"):
-        return importlib.import_module(target)
-    path = Path(target).resolve()
-    if not path.is_file():
-        raise InputError(f"{target} does not exist.", "Check the path of the module.")
-    spec = importlib.util.spec_from_file_location(f"_sparseflow_torch_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{target} cannot be imported.", _HINT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses in it look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def _moved(torch: Any, value: Any, device: str) -> Any:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparseflow_trt._schema import read_text
+from sparseflow_trt._schema import load_json, read_text
 from sparseflow_trt.errors import ShapeError
 
 _HINT = (
@@ -84,10 +83,7 @@ def _csv_rows(text: str, path: Path) -> Iterable[tuple[str, Any, Any]]:
 
 
 def _json_rows(text: str, path: Path) -> Iterable[tuple[str, Any, Any]]:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ShapeError(f"{path} is not JSON: {error}.", _HINT) from error
+    data = load_json(text, str(path), ShapeError, _HINT)
     if isinstance(data, dict):
         for m, weight in data.items():
             yield f"M={_shown(m)}", m, weight

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sparseflow_trt._deps import require
+from sparseflow_trt._user_code import import_user_code
 from sparseflow_trt.errors import InputError
 from sparseflow_trt.validation.feeds import InputSet, InputSpec, checked_feeds, read_input_specs
 from sparseflow_trt.validation.messages import one_line, quiet_polygraphy
@@ -155,7 +152,7 @@ def _read_json(path: Path) -> Sets:
 def _call_loader(target: str, function: str) -> Sets:
     source = f"{target}:{function}"
     try:
-        loader = getattr(_import(target), function)
+        loader = getattr(import_user_code(target, "loader", _HINT), function)
         feeds = list(loader())
     except InputError:
         raise
@@ -166,21 +163,6 @@ def _call_loader(target: str, function: str) -> Sets:
             "It is called without arguments and yields {input name: array}.",
         ) from error
     return _named(function, feeds, source)
-
-
-def _import(target: str) -> ModuleType:
-    if not target.endswith(".py"):
-        return importlib.import_module(target)
-    path = Path(target).resolve()
-    if not path.is_file():
-        raise InputError(f"{target} does not exist.", "Check the path of the loader.")
-    spec = importlib.util.spec_from_file_location(f"_sparseflow_inputs_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"{target} cannot be imported.", _HINT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses in it look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 def _named(stem: str, feeds: Iterable[Any], source: str) -> Sets:

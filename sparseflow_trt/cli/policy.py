@@ -143,20 +143,12 @@ def import_file(
     as_json: bool,
 ) -> int:  # fmt: skip
     """Make a policy of FILE: {"ops": {"gate_proj": {"min_m": 256}}} or a CSV op,M,pruned_dense_us,…."""
-    from sparseflow_trt._files import write_atomically
-    from sparseflow_trt.policy import json_from_policy
     from sparseflow_trt.policy_import import import_policy
 
     if output.exists() and file.exists() and output.samefile(file):
         raise PolicyError(f"{output} is the file to import itself.", "Name another file with --output.")
     policy = import_policy(file, name, device, compute_capability, dict(map(_parse_shape, shapes)))
-    write_atomically(output, json_from_policy(policy))
-    if as_json:
-        console.print_json(policy.model_dump(mode="json"))
-        return EXIT_OK
-    _print(policy)
-    console.out().print(f"\nWritten: {output}. Plan with it: sparseflow-trt plan MODEL --policy {output}")
-    return EXIT_OK
+    return _write(policy, output, as_json)
 
 
 @command.command("learn")
@@ -177,12 +169,18 @@ def learn_from_artifacts(
     The builder times a kernel with its weights in the GPU's cache: such a policy says which kernel the
     builder prefers. What an engine gains by it, `build --verdict` measures.
     """
-    from sparseflow_trt._files import write_atomically
     from sparseflow_trt.learn import learn_policy
     from sparseflow_trt.manifest import read_manifest
-    from sparseflow_trt.policy import find_policy, json_from_policy
+    from sparseflow_trt.policy import find_policy
 
     policy = learn_policy(map(read_manifest, artifacts), name, find_policy(into) if into else None)
+    return _write(policy, output, as_json)
+
+
+def _write(policy: Policy, output: Path, as_json: bool) -> int:
+    from sparseflow_trt._files import write_atomically
+    from sparseflow_trt.policy import json_from_policy
+
     write_atomically(output, json_from_policy(policy))
     if as_json:
         console.print_json(policy.model_dump(mode="json"))

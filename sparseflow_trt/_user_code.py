@@ -1,0 +1,36 @@
+"""Imports the Python that a user names: a module, or a file that no package holds."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from sparseflow_trt.errors import InputError
+
+
+def import_user_code(target: str, what: str, hint: str) -> ModuleType:
+    """Imports a module by its name, or a file whose name ends with .py.
+
+    Args:
+        target: The module or the file.
+        what: What it is to the user: "loader".
+        hint: What to give, for a file that Python cannot import.
+
+    Raises:
+        InputError: The file does not exist or is nothing that Python imports.
+    """
+    if not target.endswith(".py"):
+        return importlib.import_module(target)
+    path = Path(target).resolve()
+    if not path.is_file():
+        raise InputError(f"{target} does not exist.", f"Check the path of the {what}.")
+    spec = importlib.util.spec_from_file_location(f"_sparseflow_{what}_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{target} cannot be imported.", hint)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses in it look their module up
+    spec.loader.exec_module(module)
+    return module
