@@ -1,8 +1,8 @@
 """A TinyLlama prefill in PyTorch, dense against 2:4: where GPU time goes, the ceiling, what is reached.
 
-    python benchmarks/end_to_end_torch.py [--seq 1024] [--layers 22] [--samples 60] [--runs 20]
+    python benchmarks/end_to_end_torch.py [--dtype bf16] [--seq 1024] [--layers 22] [--samples 60] [--runs 20]
 
-TinyLlama-1.1B's architecture with random weights (FP16), all Linear layers of its blocks pruned 2:4 on both
+TinyLlama-1.1B's architecture with random weights, all Linear layers of its blocks pruned 2:4 on both
 sides, one prompt, its key-value cache written, logits of every token. Dense is cuBLAS as PyTorch calls it;
 sparse is cuSPARSELt in the MLPs ("mlp"), in the attention's projections too ("mlp+attention"), and where a
 product by itself is faster by 2 % ("measured"). Then:
@@ -36,13 +36,13 @@ from sparseflow_trt.engines.autotune import Curve, Request
 from sparseflow_trt.engines.cusparselt import load_torch, prune_rows
 from sparseflow_trt.engines.kernel_profile import CLASSES, KernelProfile
 from sparseflow_trt.engines.medians import Median, median_of
-from sparseflow_trt.engines.time_torch import TorchMeasurer
+from sparseflow_trt.engines.time_torch import DTYPES, TorchMeasurer
 from sparseflow_trt.engines.torch_profile import LinearProduct, profile_torch_model, record_products
 from sparseflow_trt.engines.torch_sparse import Swapped, restore_linears, swap_linears
 from sparseflow_trt.engines.torch_timing import capture, new_event
 from sparseflow_trt.engines.turns import times_in_turn
 from sparseflow_trt.estimate_record import end_to_end
-from sparseflow_trt.policy import MARGIN
+from sparseflow_trt.policy import MARGIN, Dtype
 from sparseflow_trt.torch_source import TorchModel, load_torch_model
 
 TINYLLAMA = {
@@ -64,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--dtype", choices=("fp16", "bf16"), default="bf16")
     parser.add_argument("--seq", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=TINYLLAMA["num_hidden_layers"])
     parser.add_argument("--samples", type=int, default=60, help="CUDA graph replays of each variant")
@@ -74,11 +75,11 @@ def main() -> None:
         config = {**TINYLLAMA, "num_hidden_layers": asked.layers}
         Path(name, "config.json").write_text(json.dumps(config))
         torch.manual_seed(0)
-        model = load_torch_model(name, 1, asked.seq, "fp16")
+        model = load_torch_model(name, 1, asked.seq, asked.dtype)
     prune_blocks(torch, model)
     say("each product by itself")
     products = record_products(model)
-    times = time_products(products)
+    times = time_products(products, asked.dtype.upper())
     say("the dense module")
     with torch.no_grad():
         model, attention = capturable(torch, model)
@@ -93,7 +94,7 @@ def main() -> None:
     figures = {
         "model": {
             **config,
-            "dtype": "float16",
+            "dtype": DTYPES[asked.dtype.upper()],
             "batch": 1,
             "seq": asked.seq,
             "weights": "random, 2:4",
@@ -170,14 +171,14 @@ def prune_blocks(torch: Any, model: TorchModel) -> None:
                 layer.weight.copy_(prune_rows(layer.weight))
 
 
-def time_products(products: Mapping[LinearProduct, int]) -> Times:
+def time_products(products: Mapping[LinearProduct, int], dtype: Dtype) -> Times:
     """Each shape's microseconds, dense and sparse, as the policy's are measured."""
     measurer = TorchMeasurer()
     times: dict[Shape, tuple[float, float]] = {}
     for p in products:
         if (p.n, p.k) in times:
             continue
-        pair = measurer.measure(Request(Curve("torch", "FP16", p.n, p.k, p.kind), p.m)).pair
+        pair = measurer.measure(Request(Curve("torch", dtype, p.n, p.k, p.kind), p.m)).pair
         times[p.n, p.k] = (pair.dense.us, pair.sparse.us)
     return times
 

@@ -1,6 +1,6 @@
 """autotune on two GPUs of a Ray cluster against one without Ray: the same thresholds, and how much faster.
 
-    python benchmarks/ray_two_gpus.py [--preset tinyllama] [--preset bert-base]
+    python benchmarks/ray_two_gpus.py [--preset tinyllama] [--preset bert-base] [--dtype bf16]
 
 Needs two GPUs, a PyTorch with cuSPARSELt, and Ray. Run it from a folder that holds no sparseflow_trt: Ray
 puts the current one on its workers' path. Both runs measure the same products and M from the beginning. Not
@@ -24,12 +24,11 @@ from sparseflow_trt.engines.autotune import RESOLUTION, Curve, Request
 from sparseflow_trt.engines.measurers import Crew, InTurn, identify, make_measurers
 from sparseflow_trt.engines.medians import Effort
 from sparseflow_trt.engines.ray_workers import RayWorkers
-from sparseflow_trt.policy import Pair, Threshold
+from sparseflow_trt.policy import Dtype, Pair, Threshold
 from sparseflow_trt.presets import PRESETS
 from sparseflow_trt.tuning import Space, Tuned, autotune, products_of
 
 GRID = (1, 16, 64, 256, 1024, 4096)
-FIRST = Request(Curve("torch", "FP16", 1024, 1024, "other"), 64)
 
 
 def main() -> None:
@@ -38,8 +37,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", action="append", choices=PRESETS)
-    presets = parser.parse_args().preset or ["tinyllama", "bert-base"]
-    space = Space(products_of((), presets), ("FP16",), GRID)
+    parser.add_argument("--dtype", choices=("fp16", "bf16"), default="bf16")
+    asked = parser.parse_args()
+    presets = asked.preset or ["tinyllama", "bert-base"]
+    dtype: Dtype = asked.dtype.upper()
+    space = Space(products_of((), presets), (dtype,), GRID)
     make = functools.partial(make_measurers, ("torch",), Effort())
     with tempfile.TemporaryDirectory() as name:
         one = tune(space, InTurn(make(), identify), Path(name) / "one.json")
@@ -53,6 +55,7 @@ def main() -> None:
         "device": one.policy.device,
         "libraries": {**one.policy.libraries, "ray": version_of("ray")},
         "presets": presets,
+        "dtype": dtype,
         "grid": GRID,
         "one GPU": described(one),
         "two GPUs": described(two),
@@ -68,8 +71,9 @@ def main() -> None:
 
 def tune(space: Space, crew: Crew, output: Path) -> Tuned:
     """One run, after a product that does not count on each GPU."""
+    first = Request(Curve("torch", space.dtypes[0], 1024, 1024, "other"), 64)
     for _ in range(crew.count):
-        crew.submit(FIRST)
+        crew.submit(first)
     for _ in range(crew.count):
         crew.next_measured()
     return autotune(space, crew, output)

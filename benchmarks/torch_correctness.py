@@ -1,15 +1,16 @@
 """cuSPARSELt's products through PyTorch against FP32: every algorithm that autotune may pick, case by case.
 
-    python benchmarks/torch_correctness.py
+    python benchmarks/torch_correctness.py [--dtype bf16]
 
-Needs a GPU and a PyTorch with cuSPARSELt. Writes results/torch_correctness.json, and exits with 1 where a
-product is more than 1e-2 off FP32 (relative, in the 2-norm), holds a NaN, or differs between a call and
-the replay of a CUDA graph.
+--dtype runs all cases in that type alone. Needs a GPU and a PyTorch with cuSPARSELt. Writes
+results/torch_correctness.json, and exits with 1 where a product is more than 1e-2 off FP32 (relative, in the
+2-norm), holds a NaN, or differs between a call and the replay of a CUDA graph.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+from dataclasses import dataclass, replace
 from typing import Any
 
 from measure import write_result
@@ -54,9 +55,15 @@ CASES = (
 
 def main() -> None:
     """Runs all cases."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dtype", choices=("fp16", "bf16"))
+    dtype = parser.parse_args().dtype
+    cases = [replace(case, dtype=dtype.upper()) for case in CASES] if dtype else CASES
     torch = cusparselt.load_torch()
     with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
-        rows = [check(torch, case, seed) for seed, case in enumerate(CASES)]
+        rows = [check(torch, case, seed) for seed, case in enumerate(cases)]
     failed = sum(not row["passed"] for row in rows)
     figures = {
         "gpu": torch.cuda.get_device_name(),
@@ -67,7 +74,8 @@ def main() -> None:
         "worst relative error": max(row["worst"]["relative"] for row in rows),
         "rows": rows,
     }
-    write_result("torch_correctness", figures)
+    asked = f" --dtype {dtype}" if dtype else ""
+    write_result("torch_correctness", figures, f"python benchmarks/torch_correctness.py{asked}")
     if failed:
         raise SystemExit(1)
 

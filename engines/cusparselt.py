@@ -8,6 +8,7 @@ are only worth their while inside of a CUDA graph.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from sparseflow_trt.errors import NotInstalledError, PolicyError
 ROWS = 8  # M is padded to a multiple of this
 _WEIGHT = 16  # N and K have to be multiples of this
 _MOST_ALGORITHMS = 64  # numbers tried; 0.8.0 has 36 for FP16 and 21 for BF16 on an H200
+_SONAME = "libcusparseLt.so.0"
 _NEEDED_FOR = "measuring cuSPARSELt against cuBLASLt"
 
 Tensor = Any  # torch.Tensor; torch is imported when it is needed
@@ -59,9 +61,30 @@ def load_torch() -> Any:
     return torch
 
 
-def version_in_words(number: int) -> str:
-    """A version as the library encodes it: 802 is 0.8.2."""
-    return f"{number // 1000}.{number % 1000 // 100}.{number % 100}"
+def library_version(library: Any = None) -> str:
+    """The version of the cuSPARSELt that runs, such as "0.8.1".
+
+    The library itself is asked, since PyTorch tells which one it was built with, and another may be loaded.
+
+    Args:
+        library: The library, opened by ctypes; None for the one that PyTorch has loaded.
+
+    Raises:
+        NotInstalledError: It cannot be asked.
+    """
+    try:
+        ask = (library or ctypes.CDLL(_SONAME)).cusparseLtGetProperty
+    except (OSError, AttributeError) as error:
+        raise NotInstalledError(
+            f"the version of cuSPARSELt ({_SONAME}) cannot be read: {error}.",
+            "Install PyTorch from its own package index; those builds bring cuSPARSELt.",
+        ) from error
+    parts = []
+    for part in range(3):  # libraryPropertyType: major, minor, patch
+        value = ctypes.c_int()
+        ask(part, ctypes.byref(value))
+        parts.append(str(value.value))
+    return ".".join(parts)
 
 
 def why_not(n: int, k: int) -> str:

@@ -97,7 +97,7 @@ class TorchMeasurer:
         found = {
             "torch": str(torch.__version__),
             "cuda": str(torch.version.cuda),
-            "cusparselt": cusparselt.version_in_words(torch.backends.cusparselt.version()),
+            "cusparselt": cusparselt.library_version(),
         }
         for package in (f"nvidia-cublas-cu{str(torch.version.cuda).partition('.')[0]}", "nvidia-cublas"):
             try:

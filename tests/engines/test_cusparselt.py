@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ from hypothesis import strategies as st
 
 from sparseflow_trt.engines.cusparselt import (
     Algorithm,
+    library_version,
     load_torch,
     pad_rows,
     prune_rows,
     rank_algorithms,
-    version_in_words,
     why_not,
 )
 from sparseflow_trt.errors import NotInstalledError, PolicyError
@@ -62,11 +63,18 @@ def test_an_algorithm_is_named_with_its_split() -> None:
     assert str(Algorithm(12, 4, 1)) == "algorithm 12, K split by 4 (mode 1)"
 
 
-@pytest.mark.parametrize(
-    ("number", "words"), [(400, "0.4.0"), (602, "0.6.2"), (801, "0.8.1"), (1203, "1.2.3")]
-)
-def test_versions_are_read_as_the_library_writes_them(number: int, words: str) -> None:
-    assert version_in_words(number) == words
+def test_the_version_is_the_one_that_the_library_tells() -> None:
+    def tell(part: int, into: Any) -> None:
+        into._obj.value = (0, 9, 1)[part]
+
+    assert library_version(types.SimpleNamespace(cusparseLtGetProperty=tell)) == "0.9.1"
+
+
+def test_a_library_that_tells_no_version_is_an_error_in_words() -> None:
+    with pytest.raises(
+        NotInstalledError, match=r"the version of cuSPARSELt \(libcusparseLt.so.0\) cannot be"
+    ):
+        library_version(types.SimpleNamespace())
 
 
 @pytest.mark.parametrize(("n", "k", "taken"), [(16, 16, True), (1000, 768, False), (768, 1000, False)])
