@@ -16,7 +16,8 @@ from typing import Any
 from measure import write_result
 
 from sparseflow_trt.engines import cusparselt
-from sparseflow_trt.engines.cusparselt import Algorithm, Tensor
+from sparseflow_trt.engines.cusparselt import Tensor
+from sparseflow_trt.engines.cusparselt_plan import Algorithm
 from sparseflow_trt.engines.time_torch import DTYPES, MOST_ERROR, TorchMeasurer
 from sparseflow_trt.engines.torch_timing import capture
 from sparseflow_trt.policy import Dtype

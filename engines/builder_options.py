@@ -55,6 +55,28 @@ def apply_options(trt: ModuleType, title: str, config: Any, options: EngineOptio
             _set_flag(trt, title, config, flag, option)
 
 
+def spare_library_handles(trt: ModuleType, network: Any, config: Any) -> None:
+    """Leaves out the cuBLAS and cuDNN handles that TensorRT gives to each plugin, where it would load them.
+
+    The plugins here take none, and TensorRT 8.6 loads both libraries for that alone: its own kernels are
+    without them (DISABLE_EXTERNAL_TACTIC_SOURCES_FOR_CORE_0805 is on). A network without plugins stays as it
+    is.
+
+    Args:
+        trt: The TensorRT that builds.
+        network: The parsed INetworkDefinition.
+        config: Its IBuilderConfig.
+    """
+    kinds = {getattr(trt.LayerType, name, None) for name in ("PLUGIN_V2", "PLUGIN_V3")} - {None}
+    if not any(network.get_layer(i).type in kinds for i in range(network.num_layers)):
+        return
+    sources = config.get_tactic_sources()
+    for name in ("CUBLAS", "CUBLAS_LT", "CUDNN"):
+        if hasattr(trt.TacticSource, name):
+            sources &= ~(1 << int(getattr(trt.TacticSource, name)))
+    config.set_tactic_sources(sources)
+
+
 def build_failure(title: str, model: str, options: EngineOptions, said: str) -> BuildError:
     """The error of a build that gave no engine.
 

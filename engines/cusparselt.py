@@ -1,44 +1,28 @@
-"""cuSPARSELt's 2:4 products through PyTorch, called so that the kernel alone can be timed.
+"""cuSPARSELt's 2:4 products of PyTorch's tensors.
 
 y = x · Wᵀ is computed as PyTorch's own semi-structured linear layer does: the packed weight on the left of
 xᵀ, the result written transposed. Rows of x are padded with zeros to a multiple of 8, which the library
-wants. PyTorch makes the library's plan in every call (hundreds of microseconds on the host), so that calls
-are only worth their while inside of a CUDA graph.
+wants. Weights are packed by PyTorch; plans are kept (cusparselt_plan), which PyTorch's own calls do not.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from sparseflow_trt._deps import require
+from sparseflow_trt.engines.cusparselt_plan import Algorithm, Plan, Shape
 from sparseflow_trt.errors import NotInstalledError, PolicyError
 
 ROWS = 8  # M is padded to a multiple of this
 _WEIGHT = 16  # N and K have to be multiples of this
 _MOST_ALGORITHMS = 64  # numbers tried; 0.8.0 has 36 for FP16 and 21 for BF16 on an H200
-_SONAME = "libcusparseLt.so.0"
 _NEEDED_FOR = "measuring cuSPARSELt against cuBLASLt"
 
 Tensor = Any  # torch.Tensor; torch is imported when it is needed
-
-
-@dataclass(frozen=True, order=True)
-class Algorithm:
-    """How cuSPARSELt computes a product: its number, and into how many parts K is split (1: not at all)."""
-
-    number: int
-    split_k: int = 1
-    split_k_mode: int = -1
-
-    def __str__(self) -> str:
-        split = f", K split by {self.split_k} (mode {self.split_k_mode})" if self.split_k != 1 else ""
-        return f"algorithm {self.number}{split}"
 
 
 def load_torch() -> Any:
@@ -59,32 +43,6 @@ def load_torch() -> Any:
             "Install PyTorch from its own package index; those builds have it.",
         )
     return torch
-
-
-def library_version(library: Any = None) -> str:
-    """The version of the cuSPARSELt that runs, such as "0.8.1".
-
-    The library itself is asked, since PyTorch tells which one it was built with, and another may be loaded.
-
-    Args:
-        library: The library, opened by ctypes; None for the one that PyTorch has loaded.
-
-    Raises:
-        NotInstalledError: It cannot be asked.
-    """
-    try:
-        ask = (library or ctypes.CDLL(_SONAME)).cusparseLtGetProperty
-    except (OSError, AttributeError) as error:
-        raise NotInstalledError(
-            f"the version of cuSPARSELt ({_SONAME}) cannot be read: {error}.",
-            "Install PyTorch from its own package index; those builds bring cuSPARSELt.",
-        ) from error
-    parts = []
-    for part in range(3):  # libraryPropertyType: major, minor, patch
-        value = ctypes.c_int()
-        ask(part, ctypes.byref(value))
-        parts.append(str(value.value))
-    return ".".join(parts)
 
 
 def why_not(n: int, k: int) -> str:
@@ -135,15 +93,45 @@ def sparse_linear(x: Tensor, packed: Tensor, algorithm: Algorithm, bias: Tensor 
         [M, N], of x's type.
 
     Raises:
-        RuntimeError: PyTorch's own, where the algorithm does not take this product.
+        RuntimeError: The library's words, where the algorithm does not take this product.
     """
     torch = _torch()
-    split = {}
-    if algorithm.split_k != 1:
-        split = {"split_k": algorithm.split_k, "split_k_mode": algorithm.split_k_mode}
-    return torch._cslt_sparse_mm(
-        packed, x.t(), bias=bias, transpose_result=True, alg_id=algorithm.number, **split
-    )
+    rows, n = len(x), len(packed)
+    shape = Shape(rows, n, x.shape[1], str(x.dtype).removeprefix("torch."))
+    with torch.cuda.device(x.device):
+        plan = plan_for(shape, algorithm, 0 if bias is None else bias.data_ptr(), x.device.index)
+        x = x.contiguous()
+        y = torch.empty(rows, n, dtype=x.dtype, device=x.device)
+        workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=x.device)
+        stream = torch.cuda.current_stream().cuda_stream
+        plan.run(packed.data_ptr(), x.data_ptr(), y.data_ptr(), workspace.data_ptr(), stream)
+    return y
+
+
+@functools.cache
+def _plans() -> dict[tuple[Shape, Algorithm, int, int], Plan]:
+    return {}
+
+
+def plan_for(shape: Shape, algorithm: Algorithm, bias: int, device: int) -> Plan:
+    """The plan of a product, made at its first use and kept: CUDA graphs may hold its kernel.
+
+    Raises:
+        RuntimeError: The library's words, where the algorithm does not take this product.
+    """
+    plans = _plans()
+    key = (shape, algorithm, bias, device)
+    if key not in plans:
+        plans[key] = Plan(*key)
+    return plans[key]
+
+
+def forget_plans() -> None:
+    """Gives all plans back; no graph that was recorded with one may be replayed afterwards."""
+    plans = _plans()
+    for plan in plans.values():
+        plan.close()
+    plans.clear()
 
 
 @functools.cache

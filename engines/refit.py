@@ -107,7 +107,7 @@ def _set_by_name(
         if name not in wanted or not _is_plain_float(tensor):
             continue
         array = np.ascontiguousarray(tensor.numpy())
-        if not refitter.set_named_weights(name, flavour.module.Weights(array)):
+        if not refitter.set_named_weights(name, _borrowed(flavour.module, array)):
             raise BuildError(
                 f"{flavour.title} {flavour.version} does not take weight '{name}' of {model.name}: "
                 f"{log.take_errors()}",
@@ -120,6 +120,12 @@ def _set_by_name(
             _BUILD_NEW,
         )
     return arrays
+
+
+def _borrowed(trt: Any, array: np.ndarray[Any, np.dtype[Any]]) -> Any:
+    """An array as TensorRT's Weights, which read it in place; 8.6 does not take an FP16 array itself."""
+    kind = trt.DataType.HALF if array.dtype == np.float16 else trt.DataType.FLOAT
+    return trt.Weights(kind, array.ctypes.data, array.size)
 
 
 def _is_plain_float(tensor: ir.TensorProtocol) -> bool:

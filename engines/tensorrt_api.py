@@ -13,7 +13,12 @@ from types import ModuleType
 from typing import Any
 
 from sparseflow_trt import _deps
-from sparseflow_trt.engines.builder_options import apply_options, build_failure, lacks
+from sparseflow_trt.engines.builder_options import (
+    apply_options,
+    build_failure,
+    lacks,
+    spare_library_handles,
+)
 from sparseflow_trt.engines.like import make_selector, tactics_of
 from sparseflow_trt.engines.pin_types import pin_types
 from sparseflow_trt.engines.protocol import EngineOptions, OnProgress, Progress
@@ -130,6 +135,7 @@ def build_engine(
     _configure(flavour, config, sparse, on_progress)
     named = f"{flavour.title} {flavour.version}"
     apply_options(flavour.module, named, config, options)
+    spare_library_handles(flavour.module, network, config)
     editable = _make_editable(flavour, config)
     selector = None if editable else _select_like(flavour, config, options)
     cache, saved = caches_for(options, engine, this_machine(flavour.version), editable)

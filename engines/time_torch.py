@@ -22,7 +22,8 @@ from typing import Any
 
 from sparseflow_trt.engines import cusparselt
 from sparseflow_trt.engines.autotune import Curve, Measured, Request, pair_of
-from sparseflow_trt.engines.cusparselt import Algorithm, Tensor
+from sparseflow_trt.engines.cusparselt import Tensor
+from sparseflow_trt.engines.cusparselt_plan import Algorithm, library_version
 from sparseflow_trt.engines.gpu_state import ClockState, clock_reader, l2_bytes
 from sparseflow_trt.engines.input_sets import calls_needed, sets_needed
 from sparseflow_trt.engines.medians import Effort, sample_until_narrow
@@ -97,7 +98,7 @@ class TorchMeasurer:
         found = {
             "torch": str(torch.__version__),
             "cuda": str(torch.version.cuda),
-            "cusparselt": cusparselt.library_version(),
+            "cusparselt": library_version(),
         }
         for package in (f"nvidia-cublas-cu{str(torch.version.cuda).partition('.')[0]}", "nvidia-cublas"):
             try:
@@ -121,7 +122,11 @@ class TorchMeasurer:
         begun = time.perf_counter()
         torch = self._torch
         with torch.cuda.stream(self._stream), torch.no_grad():
-            pair, clock = self._time(request, self._weights_of(request.curve))
+            try:
+                pair, clock = self._time(request, self._weights_of(request.curve))
+            finally:
+                self._stream.synchronize()
+                cusparselt.forget_plans()
         if torch.cuda.memory_reserved() > _MOST_RESERVED * torch.cuda.get_device_properties(0).total_memory:
             torch.cuda.empty_cache()  # what graphs had is kept for them, and nobody else can use it
         return Measured(request, pair, time.perf_counter() - begun, self.how, clock)

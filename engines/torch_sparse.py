@@ -15,7 +15,8 @@ from typing import Any, Protocol
 
 from sparseflow_trt._deps import require
 from sparseflow_trt.engines import cusparselt
-from sparseflow_trt.engines.cusparselt import Algorithm, Tensor
+from sparseflow_trt.engines.cusparselt import Tensor
+from sparseflow_trt.engines.cusparselt_plan import Algorithm
 from sparseflow_trt.engines.gpu_state import l2_bytes
 from sparseflow_trt.engines.input_sets import sets_needed
 from sparseflow_trt.engines.torch_timing import Queue

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from onnx import TensorProto
 
-from sparseflow_trt.engines.builder_options import apply_options, build_failure
+from sparseflow_trt.engines.builder_options import apply_options, build_failure, spare_library_handles
 from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.ort import OnnxRuntimeBackend
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions
@@ -187,3 +187,28 @@ def test_what_is_asked_for_is_plain_data() -> None:
     asked = EngineOptions(workspace=1, timing_cache=Path("a/b"), version_compatible=True)
     assert asked.asked() == {"workspace": 1, "timing_cache": "a/b", "version_compatible": True}
     assert EngineOptions(optimization_level=0).asked() == {"optimization_level": 0}
+
+
+class Sources:
+    """A configuration with tactic sources."""
+
+    def __init__(self) -> None:
+        self.sources = 0b1111
+
+    def get_tactic_sources(self) -> int:
+        return self.sources
+
+    def set_tactic_sources(self, sources: int) -> None:
+        self.sources = sources
+
+
+@pytest.mark.parametrize(("kinds", "left"), [(("MATRIX",), 0b1111), (("MATRIX", "PLUGIN_V2"), 0b1000)])
+def test_a_network_with_plugins_loads_no_library_for_their_handles(kinds: tuple[str, ...], left: int) -> None:
+    trt = SimpleNamespace(
+        LayerType=SimpleNamespace(MATRIX="MATRIX", PLUGIN_V2="PLUGIN_V2"),
+        TacticSource=SimpleNamespace(CUBLAS=0, CUBLAS_LT=1, CUDNN=2, JIT_CONVOLUTIONS=3),
+    )
+    network = SimpleNamespace(num_layers=len(kinds), get_layer=lambda i: SimpleNamespace(type=kinds[i]))
+    config = Sources()
+    spare_library_handles(cast("ModuleType", trt), network, config)
+    assert config.sources == left

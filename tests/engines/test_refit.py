@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.engines.refit import refit_from_onnx, serialized
-from sparseflow_trt.engines.tensorrt_api import Flavour
+from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
 from sparseflow_trt.engines.tensorrt_log import BuildLog
 from sparseflow_trt.errors import BuildError
 
@@ -34,17 +34,17 @@ class Refitter:
     def get_all_weights(self) -> list[str]:
         return list(self.engine.weights)
 
-    def set_named_weights(self, name: str, array: Any) -> bool:
-        if array.size != self.engine.weights[name].size:
+    def set_named_weights(self, name: str, weights: Any) -> bool:
+        if weights.size != self.engine.weights[name].size:
             return False
-        self.given[name] = array
+        self.given[name] = weights
         return True
 
     def get_missing_weights(self) -> list[str]:
         return [name for name in self.engine.bound if name not in self.given]
 
     def refit_cuda_engine(self) -> bool:
-        self.engine.weights.update(self.given)
+        self.engine.weights.update({name: np.array(w.numpy()) for name, w in self.given.items()})
         return not self.engine.refuses
 
 
@@ -67,7 +67,8 @@ def make_engine(
 
 
 def flavour(version: str) -> Flavour:
-    module = SimpleNamespace(Refitter=Refitter, Weights=lambda array: array)
+    rtx = load_flavour("tensorrt-rtx").module  # whose Weights and types are those of TensorRT
+    module = SimpleNamespace(Refitter=Refitter, Weights=rtx.Weights, DataType=rtx.DataType)
     if version != "8.6.0":
         module.OnnxParserRefitter = ParserRefitter
     return Flavour("tensorrt", "TensorRT", cast("ModuleType", module), version, strongly_typed=False)
@@ -93,7 +94,7 @@ def model(models: Models) -> Path:
 def test_weights_are_set_by_name(model: Path) -> None:
     engine = make_engine("up", "shape", "tmp_weight")
     refit(engine, model, changed=("up",))
-    assert np.array_equal(engine.weights["up"], UP)
+    assert np.array_equal(engine.weights["up"], UP.ravel())
     assert not engine.weights["shape"].any(), "a shape is no weight"
     assert not engine.weights["tmp_weight"].any(), "nor is what the parser made itself"
 

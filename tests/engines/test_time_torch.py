@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sparseflow_trt.engines import turns
 from sparseflow_trt.engines.autotune import Curve, Request, pair_of
-from sparseflow_trt.engines.cusparselt import Algorithm
+from sparseflow_trt.engines.cusparselt_plan import Algorithm
 from sparseflow_trt.engines.input_sets import calls_needed, sets_needed
 from sparseflow_trt.engines.medians import Median
 from sparseflow_trt.engines.time_torch import relative_error, tactic_of

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from sparseflow_trt.engines.cusparselt import Algorithm, prune_rows
+from sparseflow_trt.engines.cusparselt import prune_rows
+from sparseflow_trt.engines.cusparselt_plan import Algorithm
 from sparseflow_trt.engines.torch_sparse import CuSparseLt, is_2to4, restore_linears, swap_linears
 
 torch = pytest.importorskip("torch")
