@@ -13,7 +13,7 @@ product by itself is faster by 2 % ("measured"). Then:
 - the whole forward pass as a CUDA graph, the variants in turn: the speedup that is reached;
 - the error of the logits against the same weights in FP32, of each.
 
-Writes results/end_to_end_torch.json.
+Writes results/end_to_end_torch_DTYPE.json.
 """
 
 from __future__ import annotations
@@ -114,7 +114,9 @@ def main() -> None:
     arguments = "".join(
         f" --{name} {value}" for name, value in vars(asked).items() if value != parser.get_default(name)
     )
-    write_result("end_to_end_torch", figures, f"python benchmarks/end_to_end_torch.py{arguments}")
+    write_result(
+        f"end_to_end_torch_{asked.dtype}", figures, f"python benchmarks/end_to_end_torch.py{arguments}"
+    )
 
 
 class Variant:

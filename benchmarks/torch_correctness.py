@@ -17,7 +17,7 @@ from measure import write_result
 
 from sparseflow_trt.engines import cusparselt
 from sparseflow_trt.engines.cusparselt import Tensor
-from sparseflow_trt.engines.cusparselt_plan import Algorithm
+from sparseflow_trt.engines.cusparselt_plan import Algorithm, Shape
 from sparseflow_trt.engines.time_torch import DTYPES, MOST_ERROR, TorchMeasurer
 from sparseflow_trt.engines.torch_timing import capture
 from sparseflow_trt.policy import Dtype
@@ -95,7 +95,10 @@ def check(torch: Any, case: Case, seed: int) -> dict[str, Any]:
     padded, packed = cusparselt.pad_rows(x), cusparselt.pack(weight)
     tried: dict[Algorithm, dict[str, float]] = {}
     refused, unlike = [], []
-    for algorithm in cusparselt.find_algorithms(DTYPES[case.dtype]):
+    algorithms = cusparselt.find_algorithms(DTYPES[case.dtype])
+    if bias is None:  # with one, a plan is of its address
+        cusparselt.make_plans(Shape(len(padded), case.n, case.k, DTYPES[case.dtype]), algorithms)
+    for algorithm in algorithms:
         try:
             y = cusparselt.sparse_linear(padded, packed, algorithm, bias)
         except RuntimeError as error:

@@ -123,9 +123,11 @@ def _set_by_name(
 
 
 def _borrowed(trt: Any, array: np.ndarray[Any, np.dtype[Any]]) -> Any:
-    """An array as TensorRT's Weights, which read it in place; 8.6 does not take an FP16 array itself."""
-    kind = trt.DataType.HALF if array.dtype == np.float16 else trt.DataType.FLOAT
-    return trt.Weights(kind, array.ctypes.data, array.size)
+    """An array as TensorRT's Weights, which read it in place.
+
+    8.6's bindings tell dtypes by identity: one that was read from a file equals FP16's and may not be it.
+    """
+    return trt.Weights(array.view(np.float16 if array.dtype == np.float16 else np.float32))
 
 
 def _is_plain_float(tensor: ir.TensorProtocol) -> bool:

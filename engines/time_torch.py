@@ -5,10 +5,11 @@ which together exceed the L2 cache: weights come from memory, as they do in a ne
 have passed since. The two graphs are replayed in turn, so that a drift of the machine's speed meets both.
 Where calls cannot be recorded, they are queued while the GPU sleeps, and timed back to back.
 
-cuSPARSELt's algorithm is searched for each product: its own choice and all others are timed, and of the
-three fastest the best over all buffers is taken. cuBLAS is called as PyTorch calls it. Where M is not a
-multiple of 8 the sparse kernel's rows are padded to one, as PyTorch does; it is the product of the padded
-rows that is timed, without the copy that pads them.
+cuSPARSELt's algorithm is searched for each product: all that it has are timed where no M within a factor of
+four was searched before, else those that were among the eight fastest there, and of the three fastest the
+best over more buffers is taken. cuBLAS is called as PyTorch calls it. Where M is not a multiple of 8 the
+sparse kernel's rows are padded to one, as PyTorch does; it is the product of the padded rows that is timed,
+without the copy that pads them.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sparseflow_trt.engines import cusparselt
 from sparseflow_trt.engines.autotune import Curve, Measured, Request, pair_of
 from sparseflow_trt.engines.cusparselt import Tensor
-from sparseflow_trt.engines.cusparselt_plan import Algorithm, library_version
+from sparseflow_trt.engines.cusparselt_plan import Algorithm, Shape, library_version
 from sparseflow_trt.engines.gpu_state import ClockState, clock_reader, l2_bytes
 from sparseflow_trt.engines.input_sets import calls_needed, sets_needed
 from sparseflow_trt.engines.medians import Effort, sample_until_narrow
@@ -40,6 +41,8 @@ MOST_ERROR = 1e-2  # of the sparse product against FP32, relative, in the 2-norm
 
 _DENSE = "F.linear"
 _FINALISTS = 3
+_WINNERS = 8
+_NEARBY = 4  # M that differ by this factor at most share their candidates
 _CHECKED_ROWS = 256
 _MOST_RESERVED = 0.5  # of the GPU's memory
 
@@ -90,6 +93,7 @@ class TorchMeasurer:
         self._queue = Queue(self._torch)
         self._queues = True
         self._weights: _Weights | None = None
+        self._searched: dict[Curve, dict[int, list[Algorithm]]] = {}
         self.how = how
 
     def versions(self) -> dict[str, str]:
@@ -137,7 +141,7 @@ class TorchMeasurer:
         count = sets_needed(request.m, curve.n, curve.k, self._l2)
         dense_sets = _copies((x, weights.dense), count)
         sparse_sets = _copies((cusparselt.pad_rows(x), weights.packed), count)
-        algorithm, sparse_us = self._best_algorithm(curve.dtype, sparse_sets)
+        algorithm, sparse_us = self._best_algorithm(request, sparse_sets)
         kernels = self._prepare(dense_sets, sparse_sets, algorithm, sparse_us)
         clocks: list[ClockState | None] = []
 
@@ -164,15 +168,23 @@ class TorchMeasurer:
         kind = getattr(torch, DTYPES[dtype])
         return torch.randn(rows, columns, generator=source, device="cuda", dtype=kind)
 
-    def _best_algorithm(self, dtype: Dtype, sets: Sequence[tuple[Tensor, Tensor]]) -> tuple[Algorithm, float]:
+    def _best_algorithm(
+        self, request: Request, sets: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Algorithm, float]:
         """The fastest algorithm, and microseconds that it takes."""
         x, packed = sets[0]
+        dtype = DTYPES[request.curve.dtype]
+        searched = self._searched.setdefault(request.curve, {})
+        candidates = nearby_winners(searched, request.m) or cusparselt.find_algorithms(dtype)
+        cusparselt.make_plans(Shape(len(x), request.curve.n, request.curve.k, dtype), candidates)
 
         def quickly(algorithm: Algorithm) -> float:
             cusparselt.sparse_linear(x, packed, algorithm)  # loads its kernel
             return self._call_us(algorithm, sets[:3])
 
-        ranked = cusparselt.rank_algorithms(cusparselt.find_algorithms(DTYPES[dtype]), quickly)
+        ranked = cusparselt.rank_algorithms(candidates, quickly)
+        if len(candidates) > _WINNERS:
+            searched[request.m] = ranked[:_WINNERS]
         times: dict[Algorithm, float] = {}
 
         def carefully(algorithm: Algorithm) -> float:
@@ -242,6 +254,19 @@ class TorchMeasurer:
                 f"cuSPARSELt's product is wrong at {request}: it is {error:.2e} off FP32, relative.",
                 "Its figures would be worth nothing: use another release of cuSPARSELt or PyTorch.",
             )
+
+
+def nearby_winners(searched: Mapping[int, Sequence[Algorithm]], m: int) -> tuple[Algorithm, ...]:
+    """What was among the fastest at the searched M next to `m`; nothing where none of them is near.
+
+    Args:
+        searched: The fastest algorithms of one product, by the M at which all were timed.
+        m: The M for which candidates are wanted.
+    """
+    below = max((at for at in searched if at <= m), default=None)
+    above = min((at for at in searched if at >= m), default=None)
+    near = [at for at in (below, above) if at is not None and max(at, m) <= _NEARBY * min(at, m)]
+    return tuple(dict.fromkeys(algorithm for at in near for algorithm in searched[at]))
 
 
 def relative_error(

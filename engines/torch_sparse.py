@@ -2,8 +2,8 @@
 
 The weight is packed once, and the algorithm is searched once for each shape and number of rows: by timing
 all of them on buffers that together exceed the L2 cache, since in a network other layers pass between two
-uses of a weight. What is not once is PyTorch's plan of each call (hundreds of microseconds on the host), so
-that a swapped module is to be run as a CUDA graph; its first run, which searches, comes before the capture.
+uses of a weight. Plans are made once, too, and kept (cusparselt_plan). A module's first run at a number of
+rows searches, so it comes before a CUDA graph is captured.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from sparseflow_trt._deps import require
 from sparseflow_trt.engines import cusparselt
 from sparseflow_trt.engines.cusparselt import Tensor
-from sparseflow_trt.engines.cusparselt_plan import Algorithm
+from sparseflow_trt.engines.cusparselt_plan import Algorithm, Shape
 from sparseflow_trt.engines.gpu_state import l2_bytes
 from sparseflow_trt.engines.input_sets import sets_needed
 from sparseflow_trt.engines.torch_timing import Queue
@@ -65,7 +65,9 @@ class CuSparseLt:
             PolicyError: None takes this product, or their calls cannot be timed.
         """
         torch = require("torch", _NEEDED_FOR)
-        candidates = cusparselt.find_algorithms(str(x.dtype).removeprefix("torch."))
+        dtype = str(x.dtype).removeprefix("torch.")
+        candidates = cusparselt.find_algorithms(dtype)
+        cusparselt.make_plans(Shape(len(x), *shape, dtype), candidates)
         sets = [(x.clone(), packed.clone()) for _ in range(sets_needed(len(x), *shape, l2_bytes()))]
         queue = Queue(torch)
 
