@@ -77,6 +77,36 @@ class OptOutRecord(Record):
     new_bits: int
 
 
+class RestoreRecord(Record):
+    """A layer that the plan runs dense: whether it got its weight of the unpruned model back, and why not.
+
+    `elements` is how many elements of the weight changed by it.
+    """
+
+    layer: str
+    weight: str
+    route: Literal["restored", "kept"]
+    reason: str
+    elements: int = 0
+
+
+class MaskCheckRecord(Record):
+    """The 2:4 patterns of the layers planned sparse after one step that may touch weights.
+
+    Attributes:
+        step: What was done to the graph.
+        touched: How many of these layers have another tensor, or another way to it, than before the step.
+        read: How many weights were read again and found 2:4: none after a step that another one follows,
+            as what the last one leaves decides, and what each left is read where that is broken.
+        planned: Layers whose weights the step changed because the plan has them dense, by name.
+    """
+
+    step: str
+    touched: int
+    read: int = 0
+    planned: tuple[str, ...] = ()
+
+
 class GraphRecord(Record):
     """What rewriting the graph for the plan did."""
 
@@ -86,6 +116,8 @@ class GraphRecord(Record):
     clamped: tuple[tuple[str, int, FiniteFloat], ...]
     opted_out: tuple[OptOutRecord, ...] = ()
     lowered: dict[str, int] = Field(default_factory=dict)
+    restored: tuple[RestoreRecord, ...] = ()
+    mask_checks: tuple[MaskCheckRecord, ...] = ()
 
 
 class EngineLayerRecord(Record):
@@ -195,7 +227,7 @@ class Manifest(Record):
     """manifest.json, schema version 1. Fields with defaults came later: older manifests lack them.
 
     `notes` are sentences for the person who builds that are not about the engine; `duel` is None where
-    sparse and dense were not compared.
+    sparse and dense were not compared; `dense_model` is the unpruned model, None where it was not given.
     """
 
     schema_version: Literal[1]
@@ -205,6 +237,7 @@ class Manifest(Record):
     command: str
     build_key: str
     model: ModelRecord
+    dense_model: ModelRecord | None = None
     policy: PolicyRecord | None
     plan_sha256: str
     layers: tuple[LayerRecord, ...]

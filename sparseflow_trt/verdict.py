@@ -13,6 +13,7 @@ from pydantic import Field, FiniteFloat
 from sparseflow_trt._schema import Record
 
 Verdict = Literal["pass", "fail", "not run"]
+StepName = Literal["pruning", "precision", "engine"]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 Cosine = Annotated[FiniteFloat, Field(ge=-1, le=1)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -113,6 +114,99 @@ class InputSetRecord(Record):
     shapes: dict[str, tuple[int, ...]]
 
 
+class StepOutput(Record):
+    """What one step changed of one output on one input set.
+
+    Sizes are root mean squares over the elements that are finite in every model of the chain, relative to
+    that of the output of the chain's first model. With e the change of a step and E that of all steps:
+
+    Attributes:
+        error: |e| relative to the output. Null for outputs that are not floating-point.
+        accumulated: The same of all steps up to this one.
+        share: e·E / E·E: what of the whole error is this step's. The shares of all steps add up to 1; one
+            that makes up for others' errors has a negative one. Null where nothing changed.
+        max_abs: The largest element of |e|.
+        equal: The share of elements that the step left equal, for outputs that are not floating-point.
+        nonfinite: How many elements it made NaN or infinite.
+    """
+
+    output: str
+    input_set: str
+    error: FiniteFloat | None = None
+    accumulated: FiniteFloat | None = None
+    share: FiniteFloat | None = None
+    max_abs: FiniteFloat | None = None
+    equal: FiniteFloat | None = None
+    nonfinite: int = 0
+
+
+class StepRecord(Record):
+    """One step from the first model of the chain to the engine.
+
+    Attributes:
+        name: "pruning" from the unpruned model to the weights that ship, both in FP32; "precision" from
+            there to the typed model on the CPU; "engine" from there to the engine.
+        before: The model before it, in words; two steps back where the model between was not run.
+        after: The model after it.
+        not_run: Why there are no figures, "" where there are.
+    """
+
+    name: StepName
+    before: str
+    after: str
+    not_run: str = ""
+    outputs: tuple[StepOutput, ...] = ()
+
+
+class LayerError(Record):
+    """What one node adds to the error of one step, on the input set that is named beside.
+
+    Attributes:
+        layer: The node's name.
+        value: The name of its output.
+        own: Of the difference between the node after the step and before it, where both read the same
+            inputs: those of the model before the step, rounded to the types that they have after it.
+            A root mean square, relative to that of the output before the step. Null where it is not finite.
+        accumulated: Of the difference between the two whole models at that output, likewise: this node's
+            error and what came to it. Null where it is not finite.
+        nonfinite: How many elements the node itself makes NaN or infinite.
+        accumulated_nonfinite: How many elements are so in the whole model.
+        saturated: How many elements are the largest number of their type where the model before the step
+            goes beyond it: a mask's fill that was clipped. They count in neither error.
+    """
+
+    step: StepName
+    layer: str
+    op_type: str
+    module: str = ""
+    value: str
+    own: FiniteFloat | None
+    accumulated: FiniteFloat | None
+    nonfinite: int = 0
+    accumulated_nonfinite: int = 0
+    saturated: int = 0
+
+
+class Attribution(Record):
+    """Which step the error comes from.
+
+    Attributes:
+        blamed: The step to blame, "" where nothing changed or nothing ran.
+        reason: That as a sentence, with the figures.
+        unrestored: The pruning step as it would have been with no layer's weights restored; None where
+            none were.
+        layers: Each node's error, the largest own first; empty unless they were asked for.
+        layers_input_set: What `layers` was measured on.
+    """
+
+    blamed: StepName | Literal[""]
+    reason: str
+    steps: tuple[StepRecord, ...]
+    unrestored: StepRecord | None = None
+    layers: tuple[LayerError, ...] = ()
+    layers_input_set: str = ""
+
+
 class Validation(Record):
     """The whole comparison.
 
@@ -121,6 +215,7 @@ class Validation(Record):
         reference_runtime: What ran it, in words.
         compared_by: The library that compared, with its version.
         reason: The sentence behind the verdict.
+        attribution: Where the error comes from; None in what older versions wrote.
     """
 
     verdict: Verdict
@@ -130,6 +225,7 @@ class Validation(Record):
     compared_by: str
     input_sets: tuple[InputSetRecord, ...]
     candidates: tuple[CandidateVerdict, ...]
+    attribution: Attribution | None = None
 
 
 def overall_verdict(verdicts: Iterable[Verdict]) -> Verdict:
