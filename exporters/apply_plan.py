@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from sparseflow_trt.errors import ModelError, PlanError
 from sparseflow_trt.exporters.islands import fp32_islands, quantized_region
 from sparseflow_trt.exporters.lower import lower_to_opset17
+from sparseflow_trt.exporters.mask_guard import MaskCheck, check_written, mask_stage
 from sparseflow_trt.exporters.opt_out import OptedOut, opt_out
+from sparseflow_trt.exporters.restore import Restored, restore_dense
 from sparseflow_trt.exporters.retype import Clamped, retype
 from sparseflow_trt.exporters.spell_out import fold_integer_biases, spell_out
 from sparseflow_trt.graph import SparsityState, read_layers
-from sparseflow_trt.model_file import OnnxModel, read_model
+from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.plan import Plan, PlannedLayer
 from sparseflow_trt.sites import find_sites
 from sparseflow_trt.target import ANYTHING, GraphNeeds
@@ -34,7 +36,8 @@ class AppliedPlan:
 
     `islands` are the nodes that were kept in FP32; `clamped` the constants that did not fit their type;
     `opted_out` the layers that were taken out of sparse tactics; `lowered` how many nodes of each operator
-    were rewritten for an older opset.
+    were rewritten for an older opset; `restored` the layers planned dense whose weights were pruned;
+    `mask_checks` what each step did to the weights that have to stay 2:4.
     """
 
     model: Path
@@ -44,9 +47,17 @@ class AppliedPlan:
     clamped: tuple[Clamped, ...]
     opted_out: tuple[OptedOut, ...] = ()
     lowered: dict[str, int] = field(default_factory=dict)
+    restored: tuple[Restored, ...] = ()
+    mask_checks: tuple[MaskCheck, ...] = ()
 
 
-def apply_plan(model: OnnxModel, plan: Plan, output: Path, needs: GraphNeeds = ANYTHING) -> AppliedPlan:
+def apply_plan(
+    model: OnnxModel,
+    plan: Plan,
+    output: Path,
+    needs: GraphNeeds = ANYTHING,
+    unpruned: OnnxModel | None = None,
+) -> AppliedPlan:
     """Writes the model that means `plan` to `output`, its large constants to `output`.data.
 
     Args:
@@ -54,22 +65,34 @@ def apply_plan(model: OnnxModel, plan: Plan, output: Path, needs: GraphNeeds = A
         plan: A plan that fits the model.
         output: The file to write, in an existing folder.
         needs: What the backend needs of the graph.
+        unpruned: The model before pruning, as read: layers planned dense get its weights.
 
     Raises:
         PlanError: A layer cannot have the type that is planned for it.
-        ModelError: The result is not valid ONNX, or a layer planned sparse is 2:4 no more.
+        ModelError: The result is not valid ONNX, a layer planned sparse is 2:4 no more, or the unpruned
+            model is another model.
     """
     import onnx_ir as ir
 
     target = _data_type(plan.precision)
-    for site in find_sites(model):
+    guarded = {layer.name for layer in plan.layers if layer.sparsity == "sparse"}
+    given = find_sites(model)
+    stages = [mask_stage("Reading the model", given, guarded)]
+    for site in given:
         site.node.name = site.node.name or site.name  # a nameless node is known by an output that may change
+    restored: tuple[Restored, ...] = ()
+    if unpruned is not None:
+        restored = restore_planned_dense(model, plan, unpruned)
+        back = [record.layer for record in restored if record.route == "restored"]
+        stages.append(mask_stage("Restoring dense weights", given, guarded, back))
     lowered = lower_to_opset17(model.ir).replaced if needs.newest_opset == 17 else {}
     if needs.spells_out:
         lowered = dict(Counter(lowered) + Counter(spell_out(model.ir)))
     if folded := fold_integer_biases(model.ir):
         lowered = {**lowered, "DequantizeLinear of INT32": folded}
-    sites = {site.node: site.name for site in find_sites(model)}
+    rewritten = find_sites(model)
+    stages.append(mask_stage("Rewriting operators", rewritten, guarded))
+    sites = {site.node: site.name for site in rewritten}
     planned = {layer.name: layer for layer in plan.layers}
     islands = fp32_islands(model.ir, plan) if target is not None else set()
     quantized = quantized_region(model.ir, model.opset) if target is not None else set()
@@ -82,14 +105,34 @@ def apply_plan(model: OnnxModel, plan: Plan, output: Path, needs: GraphNeeds = A
 
     retyped = retype(model.ir, precision_of)
     _ensure_precision(sites, planned, model)
+    stages.append(mask_stage("Casting to the planned types", rewritten, guarded))
     opted_out = opt_out(model, _dense_but_2to4(model, plan)) if needs.opts_out_dense else ()
+    out = [record.layer for record in opted_out if record.route != "none"]
+    stages.append(mask_stage("Taking dense layers out of sparse kernels", rewritten, guarded, out))
     save_model(model.ir, output)
     _ensure_valid(output, model.path)
-    _ensure_sparse(output, plan)
+    checks = check_written(output, stages, guarded)
     names = tuple(sorted(node.name or node.op_type for node in islands))
     return AppliedPlan(
-        output, retyped.nodes, retyped.casts, names, tuple(retyped.clamped), opted_out, lowered
+        output,
+        retyped.nodes,
+        retyped.casts,
+        names,
+        tuple(retyped.clamped),
+        opted_out,
+        lowered,
+        restored,
+        checks,
     )
+
+
+def restore_planned_dense(model: OnnxModel, plan: Plan, unpruned: OnnxModel) -> tuple[Restored, ...]:
+    """Gives the layers that a plan runs dense their weights of the unpruned model, in the graph in memory.
+
+    Raises:
+        ModelError: The unpruned model is another model.
+    """
+    return restore_dense(model, unpruned, [p.name for p in plan.layers if p.sparsity == "dense"])
 
 
 def _dense_but_2to4(model: OnnxModel, plan: Plan) -> list[str]:
@@ -216,16 +259,3 @@ def _why_not_valid(path: Path) -> str:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return str(error).strip().splitlines()[0].rstrip(".")
     return ""
-
-
-def _ensure_sparse(path: Path, plan: Plan) -> None:
-    wanted = {layer.name for layer in plan.layers if layer.sparsity == "sparse"}
-    if not wanted:
-        return
-    now = {layer.name: layer for layer in read_layers(read_model(path))}
-    lost = [name for name in sorted(wanted) if name not in now or now[name].state is not SparsityState.SPARSE]
-    if lost:
-        raise ModelError(
-            f"rewriting for the plan broke the 2:4 pattern of {', '.join(lost)}.",
-            "This is a fault of the rewriting: please report it with the model.",
-        )

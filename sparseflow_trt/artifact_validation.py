@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +13,17 @@ from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.engines.refit import put_weights
 from sparseflow_trt.engines.tensorrt_rtx import why_not_here
 from sparseflow_trt.errors import ArtifactError, InputError
-from sparseflow_trt.exporters.apply_plan import needs_fp32_reference, write_fp32_reference
+from sparseflow_trt.exporters.apply_plan import (
+    needs_fp32_reference,
+    restore_planned_dense,
+    write_fp32_reference,
+)
+from sparseflow_trt.exporters.restore import check_same_ends
 from sparseflow_trt.exporters.twin import needs_twin, write_bf16_twin
-from sparseflow_trt.manifest import EngineRecord, check_files, read_manifest
-from sparseflow_trt.model_file import OnnxModel, read_model
+from sparseflow_trt.manifest import EngineRecord, GraphRecord, Manifest, check_files, read_manifest
+from sparseflow_trt.model_file import OnnxModel, check_operators, read_model
 from sparseflow_trt.plan import Plan, read_plan
+from sparseflow_trt.validation.chain import Origin
 from sparseflow_trt.validation.compare import Candidate, compare
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.input_files import check_ranges, load_inputs
@@ -28,11 +34,51 @@ from sparseflow_trt.verdict import Validation
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """Which inputs are compared, and how far outputs may be from the reference's, where not by default."""
+    """Which inputs are compared, and how far outputs may be from the reference's, where not by default.
+
+    Attributes:
+        dense_model: The unpruned model: the chain of steps begins there, and where something is built,
+            layers that are planned dense get its weights.
+        per_layer: Whether each step's error is split among the layers, too.
+    """
 
     inputs: str | None = None
     seed: int = 0
     tolerances: Tolerances = field(default_factory=Tolerances)
+    dense_model: Path | None = None
+    per_layer: bool = False
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What was built: for which plan, where it lies, what was done to its graph, and its engine.
+
+    The plan's coarsest precision sets the tolerances.
+    """
+
+    plan: Plan
+    folder: Path
+    graph: GraphRecord
+    engine: EngineRecord
+
+    @property
+    def restored(self) -> tuple[str, ...]:
+        """The layers with weights of the unpruned model."""
+        return tuple(record.layer for record in self.graph.restored if record.route == "restored")
+
+
+def read_unpruned(path: Path | None, model: OnnxModel) -> OnnxModel | None:
+    """Reads the unpruned model, if there is one.
+
+    Raises:
+        ModelError: It cannot be read, or it has other inputs or outputs.
+    """
+    if path is None:
+        return None
+    unpruned = read_model(path)
+    check_operators(unpruned)
+    check_same_ends(model, unpruned)
+    return unpruned
 
 
 def input_sets(model: OnnxModel, plan: Plan, options: ValidationOptions) -> list[InputSet]:
@@ -65,47 +111,64 @@ def check_tolerances(tolerances: Tolerances, model: OnnxModel) -> None:
 
 def validate(
     model: OnnxModel,
-    plan: Plan,
-    folder: Path,
-    engine: EngineRecord,
+    unpruned: OnnxModel | None,
+    shipped: Shipped,
     inputs: list[InputSet],
-    tolerances: Tolerances,
+    options: ValidationOptions,
     on_step: OnProgress,
     scratch: Path,
 ) -> Validation:
-    """Compares the typed model and the engine in `folder` with the model as given, in FP32 on the CPU.
+    """Compares the typed model and the engine with the weights that ship, in FP32 on the CPU.
+
+    Those are the model's as given, with the unpruned model's where layers got them back.
 
     Args:
         model: The model as given, as read.
-        plan: What the artifact was built for; its coarsest precision sets the tolerances.
-        folder: The artifact's, finished or not.
-        engine: What the backend said of the engine.
+        unpruned: The model before pruning, as read; the error that pruning makes is told then.
+        shipped: What was built from it.
         inputs: What to compare on.
-        tolerances: What the user asked for.
+        options: The tolerances, and how much is told.
         on_step: Told how far the comparison is.
         scratch: An empty folder for graphs that only the comparison needs.
     """
-    reference = model.path
-    if needs_fp32_reference(model):
-        reference = scratch / "reference.onnx"
-        write_fp32_reference(read_model(model.path), reference)
-    typed = Candidate("typed model on the ONNX Runtime, CPU", folder / "model.onnx", "onnx", as_written=True)
+    given = _in_fp32(model, scratch / "reference.onnx")
+    reference, origin = given, None
+    if unpruned is not None:
+        origin = Origin(_in_fp32(unpruned, scratch / "unpruned.onnx"), given if shipped.restored else None)
+        if shipped.restored:
+            reference = scratch / "restored.onnx"
+            fresh = read_model(model.path)
+            restore_planned_dense(fresh, shipped.plan, unpruned)
+            write_fp32_reference(fresh, reference)
+    typed = Candidate(
+        "typed model on the ONNX Runtime, CPU",
+        shipped.folder / "model.onnx",
+        "onnx",
+        as_written=True,
+        step="precision",
+    )
     typed_model = read_model(typed.path)
     if needs_twin(typed_model):
-        typed = Candidate(
-            "FP32 twin of the typed model, rounded to BF16, CPU",
-            scratch / "twin.onnx",
-            "onnx",
-            as_written=True,
+        typed = replace(
+            typed, name="FP32 twin of the typed model, rounded to BF16, CPU", path=scratch / "twin.onnx"
         )
         write_bf16_twin(typed_model, typed.path)
     return compare(
         reference,
-        [typed, _engine_candidate(folder, engine)],
+        [typed, _engine_candidate(shipped.folder, shipped.engine)],
         inputs,
-        tolerances.for_plan(plan),
+        options.tolerances.for_plan(shipped.plan),
         lambda done, total: on_step(Progress("Comparing with the FP32 reference", done, total)),
+        origin,
     )
+
+
+def _in_fp32(model: OnnxModel, output: Path) -> Path:
+    """The model's own file where that can be run in FP32, else one that is written to `output`."""
+    if not needs_fp32_reference(model):
+        return model.path
+    write_fp32_reference(read_model(model.path), output)
+    return output
 
 
 def validate_artifact(
@@ -114,7 +177,8 @@ def validate_artifact(
     """Compares a finished artifact with the model it was built from. The artifact is not changed.
 
     Raises:
-        ArtifactError: The folder is no artifact, its files have changed, or it was built from another model.
+        ArtifactError: The folder is no artifact, its files have changed, or it was built from another
+            model; or it has weights of an unpruned model that was not given.
         SparseflowError: The reference or the inputs cannot be read.
     """
     manifest = read_manifest(folder)
@@ -125,11 +189,32 @@ def validate_artifact(
             f"{folder} was built from another model than {reference}: their SHA-256 differ.",
             f"Name the file that was built: '{manifest.model.file}', SHA-256 {manifest.model.sha256[:12]}….",
         )
+    unpruned = read_unpruned(options.dense_model, model)
+    _check_unpruned(folder, manifest, unpruned)
     plan = read_plan(folder / "plan.yaml")
     inputs = input_sets(model, plan, options)
+    shipped = Shipped(plan, folder, manifest.graph, manifest.engine)
     with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
-        return validate(
-            model, plan, folder, manifest.engine, inputs, options.tolerances, on_step, Path(scratch)
+        return validate(model, unpruned, shipped, inputs, options, on_step, Path(scratch))
+
+
+def _check_unpruned(folder: Path, manifest: Manifest, unpruned: OnnxModel | None) -> None:
+    """Checks that an artifact with restored weights comes with the model that they are from."""
+    known = manifest.dense_model
+    restored = [record.layer for record in manifest.graph.restored if record.route == "restored"]
+    if not restored or known is None:
+        return
+    if unpruned is None:
+        raise ArtifactError(
+            f"{len(restored)} layers of {folder} have weights of the unpruned model '{known.file}', which are "
+            "not in the reference.",
+            f"Give it with --dense-model; its SHA-256 is {known.sha256[:12]}….",
+        )
+    if record_model(unpruned) != known.model_copy(update={"file": unpruned.path.name}):
+        raise ArtifactError(
+            f"{folder} was built with weights of another unpruned model than {unpruned.path}: their SHA-256 "
+            "differ.",
+            f"Name the file that was given then: '{known.file}', SHA-256 {known.sha256[:12]}….",
         )
 
 

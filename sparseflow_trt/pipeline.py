@@ -17,7 +17,14 @@ from sparseflow_trt.artifact import (
     place_for,
     record_model,
 )
-from sparseflow_trt.artifact_validation import ValidationOptions, check_tolerances, input_sets, validate
+from sparseflow_trt.artifact_validation import (
+    Shipped,
+    ValidationOptions,
+    check_tolerances,
+    input_sets,
+    read_unpruned,
+    validate,
+)
 from sparseflow_trt.duel import Built, check_duel, run_duel
 from sparseflow_trt.engines.choose import BackendName, backend_for
 from sparseflow_trt.engines.like import like_facts
@@ -99,8 +106,10 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
     with clock("read"):
         model, layers = read(path, on_step)
         check_operators(model)
+        unpruned = read_unpruned(options.validation.dense_model, model)
     with clock("plan"):
         record = record_model(model)
+        dense_record = record_model(unpruned) if unpruned else None
         plan = plan_for(model, layers, options.plan, record.sha256)
         policy = options.plan.policy if isinstance(options.plan, PlanOptions) else None
         check_tolerances(options.validation.tolerances, model)
@@ -115,6 +124,8 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
             margin=options.margin,
             inputs=hash_arrays(given.feeds for given in inputs),
             tolerances=options.validation.tolerances.model_dump(),
+            dense_model=dense_record.model_dump() if dense_record else None,
+            per_layer=options.validation.per_layer,
             tool=__version__,
         )
         if not options.force and (stands := built_before(output, key)):
@@ -123,7 +134,8 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
     def build_engine(plan: Plan, place: Path, on_step: OnProgress) -> Built:
         with clock("rewrite"):
             on_step(Progress("Rewriting the graph for the plan"))
-            applied = apply_plan(read_model(path), plan, place / "model.onnx", backend.graph_needs())
+            typed = place / "model.onnx"
+            applied = apply_plan(read_model(path), plan, typed, backend.graph_needs(), unpruned)
         with clock("backend"):
             request = BuildRequest(applied.model, plan, place, plan.wants_sparse, options.engine)
             engine = record_engine(backend.build(request, on_step), why, options.engine)
@@ -136,8 +148,8 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
         else:
             built, duel = run_duel(build_engine, model, plan, folder, options.margin, clock, on_step)
         with clock("validate"), temporary_folder(folder / "validation") as scratch:
-            limits = options.validation.tolerances
-            verdict = validate(model, built.plan, folder, built.engine, inputs, limits, on_step, scratch)
+            shipped = Shipped(built.plan, folder, built.graph, built.engine)
+            verdict = validate(model, unpruned, shipped, inputs, options.validation, on_step, scratch)
         with clock("write"):
             (folder / "plan.yaml").write_text(yaml_from_plan(built.plan), encoding="utf-8")
             if policy:
@@ -150,6 +162,7 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
                 command=options.command,
                 build_key=key,
                 model=record,
+                dense_model=dense_record,
                 policy=_policy_record(policy, folder),
                 plan_sha256=sha256_of(folder / "plan.yaml"),
                 layers=record_layers(layers, built.plan, input_dims(model)),

@@ -14,8 +14,10 @@ from sparseflow_trt.manifest import (
     EngineRecord,
     GraphRecord,
     LayerRecord,
+    MaskCheckRecord,
     OptOutRecord,
     OutcomeRecord,
+    RestoreRecord,
     TimingRecord,
 )
 from sparseflow_trt.plan import Plan
@@ -61,6 +63,8 @@ def record_graph(applied: AppliedPlan) -> GraphRecord:
         clamped=tuple((c.name, c.elements, c.largest) for c in applied.clamped),
         opted_out=tuple(OptOutRecord(**asdict(record)) for record in applied.opted_out),
         lowered=applied.lowered,
+        restored=tuple(RestoreRecord(**asdict(record)) for record in applied.restored),
+        mask_checks=tuple(MaskCheckRecord(**asdict(check)) for check in applied.mask_checks),
     )
 
 

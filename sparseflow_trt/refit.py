@@ -10,7 +10,14 @@ from sparseflow_trt import __version__
 from sparseflow_trt._clock import Clock
 from sparseflow_trt._files import put_in_place, sha256_of, temporary_folder
 from sparseflow_trt.artifact import build_key, check_place, hash_arrays, place_for, record_model
-from sparseflow_trt.artifact_validation import ValidationOptions, check_tolerances, input_sets, validate
+from sparseflow_trt.artifact_validation import (
+    Shipped,
+    ValidationOptions,
+    check_tolerances,
+    input_sets,
+    read_unpruned,
+    validate,
+)
 from sparseflow_trt.engines.like import compare_tactics
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
 from sparseflow_trt.engines.same_graph import check_same_graph
@@ -75,8 +82,10 @@ def refit(
         step = "Reading the weights"
         layers = read_layers(model, lambda done, total: on_step(Progress(step, done, total)))
         check_operators(model)
+        unpruned = read_unpruned(options.validation.dense_model, model)
     with clock("plan"):
         record = record_model(model)
+        dense_record = record_model(unpruned) if unpruned else None
         plan = read_plan(folder / "plan.yaml")
         check_sparse_layers(before, plan, layers)
         check_plan(plan, layers, "the artifact's plan")
@@ -89,7 +98,8 @@ def refit(
     with temporary_folder(output) as place:
         with clock("rewrite"):
             on_step(Progress("Rewriting the graph for the plan"))
-            applied = apply_plan(read_model(path), plan, place / "model.onnx", backend.graph_needs())
+            model_file = place / "model.onnx"
+            applied = apply_plan(read_model(path), plan, model_file, backend.graph_needs(), unpruned)
             typed = folder / "model.onnx"
             check_same_graph(read_model(typed), read_model(applied.model))
         with clock("backend"):
@@ -97,8 +107,9 @@ def refit(
             refitted = backend.refit(request, folder / before.engine.file, typed, on_step)
             engine = _merged(before, folder, record_engine(refitted, "", engine_options))
         with clock("validate"), temporary_folder(place / "validation") as scratch:
-            limits = options.validation.tolerances
-            verdict = validate(model, plan, place, engine, inputs, limits, on_step, scratch)
+            graph = record_graph(applied)
+            shipped = Shipped(plan, place, graph, engine)
+            verdict = validate(model, unpruned, shipped, inputs, options.validation, on_step, scratch)
         with clock("write"):
             for name in ("plan.yaml", _POLICY):
                 if (folder / name).is_file():
@@ -113,12 +124,14 @@ def refit(
                         refitted=before.build_key,
                         model=record.model_dump(),
                         inputs=hash_arrays(given.feeds for given in inputs),
-                        tolerances=limits.model_dump(),
+                        tolerances=options.validation.tolerances.model_dump(),
+                        dense_model=dense_record.model_dump() if dense_record else None,
                         tool=__version__,
                     ),
                     "model": record,
+                    "dense_model": dense_record,
                     "layers": record_layers(layers, plan, input_dims(model)),
-                    "graph": record_graph(applied),
+                    "graph": graph,
                     "engine": engine,
                     "validation": verdict,
                     "notes": (),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import InputError, NotInstalledError, SparseflowError
+from sparseflow_trt.validation.chain import Chain, Origin
 from sparseflow_trt.validation.engine_runner import engine_runner, engine_runtime, select_profile
 from sparseflow_trt.validation.feeds import Array, InputSet
 from sparseflow_trt.validation.measure import judge_output, missing_output
@@ -22,11 +23,13 @@ from sparseflow_trt.validation.runners import (
     ort_runtime,
     reference_runner,
 )
+from sparseflow_trt.validation.steps import Stage
 from sparseflow_trt.validation.tolerances import OutputTolerances
 from sparseflow_trt.verdict import (
     CandidateVerdict,
     InputSetRecord,
     OutputVerdict,
+    StepName,
     Validation,
     Verdict,
     overall_verdict,
@@ -51,6 +54,7 @@ class Candidate:
             what is compared is the graph, and not what ONNX Runtime makes of it. (Its optimizer breaks
             Q/DQ with FP16 scales, for one.)
         prepare: What is done to a loaded engine before it runs: one without weights is given them.
+        step: The step that leads to it from the candidate before it, or from the reference.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Candidate:
     not_run: str = ""
     as_written: bool = False
     prepare: Callable[[Any], None] | None = None
+    step: StepName = "engine"
 
 
 @dataclass(frozen=True)
@@ -80,19 +85,22 @@ def compare(
     inputs: Sequence[InputSet],
     tolerances: OutputTolerances,
     on_progress: OnProgress | None = None,
+    origin: Origin | None = None,
 ) -> Validation:
     """Runs the reference and every candidate on each input set and compares their outputs.
 
     The reference runs once on each set; only one set's outputs are in memory at a time, and every
     model's weights are. A candidate that fails to load or to run has failed; one whose runtime is not
-    installed, or has no kernel for one of its nodes, was not run, which is never a pass.
+    installed, or has no kernel for one of its nodes, was not run, which is never a pass. What each model
+    changes of the one before it in the chain origin, reference, candidates is told, too, and judges nothing.
 
     Args:
-        reference: The model as given, an ONNX file.
-        candidates: What is compared with it.
+        reference: The weights that ship, in FP32, an ONNX file.
+        candidates: What is compared with it, in the order of their steps.
         inputs: At least one set.
         tolerances: For each of the reference's outputs.
         on_progress: Told of each run as it ends.
+        origin: The unpruned model, where there is one.
 
     Raises:
         InputError: There are no input sets, a tolerance is for an output that the reference lacks, or
@@ -111,14 +119,21 @@ def compare(
         true_runner = reference_runner(reference)
         trials = [_open(candidate, inputs[0].feeds.keys()) for candidate in candidates]
         running = [(trial, trial.runner) for trial in trials if trial.runner is not None]
-        total, done = len(inputs) * (1 + len(running)), 0
+        chain = Chain(origin, [_stage(trial) for trial in trials])
+        total, done = len(inputs) * (1 + len(chain.origins) + len(running)), 0
         for given in inputs:
             expected = _run_reference(reference, true_runner, given)
             _check_names(tolerances, expected)
             report(done := done + 1, total)
-            for trial, runner in running:
-                _run_trial(trial, runner, given, expected, tolerances)
+            before = []
+            for path, runner in chain.origins:
+                before.append(_run_reference(path, runner, given))
                 report(done := done + 1, total)
+            got = {}
+            for trial, runner in running:
+                got[trial.candidate.name] = _run_trial(trial, runner, given, expected, tolerances)
+                report(done := done + 1, total)
+            chain.add(given.name, before, expected, [got.get(t.candidate.name) for t in trials])
     verdicts = tuple(_conclude(trial, len(inputs)) for trial in trials)
     verdict = overall_verdict(found.verdict for found in verdicts)
     return Validation(
@@ -137,7 +152,15 @@ def compare(
             for given in inputs
         ),
         candidates=verdicts,
+        attribution=chain.attribution(
+            [(t.candidate.step, found) for t in trials for found in t.outputs if not found.passed]
+        ),
     )
+
+
+def _stage(trial: _Trial) -> Stage:
+    why_not = trial.not_run or (trial.errors[0] if trial.runner is None and trial.errors else "")
+    return Stage(trial.candidate.name, trial.candidate.step, why_not)
 
 
 def _open(candidate: Candidate, fed: Collection[str]) -> _Trial:
@@ -181,7 +204,7 @@ def _run_reference(path: Path, runner: BaseRunner, given: InputSet) -> Outputs:
 
 def _run_trial(
     trial: _Trial, runner: BaseRunner, given: InputSet, expected: Outputs, tolerances: OutputTolerances
-) -> None:
+) -> Outputs | None:
     try:
         if trial.candidate.kind == "engine":
             select_profile(runner, given)
@@ -189,8 +212,9 @@ def _run_trial(
         got = _run(runner, given)
     except _run_errors() as error:
         trial.errors.append(f"it cannot run on input set '{given.name}': {one_line(error)}.")
-        return
+        return None
     trial.outputs.extend(_judge(given.name, expected, got, tolerances))
+    return got
 
 
 def _check_shapes(takes: dict[str, tuple[Any, ...]], given: InputSet) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparseflow_trt.cli import console
+from sparseflow_trt.cli.attributions import print_restored
 from sparseflow_trt.cli.evidence import print_evidence
 from sparseflow_trt.cli.options import (
     common_options,
@@ -68,6 +69,8 @@ def command(
     inputs: str | None,
     seed: int,
     tolerances: tuple[str, ...],
+    dense_model: Path | None,
+    per_layer: bool,
     verdict: bool,
     margin: float | None,
     force: bool,
@@ -90,7 +93,7 @@ def command(
         output=output or Path(f"{model.stem}.artifact"),
         plan=plan,
         backend=backend,
-        validation=read_validation_options(inputs, seed, tolerances),
+        validation=read_validation_options(inputs, seed, tolerances, dense_model, per_layer),
         engine=engine,
         margin=_read_margin(verdict, margin),
         force=force,
@@ -168,6 +171,7 @@ def _print_layers(manifest: Manifest) -> None:
         out.print(console.styled(f"\n{said} `sparseflow-trt prune` makes them so.", "yellow"))
     islands = len(manifest.graph.islands)
     out.print(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")
+    print_restored(manifest.graph)
     for name, elements, largest in manifest.graph.clamped:
         lost = (
             f"{elements} value(s) of constant '{name}', up to {largest:.3g}, do not fit their type: clipped."

@@ -92,6 +92,14 @@ def validation_options(function: _F) -> _F:
             "--tolerance", "tolerances", multiple=True, metavar="[OUTPUT:]KEY=VALUE,…",
             help="How far outputs may differ: --tolerance logits:atol=1e-2,rtol=1e-2,cosine=0.999.",
         ),
+        click.option(
+            "--dense-model", type=click.Path(path_type=Path), metavar="FILE",
+            help="The model before pruning: its error is told, too, and an engine that is built gets its "
+            "weights where layers are planned dense.",
+        ),
+        click.option(
+            "--per-layer", is_flag=True, help="Split the error of each step among the layers, too."
+        ),
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
@@ -223,7 +231,9 @@ def find_policy_for(name: str | None) -> Policy | None:
     return policy_for_device(gpus[0].name) if gpus else None
 
 
-def read_validation_options(inputs: str | None, seed: int, tolerances: tuple[str, ...]) -> ValidationOptions:
+def read_validation_options(
+    inputs: str | None, seed: int, tolerances: tuple[str, ...], dense_model: Path | None, per_layer: bool
+) -> ValidationOptions:
     """What the validation options ask for.
 
     Raises:
@@ -232,4 +242,4 @@ def read_validation_options(inputs: str | None, seed: int, tolerances: tuple[str
     from sparseflow_trt.artifact_validation import ValidationOptions
     from sparseflow_trt.validation.tolerances import parse_tolerances
 
-    return ValidationOptions(inputs, seed, parse_tolerances(tolerances))
+    return ValidationOptions(inputs, seed, parse_tolerances(tolerances), dense_model, per_layer)

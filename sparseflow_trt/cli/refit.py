@@ -31,6 +31,8 @@ def command(
     inputs: str | None,
     seed: int,
     tolerances: tuple[str, ...],
+    dense_model: Path | None,
+    per_layer: bool,
     as_json: bool,
 ) -> int:
     """Give ARTIFACT's engine the weights of MODEL, validate it and write an artifact. Nothing is built anew.
@@ -44,7 +46,7 @@ def command(
 
     options = RefitOptions(
         output=output or Path(f"{model.stem}.artifact"),
-        validation=read_validation_options(inputs, seed, tolerances),
+        validation=read_validation_options(inputs, seed, tolerances, dense_model, per_layer),
         command=shlex.join(["sparseflow-trt", *sys.argv[1:]]),
     )
     with console.progress_bar() as show:

@@ -19,7 +19,14 @@ from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
 @validation_options
 @common_options
 def command(
-    artifact: Path, reference: Path, inputs: str | None, seed: int, tolerances: tuple[str, ...], as_json: bool
+    artifact: Path,
+    reference: Path,
+    inputs: str | None,
+    seed: int,
+    tolerances: tuple[str, ...],
+    dense_model: Path | None,
+    per_layer: bool,
+    as_json: bool,
 ) -> int:
     """Compare ARTIFACT with the model it was built from, in FP32. The artifact is not changed.
 
@@ -27,7 +34,7 @@ def command(
     """
     from sparseflow_trt.artifact_validation import validate_artifact
 
-    options = read_validation_options(inputs, seed, tolerances)
+    options = read_validation_options(inputs, seed, tolerances, dense_model, per_layer)
     with console.progress_bar() as show:
         validation = validate_artifact(artifact, reference, options, lambda p: show(p.step, p.done, p.total))
     if as_json:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.cli import console
+from sparseflow_trt.cli.attributions import print_attribution
 from sparseflow_trt.errors import EXIT_FAILED, EXIT_OK, EXIT_OUTPUTS_DIFFER
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def print_validation(validation: Validation) -> None:
     for candidate in validation.candidates:
         if candidate.reason and candidate.verdict != "pass":
             out.print(f"  {candidate.name}: {candidate.reason}")
+    if validation.attribution:
+        print_attribution(validation.attribution)
 
 
 def print_duel(duel: DuelRecord) -> None:

@@ -1,0 +1,140 @@
+"""Holds weights to 2:4 through every step that may touch them, and names the step that broke it.
+
+What each step leaves is remembered, not read: a constant that a step did not touch is the same tensor as
+before, and one that it made is read when the model is written. So what is written last is scanned once;
+where that is broken the remembered tensors are scanned in order, and the first broken one names its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparseflow_trt.errors import ModelError
+from sparseflow_trt.model_file import read_model
+from sparseflow_trt.scan import PatternScan, WeightReader, scan_pattern
+from sparseflow_trt.sites import LayerSite, find_sites, why_not_eligible
+from sparseflow_trt.weights import TracedWeight, Untraceable, trace_weight
+
+_HINT = "This is a fault of the rewriting: please report it with the model; --sparsity off builds without 2:4."
+
+
+@dataclass(frozen=True)
+class MaskStage:
+    """The guarded weights as one step left them.
+
+    Attributes:
+        step: What was done, in words that can begin a sentence.
+        weights: The weight behind each guarded layer, and the axis of its operand that is K.
+        planned: Layers that are not guarded and whose weights the step changed as planned.
+    """
+
+    step: str
+    weights: Mapping[str, tuple[TracedWeight | Untraceable, int]]
+    planned: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MaskCheck:
+    """What one step did to the guarded weights: how many it touched, how many were read after it."""
+
+    step: str
+    touched: int
+    read: int = 0
+    planned: tuple[str, ...] = ()
+
+
+def mask_stage(
+    step: str, sites: Iterable[LayerSite], guarded: Collection[str], planned: Iterable[str] = ()
+) -> MaskStage:
+    """Remembers what a step left. No weight is read.
+
+    Args:
+        step: What was done.
+        sites: The layers; each one's weight is traced anew.
+        guarded: The names of those that have to stay 2:4.
+        planned: The names of other layers whose weights were changed on purpose.
+    """
+    weights = {
+        site.name: (trace_weight(site.node.inputs[0 if site.side == "left" else 1]), site.k_axis)
+        for site in sites
+        if site.name in guarded
+    }
+    return MaskStage(step, weights, tuple(planned))
+
+
+def check_written(path: Path, stages: Sequence[MaskStage], guarded: Collection[str]) -> tuple[MaskCheck, ...]:
+    """Reads the guarded weights of a written model and checks that each is 2:4.
+
+    Args:
+        path: The model as written.
+        stages: What each step left, the model as given first.
+        guarded: The names of the layers that have to be 2:4.
+
+    Returns:
+        A record of each step but the first, and of the writing.
+
+    Raises:
+        ModelError: A layer is 2:4 no more; the step that broke it is named, with the first broken group.
+    """
+    checks = [_check(before, after) for before, after in zip(stages, stages[1:], strict=False)]
+    if not guarded:
+        return (*checks, MaskCheck("Writing the model", 0))
+    sites = {site.name: site for site in find_sites(read_model(path)) if site.name in guarded}
+    broken = []
+    with WeightReader() as reader:
+        for name in sorted(guarded):
+            site = sites.get(name)
+            if site is None or why_not_eligible(site) or _scan(reader, site.weight, site.k_axis).violating:
+                broken.append(name)
+        if broken:
+            written = mask_stage("Writing the model", sites.values(), guarded)
+            raise _error(reader, broken, (*stages, written))
+    return (*checks, MaskCheck("Writing the model", 0, len(guarded)))
+
+
+def _check(before: MaskStage, after: MaskStage) -> MaskCheck:
+    touched = sum(_key(before, name) != _key(after, name) for name in {*before.weights, *after.weights})
+    return MaskCheck(after.step, touched, 0, after.planned)
+
+
+def _key(stage: MaskStage, name: str) -> object:
+    weight, k_axis = stage.weights.get(name, (Untraceable("gone"), 0))
+    if isinstance(weight, Untraceable):
+        return None
+    return id(weight.tensor), weight.steps, k_axis, weight.zero_key
+
+
+def _scan(reader: WeightReader, weight: TracedWeight | Untraceable, k_axis: int) -> PatternScan:
+    assert isinstance(weight, TracedWeight)
+    return scan_pattern(reader, weight, k_axis)
+
+
+def _error(reader: WeightReader, broken: list[str], stages: Sequence[MaskStage]) -> ModelError:
+    """The error for the layer that the earliest step broke."""
+    found = [(*_first_broken(reader, name, stages), name) for name in broken]
+    index, what, name = min(found, key=lambda entry: (entry[0], entry[2]))
+    more = f" The same holds of {len(broken) - 1} more." if len(broken) > 1 else ""
+    lead = f"{stages[index].step} broke the 2:4 pattern" if index else "The model as given breaks the pattern"
+    return ModelError(f"{lead} of layer '{name}': {what}.{more}", _HINT)
+
+
+def _first_broken(reader: WeightReader, name: str, stages: Sequence[MaskStage]) -> tuple[int, str]:
+    known: dict[object, PatternScan] = {}
+    for index, stage in enumerate(stages):
+        weight, k_axis = stage.weights.get(name, (Untraceable("the layer is gone"), 0))
+        if isinstance(weight, Untraceable):
+            return index, weight.reason
+        key = _key(stage, name)
+        try:
+            scan = known[key] if key in known else known.setdefault(key, _scan(reader, weight, k_axis))
+        except (TypeError, ValueError) as error:  # a type or a K with no 2:4 pattern
+            return index, str(error)
+        if scan.violating:
+            where = f", the first at {list(scan.first)}" if scan.first is not None else ""
+            return index, (
+                f"{scan.violating} of {scan.groups} groups of weight '{weight.name}' hold more than two "
+                f"non-zeros{where}"
+            )
+    return len(stages) - 1, "it cannot be 2:4 in the file"

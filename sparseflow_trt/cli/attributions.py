@@ -1,0 +1,93 @@
+"""Renders where the error comes from: by step, and by layer where that was asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparseflow_trt.cli import console
+
+if TYPE_CHECKING:
+    from sparseflow_trt.manifest import GraphRecord
+    from sparseflow_trt.verdict import Attribution, LayerError, StepName, StepOutput, StepRecord
+
+_MOST_LAYERS = 10  # of each step: the rest is in the JSON
+
+
+def print_attribution(attribution: Attribution) -> None:
+    """Prints the step to blame, what each step changes of each output, and the layers that add most."""
+    out = console.out()
+    out.print(f"\nWhere the error comes from: {attribution.reason}")
+    table = console.table(
+        "Step", "Output", ">Error", ">So far", ">Share", ">Max abs", ">Equal", ">Not finite", "Input set"
+    )
+    steps = list(attribution.steps)
+    if attribution.unrestored:
+        steps.insert(0, attribution.unrestored)
+    for step in steps:
+        name = "pruning, not restored" if step is attribution.unrestored else step.name
+        for found in _worst(step):
+            table.add_row(
+                name, found.output, _percent(found.error), _percent(found.accumulated),
+                "-" if found.share is None or step is attribution.unrestored else f"{100 * found.share:.1f} %",
+                "-" if found.max_abs is None else f"{found.max_abs:.2e}",
+                "-" if found.equal is None else f"{found.equal:.4f}", str(found.nonfinite or "-"),
+                found.input_set,
+            )  # fmt: skip
+        if not step.outputs:
+            table.add_row(name, "not run")
+    if steps:
+        out.print(table)
+    for name in dict.fromkeys(layer.step for layer in attribution.layers):
+        _print_layers(attribution, name)
+
+
+def print_restored(graph: GraphRecord) -> None:
+    """Prints which layers got their unpruned weights back, and what became of the guarded 2:4 patterns."""
+    out = console.out()
+    back = sum(record.route == "restored" for record in graph.restored)
+    if back:
+        out.print(f"{back} layers planned dense have their weights of the unpruned model.")
+    for record in graph.restored:
+        if record.route == "kept":
+            out.print(console.styled(f"Layer '{record.layer}' keeps its weight: {record.reason}.", "yellow"))
+    read = sum(check.read for check in graph.mask_checks)
+    if read:
+        steps = ", ".join(check.step.lower() for check in graph.mask_checks)
+        out.print(f"{read} sparse layers are still 2:4 after {steps}.")
+
+
+def _print_layers(attribution: Attribution, step: StepName) -> None:
+    layers = [layer for layer in attribution.layers if layer.step == step]
+    shown = [layer for layer in layers if _adds(layer)][:_MOST_LAYERS]
+    out = console.out()
+    out.print(
+        f"\nLayers by what they add themselves, step '{step}', input set '{attribution.layers_input_set}':"
+    )
+    table = console.table("Layer", "Operator", ">Own error", ">So far", ">Not finite", ">Clipped")
+    for layer in shown:
+        table.add_row(
+            layer.layer, layer.op_type, _percent(layer.own), _percent(layer.accumulated),
+            str(layer.nonfinite or "-"), str(layer.saturated or "-"),
+        )  # fmt: skip
+    out.print(table)
+    if len(layers) > len(shown):
+        out.print(f"  {len(layers) - len(shown)} more add less: --json has all.")
+
+
+def _adds(layer: LayerError) -> bool:
+    return bool(layer.nonfinite or layer.own or layer.own is None)
+
+
+def _worst(step: StepRecord) -> list[StepOutput]:
+    """For each output what was found on the input set where it is furthest off."""
+    return [
+        max(
+            (f for f in step.outputs if f.output == name),
+            key=lambda f: (f.nonfinite, 1 - f.equal if f.equal is not None else f.accumulated or 0.0),
+        )
+        for name in dict.fromkeys(f.output for f in step.outputs)
+    ]
+
+
+def _percent(size: float | None) -> str:
+    return "-" if size is None else "0" if not size else f"{100 * size:.2g} %"

@@ -1,0 +1,223 @@
+"""The error of an output as a sum of steps: unpruned, pruned, in the planned precision, as an engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sparseflow_trt.validation.feeds import Array
+from sparseflow_trt.verdict import Attribution, OutputVerdict, StepName, StepOutput, StepRecord
+
+Outputs = Mapping[str, Array]
+
+_WORDS: dict[StepName, str] = {
+    "pruning": "pruning",
+    "precision": "the planned precision",
+    "engine": "the engine itself",
+}
+
+
+@dataclass
+class Stage:
+    """One model of the chain, and what the step that leads to it changed.
+
+    `step` is None for the chain's first model. `not_run` says why a model has no outputs.
+    """
+
+    name: str
+    step: StepName | None = None
+    not_run: str = ""
+    found: list[StepOutput] = field(default_factory=list)
+
+
+def add_outputs(stages: Sequence[Stage], input_set: str, outputs: Sequence[Outputs | None]) -> None:
+    """Adds to each stage what its step changed on one input set.
+
+    Args:
+        stages: The chain, the first model first.
+        input_set: The set's name.
+        outputs: Of each stage, None of one that did not run.
+    """
+    ran = [(stage, given) for stage, given in zip(stages, outputs, strict=True) if given is not None]
+    if len(ran) < 2 or ran[0][0] is not stages[0]:
+        return
+    names = [name for name in ran[0][1] if all(name in given for _, given in ran)]
+    for name in names:
+        arrays = [given[name] for _, given in ran]
+        if any(array.shape != arrays[0].shape for array in arrays):
+            continue
+        kinds = {array.dtype.kind for array in arrays}
+        changes = _float_steps(arrays) if kinds == {"f"} else _equal_steps(arrays)
+        for (stage, _), change in zip(ran[1:], changes, strict=True):
+            stage.found.append(StepOutput(output=name, input_set=input_set, **change))
+
+
+def attribute(
+    stages: Sequence[Stage],
+    failed: Sequence[tuple[StepName, OutputVerdict]] = (),
+    unrestored: Stage | None = None,
+) -> Attribution:
+    """Names the step to blame.
+
+    A step that makes elements NaN or infinite is to blame before all others, the first such step; else
+    the one that changes an output most: where the verdict is fail of the first candidate that failed, at
+    its worst output, among the steps that its tolerance judges (from the reference on); where it is not,
+    of all steps at the output that is furthest off.
+
+    Args:
+        stages: The chain with what was found.
+        failed: The outputs that are out of tolerance, with the step that leads to their candidate.
+        unrestored: The pruned model as given, beside the one with restored weights.
+    """
+    steps = [_record(stages, i) for i in range(1, len(stages))]
+    blamed, reason = _blame(steps, failed)
+    as_given = None
+    if unrestored is not None:
+        as_given = StepRecord(
+            name="pruning", before=stages[0].name, after=unrestored.name, outputs=tuple(unrestored.found)
+        )
+        reason = f"{reason} {_restored_words(as_given, steps[0])}".strip()
+    return Attribution(blamed=blamed, reason=reason, steps=tuple(steps), unrestored=as_given)
+
+
+def total_of(found: StepOutput) -> float:
+    """How far an output is from the chain's first model's after a step, to rank by: a share of its size."""
+    if found.nonfinite:
+        return math.inf
+    if found.equal is not None:
+        return 1 - found.equal
+    return found.accumulated or 0.0
+
+
+def relative_size(difference: Array, size: float) -> float | None:
+    """The root mean square of a difference over another one, None where that is 0 and this is not."""
+    change = _rms(difference)
+    return _finite(change / size) if size else (None if change else 0.0)
+
+
+def _rms(values: Array) -> float:
+    largest = float(np.abs(values).max(initial=0.0))
+    if not largest or not math.isfinite(largest):
+        return largest
+    return largest * math.sqrt(float(np.square(values / largest).mean()))  # does not overflow
+
+
+def _float_steps(arrays: Sequence[Array]) -> list[dict[str, Any]]:
+    wide = [array.astype(np.float64) for array in arrays]
+    finite = np.logical_and.reduce([np.isfinite(array) for array in wide])
+    kept = [array[finite] for array in wide]
+    size = _rms(kept[0])
+    whole = kept[-1] - kept[0]
+    # scaled, so that squares of large numbers stay finite
+    scale = float(np.abs(whole).max(initial=0.0)) or 1.0
+    square = float(np.square(whole / scale).sum())
+    changes = []
+    for before, after, old, new in zip(kept, kept[1:], wide, wide[1:], strict=False):
+        step = after - before
+        changes.append(
+            {
+                "error": relative_size(step, size),
+                "accumulated": relative_size(after - kept[0], size),
+                "share": _finite(float((step / scale) @ (whole / scale)) / square) if square else None,
+                "max_abs": _finite(float(np.abs(step).max(initial=0.0))),
+                "nonfinite": int((np.isfinite(old) & ~np.isfinite(new)).sum()),
+            }
+        )
+    return changes
+
+
+def _equal_steps(arrays: Sequence[Array]) -> list[dict[str, Any]]:
+    pairs = zip(arrays, arrays[1:], strict=False)
+    return [{"equal": float(np.mean(old == new)) if old.size else 1.0} for old, new in pairs]
+
+
+def _record(stages: Sequence[Stage], index: int) -> StepRecord:
+    stage = stages[index]
+    assert stage.step is not None
+    before = next(s for s in reversed(stages[:index]) if s.step is None or s.found or not s.not_run)
+    why_not = stage.not_run or ("" if stage.found else "it gave no outputs to compare.")
+    return StepRecord(
+        name=stage.step, before=before.name, after=stage.name, not_run=why_not, outputs=tuple(stage.found)
+    )
+
+
+def _blame(
+    steps: Sequence[StepRecord], failed: Sequence[tuple[StepName, OutputVerdict]]
+) -> tuple[StepName | Any, str]:
+    ran = [step for step in steps if step.outputs]
+    if not ran:
+        return "", "No step could be measured."
+    for step in ran:
+        broken = [found for found in step.outputs if found.nonfinite]
+        if broken:
+            worst = max(broken, key=lambda found: found.nonfinite)
+            return step.name, (
+                f"{_capital(_WORDS[step.name])} is to blame: it makes {worst.nonfinite} element(s) of output "
+                f"'{worst.output}' on input set '{worst.input_set}' NaN or infinite."
+            )
+    judged = ran
+    places = {(found.output, found.input_set): total_of(found) for step in ran for found in step.outputs}
+    if failed:
+        last = failed[0][0]
+        after = [step for step in ran if step.name != "pruning"]
+        judged = [step for step in after if step.name != "engine" or last == "engine"] or after or ran
+        wrong = {(v.output, v.input_set) for name, v in failed if name == last}
+        places = {
+            place: max(_changes(judged, place).values(), default=0.0) for place in places if place in wrong
+        } or places
+    place = max(places, key=places.__getitem__)
+    changes = _changes(judged, place)
+    blamed = max(changes, key=changes.__getitem__)
+    if not changes[blamed]:
+        return "", f"No step changes an output.{_not_run_words(steps)}"
+    where = f"output '{place[0]}' on input set '{place[1]}'"
+    what = f"it changes {where} by {_percent(changes[blamed])}"
+    others = [f"{_WORDS[name]} by {_percent(size)}" for name, size in changes.items() if name != blamed]
+    beside = f", {' and '.join(others)}" if others else ""
+    lead = "is to blame" if failed else "makes most of the error" if others else "makes all of the error"
+    return blamed, f"{_capital(_WORDS[blamed])} {lead}: {what}{beside}.{_not_run_words(steps)}"
+
+
+def _changes(steps: Sequence[StepRecord], place: tuple[str, str]) -> dict[StepName, float]:
+    return {
+        step.name: found.error or 0.0 if found.equal is None else 1 - found.equal
+        for step in steps
+        for found in step.outputs
+        if (found.output, found.input_set) == place
+    }
+
+
+def _restored_words(as_given: StepRecord, now: StepRecord) -> str:
+    before = {(f.output, f.input_set): total_of(f) for f in as_given.outputs}
+    after = {(f.output, f.input_set): total_of(f) for f in now.outputs}
+    if not before:
+        return ""
+    place = max(before, key=before.__getitem__)
+    told = (
+        f"With the restored weights output '{place[0]}' on input set '{place[1]}' is "
+        f"{_percent(after.get(place, 0.0))} from the unpruned model's; without them {_percent(before[place])}."
+    )
+    if after.get(place, 0.0) > before[place]:
+        told += " Restoring made it worse: the model was trained on after pruning; leave --dense-model out."
+    return told
+
+
+def _not_run_words(steps: Sequence[StepRecord]) -> str:
+    missing = [_WORDS[step.name] for step in steps if step.not_run]
+    return f" What {' and '.join(missing)} would add was not run." if missing else ""
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _percent(size: float) -> str:
+    return f"{100 * size:.2g} %" if math.isfinite(size) else "more than can be said"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
