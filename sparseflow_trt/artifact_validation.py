@@ -20,6 +20,7 @@ from sparseflow_trt.exporters.apply_plan import (
 )
 from sparseflow_trt.exporters.restore import check_same_ends
 from sparseflow_trt.exporters.twin import needs_twin, write_bf16_twin
+from sparseflow_trt.layer_errors import add_layer_errors
 from sparseflow_trt.manifest import EngineRecord, GraphRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.model_file import OnnxModel, check_operators, read_model
 from sparseflow_trt.plan import Plan, read_plan
@@ -29,7 +30,7 @@ from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.input_files import check_ranges, load_inputs
 from sparseflow_trt.validation.inputs import generate_inputs
 from sparseflow_trt.validation.tolerances import Tolerances
-from sparseflow_trt.verdict import Validation
+from sparseflow_trt.verdict import StepName, Validation
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def validate(
             typed, name="FP32 twin of the typed model, rounded to BF16, CPU", path=scratch / "twin.onnx"
         )
         write_bf16_twin(typed_model, typed.path)
-    return compare(
+    compared = compare(
         reference,
         [typed, _engine_candidate(shipped.folder, shipped.engine)],
         inputs,
@@ -161,6 +162,12 @@ def validate(
         lambda done, total: on_step(Progress("Comparing with the FP32 reference", done, total)),
         origin,
     )
+    if not options.per_layer:
+        return compared
+    pairs: list[tuple[StepName, Path, Path]] = [("precision", reference, typed.path)]
+    if origin is not None:
+        pairs.insert(0, ("pruning", origin.unpruned, reference))
+    return add_layer_errors(compared, pairs, inputs, on_step, scratch)
 
 
 def _in_fp32(model: OnnxModel, output: Path) -> Path:

@@ -52,7 +52,7 @@ class LayerSite:
     @property
     def module(self) -> str:
         """The torch module path that the exporter left in the node's metadata, or ""."""
-        return _module_of(self.node)
+        return module_of(self.node)
 
 
 def find_sites(model: OnnxModel) -> list[LayerSite]:
@@ -282,7 +282,8 @@ def _inline_functions(model: OnnxModel) -> None:
         ) from error
 
 
-def _module_of(node: ir.Node) -> str:
+def module_of(node: ir.Node) -> str:
+    """The torch module path that the exporter left in a node's metadata, or ""."""
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
     try:
         path = ast.literal_eval(scopes) if scopes else []

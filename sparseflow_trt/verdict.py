@@ -172,7 +172,8 @@ class LayerError(Record):
         nonfinite: How many elements the node itself makes NaN or infinite.
         accumulated_nonfinite: How many elements are so in the whole model.
         saturated: How many elements are the largest number of their type where the model before the step
-            goes beyond it: a mask's fill that was clipped. They count in neither error.
+            goes beyond it, or minus infinity in front of a Softmax: a mask's fill that was clipped. They
+            count in neither error.
     """
 
     step: StepName

@@ -67,6 +67,17 @@ def _runner(path: Path, name: str, optimized: bool) -> OnnxrtRunner:
     require("polygraphy", "comparing outputs")
     from polygraphy.backend.onnxrt import OnnxrtRunner
 
+    return OnnxrtRunner(open_session(path, optimized), name)
+
+
+def open_session(path: Path, optimized: bool = False) -> Any:
+    """An inference session on the CPU whose BF16 and FP8 ends, if any, look like FP32 ones.
+
+    Raises:
+        ModelError: ONNX Runtime does not take the model.
+        UnsupportedError: It has no CPU kernel for a node.
+        NotInstalledError: ONNX Runtime.
+    """
     session = _session(path, optimized)
     ends = (*session.get_inputs(), *session.get_outputs())
     odd = [end for end in ends if not end.type.startswith("tensor(")]
@@ -76,7 +87,7 @@ def _runner(path: Path, name: str, optimized: bool) -> OnnxrtRunner:
             "Export the model with tensors as inputs and outputs.",
         )
     narrow = any(is_narrow(end.type) for end in ends)
-    return OnnxrtRunner(WidenedSession(session) if narrow else session, name)
+    return WidenedSession(session) if narrow else session
 
 
 def _session(path: Path, optimized: bool) -> Any:

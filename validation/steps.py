@@ -95,11 +95,12 @@ def total_of(found: StepOutput) -> float:
 
 def relative_size(difference: Array, size: float) -> float | None:
     """The root mean square of a difference over another one, None where that is 0 and this is not."""
-    change = _rms(difference)
+    change = root_mean_square(difference)
     return _finite(change / size) if size else (None if change else 0.0)
 
 
-def _rms(values: Array) -> float:
+def root_mean_square(values: Array) -> float:
+    """The root mean square, 0 of none."""
     largest = float(np.abs(values).max(initial=0.0))
     if not largest or not math.isfinite(largest):
         return largest
@@ -110,7 +111,7 @@ def _float_steps(arrays: Sequence[Array]) -> list[dict[str, Any]]:
     wide = [array.astype(np.float64) for array in arrays]
     finite = np.logical_and.reduce([np.isfinite(array) for array in wide])
     kept = [array[finite] for array in wide]
-    size = _rms(kept[0])
+    size = root_mean_square(kept[0])
     whole = kept[-1] - kept[0]
     # scaled, so that squares of large numbers stay finite
     scale = float(np.abs(whole).max(initial=0.0)) or 1.0
@@ -175,8 +176,8 @@ def _blame(
     if not changes[blamed]:
         return "", f"No step changes an output.{_not_run_words(steps)}"
     where = f"output '{place[0]}' on input set '{place[1]}'"
-    what = f"it changes {where} by {_percent(changes[blamed])}"
-    others = [f"{_WORDS[name]} by {_percent(size)}" for name, size in changes.items() if name != blamed]
+    what = f"it changes {where} by {percent(changes[blamed])}"
+    others = [f"{_WORDS[name]} by {percent(size)}" for name, size in changes.items() if name != blamed]
     beside = f", {' and '.join(others)}" if others else ""
     lead = "is to blame" if failed else "makes most of the error" if others else "makes all of the error"
     return blamed, f"{_capital(_WORDS[blamed])} {lead}: {what}{beside}.{_not_run_words(steps)}"
@@ -199,7 +200,7 @@ def _restored_words(as_given: StepRecord, now: StepRecord) -> str:
     place = max(before, key=before.__getitem__)
     told = (
         f"With the restored weights output '{place[0]}' on input set '{place[1]}' is "
-        f"{_percent(after.get(place, 0.0))} from the unpruned model's; without them {_percent(before[place])}."
+        f"{percent(after.get(place, 0.0))} from the unpruned model's; without them {percent(before[place])}."
     )
     if after.get(place, 0.0) > before[place]:
         told += " Restoring made it worse: the model was trained on after pruning; leave --dense-model out."
@@ -215,8 +216,11 @@ def _capital(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _percent(size: float) -> str:
-    return f"{100 * size:.2g} %" if math.isfinite(size) else "more than can be said"
+def percent(size: float) -> str:
+    """A share for people, to two digits or the percent."""
+    if not math.isfinite(size):
+        return "more than can be said"
+    return f"{100 * size:.0f} %" if size >= 0.1 else f"{100 * size:.2g} %"
 
 
 def _finite(value: float) -> float | None:

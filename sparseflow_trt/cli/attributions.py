@@ -66,7 +66,7 @@ def _print_layers(attribution: Attribution, step: StepName) -> None:
     table = console.table("Layer", "Operator", ">Own error", ">So far", ">Not finite", ">Clipped")
     for layer in shown:
         table.add_row(
-            layer.layer, layer.op_type, _percent(layer.own), _percent(layer.accumulated),
+            layer.module or layer.layer, layer.op_type, _percent(layer.own), _percent(layer.accumulated),
             str(layer.nonfinite or "-"), str(layer.saturated or "-"),
         )  # fmt: skip
     out.print(table)
@@ -90,4 +90,6 @@ def _worst(step: StepRecord) -> list[StepOutput]:
 
 
 def _percent(size: float | None) -> str:
-    return "-" if size is None else "0" if not size else f"{100 * size:.2g} %"
+    if size is None:
+        return "-"
+    return f"{100 * size:.0f} %" if size >= 0.1 else f"{100 * size:.2g} %" if size else "0"
