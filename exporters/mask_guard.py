@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from sparseflow_trt.errors import ModelError
@@ -17,7 +18,9 @@ from sparseflow_trt.scan import PatternScan, WeightReader, scan_pattern
 from sparseflow_trt.sites import LayerSite, find_sites, why_not_eligible
 from sparseflow_trt.weights import TracedWeight, Untraceable, trace_weight
 
-_HINT = "This is a fault of the rewriting: please report it with the model; --sparsity off builds without 2:4."
+_HINT = (
+    "This is a fault of the rewriting: please report it with the model; --sparsity off builds without 2:4."
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def check_written(path: Path, stages: Sequence[MaskStage], guarded: Collection[s
     Raises:
         ModelError: A layer is 2:4 no more; the step that broke it is named, with the first broken group.
     """
-    checks = [_check(before, after) for before, after in zip(stages, stages[1:], strict=False)]
+    checks = [_check(before, after) for before, after in pairwise(stages)]
     if not guarded:
         return (*checks, MaskCheck("Writing the model", 0))
     sites = {site.name: site for site in find_sites(read_model(path)) if site.name in guarded}

@@ -54,9 +54,7 @@ def common_values(before: Path, after: Path) -> tuple[CommonValue, ...]:
     model = _read(before)
     first, second, masked = _values(model), _values(_read(after)), _masked(model)
     return tuple(
-        CommonValue(
-            name, _label(node, name), node.op_type, module_of(node), second[name][1], name in masked
-        )
+        CommonValue(name, _label(node, name), node.op_type, module_of(node), second[name][1], name in masked)
         for name, (node, _) in first.items()
         if name in second
     )
@@ -146,9 +144,9 @@ def _values(model: OnnxModel) -> dict[str, tuple[ir.Node, str]]:
             continue
         moving.update(node.outputs)
         for value in node.outputs:
-            dense = isinstance(value.type, ir.TensorType) and value.dtype is not None
-            if dense and value.name and value.dtype.name in ("FLOAT", "FLOAT16", "BFLOAT16"):
-                found[value.name] = node, value.dtype.name
+            dtype = value.dtype.name if isinstance(value.type, ir.TensorType) and value.dtype else ""
+            if value.name and dtype in ("FLOAT", "FLOAT16", "BFLOAT16"):
+                found[value.name] = node, dtype
     return found
 
 

@@ -213,8 +213,8 @@ def _check_unpruned(folder: Path, manifest: Manifest, unpruned: OnnxModel | None
         return
     if unpruned is None:
         raise ArtifactError(
-            f"{len(restored)} layers of {folder} have weights of the unpruned model '{known.file}', which are "
-            "not in the reference.",
+            f"{len(restored)} layers of {folder} have weights of the unpruned model '{known.file}', which "
+            "are not in the reference.",
             f"Give it with --dense-model; its SHA-256 is {known.sha256[:12]}….",
         )
     if record_model(unpruned) != known.model_copy(update={"file": unpruned.path.name}):

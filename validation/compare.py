@@ -124,11 +124,8 @@ def compare(
         for given in inputs:
             expected = _run_reference(reference, true_runner, given)
             _check_names(tolerances, expected)
-            report(done := done + 1, total)
-            before = []
-            for path, runner in chain.origins:
-                before.append(_run_reference(path, runner, given))
-                report(done := done + 1, total)
+            before = [_run_reference(path, runner, given) for path, runner in chain.origins]
+            report(done := done + 1 + len(before), total)
             got = {}
             for trial, runner in running:
                 got[trial.candidate.name] = _run_trial(trial, runner, given, expected, tolerances)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from sparseflow_trt.validation.feeds import Array
 from sparseflow_trt.verdict import Attribution, OutputVerdict, StepName, StepOutput, StepRecord
 
 Outputs = Mapping[str, Array]
+
+_PIECE = 1 << 20  # elements that are subtracted at a time
 
 _WORDS: dict[StepName, str] = {
     "pruning": "pruning",
@@ -66,7 +69,7 @@ def attribute(
     A step that makes elements NaN or infinite is to blame before all others, the first such step; else
     the one that changes an output most: where the verdict is fail of the first candidate that failed, at
     its worst output, among the steps that its tolerance judges (from the reference on); where it is not,
-    of all steps at the output that is furthest off.
+    of all steps at the output that is furthest off. Floating-point outputs go before others.
 
     Args:
         stages: The chain with what was found.
@@ -108,32 +111,45 @@ def root_mean_square(values: Array) -> float:
 
 
 def _float_steps(arrays: Sequence[Array]) -> list[dict[str, Any]]:
-    wide = [array.astype(np.float64) for array in arrays]
-    finite = np.logical_and.reduce([np.isfinite(array) for array in wide])
-    kept = [array[finite] for array in wide]
-    size = root_mean_square(kept[0])
-    whole = kept[-1] - kept[0]
-    # scaled, so that squares of large numbers stay finite
-    scale = float(np.abs(whole).max(initial=0.0)) or 1.0
-    square = float(np.square(whole / scale).sum())
-    changes = []
-    for before, after, old, new in zip(kept, kept[1:], wide, wide[1:], strict=False):
-        step = after - before
-        changes.append(
-            {
-                "error": relative_size(step, size),
-                "accumulated": relative_size(after - kept[0], size),
-                "share": _finite(float((step / scale) @ (whole / scale)) / square) if square else None,
-                "max_abs": _finite(float(np.abs(step).max(initial=0.0))),
-                "nonfinite": int((np.isfinite(old) & ~np.isfinite(new)).sum()),
-            }
-        )
-    return changes
+    """Sums over pieces, so that large outputs are not copied whole in FP64."""
+    flat = [array.reshape(-1) for array in arrays]
+    steps = len(flat) - 1
+    sums, whole, products = np.zeros((2, steps)), 0.0, np.zeros(steps)
+    largest, broken, size, count = np.zeros(steps), np.zeros(steps, np.int64), 0.0, 0
+    for begin in range(0, flat[0].size, _PIECE):
+        wide = [array[begin : begin + _PIECE].astype(np.float64) for array in flat]
+        finite = [np.isfinite(array) for array in wide]
+        kept = [array[np.logical_and.reduce(finite)] for array in wide]
+        count += kept[0].size
+        with np.errstate(over="ignore"):  # squares of FP64 outputs: told as null
+            size += float(kept[0] @ kept[0])
+            total = kept[-1] - kept[0]
+            whole += float(total @ total)
+            for i in range(steps):
+                change, so_far = kept[i + 1] - kept[i], kept[i + 1] - kept[0]
+                sums[:, i] += change @ change, so_far @ so_far
+                products[i] += change @ total
+                largest[i] = max(largest[i], float(np.abs(change).max(initial=0.0)))
+                broken[i] += int((finite[i] & ~finite[i + 1]).sum())
+    return [
+        {
+            "error": _ratio(sums[0, i], size),
+            "accumulated": _ratio(sums[1, i], size),
+            "share": _finite(products[i] / whole) if whole else None,
+            "max_abs": _finite(largest[i]) if count else None,
+            "nonfinite": int(broken[i]),
+        }
+        for i in range(steps)
+    ]
+
+
+def _ratio(change: float, size: float) -> float | None:
+    """The root of the ratio of two sums of squares; None where the second is 0 and the first is not."""
+    return _finite(math.sqrt(change / size)) if size else (None if change else 0.0)
 
 
 def _equal_steps(arrays: Sequence[Array]) -> list[dict[str, Any]]:
-    pairs = zip(arrays, arrays[1:], strict=False)
-    return [{"equal": float(np.mean(old == new)) if old.size else 1.0} for old, new in pairs]
+    return [{"equal": float(np.mean(old == new)) if old.size else 1.0} for old, new in pairwise(arrays)]
 
 
 def _record(stages: Sequence[Stage], index: int) -> StepRecord:
@@ -170,7 +186,9 @@ def _blame(
         places = {
             place: max(_changes(judged, place).values(), default=0.0) for place in places if place in wrong
         } or places
-    place = max(places, key=places.__getitem__)
+    # integers (an index of the largest, say) follow from floating-point outputs where there are any
+    floats = {(f.output, f.input_set) for step in ran for f in step.outputs if f.equal is None}
+    place = max(places, key=lambda place: (place in floats and places[place] > 0, places[place]))
     changes = _changes(judged, place)
     blamed = max(changes, key=changes.__getitem__)
     if not changes[blamed]:
@@ -224,4 +242,4 @@ def percent(size: float) -> str:
 
 
 def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return float(value) if math.isfinite(value) else None

@@ -24,11 +24,12 @@ def print_attribution(attribution: Attribution) -> None:
     if attribution.unrestored:
         steps.insert(0, attribution.unrestored)
     for step in steps:
-        name = "pruning, not restored" if step is attribution.unrestored else step.name
+        as_given = step is attribution.unrestored
+        name = "pruning, not restored" if as_given else step.name
         for found in _worst(step):
             table.add_row(
                 name, found.output, _percent(found.error), _percent(found.accumulated),
-                "-" if found.share is None or step is attribution.unrestored else f"{100 * found.share:.1f} %",
+                "-" if found.share is None or as_given else f"{100 * found.share:.1f} %",
                 "-" if found.max_abs is None else f"{found.max_abs:.2e}",
                 "-" if found.equal is None else f"{found.equal:.4f}", str(found.nonfinite or "-"),
                 found.input_set,

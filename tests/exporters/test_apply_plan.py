@@ -150,7 +150,9 @@ def test_a_broken_rewriting_is_noticed(mlp: Path, monkeypatch: pytest.MonkeyPatc
         save_model(model, output)
 
     monkeypatch.setattr(module, "save_model", save_dense)
-    with pytest.raises(ModelError, match="^Writing the model broke the 2:4 pattern of layer .first.: 2048 of 2048 groups"):
+    with pytest.raises(
+        ModelError, match=r"^Writing the model broke the 2:4 pattern of layer .first.: 2048 of"
+    ):
         _apply(mlp, plan)
 
     def save_invalid(model: Any, output: Path) -> None:

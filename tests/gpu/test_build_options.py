@@ -147,7 +147,7 @@ def test_the_old_engine_does_not_compute_the_new_model(
     refittable: BuildResult, mlp_model: Path, tmp_path: Path
 ) -> None:
     """What the test above shows is the exchange, not a tolerance that lets anything pass."""
-    from sparseflow_trt.artifact_validation import ValidationOptions, input_sets, validate
+    from sparseflow_trt.artifact_validation import Shipped, ValidationOptions, input_sets, validate
     from sparseflow_trt.manifest import read_manifest
     from sparseflow_trt.model_file import read_model
     from sparseflow_trt.plan import read_plan
@@ -157,10 +157,10 @@ def test_the_old_engine_does_not_compute_the_new_model(
     new = refit(refittable.artifact, new_model, RefitOptions(tmp_path / "new.artifact")).artifact
     shutil.copyfile(refittable.artifact / "model.engine", new / "model.engine")
     model, plan, options = read_model(new_model), read_plan(new / "plan.yaml"), ValidationOptions()
-    found = validate(
-        model, plan, new, read_manifest(new).engine, input_sets(model, plan, options), options.tolerances,
-        lambda progress: None, tmp_path,
-    )  # fmt: skip
+    manifest = read_manifest(new)
+    shipped = Shipped(plan, new, manifest.graph, manifest.engine)
+    inputs = input_sets(model, plan, options)
+    found = validate(model, None, shipped, inputs, options, lambda progress: None, tmp_path)
     assert {c.name: c.verdict for c in found.candidates}[ENGINE] == "fail"
 
 

@@ -1,0 +1,187 @@
+"""2:4 after every step: whichever breaks it is the one that is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from sparseflow_trt.errors import ModelError
+from sparseflow_trt.exporters import apply_plan as module
+from sparseflow_trt.exporters import mask_guard
+from sparseflow_trt.exporters.apply_plan import AppliedPlan, apply_plan
+from sparseflow_trt.graph import read_layers
+from sparseflow_trt.model_file import OnnxModel, read_model
+from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.plan import Plan, make_plan
+from sparseflow_trt.scan import scan_pattern
+from sparseflow_trt.target import GraphNeeds
+
+if TYPE_CHECKING:
+    from tests.conftest import Models
+
+OPTS_OUT = GraphNeeds(opts_out_dense=True)
+
+
+@pytest.fixture
+def model(models: Models) -> Path:
+    """Three 2:4 layers; the weight of the third is stored the other way round."""
+    rng = np.random.default_rng(0)
+    weights = {name: prune_2to4(rng.standard_normal((64, 64)).astype(np.float32), 0) for name in "abc"}
+    weights["c"] = np.ascontiguousarray(weights["c"].T)
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["p"], name="first"),
+        helper.make_node("MatMul", ["p", "b"], ["q"], name="second"),
+        helper.make_node("Transpose", ["c"], ["ct"], perm=[1, 0]),
+        helper.make_node("MatMul", ["q", "ct"], ["y"], name="third"),
+    ]
+    return models.save(models.model(nodes, weights))
+
+
+def _plan(path: Path, dense: str = "", precision: Any = "fp16") -> Plan:
+    plan = make_plan(read_layers(read_model(path)), (), {}, None, precision, "force")
+    layers = [p.model_copy(update={"sparsity": "dense"}) if p.name == dense else p for p in plan.layers]
+    return plan.model_copy(update={"layers": tuple(layers)})
+
+
+def _apply(path: Path, plan: Plan, unpruned: Path | None = None) -> AppliedPlan:
+    output = path.parent / "typed.onnx"
+    dense = read_model(unpruned) if unpruned else None
+    return apply_plan(read_model(path), plan, output, OPTS_OUT, dense)
+
+
+def test_each_step_is_recorded_and_each_weight_read_once(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned: list[str] = []
+
+    def count(reader: Any, weight: Any, k_axis: int) -> Any:
+        scanned.append(weight.name)
+        return scan_pattern(reader, weight, k_axis)
+
+    monkeypatch.setattr(mask_guard, "scan_pattern", count)
+    checks = _apply(model, _plan(model, dense="second")).mask_checks
+    assert [(c.step, c.touched, c.read, c.planned) for c in checks] == [
+        ("Rewriting operators", 0, 0, ()),
+        ("Casting to the planned types", 2, 0, ()),
+        ("Taking dense layers out of sparse kernels", 0, 0, ("second",)),
+        ("Writing the model", 0, 2, ()),
+    ]
+    assert sorted(scanned) == ["a", "c"]
+    kept = _apply(model, _plan(model, precision="keep")).mask_checks
+    assert [c.touched for c in kept] == [0, 0, 0, 0]
+
+
+def _fill(model: OnnxModel, name: str, value: float = 1.0) -> None:
+    """Puts a third non-zero into the group of four that begins a weight's third row of groups."""
+    constant = model.ir.graph.initializers[name]
+    tensor = constant.const_value
+    assert tensor is not None
+    values = np.array(tensor.numpy())
+    values[8:12, 5] = value
+    constant.const_value = ir.Tensor(values, tensor.dtype, name=name)
+
+
+def _after(step: Callable[..., Any], weight: str) -> Callable[..., Any]:
+    """The step, and then an element too many: what a faulty pass would do."""
+
+    def faulty(model: Any, *rest: Any, **options: Any) -> Any:
+        done = step(model, *rest, **options)
+        wrapped = model if isinstance(model, OnnxModel) else OnnxModel(Path(), None, model)  # type: ignore[arg-type]
+        _fill(wrapped, weight)
+        return done
+
+    return faulty
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("restore_planned_dense", "Restoring dense weights"),
+        ("fold_integer_biases", "Rewriting operators"),
+        ("retype", "Casting to the planned types"),
+        ("opt_out", "Taking dense layers out of sparse kernels"),
+    ],
+)
+def test_the_step_that_broke_it_is_named(
+    model: Path, monkeypatch: pytest.MonkeyPatch, function: str, says: str
+) -> None:
+    monkeypatch.setattr(module, function, _after(getattr(module, function), "a"))
+    with pytest.raises(ModelError) as caught:
+        _apply(model, _plan(model), unpruned=model)
+    assert caught.value.message == (
+        f"{says} broke the 2:4 pattern of layer 'first': 1 of 1024 groups of weight 'a' hold more than two "
+        "non-zeros, the first at [8, 5]."
+    )
+
+
+def test_the_earliest_step_and_the_number_of_layers_are_told(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "opt_out", _after(module.opt_out, "a"))
+    monkeypatch.setattr(module, "retype", _after(module.retype, "b"))
+    with pytest.raises(ModelError) as caught:
+        _apply(model, _plan(model))
+    assert caught.value.message.startswith(
+        "Casting to the planned types broke the 2:4 pattern of layer 'second'"
+    )
+    assert caught.value.message.endswith(" The same holds of 1 more.")
+
+
+def test_the_group_of_a_transposed_weight(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(ir_model: Any, *rest: Any, **options: Any) -> Any:
+        done = retype(ir_model, *rest, **options)
+        constant = ir_model.graph.initializers["c"]
+        values = np.array(constant.const_value.numpy())
+        values[5, 8:12] = 1
+        constant.const_value = ir.Tensor(values, constant.const_value.dtype, name="c")
+        return done
+
+    retype = module.retype
+    monkeypatch.setattr(module, "retype", faulty)
+    with pytest.raises(ModelError, match=r"layer 'third': 1 of 1024 groups .* the first at \[5, 8\]"):
+        _apply(model, _plan(model))
+
+
+def test_a_layer_that_a_step_lost_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(ir_model: Any, *rest: Any, **options: Any) -> Any:
+        done = retype(ir_model, *rest, **options)
+        second = next(node for node in ir_model.graph if node.name == "second")
+        second.replace_input_with(1, second.inputs[0])
+        return done
+
+    retype = module.retype
+    monkeypatch.setattr(module, "retype", faulty)
+    with pytest.raises(ModelError, match=r"^Casting .* of layer 'second': dynamic weight: computed by MatMul"):
+        _apply(model, _plan(model))
+
+
+def test_a_planned_change_is_allowed_and_named(model: Path, models: Models) -> None:
+    rng = np.random.default_rng(0)
+    pruned = read_model(model).ir.graph.initializers
+    weights = {}
+    for name in "abc":
+        tensor = pruned[name].const_value
+        assert tensor is not None
+        values = np.array(tensor.numpy())
+        weights[name] = np.where(values == 0, rng.standard_normal(values.shape), values).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["p"], name="first"),
+        helper.make_node("MatMul", ["p", "b"], ["q"], name="second"),
+        helper.make_node("Transpose", ["c"], ["ct"], perm=[1, 0]),
+        helper.make_node("MatMul", ["q", "ct"], ["y"], name="third"),
+    ]
+    unpruned = models.save(models.model(nodes, weights), "unpruned.onnx")
+    applied = _apply(model, _plan(model, dense="second"), unpruned)
+    assert [(c.step, c.planned) for c in applied.mask_checks if c.planned] == [
+        ("Restoring dense weights", ("second",))
+    ]
+    assert applied.opted_out == ()  # its unpruned weights take it out of sparse kernels by themselves
+    assert [layer.state.value for layer in read_layers(read_model(applied.model))] == [
+        "sparse", "not-sparse", "sparse",
+    ]  # fmt: skip
