@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.exporters.apply_plan import save_model
-from sparseflow_trt.exporters.twin import needs_twin, write_bf16_twin
+from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.sites import find_sites, module_of
 
@@ -76,7 +76,7 @@ def write_sizes(path: Path, names: Iterable[str], output: Path) -> None:
 
 
 def write_marked(path: Path, names: Iterable[str], output: Path) -> None:
-    """Writes a model whose outputs are some of its values; for BF16 the twin that a CPU can run."""
+    """Writes a model whose outputs are some of its values; of half precision the twin that a CPU rounds."""
     model = _read(path)
     values = _by_name(model)
     _write(model, [values[name] for name in names], output)
@@ -124,7 +124,7 @@ def _write(model: OnnxModel, outputs: Iterable[ir.Value], output: Path) -> None:
     written = read_model(output)
     if needs_twin(written):
         twin = output.with_name(f"twin-{output.name}")
-        write_bf16_twin(written, twin)
+        write_twin(written, twin)
         twin.replace(output)  # its constants stay in the file that it names
 
 

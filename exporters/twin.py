@@ -1,8 +1,10 @@
-"""A CPU twin of a BF16 model: every product in FP32, every tensor rounded to BF16.
+"""A CPU twin of a half-precision model: every node computes in FP32, every tensor is rounded to its type.
 
-The ONNX Runtime's CPU provider has no BF16 kernels for MatMul, Gemm, Add or Softmax. The twin rounds
-where the model does (Cast to BF16 and back), so it shows what BF16 costs in accuracy; it does not show
-in which order a GPU adds up.
+The ONNX Runtime's CPU provider has no BF16 kernels for MatMul, Gemm, Add or Softmax, and its FP16 is FP32: it
+puts a Cast before and behind each FP16 node that it has no kernel for and takes the pairs out again, so
+that a chain of them is never rounded and a score of 1e5 never overflows. The twin rounds where the model
+does (Cast to its type and back), so it shows what the types cost in accuracy; it does not show in which
+order a GPU adds up.
 """
 
 from __future__ import annotations
@@ -16,17 +18,17 @@ from sparseflow_trt.model_file import OnnxModel
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# They only move or convert values, and the ONNX Runtime has them for BF16.
-_RUNS_IN_BF16 = {"Cast", "Constant", "Identity"}
+# They only move or convert values, and the ONNX Runtime has them for both types.
+_RUNS_AS_TYPED = {"Cast", "Constant", "Identity"}
 
 
 def needs_twin(model: OnnxModel) -> bool:
-    """Whether any node computes in BF16."""
-    return any(_touches_bf16(node) for node in model.ir.graph.all_nodes())
+    """Whether any node computes in FP16 or BF16."""
+    return any(_touches_half(node) for node in model.ir.graph.all_nodes())
 
 
-def write_bf16_twin(model: OnnxModel, output: Path) -> None:
-    """Writes the twin of a typed model whose BF16 nodes the ONNX Runtime's CPU provider can run.
+def write_twin(model: OnnxModel, output: Path) -> None:
+    """Writes the twin of a typed model, which the ONNX Runtime's CPU provider runs and rounds as it is typed.
 
     Args:
         model: A model as read, not used for anything afterwards: its graph is rewritten in place.
@@ -35,36 +37,43 @@ def write_bf16_twin(model: OnnxModel, output: Path) -> None:
     for graph in model.ir.graphs():
         widened: dict[ir.Value, ir.Value] = {}
         for node in tuple(graph):
-            if _touches_bf16(node):
+            if _touches_half(node):
                 _wrap(graph, node, widened)
     save_model(model.ir, output)
 
 
-def _touches_bf16(node: ir.Node) -> bool:
+def _half_types() -> tuple[ir.DataType, ...]:
     import onnx_ir as ir
 
-    if node.op_type in _RUNS_IN_BF16 or any(
+    return ir.DataType.FLOAT16, ir.DataType.BFLOAT16
+
+
+def _touches_half(node: ir.Node) -> bool:
+    import onnx_ir as ir
+
+    if node.op_type in _RUNS_AS_TYPED or any(
         a.type == ir.AttributeType.GRAPH for a in node.attributes.values()
     ):
         return False
-    return any(v is not None and v.dtype == ir.DataType.BFLOAT16 for v in (*node.inputs, *node.outputs))
+    return any(v is not None and v.dtype in _half_types() for v in (*node.inputs, *node.outputs))
 
 
 def _wrap(graph: ir.Graph, node: ir.Node, widened: dict[ir.Value, ir.Value]) -> None:
     import onnx_ir as ir
 
     for i, value in enumerate(node.inputs):
-        if value is None or value.dtype != ir.DataType.BFLOAT16:
+        if value is None or value.dtype not in _half_types():
             continue
         if value not in widened:
             widened[value] = _cast(graph, node, value, ir.DataType.FLOAT, before=True)
         node.replace_input_with(i, widened[value])
     for output in node.outputs:
-        if output.dtype != ir.DataType.BFLOAT16:
+        dtype = output.dtype
+        if dtype is None or dtype not in _half_types():
             continue
         readers = list(output.uses())
         name, output.name = output.name, f"{output.name}_wide"
-        rounded = _cast(graph, node, output, ir.DataType.BFLOAT16, before=False)
+        rounded = _cast(graph, node, output, dtype, before=False)
         rounded.name = name
         output.dtype = ir.DataType.FLOAT
         if node.op_type == "ConstantOfShape":  # its type is its attribute's

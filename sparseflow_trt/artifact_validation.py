@@ -19,7 +19,7 @@ from sparseflow_trt.exporters.apply_plan import (
     write_fp32_reference,
 )
 from sparseflow_trt.exporters.restore import check_same_ends
-from sparseflow_trt.exporters.twin import needs_twin, write_bf16_twin
+from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.layer_errors import add_layer_errors
 from sparseflow_trt.manifest import EngineRecord, GraphRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.model_file import OnnxModel, check_operators, read_model
@@ -150,10 +150,8 @@ def validate(
     )
     typed_model = read_model(typed.path)
     if needs_twin(typed_model):
-        typed = replace(
-            typed, name="FP32 twin of the typed model, rounded to BF16, CPU", path=scratch / "twin.onnx"
-        )
-        write_bf16_twin(typed_model, typed.path)
+        typed = replace(typed, name="typed model, rounded as typed, CPU", path=scratch / "twin.onnx")
+        write_twin(typed_model, typed.path)
     compared = compare(
         reference,
         [typed, _engine_candidate(shipped.folder, shipped.engine)],
@@ -213,7 +211,7 @@ def _check_unpruned(folder: Path, manifest: Manifest, unpruned: OnnxModel | None
         return
     if unpruned is None:
         raise ArtifactError(
-            f"{len(restored)} layers of {folder} have weights of the unpruned model '{known.file}', which "
+            f"{len(restored)} layer(s) of {folder} have weights of the unpruned model '{known.file}', which "
             "are not in the reference.",
             f"Give it with --dense-model; its SHA-256 is {known.sha256[:12]}….",
         )

@@ -135,7 +135,7 @@ def _measure(
         name = probe.value
         mine = _difference(own[0][name], own[1][name], probe)
         whole = _difference(exact[name], gathered[name], probe)
-        if mine.size or mine.nonfinite:
+        if mine.size or mine.nonfinite or mine.saturated:
             errors.append(
                 LayerError(
                     step=step, layer=probe.layer, op_type=probe.op_type, module=probe.module, value=name,

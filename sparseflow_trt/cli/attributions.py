@@ -47,7 +47,7 @@ def print_restored(graph: GraphRecord) -> None:
     out = console.out()
     back = sum(record.route == "restored" for record in graph.restored)
     if back:
-        out.print(f"{back} layers planned dense have their weights of the unpruned model.")
+        out.print(f"{back} layer(s) planned dense have their weights of the unpruned model.")
     for record in graph.restored:
         if record.route == "kept":
             out.print(console.styled(f"Layer '{record.layer}' keeps its weight: {record.reason}.", "yellow"))

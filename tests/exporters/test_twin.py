@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from sparseflow_trt.exporters.apply_plan import apply_plan
-from sparseflow_trt.exporters.twin import needs_twin, write_bf16_twin
+from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.graph import read_layers
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.plan import make_plan
@@ -43,7 +43,7 @@ def _twin_of(models: Models, nodes: Sequence[onnx.NodeProto], weights: dict[str,
     model = read_model(typed)
     assert needs_twin(model)
     twin = models.folder / "twin.onnx"
-    write_bf16_twin(model, twin)
+    write_twin(model, twin)
     onnx.checker.check_model(str(twin), full_check=True)
     with pytest.raises(Exception, match="NOT_IMPLEMENTED"):
         _run(typed)
