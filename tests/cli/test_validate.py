@@ -89,6 +89,31 @@ def test_another_model_is_refused(sparseflow: Sparseflow, built: Path, mlp: Make
     assert "no.onnx does not exist." in sparseflow("validate", "out", "--reference", "no.onnx").error
 
 
+def test_the_error_is_told_by_step_and_by_layer(
+    sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    dense = mlp("dense.onnx")
+    assert sparseflow("prune", dense, "-o", "pruned.onnx").code == 0
+    options = ("--dim", "batch=1,4,8", "--backend", "onnxruntime", "-o", "out", "--dense-model", dense)
+    ended = sparseflow("build", "pruned.onnx", *options)
+    assert ended.code == 0
+    assert "1 layer(s) planned dense have their weights of the unpruned model." in ended.out
+    again = ("validate", "out", "--reference", "pruned.onnx", "--dense-model", dense, "--per-layer")
+    ended = sparseflow(*again)
+    assert ended.code == 0
+    assert "\nWhere the error comes from: The planned precision makes " in ended.out
+    assert "Layers by what they add themselves, step 'precision', input set 'default:" in ended.out
+    rows = [line.split()[:2] for line in ended.out.splitlines()]
+    assert ["up_proj", "MatMul"] in rows
+    found = sparseflow(*again, "--json").json["attribution"]
+    assert found["blamed"] == "precision"
+    assert [step["name"] for step in found["steps"]] == ["pruning", "precision", "engine"]
+    assert {layer["layer"] for layer in found["layers"]} == {"up_proj", "down_proj"}
+    missing = sparseflow("validate", "out", "--reference", "pruned.onnx")
+    assert "have weights of the unpruned model 'dense.onnx'" in missing.error
+    assert "Give it with --dense-model" in missing.err
+
+
 def _edit(own_folder: Path, **fields: Any) -> None:
     path = own_folder / "out" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))

@@ -110,5 +110,5 @@ def test_quantized_weights_are_scaled_to_bf16(models: Models) -> None:
 
 def test_others_need_none(models: Models) -> None:
     assert not needs_twin(read_model(models.matmul(_weight(64, 8))))
-    assert not needs_twin(read_model(models.matmul(_weight(64, 8).astype(np.float16))))
+    assert needs_twin(read_model(models.matmul(_weight(64, 8).astype(np.float16))))
     assert needs_twin(read_model(models.matmul(_weight(64, 8).astype(ml_dtypes.bfloat16))))
