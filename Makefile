@@ -35,7 +35,7 @@ test-gpu: ## run the tests that need a GPU, on PYTHON's packages
 
 bench: demo ## run the benchmarks that need no GPU (half an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	for script in overheads inspect_large sparsity_tools; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in overheads error_by_step inspect_large sparsity_tools; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 lint: setup ## ruff, mypy and the import rules
 	$(BIN)/ruff check .

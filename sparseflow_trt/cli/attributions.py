@@ -29,7 +29,7 @@ def print_attribution(attribution: Attribution) -> None:
         for found in _worst(step):
             table.add_row(
                 name, found.output, _percent(found.error), _percent(found.accumulated),
-                "-" if found.share is None or as_given else f"{100 * found.share:.1f} %",
+                "-" if found.share is None or as_given else f"{round(100 * found.share, 1) + 0.0:.1f} %",
                 "-" if found.max_abs is None else f"{found.max_abs:.2e}",
                 "-" if found.equal is None else f"{found.equal:.4f}", str(found.nonfinite or "-"),
                 found.input_set,
@@ -53,8 +53,7 @@ def print_restored(graph: GraphRecord) -> None:
             out.print(console.styled(f"Layer '{record.layer}' keeps its weight: {record.reason}.", "yellow"))
     read = sum(check.read for check in graph.mask_checks)
     if read:
-        steps = ", ".join(check.step.lower() for check in graph.mask_checks)
-        out.print(f"{read} sparse layers are still 2:4 after {steps}.")
+        out.print(f"{read} layer(s) planned sparse are still 2:4 in the graph that the engine is built from.")
 
 
 def _print_layers(attribution: Attribution, step: StepName) -> None:
