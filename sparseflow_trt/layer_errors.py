@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sparseflow_trt._files import temporary_folder
 from sparseflow_trt.engines.protocol import OnProgress, Progress
+from sparseflow_trt.errors import SparseflowError
 from sparseflow_trt.exporters.probe import (
     GIVEN,
     SIZE,
@@ -18,6 +19,8 @@ from sparseflow_trt.exporters.probe import (
 )
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.layer_errors import Probe, ProbeWriters, measure_layers
+from sparseflow_trt.validation.messages import one_line
+from sparseflow_trt.validation.runners import ort_errors
 from sparseflow_trt.validation.steps import percent, total_of
 from sparseflow_trt.verdict import Attribution, LayerError, StepName, Validation
 
@@ -43,14 +46,21 @@ def add_layer_errors(
         return compared
     given = _telling_set(attribution, inputs)
     layers: list[LayerError] = []
+    told = [attribution.reason]
+    ran = {record.name for record in attribution.steps if record.outputs}
+    failures: tuple[type[Exception], ...] = (SparseflowError, *ort_errors())
     for step, before, after in steps:
-        with temporary_folder(scratch / step) as folder:
-            told = partial(_tell, on_step, step)
-            layers += _measure(step, before, after, given, folder, told)
+        if step not in ran:
+            continue
+        try:
+            with temporary_folder(scratch / step) as folder:
+                layers += _measure(step, before, after, given, folder, partial(_tell, on_step, step))
+        except failures as error:  # the outputs were compared all the same
+            told.append(f"The layers of step '{step}' could not be measured: {one_line(error)}.")
     update = {
         "layers": tuple(layers),
         "layers_input_set": given.name,
-        "reason": f"{attribution.reason} {_worst_layer(attribution, layers)}".strip(),
+        "reason": " ".join(filter(None, [*told, _worst_layer(attribution, layers)])),
     }
     return compared.model_copy(update={"attribution": attribution.model_copy(update=update)})
 

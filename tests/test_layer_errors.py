@@ -17,6 +17,7 @@ from sparseflow_trt.exporters.probe import common_values
 from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
 from sparseflow_trt.validation import layer_errors as module
+from sparseflow_trt.validation.runners import UnsupportedError
 from sparseflow_trt.verdict import LayerError, Validation
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ LAYERS = ValidationOptions(per_layer=True)
 
 
 def _weight(*shape: int, seed: int = 0) -> Array:
-    return (np.random.default_rng(seed).standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+    values = np.random.default_rng(seed).standard_normal(shape) / np.sqrt(shape[0])
+    return np.asarray(values, np.float32)
 
 
 def _validation(
@@ -58,7 +60,7 @@ def _attention(models: Models, gain: float) -> onnx.ModelProto:
         helper.make_node("MatMul", ["p", "x"], ["c"], name="context"),
         helper.make_node("MatMul", ["c", "ow"], ["y"], name="out"),
     ]
-    scalars = {"down": 1 / gain, "limit": -0.3, "zero": 0.0, "fill": np.finfo(np.float32).min}
+    scalars: dict[str, Any] = {"down": 1 / gain, "limit": -0.3, "zero": 0.0, "fill": np.finfo(np.float32).min}
     weights = {
         "qw": _weight(64, 64) * gain, "kw": _weight(64, 64, seed=1), "ow": _weight(64, 64, seed=2),
         **{name: np.asarray(np.float32(value)) for name, value in scalars.items()},
@@ -165,6 +167,25 @@ def test_a_branch_is_one_layer(models: Models) -> None:
     found = _layers(_validation(models.save(models.model(nodes, weights))))
     assert {"before", "branch", "after"} <= set(found)
     assert all((layer.own or 0) < 2**-9 for layer in found.values())
+
+
+def test_layers_that_cannot_be_measured_fail_no_build(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs cut in pieces may be what the ONNX Runtime has no kernel for; the comparison stands."""
+
+    def refuse(path: Path) -> Any:
+        raise UnsupportedError(f"no kernel in {path.name}.")
+
+    weights = {name: _weight(64, 64, seed=i) for i, name in enumerate(("up", "mid", "down"))}
+    path = _mlp(models, weights)
+    monkeypatch.setattr(module, "open_session", refuse)
+    validation = _validation(path)
+    assert validation.verdict == "pass"
+    assert _layers(validation) == {}
+    assert validation.attribution is not None
+    reason = validation.attribution.reason
+    assert "The layers of step 'precision' could not be measured: no kernel in " in reason
 
 
 def test_models_with_nothing_in_common_have_no_layers(models: Models) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,33 +14,60 @@ from sparseflow_trt.cli.options import common_options, model_argument
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
 
 if TYPE_CHECKING:
+    from sparseflow_trt.mask_history import Break
     from sparseflow_trt.model_file import OnnxModel
 
 
 @click.command("inspect")
 @model_argument
 @click.option("--all", "show_all", is_flag=True, help="List products with no constant weight, too.")
+@click.option(
+    "--since", multiple=True, type=click.Path(path_type=Path), metavar="EARLIER",
+    help="A model that MODEL was made from; one option for each step, the first model first. Layers that a "
+    "step left 2:4 no more are named with it.",
+)  # fmt: skip
 @common_options
-def command(model: Path, show_all: bool, as_json: bool) -> int:
+def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool) -> int:
     """Show each weighted layer of MODEL: M, N, K, dtype, K's axis and its 2:4 state.
 
-    Exits with 0 where every eligible weight is 2:4, with 3 where one is not.
+    Exits with 0 where every eligible weight is 2:4, with 3 where one is not; with --since, where a step broke
+    one.
     """
     from sparseflow_trt.graph import all_eligible_sparse, read_layers
+    from sparseflow_trt.mask_history import find_breaks
     from sparseflow_trt.model_file import read_model
 
-    found = read_model(model)
+    history = []
     with console.progress_bar() as show:
-        layers = read_layers(found, lambda done, total: show("Reading the weights", done, total))
+        for path in (*since, model):
+            found = read_model(path)
+            layers = read_layers(found, lambda done, total: show("Reading the weights", done, total))
+            history.append((str(path), layers))
+    breaks = find_breaks(history)
     sparse = all_eligible_sparse(layers)
     if as_json:
-        console.print_json(_json(model, found, layers, sparse))
+        broken = {"broken_since": [asdict(entry) for entry in breaks]} if since else {}
+        console.print_json({**_json(model, found, layers, sparse), **broken})
     else:
         _print(layers, show_all)
         for given in _inputs(found):
             dims = ", ".join("?" if dim is None else str(dim) for dim in given["dims"])
             console.out().print(f"Input '{given['name']}': {given['dtype']} [{dims}]")
-    return EXIT_OK if sparse else EXIT_NOT_SPARSE
+        if since:
+            _print_breaks(breaks)
+    return EXIT_OK if not breaks and (sparse or since) else EXIT_NOT_SPARSE
+
+
+def _print_breaks(breaks: Sequence[Break]) -> None:
+    out = console.out()
+    if not breaks:
+        out.print("Every layer that was 2:4 is so still.")
+    for entry in breaks:
+        where = f", the first at {list(entry.first)}" if entry.first is not None else ""
+        told = (
+            f"'{entry.layer}' was 2:4 in {entry.before} and is not in {entry.after}: {entry.reason}{where}."
+        )
+        out.print(console.styled(told, "red"))
 
 
 def _inputs(found: OnnxModel) -> list[dict[str, Any]]:

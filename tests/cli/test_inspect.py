@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from sparseflow_trt.pattern import prune_2to4
+
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
     from tests.conftest import Models
@@ -27,6 +29,31 @@ def test_a_table_with_the_reasons(sparseflow: Sparseflow, mlp: MakeModel) -> Non
     assert "1 sparse, 1 not sparse, 0 not eligible" in ended.out
     assert "sparseflow-trt prune" in ended.out
     assert ended.out.endswith("\nInput 'x': float32 [batch, 64]\n")
+
+
+def test_the_step_that_broke_2to4_is_named(sparseflow: Sparseflow, models: Models) -> None:
+    """What a user's own tools make of a pruned model: one file a step."""
+    rng = np.random.default_rng(0)
+    names = ("pruned.onnx", "folded.onnx", "scaled.onnx", "quantised.onnx")
+    weights = {"up": prune_2to4(rng.standard_normal((64, 64)).astype(np.float32), 0)}
+    for number, name in enumerate(names):
+        if number == 2:
+            weights["up"] = weights["up"] + np.float32(0.01)
+        layer = "up_proj" if number < 3 else "renamed"
+        node = helper.make_node("MatMul", ["x", "up"], ["y"], name=layer)
+        models.save(models.model([node], weights), name)
+    before = sum((["--since", name] for name in names[:-1]), start=list[str]())
+    ended = sparseflow("inspect", names[-1], *before)
+    assert ended.code == 3
+    told = ended.out.splitlines()[-1]
+    assert told.startswith("'up_proj' was 2:4 in folded.onnx and is not in scaled.onnx: 100% of 1024 groups")
+    assert told.endswith("the first at [0, 0].")
+    (found,) = sparseflow("inspect", names[-1], *before, "--json").json["broken_since"]
+    assert (found["before"], found["after"], found["first"]) == ("folded.onnx", "scaled.onnx", [0, 0])
+    kept = sparseflow("inspect", "folded.onnx", "--since", "pruned.onnx")
+    assert kept.code == 0
+    assert kept.out.endswith("Every layer that was 2:4 is so still.\n")
+    assert "broken_since" not in sparseflow("inspect", "folded.onnx", "--json").json
 
 
 def test_a_narrow_terminal_breaks_no_word_of_a_fixed_list(

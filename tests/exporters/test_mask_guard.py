@@ -15,6 +15,8 @@ from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters import apply_plan as module
 from sparseflow_trt.exporters import mask_guard
 from sparseflow_trt.exporters.apply_plan import AppliedPlan, apply_plan
+from sparseflow_trt.exporters.opt_out import opt_out
+from sparseflow_trt.exporters.retype import retype
 from sparseflow_trt.graph import read_layers
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.pattern import prune_2to4
@@ -123,8 +125,8 @@ def test_the_step_that_broke_it_is_named(
 def test_the_earliest_step_and_the_number_of_layers_are_told(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "opt_out", _after(module.opt_out, "a"))
-    monkeypatch.setattr(module, "retype", _after(module.retype, "b"))
+    monkeypatch.setattr(module, "opt_out", _after(opt_out, "a"))
+    monkeypatch.setattr(module, "retype", _after(retype, "b"))
     with pytest.raises(ModelError) as caught:
         _apply(model, _plan(model))
     assert caught.value.message.startswith(
@@ -142,7 +144,6 @@ def test_the_group_of_a_transposed_weight(model: Path, monkeypatch: pytest.Monke
         constant.const_value = ir.Tensor(values, constant.const_value.dtype, name="c")
         return done
 
-    retype = module.retype
     monkeypatch.setattr(module, "retype", faulty)
     with pytest.raises(ModelError, match=r"layer 'third': 1 of 1024 groups .* the first at \[5, 8\]"):
         _apply(model, _plan(model))
@@ -155,7 +156,6 @@ def test_a_layer_that_a_step_lost_is_named(model: Path, monkeypatch: pytest.Monk
         second.replace_input_with(1, second.inputs[0])
         return done
 
-    retype = module.retype
     monkeypatch.setattr(module, "retype", faulty)
     with pytest.raises(ModelError, match=r"^Casting .* of layer 'second': dynamic weight: computed by"):
         _apply(model, _plan(model))
