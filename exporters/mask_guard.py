@@ -15,7 +15,7 @@ from pathlib import Path
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.scan import PatternScan, WeightReader, scan_pattern
-from sparseflow_trt.sites import LayerSite, find_sites, why_not_eligible
+from sparseflow_trt.sites import LayerSite, find_sites
 from sparseflow_trt.weights import TracedWeight, Untraceable, trace_weight
 
 _HINT = (
@@ -89,7 +89,7 @@ def check_written(path: Path, stages: Sequence[MaskStage], guarded: Collection[s
     with WeightReader() as reader:
         for name in sorted(guarded):
             site = sites.get(name)
-            if site is None or why_not_eligible(site) or _scan(reader, site.weight, site.k_axis).violating:
+            if site is None or not _is_2to4(reader, site.weight, site.k_axis):
                 broken.append(name)
         if broken:
             written = mask_stage("Writing the model", sites.values(), guarded)
@@ -107,6 +107,13 @@ def _key(stage: MaskStage, name: str) -> object:
     if isinstance(weight, Untraceable):
         return None
     return id(weight.tensor), weight.steps, k_axis, weight.zero_key
+
+
+def _is_2to4(reader: WeightReader, weight: TracedWeight | Untraceable, k_axis: int) -> bool:
+    try:
+        return not isinstance(weight, Untraceable) and not _scan(reader, weight, k_axis).violating
+    except (TypeError, ValueError):  # a type or a K with no 2:4 pattern
+        return False
 
 
 def _scan(reader: WeightReader, weight: TracedWeight | Untraceable, k_axis: int) -> PatternScan:

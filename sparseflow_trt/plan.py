@@ -16,6 +16,7 @@ from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.lookup import judge
 from sparseflow_trt.policy import Policy
 from sparseflow_trt.shapes import MOST_PROFILES, Dims, Profile, dims_at
+from sparseflow_trt.sites import SMALLEST_K
 from sparseflow_trt.split import Split, split_profile
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
@@ -185,6 +186,9 @@ def _decide(
         return False, f"cannot be 2:4: {layer.reason}"
     if layer.state is SparsityState.NOT_SPARSE:
         return False, f"weights are not 2:4: {layer.reason}"
+    smallest = SMALLEST_K.get(precision.upper(), 0)
+    if layer.k < smallest:  # enough for the type that it is stored in
+        return False, f"too small: K={layer.k}, a sparse {precision.upper()} instruction takes {smallest}"
     if mode == "off":
         return False, "sparsity is off"
     if mode == "force":

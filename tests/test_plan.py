@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sparseflow_trt.errors import PlanError, ShapeError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.plan import (
+    ModelPrecision,
     Plan,
     PlannedLayer,
     check_plan,
@@ -36,6 +37,7 @@ POLICY = Policy(
     source="a test",
     thresholds=(Threshold(kind="qkv", library="tensorrt", dtype="FP16", min_m=100),),
 )
+PRECISIONS: tuple[ModelPrecision, ...] = ("fp32", "fp16", "keep")
 DIMS: dict[str, tuple[int | str | None, ...]] = {"x": ("batch", 64)}
 
 
@@ -117,6 +119,16 @@ def test_reasons(state: SparsityState, options: dict[str, Any], sparsity: str, r
     planned = _decision(_layer("a", state), 100, **options)
     assert planned.sparsity == sparsity
     assert planned.reason.startswith(reason)
+
+
+def test_a_product_too_short_for_the_planned_type_is_dense() -> None:
+    """K=12 fills a sparse instruction of FP32 (TF32), and none of FP16."""
+    layers = (_layer("short", k=12),)
+    found = {p: make_plan(layers, (), {}, None, p, "force").layers[0] for p in PRECISIONS}
+    assert {p: layer.sparsity for p, layer in found.items()} == {
+        "fp32": "sparse", "fp16": "dense", "keep": "sparse",
+    }  # fmt: skip
+    assert found["fp16"].reason == "too small: K=12, a sparse FP16 instruction takes 16"
 
 
 @pytest.mark.parametrize(
