@@ -121,7 +121,8 @@ class StepOutput(Record):
     that of the output of the chain's first model. With e the change of a step and E that of all steps:
 
     Attributes:
-        error: |e| relative to the output. Null for outputs that are not floating-point.
+        error: |e| relative to the output. Null for outputs that are not floating-point, and where no
+            element is finite in every model.
         accumulated: The same of all steps up to this one.
         share: e·E / E·E: what of the whole error is this step's. The shares of all steps add up to 1; one
             that makes up for others' errors has a negative one. Null where nothing changed.

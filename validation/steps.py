@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ _WORDS: dict[StepName, str] = {
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stage:
     """One model of the chain, and what the step that leads to it changed.
 
@@ -133,8 +133,8 @@ def _float_steps(arrays: Sequence[Array]) -> list[dict[str, Any]]:
                 broken[i] += int((finite[i] & ~finite[i + 1]).sum())
     return [
         {
-            "error": _ratio(sums[0, i], size),
-            "accumulated": _ratio(sums[1, i], size),
+            "error": _ratio(sums[0, i], size) if count else None,
+            "accumulated": _ratio(sums[1, i], size) if count else None,
             "share": _finite(products[i] / whole) if whole else None,
             "max_abs": _finite(largest[i]) if count else None,
             "nonfinite": int(broken[i]),
@@ -155,7 +155,7 @@ def _equal_steps(arrays: Sequence[Array]) -> list[dict[str, Any]]:
 def _record(stages: Sequence[Stage], index: int) -> StepRecord:
     stage = stages[index]
     assert stage.step is not None
-    before = next(s for s in reversed(stages[:index]) if s.step is None or s.found or not s.not_run)
+    before = next(s for s in reversed(stages[:index]) if s.step is None or s.found)
     why_not = stage.not_run or ("" if stage.found else "it gave no outputs to compare.")
     return StepRecord(
         name=stage.step, before=before.name, after=stage.name, not_run=why_not, outputs=tuple(stage.found)
@@ -164,7 +164,7 @@ def _record(stages: Sequence[Stage], index: int) -> StepRecord:
 
 def _blame(
     steps: Sequence[StepRecord], failed: Sequence[tuple[StepName, OutputVerdict]]
-) -> tuple[StepName | Any, str]:
+) -> tuple[StepName | Literal[""], str]:
     ran = [step for step in steps if step.outputs]
     if not ran:
         return "", "No step could be measured."
@@ -180,12 +180,14 @@ def _blame(
     places = {(found.output, found.input_set): total_of(found) for step in ran for found in step.outputs}
     if failed:
         last = failed[0][0]
-        after = [step for step in ran if step.name != "pruning"]
-        judged = [step for step in after if step.name != "engine" or last == "engine"] or after or ran
+        judged = [step for step in ran if step.name in ("precision", last)]
         wrong = {(v.output, v.input_set) for name, v in failed if name == last}
         places = {
             place: max(_changes(judged, place).values(), default=0.0) for place in places if place in wrong
-        } or places
+        }
+    places = {place: size for place, size in places.items() if _changes(judged, place)}
+    if not places:  # its outputs were missing, or of another shape
+        return "", f"No output could be subtracted.{_not_run_words(steps)}"
     # integers (an index of the largest, say) follow from floating-point outputs where there are any
     floats = {(f.output, f.input_set) for step in ran for f in step.outputs if f.equal is None}
     place = max(places, key=lambda place: (place in floats and places[place] > 0, places[place]))
@@ -221,7 +223,7 @@ def _restored_words(as_given: StepRecord, now: StepRecord) -> str:
         f"{percent(after.get(place, 0.0))} from the unpruned model's; without them {percent(before[place])}."
     )
     if after.get(place, 0.0) > before[place]:
-        told += " Restoring made it worse: the model was trained on after pruning; leave --dense-model out."
+        told += " Restoring made it worse, as it may where a model was trained on after pruning."
     return told
 
 

@@ -22,7 +22,7 @@ from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.inputs import generate_inputs
 from sparseflow_trt.validation.steps import Stage, add_outputs, attribute, percent
 from sparseflow_trt.validation.tolerances import DEFAULTS, output_tolerances
-from sparseflow_trt.verdict import Attribution
+from sparseflow_trt.verdict import Attribution, OutputVerdict
 
 Linear = Callable[..., Path]
 FP16 = output_tolerances(DEFAULTS["fp16"])
@@ -69,7 +69,7 @@ def test_the_step_that_changes_most_is_blamed() -> None:
 
 def test_a_step_that_was_not_run_is_left_out_and_said() -> None:
     stages = chain()
-    stages[2].not_run, stages[3].not_run = "no kernel.", ""
+    stages[2] = Stage("typed", "precision", "no kernel.")
     add_outputs(stages, "s", [{"y": np.ones(2)}, {"y": np.ones(2)}, None, {"y": np.array([1.0, 1.5])}])
     found = attribute(stages)
     assert [(step.name, step.before, bool(step.outputs)) for step in found.steps] == [
@@ -88,11 +88,28 @@ def test_nothing_to_blame() -> None:
     assert attributed([0.0], [0.0], [0.0], [0.0]).blamed == ""
 
 
+def test_outputs_that_cannot_be_subtracted_blame_nobody() -> None:
+    """The typed model has another shape: of its failure there are no figures."""
+    stages = chain()
+    add_outputs(stages, "s", [{"y": np.ones(2)}, {"y": np.zeros(2)}, None, None])
+    add_outputs(stages, "t", [{"y": np.ones(2)}, {"y": np.ones(2)}, {"y": np.ones(3)}, {"y": np.ones(2)}])
+    wrong = OutputVerdict(output="y", input_set="t", passed=False, tolerance=DEFAULTS["fp16"])
+    found = attribute(stages, [("precision", wrong)])
+    assert (found.blamed, found.reason) == (
+        "",
+        "No output could be subtracted. What the planned precision "
+        "and the engine itself would add was not run.",
+    )
+    assert attribute(stages).blamed == "pruning"
+
+
 def test_the_first_step_that_overflows_is_blamed_whatever_else_differs() -> None:
     found = attributed([1.0, 2.0], [9.0, 2.0], [9.0, np.inf], [np.nan, np.inf])
     assert found.blamed == "precision"
     assert "makes 1 element(s) of output 'y' on input set 's' NaN or infinite." in found.reason
     assert [step.outputs[0].nonfinite for step in found.steps] == [0, 1, 1]
+    gone = attributed([1.0], [1.0], [np.nan], [np.nan]).steps[1].outputs[0]
+    assert (gone.error, gone.accumulated, gone.max_abs, gone.nonfinite) == (None, None, None, 1)
 
 
 def test_outputs_that_are_no_floats_are_counted() -> None:
