@@ -105,6 +105,22 @@ def test_what_a_sparse_layer_reads_as_well_stays(models: Models) -> None:
     np.testing.assert_array_equal(written["w"], square)
 
 
+def test_a_weight_that_a_constant_node_holds(models: Models) -> None:
+    def save(values: Array, name: str) -> Path:
+        nodes = [
+            helper.make_node("Constant", [], ["w"], value=models.tensor("w", values)),
+            helper.make_node("MatMul", ["x", "w"], ["y"], name="first"),
+        ]
+        return models.save(models.model(nodes), name)
+
+    weight = _dense()["up"]
+    read = read_model(save(prune_2to4(weight, 0), "pruned.onnx"))
+    (found,) = restore_dense(read, read_model(save(weight, "dense.onnx")), ["first"])
+    assert found.route == "restored"
+    constant = next(node for node in read.ir.graph if node.op_type == "Constant")
+    np.testing.assert_array_equal(constant.attributes["value"].as_tensor().numpy(), weight)
+
+
 def test_quantized_weights_stay(models: Models) -> None:
     stored = np.random.default_rng(0).integers(-127, 128, (64, 32)).astype(np.int8)
     nodes = [
