@@ -37,7 +37,8 @@ from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.runner import Engine
 from sparseflow_trt.engines.tensorrt_api import Flavour, build_engine, load_flavour
 from sparseflow_trt.engines.tensorrt_log import BuildLog
-from sparseflow_trt.exporters.plugin_nodes import put_into_plugin, save_plugin_model
+from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
+from sparseflow_trt.exporters.saving import save_plugin_model
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.shapes import Profile, ShapeRange

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from sparseflow_trt.engines.gpu_state import ClockState
 from sparseflow_trt.engines.medians import Median
-from sparseflow_trt.policy import Dtype, Kernel, Library, Pair, Point
+from sparseflow_trt.policy import Dtype, Kernel, Library, Pair, Point, SparseKernel
 from sparseflow_trt.presets import Product
 
 # A crossover is found when the two measured M around it are no farther apart than this, or no M that is
@@ -22,29 +22,31 @@ from sparseflow_trt.presets import Product
 RESOLUTION = 0.05
 _STEP = 8
 
-KERNELS: tuple[Kernel, Kernel] = ("dense", "sparse")
+KERNELS: tuple[SparseKernel, ...] = ("sparse", "plugin")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One product over all M. Two kinds of layer with the same N and K have one curve."""
+    """One product over all M, dense and by one kernel. Two kinds with the same N and K have one curve."""
 
     library: Library
     dtype: Dtype
     n: int
     k: int
     kind: str = field(compare=False)
+    kernel: SparseKernel = "sparse"
 
 
 @dataclass(frozen=True)
 class Request:
-    """One product at one M, to be measured dense and sparse."""
+    """One product at one M, to be measured dense and by its curve's kernel."""
 
     curve: Curve
     m: int
 
     def __str__(self) -> str:
-        return f"{self.curve.k}→{self.curve.n}, M={self.m}, {self.curve.dtype}, {self.curve.library}"
+        whose = "the plugin" if self.curve.kernel == "plugin" else self.curve.library
+        return f"{self.curve.k}→{self.curve.n}, M={self.m}, {self.curve.dtype}, {whose}"
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,23 @@ class Workers(Protocol):
 
 
 def curves_of(
-    products: Iterable[Product], dtypes: Iterable[Dtype], libraries: Iterable[Library]
+    products: Iterable[Product],
+    dtypes: Iterable[Dtype],
+    libraries: Iterable[Library],
+    plugin: bool = False,
 ) -> tuple[Curve, ...]:
-    """A curve for each library, dtype and shape; a shape that comes twice has the kind that came first."""
+    """A curve for each library, dtype and shape; a shape that comes twice has the kind that came first.
+
+    With `plugin` there is one of the plugin for each of TensorRT, behind that.
+    """
     known = tuple(products)
-    curves = (Curve(lib, dtype, p.n, p.k, p.kind) for lib in libraries for dtype in dtypes for p in known)
+    curves = (
+        Curve(library, dtype, p.n, p.k, p.kind, kernel)
+        for library in libraries
+        for kernel in (KERNELS if plugin and library == "tensorrt" else KERNELS[:1])
+        for dtype in dtypes
+        for p in known
+    )
     return tuple(dict.fromkeys(curves))
 
 
@@ -153,6 +167,7 @@ def next_requests(
 def pair_of(request: Request, medians: Sequence[Median], tactics: tuple[str, str]) -> Pair:
     """The two points of a request, from medians in microseconds and what ran, each dense first."""
     curve = request.curve
+    kernels: tuple[Kernel, Kernel] = ("dense", curve.kernel)
     dense, sparse = (
         Point(
             kind=curve.kind,
@@ -168,7 +183,7 @@ def pair_of(request: Request, medians: Sequence[Median], tactics: tuple[str, str
             runs=median.runs,
             tactic=tactic,
         )
-        for kernel, median, tactic in zip(KERNELS, medians, tactics, strict=True)
+        for kernel, median, tactic in zip(kernels, medians, tactics, strict=True)
     )
     return Pair(dense, sparse)
 

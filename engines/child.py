@@ -52,6 +52,7 @@ def run_build(
         ),
         parent=os.getpid(),
         exchange=exchange,
+        plugin=str(request.plugin.resolve()) if request.plugin else "",
     )
     handle, name = tempfile.mkstemp(prefix=f"sparseflow-trt-{flavour}-", suffix=".log")
     log = Path(name)

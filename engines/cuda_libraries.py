@@ -95,3 +95,11 @@ def _version(name: str, library: ctypes.CDLL) -> str:
         get_property(property_type, ctypes.byref(value))
         numbers.append(str(value.value))
     return ".".join(numbers)
+
+
+def version_of_file(name: str, file: str) -> str:
+    """The version that a file of cublasLt or cusparseLt says of itself, "" where it is another library."""
+    try:
+        return _version(name, ctypes.CDLL(file))
+    except (OSError, AttributeError):
+        return ""

@@ -17,7 +17,7 @@ from sparseflow_trt._schema import Record, describe
 from sparseflow_trt.engines.autotune import Curve, Measured, Request
 from sparseflow_trt.engines.gpu_state import ClockState
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.policy import Dtype, Pair, Point
+from sparseflow_trt.policy import Dtype, Pair, Point, SparseKernel
 from sparseflow_trt.presets import Product
 
 SUFFIX = ".points.jsonl"
@@ -193,7 +193,8 @@ def _read(data: bytes, path: Path) -> Journal:
 
 
 def _measured(line: _Line, dense: Point, sparse: Point) -> Measured:
-    curve = Curve(dense.library, dense.dtype, dense.n, dense.k, dense.kind)
+    kernel: SparseKernel = "plugin" if sparse.kernel == "plugin" else "sparse"
+    curve = Curve(dense.library, dense.dtype, dense.n, dense.k, dense.kind, kernel)
     return Measured(Request(curve, dense.m), Pair(dense, sparse), line.seconds, line.how, line.clock)
 
 

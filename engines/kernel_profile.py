@@ -31,6 +31,7 @@ _WORDS: tuple[tuple[KernelClass, str], ...] = (
     ("attention", r"flash_?(fwd|bwd|attn|attention) flash:: fmha attentionkernel native_sdpa mha_v2"
                   r" flex_attention scaled_dot_product"),
     ("gemm", r"gemm gemv nvjet cutlass cublas cusparselt splitKreduce _mma_ mat_?mul matrix_?multiply"
+             r" ^SparseFlowLinear24"
              r" fully_?connected fprop dgrad wgrad convolution (^|[^a-z])conv[123]d convolve winograd"
              r" triton_(tem|mm) aten::(mm|bmm|addmm|addbmm|baddbmm|linear|mv|addmv)\b"),
     # a fused kernel of Inductor's computes, whatever copies its name lists

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from sparseflow_trt.engines.autotune import Measured, Request, Workers
@@ -31,7 +32,7 @@ class Measurer(Protocol):
         ...
 
     def measure(self, request: Request) -> Measured:
-        """Times one product dense and sparse, in turn.
+        """Times one product dense and by the curve's kernel, in turn.
 
         Raises:
             BuildError: An engine of it cannot be built or run.
@@ -98,8 +99,15 @@ class InTurn:
         return self._measurers[request.curve.library].measure(request)
 
 
-def make_measurers(libraries: Iterable[Library], effort: Effort) -> tuple[Measurer, ...]:
+def make_measurers(
+    libraries: Iterable[Library], effort: Effort, plugin: Path | None = None
+) -> tuple[Measurer, ...]:
     """A measurer for each library; none asked for means all that are here.
+
+    Args:
+        libraries: Whose kernels.
+        effort: How long to time each product.
+        plugin: The library of the plugin, to be measured in TensorRT, which then has to be here.
 
     Raises:
         NotInstalledError: One that was asked for is missing, or there is none; or there is no GPU.
@@ -113,9 +121,9 @@ def make_measurers(libraries: Iterable[Library], effort: Effort) -> tuple[Measur
     made, missing = [], []
     for library in asked or ("tensorrt", "torch"):
         try:
-            made.append(_make(library, effort))
+            made.append(_make(library, effort, plugin))
         except NotInstalledError as error:
-            if asked:
+            if asked or (plugin and library == "tensorrt"):
                 raise
             missing.append(error)
     if not made:
@@ -138,11 +146,11 @@ def identify(measurers: Sequence[Measurer], dtypes: tuple[Dtype, ...]) -> Identi
     )
 
 
-def _make(library: Library, effort: Effort) -> Measurer:
+def _make(library: Library, effort: Effort, plugin: Path | None) -> Measurer:
     if library == "torch":
         from sparseflow_trt.engines.time_torch import TorchMeasurer
 
         return TorchMeasurer(effort)
     from sparseflow_trt.engines.time_tensorrt import TensorRtMeasurer
 
-    return TensorRtMeasurer(effort)
+    return TensorRtMeasurer(effort, plugin)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt import _deps
+from sparseflow_trt.engines.plugin_library import lowered_note
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, LayerEvidence, OnProgress, Progress
 from sparseflow_trt.errors import BuildError
 from sparseflow_trt.model_file import OnnxModel, data_files, read_model
@@ -91,6 +92,7 @@ class OnnxRuntimeBackend:
 def _notes(request: BuildRequest, model: OnnxModel) -> Iterator[str]:
     if request.sparse:
         yield _DENSE
+    yield from lowered_note(request.plan, "ONNX Runtime")
     if _has_fp16(model):
         yield _FP16
     if ignored := request.options.flags():

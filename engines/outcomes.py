@@ -9,6 +9,7 @@ from sparseflow_trt.engines.protocol import LayerEvidence
 from sparseflow_trt.engines.tactics import is_sparse_tactic
 from sparseflow_trt.engines.timings import LayerTimings, Timing
 from sparseflow_trt.plan import Plan, PlannedLayer
+from sparseflow_trt.target import PLUGIN_OP
 
 NOT_FOUND = "not found in the engine"
 
@@ -43,6 +44,7 @@ class LayerOutcome:
         tried_sparse: How many measurements of sparse tactics there were.
         tried_dense: The same of dense ones.
         why: In words: what runs, and why sparse was or was not taken.
+        plugin: Whether it runs in the plugin, whose kernels are sparse; `sparse` is True then.
     """
 
     layer: str
@@ -59,6 +61,7 @@ class LayerOutcome:
     tried_sparse: int = 0
     tried_dense: int = 0
     why: str = ""
+    plugin: bool = False
 
 
 def join_outcomes(
@@ -141,7 +144,13 @@ def untold(plan: Plan, outcomes: tuple[LayerOutcome, ...]) -> str:
 
 def _nodes(layer: LayerEvidence) -> tuple[str, ...]:
     # Without detailed verbosity there is only "gate_proj || up_proj" or "up_proj + relu" to go by.
+    if layer.nodes and _is_plugin(layer):  # one node may stand for several layers
+        return tuple(name for node in layer.nodes for name in (node, *_JOINED.split(node)))
     return layer.nodes or tuple(_JOINED.split(_REGION.sub("", layer.name)))
+
+
+def _is_plugin(layer: LayerEvidence) -> bool:
+    return "plugin" in layer.type.lower()
 
 
 def _outcome(
@@ -156,6 +165,8 @@ def _outcome(
     timings = _timings_of(planned.name, found, profile, measured)
     nodes = _nodes(found)
     merged = [other for other in plan.layers if other.name in nodes and other.name != planned.name]
+    if _is_plugin(found):
+        return _plugin_outcome(planned, profile, found, merged)
     # One type in all that was measured is what runs, whichever tactic was picked.
     precision = found.precision or (timings.precisions[0] if len(timings.precisions) == 1 else "")
     return LayerOutcome(
@@ -174,6 +185,20 @@ def _outcome(
         tried_dense=timings.tried_dense,
         why=_why(planned, found, timings, merged, precision),
     )
+
+
+def _plugin_outcome(
+    planned: PlannedLayer, profile: int, found: LayerEvidence, merged: list[PlannedLayer]
+) -> LayerOutcome:
+    """A layer in the plugin: TensorRT times no tactics of it, as the plugin chooses by itself."""
+    others = tuple(other.name for other in merged)
+    joined = f", as one product with '{', '.join(others)}'" if others else ""
+    dense = f"; below M={planned.dense_below_m} its dense copy" if planned.dense_below_m else ""
+    return LayerOutcome(
+        planned.name, profile, found.name, others, found.tactic or PLUGIN_OP, True, found.precision,
+        why=f"runs in the plugin{joined}{dense}; which of cuSPARSELt's algorithms is in the engine",
+        plugin=True,
+    )  # fmt: skip
 
 
 def _timings_of(

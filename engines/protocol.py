@@ -12,6 +12,7 @@ from sparseflow_trt.target import GraphNeeds
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.outcomes import LayerOutcome
+    from sparseflow_trt.engines.plugin_library import PluginLibrary
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class BuildRequest:
         folder: An existing folder that the backend writes its files into.
         sparse: Whether sparse weights are enabled at all.
         options: How to build.
+        plugin: The library of the plugin's nodes; None where the model has none.
     """
 
     model: Path
@@ -66,6 +68,7 @@ class BuildRequest:
     folder: Path
     sparse: bool
     options: EngineOptions = field(default_factory=EngineOptions)
+    plugin: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ class BuiltEngine:
         layers: The engine's own layers, empty where it cannot be asked.
         outcomes: What became of each planned layer, empty where the builder does not tell.
         notes: Sentences for the person who builds: what was ignored, what this engine is not.
+        plugin: The library that it needs to be loaded, a file of its folder.
     """
 
     file: Path
@@ -128,6 +132,7 @@ class BuiltEngine:
     layers: tuple[LayerEvidence, ...] = ()
     outcomes: tuple[LayerOutcome, ...] = ()
     notes: tuple[str, ...] = ()
+    plugin: PluginLibrary | None = None
 
 
 class Backend(Protocol):

@@ -38,6 +38,15 @@ def check_same_graph(before: OnnxModel, after: OnnxModel) -> None:
             what = f"{ours[0]} is not the same"
         raise ModelError(f"the new model's graph is not the one that was built: {what}.", _HINT)
     weights = named_weights(after)
+    fixed = _attribute_tensors(before), _attribute_tensors(after)
+    changed = [where for where, tensor in fixed[1].items() if not _equal(fixed[0][where], tensor)]
+    if changed:
+        node, attribute = changed[0]
+        raise ModelError(
+            f"node '{node}' has other values in its attribute '{attribute}', which are part of the engine: a "
+            "layer in the plugin keeps its weights.",
+            _HINT,
+        )
     structure = [n for n in changed_weights(before, after) if weights[n].dtype.name in _STRUCTURE]
     if structure:
         raise ModelError(
@@ -63,6 +72,19 @@ def named_weights(model: OnnxModel) -> dict[str, ir.TensorProtocol]:
             if node.op_type == "Constant" and value is not None and node.outputs[0].name:
                 found[node.outputs[0].name] = value.as_tensor()
     return found
+
+
+def _attribute_tensors(model: OnnxModel) -> dict[tuple[str, str], ir.TensorProtocol]:
+    """The tensors that nodes hold, but for Constant nodes, by the node's and the attribute's name."""
+    import onnx_ir as ir
+
+    return {
+        (node.name or node.outputs[0].name or "", name): attribute.as_tensor()
+        for node in model.ir.graph.all_nodes()
+        if node.op_type != "Constant"
+        for name, attribute in node.attributes.items()
+        if attribute.type == ir.AttributeType.TENSOR
+    }
 
 
 def _facts(graph: ir.Graph) -> Iterator[tuple[str, object]]:

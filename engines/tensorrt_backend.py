@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from sparseflow_trt._files import sha256_of
 from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
 from sparseflow_trt.engines.like import compare_tactics, read_like
 from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches, untold
+from sparseflow_trt.engines.plugin_library import PluginLibrary, copy_library, plugin_mismatches
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, OnProgress
 from sparseflow_trt.engines.tensorrt_api import install_line, version_of
 from sparseflow_trt.engines.wire import Exchange, Outcome
@@ -41,7 +43,8 @@ class TensorRtBackend:
     def graph_needs(self) -> GraphNeeds:
         """SPARSE_WEIGHTS is one switch for all layers; the parser of 8.6 ends at opset 17."""
         before_10 = self.versions().get(_KEY, "").startswith("8.")
-        return GraphNeeds(17 if before_10 else None, spells_out=before_10, opts_out_dense=True)
+        newest = 17 if before_10 else None
+        return GraphNeeds(newest, spells_out=before_10, opts_out_dense=True, takes_plugin=True)
 
     def build(self, request: BuildRequest, on_progress: OnProgress) -> BuiltEngine:
         """Builds an engine in a child process.
@@ -49,9 +52,10 @@ class TensorRtBackend:
         Raises:
             ArtifactError: The artifact whose tactics are asked for is not of this TensorRT, GPU and driver.
             BuildError: TensorRT refused the model or a profile, or crashed.
-            EvidenceError: A layer runs in another precision than planned.
-            NotInstalledError: TensorRT is missing or does not load.
+            EvidenceError: A layer runs in another precision than planned, or not in the plugin as planned.
+            NotInstalledError: TensorRT or the plugin's library is missing or does not load.
         """
+        request = _with_library(request)
         like = request.options.like
         before = read_like(like, _KEY, self.versions(), _device(find_gpus()[0])) if like else None
         built = self._built(request, run_build(_KEY, request, request.folder / _ENGINE, on_progress))
@@ -71,9 +75,10 @@ class TensorRtBackend:
 
         Raises:
             BuildError: The engine does not load here or does not take the weights, or TensorRT crashed.
-            EvidenceError: A layer runs in another precision than planned.
-            NotInstalledError: TensorRT is missing or does not load.
+            EvidenceError: A layer runs in another precision than planned, or not in the plugin as planned.
+            NotInstalledError: TensorRT or the plugin's library is missing or does not load.
         """
+        request = _with_library(request)
         exchange = Exchange(engine=str(engine.resolve()), model=str(model.resolve()))
         return self._built(request, run_build(_KEY, request, request.folder / _ENGINE, on_progress, exchange))
 
@@ -86,15 +91,24 @@ class TensorRtBackend:
                 f"the engine does not run as planned: {' '.join(differing)}",
                 "Plan these layers in the precision that they run in, or build with another TensorRT.",
             )
+        if elsewhere := plugin_mismatches(request.plan, outcomes):
+            raise EvidenceError(
+                f"the engine does not run as planned: {' '.join(elsewhere)}",
+                "This is a fault of the rewriting: please report it with the model.",
+            )
+        library = request.plugin
         return BuiltEngine(
             file=file,
-            files=(file,),
+            files=(file, *([library] if library else [])),
+            plugin=PluginLibrary(library.name, sha256_of(library), outcome.plugin_versions)
+            if library
+            else None,
             backend=self.name,
             versions={_KEY: outcome.version},
             device=_device(find_gpus()[0]),
             seconds=outcome.seconds,
             runs_here="",
-            sparse_tactics="" if request.sparse else "Sparse weights were not enabled: the plan is dense.",
+            sparse_tactics=_not_enabled(request),
             layers=outcome.layers,
             outcomes=outcomes,
             notes=(
@@ -103,6 +117,20 @@ class TensorRtBackend:
                 *outcome.notes,
             ),
         )
+
+
+def _not_enabled(request: BuildRequest) -> str:
+    if request.sparse:
+        return ""
+    besides = "no layer is planned for TensorRT's own" if request.plugin else "the plan is dense"
+    return f"Sparse weights were not enabled: {besides}."
+
+
+def _with_library(request: BuildRequest) -> BuildRequest:
+    """The request with the plugin's library in its folder, where it lies from then on."""
+    if request.plugin is None or not request.plan.plugin_products:
+        return replace(request, plugin=None)
+    return replace(request, plugin=copy_library(request.plugin, request.folder))
 
 
 def _device(gpu: Gpu) -> str:

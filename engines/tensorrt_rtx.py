@@ -8,6 +8,7 @@ from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
 from sparseflow_trt.engines.like import compare_tactics, read_like
 from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches
+from sparseflow_trt.engines.plugin_library import lowered_note
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions, OnProgress
 from sparseflow_trt.engines.tensorrt_api import install_line, version_of
 from sparseflow_trt.target import GraphNeeds
@@ -71,6 +72,7 @@ class TensorRtRtxBackend:
             notes=(
                 _JIT,
                 *precision_mismatches(request.plan, alone),
+                *lowered_note(request.plan, "TensorRT-RTX"),
                 *_ignored(request.options),
                 *((compare_tactics(like.name, before, outcome.layers),) if like else ()),
             ),

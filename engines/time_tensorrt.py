@@ -6,6 +6,8 @@ point's tactic says so, with the builder's own times of the best of both sorts, 
 point is about 1. The dense engine is not built again in that case: with the same weights and one sort of
 tactic it would be the same engine, but for the noise of tactic timing.
 
+A 'plugin' point is the time of an engine of one node of the 2:4 plugin, beside the same dense engine.
+
 Each engine is loaded several times, so that the copies' weights together exceed the L2 cache, and one CUDA
 graph runs them one after the other. The two graphs are replayed in turn. A build takes a minute or so for
 each M: give a short grid.
@@ -14,6 +16,7 @@ each M: give a short grid.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,29 +28,35 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseflow_trt._deps import require
+from sparseflow_trt._files import sha256_of
 from sparseflow_trt.engines.autotune import Curve, Measured, Request, pair_of
 from sparseflow_trt.engines.cuda import Cuda
 from sparseflow_trt.engines.gpu_state import ClockState, clock_reader, l2_bytes
 from sparseflow_trt.engines.input_sets import calls_needed, sets_needed
 from sparseflow_trt.engines.medians import Effort, sample_until_narrow
 from sparseflow_trt.engines.outcomes import LayerOutcome
+from sparseflow_trt.engines.plugin_library import load_library
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine
 from sparseflow_trt.engines.runner import Engine
+from sparseflow_trt.engines.single_products import (
+    PRECISIONS,
+    numpy_type,
+    plan_product,
+    write_plugin_product,
+    write_product,
+)
 from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
 from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.engines.turns import Work, times_in_turn
 from sparseflow_trt.errors import NotInstalledError, PolicyError
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.plan import Plan, PlannedLayer, Precision
-from sparseflow_trt.policy import Dtype, Library, Pair
+from sparseflow_trt.policy import Dtype, Kernel, Library, Pair
 
 MOST_ERROR = 1e-2  # of the sparse engine against FP32, relative, in the 2-norm
 
-_NODE = "product"
 _MOST_COPIES = 128  # of an engine: each takes a while to load
 _CHECKED_ROWS = 32
 _SPARSE_K = 4
-_PRECISIONS: dict[Dtype, Precision] = {"FP16": "fp16", "BF16": "bf16"}
 
 Array = npt.NDArray[Any]
 
@@ -61,18 +70,19 @@ class _Side:
 
 
 class TensorRtMeasurer:
-    """Measures on the first visible GPU. It keeps the weights of the last product."""
+    """Measures on the first visible GPU. It keeps the weights of the last product, and dense engines."""
 
     library: Library = "tensorrt"
 
-    def __init__(self, effort: Effort | None = None) -> None:
+    def __init__(self, effort: Effort | None = None, plugin: Path | None = None) -> None:
         """Finds TensorRT and the GPU.
 
         Args:
             effort: How long to time each product.
+            plugin: The library of the plugin, where that is measured.
 
         Raises:
-            NotInstalledError: TensorRT, cuda-bindings or a GPU is missing.
+            NotInstalledError: TensorRT, cuda-bindings, a GPU or the plugin's library is missing.
         """
         self._backend = TensorRtBackend()
         if reason := self._backend.unavailable():
@@ -83,21 +93,27 @@ class TensorRtMeasurer:
         self._l2 = l2_bytes()
         self._read_clock = clock_reader()
         self._weights: tuple[Curve, Array] | None = None
+        self._plugin = plugin
+        if plugin:
+            load_library(self._flavour, plugin)
+        self._kept = tempfile.TemporaryDirectory(prefix="sparseflow-trt-autotune-")
+        self._dense: dict[tuple[int, int, Dtype, int], _Side] = {}  # the plugin is held against them, too
 
     def versions(self) -> dict[str, str]:
-        """The version of TensorRT."""
-        return self._backend.versions()
+        """The version of TensorRT, and what tells the plugin's library from another."""
+        plugin = {"plugin": sha256_of(self._plugin)[:12]} if self._plugin else {}
+        return {**self._backend.versions(), **plugin}
 
     def why_not(self, n: int, k: int, dtype: Dtype) -> str:
         """Why a product cannot be measured, "" where it can."""
-        if dtype not in _PRECISIONS:
+        if dtype not in PRECISIONS:
             return f"{dtype} is not measured through TensorRT"
         if dtype == "BF16" and not hasattr(self._flavour.module.DataType, "BF16"):
             return f"TensorRT {self._flavour.version} has no BF16"
         return f"K={k} is no multiple of {_SPARSE_K}" if k % _SPARSE_K else ""
 
     def measure(self, request: Request) -> Measured:
-        """Builds one product dense and sparse, and times the two engines in turn.
+        """Builds one product dense and with its curve's kernel, and times the two engines in turn.
 
         Raises:
             BuildError: An engine cannot be built or run.
@@ -109,8 +125,15 @@ class TensorRtMeasurer:
             folder = Path(name)
             weight = self._weight_of(request.curve)
             write_product(folder / "model.onnx", request, weight)
-            sparse = self._build(folder, request, sparse=True)
-            dense = self._build(folder, request, sparse=False) if sparse.outcome.sparse else sparse
+            if request.curve.kernel == "plugin":
+                write_plugin_product(folder / "plugin.onnx", request, weight)
+                sparse = self._build(folder / "plugin.onnx", request, "plugin")
+                dense = self._dense_side(folder, request)
+            else:
+                sparse = self._build(folder / "model.onnx", request, "sparse")
+                if not sparse.outcome.sparse:
+                    self._keep(request, sparse)
+                dense = self._dense_side(folder, request) if sparse.outcome.sparse else sparse
             pair, clock = self._time(request, weight, dense, sparse)
         return Measured(request, pair, time.perf_counter() - begun, "CUDA graphs", clock)
 
@@ -121,10 +144,23 @@ class TensorRtMeasurer:
             self._weights = (curve, prune_2to4(drawn.astype(numpy_type(curve.dtype)), 0))
         return self._weights[1]
 
-    def _build(self, folder: Path, request: Request, sparse: bool) -> _Side:
-        place = folder / ("sparse" if sparse else "dense")
+    def _dense_side(self, folder: Path, request: Request) -> _Side:
+        """The dense engine, that of an earlier request for the same product where there was one."""
+        if _product(request) not in self._dense:
+            self._keep(request, self._build(folder / "model.onnx", request, "dense"))
+        return self._dense[_product(request)]
+
+    def _keep(self, request: Request, side: _Side) -> None:
+        """Keeps a dense engine."""
+        file = Path(self._kept.name) / f"{len(self._dense)}.engine"
+        shutil.copyfile(side.file, file)
+        self._dense[_product(request)] = _Side(file, side.outcome)
+
+    def _build(self, model: Path, request: Request, kernel: Kernel) -> _Side:
+        place = model.parent / kernel
         place.mkdir()
-        asked = BuildRequest(folder / "model.onnx", plan_product(request, sparse), place, sparse)
+        plan, plugin = plan_product(request, kernel), self._plugin if kernel == "plugin" else None
+        asked = BuildRequest(model, plan, place, kernel == "sparse", plugin=plugin)
         built: BuiltEngine = self._backend.build(asked, lambda progress: None)
         return _Side(built.file, built.outcomes[0])
 
@@ -144,7 +180,9 @@ class TensorRtMeasurer:
             cuda = rings[0][0].cuda
             stream = cuda.new_stream()
             stack.callback(cuda.call, "cudaStreamDestroy", stream)
-            calls = calls_needed(copies, _guess_us(sparse.outcome))
+            calls = calls_needed(
+                copies, _guess_us(dense.outcome if sparse.outcome.plugin else sparse.outcome)
+            )
             works = [stack.enter_context(recorded(cuda, stream, ring, {"x": x}, calls)) for ring in rings]
             event = event_maker(cuda, stream, stack)
 
@@ -157,48 +195,6 @@ class TensorRtMeasurer:
             medians = sample_until_narrow(sample, self._effort, time.perf_counter)
         tactics = (dense.outcome.tactic, told_tactic(sparse.outcome))
         return pair_of(request, medians, tactics), clocks[-1]
-
-
-def numpy_type(dtype: Dtype) -> np.dtype[Any]:
-    """NumPy's type, ml_dtypes' for BF16."""
-    if dtype == "FP16":
-        return np.dtype(np.float16)
-    import ml_dtypes
-
-    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return bfloat16
-
-
-def write_product(path: Path, request: Request, weight: Array) -> None:
-    """Writes y[M, N] = x[M, K] · w[K, N] as an ONNX model with fixed shapes, all in the weight's type."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    curve, m = request.curve, request.m
-    kind = TensorProto.FLOAT16 if curve.dtype == "FP16" else TensorProto.BFLOAT16
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"], name=_NODE)],
-        _NODE,
-        [helper.make_tensor_value_info("x", kind, [m, curve.k])],
-        [helper.make_tensor_value_info("y", kind, [m, curve.n])],
-        [helper.make_tensor("w", kind, [curve.k, curve.n], np.ascontiguousarray(weight).tobytes(), raw=True)],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-
-
-def plan_product(request: Request, sparse: bool) -> Plan:
-    """The plan of that model: its one layer, typed as measured."""
-    curve = request.curve
-    layer = PlannedLayer(
-        name=_NODE,
-        kind=curve.kind,
-        n=curve.n,
-        k=curve.k,
-        precision=_PRECISIONS[curve.dtype],
-        sparsity="sparse" if sparse else "dense",
-        reason="to be measured",
-    )
-    return Plan(precision="keep", policy="none", profiles=(), layers=(layer,))
 
 
 @contextlib.contextmanager
@@ -253,7 +249,7 @@ def event_maker(cuda: Cuda, stream: int, stack: contextlib.ExitStack) -> Callabl
 
 def told_tactic(outcome: LayerOutcome) -> str:
     """The sparse engine's tactic; of a dense one also that it is, with what the builder timed."""
-    if outcome.sparse:
+    if outcome.sparse:  # as the plugin's are
         return outcome.tactic
     times = [
         f"best {sort} tactic {ms * 1000:.1f} µs"
@@ -276,6 +272,10 @@ def _check(request: Request, x: Array, weight: Array, output: Array) -> None:
     error = float(np.linalg.norm(output[rows].astype(np.float32) - exact) / np.linalg.norm(exact))
     if not error < MOST_ERROR:  # a NaN is no pass
         raise PolicyError(
-            f"TensorRT's sparse engine is wrong at {request}: it is {error:.2e} off FP32, relative.",
+            f"TensorRT's {request.curve.kernel} engine is wrong at {request}: it is {error:.2e} off FP32.",
             "Its figures would be worth nothing: use another release of TensorRT.",
         )
+
+
+def _product(request: Request) -> tuple[int, int, Dtype, int]:
+    return request.curve.n, request.curve.k, request.curve.dtype, request.m

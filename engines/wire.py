@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from sparseflow_trt._schema import Record
 from sparseflow_trt.engines.protocol import EngineOptions, LayerEvidence, Progress
 from sparseflow_trt.engines.timings import LayerTimings
@@ -26,6 +28,7 @@ class Job(Record):
     options: EngineOptions
     parent: int
     exchange: Exchange | None = None
+    plugin: str = ""
 
 
 class Outcome(Record):
@@ -36,6 +39,7 @@ class Outcome(Record):
     layers: tuple[LayerEvidence, ...]
     timings: tuple[LayerTimings, ...] = ()
     notes: tuple[str, ...] = ()
+    plugin_versions: dict[str, str] = Field(default_factory=dict)
 
 
 class Refusal(Record):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from sparseflow_trt.engines.inspect_engine import engine_information
 from sparseflow_trt.engines.inspector import layers_from_inspector
+from sparseflow_trt.engines.plugin_library import load_library, versions_in_use
 from sparseflow_trt.engines.protocol import Progress
 from sparseflow_trt.engines.refit_engine import refit_engine
 from sparseflow_trt.engines.tactics import layers_from_log
@@ -53,6 +54,8 @@ def _build(job: Job, send: Send) -> Outcome:
         send(Message(progress=progress))
 
     flavour = load_flavour(job.flavour)
+    if job.plugin:
+        load_library(flavour, Path(job.plugin))
     log = BuildLog(sys.stdout)
     started = time.monotonic()
     model, engine, host_code = Path(job.model), Path(job.engine), job.options.version_compatible
@@ -72,7 +75,14 @@ def _build(job: Job, send: Send) -> Outcome:
         texts = engine_information(flavour, engine, job.profiles, log, host_code, weights)
         layers = layers_from_inspector(*texts)
     timings = log.timings.layers()
-    return Outcome(version=flavour.version, seconds=seconds, layers=layers, timings=timings, notes=notes)
+    return Outcome(
+        version=flavour.version,
+        seconds=seconds,
+        layers=layers,
+        timings=timings,
+        notes=notes,
+        plugin_versions=versions_in_use() if job.plugin else {},
+    )
 
 
 def _sender(descriptor: int) -> Send:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +12,10 @@ from sparseflow_trt.exporters.islands import fp32_islands, quantized_region
 from sparseflow_trt.exporters.lower import lower_to_opset17
 from sparseflow_trt.exporters.mask_guard import MaskCheck, check_written, mask_stage
 from sparseflow_trt.exporters.opt_out import OptedOut, opt_out
+from sparseflow_trt.exporters.plugin_nodes import PluginNode, put_into_plugin
 from sparseflow_trt.exporters.restore import Restored, restore_dense
 from sparseflow_trt.exporters.retype import Clamped, retype
+from sparseflow_trt.exporters.saving import IR_VERSION, save_model, save_plugin_model
 from sparseflow_trt.exporters.spell_out import fold_integer_biases, spell_out
 from sparseflow_trt.graph import SparsityState, read_layers
 from sparseflow_trt.model_file import OnnxModel
@@ -26,9 +26,6 @@ from sparseflow_trt.target import ANYTHING, GraphNeeds
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-INLINE_BYTES = 1024  # constants up to this size stay in the .onnx file, larger ones go beside it
-IR_VERSION = 10  # of 2024, with opset 21: whatever this tool builds with reads it
-
 
 @dataclass(frozen=True)
 class AppliedPlan:
@@ -37,7 +34,7 @@ class AppliedPlan:
     `islands` are the nodes that were kept in FP32; `clamped` the constants that did not fit their type;
     `opted_out` the layers that were taken out of sparse tactics; `lowered` how many nodes of each operator
     were rewritten for an older opset; `restored` the layers planned dense whose weights were pruned;
-    `mask_checks` what each step did to the weights that have to stay 2:4.
+    `mask_checks` what each step did to the weights that have to stay 2:4; `plugin` the plugin's nodes.
     """
 
     model: Path
@@ -49,6 +46,7 @@ class AppliedPlan:
     lowered: dict[str, int] = field(default_factory=dict)
     restored: tuple[Restored, ...] = ()
     mask_checks: tuple[MaskCheck, ...] = ()
+    plugin: tuple[PluginNode, ...] = ()
 
 
 def apply_plan(
@@ -60,6 +58,9 @@ def apply_plan(
 ) -> AppliedPlan:
     """Writes the model that means `plan` to `output`, its large constants to `output`.data.
 
+    The plugin's weights go to `output`.packed; for a backend that takes no plugin its layers stay what they
+    are.
+
     Args:
         model: A model as read, not used for anything afterwards: its graph is rewritten in place.
         plan: A plan that fits the model.
@@ -68,7 +69,7 @@ def apply_plan(
         unpruned: The model before pruning, as read: layers planned dense get its weights.
 
     Raises:
-        PlanError: A layer cannot have the type that is planned for it.
+        PlanError: A layer cannot have the type that is planned for it, or cannot run in the plugin.
         ModelError: The result is not valid ONNX, a layer planned sparse is 2:4 no more, or the unpruned
             model is another model.
     """
@@ -106,10 +107,11 @@ def apply_plan(
     retyped = retype(model.ir, precision_of)
     _ensure_precision(sites, planned, model)
     stages.append(mask_stage("Casting to the planned types", rewritten, guarded))
+    plugin = _put_into_plugin(model, plan) if needs.takes_plugin else ()
     opted_out = opt_out(model, _dense_but_2to4(model, plan)) if needs.opts_out_dense else ()
     out = [record.layer for record in opted_out if record.route != "none"]
     stages.append(mask_stage("Taking dense layers out of sparse kernels", rewritten, guarded, out))
-    save_model(model.ir, output)
+    (save_plugin_model if plugin else save_model)(model.ir, output)
     _ensure_valid(output, model.path)
     checks = check_written(output, stages, guarded)
     names = tuple(sorted(node.name or node.op_type for node in islands))
@@ -123,6 +125,7 @@ def apply_plan(
         lowered,
         restored,
         checks,
+        plugin,
     )
 
 
@@ -133,6 +136,13 @@ def restore_planned_dense(model: OnnxModel, plan: Plan, unpruned: OnnxModel) -> 
         ModelError: The unpruned model is another model.
     """
     return restore_dense(model, unpruned, [p.name for p in plan.layers if p.sparsity == "dense"])
+
+
+def _put_into_plugin(model: OnnxModel, plan: Plan) -> tuple[PluginNode, ...]:
+    products = [tuple(layer.name for layer in product) for product in plan.plugin_products]
+    below = {layer.name: layer.dense_below_m for product in plan.plugin_products for layer in product}
+    layers = [name for product in products for name in product]
+    return put_into_plugin(model, layers, products, below) if layers else ()
 
 
 def _dense_but_2to4(model: OnnxModel, plan: Plan) -> list[str]:
@@ -182,32 +192,6 @@ def has_half_types(model: OnnxModel) -> bool:
         if any(to.type == ir.AttributeType.INT and to.value in half for to in casts):
             return True
     return False
-
-
-def save_model(model: ir.Model, output: Path) -> None:
-    """Saves a model; constants larger than INLINE_BYTES go to `output`.data, one at a time.
-
-    An IR version beyond IR_VERSION is lowered to what the model's opsets need: ONNX Runtime and TensorRT
-    read new ones a few releases after onnx writes them.
-
-    Raises:
-        OSError: The disk is full, or the folder cannot be written to.
-    """
-    import onnx
-    import onnx_ir as ir
-
-    if model.ir_version > IR_VERSION:
-        opsets = [
-            onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()
-        ]
-        needed = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
-        model.ir_version = max(needed, IR_VERSION)
-    try:
-        ir.save(model, output, external_data=f"{output.name}.data", size_threshold_bytes=INLINE_BYTES)
-    except OSError as error:
-        if error.errno is None:  # NumPy's "262144 requested and 200000 written" does not say why
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output)) from error
-        raise
 
 
 def _data_type(precision: str) -> ir.DataType | None:

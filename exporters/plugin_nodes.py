@@ -10,51 +10,57 @@ function would not serve both: 8.6 does not read functions, and from 10 on they 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sparseflow_trt.decide import PluginLayer
 from sparseflow_trt.errors import PlanError
-from sparseflow_trt.exporters.apply_plan import INLINE_BYTES, save_model
-from sparseflow_trt.exporters.rewriting import constant_of
+from sparseflow_trt.exporters.plugin_fold import drop_unused, fold, why_not_gemm
+from sparseflow_trt.exporters.rewriting import Names
+from sparseflow_trt.exporters.saving import DOMAIN, OP_TYPE
 from sparseflow_trt.model_file import OnnxModel
-from sparseflow_trt.packing import pack_2to4
-from sparseflow_trt.pattern import Array
+from sparseflow_trt.packing import pack_2to4, why_not_in_plugin
 from sparseflow_trt.scan import WeightReader
 from sparseflow_trt.sites import LayerSite, dtype_name, find_sites
+from sparseflow_trt.target import PLUGIN_VERSION
 from sparseflow_trt.weights import TracedWeight
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-DOMAIN = "sparseflow"
-OP_TYPE = "SparseFlowLinear24"
-VERSION = "1"
-_MULTIPLE = 16  # of N and K, which cuSPARSELt wants of 16-bit numbers
+JOINED = " || "  # between the names of layers that became one, as TensorRT writes it
+NO_DENSE_COPIES: Mapping[str, int] = MappingProxyType({})
 ACTIVATIONS = ("", "Relu")  # by number; cuSPARSELt's GELU is for INT8 alone
 
 
 @dataclass(frozen=True)
 class PluginNode:
-    """A layer that was put into the plugin.
+    """A layer that was put into the plugin, or several as one product.
 
     Attributes:
-        layer: Its name, which the node has too.
+        layer: The node's name: the layer's own, or those of the layers that it joins.
+        layers: The layers' names.
+        n: Its outputs, of joined layers together.
+        k: Its inputs.
         dtype: FP16 or BF16.
         folded: The names of the nodes behind it that became part of it: its bias, its ReLU.
         packed_bytes, dense_bytes: The weight as it is kept, and as it was.
+        dense_below_m: The M below which it runs a dense copy; 0 where it holds none.
     """
 
     layer: str
+    layers: tuple[str, ...]
     n: int
     k: int
     dtype: str
     folded: tuple[str, ...]
     packed_bytes: int
     dense_bytes: int
+    dense_below_m: int = 0
 
 
 class _Parts(NamedTuple):
@@ -62,8 +68,13 @@ class _Parts(NamedTuple):
     indices: ir.Tensor[Any]
 
 
-def why_no_plugin(site: LayerSite) -> str:
-    """Why a layer of a typed model cannot run in the plugin, "" where it can (if its weight is 2:4)."""
+def why_no_plugin(site: LayerSite, dtype: str = "") -> str:
+    """Why a layer cannot run in the plugin, "" where it can (if its weight is 2:4).
+
+    Args:
+        site: The layer, in a typed model or in one that is still to be typed.
+        dtype: What its weight will be typed as, "" for as it is.
+    """
     weight, node = site.weight, site.node
     if not isinstance(weight, TracedWeight):
         return weight.reason
@@ -73,184 +84,183 @@ def why_no_plugin(site: LayerSite) -> str:
         return "the weight is the left operand"
     if len(weight.operand_shape) != 2:
         return f"the weight has {len(weight.operand_shape)} dimensions, not two"
-    if dtype_name(weight.tensor) not in ("FP16", "BF16"):
+    if (dtype or dtype_name(weight.tensor)) not in ("FP16", "BF16"):
         return f"the plugin takes FP16 and BF16 weights, not {dtype_name(weight.tensor)}"
     if (value := node.inputs[1]) is not None and value.dtype not in (None, weight.tensor.dtype):
         return "the weight is cast on its way"
-    if site.n % _MULTIPLE or site.k % _MULTIPLE:
-        return f"N={site.n} and K={site.k} are not both multiples of {_MULTIPLE}"
-    return _why_not_gemm(node) if node.op_type == "Gemm" else ""
+    if reason := why_not_in_plugin(site.n, site.k):
+        return reason
+    return why_not_gemm(node) if node.op_type == "Gemm" else ""
 
 
-def put_into_plugin(model: OnnxModel, layers: Iterable[str]) -> tuple[PluginNode, ...]:
+def plugin_layers(model: OnnxModel) -> dict[str, PluginLayer]:
+    """What the plugin could do with each layer of a model that is still to be typed."""
+    return {
+        site.name: PluginLayer(
+            reads=_reads(site),
+            why_not=why_no_plugin(site, dtype="FP16"),
+        )
+        for site in find_sites(model)
+    }
+
+
+def _reads(site: LayerSite) -> str:
+    """The value that a layer multiplies and the graph that it does so in: a node cannot serve two graphs."""
+    value, graph = site.node.inputs[0], site.node.graph
+    return f"{value.name if value is not None else ''} in {graph.name if graph is not None else ''}"
+
+
+def put_into_plugin(
+    model: OnnxModel,
+    layers: Iterable[str],
+    joined: Iterable[Sequence[str]] = (),
+    dense_below_m: Mapping[str, int] = NO_DENSE_COPIES,
+) -> tuple[PluginNode, ...]:
     """Replaces layers by nodes of the plugin, in the graph in memory. Shapes stay as dynamic as they are.
 
     Args:
         model: A typed model; its graph is changed.
         layers: Names of layers.
+        joined: Of these, those that become one product: of one input, and not one behind the other.
+        dense_below_m: The M below which a layer's node runs a dense copy of its weight, where it holds one.
 
     Returns:
-        A record for each layer, in the order of the graph.
+        A record for each node, in the order of the graph.
 
     Raises:
-        PlanError: A name is no layer of the model, or its layer cannot run in the plugin.
+        PlanError: A name is no layer of the model, its layer cannot run in the plugin, or layers that are to
+            become one product have not one input and type.
         ModelError: A node says something impossible.
     """
     wanted = set(layers)
-    sites = find_sites(model)
-    if unknown := sorted(wanted - {site.name for site in sites}):
+    sites = {site.name: site for site in find_sites(model)}
+    if unknown := sorted(wanted - sites.keys()):
         raise PlanError(f"no layer is named {', '.join(unknown)}.", "`sparseflow-trt inspect` lists them.")
-    chosen = [site for site in sites if site.name in wanted]
-    for site in chosen:
-        if reason := why_no_plugin(site):
-            raise PlanError(
-                f"layer '{site.name}' cannot run in the plugin: {reason}.", "Plan it dense or sparse."
-            )
+    for name in wanted:
+        if reason := why_no_plugin(sites[name]):
+            raise PlanError(f"layer '{name}' cannot run in the plugin: {reason}.", "Plan it dense or sparse.")
+    together = {name: tuple(names) for names in joined for name in names}
+    products = dict.fromkeys(together.get(name, (name,)) for name in sites if name in wanted)
     packed: dict[object, _Parts] = {}  # layers that share a weight are packed once
-    made = tuple(_replace(site, packed) for site in chosen)
+    names = Names(model.ir)
+    made = []
+    for product in products:
+        members = [site for name, site in sites.items() if name in product]
+        _check_one_input(members)
+        made.append(_replace(members, dense_below_m.get(product[0], 0), names, packed))
     if made:
         model.ir.opset_imports[DOMAIN] = 1
-    return made
+    return tuple(made)
 
 
-def save_plugin_model(model: ir.Model, output: Path) -> None:
-    """Saves a model as `save_model` does, with the packed weights of its plugin nodes in `output`.packed.
+def _check_one_input(members: Sequence[LayerSite]) -> None:
+    first = members[0]
+    for other in members[1:]:
+        if other.node.inputs[0] is not first.node.inputs[0] or other.node.graph is not first.node.graph:
+            what = "do not read the same value"
+        elif other.node.op_type != first.node.op_type or _dtype(other) != _dtype(first):
+            what = "differ in type"
+        else:
+            continue
+        raise PlanError(
+            f"layers '{first.name}' and '{other.name}' cannot become one product: they {what}.",
+            "Take `joined` out of the plan.",
+        )
 
-    Inside of the .onnx file they could not exceed 2 GB together.
 
-    Raises:
-        OSError: The disk is full, or the folder cannot be written to.
-    """
+def _dtype(site: LayerSite) -> Any:
+    return site.weight.tensor.dtype if isinstance(site.weight, TracedWeight) else None
+
+
+def _replace(
+    sites: Sequence[LayerSite], dense_below_m: int, names: Names, packed: dict[object, _Parts]
+) -> PluginNode:
+    """Puts one node in the place of layers of one input; of several, with a Split behind it."""
     import onnx_ir as ir
 
-    beside = output.with_name(f"{output.name}.packed")
-    inside: list[tuple[ir.Node, ir.Attr]] = []
-    places: dict[int, Any] = {}
-    try:
-        with beside.open("wb") as stream:
-            for node in plugin_nodes(model):
-                for attribute in tuple(node.attributes.values()):
-                    if attribute.type != ir.AttributeType.TENSOR:
-                        continue
-                    tensor = attribute.as_tensor()
-                    if tensor.nbytes <= INLINE_BYTES:
-                        continue
-                    if id(tensor) not in places:
-                        places[id(tensor)] = ir.ExternalTensor(
-                            beside.name, stream.tell(), tensor.nbytes, tensor.dtype,
-                            shape=ir.Shape(tensor.shape.numpy()), name=attribute.name, base_dir=output.parent,
-                        )  # fmt: skip
-                        stream.write(tensor.tobytes())
-                    inside.append((node, attribute))
-                    node.attributes.add(ir.AttrTensor(attribute.name, places[id(tensor)]))
-        save_model(model, output)
-    finally:
-        for node, attribute in inside:
-            node.attributes.add(attribute)
-    if not inside:
-        beside.unlink()
-
-
-def plugin_nodes(model: ir.Model) -> tuple[ir.Node, ...]:
-    """The nodes of the plugin in a model and its subgraphs."""
-    return tuple(n for n in model.graph.all_nodes() if (n.domain, n.op_type) == (DOMAIN, OP_TYPE))
-
-
-def _why_not_gemm(node: ir.Node) -> str:
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    if attributes.get("transA", 0):
-        return "Gemm transposes its input"
-    if attributes.get("alpha", 1.0) != 1 or (attributes.get("beta", 1.0) != 1 and len(node.inputs) > 2):
-        return "Gemm scales its product or its bias"
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and _bias_of(bias, _columns(node), 2) is None:
-        return "the bias is not a constant of one number a column"
-    return ""
-
-
-def _columns(node: ir.Node) -> int:
-    shape = node.outputs[0].shape
-    last = shape[-1] if shape is not None and len(shape) else None
-    return last if isinstance(last, int) else -1
-
-
-def _bias_of(value: ir.Value, n: int, rank: int | None) -> Array | None:
-    """The constant [n] that a value adds to each row of a tensor of a rank; None where it is another."""
-    tensor = constant_of(value)
-    if tensor is None:
-        return None
-    shape = tuple(int(d) for d in tensor.shape.numpy())
-    if not shape or shape[-1] != n or any(d != 1 for d in shape[:-1]):
-        return None
-    if len(shape) > 1 and (rank is None or len(shape) > rank):
-        return None  # it would add a dimension
-    return tensor.numpy().reshape(n)
-
-
-def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The one node that reads a value, if it is of a type and the value is no output."""
-    uses = value.uses()
-    if value.is_graph_output() or len(uses) != 1:
-        return None
-    user = next(iter(uses)).node
-    return user if user.op_type == op_type and user.domain in ("", "ai.onnx") else None
-
-
-def _replace(site: LayerSite, packed: dict[object, _Parts]) -> PluginNode:
-    import onnx_ir as ir
-
-    node, weight = site.node, site.weight
-    assert isinstance(weight, TracedWeight) and node.graph is not None
-    x, product = node.inputs[0], node.outputs[0]
-    assert x is not None
-    old, bias = [node], None
-    if node.op_type == "Gemm":
-        if len(node.inputs) > 2 and node.inputs[2] is not None:
-            bias = _bias_of(node.inputs[2], site.n, 2)
-    elif (add := _only_user(product, "Add")) is not None:
-        other = next((v for v in add.inputs if v is not product), None)
-        rank = None if x.shape is None else len(x.shape)
-        bias = _bias_of(other, site.n, rank) if other is not None else None
-        if bias is not None:
-            old.append(add)
-    relu = _only_user(old[-1].outputs[0], "Relu")
-    if relu is not None:
-        old.append(relu)
-    parts = _pack(site, weight, packed)
+    first = sites[0].node
+    x, graph = first.inputs[0], first.graph
+    assert x is not None and graph is not None
+    folds = [fold(site) for site in sites]
+    if not all(folded.relu for folded in folds):
+        folds = [folded.without_relu() for folded in folds]
+    parts = _joined([_pack(site, packed) for site in sites])
+    n, dtype = sum(site.n for site in sites), parts.values.dtype
     attributes: dict[str, Any] = {
-        "n": site.n,
-        "k": site.k,
-        "activation": int(relu is not None),
+        "n": n,
+        "k": sites[0].k,
+        "activation": int(folds[0].relu),
         "values": parts.values,
         "indices": parts.indices,
-        "plugin_version": VERSION,
+        "plugin_version": PLUGIN_VERSION,
         "plugin_namespace": "",
     }
-    if bias is not None:
-        same = bias.astype(weight.tensor.dtype.numpy())
-        attributes["bias"] = ir.Tensor(same, dtype=weight.tensor.dtype, name="bias")
-    new = ir.node(OP_TYPE, [x], attributes, domain=DOMAIN, name=node.name or site.name)
-    new.metadata_props.update(node.metadata_props)
-    last = old[-1].outputs[0]
-    new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = last.name, last.type, last.shape
+    if dense_below_m:
+        attributes["dense_below_m"] = dense_below_m
+    if any(folded.bias is not None for folded in folds):
+        rows = [np.zeros(s.n) if f.bias is None else f.bias for s, f in zip(sites, folds, strict=True)]
+        bias = np.concatenate([row.astype(dtype.numpy()) for row in rows])
+        attributes["bias"] = ir.Tensor(bias, dtype=dtype, name="bias")
+    name = JOINED.join(site.node.name or site.name for site in sites)
+    new = ir.node(OP_TYPE, [x], attributes, domain=DOMAIN, name=name)
+    new.metadata_props.update(first.metadata_props)
+    ends = [folded.output for folded in folds]
+    made = [new] if len(sites) == 1 else [new, _split(new, [site.n for site in sites], names, graph)]
+    for value, end in zip(made[-1].outputs, ends, strict=True):
+        value.name, value.type, value.shape = end.name, end.type, end.shape
+    if len(sites) > 1:
+        shape = None if ends[0].shape is None else ir.Shape([*ends[0].shape[:-1], n])
+        new.outputs[0].name, new.outputs[0].type = names.new(f"{ends[0].name}_joined"), ends[0].type
+        new.outputs[0].shape = shape
+    old = [node for folded in folds for node in folded.nodes]
     constants = [value for gone in old for value in gone.inputs if value is not None and value is not x]
-    ir.convenience.replace_nodes_and_values(node.graph, old[-1], old, [new], [last], [new.outputs[0]])
+    # of several all read what stands before the first, and others may read that one's output soon
+    place = old[-1] if len(sites) == 1 else first
+    ir.convenience.replace_nodes_and_values(graph, place, old, made, ends, made[-1].outputs)
     for value in constants:
-        _drop_unused(value)
+        drop_unused(value)
     return PluginNode(
-        layer=site.name,
-        n=site.n,
-        k=site.k,
-        dtype=dtype_name(weight.tensor),
-        folded=tuple(gone.name or gone.op_type for gone in old[1:]),
+        layer=name,
+        layers=tuple(site.name for site in sites),
+        n=n,
+        k=sites[0].k,
+        dtype=dtype_name(parts.values),
+        folded=tuple(gone.name or gone.op_type for folded in folds for gone in folded.nodes[1:]),
         packed_bytes=parts.values.nbytes + parts.indices.nbytes,
-        dense_bytes=weight.tensor.nbytes,
+        dense_bytes=n * sites[0].k * dtype.numpy().itemsize,
+        dense_below_m=dense_below_m,
     )
 
 
-def _pack(site: LayerSite, weight: TracedWeight, packed: dict[object, _Parts]) -> _Parts:
+def _split(node: ir.Node, sizes: Sequence[int], names: Names, graph: Any) -> ir.Node:
+    """A Split of a node's output along its last axis."""
     import onnx_ir as ir
 
+    name = names.new(f"{node.name}_sizes")
+    constant = ir.val(name, const_value=ir.tensor(np.array(sizes, np.int64), name=name))
+    graph.register_initializer(constant)
+    inputs = [node.outputs[0], constant]
+    return ir.node("Split", inputs, {"axis": -1}, num_outputs=len(sizes), name=f"{node.name}/Split")
+
+
+def _joined(parts: Sequence[_Parts]) -> _Parts:
+    """The packed weight of several, one below the other: rows are packed by themselves."""
+    import onnx_ir as ir
+
+    if len(parts) == 1:
+        return parts[0]
+    values = np.concatenate([part.values.numpy() for part in parts])
+    indices = np.concatenate([part.indices.numpy() for part in parts])
+    return _Parts(
+        ir.Tensor(values, dtype=parts[0].values.dtype, name="values"), ir.Tensor(indices, name="indices")
+    )
+
+
+def _pack(site: LayerSite, packed: dict[object, _Parts]) -> _Parts:
+    import onnx_ir as ir
+
+    weight = site.weight
+    assert isinstance(weight, TracedWeight)
     key = id(weight.tensor), weight.steps, site.k_axis
     if key not in packed:
         with WeightReader() as reader:
@@ -267,23 +277,3 @@ def _pack(site: LayerSite, weight: TracedWeight, packed: dict[object, _Parts]) -
             ir.Tensor(made.indices.view(np.int8), name="indices"),
         )
     return packed[key]
-
-
-def _drop_unused(value: ir.Value) -> None:
-    """Removes a constant and the nodes that lead from it, as far as nothing reads them."""
-    while not value.uses() and not value.is_graph_output():
-        node = value.producer()
-        if node is None:
-            graph = value.graph
-            if value.is_initializer() and graph is not None and not value.is_graph_input():
-                del graph.initializers[value.name or ""]
-            return
-        above = [v for v in node.inputs if v is not None]
-        if any(output.uses() or output.is_graph_output() for output in node.outputs) or node.graph is None:
-            return
-        node.graph.remove(node, safe=True)
-        for other in above[1:]:
-            _drop_unused(other)
-        if not above:
-            return
-        value = above[0]

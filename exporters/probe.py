@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.exporters.apply_plan import save_model
+from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.sites import find_sites, module_of

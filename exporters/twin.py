@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.exporters.apply_plan import save_model
+from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model_file import OnnxModel
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sparseflow_trt.artifact import record_model
 from sparseflow_trt.engines.hardware import find_gpus
+from sparseflow_trt.engines.plugin_library import load_library_here
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.engines.refit import put_weights
 from sparseflow_trt.engines.tensorrt_rtx import why_not_here
@@ -18,7 +19,9 @@ from sparseflow_trt.exporters.apply_plan import (
     restore_planned_dense,
     write_fp32_reference,
 )
+from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
 from sparseflow_trt.exporters.restore import check_same_ends
+from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.layer_errors import add_layer_errors
 from sparseflow_trt.manifest import EngineRecord, GraphRecord, Manifest, check_files, read_manifest
@@ -149,8 +152,17 @@ def validate(
         step="precision",
     )
     typed_model = read_model(typed.path)
+    written_out = ""
+    if expand_plugin_nodes(typed_model.ir):
+        written_out = ", the plugin's nodes written out"
+        name = f"typed model{written_out}, on the ONNX Runtime, CPU"
+        typed = replace(typed, name=name, path=scratch / "expanded.onnx")
+        save_model(typed_model.ir, typed.path)
+        typed_model = read_model(typed.path)
     if needs_twin(typed_model):
-        typed = replace(typed, name="typed model, rounded as typed, CPU", path=scratch / "twin.onnx")
+        typed = replace(
+            typed, name=f"typed model{written_out}, rounded as typed, CPU", path=scratch / "twin.onnx"
+        )
         write_twin(typed_model, typed.path)
     compared = compare(
         reference,
@@ -232,4 +244,5 @@ def _engine_candidate(folder: Path, engine: EngineRecord) -> Candidate:
     why_not = why_not if engine.backend == "tensorrt-rtx" else engine.runs_here
     stripped = engine.options.get("strip_plan")
     prepare = partial(put_weights, folder / "model.onnx") if stripped else None
-    return Candidate(name, file, "engine", why_not, prepare=prepare)
+    load = partial(load_library_here, folder / engine.plugin.file) if engine.plugin else None
+    return Candidate(name, file, "engine", why_not, prepare=prepare, load=load)

@@ -122,7 +122,7 @@ def run_duel(
     Args:
         build: Builds a plan into a folder.
         model: The model as given, for the inputs at each profile's opt.
-        plan: The plan; one that wants no sparse weights is built once.
+        plan: The plan; one with every layer dense is built once.
         folder: An empty folder, for what ships; the other's files are gone afterwards.
         margin: By what share sparse has to be faster.
         clock: Counts the seconds of the timing as "duel".
@@ -131,7 +131,7 @@ def run_duel(
     Raises:
         SparseflowError: No inputs can be made, or one of the engines cannot be built or run.
     """
-    if not plan.wants_sparse:
+    if not plan.wants_sparse and not plan.plugin_products:
         return build(plan, folder, on_step), DuelRecord(margin=margin, ships="dense", why=_NOTHING)
     inputs = [_inputs_at_opt(model, profile) for profile in plan.profiles or (None,)]
     built = {}
@@ -164,8 +164,8 @@ def run_duel(
 
 def _dense(plan: Plan, reason: str) -> Plan:
     """The plan with every layer dense, `reason` given where it was not."""
-    change = {"sparsity": "dense", "reason": reason}
-    layers = (p.model_copy(update=change) if p.sparsity == "sparse" else p for p in plan.layers)
+    change = {"sparsity": "dense", "dense_below_m": 0, "joined": "", "reason": reason}
+    layers = (p.model_copy(update=change) if p.sparsity != "dense" else p for p in plan.layers)
     return plan.model_copy(update={"layers": tuple(layers)})
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from sparseflow_trt.policy import WHOSE, Library, Pair, Point, Policy, Threshold, pairs_by_shape
+from sparseflow_trt.policy import WHOSE, Library, Pair, Point, Policy, SparseKernel, Threshold, pairs_by_shape
 
 # A measured shape speaks for another of its kind while the two differ by at most this many octaves
 # (doublings) in N and K together. Farther ones are left to the kind's threshold.
@@ -20,7 +21,7 @@ class Expected:
 
     Attributes:
         dense_us: Of the dense kernel on the same weights.
-        sparse_us: Of the fastest sparse kernel.
+        sparse_us: Of the sparse kernel that was asked for.
         wins: Whether sparse is faster by the policy's margin at M, or at both measured M around it.
         basis: Whether this very shape was measured or the nearest one of its kind.
         at: Where M lies among the measured M: on one, between two, above all or below all.
@@ -64,6 +65,9 @@ class Known:
         shape: (N, K) of the measured shape that speaks for it, None where none is near enough.
         pairs: What was measured of that shape, by M, which grows.
         threshold: Of its kind.
+        kernel: Which sparse kernel is held against dense: the library's own, or the plugin.
+        whose: Whose kernels were timed, in words.
+        margin: The share by which sparse has to be faster.
     """
 
     policy: Policy
@@ -75,6 +79,9 @@ class Known:
     shape: tuple[int, int] | None
     pairs: dict[int, Pair]
     threshold: Threshold | None
+    kernel: SparseKernel
+    whose: str
+    margin: float
 
     def expect(self, m: int) -> Expected | None:
         """The times to expect at M, see `expect`."""
@@ -96,7 +103,7 @@ class Known:
         return Expected(
             dense_us=scale * _between(m, [pair.dense for pair in pairs]),
             sparse_us=scale * _between(m, [pair.sparse for pair in pairs]),
-            wins=all(pair.wins(self.policy.margin) for pair in pairs),
+            wins=all(pair.wins(self.margin) for pair in pairs),
             basis="exact" if self.shape == (self.n, self.k) else "nearest",
             at=at,
             where=where,
@@ -105,21 +112,25 @@ class Known:
 
     def judge(self, m: int) -> Verdict:
         """Whether the product at M should run sparse, see `judge`."""
-        origin = f"{WHOSE[self.library]}, {self.policy.device}"
+        origin = f"{self.whose}, {self.policy.device}"
+        named = "the plugin" if self.kernel == "plugin" else "sparse"
         expected = self.expect(m)
         if expected and self.shape and expected.at != "below":
-            words = "wins" if expected.wins else f"does not win by {self.policy.margin:.0%}"
+            words = "wins" if expected.wins else f"does not win by {self.margin:.0%}"
             origin = f"{self.shape[1]}→{self.shape[0]}, {origin}"
             if expected.basis == "nearest":
                 origin = f"nearest shape of its kind: {origin}"
-            reason = f"sparse {words} at M={m}: {expected.speedup:.2f}× {expected.where} ({origin})"
+            where = expected.where
+            if self.kernel == "plugin" and self.library == "torch":
+                where = where.replace("measured", "timed")  # an estimate: it was not the plugin that was
+            reason = f"{named} {words} at M={m}: {expected.speedup:.2f}× {where} ({origin})"
             return Verdict(expected.wins, expected.basis, reason, expected.speedup, expected.points)
         if limit := self.threshold:
             upper = "" if limit.max_m is None else f" and ≤ {limit.max_m}"
             said = (
                 "dense at every M"
                 if limit.min_m is None
-                else f"sparse for M ≥ {limit.min_m}{upper}, and M={m}"
+                else f"{named} for M ≥ {limit.min_m}{upper}, and M={m}"
             )
             reason = f"threshold of kind '{self.kind}': {said} ({origin})"
             return Verdict(limit.holds(m), "threshold", reason, None, self._behind(limit))
@@ -130,19 +141,31 @@ class Known:
         return tuple(
             p
             for p in self.policy.points
-            if (p.kind, p.library, p.dtype) == whose and (p.n, p.k) in limit.shapes
+            if (p.kind, p.library, p.dtype) == whose
+            and p.kernel in ("dense", limit.kernel)
+            and (p.n, p.k) in limit.shapes
         )
 
     def _nothing(self, m: int) -> str:
         here = f"in policy '{self.policy.name}'"
         if (self.library, self.dtype) not in self.policy.held:
             return f"no measurement of {self.dtype} {here}"
+        if self.kernel == "plugin" and not self.shape:
+            return f"no measurement of the plugin near {self.k}→{self.n} of kind '{self.kind}' {here}"
         if self.shape:
             return f"no measurement at or below M={m} of {self.shape[1]}→{self.shape[0]} {here}"
         return f"no measurement near {self.k}→{self.n} of kind '{self.kind}' {here}"
 
 
-def known_of(policy: Policy, kind: str, n: int, k: int, dtype: str, library: Library = "tensorrt") -> Known:
+def known_of(
+    policy: Policy,
+    kind: str,
+    n: int,
+    k: int,
+    dtype: str,
+    library: Library = "tensorrt",
+    kernel: SparseKernel = "sparse",
+) -> Known:
     """All that a policy knows of one layer's products; for one M there are `judge` and `expect`.
 
     Args:
@@ -152,23 +175,32 @@ def known_of(policy: Policy, kind: str, n: int, k: int, dtype: str, library: Lib
         k: Its inputs.
         dtype: The type of its product, such as "FP16".
         library: Whose kernels will run.
+        kernel: Which sparse kernel. For the plugin `plugin_known` also takes estimates.
     """
     library = library_of(policy, library)
-    near = [
-        p
-        for p in policy.points
-        if p.library == library and p.dtype == dtype and (p.kind == kind or (p.n, p.k) == (n, k))
-    ]
-    by_shape = pairs_by_shape(near)
-    nearest = {shape: _octaves(shape, (n, k)) for shape in by_shape} if n and k else {}
-    shape = min(nearest, key=lambda other: nearest[other], default=None)
-    if shape and nearest[shape] > NEAREST_OCTAVES:
-        shape = None
-    limits = [t for t in policy.thresholds if (t.kind, t.library, t.dtype) == (kind, library, dtype)]
+    near = [p for p in points_near(policy, kind, n, k, dtype) if p.library == library]
+    by_shape = pairs_by_shape(near, kernel)
+    shape = nearest_shape(by_shape, n, k)
+    wanted = (kind, library, dtype, kernel)
+    limits = [t for t in policy.thresholds if (t.kind, t.library, t.dtype, t.kernel) == wanted]
     return Known(
         policy, kind, n, k, library, dtype, shape,
-        pairs=by_shape[shape] if shape else {}, threshold=limits[0] if limits else None,
+        pairs=by_shape[shape] if shape else {}, threshold=limits[0] if limits else None, kernel=kernel,
+        whose="the plugin against TensorRT's kernels" if kernel == "plugin" else WHOSE[library],
+        margin=policy.margin,
     )  # fmt: skip
+
+
+def points_near(policy: Policy, kind: str, n: int, k: int, dtype: str) -> list[Point]:
+    """The points of a type that could speak for a layer: of its kind, or of its very shape."""
+    return [p for p in policy.points if p.dtype == dtype and (p.kind == kind or (p.n, p.k) == (n, k))]
+
+
+def nearest_shape(shapes: Iterable[tuple[int, int]], n: int, k: int) -> tuple[int, int] | None:
+    """The (N, K) that speaks for a layer: the nearest, None where none is within NEAREST_OCTAVES."""
+    far = {shape: _octaves(shape, (n, k)) for shape in shapes} if n and k else {}
+    shape = min(far, key=lambda other: far[other], default=None)
+    return shape if shape and far[shape] <= NEAREST_OCTAVES else None
 
 
 def library_of(policy: Policy, asked: Library) -> Library:

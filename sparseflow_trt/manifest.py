@@ -107,6 +107,31 @@ class MaskCheckRecord(Record):
     planned: tuple[str, ...] = ()
 
 
+class PluginNodeRecord(Record):
+    """A node of the plugin: the layers that it stands for, what is folded into it, and its weight's size.
+
+    Below M = `dense_below_m` it runs a dense copy of its weight; 0 where it has none.
+    """
+
+    layer: str
+    layers: tuple[str, ...]
+    n: int
+    k: int
+    dtype: str
+    folded: tuple[str, ...]
+    packed_bytes: int
+    dense_bytes: int
+    dense_below_m: int = 0
+
+
+class PluginRecord(Record):
+    """The plugin's library, a file of the artifact, and versions of the libraries whose kernels it runs."""
+
+    file: str
+    sha256: str
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
 class GraphRecord(Record):
     """What rewriting the graph for the plan did."""
 
@@ -118,6 +143,7 @@ class GraphRecord(Record):
     lowered: dict[str, int] = Field(default_factory=dict)
     restored: tuple[RestoreRecord, ...] = ()
     mask_checks: tuple[MaskCheckRecord, ...] = ()
+    plugin: tuple[PluginNodeRecord, ...] = ()
 
 
 class EngineLayerRecord(Record):
@@ -149,6 +175,7 @@ class OutcomeRecord(Record):
     tried_sparse: int
     tried_dense: int
     why: str
+    plugin: bool = False
 
 
 class EngineRecord(Record):
@@ -170,6 +197,7 @@ class EngineRecord(Record):
     options: dict[str, bool | int | str] = Field(default_factory=dict)
     layers: tuple[EngineLayerRecord, ...]
     outcomes: tuple[OutcomeRecord, ...] = ()
+    plugin: PluginRecord | None = None
 
 
 class TimingRecord(Record):
@@ -283,7 +311,8 @@ def check_files(manifest: Manifest, folder: Path) -> None:
     Raises:
         ArtifactError: One is missing or its hash differs, or the manifest has no hash for one that is used.
     """
-    for name in ("model.onnx", "plan.yaml", manifest.engine.file):
+    plugin = [manifest.engine.plugin.file] if manifest.engine.plugin else []
+    for name in ("model.onnx", "plan.yaml", manifest.engine.file, *plugin):
         if name not in manifest.files:
             raise ArtifactError(f"{folder / NAME} has no hash for '{name}'.", _HINT)
     for name, sha256 in manifest.files.items():

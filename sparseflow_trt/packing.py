@@ -7,6 +7,8 @@ with fewer than two non-zeros keeps its first zeros beside them. So each 2:4 wei
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +17,15 @@ import numpy.typing as npt
 from sparseflow_trt.pattern import GROUP, KEPT, Array, nonzero
 
 GROUPS_A_BYTE = 2
-_ELEMENTS_AT_ONCE = 1 << 22
+MULTIPLE = 16  # of N and K, in the plugin
+_ELEMENTS_AT_ONCE = 1 << 19  # of each thread: what is made of them stays in a core's cache
+
+
+def why_not_in_plugin(n: int, k: int) -> str:
+    """Why a product of N and K cannot run in the plugin, "" where it can: cuSPARSELt takes not every size."""
+    if n % MULTIPLE or k % MULTIPLE:
+        return f"N={n} and K={k} are not both multiples of {MULTIPLE}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,9 @@ def _pairs_of_masks() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
 
 
 _PAIRS, _FITS = _pairs_of_masks()
-_BITS = np.array([1, 2, 4, 8], np.uint8)
+_NIBBLES = _PAIRS[:, 0] | _PAIRS[:, 1] << 2
+# Four bytes that are 0 or 1, as one little-endian number: this puts them into bits 24 to 27, in their order.
+_GATHER = np.uint32(1 << 24 | 1 << 17 | 1 << 10 | 1 << 3)
 
 
 def pack_2to4(weight: Array) -> Packed24:
@@ -79,17 +91,35 @@ def pack_2to4(weight: Array) -> Packed24:
     n, k = weight.shape
     values = np.empty((n, k // GROUP * KEPT), weight.dtype)
     indices = np.empty((n, k // (GROUP * GROUPS_A_BYTE)), np.uint8)
-    for rows in _row_blocks(n, k):
+
+    def pack(rows: slice) -> None:
         groups = np.ascontiguousarray(weight[rows]).reshape(-1, GROUP)
-        masks = nonzero(groups).view(np.uint8) @ _BITS
+        masks = (nonzero(groups).view(np.uint32).reshape(-1) * _GATHER) >> np.uint32(24) & np.uint32(15)
         if not _FITS[masks].all():
             row = rows.start + int(np.argmin(_FITS[masks])) * GROUP // k
             raise ValueError(f"row {row} holds a group with more than {KEPT} non-zeros: it is not 2:4")
-        pairs = _PAIRS[masks]
-        values[rows] = np.take_along_axis(groups, pairs.astype(np.intp), 1).reshape(-1, values.shape[1])
-        nibbles = (pairs[:, 0] | pairs[:, 1] << 2).reshape(-1, GROUPS_A_BYTE)
+        values[rows] = _kept(groups, masks).reshape(-1, values.shape[1])
+        nibbles = _NIBBLES[masks].reshape(-1, GROUPS_A_BYTE)
         indices[rows] = (nibbles[:, 0] | nibbles[:, 1] << 4).reshape(-1, indices.shape[1])
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for _ in pool.map(pack, _row_blocks(n, k)):
+            pass
     return Packed24(values, indices)
+
+
+def _kept(groups: Array, masks: npt.NDArray[np.uint32]) -> Array:
+    """The two elements kept of each group [G, 4], as [G, 2]."""
+    size = groups.dtype.itemsize
+    if GROUP * size > np.dtype(np.uint64).itemsize:
+        return np.take_along_axis(groups, _PAIRS[masks].astype(np.intp), 1)
+    # a group is one number: shifted, its low bits are the element
+    whole = groups.view(f"<u{GROUP * size}").reshape(-1)
+    shifts = (_PAIRS.T * np.uint8(8 * size)).astype(whole.dtype)
+    bits = np.empty((len(whole), KEPT), f"<u{size}")
+    for place in range(KEPT):
+        bits[:, place] = whole >> shifts[place][masks]
+    return bits.view(groups.dtype)
 
 
 def unpack_2to4(packed: Packed24) -> Array:

@@ -25,12 +25,15 @@ from sparseflow_trt.artifact_validation import (
     read_unpruned,
     validate,
 )
+from sparseflow_trt.decide import PluginUse
 from sparseflow_trt.duel import Built, check_duel, run_duel
 from sparseflow_trt.engines.choose import BackendName, backend_for
 from sparseflow_trt.engines.like import like_facts
+from sparseflow_trt.engines.plugin_library import library_for
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
 from sparseflow_trt.exporters.apply_plan import apply_plan, has_half_types
 from sparseflow_trt.exporters.islands import check_islands
+from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.graph import WeightedLayer, read_layers
 from sparseflow_trt.manifest import Manifest, ModelRecord, PolicyRecord, write_manifest
 from sparseflow_trt.model_file import OnnxModel, check_operators, input_dims, read_model
@@ -55,6 +58,7 @@ class PlanOptions:
             those two make one named 'default'.
         precision: None keeps a half-precision model as it is typed, and takes FP16 for one in FP32.
         split: Along which axis the one profile is split at the layers' crossovers.
+        plugin: Whether layers may be given to the plugin.
     """
 
     policy: Policy | None = None
@@ -64,13 +68,15 @@ class PlanOptions:
     precision: ModelPrecision | None = None
     sparsity: SparsityMode = "policy"
     split: Split | None = None
+    plugin: bool = False
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """What a build is asked for. `plan` is either made from options or given, as a person edited it.
 
-    With `margin` the plan's engine ships only where it is faster than a dense one by that share.
+    With `margin` the plan's engine ships only where it is faster than a dense one by that share. `plugin` is
+    the library of the plugin's nodes.
     """
 
     output: Path
@@ -79,6 +85,7 @@ class BuildOptions:
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     engine: EngineOptions = field(default_factory=EngineOptions)
     margin: float | None = None
+    plugin: Path | None = None
     force: bool = False
     command: str = ""
 
@@ -115,12 +122,17 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
         check_tolerances(options.validation.tolerances, model)
         inputs = input_sets(model, plan, options.validation)
         backend, why = backend_for(options.backend)
+        library = library_for(plan, options.plugin, options.engine, backend.graph_needs().takes_plugin)
         key = build_key(
             model=record.model_dump(),
             plan=plan.model_dump(mode="json"),
             policy=policy.model_dump(mode="json") if policy else None,
             backend=[backend.name, backend.versions()],
-            options={**options.engine.asked(), **like_facts(options.engine.like)},
+            options={
+                **options.engine.asked(),
+                **like_facts(options.engine.like),
+                **({"plugin": sha256_of(library)} if library else {}),
+            },
             margin=options.margin,
             inputs=hash_arrays(given.feeds for given in inputs),
             tolerances=options.validation.tolerances.model_dump(),
@@ -137,7 +149,7 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
             typed = place / "model.onnx"
             applied = apply_plan(read_model(path), plan, typed, backend.graph_needs(), unpruned)
         with clock("backend"):
-            request = BuildRequest(applied.model, plan, place, plan.wants_sparse, options.engine)
+            request = BuildRequest(applied.model, plan, place, plan.wants_sparse, options.engine, library)
             engine = record_engine(backend.build(request, on_step), why, options.engine)
         return Built(plan, record_graph(applied), engine)
 
@@ -218,6 +230,7 @@ def plan_for(
             model.path.name,
             model_sha256,
             plan.split,
+            PluginUse(plan.plugin, plugin_layers(model)),
         )
     check_plan(plan, layers)
     check_islands(model.ir, plan)

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
 from sparseflow_trt._schema import Record, load_yaml, parse, read_text
 from sparseflow_trt.crossovers import LayerShape
+from sparseflow_trt.decide import Decision, PluginUse, decide
+from sparseflow_trt.decide import SparsityMode as SparsityMode
 from sparseflow_trt.errors import PlanError, ShapeError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
-from sparseflow_trt.lookup import judge
-from sparseflow_trt.policy import Policy
-from sparseflow_trt.shapes import MOST_PROFILES, Dims, Profile, dims_at
-from sparseflow_trt.sites import SMALLEST_K
+from sparseflow_trt.joins import find_joins
+from sparseflow_trt.policy import Kernel, Policy
+from sparseflow_trt.shapes import MOST_PROFILES, Dims, Profile
 from sparseflow_trt.split import Split, split_profile
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 ModelPrecision = Literal["fp32", "fp16", "bf16", "keep"]
-SparsityMode = Literal["policy", "force", "off"]
 
 # Operators that stay FP32 unless the plan says otherwise: sums over many elements and exponentials,
 # where FP16's 11 bits and its largest number, 65504, hurt first.
@@ -32,11 +33,22 @@ DEFAULT_ISLANDS = (
     "ReduceSumSquare", "Softmax", "Softplus", "Sqrt", "CumSum",
 )  # fmt: skip
 
+NO_PLUGIN = PluginUse()
+_ALIKE = ("k", "precision", "dense_below_m")  # in layers that become one product
+
 _HINT = "Write a fresh one with `sparseflow-trt plan MODEL`, and edit that."
 
 
 class PlannedLayer(Record):
-    """What one weighted layer gets. Names, N and K tie it to the model; the rest is the decision."""
+    """What one weighted layer gets. Names, N and K tie it to the model; the rest is the decision.
+
+    Attributes:
+        sparsity: Its kernel: "dense", "sparse" for TensorRT's own sparse ones, or "plugin".
+        dense_below_m: The M below which the plugin runs a dense copy of the weight, which it then holds, too;
+            0 for none.
+        joined: The first of the plugin's layers that become one product with it, itself for the first; ""
+            where it is a product by itself.
+    """
 
     name: str
     module: str = ""
@@ -44,12 +56,20 @@ class PlannedLayer(Record):
     n: int
     k: int
     precision: Precision
-    sparsity: Literal["sparse", "dense"]
+    sparsity: Kernel
     reason: str
+    dense_below_m: int = Field(default=0, ge=0)
+    joined: str = ""
+
+    @model_validator(mode="after")
+    def _of_the_plugin(self) -> PlannedLayer:
+        if self.sparsity != "plugin" and (self.dense_below_m or self.joined):
+            raise ValueError("dense_below_m and joined are for the plugin's layers alone")
+        return self
 
 
 class Plan(Record):
-    """What one model gets.
+    """What one model gets. Version 1 had no plugin: it is read as version 2.
 
     Attributes:
         model_sha256: Of the model file the plan was made for, "" where it is not tied to one.
@@ -59,7 +79,7 @@ class Plan(Record):
         split: Why the profiles are split as they are, where the plan was asked to split them.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     model: str = ""
     model_sha256: str = ""
     precision: ModelPrecision
@@ -71,8 +91,24 @@ class Plan(Record):
 
     @property
     def wants_sparse(self) -> bool:
-        """Whether any layer is planned sparse."""
+        """Whether any layer is planned for TensorRT's own sparse kernels."""
         return any(layer.sparsity == "sparse" for layer in self.layers)
+
+    @property
+    def plugin_products(self) -> tuple[tuple[PlannedLayer, ...], ...]:
+        """The plugin's layers, those that become one product together, in the order of the plan."""
+        products: dict[str, list[PlannedLayer]] = {}
+        for layer in self.layers:
+            if layer.sparsity == "plugin":
+                products.setdefault(layer.joined or layer.name, []).append(layer)
+        return tuple(map(tuple, products.values()))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _version_1(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("schema_version") == 1:
+            return {**data, "schema_version": 2}
+        return data
 
     @model_validator(mode="after")
     def _unique(self) -> Plan:
@@ -83,6 +119,12 @@ class Plan(Record):
             twice = sorted(name for name, count in Counter(names).items() if count > 1)
             if twice:
                 raise ValueError(f"{what} named twice: {', '.join(twice)}")
+        for first, *others in self.plugin_products:
+            if first.joined not in ("", first.name):
+                raise ValueError(f"'{first.name}' is joined to '{first.joined}', which is no layer before it")
+            for other in others:
+                if any(getattr(first, key) != getattr(other, key) for key in _ALIKE):
+                    raise ValueError(f"'{other.name}' and '{first.name}' are joined and differ")
         return self
 
 
@@ -96,8 +138,9 @@ def make_plan(
     model: str = "",
     model_sha256: str = "",
     split: Split | None = None,
+    plugin: PluginUse = NO_PLUGIN,
 ) -> Plan:
-    """Decides precision and sparsity for each layer with a constant weight.
+    """Decides precision and kernel for each layer with a constant weight.
 
     Args:
         layers: The model's weighted layers as read.
@@ -105,14 +148,24 @@ def make_plan(
         input_dims: Each input's dimensions, by name; with the profiles they give each layer's M.
         policy: Where sparse wins; None plans everything dense.
         precision: For all layers whose weights are floats; "keep" leaves each as its weight is typed.
-        sparsity: "policy" asks the policy; "force" takes every 2:4 layer; "off" none.
+        sparsity: As in `decide`.
         model: The model file's name, for the reader.
         model_sha256: Of the model file.
         split: Splits the one profile that there is at the crossovers of the layers.
+        plugin: Whether the plugin may be used, and for which layers.
 
     Raises:
         ShapeError: There is not one profile to be split, or it cannot be split along that axis.
     """
+
+    def decide_all(profiles: tuple[Profile, ...]) -> dict[str, tuple[WeightedLayer, Precision, Decision]]:
+        own = {layer.name: _layer_precision(layer, precision) for layer in layers}
+        return {
+            x.name: (x, own[x.name], decide(x, own[x.name], profiles, input_dims, policy, sparsity, plugin))
+            for x in layers
+            if x.weight
+        }
+
     told = ""
     if split:
         if len(profiles) != 1:
@@ -120,15 +173,16 @@ def make_plan(
                 f"{len(profiles)} profiles cannot be split along '{split.axis}': it takes one.",
                 "Give the whole range with --dim or --shapes, and leave out the profiles.",
             )
-        products = _count_products(layers, precision, sparsity)
+        # one node of the plugin serves all profiles: nothing is to be split for it
+        fixed = {name for name, (_, _, d) in decide_all(profiles).items() if d.kernel == "plugin"}
+        products = _count_products(layers, precision, sparsity, fixed)
         profiles, told = split_profile(profiles[0], split, input_dims, products, policy)
     described = f"{policy.name} ({policy.device}, {policy.provenance})" if policy else "none"
+    decided = decide_all(profiles)
+    joins = find_joins(decided, profiles, input_dims, policy, plugin) if policy else {}
     planned = []
-    for layer in layers:
-        if not layer.weight:
-            continue
-        chosen = _layer_precision(layer, precision)
-        sparse, reason = _decide(layer, chosen, profiles, input_dims, policy, sparsity)
+    for layer, own, decision in decided.values():
+        joined, why = joins.get(layer.name, ("", ""))
         planned.append(
             PlannedLayer(
                 name=layer.name,
@@ -136,9 +190,11 @@ def make_plan(
                 kind=layer.kind,
                 n=layer.n,
                 k=layer.k,
-                precision=chosen,
-                sparsity="sparse" if sparse else "dense",
-                reason=reason,
+                precision=own,
+                sparsity=decision.kernel,
+                reason=f"{decision.reason}; {why}" if why else decision.reason,
+                dense_below_m=decision.dense_below_m,
+                joined=joined,
             )
         )
     return Plan(
@@ -153,13 +209,18 @@ def make_plan(
 
 
 def _count_products(
-    layers: tuple[WeightedLayer, ...], precision: ModelPrecision, sparsity: SparsityMode
+    layers: tuple[WeightedLayer, ...],
+    precision: ModelPrecision,
+    sparsity: SparsityMode,
+    fixed: Container[str],
 ) -> Counter[LayerShape]:
     counted: Counter[LayerShape] = Counter()
     for layer in layers:
         if layer.weight and layer.n and layer.k and layer.batch:
             dtype = _layer_precision(layer, precision).upper()
-            choosable = sparsity == "policy" and layer.state is SparsityState.SPARSE
+            choosable = (
+                sparsity == "policy" and layer.state is SparsityState.SPARSE and layer.name not in fixed
+            )
             counted[LayerShape(layer.kind, layer.n, layer.k, layer.m, dtype, choosable)] += layer.batch
     return counted
 
@@ -172,45 +233,6 @@ def _layer_precision(layer: WeightedLayer, precision: ModelPrecision) -> Precisi
     if precision == "keep" or typed in ("int8", "fp8"):
         return typed
     return precision
-
-
-def _decide(
-    layer: WeightedLayer,
-    precision: Precision,
-    profiles: tuple[Profile, ...],
-    input_dims: dict[str, Dims],
-    policy: Policy | None,
-    mode: SparsityMode,
-) -> tuple[bool, str]:
-    if layer.state is SparsityState.NOT_ELIGIBLE:
-        return False, f"cannot be 2:4: {layer.reason}"
-    if layer.state is SparsityState.NOT_SPARSE:
-        return False, f"weights are not 2:4: {layer.reason}"
-    smallest = SMALLEST_K.get(precision.upper(), 0)
-    if layer.k < smallest:  # enough for the type that it is stored in
-        return False, f"too small: K={layer.k}, a sparse {precision.upper()} instruction takes {smallest}"
-    if mode == "off":
-        return False, "sparsity is off"
-    if mode == "force":
-        return True, "asked for: sparsity is forced"
-    if policy is None:
-        hint = "`sparseflow-trt autotune MODEL` measures one; or name one with --policy, or --sparsity force"
-        return False, f"no policy for this device: {hint}"
-    sparse_in: dict[str, str] = {}
-    dense_in: dict[str, str] = {}
-    for profile in profiles or (None,):
-        m = layer.m.evaluate(dims_at(input_dims, profile, "opt") if profile else {})
-        where = f"profile '{profile.name}'" if profile else "static shapes"
-        if m is None:
-            dense_in[where] = f"M={layer.m} is not known"
-            continue
-        verdict = judge(policy, layer.kind, layer.n, layer.k, m, precision.upper())
-        (sparse_in if verdict.sparse else dense_in)[where] = verdict.reason
-    if not sparse_in:
-        return False, "; ".join(f"{where}: {reason}" for where, reason in dense_in.items())
-    (first, reason), *others = sparse_in.items()
-    also = f"; sparse also in {', '.join(where for where, _ in others)}" if others else ""
-    return True, f"{first}: {reason}{also}" + (f"; dense in {', '.join(dense_in)}" if dense_in else "")
 
 
 def read_plan(path: Path) -> Plan:
@@ -234,8 +256,8 @@ def plan_from_yaml(text: str, source: str = "the plan") -> Plan:
 def yaml_from_plan(plan: Plan) -> str:
     """The plan as YAML, fields in the order of the schema, ready to be edited."""
     head = (
-        "# What each layer gets. Edit `precision` (fp32, fp16, bf16) and `sparsity` (sparse, dense),\n"
-        "# then: sparseflow-trt build MODEL --plan THIS_FILE\n"
+        "# What each layer gets. Edit `precision` (fp32, fp16, bf16) and `sparsity` (dense, sparse, plugin),"
+        "\n# then: sparseflow-trt build MODEL --plan THIS_FILE\n"
     )
     data = plan.model_dump(mode="json")
     return head + yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
@@ -270,8 +292,10 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
                 f"'{planned.name}' is planned with N={planned.n}, K={planned.k} and has N={layer.n}, "
                 f"K={layer.k}"
             )
-        if planned.sparsity == "sparse" and layer.state is not SparsityState.SPARSE:
-            problems.append(f"'{planned.name}' is planned sparse and is {layer.state.value}: {layer.reason}")
+        if planned.sparsity != "dense" and layer.state is not SparsityState.SPARSE:
+            problems.append(
+                f"'{planned.name}' is planned {planned.sparsity} and is {layer.state.value}: {layer.reason}"
+            )
         quantized = layer.dtype in ("INT8", "UINT8", "FP8", "FP8-E5M2")
         if quantized != (planned.precision in ("int8", "fp8")):
             problems.append(

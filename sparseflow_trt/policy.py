@@ -31,6 +31,7 @@ WHOSE: dict[Library, str] = {"tensorrt": "TensorRT's kernels", "torch": "cuSPARS
 
 # "plugin" is this project's own kernel inside a TensorRT engine.
 Kernel = Literal["dense", "sparse", "plugin"]
+SparseKernel = Literal["sparse", "plugin"]
 
 
 class Point(Record):
@@ -70,7 +71,7 @@ class Point(Record):
 
 @dataclass(frozen=True)
 class Pair:
-    """One product's dense time, and the fastest sparse one of the same library."""
+    """One product's dense time, and that of a kernel for 2:4 weights: the library's own, or the plugin's."""
 
     dense: Point
     sparse: Point
@@ -89,6 +90,7 @@ class Threshold(Record):
     """From which M to which M sparse is taken for layers of a kind that no measured shape is near to.
 
     Attributes:
+        kernel: Which sparse kernel it speaks of: the library's own, or the plugin.
         min_m: The smallest such M; None where sparse is taken at no M.
         max_m: The largest; None where there is none.
         shapes: The measured (N, K) behind it, empty where it was given and not derived.
@@ -97,6 +99,7 @@ class Threshold(Record):
     kind: str
     library: Library
     dtype: Dtype
+    kernel: SparseKernel = "sparse"
     min_m: int | None = Field(ge=1)
     max_m: int | None = None
     shapes: tuple[tuple[int, int], ...] = ()
@@ -145,7 +148,7 @@ class Policy(Record):
     def _unique(self) -> Policy:
         seen = set()
         for limit in self.thresholds:
-            key = (limit.kind, limit.library, limit.dtype)
+            key = (limit.kind, limit.library, limit.dtype, limit.kernel)
             if key in seen:
                 raise ValueError(f"two thresholds for {' '.join(key)}")
             seen.add(key)
@@ -177,13 +180,21 @@ def _json(data: object, indent: int | None = None) -> str:
     return json.dumps(data, indent=indent, ensure_ascii=False)
 
 
-def pairs_by_shape(points: Iterable[Point]) -> dict[tuple[int, int], dict[int, Pair]]:
-    """The pairs of points of one library and dtype: by (N, K), then by M, both ascending.
+def pairs_by_shape(
+    points: Iterable[Point], kernel: SparseKernel = "sparse"
+) -> dict[tuple[int, int], dict[int, Pair]]:
+    """The pairs of a dense point and one of a kernel: by (N, K), then by M, both ascending.
 
-    An M that lacks its dense or its sparse point is left out, and so is a shape with no pair.
+    An M that lacks either is left out, and so is a shape with no pair. Of several points the fastest counts.
+
+    Args:
+        points: Of one dtype, and of one library or of those whose kernels shall be compared.
+        kernel: The sparse kernel.
     """
     fastest: dict[tuple[int, int, int, bool], Point] = {}
     for point in points:
+        if point.kernel not in ("dense", kernel):
+            continue
         key = (point.n, point.k, point.m, point.kernel == "dense")
         if key not in fastest or point.us < fastest[key].us:
             fastest[key] = point

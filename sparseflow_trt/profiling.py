@@ -10,7 +10,6 @@ from pathlib import Path
 from sparseflow_trt._schema import Record
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.kernel_profile import KernelProfile, make_profile
-from sparseflow_trt.engines.runner import Engine
 from sparseflow_trt.engines.tensorrt_api import load_flavour
 from sparseflow_trt.engines.torch_profile import (
     LinearProduct,
@@ -26,7 +25,8 @@ from sparseflow_trt.model_file import read_model
 from sparseflow_trt.plan import read_plan
 from sparseflow_trt.policy import Library, Policy
 from sparseflow_trt.shapes import Profile, ShapeRange
-from sparseflow_trt.timing import engine_file
+from sparseflow_trt.target import PLUGIN_OP
+from sparseflow_trt.timing import engine_file, open_engine
 from sparseflow_trt.torch_source import TorchDtype, load_torch_model
 from sparseflow_trt.validation.inputs import generate_inputs
 
@@ -132,13 +132,13 @@ def profile_artifact(
     if not profiles:
         inputs = inputs[:1]  # of one shape
     file, found = engine_file(folder, manifest.engine), []
-    with Engine(load_flavour("tensorrt"), file.path, file.host_code) as engine:
+    with open_engine(load_flavour("tensorrt"), file) as engine:
         for i, given in enumerate(inputs):
             name = given.name.partition(":")[0]
             on_step(f"Profiling {name}", i, len(inputs))
             layers = engine.profile_layers(given.feeds, runs)
             shapes = ", ".join(f"{n} {'×'.join(map(str, a.shape))}" for n, a in given.feeds.items())
-            told = describe_layers(manifest.engine.layers, engine.profile)
+            told = describe_layers(manifest.engine.layers, engine.profile) | _in_plugin(manifest)
             times = [(plain_name(layer.name), layer.ms, 1.0) for layer in layers]
             profile = make_profile(f"{name}: {shapes}", runs, times, told)
             products = products_of(manifest, name)
@@ -203,6 +203,11 @@ def expected_speedup(
 def describe_layers(layers: tuple[EngineLayerRecord, ...], profile: int) -> dict[str, tuple[str, ...]]:
     """What the engine's inspector says of each layer of one profile: its tactic and its type."""
     return {plain_name(e.name): (e.tactic, e.type) for e in layers if e.profile == profile}
+
+
+def _in_plugin(manifest: Manifest) -> dict[str, tuple[str, ...]]:
+    """The layers in the plugin, which TensorRT tells by a type alone."""
+    return {plain_name(o.engine_layer): (PLUGIN_OP,) for o in manifest.engine.outcomes if o.plugin}
 
 
 def plain_name(name: str) -> str:

@@ -17,6 +17,8 @@ from sparseflow_trt.manifest import (
     MaskCheckRecord,
     OptOutRecord,
     OutcomeRecord,
+    PluginNodeRecord,
+    PluginRecord,
     RestoreRecord,
     TimingRecord,
 )
@@ -65,6 +67,7 @@ def record_graph(applied: AppliedPlan) -> GraphRecord:
         lowered=applied.lowered,
         restored=tuple(RestoreRecord(**asdict(record)) for record in applied.restored),
         mask_checks=tuple(MaskCheckRecord(**asdict(check)) for check in applied.mask_checks),
+        plugin=tuple(PluginNodeRecord(**asdict(node)) for node in applied.plugin),
     )
 
 
@@ -94,6 +97,7 @@ def record_engine(engine: BuiltEngine, why: str, options: EngineOptions) -> Engi
             )
             for e in engine.layers
         ),
+        plugin=PluginRecord(**asdict(engine.plugin)) if engine.plugin else None,
     )
 
 

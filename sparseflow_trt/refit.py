@@ -103,7 +103,8 @@ def refit(
             typed = folder / "model.onnx"
             check_same_graph(read_model(typed), read_model(applied.model))
         with clock("backend"):
-            request = BuildRequest(applied.model, plan, place, plan.wants_sparse, engine_options)
+            plugin = folder / before.engine.plugin.file if before.engine.plugin else None
+            request = BuildRequest(applied.model, plan, place, plan.wants_sparse, engine_options, plugin)
             refitted = backend.refit(request, folder / before.engine.file, typed, on_step)
             engine = _merged(before, folder, record_engine(refitted, "", engine_options))
         with clock("validate"), temporary_folder(place / "validation") as scratch:
@@ -183,7 +184,7 @@ def check_sparse_layers(manifest: Manifest, plan: Plan, layers: tuple[WeightedLa
         ModelError: A layer is not; it is named with its kernel.
     """
     kernels = {o.layer: o.tactic for o in manifest.engine.outcomes if o.sparse}
-    planned = {layer.name for layer in plan.layers if layer.sparsity == "sparse"}
+    planned = {layer.name for layer in plan.layers if layer.sparsity != "dense"}
     wrong = [
         layer
         for layer in layers

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# The TensorRT plugin of plugins/sparse_linear, and its node.
+PLUGIN_DOMAIN = "sparseflow"
+PLUGIN_OP = "SparseFlowLinear24"
+PLUGIN_VERSION = "1"
+
 
 @dataclass(frozen=True)
 class GraphNeeds:
@@ -14,11 +19,13 @@ class GraphNeeds:
         spells_out: Whether Shape's start and end and Q/DQ's zero points have to be written out.
         opts_out_dense: Whether sparse weights are one switch for the whole engine, so that a 2:4 layer
             that is planned dense has to be taken out of them in its weights.
+        takes_plugin: Whether it runs the plugin's nodes; else they are not made.
     """
 
     newest_opset: int | None = None
     spells_out: bool = False
     opts_out_dense: bool = False
+    takes_plugin: bool = False
 
 
 ANYTHING = GraphNeeds()  # a backend that takes any graph

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import get_args
 
-from sparseflow_trt.policy import Pair, Point, Threshold, pairs_by_shape
+from sparseflow_trt.policy import Pair, Point, SparseKernel, Threshold, pairs_by_shape
 
 
 def derive_thresholds(points: Iterable[Point], margin: float) -> tuple[Threshold, ...]:
-    """For each kind, library and dtype the range of M in which sparse wins for every measured shape.
+    """For each kind, library, dtype and sparse kernel the M at which it wins for every measured shape.
 
     Of several such ranges the one that spans most octaves of M is taken (of equals the one that begins
     later), since a threshold speaks for shapes that nobody measured: it is to be sure, not to be greedy.
@@ -23,23 +24,26 @@ def derive_thresholds(points: Iterable[Point], margin: float) -> tuple[Threshold
         groups.setdefault((point.kind, point.library, point.dtype), []).append(point)
     found = []
     for _, members in sorted(groups.items()):
-        shapes = pairs_by_shape(members)
-        if not shapes:
-            continue
-        sizes = sorted({m for pairs in shapes.values() for m in pairs})
-        wins = {m: all(_wins_at(m, pairs, margin) for pairs in shapes.values()) for m in sizes}
-        low, high = _longest_run(wins)
-        found.append(
-            Threshold(
-                kind=members[0].kind,
-                library=members[0].library,
-                dtype=members[0].dtype,
-                min_m=low,
-                max_m=None if high == sizes[-1] else high,
-                shapes=tuple(shapes),
-            )
-        )
+        found += [t for kernel in get_args(SparseKernel) for t in _threshold(members, kernel, margin)]
     return tuple(found)
+
+
+def _threshold(members: list[Point], kernel: SparseKernel, margin: float) -> Iterator[Threshold]:
+    shapes = pairs_by_shape(members, kernel)
+    if not shapes:
+        return
+    sizes = sorted({m for pairs in shapes.values() for m in pairs})
+    wins = {m: all(_wins_at(m, pairs, margin) for pairs in shapes.values()) for m in sizes}
+    low, high = _longest_run(wins)
+    yield Threshold(
+        kind=members[0].kind,
+        library=members[0].library,
+        dtype=members[0].dtype,
+        kernel=kernel,
+        min_m=low,
+        max_m=None if high == sizes[-1] else high,
+        shapes=tuple(shapes),
+    )
 
 
 def _wins_at(m: int, pairs: dict[int, Pair], margin: float) -> bool:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from sparseflow_trt._schema import Record
 from sparseflow_trt.engines.benchmark import Ratio, Timing, add_layers, ratio, time_interleaved
+from sparseflow_trt.engines.plugin_library import load_library
 from sparseflow_trt.engines.runner import Engine
-from sparseflow_trt.engines.tensorrt_api import load_flavour
+from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.manifest import EngineRecord, check_files, read_manifest
 from sparseflow_trt.model_file import read_model
@@ -38,17 +39,33 @@ class EngineFile:
         path: Its file.
         host_code: Whether it may bring code for the CPU.
         weights: The typed ONNX file whose weights it gets, where it was written without.
+        plugin: The library of its plugin, where it has nodes of it.
     """
 
     path: Path
     host_code: bool
     weights: Path | None = None
+    plugin: Path | None = None
 
 
 def engine_file(folder: Path, engine: EngineRecord) -> EngineFile:
     """The engine that lies in `folder`, finished or not."""
     weights = folder / "model.onnx" if engine.options.get("strip_plan") else None
-    return EngineFile(folder / engine.file, bool(engine.options.get("version_compatible")), weights)
+    plugin = folder / engine.plugin.file if engine.plugin else None
+    return EngineFile(folder / engine.file, bool(engine.options.get("version_compatible")), weights, plugin)
+
+
+def open_engine(flavour: Flavour, file: EngineFile) -> Engine:
+    """Loads an engine, after the library of its plugin.
+
+    Raises:
+        BuildError: It does not load here, or this process has another library of the plugin.
+        InputError: It has an input or output that cannot be given here.
+        NotInstalledError: cuda-bindings or the plugin's library is missing.
+    """
+    if file.plugin:
+        load_library(flavour, file.plugin)
+    return Engine(flavour, file.path, file.host_code, file.weights)
 
 
 def time_engines(
@@ -77,9 +94,7 @@ def time_engines(
     flavour = load_flavour("tensorrt")
     timed = []
     with ExitStack() as stack:
-        engines = [
-            stack.enter_context(Engine(flavour, file.path, file.host_code, file.weights)) for file in files
-        ]
+        engines = [stack.enter_context(open_engine(flavour, file)) for file in files]
         for i, given in enumerate(inputs):
             progress(f"Timing {given.name}", i, len(inputs))
             timings = time_interleaved(engines, given.feeds, rounds, launches)

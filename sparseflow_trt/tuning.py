@@ -28,6 +28,7 @@ from sparseflow_trt.engines.measurers import Crew
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.kinds import kind_from_names
 from sparseflow_trt.model_file import read_model
+from sparseflow_trt.packing import why_not_in_plugin
 from sparseflow_trt.policy import MARGIN, Dtype, Policy, json_from_policy
 from sparseflow_trt.presets import Product, products_of_preset
 from sparseflow_trt.sites import LayerSite, find_sites, why_not_eligible
@@ -44,11 +45,13 @@ class Space:
         products: The products, those of the same N and K with different kinds apart.
         dtypes: The types of their weights and activations.
         grid: The M that each is measured at, ascending, before crossovers are looked into.
+        plugin: Whether the plugin is measured in TensorRT, too.
     """
 
     products: tuple[Product, ...]
     dtypes: tuple[Dtype, ...]
     grid: tuple[int, ...] = GRID
+    plugin: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Tuned:
 
 
 def products_of(
-    models: Iterable[Path], presets: Iterable[str], tensor_parallel: int = 1
+    models: Iterable[Path], presets: Iterable[str], tensor_parallel: int = 1, joined: bool = False
 ) -> tuple[Product, ...]:
     """The products of models and presets, each once.
 
@@ -98,12 +101,14 @@ def products_of(
         models: ONNX files, pruned or not: N, K and the kind of each layer count, its weights are not read.
         presets: Names of presets.
         tensor_parallel: How many GPUs share each layer of a preset.
+        joined: Whether a model's layers of one kind and input are also taken as one product, as the plugin
+            can run gate and up.
 
     Raises:
         ModelError: A model cannot be read.
         PolicyError: There is no such preset, it cannot be shared so, or there is nothing to measure.
     """
-    found = [product for path in models for product in _products_of_model(path)]
+    found = [product for path in models for product in _products_of_model(path, joined)]
     found += [product for name in presets for product in products_of_preset(name, tensor_parallel)]
     if not found:
         raise PolicyError(
@@ -183,13 +188,20 @@ def default_output(device: str) -> Path:
     return Path("-".join(words or ["policy"]) + ".json")
 
 
-def _products_of_model(path: Path) -> list[Product]:
+def _products_of_model(path: Path, joined: bool) -> list[Product]:
     """Layers that could be 2:4 and are one plain product: no group of several, and no window of a Conv."""
-    return [
-        Product(_kind_of(site), site.n, site.k)
+    sites = [
+        site
         for site in find_sites(read_model(path))
         if site.batch == 1 and site.pattern_k == site.k and not why_not_eligible(site)
     ]
+    found = [Product(_kind_of(site), site.n, site.k) for site in sites]
+    together: dict[tuple[object, ...], list[Product]] = {}
+    for site, product in zip(sites, found, strict=True):
+        if joined and site.side == "right":
+            together.setdefault((site.node.inputs[0], product.kind, product.k), []).append(product)
+    several = [members for members in together.values() if len(members) > 1]
+    return found + [Product(m[0].kind, sum(p.n for p in m), m[0].k) for m in several]
 
 
 def _kind_of(site: LayerSite) -> str:
@@ -201,8 +213,11 @@ def _kind_of(site: LayerSite) -> str:
 
 def _measurable(space: Space, crew: Crew) -> tuple[tuple[Curve, ...], tuple[str, ...]]:
     curves, left_out = [], []
-    for curve in curves_of(space.products, space.dtypes, crew.libraries()):
-        if reason := crew.why_not(curve.library, curve.n, curve.k, curve.dtype):
+    for curve in curves_of(space.products, space.dtypes, crew.libraries(), space.plugin):
+        reason = crew.why_not(curve.library, curve.n, curve.k, curve.dtype)
+        if curve.kernel == "plugin" and not reason:
+            reason = why_not_in_plugin(curve.n, curve.k)
+        if reason:
             left_out.append(reason)
         else:
             curves.append(curve)

@@ -274,7 +274,7 @@ def _wrong(change: Any) -> str:
         (lambda d: d.update(precision="fp15"), "precision: Input should be 'fp32', 'fp16', 'bf16' or 'keep'"),
         (
             lambda d: d["layers"][0].update(sparsity="very"),
-            "layers.0.sparsity: Input should be 'sparse' or 'dense'",
+            "layers.0.sparsity: Input should be 'dense', 'sparse' or 'plugin'",
         ),
         (lambda d: d["layers"][0].update(colour="red"), "layers.0.colour: Extra inputs are not permitted"),
         (lambda d: d["layers"][0].pop("n"), "layers.0.n: Field required"),
@@ -323,6 +323,67 @@ def test_a_text_that_is_no_plan(text: str, says: str) -> None:
         plan_from_yaml(text)
     assert "\n" not in caught.value.message
     assert caught.value.hint
+
+
+def _planned(name: str, **changes: Any) -> dict[str, Any]:
+    return {"name": name, "kind": "o", "n": 32, "k": 64, "precision": "fp16", "reason": "", **changes}
+
+
+_LAYERS = st.lists(
+    st.builds(
+        lambda kernel, below, joined: (kernel, below if kernel == "plugin" else 0, joined),
+        st.sampled_from(["dense", "sparse", "plugin"]), st.sampled_from([0, 64]), st.booleans(),
+    ), max_size=8,
+)  # fmt: skip
+
+
+@given(_LAYERS)
+def test_a_plan_with_three_kernels_comes_back_from_yaml(drawn: list[tuple[str, int, bool]]) -> None:
+    first: dict[int, str] = {}
+    layers = []
+    for number, (kernel, below, joined) in enumerate(drawn):
+        name = f"layer {number}"
+        group = first.setdefault(below, name) if joined and kernel == "plugin" else ""
+        layers.append(_planned(name, sparsity=kernel, dense_below_m=below, joined=group))
+    plan = Plan.model_validate({"precision": "fp16", "policy": "none", "profiles": (), "layers": layers})
+    again = plan_from_yaml(yaml_from_plan(plan))
+    assert again == plan
+    assert again.schema_version == 2
+    assert sum(map(len, again.plugin_products)) == sum(kernel == "plugin" for kernel, _, _ in drawn)
+
+
+def test_a_plan_of_version_1_is_read() -> None:
+    data = yaml.safe_load(yaml_from_plan(PLAN))
+    for layer in data["layers"]:
+        del layer["dense_below_m"], layer["joined"]
+    assert plan_from_yaml(yaml.safe_dump({**data, "schema_version": 1})) == PLAN
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ([_planned("a", sparsity="sparse", dense_below_m=8)], "are for the plugin's layers alone"),
+        ([_planned("a", sparsity="plugin", dense_below_m=-1)], "dense_below_m: "),
+        ([_planned("a", sparsity="plugin", joined="b")], "'a' is joined to 'b', which is no layer before it"),
+        (
+            [
+                _planned("a", sparsity="plugin", joined="a"),
+                _planned("b", sparsity="plugin", joined="a", precision="bf16"),
+            ],
+            "'b' and 'a' are joined and differ",
+        ),
+    ],
+)
+def test_what_the_plugin_cannot_do_is_refused(layers: list[dict[str, Any]], says: str) -> None:
+    assert says in _wrong(lambda d: d.update(layers=layers))
+
+
+def test_a_layer_that_is_not_2to4_cannot_be_planned_for_the_plugin() -> None:
+    plan = Plan.model_validate(
+        {"precision": "fp16", "policy": "", "profiles": (), "layers": [_planned("a", sparsity="plugin")]}
+    )
+    with pytest.raises(PlanError, match="'a' is planned plugin and is not-sparse"):
+        check_plan(plan, (_layer("a", SparsityState.NOT_SPARSE),))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

@@ -120,9 +120,11 @@ def test_a_pair_is_the_fastest_of_each_and_needs_both() -> None:
     pairs = pairs_by_shape([*slow, *both, plugin, *alone])
     assert list(pairs) == [(64, 32)]
     assert list(pairs[64, 32]) == [4, 8]
-    assert pairs[64, 32][8].sparse == plugin
+    assert pairs[64, 32][8].sparse == both[1]
     assert pairs[64, 32][4].dense == both[2]
-    assert (pairs[64, 32][4].speedup, pairs[64, 32][8].speedup) == (3.0, 4.0)
+    assert (pairs[64, 32][4].speedup, pairs[64, 32][8].speedup) == (3.0, 2.0)
+    of_plugin = pairs_by_shape([*slow, *both, plugin, *alone], "plugin")
+    assert {m: pair.sparse for m, pair in of_plugin[64, 32].items()} == {8: plugin}
 
 
 @given(_times, st.floats(0, 0.5))

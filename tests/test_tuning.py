@@ -60,7 +60,7 @@ class Fake:
         )  # fmt: skip
         wins = request.m >= self.wins_from
         times = {"us": 10.0, "low_us": 9.9, "high_us": 10.1} if wins else {}
-        sparse = dense.model_copy(update={"kernel": "sparse", "tactic": "algorithm 1", **times})
+        sparse = dense.model_copy(update={"kernel": curve.kernel, "tactic": "algorithm 1", **times})
         return Measured(request, Pair(dense, sparse), 0.1, "by a function", ClockState(sm_mhz=9, max_mhz=10))
 
 
@@ -161,6 +161,31 @@ def test_what_cannot_be_measured_is_left_out_and_said(tmp_path: Path) -> None:
         tune(tmp_path / "q.json", Fake(), Space((odd,), ("FP16",), (1, 16)))
 
 
+def test_the_plugin_is_measured_behind_tensorrts_own_kernels(tmp_path: Path) -> None:
+    class Both(Fake):
+        def measure(self, request: Request) -> Measured:
+            self.wins_from = 16 if request.curve.kernel == "plugin" else 2000
+            return super().measure(request)
+
+    space = Space((DOWN, Product("down", 1000, 512)), ("FP16",), (16, 1024, 4096), plugin=True)
+    both = Both(library="tensorrt")
+    tuned = tune(tmp_path / "p.json", both, space)
+    assert {(t.kernel, t.min_m) for t in tuned.policy.thresholds} == {("sparse", 2048), ("plugin", 16)}
+    assert tuned.left_out == ("N=1000 and K=512 are not both multiples of 16",)
+    kernels = {(p.kernel, p.n) for p in tuned.policy.points}
+    assert kernels == {(k, DOWN.n) for k in ("dense", "sparse", "plugin")} | {
+        ("dense", 1000),
+        ("sparse", 1000),
+    }
+    keys = [(p.n, p.k, p.m, p.kernel) for p in tuned.policy.points]
+    assert len(keys) == len(set(keys)), "dense once, though measured beside both"
+    rest = Both(library="tensorrt")
+    assert tune(tmp_path / "p.json", rest, space).measured_now == 0
+    torch = Fake()
+    tune(tmp_path / "t.json", torch, space)
+    assert {r.curve.kernel for r in torch.asked} == {"sparse"}
+
+
 def test_an_output_that_cannot_be_written_keeps_the_points(tmp_path: Path) -> None:
     output = tmp_path / "p.json"
     output.mkdir()
@@ -209,6 +234,22 @@ def test_the_products_of_a_model_are_its_layers_that_could_be_sparse(models: Mod
         Product("classifier", 7, 256),
     )
     assert products_of([path], ["llama-8b"])[3] == Product("qkv", 6144, 4096)
+
+
+def test_layers_of_one_input_are_measured_as_one_product_too(models: Models) -> None:
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "gate"], ["a"], name="gate_proj"),
+        helper.make_node("MatMul", ["x", "up"], ["b"], name="up_proj"),
+        helper.make_node("Mul", ["a", "b"], ["c"]),
+        helper.make_node("MatMul", ["c", "down"], ["y"], name="down_proj"),
+    ]
+    shapes = {"gate": (64, 256), "up": (64, 256), "down": (256, 64)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    path = models.save(models.model(nodes, weights))
+    alone = (Product("gate_up", 256, 64), Product("down", 64, 256))
+    assert products_of([path], []) == alone
+    assert products_of([path], [], joined=True) == (*alone, Product("gate_up", 512, 64))
 
 
 def test_a_windowed_or_grouped_conv_is_no_plain_product(models: Models) -> None:

@@ -53,6 +53,7 @@ class Candidate:
         as_written: Whether an ONNX file runs as the reference does, with no graph optimization: so that
             what is compared is the graph, and not what ONNX Runtime makes of it. (Its optimizer breaks
             Q/DQ with FP16 scales, for one.)
+        load: What is done before an engine is loaded: the library of its plugin is.
         prepare: What is done to a loaded engine before it runs: one without weights is given them.
         step: The step that leads to it from the candidate before it, or from the reference.
     """
@@ -64,6 +65,7 @@ class Candidate:
     as_written: bool = False
     prepare: Callable[[Any], None] | None = None
     step: StepName = "engine"
+    load: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,8 @@ def _open(candidate: Candidate, fed: Collection[str]) -> _Trial:
 
 def _runner(candidate: Candidate) -> tuple[BaseRunner, str]:
     if candidate.kind == "engine":
+        if candidate.load:
+            candidate.load()
         return engine_runner(candidate.path, candidate.name, candidate.prepare), engine_runtime()
     runner = as_written_runner if candidate.as_written else ort_runner
     return runner(candidate.path, candidate.name), ort_runtime()

@@ -82,6 +82,12 @@ _SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
     metavar="NAME|FILE",
     help="A policy of this GPU whose points are put beside those measured here.",
 )
+@click.option(
+    "--plugin",
+    type=click.Path(path_type=Path),
+    metavar="LIB",
+    help="The 2:4 plugin's library: it is measured in TensorRT, too, against its dense kernels.",
+)
 @click.option("--ray", "use_ray", is_flag=True, help="Measure on all GPUs of a Ray cluster at a time.")
 @common_options
 def command(
@@ -95,6 +101,7 @@ def command(
     output: Path | None,
     name: str,
     others: tuple[str, ...],
+    plugin: Path | None,
     use_ray: bool,
     as_json: bool,
 ) -> int:
@@ -111,13 +118,16 @@ def command(
 
     if not models and not presets:
         raise click.UsageError("give ONNX models, or --preset NAME.")
+    if plugin and libraries and "tensorrt" not in libraries:
+        raise click.UsageError("--plugin is measured in TensorRT: --library tensorrt.")
     added = [find_policy(other) for other in others]
     space = Space(
-        products=products_of(models, presets, tensor_parallel),
+        products=products_of(models, presets, tensor_parallel, plugin is not None),
         dtypes=tuple(dict.fromkeys(dtype.upper() for dtype in dtypes)),
         grid=read_grid(grid) if grid else GRID,
+        plugin=plugin is not None,
     )
-    with make_crew(libraries, use_ray) as crew, shown() as show:
+    with make_crew(libraries, use_ray, plugin) as crew, shown() as show:
         file = output or default_output(crew.identify(space.dtypes).device)
         try:
             tuned = autotune(
@@ -140,7 +150,7 @@ def command(
 
 
 @contextmanager
-def make_crew(libraries: tuple[Any, ...], use_ray: bool) -> Iterator[Crew]:
+def make_crew(libraries: tuple[Any, ...], use_ray: bool, plugin: Path | None = None) -> Iterator[Crew]:
     """Those that measure: this process, or the workers of a Ray cluster.
 
     Raises:
@@ -150,7 +160,7 @@ def make_crew(libraries: tuple[Any, ...], use_ray: bool) -> Iterator[Crew]:
     from sparseflow_trt.engines.measurers import InTurn, identify, make_measurers
     from sparseflow_trt.engines.medians import Effort
 
-    make = functools.partial(make_measurers, libraries, Effort())
+    make = functools.partial(make_measurers, libraries, Effort(), plugin)
     if not use_ray:
         yield InTurn(make(), identify)
         return
@@ -228,6 +238,7 @@ def _json(tuned: Tuned, file: Path) -> dict[str, Any]:
         "crossovers": [
             {
                 "library": c.curve.library,
+                "kernel": c.curve.kernel,
                 "dtype": c.curve.dtype,
                 "kind": c.curve.kind,
                 "n": c.curve.n,
@@ -247,7 +258,8 @@ def _print(tuned: Tuned, file: Path) -> None:
     for limit in tuned.policy.thresholds:
         shapes = ", ".join(f"{k}→{n}" for n, k in limit.shapes)
         first, last = (str(limit.min_m), str(limit.max_m or "any")) if limit.min_m else ("never", "")
-        table.add_row(limit.kind, limit.library, limit.dtype, first, last, shapes)
+        whose = "plugin in tensorrt" if limit.kernel == "plugin" else limit.library
+        table.add_row(limit.kind, whose, limit.dtype, first, last, shapes)
     out.print(table)
     for reason in tuned.left_out:
         out.print(f"Left out: {reason}.")

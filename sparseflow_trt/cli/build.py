@@ -96,6 +96,7 @@ def command(
         validation=read_validation_options(inputs, seed, tolerances, dense_model, per_layer),
         engine=engine,
         margin=_read_margin(verdict, margin),
+        plugin=options["plugin"],
         force=force,
         command=shlex.join(["sparseflow-trt", *sys.argv[1:]]),
     )

@@ -69,8 +69,15 @@ def plan_options(function: _F) -> _F:
             help="Of every layer that is no FP32 island. Default: fp16; keep for a half-precision model.",
         ),
         click.option(
-            "--sparsity", type=click.Choice(["policy", "force", "off"]), default="policy", show_default=True,
-            help="Sparse where the policy says so, wherever weights are 2:4, or nowhere.",
+            "--sparsity", type=click.Choice(["policy", "force", "off", "plugin"]), default="policy",
+            show_default=True,
+            help="Sparse where the policy says so, wherever weights are 2:4, or nowhere; plugin: in the "
+            "plugin wherever it can run.",
+        ),
+        click.option(
+            "--plugin", type=click.Path(path_type=Path), metavar="LIB",
+            help="The 2:4 plugin's library, as `plugin build` makes it: layers may be given to it, and a "
+            "build puts it into the artifact.",
         ),
     ]  # fmt: skip
     for option in reversed(options):
@@ -162,6 +169,7 @@ def read_plan_options(
     policy: str | None,
     precision: Any,
     sparsity: Any,
+    plugin: Path | None,
 ) -> PlanOptions:
     """What the plan options ask for.
 
@@ -169,7 +177,9 @@ def read_plan_options(
         ShapeError: A range, a profile, the shapes file or the traffic cannot be read, or a range is given
             twice.
         PolicyError: There is no such policy.
+        NotInstalledError: There is no such library of the plugin.
     """
+    from sparseflow_trt.engines.plugin_library import check_library
     from sparseflow_trt.pipeline import PlanOptions
     from sparseflow_trt.profile_specs import parse_profile, read_shapes_file
     from sparseflow_trt.split import Split
@@ -179,6 +189,10 @@ def read_plan_options(
         raise click.UsageError("--traffic weighs the cuts of --split: give both.")
     if split and (profiles or shapes_file):
         raise click.UsageError("--split makes the profiles: give the whole range with --dim or --shapes.")
+    if sparsity == "plugin" and not plugin:
+        raise click.UsageError("--sparsity plugin needs the plugin: --plugin LIB names its library.")
+    if plugin:
+        check_library(plugin)
     axes, inputs = read_ranges(dims, shapes)
     return PlanOptions(
         policy=find_policy_for(policy),
@@ -188,6 +202,7 @@ def read_plan_options(
         precision=precision,
         sparsity=sparsity,
         split=Split(split, read_traffic(traffic) if traffic else None) if split else None,
+        plugin=plugin is not None,
     )
 
 

@@ -54,7 +54,7 @@ def print_plan(plan: Any) -> None:
         )
         for layer in plan.layers
     )  # fmt: skip
-    console.add_alike(table, rows, {"sparse": "green", "dense": "dim"})
+    console.add_alike(table, rows, {"sparse": "green", "plugin": "green", "dense": "dim"})
     out = console.out()
     out.print(table)
     if plan.split:

@@ -101,25 +101,31 @@ def show_policy(
 @click.option("--m", required=True, type=click.IntRange(1), help="Its rows.")
 @click.option("--dtype", type=_DTYPES, default="FP16", show_default=True)
 @click.option("--library", type=_LIBRARIES, default="tensorrt", show_default=True)
+@click.option(
+    "--plugin", is_flag=True, help="Ask for the 2:4 plugin in TensorRT, not for the library's kernels."
+)
 @common_options
 def ask_policy(
-    policy: str, kind: str, n: int, k: int, m: int, dtype: str, library: Any, as_json: bool
+    policy: str, kind: str, n: int, k: int, m: int, dtype: str, library: Any, plugin: bool, as_json: bool
 ) -> int:
     """Ask POLICY about one product, and show the points behind its answer."""
     from dataclasses import asdict
 
-    from sparseflow_trt.lookup import judge
+    from sparseflow_trt.lookup import known_of
+    from sparseflow_trt.plugin_lookup import plugin_known
     from sparseflow_trt.policy import find_policy
 
     found = find_policy(policy)
     _check_kind(kind, found)
-    verdict = judge(found, kind, n, k, m, dtype, library)
+    asked = plugin_known(found, kind, n, k, dtype) if plugin else known_of(found, kind, n, k, dtype, library)
+    verdict = asked.judge(m)
     if as_json:
         points = [point.model_dump(mode="json") for point in verdict.points]
         console.print_json({**asdict(verdict), "points": points})
         return EXIT_OK
     out = console.out()
-    out.print(console.styled("sparse" if verdict.sparse else "dense", "bold"), verdict.reason, sep=": ")
+    said = ("plugin" if plugin else "sparse") if verdict.sparse else "dense"
+    out.print(console.styled(said, "bold"), verdict.reason, sep=": ")
     if verdict.points:
         out.print(_points_table(verdict.points))
     return EXIT_OK
@@ -248,9 +254,10 @@ def _print(policy: Policy) -> None:
 
 def _range_of(limit: Threshold) -> str:
     if limit.min_m is None:
-        said = "dense"
+        said = "dense" if limit.kernel == "sparse" else "not in the plugin"
     else:
-        said = f"sparse from M={limit.min_m}" + (f" to {limit.max_m}" if limit.max_m is not None else "")
+        said = f"{limit.kernel} from M={limit.min_m}"
+        said += f" to {limit.max_m}" if limit.max_m is not None else ""
     shapes = ", ".join(f"{k}→{n}" for n, k in limit.shapes)
     return f"{said} ({shapes})" if shapes else said
 

@@ -26,6 +26,7 @@ def write_report(manifest: Manifest, path: Path) -> None:
         manifest=manifest,
         notes=[n for n in dict.fromkeys((*manifest.notes, engine.sparse_tactics, *engine.notes)) if n],
         sparse_layers=sparse,
+        plugin_layers=sum(layer.sparsity == "plugin" for layer in manifest.layers),
         engine_types=types.most_common(),
     )
     path.write_text(page, encoding="utf-8")

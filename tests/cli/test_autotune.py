@@ -62,7 +62,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
         )
 
     @contextlib.contextmanager
-    def crew(libraries: tuple[str, ...], use_ray: bool) -> Iterator[InTurn]:
+    def crew(libraries: tuple[str, ...], use_ray: bool, plugin: Path | None) -> Iterator[InTurn]:
         assert (libraries, use_ray) == ((), False)
         yield InTurn([made], identify)
 
@@ -177,6 +177,11 @@ def test_a_journal_of_other_types_is_refused(fake: Fake, sparseflow: Sparseflow)
         (("--preset", "vit-b", "--m", "0"), 1, "--m holds '0'"),
         (("--preset", "llama-8b", "--tensor-parallel", 3), 1, "attention heads 32 is no multiple"),
         (("missing.onnx",), 1, "missing.onnx"),
+        (
+            ("--preset", "vit-b", "--plugin", "l.so", "--library", "torch"),
+            2,
+            "--plugin is measured in TensorRT: --library tensorrt",
+        ),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(

@@ -128,3 +128,20 @@ def test_a_policy_that_is_none(
     ended = sparseflow("plan", mlp(), "--dim", "batch=8", "--policy", "policy.json")
     assert says in ended.error
     assert "policy.json" in ended.error
+
+
+def test_layers_are_given_to_the_plugin(sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path) -> None:
+    (own_folder / "lib.so").write_bytes(b"")
+    command = ("plan", mlp(), "--dim", "batch=8", "--sparsity", "plugin")
+    assert "--plugin LIB names its library" in sparseflow(*command).error
+    missing = sparseflow(*command, "--plugin", "none.so")
+    assert (missing.code, "There is no plugin library none.so" in missing.error) == (6, True)
+    up, down = sparseflow(*command, "--plugin", "lib.so", "--json").json["layers"]
+    assert (up["sparsity"], up["reason"]) == ("plugin", "asked for: the plugin wherever it can run")
+    assert down["sparsity"] == "dense"
+    built = sparseflow("build", command[1], "--dim", "batch=8", "--sparsity", "plugin", "--plugin", "lib.so",
+                       "--backend", "onnxruntime")  # fmt: skip
+    assert built.code == 0
+    assert "1 layer(s) are planned for the plugin, which ONNX Runtime does not take" in " ".join(
+        built.out.split()
+    )

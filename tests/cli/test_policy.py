@@ -164,3 +164,13 @@ def test_the_list_has_a_line_or_two_for_each(sparseflow: Sparseflow, monkeypatch
     listed = sparseflow("policy", "list", "--json").json
     assert any(len(policy["source"]) > 120 for policy in listed)
     assert len(sparseflow("policy", "list").out.splitlines()) <= 3 + 6 * len(listed)
+
+
+def test_the_plugin_is_asked_for_by_itself(sparseflow: Sparseflow) -> None:
+    asked = ("policy", "ask", "a100-80gb", "--kind", "down", "--n", 4096, "--k", 14336, "--m", 1024)
+    said = " ".join(sparseflow(*asked, "--plugin").out.split())
+    assert said.startswith(
+        "plugin: the plugin wins at M=1024: 1.25× timed (14336→4096, estimated from cuSPARSELt"
+    )
+    said = " ".join(sparseflow(*asked[:-1], 256, "--plugin").out.split())
+    assert said.startswith("dense: the plugin does not win by 15% at M=256")

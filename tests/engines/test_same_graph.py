@@ -150,3 +150,15 @@ def test_documentation_and_metadata_may_differ(read: Callable[..., OnnxModel]) -
         proto.producer_name = "someone"
 
     check_same_graph(read(), read(change))
+
+
+def test_weights_in_a_plugins_attributes_cannot_be_exchanged(models: Models) -> None:
+    def make(value: float, name: str) -> OnnxModel:
+        held = numpy_helper.from_array(np.full(4, value, np.float16), "values")
+        proto = models.model([helper.make_node("Lin", ["x"], ["y"], name="in", domain="d", values=held)], {})
+        proto.opset_import.append(helper.make_opsetid("d", 1))
+        return read_model(models.save(proto, name))
+
+    check_same_graph(make(1, "a.onnx"), make(1, "b.onnx"))
+    with pytest.raises(ModelError, match="node 'in' has other values in its attribute 'values'"):
+        check_same_graph(make(1, "a.onnx"), make(2, "c.onnx"))

@@ -14,20 +14,22 @@ from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.outcomes import LayerOutcome
 from sparseflow_trt.engines.protocol import BuildRequest
-from sparseflow_trt.engines.tensorrt_api import version_of
-from sparseflow_trt.engines.time_tensorrt import (
-    TensorRtMeasurer,
+from sparseflow_trt.engines.single_products import (
     numpy_type,
     plan_product,
-    told_tactic,
+    write_plugin_product,
     write_product,
 )
+from sparseflow_trt.engines.tensorrt_api import version_of
+from sparseflow_trt.engines.time_tensorrt import TensorRtMeasurer, told_tactic
 from sparseflow_trt.errors import NotInstalledError
+from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
+from sparseflow_trt.exporters.saving import plugin_nodes
 from sparseflow_trt.graph import SparsityState, read_layers
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.plan import check_plan
-from sparseflow_trt.policy import Dtype
+from sparseflow_trt.policy import Dtype, Kernel
 
 
 def product(tmp_path: Path, dtype: Dtype) -> tuple[Request, np.ndarray, Path]:
@@ -45,10 +47,12 @@ def test_the_model_is_one_sparse_product_that_its_plan_fits(tmp_path: Path, dtyp
     (layer,) = layers = read_layers(read_model(path))
     assert (layer.n, layer.k, layer.m.evaluate({}), layer.dtype) == (128, 64, 24, dtype)
     assert layer.state is SparsityState.SPARSE
-    for sparse in (False, True):
-        plan = plan_product(request, sparse)
+    kernels: tuple[Kernel, ...] = ("dense", "sparse", "plugin")
+    for kernel in kernels:
+        plan = plan_product(request, kernel)
         check_plan(plan, layers)
-        assert plan.wants_sparse is sparse
+        assert plan.wants_sparse is (kernel == "sparse")
+        assert bool(plan.plugin_products) is (kernel == "plugin")
 
 
 def test_the_model_multiplies_by_the_weight(tmp_path: Path) -> None:
@@ -59,11 +63,31 @@ def test_the_model_multiplies_by_the_weight(tmp_path: Path) -> None:
     assert np.allclose(y, x.astype(np.float32) @ weight.astype(np.float32), atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", ["FP16", "BF16"])
+def test_the_plugins_model_is_the_same_product(tmp_path: Path, dtype: Dtype) -> None:
+    request, weight, path = product(tmp_path, dtype)
+    write_plugin_product(tmp_path / "plugin.onnx", request, weight)
+    onnx.checker.check_model(str(tmp_path / "plugin.onnx"))
+    typed = read_model(path)
+    put_into_plugin(typed, ["product"])
+    (made,), (expected,) = (
+        [{a.name: a.value for a in n.attributes.values()} for n in plugin_nodes(m)]
+        for m in (read_model(tmp_path / "plugin.onnx").ir, typed.ir)
+    )
+    assert made.keys() == expected.keys()
+    for name, value in made.items():
+        if hasattr(value, "numpy"):
+            assert value.dtype == expected[name].dtype
+            assert value.numpy().tobytes() == expected[name].numpy().tobytes()
+        else:
+            assert value == expected[name]
+
+
 @pytest.mark.skipif(version_of("tensorrt-rtx") is None, reason="TensorRT-RTX is not installed")
 @pytest.mark.parametrize("dtype", ["FP16", "BF16"])
 def test_a_builder_takes_the_model_with_its_fixed_shapes(tmp_path: Path, dtype: Dtype) -> None:
     request, _, path = product(tmp_path, dtype)
-    asked = BuildRequest(path, plan_product(request, True), tmp_path, sparse=True)
+    asked = BuildRequest(path, plan_product(request, "sparse"), tmp_path, sparse=True)
     outcome = run_build("tensorrt-rtx", asked, tmp_path / "engine", lambda progress: None)
     assert outcome.version
     assert (tmp_path / "engine").stat().st_size > 1000

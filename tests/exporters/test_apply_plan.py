@@ -16,15 +16,13 @@ from onnx import TensorProto, helper
 from sparseflow_trt.errors import ModelError, PlanError
 from sparseflow_trt.exporters import apply_plan as module
 from sparseflow_trt.exporters.apply_plan import (
-    INLINE_BYTES,
-    IR_VERSION,
     AppliedPlan,
     apply_plan,
     has_half_types,
     needs_fp32_reference,
-    save_model,
     write_fp32_reference,
 )
+from sparseflow_trt.exporters.saving import INLINE_BYTES, IR_VERSION, save_model
 from sparseflow_trt.graph import read_layers
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4

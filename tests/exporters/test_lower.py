@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.exporters.apply_plan import save_model
 from sparseflow_trt.exporters.lower import Lowered, lower_to_opset17
+from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.graph import read_layers
 from sparseflow_trt.model_file import read_model
 

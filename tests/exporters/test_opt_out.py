@@ -21,9 +21,9 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
 from sparseflow_trt.errors import ModelError, PlanError
-from sparseflow_trt.exporters.apply_plan import save_model
 from sparseflow_trt.exporters.opt_out import OptedOut, opt_out, put_back
 from sparseflow_trt.exporters.retype import retype
+from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.pattern import prune_2to4

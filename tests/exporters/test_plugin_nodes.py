@@ -15,13 +15,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from sparseflow_trt.errors import ModelError, PlanError
-from sparseflow_trt.exporters.apply_plan import save_model
-from sparseflow_trt.exporters.plugin_nodes import (
-    OP_TYPE,
-    put_into_plugin,
-    save_plugin_model,
-)
+from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
 from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
+from sparseflow_trt.exporters.saving import OP_TYPE, save_model, save_plugin_model
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.packing import Packed24, pack_2to4, unpack_2to4
 from sparseflow_trt.pattern import prune_2to4
@@ -357,3 +353,58 @@ def test_what_is_in_the_node_is_the_weight(tmp_path: Path) -> None:
     (one,) = read_model(plugin).ir.graph
     values, indices = (one.attributes[name].as_tensor().numpy() for name in ("values", "indices"))
     assert np.array_equal(unpack_2to4(Packed24(values, indices.view(np.uint8))), weight.T)
+
+
+def _two(relu: str = "") -> list[onnx.NodeProto]:
+    """x · w + b and x · v of one input, with a ReLU behind those named."""
+    return [
+        node("MatMul", ["x", "w"], ["p"], "first"),
+        node("Add", ["p", "b"], ["s"], "add"),
+        node("Relu", ["s"], ["y"], "relu1") if "1" in relu else node("Identity", ["s"], ["y"], "end1"),
+        node("MatMul", ["x", "v"], ["q"], "second"),
+        node("Relu", ["q"], ["z"], "relu2") if "2" in relu else node("Identity", ["q"], ["z"], "end2"),
+    ]
+
+
+@pytest.mark.parametrize("relu", ["", "1", "12"])
+def test_layers_of_one_input_become_one_product(tmp_path: Path, relu: str) -> None:
+    tensors = {"w": _weight(), "v": _weight(n=96, seed=1), "b": _bias()}
+    shapes = {"y": ("batch", "seq", N), "z": ("batch", "seq", 96)}
+    model = _save(tmp_path, _two(relu), tensors, outputs=shapes)
+    typed = read_model(model)
+    (record,) = put_into_plugin(typed, ["second", "first"], [["second", "first"]], {"first": 64})
+    assert (record.layer, record.layers, record.n) == ("first || second", ("first", "second"), N + 96)
+    assert record.folded == (("add", "relu1", "relu2") if relu == "12" else ("add",))
+    assert (record.dense_bytes, record.packed_bytes) == (K * (N + 96) * 2, K * (N + 96) * 2 * 9 // 16)
+    save_plugin_model(typed.ir, tmp_path / "plugin.onnx")
+    onnx.checker.check_model(str(tmp_path / "plugin.onnx"))
+    again = read_model(tmp_path / "plugin.onnx")
+    assert expand_plugin_nodes(again.ir) == 1
+    save_model(again.ir, tmp_path / "expanded.onnx")
+    x = _x(2, 3, K)
+    for name in ("y", "z"):
+        np.testing.assert_allclose(
+            _run(tmp_path / "expanded.onnx", x, name), _run(model, x, name), rtol=2e-3, atol=2e-3
+        )
+
+
+def test_the_m_below_which_it_is_dense_is_an_attribute_where_there_is_one(tmp_path: Path) -> None:
+    for below, expected in ((64, 64), (0, None)):
+        typed = read_model(_save(tmp_path, _linear(), {"w": _weight(), "b": _bias()}))
+        (record,) = put_into_plugin(typed, ["layer"], dense_below_m={"layer": below})
+        attribute = typed.ir.graph[0].attributes.get("dense_below_m")
+        assert (attribute.as_int() if attribute else None) == expected
+        assert record.dense_below_m == below
+
+
+def test_layers_of_two_inputs_do_not_become_one(tmp_path: Path) -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], ["p"], "first"),
+        node("Relu", ["x"], ["other"]),
+        node("MatMul", ["other", "v"], ["y"], "second"),
+        node("Identity", ["p"], ["z"]),
+    ]
+    shapes = dict.fromkeys(("y", "z"), ("batch", "seq", N))
+    model = _save(tmp_path, nodes, {"w": _weight(), "v": _weight(seed=1)}, outputs=shapes)
+    with pytest.raises(PlanError, match="'first' and 'second' cannot become one product: they do not read"):
+        put_into_plugin(read_model(model), ["first", "second"], [["first", "second"]])

@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.exporters.apply_plan import save_model
 from sparseflow_trt.exporters.restore import Restored, restore_dense
+from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4
 

@@ -64,7 +64,8 @@ def engine_file(
     from sparseflow_trt.engines.protocol import EngineOptions
     from sparseflow_trt.engines.tensorrt_api import build_engine
     from sparseflow_trt.engines.tensorrt_log import BuildLog
-    from sparseflow_trt.exporters.plugin_nodes import put_into_plugin, save_plugin_model
+    from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
+    from sparseflow_trt.exporters.saving import save_plugin_model
     from sparseflow_trt.model_file import read_model
     from sparseflow_trt.shapes import Profile, ShapeRange
 

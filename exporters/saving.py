@@ -1,0 +1,88 @@
+"""Saves models: large constants, and packed weights of the plugin's nodes, go beside the .onnx file."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparseflow_trt.target import PLUGIN_DOMAIN, PLUGIN_OP
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+INLINE_BYTES = 1024  # constants up to this size stay in the .onnx file, larger ones go beside it
+IR_VERSION = 10  # of 2024, with opset 21: whatever this tool builds with reads it
+
+DOMAIN = PLUGIN_DOMAIN
+OP_TYPE = PLUGIN_OP
+
+
+def save_model(model: ir.Model, output: Path) -> None:
+    """Saves a model; constants larger than INLINE_BYTES go to `output`.data, one at a time.
+
+    An IR version beyond IR_VERSION is lowered to what the model's opsets need: ONNX Runtime and TensorRT
+    read new ones a few releases after onnx writes them.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written to.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    if model.ir_version > IR_VERSION:
+        opsets = [
+            onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()
+        ]
+        needed = onnx.helper.find_min_ir_version_for(opsets, ignore_unknown=True)
+        model.ir_version = max(needed, IR_VERSION)
+    try:
+        ir.save(model, output, external_data=f"{output.name}.data", size_threshold_bytes=INLINE_BYTES)
+    except OSError as error:
+        if error.errno is None:  # NumPy's "262144 requested and 200000 written" does not say why
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output)) from error
+        raise
+
+
+def save_plugin_model(model: ir.Model, output: Path) -> None:
+    """Saves a model as `save_model` does, with the packed weights of its plugin nodes in `output`.packed.
+
+    Inside of the .onnx file they could not exceed 2 GB together.
+
+    Raises:
+        OSError: The disk is full, or the folder cannot be written to.
+    """
+    import onnx_ir as ir
+
+    beside = output.with_name(f"{output.name}.packed")
+    inside: list[tuple[ir.Node, ir.Attr]] = []
+    places: dict[int, Any] = {}
+    try:
+        with beside.open("wb") as stream:
+            for node in plugin_nodes(model):
+                for attribute in tuple(node.attributes.values()):
+                    if attribute.type != ir.AttributeType.TENSOR:
+                        continue
+                    tensor = attribute.as_tensor()
+                    if tensor.nbytes <= INLINE_BYTES:
+                        continue
+                    if id(tensor) not in places:
+                        places[id(tensor)] = ir.ExternalTensor(
+                            beside.name, stream.tell(), tensor.nbytes, tensor.dtype,
+                            shape=ir.Shape(tensor.shape.numpy()), name=attribute.name, base_dir=output.parent,
+                        )  # fmt: skip
+                        stream.write(tensor.tobytes())
+                    inside.append((node, attribute))
+                    node.attributes.add(ir.AttrTensor(attribute.name, places[id(tensor)]))
+        save_model(model, output)
+    finally:
+        for node, attribute in inside:
+            node.attributes.add(attribute)
+    if not inside:
+        beside.unlink()
+
+
+def plugin_nodes(model: ir.Model) -> tuple[ir.Node, ...]:
+    """The nodes of the plugin in a model and its subgraphs."""
+    return tuple(n for n in model.graph.all_nodes() if (n.domain, n.op_type) == (DOMAIN, OP_TYPE))

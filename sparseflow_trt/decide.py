@@ -1,0 +1,224 @@
+"""Decides which kernel a layer gets: dense, TensorRT's own sparse ones, or the plugin, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sparseflow_trt.graph import SparsityState, WeightedLayer
+from sparseflow_trt.lookup import Known, Verdict, judge
+from sparseflow_trt.plugin_lookup import plugin_known
+from sparseflow_trt.policy import Kernel, Policy
+from sparseflow_trt.shapes import Dims, Profile, dims_at
+from sparseflow_trt.sites import SMALLEST_K
+
+SparsityMode = Literal["policy", "force", "off", "plugin"]
+
+_GAIN = "`sparseflow-trt plugin build` makes it, --plugin LIB uses it"
+_PLUGIN_DTYPES = ("fp16", "bf16")
+_ELEMENT_BYTES = 2
+
+
+@dataclass(frozen=True)
+class PluginLayer:
+    """What the plugin could do with a layer, of which its graph decides.
+
+    Attributes:
+        reads: What value it multiplies, and in which graph: layers of one input may become one product.
+        why_not: Why it cannot run in the plugin, "" where it can.
+    """
+
+    reads: str
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class PluginUse:
+    """Whether a plan may use the plugin, and for what.
+
+    Attributes:
+        given: Whether there is a library of it.
+        layers: The model's layers that could be asked for; one that lacks cannot.
+    """
+
+    given: bool = False
+    layers: Mapping[str, PluginLayer] = field(default_factory=dict)
+
+    def why_not(self, name: str, precision: str) -> str:
+        """Why a layer cannot run in the plugin in a precision, "" where it can."""
+        if name not in self.layers:
+            return "the graph was not looked at for it"
+        if reason := self.layers[name].why_not:
+            return reason
+        return "" if precision in _PLUGIN_DTYPES else f"the plugin takes FP16 and BF16, not {precision}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A layer's kernel and why; `dense_below_m` is the M below which the plugin runs its dense copy."""
+
+    kernel: Kernel
+    reason: str
+    dense_below_m: int = 0
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """A layer's M: at each profile's opt, by where that is, and over all profiles."""
+
+    at: Mapping[str, int | None]
+    low: int
+    high: int
+
+
+def decide(
+    layer: WeightedLayer,
+    precision: str,
+    profiles: tuple[Profile, ...],
+    input_dims: dict[str, Dims],
+    policy: Policy | None,
+    mode: SparsityMode,
+    plugin: PluginUse,
+) -> Decision:
+    """Decides the kernel of one layer.
+
+    The plugin is taken where it wins at the largest opt and, among those where it does not, only at smaller
+    ones: a graph has one node for all profiles, and below some M that node can run a dense copy.
+
+    Args:
+        layer: The layer.
+        precision: What it is planned in.
+        profiles: The optimization profiles.
+        input_dims: Each input's dimensions, by name.
+        policy: Where sparse wins; None plans everything dense.
+        mode: "policy" asks the policy; "force" takes TensorRT's sparse kernels for every 2:4 layer, "plugin"
+            the plugin for every one that it can run; "off" neither.
+        plugin: Whether the plugin may be used.
+    """
+    if layer.state is SparsityState.NOT_ELIGIBLE:
+        return Decision("dense", f"cannot be 2:4: {layer.reason}")
+    if layer.state is SparsityState.NOT_SPARSE:
+        return Decision("dense", f"weights are not 2:4: {layer.reason}")
+    smallest = SMALLEST_K.get(precision.upper(), 0)
+    if layer.k < smallest:  # enough for the type that it is stored in
+        reason = f"too small: K={layer.k}, a sparse {precision.upper()} instruction takes {smallest}"
+        return Decision("dense", reason)
+    if mode == "off":
+        return Decision("dense", "sparsity is off")
+    if mode == "force":
+        return Decision("sparse", "asked for: sparsity is forced")
+    why_not = plugin.why_not(layer.name, precision)
+    if mode == "plugin":
+        if why_not:
+            return Decision("dense", f"asked for the plugin, which cannot run it: {why_not}")
+        return Decision("plugin", "asked for: the plugin wherever it can run")
+    if policy is None:
+        hint = "`sparseflow-trt autotune MODEL` measures one; or name one with --policy, or --sparsity force"
+        return Decision("dense", f"no policy for this device: {hint}")
+    sizes = _sizes(layer, profiles, input_dims)
+    own = _own_kernels(layer, precision, policy, sizes)
+    known = plugin_known(policy, layer.kind, layer.n, layer.k, precision.upper())
+    return _with_plugin(layer, own, known, sizes, plugin.given, why_not)
+
+
+def _sizes(layer: WeightedLayer, profiles: tuple[Profile, ...], dims: dict[str, Dims]) -> _Sizes:
+    at: dict[str, int | None] = {}
+    ends: list[int] = []
+    for profile in profiles or (None,):
+        m = layer.m.evaluate(dims_at(dims, profile, "opt") if profile else {})
+        at[f"profile '{profile.name}'" if profile else "static shapes"] = m
+        if m is not None:
+            low = layer.m.evaluate(dims_at(dims, profile, "min")) if profile else m
+            high = layer.m.evaluate(dims_at(dims, profile, "max")) if profile else m
+            ends += [m, low or m, high or m]
+    return _Sizes(at, min(ends, default=0), max(ends, default=0))
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What is decided between TensorRT's own kernels, and the verdict at each M."""
+
+    decision: Decision
+    verdicts: Mapping[str, Verdict]
+
+
+def _own_kernels(layer: WeightedLayer, precision: str, policy: Policy, sizes: _Sizes) -> _Own:
+    sparse_in: dict[str, str] = {}
+    dense_in: dict[str, str] = {}
+    verdicts = {}
+    for where, m in sizes.at.items():
+        if m is None:
+            dense_in[where] = f"M={layer.m} is not known"
+            continue
+        verdict = judge(policy, layer.kind, layer.n, layer.k, m, precision.upper())
+        verdicts[where] = verdict
+        (sparse_in if verdict.sparse else dense_in)[where] = verdict.reason
+    if not sparse_in:
+        said = "; ".join(f"{where}: {reason}" for where, reason in dense_in.items())
+        return _Own(Decision("dense", said), verdicts)
+    (first, reason), *others = sparse_in.items()
+    also = f"; sparse also in {', '.join(where for where, _ in others)}" if others else ""
+    said = f"{first}: {reason}{also}" + (f"; dense in {', '.join(dense_in)}" if dense_in else "")
+    return _Own(Decision("sparse", said), verdicts)
+
+
+def _with_plugin(
+    layer: WeightedLayer, own: _Own, known: Known, sizes: _Sizes, given: bool, why_not: str
+) -> Decision:
+    judged = {where: known.judge(m) for where, m in sizes.at.items() if m is not None}
+    wins = {where: v for where, v in judged.items() if v.sparse and not _is_beaten(v, own.verdicts[where])}
+    if not wins or None in sizes.at.values():
+        return own.decision
+    top = max(judged, key=lambda where: sizes.at[where] or 0)
+    best = top if top in wins else max(wins, key=lambda where: wins[where].speedup or 0)
+    told = f"{best}: {wins[best].reason}"
+    kept = own.decision
+    if why_not:
+        return Decision(kept.kernel, f"{kept.reason}; the plugin cannot run it: {why_not}")
+    if top not in wins:
+        lost = f"in {top}, and a graph has one node for all profiles"
+        return Decision(kept.kernel, f"{kept.reason}; not in the plugin, which does not win {lost} ({told})")
+    if not given:
+        return Decision(kept.kernel, f"{kept.reason}; the plugin would gain ({told}): {_GAIN}")
+    below = _dense_below(known, sizes.low, sizes.at[top] or 0)
+    said = told + _beside(own.verdicts[best], wins[best])
+    if others := [where for where in wins if where != best]:
+        said += f"; also in {', '.join(others)}"
+    if below:
+        memory = layer.n * layer.k * _ELEMENT_BYTES / 2**20
+        said += f"; below M={below} its dense copy, which takes {memory:.3g} MiB more of the GPU's memory"
+    return Decision("plugin", said, below)
+
+
+def _is_beaten(plugin: Verdict, own: Verdict) -> bool:
+    """Whether TensorRT's own sparse kernels are the better choice.
+
+    Where both verdicts rest on cuSPARSELt's times the plugin is the one that runs those kernels.
+    """
+    if not own.sparse or any(point.library == "torch" for point in own.points):
+        return False
+    if plugin.speedup is None or own.speedup is None:  # one rests on a threshold, and measured goes first
+        return own.speedup is not None
+    return own.speedup > plugin.speedup
+
+
+def _beside(own: Verdict, plugin: Verdict) -> str:
+    """What TensorRT's own sparse kernels would gain in its place, where that was measured."""
+    if own.speedup is None or own.points == plugin.points or any(p.library == "torch" for p in own.points):
+        return ""
+    return f"; TensorRT's own sparse kernels {own.speedup:.2f}×"
+
+
+def _dense_below(known: Known, low: int, top: int) -> int:
+    """The M below which the plugin's dense copy is faster: up to the first measured M after one where it was.
+
+    That copy runs cuBLASLt, so no margin is asked for: an estimate is of those very two. What was not
+    measured is no reason to hold a second copy.
+    """
+    sizes = [m for m in known.pairs if m < top]
+    slower = [m for m in sizes if known.pairs[m].speedup < 1]
+    if not slower:
+        return 0
+    begin = min((m for m in sizes if m > slower[-1]), default=top)
+    return begin if low < begin else 0

@@ -1,0 +1,92 @@
+"""What a policy says of the plugin: measured where it was, else estimated from cuSPARSELt's own times.
+
+The plugin runs cuSPARSELt's kernels inside a TensorRT engine. So where nobody has measured it, what PyTorch
+took for the same product by cuSPARSELt ("torch" points) stands for it: an estimate, and said to be one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sparseflow_trt.lookup import Known, known_of, nearest_shape, points_near
+from sparseflow_trt.policy import Pair, Point, Policy, pairs_by_shape
+
+# By how much an estimate has to win against cuBLAS, which is not what it would take the place of. On an H200
+# cuBLAS took 1.05, 1.07 and 1.15 times as long as TensorRT 8.6's best dense tactic (4096→14336 and
+# 14336→4096 at M=1024, 4096→14336 at M=4096, FP16).
+ESTIMATE_MARGIN = 0.15
+_ELEMENT_BYTES = 2  # of FP16 and BF16, which is all that the plugin takes
+
+
+def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known:
+    """What a policy knows of the plugin for one layer; what `wins` and `sparse` say is said of the plugin.
+
+    Points of the plugin always go before estimates, also those of a shape near by and a threshold derived
+    from them. An estimate is cuSPARSELt's time against TensorRT's dense time of the same product where the
+    policy has that, else against cuBLAS's, and then it has to win by ESTIMATE_MARGIN. Thresholds of
+    cuSPARSELt say nothing here: they are of its margin over cuBLAS.
+
+    Args:
+        policy: What was measured.
+        kind: The layer's kind.
+        n: Its outputs.
+        k: Its inputs.
+        dtype: The type of its product, such as "FP16".
+    """
+    measured = known_of(policy, kind, n, k, dtype, "tensorrt", "plugin")
+    if measured.library == "tensorrt" and (measured.shape or measured.threshold):
+        return measured
+    pairs = {shape: _estimates(policy, kind, shape, dtype) for shape in _timed(policy, kind, n, k, dtype)}
+    shape = nearest_shape(pairs, n, k)
+    against = {pair.dense.library for pair in pairs[shape].values()} if shape else set()
+    return replace(
+        measured,
+        library="torch",
+        shape=shape,
+        pairs=pairs[shape] if shape else {},
+        threshold=None,
+        whose="estimated from cuSPARSELt, whose kernels it runs, against "
+        + ("TensorRT's kernels" if against == {"tensorrt"} else "cuBLAS"),
+        margin=policy.margin if against == {"tensorrt"} else max(policy.margin, ESTIMATE_MARGIN),
+    )
+
+
+def joined_speedup(policy: Policy, kind: str, ns: Sequence[int], k: int, m: int, dtype: str) -> float | None:
+    """How many times as fast one product of several layers of one input is as each by itself, at M.
+
+    What one product costs more is counted: a Split copies its output, M·N elements read and written, at the
+    rate at which the policy's dense product of the smallest M reads its weights.
+
+    Returns:
+        The speedup; None where the policy has not measured that very product, or not each by itself.
+    """
+    together = plugin_known(policy, kind, sum(ns), k, dtype)
+    alone = [plugin_known(policy, kind, n, k, dtype) for n in ns]
+    whole = together.expect(m)
+    parts = [known.expect(m) for known in alone]
+    if any(p is None or p.basis != "exact" or p.at == "below" for p in (whole, *parts)) or not whole:
+        return None
+    first = together.pairs[min(together.pairs)].dense
+    bytes_a_us = first.n * first.k * _ELEMENT_BYTES / first.us
+    split_us = 2 * m * sum(ns) * _ELEMENT_BYTES / bytes_a_us
+    return math.fsum(p.sparse_us for p in parts if p) / (whole.sparse_us + split_us)
+
+
+def _timed(policy: Policy, kind: str, n: int, k: int, dtype: str) -> list[tuple[int, int]]:
+    near = [p for p in points_near(policy, kind, n, k, dtype) if p.library == "torch"]
+    return list(pairs_by_shape(near))
+
+
+def _estimates(policy: Policy, kind: str, shape: tuple[int, int], dtype: str) -> dict[int, Pair]:
+    """cuSPARSELt's times of a shape, each M with TensorRT's dense time where every M has one."""
+    points = [p for p in points_near(policy, kind, *shape, dtype) if (p.n, p.k) == shape]
+    pairs = pairs_by_shape(p for p in points if p.library == "torch")[shape]
+    dense: dict[int, Point] = {}
+    for point in points:
+        if (point.library, point.kernel) == ("tensorrt", "dense"):
+            dense[point.m] = min(point, dense.get(point.m, point), key=lambda p: p.us)
+    if not pairs.keys() <= dense.keys():
+        return pairs
+    return {m: Pair(dense[m], pair.sparse) for m, pair in pairs.items()}

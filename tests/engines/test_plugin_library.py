@@ -1,0 +1,148 @@
+"""The plugin's library in a process and beside an engine, and the evidence of layers that run in it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sparseflow_trt.engines import plugin_library
+from sparseflow_trt.engines.child import run_build
+from sparseflow_trt.engines.outcomes import LayerOutcome, join_outcomes
+from sparseflow_trt.engines.plugin_library import (
+    copy_library,
+    load_library,
+    lowered_note,
+    plugin_mismatches,
+)
+from sparseflow_trt.engines.protocol import BuildRequest, LayerEvidence
+from sparseflow_trt.engines.tensorrt_api import Flavour, version_of
+from sparseflow_trt.errors import BuildError, NotInstalledError
+from sparseflow_trt.plan import Plan, PlannedLayer
+from sparseflow_trt.policy import Kernel
+from sparseflow_trt.shapes import Profile
+
+
+def make_plan(*profiles: str, **kernels: Kernel) -> Plan:
+    layers = (
+        PlannedLayer(name=n, kind="o", n=16, k=16, precision="fp16", sparsity=kernel, reason="")
+        for n, kernel in kernels.items()
+    )
+    told = tuple(Profile(name=name, inputs={}) for name in profiles)
+    return Plan(precision="keep", policy="none", profiles=told, layers=tuple(layers))
+
+
+def flavour(key: str = "tensorrt") -> Flavour:
+    module: Any = SimpleNamespace()
+    return Flavour(key, "TensorRT", module, "8.6.0", False)
+
+
+@pytest.fixture
+def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library that adds a letter to a file whenever it is loaded."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed")
+    monkeypatch.setattr(plugin_library, "_loaded", set())
+    source, library, trace = tmp_path / "p.cpp", tmp_path / "libp.so", tmp_path / "loaded"
+    source.write_text(
+        f'#include <fstream>\nstatic bool b = (std::ofstream("{trace}", std::ios::app) << "x", true);\n'
+    )
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
+
+
+def test_a_copy_of_the_library_is_not_loaded_again(compiled: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    copy = copy_library(compiled, folder)
+    load_library(flavour(), compiled)
+    load_library(flavour(), copy)
+    assert (tmp_path / "loaded").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["libp.so", "libq.so"])
+def test_another_library_is_refused_whatever_its_name(compiled: Path, tmp_path: Path, name: str) -> None:
+    load_library(flavour(), compiled)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    other = folder / name
+    other.write_bytes(compiled.read_bytes() + b"\0")
+    with pytest.raises(BuildError, match="another plugin library than the one") as caught:
+        load_library(flavour(), other)
+    assert "two processes" in caught.value.hint
+
+
+@pytest.mark.skipif(version_of("tensorrt-rtx") is None, reason="TensorRT-RTX is not installed")
+def test_the_child_process_loads_it_before_it_builds(
+    compiled: Path, save_model: Any, make_request: Any, tmp_path: Path
+) -> None:
+    request: BuildRequest = replace(make_request(save_model(), 8), plugin=compiled)
+    with pytest.raises(NotInstalledError, match="TensorRT-RTX takes no plugins"):
+        run_build("tensorrt-rtx", request, tmp_path / "engine", lambda progress: None)
+
+
+def test_the_libraries_that_the_plugin_loaded_say_their_versions(tmp_path: Path) -> None:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed")
+    source, library = tmp_path / "p.cpp", tmp_path / "libcublasLt.so.99"
+    source.write_text('extern "C" int cublasLtGetProperty(int type, int* v) { *v = 7 + type; return 0; }\n')
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    told = "import ctypes, sys; from sparseflow_trt.engines.plugin_library import versions_in_use as v; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{told}print(v()); ctypes.CDLL(sys.argv[1]); print(v())", library],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["{}", "{'cuBLASLt': '7.8.9'}"]
+
+
+PLUGIN = LayerEvidence("a || b", "PluginV2", "Half", "", nodes=("a || b",))
+GEMM = LayerEvidence("c", "CaskGemmConvolution", "Half", "sm80_xmma_gemm", nodes=("c",))
+
+
+def test_layers_in_the_plugin_are_told_as_such() -> None:
+    plan = make_plan(a="plugin", b="plugin", c="dense")
+    a, b, c = outcomes = join_outcomes(plan, (PLUGIN, GEMM))
+    assert (a.plugin, a.sparse, a.precision, a.merged_with) == (True, True, "Half", ("b",))
+    assert b.merged_with == ("a",)
+    assert a.why.startswith("runs in the plugin, as one product with 'b'")
+    assert not c.plugin
+    assert plugin_mismatches(plan, outcomes) == ()
+
+
+def test_a_dense_copy_is_told() -> None:
+    plan = make_plan(a="plugin")
+    layer = plan.layers[0].model_copy(update={"dense_below_m": 64})
+    (found,) = join_outcomes(plan.model_copy(update={"layers": (layer,)}), (PLUGIN,))
+    assert "; below M=64 its dense copy" in found.why
+
+
+def test_each_profile_has_its_own_outcome() -> None:
+    second = LayerEvidence("a", "PluginV2", "Half", "", profile=1, nodes=("a",))
+    outcomes = join_outcomes(make_plan("p", "q", a="plugin"), (PLUGIN, second))
+    assert [(o.profile, o.plugin) for o in outcomes] == [(0, True), (1, True)]
+
+
+def test_what_runs_elsewhere_than_planned_is_named() -> None:
+    plan = make_plan(a="dense", b="sparse", c="plugin")
+    outcomes = join_outcomes(plan, (PLUGIN, GEMM))
+    assert plugin_mismatches(plan, outcomes) == (
+        "'a' is planned dense and runs in the plugin.",
+        "'b' is planned sparse and runs in the plugin.",
+        "'c' is planned plugin and runs outside of the plugin.",
+    )
+    untold = (LayerOutcome("c", 0, why="not found"),)
+    assert plugin_mismatches(plan, untold) == ()
+
+
+def test_a_builder_without_plugins_says_how_many_layers_run_dense() -> None:
+    assert lowered_note(make_plan(a="sparse"), "X") == ()
+    (note,) = lowered_note(make_plan(a="plugin", b="plugin"), "X")
+    assert note.startswith("2 layer(s) are planned for the plugin, which X does not take: they run dense")

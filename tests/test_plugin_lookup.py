@@ -1,0 +1,126 @@
+"""What a policy says of the plugin: measured goes before estimated, and an estimate has to win by more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparseflow_trt.lookup import judge
+from sparseflow_trt.plugin_lookup import ESTIMATE_MARGIN, joined_speedup, plugin_known
+from sparseflow_trt.policy import Point, Policy, Threshold
+from sparseflow_trt.thresholds import derive_thresholds
+from tests.policies import make_points, make_policy
+
+SHAPE = ("gate_up", 4096, 2048)
+
+
+def plugin_points(speedups: dict[int, float], n: int = 4096, k: int = 2048) -> list[Point]:
+    """TensorRT's dense kernel against the plugin, which takes 10 µs."""
+    points = make_points("gate_up", n, k, speedups)
+    return [p if p.kernel == "dense" else p.model_copy(update={"kernel": "plugin"}) for p in points]
+
+
+def estimates(speedups: dict[int, float]) -> list[Point]:
+    """cuBLAS against cuSPARSELt, which takes 10 µs."""
+    return make_points(*SHAPE, speedups, library="torch")
+
+
+def said(policy: Policy, m: int, **changes: Any) -> tuple[bool, str]:
+    verdict = plugin_known(policy, *SHAPE, "FP16", **changes).judge(m)
+    return verdict.sparse, verdict.reason
+
+
+def test_measured_points_name_themselves() -> None:
+    wins, reason = said(make_policy(plugin_points({64: 1.5})), 64)
+    assert wins
+    assert reason == (
+        "the plugin wins at M=64: 1.50× measured (2048→4096, the plugin against TensorRT's kernels, GPU X)"
+    )
+
+
+@given(st.floats(0.5, 2), st.floats(0.5, 2))
+def test_measured_points_always_go_before_estimates(measured: float, estimated: float) -> None:
+    policy = make_policy([*plugin_points({64: measured}), *estimates({64: estimated})])
+    alone = make_policy(plugin_points({64: measured}))
+    assert said(policy, 64) == said(alone, 64)
+
+
+def test_points_of_a_shape_near_by_go_before_estimates_too() -> None:
+    policy = make_policy([*plugin_points({64: 0.9}, n=4096 - 16), *estimates({64: 2.0})])
+    wins, reason = said(policy, 64)
+    assert not wins
+    assert "nearest shape of its kind" in reason
+
+
+def test_cusparselt_stands_for_the_plugin_where_it_wins_by_more() -> None:
+    wins, reason = said(make_policy(estimates({64: 1.3})), 64)
+    assert wins
+    assert "estimated from cuSPARSELt, whose kernels it runs, against cuBLAS" in reason
+    lost, reason = said(make_policy(estimates({64: 1 + ESTIMATE_MARGIN - 0.01})), 64)
+    assert not lost
+    assert "does not win by 15%" in reason
+
+
+def test_an_estimate_is_held_against_tensorrts_dense_time_where_there_is_one() -> None:
+    dense = [p.model_copy(update={"us": 10.5}) for p in plugin_points({64: 1.0}) if p.kernel == "dense"]
+    wins, reason = said(make_policy([*estimates({64: 1.3}), *dense]), 64)
+    assert wins
+    assert "1.05× timed" in reason
+    assert "against TensorRT's kernels" in reason
+    slow = [p.model_copy(update={"us": 9.9}) for p in dense]
+    assert not said(make_policy([*estimates({64: 1.3}), *slow]), 64)[0]
+
+
+def test_thresholds_of_cusparselt_say_nothing_of_the_plugin() -> None:
+    policy = make_policy([], "torch", {"gate_up": (1, None)})
+    assert judge(policy, *SHAPE, 64, "FP16").sparse
+    assert not said(policy, 64)[0]
+
+
+def test_thresholds_are_derived_for_each_kernel() -> None:
+    points = plugin_points({64: 0.9, 128: 1.4})
+    points += [p.model_copy(update={"kernel": "sparse", "us": 20.0}) for p in points if p.kernel == "plugin"]
+    found = {t.kernel: t.min_m for t in derive_thresholds(points, 0.02)}
+    assert found == {"sparse": None, "plugin": 128}
+    policy = make_policy(points).model_copy(update={"thresholds": derive_thresholds(points, 0.02)})
+    far = ("gate_up", 64, 16)
+    assert plugin_known(policy, *far, "FP16").judge(128).sparse
+    assert not judge(policy, *far, 128, "FP16").sparse
+
+
+def test_two_thresholds_of_one_kernel_are_refused() -> None:
+    limit = Threshold(kind="o", library="tensorrt", dtype="FP16", min_m=1, kernel="plugin")
+    policy = make_policy([])
+    both = {"thresholds": [limit, limit.model_copy(update={"kernel": "sparse"})]}
+    assert Policy.model_validate(policy.model_dump() | both)
+    with pytest.raises(ValueError, match="two thresholds for o tensorrt FP16 plugin"):
+        Policy.model_validate(policy.model_dump() | {"thresholds": [limit, limit]})
+
+
+def timed(n: int, us: float, m: int = 64) -> list[Point]:
+    """The plugin's time for one N, dense at twice that."""
+    return [
+        p.model_copy(update={"us": us * (2 if p.kernel == "dense" else 1)}) for p in plugin_points({m: 1}, n)
+    ]
+
+
+def test_one_product_of_two_pays_for_its_split() -> None:
+    policy = make_policy([*timed(4096, 10), *timed(8192, 14)])
+    # Splitting copies 64·8192 elements of 2 bytes, read and written, at the rate of 8192·2048 in 28 µs.
+    split = 2 * 64 * 8192 * 2 / (8192 * 2048 * 2 / 28)
+    assert joined_speedup(policy, "gate_up", [4096, 4096], 2048, 64, "FP16") == pytest.approx(
+        20 / (14 + split)
+    )
+
+
+def test_what_was_not_measured_is_not_joined() -> None:
+    alone = make_policy(timed(4096, 10))
+    assert joined_speedup(alone, "gate_up", [4096, 4096], 2048, 64, "FP16") is None
+    policy = make_policy([*timed(4096, 10), *timed(8192, 14)])
+    assert joined_speedup(policy, "gate_up", [4096, 4096], 2048, 32, "FP16") is None, (
+        "below what was measured"
+    )
+    assert joined_speedup(policy, "gate_up", [4096, 2048], 2048, 64, "FP16") is None
