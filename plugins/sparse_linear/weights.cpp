@@ -1,7 +1,12 @@
 #include "weights.h"
 
 #include <algorithm>
+#include <mutex>
+#include <utility>
 #include <vector>
+
+#include "dense.h"
+#include "sparse.h"
 
 namespace sparseflow {
 namespace {
@@ -23,19 +28,25 @@ cuda::Memory upload_dense(Packed const& packed, cudaStream_t stream) {
   return dense;
 }
 
+std::mutex& planning() {
+  static std::mutex mutex;
+  return mutex;
+}
+
 }  // namespace
 
-Weights::Weights(Layer const& layer) : session_(lt::session()) {
+Weights::Weights(Layer const& layer)
+    : session_(lt::session()),
+      blas_(layer.dense_below_m > 0 ? blas::session() : nullptr),
+      shape_{layer.weight.n, layer.weight.k, layer.type, layer.activation, nullptr} {
   auto const stream = cuda::new_stream();
-  auto const& weight = layer.weight;
   auto const& api = session_->api();
-  auto const dense = upload_dense(weight, stream.get());
-  WeightMatrix const matrix(*session_, weight.n, weight.k, layer.type);
-  size_t size = 0;
+  auto dense = upload_dense(layer.weight, stream.get());
+  WeightMatrix const matrix(*session_, shape_);
   size_t buffer_size = 0;
-  session_->check(api.compressed_size(session_->handle(), matrix.get(), &size, &buffer_size),
+  session_->check(api.compressed_size(session_->handle(), matrix.get(), &compressed_size_, &buffer_size),
                   "cusparseLtSpMMACompressedSize2");
-  compressed_ = cuda::allocate(size);
+  compressed_ = cuda::allocate(compressed_size_);
   auto const buffer = cuda::allocate(buffer_size);
   session_->check(api.compress(session_->handle(), matrix.get(), 1, lt::kNonTranspose, dense.get(), compressed_.get(),
                                buffer.get(), stream.get()),
@@ -45,15 +56,30 @@ Weights::Weights(Layer const& layer) : session_(lt::session()) {
     bias_ = cuda::allocate(bytes);
     cuda::check(cudaMemcpyAsync(bias_.get(), layer.bias.data(), bytes, cudaMemcpyHostToDevice, stream.get()),
                 "copying a bias to the GPU");
+    shape_.bias = bias_.get();
   }
   cuda::check(cudaStreamSynchronize(stream.get()), "compressing weights");
-  view_ = {weight.n, weight.k, layer.type, layer.activation, compressed_.get(), bias_.get()};
+  if (blas_) {
+    dense_ = std::move(dense);
+  }
 }
 
 std::unique_ptr<Product> Weights::plan(int64_t m, Algorithm const& algorithm) const {
-  static std::mutex mutex;
-  std::lock_guard<std::mutex> const lock(mutex);
-  return std::make_unique<Product>(session_, view_, m, algorithm);
+  std::lock_guard<std::mutex> const lock(planning());
+  return std::make_unique<SparseProduct>(session_, shape_, m, algorithm);
+}
+
+std::unique_ptr<Product> Weights::plan(int64_t m, DenseAlgorithm const& algorithm) const {
+  return std::make_unique<DenseProduct>(blas_, shape_, m, algorithm);
+}
+
+int32_t Weights::algorithms(int64_t m) const {
+  std::lock_guard<std::mutex> const lock(planning());
+  return SparseProduct(session_, shape_, m, Algorithm{}).algorithms();
+}
+
+std::vector<DenseAlgorithm> Weights::dense_algorithms(int64_t m, int most) const {
+  return DenseProduct(blas_, shape_, m, DenseAlgorithm{}).algorithms(most);
 }
 
 }  // namespace sparseflow

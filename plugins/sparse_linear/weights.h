@@ -1,9 +1,9 @@
-// A layer's weights on a GPU, as cuSPARSELt reads them.
+// A layer's weights on a GPU, as the libraries read them.
 #pragma once
 
 #include <memory>
-#include <mutex>
 
+#include "cublaslt.h"
 #include "cusparselt.h"
 #include "device.h"
 #include "product.h"
@@ -11,23 +11,35 @@
 
 namespace sparseflow {
 
-// Compressed once; read by every context of an engine at once.
+// Made once; read by every context of an engine at once.
 class Weights {
  public:
-  // Uploads and compresses, and waits for it. Throws cuda::Error and lt::Error.
+  // Uploads and compresses, and waits for it. Throws cuda::Error and LibraryError.
   explicit Weights(Layer const& layer);
 
-  std::shared_ptr<lt::Session> const& session() const { return session_; }
-  WeightView const& view() const { return view_; }
+  Shape const& shape() const { return shape_; }
+  void const* compressed() const { return compressed_.get(); }
+  size_t compressed_size() const { return compressed_size_; }
+  void const* dense() const { return dense_.get(); }  // W[n, k]; null where no number of rows is computed dense
+  lt::Session const& session() const { return *session_; }
+  int dense_version() const { return blas_ ? blas_->version() : 0; }  // cuBLASLt's; 0 where it is not used
 
-  // Plans a product; one thread at a time, for the library does not say that several may.
+  // Plans a product; one thread at a time, for cuSPARSELt does not say that several may.
   std::unique_ptr<Product> plan(int64_t m, Algorithm const& algorithm) const;
+  std::unique_ptr<Product> plan(int64_t m, DenseAlgorithm const& algorithm) const;
+
+  // What may be tried for m rows: the numbers that cuSPARSELt has, from 0 on; what cuBLASLt's heuristic says.
+  int32_t algorithms(int64_t m) const;
+  std::vector<DenseAlgorithm> dense_algorithms(int64_t m, int most) const;
 
  private:
   std::shared_ptr<lt::Session> session_;
+  std::shared_ptr<blas::Session> blas_;
   cuda::Memory compressed_;
+  size_t compressed_size_ = 0;
+  cuda::Memory dense_;
   cuda::Memory bias_;
-  WeightView view_;
+  Shape shape_;
 };
 
 }  // namespace sparseflow
