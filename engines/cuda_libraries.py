@@ -69,18 +69,31 @@ def _find(known: _Known) -> CudaLibrary:
     for file in _candidates(known.sonames):
         try:
             library = ctypes.CDLL(file)
-        except OSError:
+            version = _version(known.name, library)
+        except (OSError, AttributeError):  # AttributeError: a library of that name that is another one
             continue
-        return CudaLibrary(known.name, file, _version(known.name, library), known.needed_for, known.install)
+        return CudaLibrary(known.name, file, version, known.needed_for, known.install)
     return CudaLibrary(known.name, "", "", known.needed_for, known.install)
 
 
-def _candidates(sonames: tuple[str, ...]) -> Iterator[str]:
+def wheel_folders(kind: str) -> Iterator[Path]:
+    """The folders "lib" or "include" of NVIDIA's wheels in this Python, CUDA 13's first."""
     # CUDA 12's wheels lie in nvidia/<library>/lib, CUDA 13's together in nvidia/cu13/lib.
     spec = importlib.util.find_spec("nvidia")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        for soname in sonames:
-            yield from map(str, sorted(Path(folder).glob(f"*/lib/{soname}")))
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        yield from sorted(Path(folder).glob(f"*/{kind}"), key=lambda p: (p.parent.name != "cu13", p))
+
+
+def wheel_file(name: str) -> Path | None:
+    """A library's file in NVIDIA's wheels, such as that of "cusparseLt"; it is not loaded."""
+    sonames = next(known.sonames for known in _KNOWN if known.name == name)
+    return next((Path(file) for file in _candidates(sonames) if Path(file).is_absolute()), None)
+
+
+def _candidates(sonames: tuple[str, ...]) -> Iterator[str]:
+    folders = tuple(wheel_folders("lib"))
+    for soname in sonames:
+        yield from (str(folder / soname) for folder in folders if (folder / soname).is_file())
     yield from sonames
 
 

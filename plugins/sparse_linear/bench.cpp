@@ -17,7 +17,7 @@ constexpr int64_t kPattern = 1 << 20;  // numbers of random input, repeated
 constexpr int kChecked = 8;            // rows and columns of y that are held against the host's
 
 // ±[0.5, 1), as FP16 or BF16: the power that zeros save would flatter large tiles.
-std::vector<uint16_t> random_numbers(Type type) {
+std::vector<uint16_t> make_random_numbers(Type type) {
   std::minstd_rand random(0);
   std::vector<uint16_t> numbers(kPattern);
   for (auto& number : numbers) {
@@ -26,6 +26,12 @@ std::vector<uint16_t> random_numbers(Type type) {
                                  : static_cast<uint16_t>((bits & 0x807FU) | 0x3F00U);
   }
   return numbers;
+}
+
+std::vector<uint16_t> const& random_numbers(Type type) {
+  static auto const fp16 = make_random_numbers(Type::kFp16);
+  static auto const bf16 = make_random_numbers(Type::kBf16);
+  return type == Type::kFp16 ? fp16 : bf16;
 }
 
 float number_of(uint16_t bits, Type type) {
@@ -45,7 +51,7 @@ float number_of(uint16_t bits, Type type) {
 
 cuda::Memory random_input(int64_t count, Type type, cudaStream_t stream) {
   auto memory = cuda::allocate(static_cast<size_t>(count) * sizeof(uint16_t));
-  auto const numbers = random_numbers(type);
+  auto const& numbers = random_numbers(type);
   for (int64_t at = 0; at < count; at += kPattern) {
     auto const bytes = static_cast<size_t>(std::min(kPattern, count - at)) * sizeof(uint16_t);
     cuda::check(cudaMemcpyAsync(static_cast<uint16_t*>(memory.get()) + at, numbers.data(), bytes,
@@ -137,7 +143,7 @@ cuda::GraphExec Bench::capture(Product const& product) {
 
 bool Bench::is_right() {
   auto const& weight = layer_.weight;
-  auto const x = random_numbers(layer_.type);
+  auto const& x = random_numbers(layer_.type);
   std::vector<uint16_t> row(static_cast<size_t>(weight.k));
   double const roundoff = layer_.type == Type::kFp16 ? 0x1p-10 : 0x1p-7;
   for (int i = 0; i < kChecked; ++i) {
