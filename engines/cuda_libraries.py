@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class _Known:
     sonames: tuple[str, ...]
     needed_for: str
     install: str
+    variable: str = ""  # names it for the 2:4 plugin
 
 
 # The wheels named are those of CUDA 12, which drivers for CUDA 13 run as well.
@@ -48,14 +50,16 @@ _KNOWN = (
     _Known(
         "cublasLt",
         ("libcublasLt.so.13", "libcublasLt.so.12"),
-        "timing dense matrix products",
+        "timing dense matrix products, or running them in the 2:4 plugin,",
         "pip install nvidia-cublas-cu12",
+        "SPARSEFLOW_CUBLASLT",
     ),
     _Known(
         "cusparseLt",
         ("libcusparseLt.so.0",),
-        "timing 2:4 matrix products",
+        "timing 2:4 matrix products, or running them in the 2:4 plugin,",
         "pip install nvidia-cusparselt-cu12",
+        "SPARSEFLOW_CUSPARSELT",
     ),
 )
 
@@ -65,8 +69,15 @@ def find_libraries() -> tuple[CudaLibrary, ...]:
     return tuple(_find(known) for known in _KNOWN)
 
 
+def variables() -> dict[str, str]:
+    """The environment variables that name a library for the 2:4 plugin, by the library's name."""
+    return {known.name: known.variable for known in _KNOWN if known.variable}
+
+
 def _find(known: _Known) -> CudaLibrary:
-    for file in _candidates(known.sonames):
+    given = os.environ.get(known.variable, "") if known.variable else ""
+    named = [str(Path(given) / soname) for soname in known.sonames] if Path(given).is_dir() else [given]
+    for file in named if given else _candidates(known.sonames):
         try:
             library = ctypes.CDLL(file)
             version = _version(known.name, library)

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sparseflow_trt._files import written_atomically
 from sparseflow_trt.engines.cuda_libraries import wheel_folders
@@ -69,6 +70,18 @@ class BuiltPlugin:
     cudart: Path
     library_folders: tuple[Path, ...]
     notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data, paths as strings."""
+        return {
+            "library": str(self.library),
+            "tensorrt": self.tensorrt,
+            "tensorrt_include": str(self.tensorrt_include),
+            "cuda_includes": [str(folder) for folder in self.cuda_includes],
+            "cudart": str(self.cudart),
+            "library_folders": [str(folder) for folder in self.library_folders],
+            "notes": list(self.notes),
+        }
 
 
 def build_plugin(request: BuildRequest) -> BuiltPlugin:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from sparseflow_trt.engines.cuda_libraries import wheel_file
+from sparseflow_trt.engines.cuda_libraries import variables, wheel_file
 from sparseflow_trt.engines.tensorrt_api import Flavour
 from sparseflow_trt.errors import NotInstalledError
 
@@ -17,9 +17,8 @@ from sparseflow_trt.errors import NotInstalledError
 _NVINFER = re.compile(r"\S*/libnvinfer\.so\.\d+\S*$")
 _MAPS = Path("/proc/self/maps")
 _BUILD = "Compile it: sparseflow-trt plugin build --tensorrt-include DIR."
-# What the plugin loads at run time, and the environment variable that says where it is.
-_LIBRARIES = {"cusparseLt": "SPARSEFLOW_CUSPARSELT", "cublasLt": "SPARSEFLOW_CUBLASLT"}
 VARIABLE = "SPARSEFLOW_PLUGIN"
+NAME = "SparseFlowLinear24"
 
 
 def default_library(version: str) -> Path:
@@ -75,9 +74,27 @@ def load_plugins(flavour: Flavour, paths: Iterable[Path]) -> None:
             ) from error
 
 
+def check_plugin(library: Path) -> None:
+    """Loads the 2:4 plugin into TensorRT and looks for it in TensorRT's registry.
+
+    It may crash: do this in a process that may die.
+
+    Raises:
+        NotInstalledError: TensorRT or the library is missing or does not load, or it registers no plugin.
+    """
+    from sparseflow_trt.engines.tensorrt_api import load_flavour
+
+    flavour = load_flavour("tensorrt")
+    load_plugins(flavour, [library])
+    registry = flavour.module.get_plugin_registry()
+    find = getattr(registry, "get_creator", None) or registry.get_plugin_creator
+    if find(NAME, "1", "") is None:
+        raise NotInstalledError(f"{library} holds no plugin {NAME}.", _BUILD)
+
+
 def _name_libraries() -> None:
     """Tells the plugin where this Python's wheels have cuSPARSELt and cuBLASLt, where nobody else does."""
-    for name, variable in _LIBRARIES.items():
+    for name, variable in variables().items():
         if file := wheel_file(name):
             os.environ.setdefault(variable, str(file))
 

@@ -137,8 +137,8 @@ void every_setting_and_number_of_rows() {
   for (auto const type : {Type::kFp16, Type::kBf16}) {
     for (auto const activation : {Activation::kNone, Activation::kRelu}) {
       for (auto const bias : {false, true}) {
-        for (int64_t const below : {0, 1, 32, 1000}) {
-          auto const linear = reloaded(*built({type, activation, bias, below}));
+        for (int64_t const below : {0, 32}) {
+          auto const linear = reloaded(*built({type, activation, bias, below}, 64));
           Context context(linear, 301);
           for (auto const m : kRowsTried) {
             context.run(m, static_cast<unsigned>(m));

@@ -19,7 +19,7 @@ SOURCES = HERE.parents[1] / "plugins" / "sparse_linear"
 FAKE = HERE / "fake"
 CHECKS = re.findall(r'{"(\w+)", \1},', (HERE / "drive_layer.cpp").read_text())
 NEED_TENSORRT = {"fields.cpp", "log.cpp", "plugin.cpp", "check_cusparselt.cpp", "format_tool.cpp"}
-FLAGS = ("-std=c++17", "-O2", "-g1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined",
+FLAGS = ("-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined",
          "-fno-sanitize-recover=all", f"-I{FAKE}", f"-I{SOURCES}")  # fmt: skip
 
 
@@ -29,9 +29,7 @@ def compile_parts(folder: Path, *commands: Sequence[object]) -> None:
     if compiler is None:
         pytest.skip("g++ is not installed")
     running = [
-        subprocess.Popen(
-            [compiler, *FLAGS, *map(str, words)], cwd=folder, stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([compiler, *FLAGS, *map(str, words)], cwd=folder, stderr=subprocess.PIPE, text=True)
         for words in commands
     ]
     for process in running:
@@ -49,7 +47,15 @@ def compile_fakes(folder: Path) -> None:
     compile_parts(
         folder,
         ["-shared", "-fPIC", "-DFAKE_MINOR=9", FAKE / "cusparselt.cpp", "-o", "libcusparseLt.so.0", *link],
-        ["-shared", "-fPIC", "-DFAKE_MINOR=7", FAKE / "cusparselt.cpp", "-o", "old/libcusparseLt.so.0", *link],
+        [
+            "-shared",
+            "-fPIC",
+            "-DFAKE_MINOR=7",
+            FAKE / "cusparselt.cpp",
+            "-o",
+            "old/libcusparseLt.so.0",
+            *link,
+        ],
         ["-shared", "-fPIC", FAKE / "cublaslt.cpp", "-o", "libcublasLt.so.13", *link],
     )
 
