@@ -118,5 +118,5 @@ def test_it_compiles(include: Path, tmp_path: Path) -> None:
     cuda = os.environ.get("CUDA_HOME")
     built = build_plugin(BuildRequest(include, tmp_path / "plugin.so", Path(cuda) if cuda else None))
     assert built.library.read_bytes()[:4] == b"\x7fELF"
-    with pytest.raises(OSError, match="getLogger|getPluginRegistry"):  # which TensorRT brings
+    with pytest.raises(OSError, match=r"getLogger|getPluginRegistry"):  # which TensorRT brings
         ctypes.CDLL(str(built.library), os.RTLD_NOW)
