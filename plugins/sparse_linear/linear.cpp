@@ -15,7 +15,8 @@ constexpr size_t kAlignment = 256;
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-Product const& keep(std::map<int64_t, std::unique_ptr<Product>>& products, int64_t m, std::unique_ptr<Product> made) {
+Product const& keep(std::map<int64_t, std::shared_ptr<Product const>>& products, int64_t m,
+                    std::shared_ptr<Product const> made) {
   if (made->workspace() > kMostWorkspace) {
     throw LibraryError("a product of " + std::to_string(m) +
                        " rows takes more workspace than the engine has set aside");
@@ -148,7 +149,7 @@ Product const& Products::sparse(int64_t m) {
   if (auto const found = sparse_.find(m); found != sparse_.end()) {
     return *found->second;
   }
-  std::unique_ptr<Product> product;
+  std::shared_ptr<Product const> product;
   try {
     product = weights_->plan(m, linear_->algorithm(m));
   } catch (LibraryError const&) {  // an algorithm that takes the measured number of rows and not this one

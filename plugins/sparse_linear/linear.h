@@ -71,8 +71,8 @@ class Products {
 
   std::shared_ptr<Linear> linear_;
   std::shared_ptr<Weights> weights_;
-  std::map<int64_t, std::unique_ptr<Product>> sparse_;
-  std::map<int64_t, std::unique_ptr<Product>> dense_;
+  std::map<int64_t, std::shared_ptr<Product const>> sparse_;
+  std::map<int64_t, std::shared_ptr<Product const>> dense_;
 };
 
 }  // namespace sparseflow

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -21,18 +22,26 @@ constexpr size_t kAtLength = 6;         // the fastest so many
 constexpr float kFar = 1.5F;            // slower than the fastest by this is out
 constexpr int64_t kMostSplitRows = 512; // more rows make tiles enough for the whole GPU without splitting K
 constexpr size_t kSplitOf = 3;          // so many of the fastest are tried with K split
+constexpr size_t kWinners = 8;          // so many of the fastest are the candidates at near M
+constexpr int64_t kNearby = 4;          // M that differ by this factor at most
 constexpr int kMostDense = 16;          // of cuBLASLt's
 constexpr char const* kVariable = "SPARSEFLOW_ALGORITHMS";
 
 template <typename AlgorithmT>
 struct Timed {
   ChoiceOf<AlgorithmT> choice;
-  std::unique_ptr<Product> product;
+  std::shared_ptr<Product const> product;
 };
 
 template <typename AlgorithmT>
 bool faster(Timed<AlgorithmT> const& a, Timed<AlgorithmT> const& b) {
   return a.choice.microseconds < b.choice.microseconds;
+}
+
+int compute_capability(int device) {
+  cudaDeviceProp properties{};
+  cuda::check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  return properties.major * 10 + properties.minor;
 }
 
 std::string in_words(Algorithm const& algorithm) {
@@ -41,22 +50,28 @@ std::string in_words(Algorithm const& algorithm) {
 
 std::string in_words(DenseAlgorithm const&) { return "an algorithm of cuBLASLt"; }
 
-// One candidate after another; what the library or the GPU refuses is left out.
+// Candidates are planned side by side and timed one after another; what the library or the GPU refuses is left out.
 template <typename AlgorithmT>
 class Contest {
  public:
   Contest(Layer const& layer, Weights const& weights, int64_t m, void const* weight, size_t size)
       : weights_(weights), m_(m), bench_(layer, m, weight, size) {}
 
-  void enter(AlgorithmT const& algorithm) {
-    try {
-      auto product = weights_.plan(m_, algorithm);
-      if (product->workspace() <= kMostWorkspace) {
-        auto const microseconds = bench_.time(*product, kShort);
-        timed_.push_back({{m_, algorithm, product->workspace(), microseconds}, std::move(product)});
+  void enter(std::vector<AlgorithmT> const& algorithms) {
+    auto const products = weights_.plan_all(m_, algorithms, refused_);
+    for (size_t i = 0; i < algorithms.size(); ++i) {
+      if (products[i] && products[i]->workspace() <= kMostWorkspace) {
+        time(algorithms[i], products[i]);
       }
+    }
+  }
+
+  void time(AlgorithmT const& algorithm, std::shared_ptr<Product const> const& product) {
+    try {
+      auto const microseconds = bench_.time(*product, kShort);
+      timed_.push_back({{m_, algorithm, product->workspace(), microseconds}, product});
     } catch (LibraryError const& error) {
-      refused_ = error.what();  // some do not take some shapes
+      refused_ = error.what();
     } catch (cuda::Error const& error) {
       refused_ = error.what();
       if (!bench_.is_alive()) {
@@ -109,28 +124,83 @@ class Contest {
   std::vector<Timed<AlgorithmT>> timed_;
 };
 
-// How many of cuSPARSELt's algorithms are tried at most, unsplit; 0 for all, K split too. For a GPU on which one
-// of them ends in an error that cannot be caught.
+// How many of cuSPARSELt's algorithms are tried at most, unsplit; 0 for all that are safe, K split too. For a GPU on
+// which one of them ends in an error that cannot be caught.
 int32_t limit_of_user() {
   auto const* given = std::getenv(kVariable);
   return given == nullptr ? 0 : std::max(0, std::atoi(given));
 }
 
-Choice measure(Layer const& layer, Weights const& weights, int64_t m) {
-  Contest<Algorithm> contest(layer, weights, m, weights.compressed(), weights.compressed_size());
-  auto const limit = limit_of_user();
+// On an H200 the FP16 algorithms from 36 on end in an illegal instruction: seen with 0.8.0 and 0.9.1, which say that
+// they have 52.
+int32_t safe_algorithms(Weights const& weights, int64_t m) {
   auto const count = std::max(weights.algorithms(m), 1);
-  for (int32_t id = 0; id < (limit > 0 ? std::min(limit, count) : count); ++id) {
-    contest.enter({id, 1, 0, 0});
+  auto const unsafe = weights.shape().type == Type::kFp16 && compute_capability(weights.session().device()) == 90;
+  return unsafe ? std::min(count, 36) : count;
+}
+
+std::vector<Algorithm> unsplit_algorithms(int32_t count) {
+  std::vector<Algorithm> all;
+  for (int32_t id = 0; id < count; ++id) {
+    all.push_back({id, 1, 0, 0});
   }
-  if (limit == 0 && m <= kMostSplitRows) {
-    for (auto const& unsplit : contest.best(kSplitOf)) {
-      for (int32_t const parts : {2, 4}) {
-        for (int32_t const mode : {lt::kOneKernel, lt::kTwoKernels}) {
-          contest.enter({unsplit.id, parts, mode, 0});
+  return all;
+}
+
+std::vector<Algorithm> split_algorithms(std::vector<Algorithm> const& fastest) {
+  std::vector<Algorithm> all;
+  for (auto const& unsplit : fastest) {
+    for (int32_t const parts : {2, 4}) {
+      for (int32_t const mode : {lt::kOneKernel, lt::kTwoKernels}) {
+        all.push_back({unsplit.id, parts, mode, 0});
+      }
+    }
+  }
+  return all;
+}
+
+using Product24 = std::tuple<int, int64_t, int64_t, Type, Activation, bool>;
+using Winners = std::map<int64_t, std::vector<Algorithm>>;  // the fastest unsplit ones, by the M at which all were timed
+
+// What was among the fastest at the M next to this one, within a factor of kNearby; nothing where none is near.
+std::vector<Algorithm> nearby_winners(Winners const& winners, int64_t m) {
+  std::vector<Algorithm> found;
+  auto const add = [&](Winners::const_iterator at) {
+    if (std::max(at->first, m) <= kNearby * std::min(at->first, m)) {
+      for (auto const& algorithm : at->second) {
+        auto const same = [&](Algorithm const& other) { return other.id == algorithm.id; };
+        if (std::none_of(found.begin(), found.end(), same)) {
+          found.push_back(algorithm);
         }
       }
     }
+  };
+  auto const above = winners.lower_bound(m);
+  if (above != winners.end()) {
+    add(above);
+  }
+  if (above != winners.begin()) {
+    add(std::prev(above));
+  }
+  return found;
+}
+
+Choice measure(Layer const& layer, Weights const& weights, int64_t m) {
+  static std::map<Product24, Winners> searched;  // read and written under known_or's lock
+  auto& winners = searched[{weights.session().device(), layer.weight.n, layer.weight.k, layer.type, layer.activation,
+                            !layer.bias.empty()}];
+  Contest<Algorithm> contest(layer, weights, m, weights.compressed(), weights.compressed_size());
+  auto const limit = limit_of_user();
+  auto const near = nearby_winners(winners, m);
+  if (near.empty()) {
+    auto const count = safe_algorithms(weights, m);
+    contest.enter(unsplit_algorithms(limit > 0 ? std::min(limit, count) : count));
+    winners[m] = contest.best(kWinners);
+  } else {
+    contest.enter(near);
+  }
+  if (limit == 0 && m <= kMostSplitRows) {
+    contest.enter(split_algorithms(contest.best(kSplitOf)));
   }
   return contest.winner();
 }
@@ -138,9 +208,7 @@ Choice measure(Layer const& layer, Weights const& weights, int64_t m) {
 DenseChoice measure_dense(Layer const& layer, Weights const& weights, int64_t m) {
   auto const size = static_cast<size_t>(layer.weight.n * layer.weight.k) * sizeof(uint16_t);
   Contest<DenseAlgorithm> contest(layer, weights, m, weights.dense(), size);
-  for (auto const& algorithm : weights.dense_algorithms(m, kMostDense)) {
-    contest.enter(algorithm);
-  }
+  contest.enter(weights.dense_algorithms(m, kMostDense));
   return contest.winner();
 }
 

@@ -1,7 +1,12 @@
 #include "weights.h"
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
+#include <map>
 #include <mutex>
+#include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -11,6 +16,7 @@
 namespace sparseflow {
 namespace {
 
+constexpr size_t kMostThreads = 16;
 constexpr int64_t kRowsAtOnce = 512;  // expanded on the host: a dense copy of the whole is not needed there
 
 cuda::Memory upload_dense(Packed const& packed, cudaStream_t stream) {
@@ -28,9 +34,58 @@ cuda::Memory upload_dense(Packed const& packed, cudaStream_t stream) {
   return dense;
 }
 
-std::mutex& planning() {
-  static std::mutex mutex;
-  return mutex;
+// The plans that somebody holds. Plans keep no weights; a bias they do, so its address is part of what tells them apart.
+class Plans {
+ public:
+  std::shared_ptr<Product const> find_or_make(std::shared_ptr<lt::Session> const& session, Shape const& shape,
+                                              int64_t m, Algorithm const& algorithm) {
+    Key const key{session->device(), shape.n, shape.k, shape.type, shape.activation, shape.bias, m,
+                  algorithm.id, algorithm.split_k, algorithm.split_k_mode, algorithm.split_k_buffers};
+    {
+      std::lock_guard<std::mutex> const lock(mutex_);
+      if (auto found = plans_[key].lock()) {
+        return found;
+      }
+    }
+    // Not under the lock: plans are made side by side, which cuSPARSELt 0.9.1 bears.
+    std::shared_ptr<Product const> made = std::make_shared<SparseProduct>(session, shape, m, algorithm);
+    std::lock_guard<std::mutex> const lock(mutex_);
+    plans_[key] = made;
+    return made;
+  }
+
+ private:
+  using Key = std::tuple<int, int64_t, int64_t, Type, Activation, void const*, int64_t, int32_t, int32_t, int32_t,
+                         int32_t>;
+
+  std::mutex mutex_;
+  std::map<Key, std::weak_ptr<Product const>> plans_;
+};
+
+Plans& plans() {
+  static Plans all;
+  return all;
+}
+
+// Calls work(i) for i in [0, count), on as many threads as there are cores. `work` throws nothing.
+template <typename Work>
+void side_by_side(size_t count, int device, Work const& work) {
+  std::atomic<size_t> next{0};
+  auto const run = [&] {
+    cudaSetDevice(device);  // each thread has a current GPU of its own
+    for (size_t i = next++; i < count; i = next++) {
+      work(i);
+    }
+  };
+  std::vector<std::thread> threads;
+  auto const cores = std::max<size_t>(std::thread::hardware_concurrency(), 1);
+  for (size_t i = 1; i < std::min({count, cores, kMostThreads}); ++i) {
+    threads.emplace_back(run);
+  }
+  run();
+  for (auto& thread : threads) {
+    thread.join();
+  }
 }
 
 }  // namespace
@@ -64,17 +119,43 @@ Weights::Weights(Layer const& layer)
   }
 }
 
-std::unique_ptr<Product> Weights::plan(int64_t m, Algorithm const& algorithm) const {
-  std::lock_guard<std::mutex> const lock(planning());
-  return std::make_unique<SparseProduct>(session_, shape_, m, algorithm);
+std::shared_ptr<Product const> Weights::plan(int64_t m, Algorithm const& algorithm) const {
+  return plans().find_or_make(session_, shape_, m, algorithm);
 }
 
-std::unique_ptr<Product> Weights::plan(int64_t m, DenseAlgorithm const& algorithm) const {
-  return std::make_unique<DenseProduct>(blas_, shape_, m, algorithm);
+std::shared_ptr<Product const> Weights::plan(int64_t m, DenseAlgorithm const& algorithm) const {
+  return std::make_shared<DenseProduct>(blas_, shape_, m, algorithm);
+}
+
+template <typename AlgorithmT>
+std::vector<std::shared_ptr<Product const>> Weights::plan_each(int64_t m, std::vector<AlgorithmT> const& algorithms,
+                                                               std::string& refused) const {
+  std::vector<std::shared_ptr<Product const>> made(algorithms.size());
+  std::vector<std::string> errors(algorithms.size());
+  side_by_side(algorithms.size(), session_->device(), [&](size_t i) {
+    try {
+      made[i] = plan(m, algorithms[i]);
+    } catch (std::exception const& error) {  // some do not take some shapes
+      errors[i] = error.what();
+    }
+  });
+  for (auto const& error : errors) {
+    refused = error.empty() ? refused : error;
+  }
+  return made;
+}
+
+std::vector<std::shared_ptr<Product const>> Weights::plan_all(int64_t m, std::vector<Algorithm> const& algorithms,
+                                                              std::string& refused) const {
+  return plan_each(m, algorithms, refused);
+}
+
+std::vector<std::shared_ptr<Product const>> Weights::plan_all(int64_t m, std::vector<DenseAlgorithm> const& algorithms,
+                                                              std::string& refused) const {
+  return plan_each(m, algorithms, refused);
 }
 
 int32_t Weights::algorithms(int64_t m) const {
-  std::lock_guard<std::mutex> const lock(planning());
   return SparseProduct(session_, shape_, m, Algorithm{}).algorithms();
 }
 

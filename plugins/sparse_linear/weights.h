@@ -2,6 +2,8 @@
 #pragma once
 
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "cublaslt.h"
 #include "cusparselt.h"
@@ -24,15 +26,27 @@ class Weights {
   lt::Session const& session() const { return *session_; }
   int dense_version() const { return blas_ ? blas_->version() : 0; }  // cuBLASLt's; 0 where it is not used
 
-  // Plans a product; one thread at a time, for cuSPARSELt does not say that several may.
-  std::unique_ptr<Product> plan(int64_t m, Algorithm const& algorithm) const;
-  std::unique_ptr<Product> plan(int64_t m, DenseAlgorithm const& algorithm) const;
+  // Plans a product. Layers of one shape, and contexts, share a plan of cuSPARSELt's that one of them has: for FP16 the
+  // library compiles its kernel, a fifth of a second of one core.
+  std::shared_ptr<Product const> plan(int64_t m, Algorithm const& algorithm) const;
+  std::shared_ptr<Product const> plan(int64_t m, DenseAlgorithm const& algorithm) const;
+
+  // Plans by several algorithms, side by side on all cores; null where the library does not take one, which `refused`
+  // says why.
+  std::vector<std::shared_ptr<Product const>> plan_all(int64_t m, std::vector<Algorithm> const& algorithms,
+                                                       std::string& refused) const;
+  std::vector<std::shared_ptr<Product const>> plan_all(int64_t m, std::vector<DenseAlgorithm> const& algorithms,
+                                                       std::string& refused) const;
 
   // What may be tried for m rows: the numbers that cuSPARSELt has, from 0 on; what cuBLASLt's heuristic says.
   int32_t algorithms(int64_t m) const;
   std::vector<DenseAlgorithm> dense_algorithms(int64_t m, int most) const;
 
  private:
+  template <typename AlgorithmT>
+  std::vector<std::shared_ptr<Product const>> plan_each(int64_t m, std::vector<AlgorithmT> const& algorithms,
+                                                        std::string& refused) const;
+
   std::shared_ptr<lt::Session> session_;
   std::shared_ptr<blas::Session> blas_;
   cuda::Memory compressed_;
