@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -202,14 +204,24 @@ class Alone:
 
     def _ranked(self, m: int, candidates: Sequence[Algorithm], launches: int) -> list[Algorithm]:
         times: dict[Algorithm, float] = {}
-        for algorithm in candidates:
+
+        def plan(algorithm: Algorithm) -> Product | None:
             with contextlib.suppress(RefusedError):
-                product = Product(self._library, self._k, self._n, m, algorithm)
+                return Product(self._library, self._k, self._n, m, algorithm)
+            return None
+
+        # For FP16 the library compiles each plan's kernel: side by side, on as many cores as there are.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            products = list(pool.map(plan, candidates))
+        for algorithm, product in zip(candidates, products, strict=True):
+            if product is None:
+                continue
+            with contextlib.suppress(RefusedError):
                 if product.workspace <= _MOST_WORKSPACE:
                     graph = self._graph(product)
                     times[algorithm] = min(self.time(graph, launches))
                     self.free(graph)
-                product.close()
+            product.close()
         return sorted(times, key=times.__getitem__)
 
     def _graph(self, product: Product) -> Graph:
