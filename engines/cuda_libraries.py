@@ -61,11 +61,17 @@ _KNOWN = (
         "pip install nvidia-cusparselt-cu12",
         "SPARSEFLOW_CUSPARSELT",
     ),
+    _Known(
+        "nvrtc",
+        ("libnvrtc.so.13", "libnvrtc.so.12"),
+        "compiling cuSPARSELt's FP16 kernels",
+        "pip install nvidia-cuda-nvrtc-cu12",
+    ),
 )
 
 
 def find_libraries() -> tuple[CudaLibrary, ...]:
-    """Looks for cudart, cublasLt and cusparseLt and loads what it finds to ask for its version."""
+    """Looks for cudart, cublasLt, cusparseLt and nvrtc and loads what it finds to ask for its version."""
     return tuple(_find(known) for known in _KNOWN)
 
 
@@ -113,6 +119,10 @@ def _version(name: str, library: ctypes.CDLL) -> str:
     if name == "cudart":
         library.cudaRuntimeGetVersion(ctypes.byref(value))
         return f"{value.value // 1000}.{value.value % 1000 // 10}"
+    if name == "nvrtc":
+        minor = ctypes.c_int()
+        library.nvrtcVersion(ctypes.byref(value), ctypes.byref(minor))
+        return f"{value.value}.{minor.value}"
     get_property = getattr(library, f"{name}GetProperty")
     numbers = []
     for property_type in range(3):  # libraryPropertyType: MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL

@@ -26,6 +26,7 @@ _TENSORRT_INCLUDES = ("/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-lin
 _CUDARTS = ("libcudart_static.a", "libcudart.so", "libcudart.so.13", "libcudart.so.12")
 _AT_RUN_TIME = {
     "cuSPARSELt": ("libcusparseLt.so.0", "pip install nvidia-cusparselt-cu13 (or -cu12)"),
+    "NVRTC": ("libnvrtc.so.1[23]", "pip install nvidia-cuda-nvrtc (or nvidia-cuda-nvrtc-cu12)"),
     "cuBLASLt": ("libcublasLt.so.1[23]", "pip install nvidia-cublas (or nvidia-cublas-cu12)"),
 }
 _PIP_CUDA = "pip install nvidia-cuda-runtime nvidia-cuda-crt, or name CUDA's folder: --cuda DIR"
@@ -205,7 +206,8 @@ def _run(command: Sequence[str], version: str) -> None:
     if done.returncode == 0:
         return
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()] or lines[-1:] or ["it did not say why"]
     raise BuildError(
-        f"the plugin does not compile against TensorRT {version}: {lines[0]}",
+        f"the plugin does not compile against TensorRT {version}: {errors[0]}",
         "Name the headers of one whole release, and a CUDA toolkit or wheels of one version (--cuda).",
     )

@@ -93,10 +93,13 @@ def check_plugin(library: Path) -> None:
 
 
 def _name_libraries() -> None:
-    """Tells the plugin where this Python's wheels have cuSPARSELt and cuBLASLt, where nobody else does."""
+    """Tells the plugin where this Python's wheels have its libraries, where nobody else does."""
     for name, variable in variables().items():
         if file := wheel_file(name):
             os.environ.setdefault(variable, str(file))
+    if file := wheel_file("nvrtc"):  # cuSPARSELt looks for it by its name alone
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(file))
 
 
 def _open_to_all(flavour: Flavour) -> None:

@@ -10,7 +10,7 @@ namespace {
 
 Wanted wanted() {
   return {"cuBLASLt", "SPARSEFLOW_CUBLASLT", {"libcublasLt.so.13", "libcublasLt.so.12"},
-          "install nvidia-cublas (CUDA 13) or nvidia-cublas-cu12"};
+          "install nvidia-cublas (CUDA 13) or nvidia-cublas-cu12", {}};
 }
 
 Api load() {

@@ -8,11 +8,11 @@
 namespace sparseflow::lt {
 namespace {
 
-constexpr int kOldest = 801;  // on an H200 the kernels of 0.8.0 from number 36 on end, for FP16, in an illegal instruction
+constexpr int kOldest = 801;  // the search of 0.8.0 ends, on an H200 and for FP16, in an illegal instruction
 
 Wanted wanted() {
   return {"cuSPARSELt", "SPARSEFLOW_CUSPARSELT", {"libcusparseLt.so.0"},
-          "install nvidia-cusparselt-cu12 or -cu13, 0.8.1 or later"};
+          "install nvidia-cusparselt-cu12 or -cu13, 0.8.1 or later", {"libnvrtc.so.13", "libnvrtc.so.12"}};
 }
 
 int version_of(Api const& api, Library const& library) {
@@ -29,6 +29,7 @@ int version_of(Api const& api, Library const& library) {
 struct Loaded {
   Api api{};
   int version = 0;
+  bool compiles = false;
 };
 
 Loaded load() {
@@ -55,6 +56,7 @@ Loaded load() {
   library.find("cusparseLtSpMMACompressedSize2", api.compressed_size);
   library.find("cusparseLtSpMMACompress2", api.compress);
   loaded.version = version_of(api, library);
+  loaded.compiles = library.is_helped();
   if (loaded.version < kOldest) {
     library.refuse("is " + in_words(loaded.version) + ", and " + in_words(kOldest) + " is the oldest that is taken");
   }
@@ -82,7 +84,9 @@ Session::~Session() { api_->destroy(&handle_); }
 
 void Session::check(Status status, char const* what) const {
   if (status != 0) {
-    throw LibraryError("cuSPARSELt: " + std::string(what) + " failed: " + api_->error_string(status));
+    auto const* const why = library().compiles ? "" : "; it compiles FP16 kernels with NVRTC, which is missing: install "
+                                                      "nvidia-cuda-nvrtc or, for CUDA 12, nvidia-cuda-nvrtc-cu12";
+    throw LibraryError("cuSPARSELt: " + std::string(what) + " failed: " + api_->error_string(status) + why);
   }
 }
 

@@ -32,7 +32,10 @@ std::vector<std::string> names(Wanted const& wanted) {
 
 }  // namespace
 
-Library::Library(Wanted wanted) : wanted_(std::move(wanted)) {
+Library::Library(Wanted wanted) : wanted_(std::move(wanted)), helped_(wanted_.helpers.empty()) {
+  for (auto const& helper : wanted_.helpers) {
+    helped_ = helped_ || dlopen(helper.c_str(), RTLD_NOW | RTLD_LOCAL) != nullptr;
+  }
   std::string why = "no reason given";
   for (auto const& name : names(wanted_)) {
     loaded_ = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);

@@ -18,6 +18,7 @@ struct Wanted {
   std::string variable;              // the environment variable that may name it, or its folder
   std::vector<std::string> sonames;  // the newest first
   std::string install;               // what to do about it, without a capital and a full stop
+  std::vector<std::string> helpers;  // what it loads for itself, by name: loaded before, from where the plugin looks
 };
 
 // A library that stays loaded: what it registers with CUDA does not survive being unloaded.
@@ -26,8 +27,8 @@ class Library {
   // Throws LibraryError where there is none.
   explicit Library(Wanted wanted);
 
-  // What was loaded, as it was named.
-  std::string const& name() const { return name_; }
+  // Whether one of its helpers was found, or it has none.
+  bool is_helped() const { return helped_; }
 
   // Sets `function` to the symbol. Throws LibraryError where there is none.
   template <typename Function>
@@ -44,6 +45,7 @@ class Library {
   Wanted wanted_;
   std::string name_;
   void* loaded_ = nullptr;
+  bool helped_ = false;
 };
 
 }  // namespace sparseflow

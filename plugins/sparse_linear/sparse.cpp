@@ -107,6 +107,7 @@ void SparseProduct::plan() {
 }
 
 void SparseProduct::run(void const* weight, void const* x, void* y, void* workspace, cudaStream_t stream) const {
+  std::lock_guard<std::mutex> const lock(running_);
   session_->check(session_->api().matmul(session_->handle(), plan_.get(), &kOne, weight, x, &kZero, y, y, workspace,
                                          &stream, 1),
                   "cusparseLtMatmul");

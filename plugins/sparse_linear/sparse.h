@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <mutex>
 
 #include "choices.h"
 #include "cusparselt.h"
@@ -51,6 +52,7 @@ class SparseProduct final : public Product {
   Held<lt::Selection> selection_;
   Held<lt::Plan> plan_;
   size_t workspace_ = 0;
+  mutable std::mutex running_;  // contexts share plans; cuSPARSELt does not say that two calls may use one at once
 };
 
 }  // namespace sparseflow
