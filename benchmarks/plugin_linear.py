@@ -1,13 +1,17 @@
-"""The 2:4 plugin against TensorRT's own dense kernel, layer by layer.
+"""The 2:4 plugin against TensorRT's own dense kernel and against cuSPARSELt alone, layer by layer.
 
-    python benchmarks/plugin_linear.py --tensorrt-include DIR [--cusparselt DIR] [--shapes NAME…] [--m M…]
+    python benchmarks/plugin_linear.py --plugin FILE --cusparselt FILE [--shapes NAME…] [--m M…]
 
-Needs a GPU, TensorRT, cuda-bindings and cuSPARSELt; with --plugin FILE the library is not compiled here.
+Needs a GPU, TensorRT, cuda-bindings and cuSPARSELt; with --tensorrt-include DIR in place of --plugin the
+library is compiled here.
 
 Each shape is a network of a few products of random 2:4 weights, each with an input of its own: so many that
 the weights do not stay in the GPU's cache, as in a real network they do not. The plugin's engine covers every
-M; the dense one is built for each. Both are timed in turn as CUDA graphs; a time is a graph's, divided by its
-products. Writes results/plugin_linear.json after each cell; with --work DIR engines are kept and found again,
+M; the dense one is built for each; cuSPARSELt alone runs the same products from Python, with the fastest
+algorithm of a search of its own. All are timed in turn as CUDA graphs; a time is a graph's, divided by its
+products. Before, cuSPARSELt's algorithms are tried in a process that may die of one: then only those before
+it are used.
+Writes results/plugin_linear.json after each cell; with --work DIR engines are kept and found again,
 and --stop-after SECONDS begins no build later than that.
 """
 
@@ -17,21 +21,24 @@ import argparse
 import math
 import os
 import re
-import subprocess
+import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from cusparselt_alone import Alone, Library, try_algorithms
 from measure import RESULTS, write_result
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt._files import written_atomically
-from sparseflow_trt.engines.benchmark import ratio, time_interleaved
+from sparseflow_trt.engines.cuda import Cuda
+from sparseflow_trt.engines.cuda_libraries import find_libraries
+from sparseflow_trt.engines.plugin_build import BuildRequest, build_plugin
 from sparseflow_trt.engines.plugins import load_plugins
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.runner import Engine
@@ -58,7 +65,6 @@ SIZES = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 ROUNDS, LAUNCHES = 9, 10
 CHECKED_M = 1024  # larger products take the CPU too long
 BEYOND_CACHE = 160e6  # bytes of packed weights in a network: an H200's L2 is 50 MB
-SOURCES = Path(__file__).parent.parent / "plugins" / "sparse_linear"
 _SEARCHED = re.compile(r"SparseFlowLinear24: M=(\d+): (algorithm .*), ([0-9.]+) us")
 
 
@@ -69,12 +75,18 @@ class Settings:
     Attributes:
         ends: When no more builds are begun, by time.monotonic.
         level: The builder's optimization level for dense engines; None for its own.
+        cusparselt: cuSPARSELt's file, for products without TensorRT.
+        limit: How many of its algorithms are used at most; 0 for all.
+        trial: What trying them gave.
     """
 
     flavour: Flavour
     work: Path
     ends: float
     level: int | None
+    cusparselt: str
+    limit: int
+    trial: Mapping[str, Any]
 
 
 def main() -> None:
@@ -93,28 +105,46 @@ def main() -> None:
     asked = parser.parse_args()
     if not asked.plugin and not asked.tensorrt_include:
         parser.error("give --plugin, or --tensorrt-include to compile it.")
-    if asked.cusparselt:
-        os.environ["SPARSEFLOW_CUSPARSELT"] = asked.cusparselt
+    library = asked.cusparselt or next(
+        (found.file for found in find_libraries() if found.name == "cusparseLt"), ""
+    )
+    if not library:
+        parser.error("cuSPARSELt is not found: give --cusparselt.")
+    if Path(library).is_dir():
+        library = str(Path(library) / "libcusparseLt.so.0")
+    os.environ["SPARSEFLOW_CUSPARSELT"] = library
+    trial = try_algorithms(library)
+    limit = limit_from(trial)
+    if limit:
+        os.environ["SPARSEFLOW_ALGORITHMS"] = str(limit)
+    print("trial:", trial, flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         work = asked.work or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
-        plugin = asked.plugin or compile_plugin(asked.tensorrt_include, work / "plugin")
+        plugin = (
+            asked.plugin
+            or build_plugin(
+                BuildRequest(
+                    tensorrt_include=asked.tensorrt_include, output=work / "libsparseflow_linear24.so"
+                )
+            ).library
+        )
         flavour = load_flavour("tensorrt")
         load_plugins(flavour, [plugin])
-        settings = Settings(flavour, work, time.monotonic() + asked.stop_after, asked.level)
+        ends = time.monotonic() + asked.stop_after
+        settings = Settings(flavour, work, ends, asked.level, library, limit, trial)
         run(asked.shapes, sorted(asked.m), settings)
 
 
-def compile_plugin(include: Path, folder: Path) -> Path:
-    """Compiles the plugin with CMake."""
-    cmake = ("cmake", "-S", str(SOURCES), "-B", str(folder), f"-DTENSORRT_INCLUDE={include.resolve()}")
-    for command in (cmake, ("cmake", "--build", str(folder))):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(
-                f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
-            )
-    return folder / "libsparseflow_linear24.so"
+def limit_from(trial: Mapping[str, Any]) -> int:
+    """How many algorithms may be used where one ended the process that tried it; 0 for all."""
+    last = str(trial["died_of"])
+    if not last:
+        return 0
+    number = last.removeprefix("algorithm ")
+    if number.isdigit():
+        return max(int(number), 1)
+    return max(int(trial["claimed"]), 1)  # its own search, or K split: neither is done with a limit
 
 
 def run(names: Sequence[str], sizes: Sequence[int], settings: Settings) -> None:
@@ -128,6 +158,8 @@ def run(names: Sequence[str], sizes: Sequence[int], settings: Settings) -> None:
         dense_model = settings.work / f"{k}x{n}.onnx"
         plugin_model = settings.work / f"{k}x{n}.plugin.onnx"
         write_models(dense_model, plugin_model, weights)
+        cuda = Cuda()
+        alone = Alone(cuda, Library(settings.cusparselt), weights)
         whole = settings.work / f"{k}x{n}.plugin.engine"
         if not whole.exists() and time.monotonic() > settings.ends:
             return
@@ -141,11 +173,20 @@ def run(names: Sequence[str], sizes: Sequence[int], settings: Settings) -> None:
             if not engine.exists() and time.monotonic() > settings.ends:
                 return
             seconds, _ = build(settings, dense_model, engine, k, count, m, m, settings.level)
-            row = {"shape": name, "k": k, "n": n, "m": m, **compare(settings, engine, whole, weights, m)}
+            row = {
+                "shape": name,
+                "k": k,
+                "n": n,
+                "m": m,
+                **compare(settings, engine, whole, alone, weights, m),
+            }
             row |= {"dense_build_s": seconds, "dense_engine_mb": round(engine.stat().st_size / 1e6, 1)}
             cells.append(row)
             write(cells, builds, settings)
-            print(*(row[key] for key in ("shape", "m", "dense_us", "plugin_us", "speedup")), flush=True)
+            print(
+                *(row[key] for key in ("shape", "m", "dense_us", "plugin_us", "cusparselt_us", "speedup")),
+                flush=True,
+            )
 
 
 def make_weights(k: int, n: int, count: int) -> list[Any]:
@@ -202,29 +243,50 @@ def build(
     return round(time.monotonic() - started, 1), searched
 
 
-def compare(settings: Settings, dense: Path, plugin: Path, weights: Sequence[Any], m: int) -> dict[str, Any]:
-    """Times the two engines in turn, and holds both against FP32."""
+def compare(
+    settings: Settings, dense: Path, plugin: Path, alone: Alone, weights: Sequence[Any], m: int
+) -> dict[str, Any]:
+    """Times the two engines and cuSPARSELt in turn, and holds the engines against FP32."""
     k, count = weights[0].shape[0], len(weights)
     block = np.random.default_rng(m).standard_normal((min(m, 256), k), np.float32).astype(np.float16)
     feeds = {f"x{i}": np.resize(block, (m, k)) for i in range(count)}
+    graph, algorithm = alone.prepare(block, m, settings.limit)
     with Engine(settings.flavour, dense) as first, Engine(settings.flavour, plugin) as second:
-        base, other = time_interleaved([first, second], feeds, ROUNDS, LAUNCHES)
-        gain = ratio(base, other)
-        row: dict[str, Any] = {
-            "dense_us": round(base.p50 * 1000 / count, 2),
-            "plugin_us": round(other.p50 * 1000 / count, 2),
-            "speedup": round(gain.median, 3),
-            "speedup_low": round(gain.low, 3),
-            "speedup_high": round(gain.high, 3),
-        }
+        with first.capture(feeds) as base, second.capture(feeds) as other:
+            times = in_turn([base.time, other.time, lambda launches: alone.time(graph, launches)])
+        alone.free(graph)
         outputs = [engine.run(feeds) for engine in (first, second)]
+        memory = {side: e.device_memory_bytes for side, e in (("dense", first), ("plugin", second))}
+    each = [statistics.median(rounds) * 1000 / count for rounds in times]
+    gains = [b / o for b, o in zip(times[0], times[1], strict=True)]
+    row: dict[str, Any] = {
+        "dense_us": round(each[0], 2),
+        "plugin_us": round(each[1], 2),
+        "cusparselt_us": round(each[2], 2),
+        "speedup": round(statistics.median(gains), 3),
+        "speedup_low": round(min(gains), 3),
+        "speedup_high": round(max(gains), 3),
+        "plugin_over_cusparselt": round(
+            statistics.median(o / a for o, a in zip(times[1], times[2], strict=True)), 3
+        ),
+        "cusparselt_algorithm": algorithm,
+        "context_bytes": memory,
+    }
     different = max(float(np.abs(outputs[0][y].astype(np.float32) - outputs[1][y]).max()) for y in outputs[0])
     row["max_difference"] = different
     if m <= CHECKED_M:
         exact = feeds["x1"].astype(np.float32) @ weights[1].astype(np.float32)
         for side, output in zip(("dense", "plugin"), outputs, strict=True):
             row[f"{side}_error"] = relative_l2(output["y1"], exact)
+            row[f"{side}_max_error"] = float(np.abs(output["y1"] - exact).max())
+        row["error_over_dense"] = round(row["plugin_error"] / row["dense_error"], 3)
     return row
+
+
+def in_turn(sides: Sequence[Callable[[int], list[float]]]) -> list[list[float]]:
+    """Each side's median milliseconds in each of ROUNDS rounds, after one that does not count."""
+    rounds = [[statistics.median(side(LAUNCHES)) for side in sides] for _ in range(ROUNDS + 1)]
+    return [list(times) for times in zip(*rounds[1:], strict=True)]
 
 
 def relative_l2(output: Any, exact: Any) -> float:
@@ -241,12 +303,17 @@ def write(cells: list[dict[str, Any]], builds: list[dict[str, Any]], settings: S
     figures = {
         "geometric_mean": mean,
         "worst": {key: worst[key] for key in ("shape", "m", "speedup")},
+        "worst_over_cusparselt": max(cell["plugin_over_cusparselt"] for cell in cells),
         "timing": {"rounds": ROUNDS, "launches": LAUNCHES, "dense_level": settings.level},
+        "trial": settings.trial,
         "builds": builds,
         "cells": cells,
     }
     write_result(
-        "plugin_linear", figures, "python benchmarks/plugin_linear.py --tensorrt-include DIR", show=False
+        "plugin_linear",
+        figures,
+        "python benchmarks/plugin_linear.py --plugin FILE --cusparselt FILE",
+        show=False,
     )
 
 

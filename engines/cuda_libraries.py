@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ class _Known:
     sonames: tuple[str, ...]
     needed_for: str
     install: str
+    variable: str = ""  # names it for the 2:4 plugin
 
 
 # The wheels named are those of CUDA 12, which drivers for CUDA 13 run as well.
@@ -48,39 +50,67 @@ _KNOWN = (
     _Known(
         "cublasLt",
         ("libcublasLt.so.13", "libcublasLt.so.12"),
-        "timing dense matrix products",
+        "timing dense matrix products, or running them in the 2:4 plugin,",
         "pip install nvidia-cublas-cu12",
+        "SPARSEFLOW_CUBLASLT",
     ),
     _Known(
         "cusparseLt",
         ("libcusparseLt.so.0",),
-        "timing 2:4 matrix products",
+        "timing 2:4 matrix products, or running them in the 2:4 plugin,",
         "pip install nvidia-cusparselt-cu12",
+        "SPARSEFLOW_CUSPARSELT",
+    ),
+    _Known(
+        "nvrtc",
+        ("libnvrtc.so.13", "libnvrtc.so.12"),
+        "compiling cuSPARSELt's FP16 kernels",
+        "pip install nvidia-cuda-nvrtc-cu12",
     ),
 )
 
 
 def find_libraries() -> tuple[CudaLibrary, ...]:
-    """Looks for cudart, cublasLt and cusparseLt and loads what it finds to ask for its version."""
+    """Looks for cudart, cublasLt, cusparseLt and nvrtc and loads what it finds to ask for its version."""
     return tuple(_find(known) for known in _KNOWN)
 
 
+def variables() -> dict[str, str]:
+    """The environment variables that name a library for the 2:4 plugin, by the library's name."""
+    return {known.name: known.variable for known in _KNOWN if known.variable}
+
+
 def _find(known: _Known) -> CudaLibrary:
-    for file in _candidates(known.sonames):
+    given = os.environ.get(known.variable, "") if known.variable else ""
+    named = [str(Path(given) / soname) for soname in known.sonames] if Path(given).is_dir() else [given]
+    for file in named if given else _candidates(known.sonames):
         try:
             library = ctypes.CDLL(file)
-        except OSError:
+            version = _version(known.name, library)
+        except (OSError, AttributeError):  # AttributeError: a library of that name that is another one
             continue
-        return CudaLibrary(known.name, file, _version(known.name, library), known.needed_for, known.install)
+        return CudaLibrary(known.name, file, version, known.needed_for, known.install)
     return CudaLibrary(known.name, "", "", known.needed_for, known.install)
 
 
-def _candidates(sonames: tuple[str, ...]) -> Iterator[str]:
+def wheel_folders(kind: str) -> Iterator[Path]:
+    """The folders "lib" or "include" of NVIDIA's wheels in this Python, CUDA 13's first."""
     # CUDA 12's wheels lie in nvidia/<library>/lib, CUDA 13's together in nvidia/cu13/lib.
     spec = importlib.util.find_spec("nvidia")
-    for folder in spec.submodule_search_locations or () if spec else ():
-        for soname in sonames:
-            yield from map(str, sorted(Path(folder).glob(f"*/lib/{soname}")))
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        yield from sorted(Path(folder).glob(f"*/{kind}"), key=lambda p: (p.parent.name != "cu13", p))
+
+
+def wheel_file(name: str) -> Path | None:
+    """A library's file in NVIDIA's wheels, such as that of "cusparseLt"; it is not loaded."""
+    sonames = next(known.sonames for known in _KNOWN if known.name == name)
+    return next((Path(file) for file in _candidates(sonames) if Path(file).is_absolute()), None)
+
+
+def _candidates(sonames: tuple[str, ...]) -> Iterator[str]:
+    folders = tuple(wheel_folders("lib"))
+    for soname in sonames:
+        yield from (str(folder / soname) for folder in folders if (folder / soname).is_file())
     yield from sonames
 
 
@@ -89,6 +119,10 @@ def _version(name: str, library: ctypes.CDLL) -> str:
     if name == "cudart":
         library.cudaRuntimeGetVersion(ctypes.byref(value))
         return f"{value.value // 1000}.{value.value % 1000 // 10}"
+    if name == "nvrtc":
+        minor = ctypes.c_int()
+        library.nvrtcVersion(ctypes.byref(value), ctypes.byref(minor))
+        return f"{value.value}.{minor.value}"
     get_property = getattr(library, f"{name}GetProperty")
     numbers = []
     for property_type in range(3):  # libraryPropertyType: MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL

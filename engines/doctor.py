@@ -11,12 +11,14 @@ from typing import Any, Literal
 from sparseflow_trt import _deps
 from sparseflow_trt.engines.cuda_libraries import CudaLibrary, find_libraries
 from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
+from sparseflow_trt.engines.plugins import find_plugin
 from sparseflow_trt.engines.tensorrt_rtx import why_not_here
 from sparseflow_trt.errors import NotInstalledError
 
 Status = Literal["ok", "limited", "missing"]
 
 _TRY_SECONDS = 120
+_OLDEST_CUSPARSELT = (0, 8, 1)  # plugins/sparse_linear/cusparselt.cpp
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def examine() -> Doctor:
             *_gpu_findings(gpus),
             _tensorrt(gpus),
             _tensorrt_rtx(gpus),
+            _plugin(),
             _onnxruntime(),
             _package("torch", "exporting PyTorch models"),
             _package("polygraphy", "comparing outputs"),
@@ -114,11 +117,37 @@ def _tensorrt_rtx(gpus: tuple[Gpu, ...]) -> Finding:
     return Finding("TensorRT-RTX", "ok", version, "It builds dense engines here, and they run here.")
 
 
+def _plugin() -> Finding:
+    name = "2:4 plugin"
+    version = _deps.version_of("tensorrt")
+    if version is None:
+        says = "It is for TensorRT, which is not installed."
+        return Finding(name, "missing", "", says, _deps.install_line("tensorrt"))
+    try:
+        library = find_plugin(version)
+    except NotInstalledError as error:
+        return Finding(name, "missing", "", error.message, error.hint)
+    if trouble := _trouble(_TRY_PLUGIN.format(library=str(library))):
+        return Finding(name, "limited", "", trouble, "sparseflow-trt plugin build --tensorrt-include DIR")
+    return Finding(name, "ok", "", f"TensorRT {version} loads it from {library}.")
+
+
+_TRY_PLUGIN = """
+from pathlib import Path
+from sparseflow_trt.engines.plugins import check_plugin
+check_plugin(Path({library!r}))
+"""
+
+
 def _trouble_importing(*modules: str) -> str:
-    lines = [f"import {module}" for module in modules]
+    return _trouble("\n".join(f"import {module}" for module in modules))
+
+
+def _trouble(code: str) -> str:
+    """What goes wrong where this code is run in a process of its own; "" if nothing does."""
     try:
         tried = subprocess.run(
-            (sys.executable, "-c", "\n".join(lines)),
+            (sys.executable, "-c", code),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -132,7 +161,7 @@ def _trouble_importing(*modules: str) -> str:
     if tried.returncode < 0:
         return f"It is installed and crashes when it is loaded (signal {-tried.returncode})."
     last = (tried.stderr.strip().splitlines() or ["it does not say why"])[-1]
-    return f"It is installed and does not load: {last}."
+    return f"It is installed and does not load: {last.rstrip('.')}."
 
 
 def _onnxruntime() -> Finding:
@@ -166,7 +195,15 @@ def _package(name: str, needed_for: str) -> Finding:
 
 
 def _cuda_library(library: CudaLibrary) -> Finding:
+    if library.name == "cusparseLt" and library.file and _numbers(library.version) < _OLDEST_CUSPARSELT:
+        oldest = ".".join(map(str, _OLDEST_CUSPARSELT))
+        says = f"It loads from {library.file}; the 2:4 plugin needs {oldest} or later."
+        return Finding(library.name, "limited", library.version, says, library.install)
     if library.file:
         return Finding(library.name, "ok", library.version, f"It loads from {library.file}.")
     says = f"It does not load: {library.needed_for} needs it."
     return Finding(library.name, "missing", "", says, library.install)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

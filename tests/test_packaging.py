@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MAPPED = {"exporters", "engines", "validation"}
+SOURCES = ROOT / "plugins" / "sparse_linear"
 
 
 def test_setup_cfg_lists_every_folder_with_code() -> None:
@@ -17,7 +18,7 @@ def test_setup_cfg_lists_every_folder_with_code() -> None:
     listed = set(config["options"]["packages"].split())
     inside = {p.parent.relative_to(ROOT) for p in (ROOT / "sparseflow_trt").rglob("__init__.py")}
     expected = {".".join(folder.parts) for folder in inside} | {f"sparseflow_trt.{name}" for name in MAPPED}
-    assert listed == expected
+    assert listed == expected | {"sparseflow_trt.plugin_sources"}
     for name in MAPPED:
         assert not list((ROOT / name).rglob("*/__init__.py")), f"{name} is to stay flat"
 
@@ -29,3 +30,6 @@ def test_a_build_holds_one_import_name_and_all_the_data(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["sparseflow_trt"]
     for name in ("policies/a100-80gb.json", "report/report.html.jinja", "py.typed", "engines/worker.py"):
         assert (tmp_path / "sparseflow_trt" / name).is_file()
+    sources = tmp_path / "sparseflow_trt" / "plugin_sources"
+    expected = {path.name for path in SOURCES.iterdir() if path.suffix in (".cpp", ".h", ".py")}
+    assert {path.name for path in sources.iterdir()} == expected | {"CMakeLists.txt"}

@@ -25,6 +25,8 @@ static_assert(int{kMaxId} == int{CUSPARSELT_MATMUL_ALG_CONFIG_MAX_ID});
 static_assert(int{kSplitK} == int{CUSPARSELT_MATMUL_SPLIT_K});
 static_assert(int{kSplitKMode} == int{CUSPARSELT_MATMUL_SPLIT_K_MODE});
 static_assert(int{kSplitKBuffers} == int{CUSPARSELT_MATMUL_SPLIT_K_BUFFERS});
+static_assert(int{kOneKernel} == int{CUSPARSELT_SPLIT_K_MODE_ONE_KERNEL});
+static_assert(int{kTwoKernels} == int{CUSPARSELT_SPLIT_K_MODE_TWO_KERNELS});
 static_assert(int{CUSPARSE_STATUS_SUCCESS} == 0);
 
 // One parameter as the ABI passes it: pointers alike, enumerators as int.
@@ -124,7 +126,6 @@ static_assert(alike<decltype(Api::workspace), decltype(&cusparseLtMatmulGetWorks
 static_assert(alike<decltype(Api::plan_init), decltype(&cusparseLtMatmulPlanInit)>);
 static_assert(alike<decltype(Api::plan_destroy), decltype(&cusparseLtMatmulPlanDestroy)>);
 static_assert(alike<decltype(Api::matmul), decltype(&cusparseLtMatmul)>);
-static_assert(alike<decltype(Api::search), decltype(&cusparseLtMatmulSearch)>);
 static_assert(alike<decltype(Api::compressed_size), decltype(&cusparseLtSpMMACompressedSize2)>);
 static_assert(alike<decltype(Api::compress), decltype(&cusparseLtSpMMACompress2)>);
 

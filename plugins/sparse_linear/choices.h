@@ -1,6 +1,8 @@
-// Which of cuSPARSELt's algorithms computes a product of how many rows, as it was measured.
+// Which algorithm computes a product of how many rows, as it was measured.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -16,18 +18,31 @@ struct Algorithm {
   int32_t split_k_buffers = 0;
 };
 
-struct Choice {
+// One of cuBLASLt's, as its opaque cublasLtMatmulAlgo_t; with zeros alone its heuristic decides.
+struct DenseAlgorithm {
+  std::array<uint64_t, 8> words{};
+
+  bool given() const { return words != decltype(words){}; }
+};
+
+template <typename AlgorithmT>
+struct ChoiceOf {
   int64_t m = 0;  // the number of rows that it was measured at
-  Algorithm algorithm;
+  AlgorithmT algorithm;
   uint64_t workspace = 0;  // bytes
   float microseconds = 0;  // of one product
 };
 
+using Choice = ChoiceOf<Algorithm>;
+using DenseChoice = ChoiceOf<DenseAlgorithm>;
+
 // Choices in the order of m, and what they hold for.
 struct Choices {
   std::string gpu;
-  int32_t library = 0;  // cuSPARSELt's version
+  int32_t library = 0;        // cuSPARSELt's version
+  int32_t dense_library = 0;  // cuBLASLt's; 0 where nothing is dense
   std::vector<Choice> all;
+  std::vector<DenseChoice> dense;
 };
 
 // cuSPARSELt takes x with a multiple of this many rows.
@@ -54,13 +69,43 @@ constexpr Split split(int64_t m) {
 // The most rows that are ever copied where there are at most m.
 constexpr int64_t most_copied(int64_t m) { return m < kMostCopied ? round_up(m, kRows) : kMostCopied; }
 
-// The numbers of rows to measure so that products of min_m to max_m rows are covered.
+// The numbers of rows to measure so that sparse products of min_m to max_m rows are covered.
 std::vector<int64_t> rows_to_measure(int64_t min_m, int64_t max_m);
 
+// The same for dense products, which take any number of rows.
+std::vector<int64_t> dense_rows_to_measure(int64_t min_m, int64_t max_m);
+
+// Where the first choice for m rows or more is.
+template <typename ChoiceT>
+auto place_of(std::vector<ChoiceT> const& choices, int64_t m) {
+  return std::lower_bound(choices.begin(), choices.end(), m, [](auto const& c, int64_t value) { return c.m < value; });
+}
+
 // The choice for m rows: that of the next larger number measured, or of the largest; null where there is none.
-Choice const* choice_for(std::vector<Choice> const& choices, int64_t m);
+template <typename ChoiceT>
+ChoiceT const* choice_for(std::vector<ChoiceT> const& choices, int64_t m) {
+  if (choices.empty()) {
+    return nullptr;
+  }
+  auto const found = place_of(choices, m);
+  return found == choices.end() ? &choices.back() : &*found;
+}
+
+template <typename ChoiceT>
+bool is_known(std::vector<ChoiceT> const& choices, int64_t m) {
+  auto const found = place_of(choices, m);
+  return found != choices.end() && found->m == m;
+}
 
 // Puts a choice in its place.
-void insert(std::vector<Choice>& choices, Choice const& choice);
+template <typename ChoiceT>
+void insert(std::vector<ChoiceT>& choices, ChoiceT const& choice) {
+  auto const place = choices.begin() + (place_of(choices, choice.m) - choices.begin());
+  if (place != choices.end() && place->m == choice.m) {
+    *place = choice;
+  } else {
+    choices.insert(place, choice);
+  }
+}
 
 }  // namespace sparseflow

@@ -9,8 +9,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
 #include <string>
+
+#include "library.h"
 
 namespace sparseflow::lt {
 
@@ -30,6 +31,7 @@ enum Order : int { kColumns = 1, kRows = 2 };
 enum Sparsity : int { kHalf = 0 };
 enum Compute : int { kFloat32 = 2 };
 enum MatmulAttribute : int { kRelu = 0, kBiasPointer = 8 };
+enum SplitKMode : int { kOneKernel = 1, kTwoKernels = 2 };
 enum Default : int { kDefault = 0 };
 enum AlgorithmAttribute : int { kId = 0, kMaxId = 1, kSplitK = 3, kSplitKMode = 4, kSplitKBuffers = 5 };
 
@@ -58,16 +60,9 @@ struct Api {
   Status (*plan_destroy)(Plan const*);
   Status (*matmul)(Handle const*, Plan const*, void const* alpha, void const* a, void const* b, void const* beta,
                    void const* c, void* d, void* workspace, cudaStream_t*, int32_t);
-  Status (*search)(Handle const*, Plan*, void const* alpha, void const* a, void const* b, void const* beta,
-                   void const* c, void* d, void* workspace, cudaStream_t*, int32_t);
   Status (*compressed_size)(Handle const*, Matrix const*, size_t*, size_t* buffer);
   Status (*compress)(Handle const*, Matrix const*, int is_a, Operation, void const* dense, void* compressed,
                      void* buffer, cudaStream_t);
-};
-
-// cuSPARSELt is missing, too old, or refuses something.
-class Error : public std::runtime_error {
-  using std::runtime_error::runtime_error;
 };
 
 // The library on one GPU. Planning is serialized by the callers; products may run beside it.
@@ -81,9 +76,9 @@ class Session {
   Api const& api() const { return *api_; }
   Handle const* handle() const { return &handle_; }
   int device() const { return device_; }
-  int version() const { return version_; }  // 802 is 0.8.2
+  int version() const { return version_; }  // 802 is 0.8.2, 1000 is 0.10.0
 
-  // Throws Error where a call of the library fails.
+  // Throws LibraryError where a call of the library fails.
   void check(Status status, char const* what) const;
 
  private:
@@ -93,7 +88,10 @@ class Session {
   Handle handle_;
 };
 
-// The session of this thread's GPU, made where there is none. Throws Error.
+// A version in words: "0.9.1".
+std::string in_words(int version);
+
+// The session of this thread's GPU, made where there is none. Throws LibraryError.
 std::shared_ptr<Session> session();
 
 }  // namespace sparseflow::lt

@@ -1,5 +1,6 @@
 #include "fields.h"
 
+#include <cstdint>
 #include <cstring>
 #include <string>
 
@@ -12,11 +13,13 @@ using nvinfer1::PluginField;
 using nvinfer1::PluginFieldCollection;
 using nvinfer1::PluginFieldType;
 
-constexpr int32_t kBf16Field = 9;  // PluginFieldType::kBF16, which the headers of 8.6 do not have
+// PluginFieldType::kBF16 and kINT64, which the headers of 8.6 do not have.
+constexpr int32_t kBf16Field = 9;
+constexpr int32_t kInt64Field = 10;
 
 PluginField const* find(PluginFieldCollection const& fields, char const* name) {
   for (int32_t i = 0; i < fields.nbFields; ++i) {
-    if (std::strcmp(fields.fields[i].name, name) == 0) {
+    if (fields.fields[i].name != nullptr && std::strcmp(fields.fields[i].name, name) == 0) {
       return &fields.fields[i];
     }
   }
@@ -33,12 +36,24 @@ PluginField const& need(PluginFieldCollection const& fields, char const* name) {
 
 int32_t number(PluginFieldCollection const& fields, char const* name) {
   auto const& field = need(fields, name);
+  if (static_cast<int32_t>(field.type) == kInt64Field && field.length == 1) {
+    int64_t wide = 0;
+    std::memcpy(&wide, field.data, sizeof wide);
+    if (wide < 0 || wide > INT32_MAX) {
+      throw FormatError(std::string("the attribute ") + name + " is " + std::to_string(wide));
+    }
+    return static_cast<int32_t>(wide);
+  }
   if (field.type != PluginFieldType::kINT32 || field.length != 1) {
     throw FormatError(std::string("the attribute ") + name + " is no integer");
   }
   int32_t value = 0;
   std::memcpy(&value, field.data, sizeof value);
   return value;
+}
+
+int32_t number_or(PluginFieldCollection const& fields, char const* name, int32_t otherwise) {
+  return find(fields, name) == nullptr ? otherwise : number(fields, name);
 }
 
 template <typename T>
@@ -65,6 +80,7 @@ std::vector<PluginField> field_names() {
       {"n", nullptr, PluginFieldType::kINT32, 1},        {"k", nullptr, PluginFieldType::kINT32, 1},
       {"activation", nullptr, PluginFieldType::kINT32, 1}, {"values", nullptr, PluginFieldType::kFLOAT16, 1},
       {"indices", nullptr, PluginFieldType::kINT8, 1},   {"bias", nullptr, PluginFieldType::kFLOAT16, 1},
+      {"dense_below_m", nullptr, PluginFieldType::kINT32, 1},
   };
 }
 
@@ -77,6 +93,7 @@ Layer layer_from(PluginFieldCollection const& fields) {
     throw FormatError("there is no activation " + std::to_string(activation));
   }
   layer.activation = static_cast<Activation>(activation);
+  layer.dense_below_m = number_or(fields, "dense_below_m", 0);
   auto const& values = need(fields, "values");
   layer.type = type_of(values);
   if (!has_type(layer.type)) {

@@ -9,7 +9,8 @@
 
 namespace sparseflow {
 
-// The attributes that are read: n, k, activation (INT), values, indices and, if there is one, bias (TENSOR).
+// The attributes that are read: n, k, activation and, if it is there, dense_below_m (INT); values, indices and,
+// if there is one, bias (TENSOR).
 std::vector<nvinfer1::PluginField> field_names();
 
 // Throws FormatError where a field is missing, of another type or size, or says what this TensorRT does not have.

@@ -1,10 +1,12 @@
 // The packed format and the layer record on the command line, for tests that hold them against the reference.
 //
-//   format_tool write N K TYPE ACTIVATION VALUES INDICES BIAS RECORD   raw files to a record; BIAS may be empty
+//   format_tool write N K TYPE ACTIVATION VALUES INDICES BIAS RECORD DENSE_BELOW_M
+//                                                                      raw files to a record; BIAS may be empty
 //   format_tool expand RECORD DENSE                                    a record to dense numbers, row by row
 //   format_tool copy RECORD COPY                                       reads a record and writes it again
 //   format_tool try RECORD...                                          what is said of each, a line for each
-//   format_tool rows MIN MAX                                           the numbers of rows that are measured
+//   format_tool rows MIN MAX                                           the numbers of rows that are measured sparse
+//   format_tool dense_rows MIN MAX                                     the same, dense
 //   format_tool split M                                                rows computed in place, and in a copy
 //
 // Exits with 1 and one line on stderr where something is refused.
@@ -76,10 +78,13 @@ void run(std::vector<std::string> const& words) {
     record.layer.weight.values = load<uint16_t>(words.at(5));
     record.layer.weight.indices = load<uint8_t>(words.at(6));
     record.layer.bias = load<uint16_t>(words.at(7));
+    record.layer.dense_below_m = std::stoll(words.at(9));
     check(record.layer);
-    record.choices = {"some GPU sm90", 800, {}};
-    insert(record.choices.all, {64, {3, 1, 0, 0}, 0, 20.5F});
-    insert(record.choices.all, {8, {1, 2, 1, 1}, 4096, 18.25F});
+    record.choices = {"some GPU sm90", 901, 130000, {}, {}};
+    insert(record.choices.all, Choice{64, {3, 1, 0, 0}, 0, 20.5F});
+    insert(record.choices.all, Choice{8, {1, 2, 1, 1}, 4096, 18.25F});
+    insert(record.choices.dense, DenseChoice{4, {{1, 2, 3, 4, 5, 6, 7, 8}}, 512, 9.5F});
+    insert(record.choices.dense, DenseChoice{1, {{9}}, 0, 8.5F});
     save_record(words.at(8), record);
   } else if (verb == "expand") {
     auto const weight = load_record(words.at(1)).layer.weight;
@@ -94,8 +99,9 @@ void run(std::vector<std::string> const& words) {
     for (size_t i = 1; i < words.size(); ++i) {
       std::puts(refusal(words[i]).c_str());
     }
-  } else if (verb == "rows") {
-    for (auto const m : rows_to_measure(std::stoll(words.at(1)), std::stoll(words.at(2)))) {
+  } else if (verb == "rows" || verb == "dense_rows") {
+    auto const rows = verb == "rows" ? rows_to_measure : dense_rows_to_measure;
+    for (auto const m : rows(std::stoll(words.at(1)), std::stoll(words.at(2)))) {
       std::printf("%lld\n", static_cast<long long>(m));
     }
   } else if (verb == "split") {

@@ -1,6 +1,7 @@
 #include "linear.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "log.h"
@@ -14,6 +15,23 @@ constexpr size_t kAlignment = 256;
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
+Product const& keep(std::map<int64_t, std::shared_ptr<Product const>>& products, int64_t m,
+                    std::shared_ptr<Product const> made) {
+  if (made->workspace() > kMostWorkspace) {
+    throw LibraryError("a product of " + std::to_string(m) +
+                       " rows takes more workspace than the engine has set aside");
+  }
+  if (products.size() >= kMostPlans) {
+    products.erase(std::prev(products.end()));  // few rows come most often
+  }
+  return *products.emplace(m, std::move(made)).first->second;
+}
+
+std::string in_words(std::string const& gpu, int32_t library, int32_t dense_library) {
+  auto const dense = dense_library == 0 ? "" : " and cuBLASLt " + std::to_string(dense_library);
+  return gpu + " with cuSPARSELt " + lt::in_words(library) + dense;
+}
+
 size_t bytes_of(int64_t rows, int64_t columns) { return static_cast<size_t>(rows * columns) * sizeof(uint16_t); }
 
 }  // namespace
@@ -26,36 +44,62 @@ std::shared_ptr<Weights> Linear::weights() {
   auto weights = weights_[device].lock();
   if (!weights) {
     weights = std::make_shared<Weights>(layer_);
-    weights_[device] = weights;
     measure_again(*weights);
+    weights_[device] = weights;
   }
   return weights;
 }
 
 void Linear::measure_again(Weights const& weights) {
-  auto const gpu = gpu_name(weights.session()->device());
-  auto const library = weights.session()->version();
-  if (choices_.gpu == gpu && choices_.library == library) {
+  auto const gpu = gpu_name(weights.session().device());
+  auto const library = weights.session().version();
+  auto const dense_library = weights.dense_version();
+  if (choices_.gpu == gpu && choices_.library == library && choices_.dense_library == dense_library) {
     return;
   }
-  if (!choices_.all.empty()) {
-    log(Severity::kWarning, "algorithms were measured on " + choices_.gpu + " with cuSPARSELt " +
-                                std::to_string(choices_.library) + ", and this is " + gpu + " with " +
-                                std::to_string(library) + ": measuring again");
+  if (!choices_.all.empty() || !choices_.dense.empty()) {
+    log(Severity::kWarning, "algorithms were measured on " + in_words(choices_.gpu, choices_.library,
+                                                                     choices_.dense_library) +
+                                ", and this is " + in_words(gpu, library, dense_library) + ": measuring again");
   }
   for (auto& choice : choices_.all) {
-    choice = fastest(weights, choice.m);
+    choice = fastest(layer_, weights, choice.m);
+  }
+  for (auto& choice : choices_.dense) {
+    choice = fastest_dense(layer_, weights, choice.m);
   }
   choices_.gpu = gpu;
   choices_.library = library;
+  choices_.dense_library = dense_library;
 }
 
 void Linear::measure(Weights const& weights, int64_t min_m, int64_t max_m) {
   std::lock_guard<std::mutex> const lock(mutex_);
-  for (auto const m : rows_to_measure(min_m, max_m)) {
-    auto const* known = choice_for(choices_.all, m);
-    if (known == nullptr || known->m != m) {
-      auto const choice = fastest(weights, m);
+  try {
+    measure_rows(weights, min_m, max_m);
+  } catch (std::exception const& error) {
+    failed_ = error.what();
+    throw;
+  }
+}
+
+void Linear::measure_rows(Weights const& weights, int64_t min_m, int64_t max_m) {
+  auto const below = layer_.dense_below_m;
+  if (min_m < below) {
+    for (auto const m : dense_rows_to_measure(min_m, std::min(max_m, below - 1))) {
+      if (!is_known(choices_.dense, m)) {
+        auto const choice = fastest_dense(layer_, weights, m);
+        insert(choices_.dense, choice);
+        log(Severity::kVerbose, "M=" + std::to_string(m) + ": dense, " + std::to_string(choice.microseconds) + " us");
+      }
+    }
+  }
+  if (max_m < below) {
+    return;
+  }
+  for (auto const m : rows_to_measure(std::max(min_m, below), max_m)) {
+    if (!is_known(choices_.all, m)) {
+      auto const choice = fastest(layer_, weights, m);
       insert(choices_.all, choice);
       log(Severity::kVerbose, "M=" + std::to_string(m) + ": algorithm " + std::to_string(choice.algorithm.id) +
                                   ", split K " + std::to_string(choice.algorithm.split_k) + ", " +
@@ -66,13 +110,26 @@ void Linear::measure(Weights const& weights, int64_t min_m, int64_t max_m) {
 
 bool Linear::is_measured() const {
   std::lock_guard<std::mutex> const lock(mutex_);
-  return !choices_.all.empty();
+  return !choices_.all.empty() || !choices_.dense.empty();
+}
+
+void Linear::check_measured() const {
+  std::lock_guard<std::mutex> const lock(mutex_);
+  if (!failed_.empty()) {
+    throw LibraryError(failed_);
+  }
 }
 
 Algorithm Linear::algorithm(int64_t m) const {
   std::lock_guard<std::mutex> const lock(mutex_);
   auto const* choice = choice_for(choices_.all, m);
   return choice == nullptr ? Algorithm{} : choice->algorithm;
+}
+
+DenseAlgorithm Linear::dense_algorithm(int64_t m) const {
+  std::lock_guard<std::mutex> const lock(mutex_);
+  auto const* choice = choice_for(choices_.dense, m);
+  return choice == nullptr ? DenseAlgorithm{} : choice->algorithm;
 }
 
 size_t Linear::written_size() const {
@@ -88,34 +145,39 @@ std::vector<uint8_t> Linear::written() const {
 Products::Products(std::shared_ptr<Linear> linear, std::shared_ptr<Weights> weights)
     : linear_(std::move(linear)), weights_(std::move(weights)) {}
 
-Product const& Products::product(int64_t m) {
-  if (auto const found = products_.find(m); found != products_.end()) {
+Product const& Products::sparse(int64_t m) {
+  if (auto const found = sparse_.find(m); found != sparse_.end()) {
     return *found->second;
   }
-  std::unique_ptr<Product> product;
+  std::shared_ptr<Product const> product;
   try {
     product = weights_->plan(m, linear_->algorithm(m));
-  } catch (lt::Error const&) {  // an algorithm that takes the measured number of rows and not this one
+  } catch (LibraryError const&) {  // an algorithm that takes the measured number of rows and not this one
   }
   if (!product || product->workspace() > kMostWorkspace) {
     product = weights_->plan(m, Algorithm{});
   }
-  if (product->workspace() > kMostWorkspace) {
-    throw lt::Error("a product of " + std::to_string(m) + " rows takes more workspace than the engine has set aside");
+  return keep(sparse_, m, std::move(product));
+}
+
+Product const& Products::dense(int64_t m) {
+  if (auto const found = dense_.find(m); found != dense_.end()) {
+    return *found->second;
   }
-  if (products_.size() >= kMostPlans) {
-    products_.erase(products_.begin());
-  }
-  return *products_.emplace(m, std::move(product)).first->second;
+  return keep(dense_, m, weights_->plan(m, linear_->dense_algorithm(m)));
 }
 
 void Products::prepare(int64_t m) {
+  if (is_dense(m)) {
+    dense(m);
+    return;
+  }
   auto const parts = split(m);
   if (parts.whole != 0) {
-    product(parts.whole);
+    sparse(parts.whole);
   }
   if (parts.tail != 0) {
-    product(round_up(parts.tail, kRows));
+    sparse(round_up(parts.tail, kRows));
   }
 }
 
@@ -126,9 +188,15 @@ size_t Products::workspace(Packed const& weight, int64_t m) {
 
 void Products::run(int64_t m, void const* x, void* y, void* workspace, cudaStream_t stream) {
   auto const& weight = linear_->layer().weight;
+  if (is_dense(m)) {
+    if (m > 0) {
+      dense(m).run(weights_->dense(), x, y, workspace, stream);
+    }
+    return;
+  }
   auto const parts = split(m);
   if (parts.whole != 0) {
-    product(parts.whole).run(x, y, workspace, stream);
+    sparse(parts.whole).run(weights_->compressed(), x, y, workspace, stream);
   }
   if (parts.tail == 0) {
     return;
@@ -141,7 +209,7 @@ void Products::run(int64_t m, void const* x, void* y, void* workspace, cudaStrea
                               cudaMemcpyDeviceToDevice, stream),
               "copying rows");
   cuda::check(cudaMemsetAsync(x_copy + x_bytes, 0, bytes_of(rows, weight.k) - x_bytes, stream), "padding rows");
-  product(rows).run(x_copy, y_copy, workspace, stream);
+  sparse(rows).run(weights_->compressed(), x_copy, y_copy, workspace, stream);
   cuda::check(cudaMemcpyAsync(static_cast<char*>(y) + bytes_of(parts.whole, weight.n), y_copy,
                               bytes_of(parts.tail, weight.n), cudaMemcpyDeviceToDevice, stream),
               "copying rows");

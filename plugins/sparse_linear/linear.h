@@ -29,18 +29,24 @@ class Linear {
 
   bool is_measured() const;
 
+  // Throws LibraryError where `measure` has failed before: TensorRT does not hear of it where it has that done.
+  void check_measured() const;
+
   // The algorithm for m rows; the library's first where nothing is known.
   Algorithm algorithm(int64_t m) const;
+  DenseAlgorithm dense_algorithm(int64_t m) const;
 
   size_t written_size() const;
   std::vector<uint8_t> written() const;
 
  private:
   void measure_again(Weights const& weights);
+  void measure_rows(Weights const& weights, int64_t min_m, int64_t max_m);
 
   Layer const layer_;
   mutable std::mutex mutex_;
   Choices choices_;
+  std::string failed_;
   std::map<int, std::weak_ptr<Weights>> weights_;  // by device
 };
 
@@ -59,11 +65,14 @@ class Products {
   void run(int64_t m, void const* x, void* y, void* workspace, cudaStream_t stream);
 
  private:
-  Product const& product(int64_t m);
+  bool is_dense(int64_t m) const { return m < linear_->layer().dense_below_m; }
+  Product const& sparse(int64_t m);
+  Product const& dense(int64_t m);
 
   std::shared_ptr<Linear> linear_;
   std::shared_ptr<Weights> weights_;
-  std::map<int64_t, std::unique_ptr<Product>> products_;
+  std::map<int64_t, std::shared_ptr<Product const>> sparse_;
+  std::map<int64_t, std::shared_ptr<Product const>> dense_;
 };
 
 }  // namespace sparseflow

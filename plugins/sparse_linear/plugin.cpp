@@ -88,11 +88,13 @@ void Plugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs, in
     auto const m = rows(input.desc.dims);
     // A profile's range comes with unknown dimensions, while an engine is built; then, and from contexts, come
     // shapes. A network without unknown dimensions has shapes alone.
-    if (m < 0 || !linear_->is_measured()) {
-      auto const largest = std::max({m, rows(input.max), int64_t{1}});
+    if (m < 0) {
+      auto const largest = std::max(rows(input.max), int64_t{1});
       linear_->measure(*weights_, std::clamp(rows(input.min), int64_t{1}, largest), largest);
-    }
-    if (m > 0) {
+    } else if (m > 0) {
+      if (!linear_->is_measured()) {
+        linear_->measure(*weights_, m, m);
+      }
       products_->prepare(m);
     }
     return true;
@@ -111,6 +113,7 @@ int32_t Plugin::enqueue(nvinfer1::PluginTensorDesc const* inputs, nvinfer1::Plug
     if (!products_) {
       throw FormatError("it has not been initialized");
     }
+    check_columns(inputs[0].dims, linear_->layer().weight.k);
     products_->run(rows(inputs[0].dims), in[0], out[0], workspace, stream);
     return 0;
   });
@@ -119,6 +122,7 @@ int32_t Plugin::enqueue(nvinfer1::PluginTensorDesc const* inputs, nvinfer1::Plug
 int32_t Plugin::initialize() noexcept {
   return guarded("loading weights", 1, [this] {
     load();
+    linear_->check_measured();  // or there is no engine
     return 0;
   });
 }

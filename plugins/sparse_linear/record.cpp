@@ -8,7 +8,7 @@ namespace sparseflow {
 namespace {
 
 constexpr uint32_t kMagic = 0x34324653;  // "SF24"
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint64_t kMostChoices = 4096;
 constexpr int64_t kMostRows = int64_t{1} << 40;
 
@@ -21,44 +21,80 @@ Enum enum_of(uint8_t value, Enum last, char const* what) {
   return static_cast<Enum>(value);
 }
 
-void write_choices(Writer& writer, Choices const& choices) {
-  writer.text(choices.gpu);
-  writer.number(choices.library);
-  writer.number<uint64_t>(choices.all.size());
-  for (auto const& choice : choices.all) {
+void write(Writer& writer, Algorithm const& algorithm) {
+  writer.number(algorithm.id);
+  writer.number(algorithm.split_k);
+  writer.number(algorithm.split_k_mode);
+  writer.number(algorithm.split_k_buffers);
+}
+
+void write(Writer& writer, DenseAlgorithm const& algorithm) {
+  for (auto const word : algorithm.words) {
+    writer.number(word);
+  }
+}
+
+void read(Reader& reader, Algorithm& algorithm) {
+  for (auto* const part :
+       {&algorithm.id, &algorithm.split_k, &algorithm.split_k_mode, &algorithm.split_k_buffers}) {
+    *part = reader.number<int32_t>("choices");
+  }
+}
+
+void read(Reader& reader, DenseAlgorithm& algorithm) {
+  for (auto& word : algorithm.words) {
+    word = reader.number<uint64_t>("dense choices");
+  }
+}
+
+template <typename ChoiceT>
+void write_list(Writer& writer, std::vector<ChoiceT> const& choices) {
+  writer.number<uint64_t>(choices.size());
+  for (auto const& choice : choices) {
     writer.number(choice.m);
-    writer.number(choice.algorithm.id);
-    writer.number(choice.algorithm.split_k);
-    writer.number(choice.algorithm.split_k_mode);
-    writer.number(choice.algorithm.split_k_buffers);
+    write(writer, choice.algorithm);
     writer.number(choice.workspace);
     writer.number(choice.microseconds);
   }
+}
+
+template <typename ChoiceT>
+std::vector<ChoiceT> read_list(Reader& reader, int64_t multiple) {
+  auto const count = reader.number<uint64_t>("number of choices");
+  if (count > kMostChoices) {
+    throw FormatError("it claims " + std::to_string(count) + " choices");
+  }
+  std::vector<ChoiceT> choices;
+  for (uint64_t i = 0; i < count; ++i) {
+    ChoiceT choice;
+    choice.m = reader.number<int64_t>("choices");
+    read(reader, choice.algorithm);
+    choice.workspace = reader.number<uint64_t>("choices");
+    choice.microseconds = reader.number<float>("choices");
+    auto const previous = choices.empty() ? int64_t{0} : choices.back().m;
+    if (choice.m <= previous || choice.m > kMostRows || choice.m % multiple != 0) {
+      throw FormatError("its choices are not in order");
+    }
+    choices.push_back(choice);
+  }
+  return choices;
+}
+
+void write_choices(Writer& writer, Choices const& choices) {
+  writer.text(choices.gpu);
+  writer.number(choices.library);
+  writer.number(choices.dense_library);
+  write_list(writer, choices.all);
+  write_list(writer, choices.dense);
 }
 
 Choices read_choices(Reader& reader) {
   Choices choices;
   choices.gpu = reader.text("GPU's name");
   choices.library = reader.number<int32_t>("library version");
-  auto const count = reader.number<uint64_t>("number of choices");
-  if (count > kMostChoices) {
-    throw FormatError("it claims " + std::to_string(count) + " choices");
-  }
-  for (uint64_t i = 0; i < count; ++i) {
-    Choice choice;
-    choice.m = reader.number<int64_t>("choices");
-    choice.algorithm.id = reader.number<int32_t>("choices");
-    choice.algorithm.split_k = reader.number<int32_t>("choices");
-    choice.algorithm.split_k_mode = reader.number<int32_t>("choices");
-    choice.algorithm.split_k_buffers = reader.number<int32_t>("choices");
-    choice.workspace = reader.number<uint64_t>("choices");
-    choice.microseconds = reader.number<float>("choices");
-    auto const previous = choices.all.empty() ? int64_t{0} : choices.all.back().m;
-    if (choice.m <= previous || choice.m > kMostRows || choice.m % kRows != 0) {
-      throw FormatError("its choices are not in order");
-    }
-    choices.all.push_back(choice);
-  }
+  choices.dense_library = reader.number<int32_t>("library version");
+  choices.all = read_list<Choice>(reader, kRows);
+  choices.dense = read_list<DenseChoice>(reader, 1);
   return choices;
 }
 
@@ -66,6 +102,9 @@ Choices read_choices(Reader& reader) {
 
 void check(Layer const& layer) {
   check(layer.weight);
+  if (layer.dense_below_m < 0 || layer.dense_below_m > kMostRows) {
+    throw FormatError("dense_below_m is " + std::to_string(layer.dense_below_m) + ", which is no number of rows");
+  }
   if (!layer.bias.empty() && layer.bias.size() != static_cast<uint64_t>(layer.weight.n)) {
     throw FormatError("a bias of " + std::to_string(layer.bias.size()) + " does not fit " +
                       std::to_string(layer.weight.n) + " outputs");
@@ -76,7 +115,7 @@ size_t written_size(Layer const& layer, Choices const& choices) {
   auto const& weight = layer.weight;
   Writer rest;  // all but the three large parts
   write_choices(rest, choices);
-  return 2 * sizeof(uint32_t) + 2 * sizeof(uint8_t) + 5 * sizeof(uint64_t) +
+  return 2 * sizeof(uint32_t) + 2 * sizeof(uint8_t) + 6 * sizeof(uint64_t) +
          sizeof(uint16_t) * (weight.values.size() + layer.bias.size()) + weight.indices.size() + rest.take().size();
 }
 
@@ -88,6 +127,7 @@ std::vector<uint8_t> write(Layer const& layer, Choices const& choices) {
   writer.number(static_cast<uint8_t>(layer.activation));
   writer.number(layer.weight.n);
   writer.number(layer.weight.k);
+  writer.number(layer.dense_below_m);
   writer.numbers(layer.weight.values);
   writer.numbers(layer.weight.indices);
   writer.numbers(layer.bias);
@@ -110,6 +150,7 @@ Record read(void const* data, size_t size) {
   layer.activation = enum_of(reader.number<uint8_t>("activation"), Activation::kRelu, "activation");
   layer.weight.n = reader.number<int64_t>("n");
   layer.weight.k = reader.number<int64_t>("k");
+  layer.dense_below_m = reader.number<int64_t>("dense_below_m");
   layer.weight.values = reader.numbers<uint16_t>("values");
   layer.weight.indices = reader.numbers<uint8_t>("indices");
   layer.bias = reader.numbers<uint16_t>("bias");

@@ -19,6 +19,7 @@ struct Layer {
   Activation activation = Activation::kNone;
   Packed weight;
   std::vector<uint16_t> bias;  // [n], of the same type; empty where there is none
+  int64_t dense_below_m = 0;   // fewer rows than these are computed dense
 };
 
 struct Record {

@@ -1,195 +1,250 @@
 #include "search.h"
 
 #include <algorithm>
-#include <exception>
-#include <limits>
+#include <cstdlib>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <random>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "bench.h"
+#include "log.h"
+
 namespace sparseflow {
 namespace {
 
-constexpr int kInGraph = 10;             // products in a row: the launch of a graph is not to count
-constexpr int kShort = 2;                // launches that decide who is timed at length
+constexpr int kShort = 2;               // launches that decide who is timed at length
 constexpr int kLong = 12;
-constexpr size_t kAtLength = 6;          // the fastest so many
-constexpr float kFar = 1.5F;             // slower than the fastest by this is out
-constexpr int64_t kPattern = 1 << 20;    // numbers of random input, repeated
+constexpr size_t kAtLength = 6;         // the fastest so many
+constexpr float kFar = 1.5F;            // slower than the fastest by this is out
+constexpr int64_t kMostSplitRows = 512; // more rows make tiles enough for the whole GPU without splitting K
+constexpr size_t kSplitOf = 3;          // so many of the fastest are tried with K split
+constexpr size_t kWinners = 8;          // so many of the fastest are the candidates at near M
+constexpr int64_t kNearby = 4;          // M that differ by this factor at most
+constexpr int kMostDense = 16;          // of cuBLASLt's
+constexpr char const* kVariable = "SPARSEFLOW_ALGORITHMS";
 
-// Numbers between -1 and 1, as FP16 or BF16: the power that zeros save would flatter large tiles.
-std::vector<uint16_t> random_numbers(Type type) {
-  std::minstd_rand random(0);
-  std::vector<uint16_t> numbers(kPattern);
-  for (auto& number : numbers) {
-    auto const bits = static_cast<uint32_t>(random());
-    number = type == Type::kFp16 ? static_cast<uint16_t>((bits & 0x83FFU) | 0x3800U)   // ±[0.5, 1)
-                                 : static_cast<uint16_t>((bits & 0x807FU) | 0x3F00U);  // ±[0.5, 1)
-  }
-  return numbers;
+template <typename AlgorithmT>
+struct Timed {
+  ChoiceOf<AlgorithmT> choice;
+  std::shared_ptr<Product const> product;
+};
+
+template <typename AlgorithmT>
+bool faster(Timed<AlgorithmT> const& a, Timed<AlgorithmT> const& b) {
+  return a.choice.microseconds < b.choice.microseconds;
 }
 
-cuda::Memory random_input(int64_t count, Type type, cudaStream_t stream) {
-  auto memory = cuda::allocate(static_cast<size_t>(count) * sizeof(uint16_t));
-  auto const numbers = random_numbers(type);
-  for (int64_t at = 0; at < count; at += kPattern) {
-    auto const bytes = static_cast<size_t>(std::min(kPattern, count - at)) * sizeof(uint16_t);
-    cuda::check(cudaMemcpyAsync(static_cast<uint16_t*>(memory.get()) + at, numbers.data(), bytes,
-                                cudaMemcpyHostToDevice, stream),
-                "writing the input of a measurement");
-  }
-  cuda::check(cudaStreamSynchronize(stream), "writing the input of a measurement");
-  return memory;
+int compute_capability(int device) {
+  cudaDeviceProp properties{};
+  cuda::check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  return properties.major * 10 + properties.minor;
 }
 
-// The buffers, stream and events of one measurement.
-class Bench {
+std::string in_words(Algorithm const& algorithm) {
+  return "cuSPARSELt's algorithm " + std::to_string(algorithm.id);
+}
+
+std::string in_words(DenseAlgorithm const&) { return "an algorithm of cuBLASLt"; }
+
+// Candidates are planned side by side and timed one after another; what the library or the GPU refuses is left out.
+template <typename AlgorithmT>
+class Contest {
  public:
-  Bench(Weights const& weights, int64_t m)
-      : stream_(cuda::new_stream()),
-        begin_(cuda::new_event()),
-        end_(cuda::new_event()),
-        x_(random_input(m * weights.view().k, weights.view().type, stream_.get())),
-        y_(cuda::allocate(static_cast<size_t>(m * weights.view().n) * sizeof(uint16_t))) {}
+  Contest(Layer const& layer, Weights const& weights, int64_t m, void const* weight, size_t size)
+      : weights_(weights), m_(m), bench_(layer, m, weight, size) {}
 
-  void reserve(size_t workspace) {
-    if (workspace > size_) {
-      workspace_ = cuda::allocate(workspace);
-      size_ = workspace;
+  void enter(std::vector<AlgorithmT> const& algorithms) {
+    auto const products = weights_.plan_all(m_, algorithms, refused_);
+    for (size_t i = 0; i < algorithms.size(); ++i) {
+      if (products[i] && products[i]->workspace() <= kMostWorkspace) {
+        time(algorithms[i], products[i]);
+      }
     }
   }
 
-  Algorithm ask_library(Product& product) {
-    reserve(product.workspace());
-    return product.search(x_.get(), y_.get(), workspace_.get(), stream_.get());
+  void time(AlgorithmT const& algorithm, std::shared_ptr<Product const> const& product) {
+    try {
+      auto const microseconds = bench_.time(*product, kShort);
+      timed_.push_back({{m_, algorithm, product->workspace(), microseconds}, product});
+    } catch (LibraryError const& error) {
+      refused_ = error.what();
+    } catch (cuda::Error const& error) {
+      refused_ = error.what();
+      if (!bench_.is_alive()) {
+        throw LibraryError(in_words(algorithm) + " ends in an error that this process does not survive (" + refused_ +
+                           "): set " + kVariable + " to the number of algorithms that are to be tried, from 0 on");
+      }
+    }
   }
 
-  // Microseconds of one product, the best of some launches.
-  float time(Product const& product, int launches) {
-    reserve(product.workspace());
-    product.run(x_.get(), y_.get(), workspace_.get(), stream_.get());  // what is loaded lazily is loaded here
-    cuda::check(cudaStreamSynchronize(stream_.get()), "running a product");
-    auto const graph = capture(product);
-    float best = std::numeric_limits<float>::infinity();
-    for (int i = 0; i < launches; ++i) {
-      cuda::check(cudaEventRecord(begin_.get(), stream_.get()), "cudaEventRecord");
-      cuda::check(cudaGraphLaunch(graph.get(), stream_.get()), "cudaGraphLaunch");
-      cuda::check(cudaEventRecord(end_.get(), stream_.get()), "cudaEventRecord");
-      cuda::check(cudaEventSynchronize(end_.get()), "timing a product");
-      float milliseconds = 0;
-      cuda::check(cudaEventElapsedTime(&milliseconds, begin_.get(), end_.get()), "timing a product");
-      best = std::min(best, milliseconds * 1000 / kInGraph);
+  std::vector<AlgorithmT> best(size_t most) {
+    std::sort(timed_.begin(), timed_.end(), faster<AlgorithmT>);
+    std::vector<AlgorithmT> found;
+    for (size_t i = 0; i < std::min(most, timed_.size()); ++i) {
+      found.push_back(timed_[i].choice.algorithm);
     }
-    return best;
+    return found;
+  }
+
+  ChoiceOf<AlgorithmT> winner() {
+    std::sort(timed_.begin(), timed_.end(), faster<AlgorithmT>);
+    auto const limit = timed_.empty() ? 0 : timed_.front().choice.microseconds * kFar;
+    ChoiceOf<AlgorithmT> const* first = nullptr;
+    size_t counted = 0;
+    for (auto& [choice, product] : timed_) {
+      if (first != nullptr && (counted >= kAtLength || choice.microseconds > limit)) {
+        break;
+      }
+      choice.microseconds = bench_.time(*product, kLong);
+      if (!bench_.is_right()) {
+        refused_ = in_words(choice.algorithm) + " computes something else";
+        log(Severity::kWarning, "M=" + std::to_string(m_) + ": " + refused_ + "; it is not used");
+        continue;
+      }
+      ++counted;
+      if (first == nullptr || choice.microseconds < first->microseconds) {
+        first = &choice;
+      }
+    }
+    if (first == nullptr) {
+      throw LibraryError("there is no algorithm for " + std::to_string(m_) + " rows (" + refused_ + ")");
+    }
+    return *first;
   }
 
  private:
-  cuda::GraphExec capture(Product const& product) {
-    cuda::check(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
-    std::exception_ptr failed;
-    try {
-      for (int i = 0; i < kInGraph; ++i) {
-        product.run(x_.get(), y_.get(), workspace_.get(), stream_.get());
-      }
-    } catch (lt::Error const&) {
-      failed = std::current_exception();
-    }
-    cudaGraph_t graph = nullptr;
-    auto const ended = cudaStreamEndCapture(stream_.get(), &graph);
-    cuda::Graph const held(graph);
-    if (failed) {
-      std::rethrow_exception(failed);
-    }
-    cuda::check(ended, "cudaStreamEndCapture");
-    cudaGraphExec_t made = nullptr;
-    cuda::check(cudaGraphInstantiateWithFlags(&made, graph, 0), "cudaGraphInstantiateWithFlags");
-    return cuda::GraphExec(made);
-  }
-
-  cuda::Stream stream_;
-  cuda::Event begin_;
-  cuda::Event end_;
-  cuda::Memory x_;
-  cuda::Memory y_;
-  cuda::Memory workspace_;
-  size_t size_ = 0;
+  Weights const& weights_;
+  int64_t m_;
+  Bench bench_;
+  std::string refused_ = "there is none";
+  std::vector<Timed<AlgorithmT>> timed_;
 };
 
-bool same(Algorithm const& a, Algorithm const& b) {
-  return a.id == b.id && a.split_k == b.split_k && (a.split_k == 1 || a.split_k_mode == b.split_k_mode);
+// How many of cuSPARSELt's algorithms are tried at most, unsplit; 0 for all that are safe, K split too. For a GPU on
+// which one of them ends in an error that cannot be caught.
+int32_t limit_of_user() {
+  auto const* given = std::getenv(kVariable);
+  return given == nullptr ? 0 : std::max(0, std::atoi(given));
 }
 
-std::vector<Algorithm> candidates(Weights const& weights, Bench& bench, int64_t m, std::string& refused) {
-  auto const first = weights.plan(m, Algorithm{});
+// On an H200 the FP16 algorithms from 36 on end in an illegal instruction: seen with 0.8.0 and 0.9.1, which say that
+// they have 52.
+int32_t safe_algorithms(Weights const& weights, int64_t m) {
+  auto const count = std::max(weights.algorithms(m), 1);
+  auto const unsafe = weights.shape().type == Type::kFp16 && compute_capability(weights.session().device()) == 90;
+  return unsafe ? std::min(count, 36) : count;
+}
+
+std::vector<Algorithm> unsplit_algorithms(int32_t count) {
   std::vector<Algorithm> all;
-  for (int32_t id = 0; id < std::max(first->algorithms(), 1); ++id) {
+  for (int32_t id = 0; id < count; ++id) {
     all.push_back({id, 1, 0, 0});
-  }
-  try {
-    auto const chosen = bench.ask_library(*first);
-    if (std::none_of(all.begin(), all.end(), [&](Algorithm const& other) { return same(chosen, other); })) {
-      all.push_back(chosen);
-    }
-  } catch (lt::Error const& error) {
-    refused = error.what();  // its search is one more opinion, and not needed
   }
   return all;
 }
 
-Choice measure(Weights const& weights, int64_t m) {
-  Bench bench(weights, m);
-  std::string refused = "there is none";
-  std::vector<std::pair<Choice, std::unique_ptr<Product>>> timed;
-  for (auto const& algorithm : candidates(weights, bench, m, refused)) {
-    try {
-      auto product = weights.plan(m, algorithm);
-      if (product->workspace() <= kMostWorkspace) {
-        auto const microseconds = bench.time(*product, kShort);
-        timed.emplace_back(Choice{m, algorithm, product->workspace(), microseconds}, std::move(product));
+std::vector<Algorithm> split_algorithms(std::vector<Algorithm> const& fastest) {
+  std::vector<Algorithm> all;
+  for (auto const& unsplit : fastest) {
+    for (int32_t const parts : {2, 4}) {
+      for (int32_t const mode : {lt::kOneKernel, lt::kTwoKernels}) {
+        all.push_back({unsplit.id, parts, mode, 0});
       }
-    } catch (lt::Error const& error) {
-      refused = error.what();  // some do not take some shapes
     }
   }
-  if (timed.empty()) {
-    throw lt::Error("cuSPARSELt has no algorithm for " + std::to_string(m) + " rows (" + refused + ")");
-  }
-  auto const faster = [](auto const& a, auto const& b) { return a.first.microseconds < b.first.microseconds; };
-  std::sort(timed.begin(), timed.end(), faster);
-  auto const limit = timed.front().first.microseconds * kFar;
-  timed.resize(std::min(timed.size(), kAtLength));
-  for (auto& [choice, product] : timed) {
-    if (choice.microseconds <= limit) {
-      choice.microseconds = bench.time(*product, kLong);
+  return all;
+}
+
+using Product24 = std::tuple<int, int64_t, int64_t, Type, Activation, bool>;
+using Winners = std::map<int64_t, std::vector<Algorithm>>;  // the fastest unsplit ones, by the M at which all were timed
+
+// What was among the fastest at the M next to this one, within a factor of kNearby; nothing where none is near.
+std::vector<Algorithm> nearby_winners(Winners const& winners, int64_t m) {
+  std::vector<Algorithm> found;
+  auto const add = [&](Winners::const_iterator at) {
+    if (std::max(at->first, m) <= kNearby * std::min(at->first, m)) {
+      for (auto const& algorithm : at->second) {
+        auto const same = [&](Algorithm const& other) { return other.id == algorithm.id; };
+        if (std::none_of(found.begin(), found.end(), same)) {
+          found.push_back(algorithm);
+        }
+      }
     }
+  };
+  auto const above = winners.lower_bound(m);
+  if (above != winners.end()) {
+    add(above);
   }
-  return std::min_element(timed.begin(), timed.end(), faster)->first;
+  if (above != winners.begin()) {
+    add(std::prev(above));
+  }
+  return found;
+}
+
+Choice measure(Layer const& layer, Weights const& weights, int64_t m) {
+  static std::map<Product24, Winners> searched;  // read and written under known_or's lock
+  auto& winners = searched[{weights.session().device(), layer.weight.n, layer.weight.k, layer.type, layer.activation,
+                            !layer.bias.empty()}];
+  Contest<Algorithm> contest(layer, weights, m, weights.compressed(), weights.compressed_size());
+  auto const limit = limit_of_user();
+  auto const near = nearby_winners(winners, m);
+  if (near.empty()) {
+    auto const count = safe_algorithms(weights, m);
+    contest.enter(unsplit_algorithms(limit > 0 ? std::min(limit, count) : count));
+    winners[m] = contest.best(kWinners);
+  } else {
+    contest.enter(near);
+  }
+  if (limit == 0 && m <= kMostSplitRows) {
+    contest.enter(split_algorithms(contest.best(kSplitOf)));
+  }
+  return contest.winner();
+}
+
+DenseChoice measure_dense(Layer const& layer, Weights const& weights, int64_t m) {
+  auto const size = static_cast<size_t>(layer.weight.n * layer.weight.k) * sizeof(uint16_t);
+  Contest<DenseAlgorithm> contest(layer, weights, m, weights.dense(), size);
+  contest.enter(weights.dense_algorithms(m, kMostDense));
+  return contest.winner();
+}
+
+using Key = std::tuple<int, int64_t, int64_t, Type, Activation, bool, int64_t>;
+
+template <typename ChoiceT, typename Measure>
+ChoiceT known_or(std::map<Key, ChoiceT>& known, Layer const& layer, Weights const& weights, int64_t m,
+                 Measure measured) {
+  static std::mutex mutex;  // held meanwhile: two measurements at once disturb each other
+  Key const key{weights.session().device(), layer.weight.n, layer.weight.k, layer.type, layer.activation,
+                !layer.bias.empty(), m};
+  std::lock_guard<std::mutex> const lock(mutex);
+  auto found = known.find(key);
+  if (found == known.end()) {
+    found = known.emplace(key, measured(layer, weights, m)).first;
+  }
+  return found->second;
 }
 
 }  // namespace
 
-Choice fastest(Weights const& weights, int64_t m) {
-  static std::mutex mutex;
-  static std::map<std::tuple<int, int64_t, int64_t, Type, Activation, bool, int64_t>, Choice> known;
-  auto const& view = weights.view();
-  auto const key = std::make_tuple(weights.session()->device(), view.n, view.k, view.type, view.activation,
-                                   view.bias != nullptr, m);
-  std::lock_guard<std::mutex> const lock(mutex);  // held meanwhile: two measurements at once disturb each other
-  auto found = known.find(key);
-  if (found == known.end()) {
-    found = known.emplace(key, measure(weights, m)).first;
-  }
-  return found->second;
+Choice fastest(Layer const& layer, Weights const& weights, int64_t m) {
+  static std::map<Key, Choice> known;
+  return known_or(known, layer, weights, m, measure);
+}
+
+DenseChoice fastest_dense(Layer const& layer, Weights const& weights, int64_t m) {
+  static std::map<Key, DenseChoice> known;
+  return known_or(known, layer, weights, m, measure_dense);
 }
 
 std::string gpu_name(int device) {
   cudaDeviceProp properties{};
   cuda::check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
-  return std::string(properties.name) + " sm" + std::to_string(properties.major) + std::to_string(properties.minor);
+  return std::string(properties.name) + " sm" + std::to_string(properties.major) + std::to_string(properties.minor) +
+         " with " + std::to_string(properties.multiProcessorCount) + " multiprocessors";
 }
 
 }  // namespace sparseflow

@@ -1,4 +1,4 @@
-// Measures which of cuSPARSELt's algorithms is the fastest.
+// Measures which algorithm is the fastest.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +9,15 @@
 
 namespace sparseflow {
 
-// The fastest for m rows among all the library has and what its own search says, timed as CUDA graphs. Measured
-// once in a process for a shape: a network has many layers alike. None that takes more than kMostWorkspace is
-// chosen. Throws lt::Error where there is none, and cuda::Error.
-Choice fastest(Weights const& weights, int64_t m);
+// The fastest of cuSPARSELt's algorithms for m rows, K split or not, timed as CUDA graphs. Measured once in a process
+// for a shape: a network has many layers alike. None that takes more than kMostWorkspace, or whose result is wrong,
+// is chosen. Throws LibraryError where there is none, and cuda::Error.
+Choice fastest(Layer const& layer, Weights const& weights, int64_t m);
 
-// What measurements hold for: the GPU's name and compute capability. Throws cuda::Error.
+// The same of cuBLASLt's, among those that its heuristic names.
+DenseChoice fastest_dense(Layer const& layer, Weights const& weights, int64_t m);
+
+// What measurements hold for: the GPU's name, compute capability and number of multiprocessors. Throws cuda::Error.
 std::string gpu_name(int device);
 
 }  // namespace sparseflow

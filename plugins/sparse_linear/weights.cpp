@@ -1,11 +1,22 @@
 #include "weights.h"
 
 #include <algorithm>
+#include <atomic>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <tuple>
+#include <utility>
 #include <vector>
+
+#include "dense.h"
+#include "sparse.h"
 
 namespace sparseflow {
 namespace {
 
+constexpr size_t kMostThreads = 16;
 constexpr int64_t kRowsAtOnce = 512;  // expanded on the host: a dense copy of the whole is not needed there
 
 cuda::Memory upload_dense(Packed const& packed, cudaStream_t stream) {
@@ -23,19 +34,74 @@ cuda::Memory upload_dense(Packed const& packed, cudaStream_t stream) {
   return dense;
 }
 
+// The plans that somebody holds. Plans keep no weights; a bias they do, so its address is part of what tells them apart.
+class Plans {
+ public:
+  std::shared_ptr<Product const> find_or_make(std::shared_ptr<lt::Session> const& session, Shape const& shape,
+                                              int64_t m, Algorithm const& algorithm) {
+    Key const key{session->device(), shape.n, shape.k, shape.type, shape.activation, shape.bias, m,
+                  algorithm.id, algorithm.split_k, algorithm.split_k_mode, algorithm.split_k_buffers};
+    {
+      std::lock_guard<std::mutex> const lock(mutex_);
+      if (auto found = plans_[key].lock()) {
+        return found;
+      }
+    }
+    // Not under the lock: plans are made side by side, which cuSPARSELt 0.9.1 bears.
+    std::shared_ptr<Product const> made = std::make_shared<SparseProduct>(session, shape, m, algorithm);
+    std::lock_guard<std::mutex> const lock(mutex_);
+    plans_[key] = made;
+    return made;
+  }
+
+ private:
+  using Key = std::tuple<int, int64_t, int64_t, Type, Activation, void const*, int64_t, int32_t, int32_t, int32_t,
+                         int32_t>;
+
+  std::mutex mutex_;
+  std::map<Key, std::weak_ptr<Product const>> plans_;
+};
+
+Plans& plans() {
+  static Plans all;
+  return all;
+}
+
+// Calls work(i) for i in [0, count), on as many threads as there are cores. `work` throws nothing.
+template <typename Work>
+void side_by_side(size_t count, int device, Work const& work) {
+  std::atomic<size_t> next{0};
+  auto const run = [&] {
+    cudaSetDevice(device);  // each thread has a current GPU of its own
+    for (size_t i = next++; i < count; i = next++) {
+      work(i);
+    }
+  };
+  std::vector<std::thread> threads;
+  auto const cores = std::max<size_t>(std::thread::hardware_concurrency(), 1);
+  for (size_t i = 1; i < std::min({count, cores, kMostThreads}); ++i) {
+    threads.emplace_back(run);
+  }
+  run();
+  for (auto& thread : threads) {
+    thread.join();
+  }
+}
+
 }  // namespace
 
-Weights::Weights(Layer const& layer) : session_(lt::session()) {
+Weights::Weights(Layer const& layer)
+    : session_(lt::session()),
+      blas_(layer.dense_below_m > 0 ? blas::session() : nullptr),
+      shape_{layer.weight.n, layer.weight.k, layer.type, layer.activation, nullptr} {
   auto const stream = cuda::new_stream();
-  auto const& weight = layer.weight;
   auto const& api = session_->api();
-  auto const dense = upload_dense(weight, stream.get());
-  WeightMatrix const matrix(*session_, weight.n, weight.k, layer.type);
-  size_t size = 0;
+  auto dense = upload_dense(layer.weight, stream.get());
+  WeightMatrix const matrix(*session_, shape_);
   size_t buffer_size = 0;
-  session_->check(api.compressed_size(session_->handle(), matrix.get(), &size, &buffer_size),
+  session_->check(api.compressed_size(session_->handle(), matrix.get(), &compressed_size_, &buffer_size),
                   "cusparseLtSpMMACompressedSize2");
-  compressed_ = cuda::allocate(size);
+  compressed_ = cuda::allocate(compressed_size_);
   auto const buffer = cuda::allocate(buffer_size);
   session_->check(api.compress(session_->handle(), matrix.get(), 1, lt::kNonTranspose, dense.get(), compressed_.get(),
                                buffer.get(), stream.get()),
@@ -45,15 +111,56 @@ Weights::Weights(Layer const& layer) : session_(lt::session()) {
     bias_ = cuda::allocate(bytes);
     cuda::check(cudaMemcpyAsync(bias_.get(), layer.bias.data(), bytes, cudaMemcpyHostToDevice, stream.get()),
                 "copying a bias to the GPU");
+    shape_.bias = bias_.get();
   }
   cuda::check(cudaStreamSynchronize(stream.get()), "compressing weights");
-  view_ = {weight.n, weight.k, layer.type, layer.activation, compressed_.get(), bias_.get()};
+  if (blas_) {
+    dense_ = std::move(dense);
+  }
 }
 
-std::unique_ptr<Product> Weights::plan(int64_t m, Algorithm const& algorithm) const {
-  static std::mutex mutex;
-  std::lock_guard<std::mutex> const lock(mutex);
-  return std::make_unique<Product>(session_, view_, m, algorithm);
+std::shared_ptr<Product const> Weights::plan(int64_t m, Algorithm const& algorithm) const {
+  return plans().find_or_make(session_, shape_, m, algorithm);
+}
+
+std::shared_ptr<Product const> Weights::plan(int64_t m, DenseAlgorithm const& algorithm) const {
+  return std::make_shared<DenseProduct>(blas_, shape_, m, algorithm);
+}
+
+template <typename AlgorithmT>
+std::vector<std::shared_ptr<Product const>> Weights::plan_each(int64_t m, std::vector<AlgorithmT> const& algorithms,
+                                                               std::string& refused) const {
+  std::vector<std::shared_ptr<Product const>> made(algorithms.size());
+  std::vector<std::string> errors(algorithms.size());
+  side_by_side(algorithms.size(), session_->device(), [&](size_t i) {
+    try {
+      made[i] = plan(m, algorithms[i]);
+    } catch (std::exception const& error) {  // some do not take some shapes
+      errors[i] = error.what();
+    }
+  });
+  for (auto const& error : errors) {
+    refused = error.empty() ? refused : error;
+  }
+  return made;
+}
+
+std::vector<std::shared_ptr<Product const>> Weights::plan_all(int64_t m, std::vector<Algorithm> const& algorithms,
+                                                              std::string& refused) const {
+  return plan_each(m, algorithms, refused);
+}
+
+std::vector<std::shared_ptr<Product const>> Weights::plan_all(int64_t m, std::vector<DenseAlgorithm> const& algorithms,
+                                                              std::string& refused) const {
+  return plan_each(m, algorithms, refused);
+}
+
+int32_t Weights::algorithms(int64_t m) const {
+  return SparseProduct(session_, shape_, m, Algorithm{}).algorithms();
+}
+
+std::vector<DenseAlgorithm> Weights::dense_algorithms(int64_t m, int most) const {
+  return DenseProduct(blas_, shape_, m, DenseAlgorithm{}).algorithms(most);
 }
 
 }  // namespace sparseflow

@@ -1,9 +1,11 @@
-// A layer's weights on a GPU, as cuSPARSELt reads them.
+// A layer's weights on a GPU, as the libraries read them.
 #pragma once
 
 #include <memory>
-#include <mutex>
+#include <string>
+#include <vector>
 
+#include "cublaslt.h"
 #include "cusparselt.h"
 #include "device.h"
 #include "product.h"
@@ -11,23 +13,47 @@
 
 namespace sparseflow {
 
-// Compressed once; read by every context of an engine at once.
+// Made once; read by every context of an engine at once.
 class Weights {
  public:
-  // Uploads and compresses, and waits for it. Throws cuda::Error and lt::Error.
+  // Uploads and compresses, and waits for it. Throws cuda::Error and LibraryError.
   explicit Weights(Layer const& layer);
 
-  std::shared_ptr<lt::Session> const& session() const { return session_; }
-  WeightView const& view() const { return view_; }
+  Shape const& shape() const { return shape_; }
+  void const* compressed() const { return compressed_.get(); }
+  size_t compressed_size() const { return compressed_size_; }
+  void const* dense() const { return dense_.get(); }  // W[n, k]; null where no number of rows is computed dense
+  lt::Session const& session() const { return *session_; }
+  int dense_version() const { return blas_ ? blas_->version() : 0; }  // cuBLASLt's; 0 where it is not used
 
-  // Plans a product; one thread at a time, for the library does not say that several may.
-  std::unique_ptr<Product> plan(int64_t m, Algorithm const& algorithm) const;
+  // Plans a product. Layers of one shape, and contexts, share a plan of cuSPARSELt's that one of them has: for FP16 the
+  // library compiles its kernel, a fifth of a second of one core.
+  std::shared_ptr<Product const> plan(int64_t m, Algorithm const& algorithm) const;
+  std::shared_ptr<Product const> plan(int64_t m, DenseAlgorithm const& algorithm) const;
+
+  // Plans by several algorithms, side by side on all cores; null where the library does not take one, which `refused`
+  // says why.
+  std::vector<std::shared_ptr<Product const>> plan_all(int64_t m, std::vector<Algorithm> const& algorithms,
+                                                       std::string& refused) const;
+  std::vector<std::shared_ptr<Product const>> plan_all(int64_t m, std::vector<DenseAlgorithm> const& algorithms,
+                                                       std::string& refused) const;
+
+  // What may be tried for m rows: the numbers that cuSPARSELt has, from 0 on; what cuBLASLt's heuristic says.
+  int32_t algorithms(int64_t m) const;
+  std::vector<DenseAlgorithm> dense_algorithms(int64_t m, int most) const;
 
  private:
+  template <typename AlgorithmT>
+  std::vector<std::shared_ptr<Product const>> plan_each(int64_t m, std::vector<AlgorithmT> const& algorithms,
+                                                        std::string& refused) const;
+
   std::shared_ptr<lt::Session> session_;
+  std::shared_ptr<blas::Session> blas_;
   cuda::Memory compressed_;
+  size_t compressed_size_ = 0;
+  cuda::Memory dense_;
   cuda::Memory bias_;
-  WeightView view_;
+  Shape shape_;
 };
 
 }  // namespace sparseflow

@@ -32,6 +32,7 @@ _COMMANDS = {
     "autotune": ("autotune", "Measure where sparse wins on this machine's GPU; write a policy."),
     "estimate": ("estimate", "What 2:4 weights would gain on a GPU, before pruning; no GPU needed."),
     "roi": ("roi", "GPUs and cost per month, dense against sparse."),
+    "plugin": ("plugin", "Compile the TensorRT plugin that runs 2:4 layers on cuSPARSELt."),
     "doctor": ("doctor", "What this machine can do, and what to install."),
 }
 

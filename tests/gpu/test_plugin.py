@@ -1,4 +1,4 @@
-"""The 2:4 plugin in real engines: built, run at many M, captured, run from two threads, damaged.
+"""The 2:4 plugin in real engines: built, run at many M, captured, run from two threads, in part dense.
 
 The environment variable SPARSEFLOW_PLUGIN names the compiled library (plugins/sparse_linear/README.md).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 K, N, MOST = 256, 512, 2048
+DENSE_BELOW = 64
 ROWS = (1, 7, 8, 9, 64, 250, 256, 257, 1000, 1001, 2048)
 TOLERANCE = 2e-3  # of the largest output; FP16 rounds to half of 2^-10
 
@@ -97,6 +99,44 @@ def engine_file(
     return folder / "mlp.engine"
 
 
+@pytest.fixture(scope="module")
+def dense_file(
+    flavour: Flavour, engine_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """The same with dense products below M = 64, for two contexts; and the build's log."""
+    import onnx
+
+    from sparseflow_trt.engines.protocol import EngineOptions
+    from sparseflow_trt.engines.tensorrt_api import build_engine
+    from sparseflow_trt.engines.tensorrt_log import BuildLog
+    from sparseflow_trt.shapes import Profile, ShapeRange
+
+    if _cublaslt() is None:
+        pytest.skip("cuBLASLt is not here")
+    folder = tmp_path_factory.mktemp("dense")
+    model = onnx.load(engine_file.with_name("plugin.onnx"))
+    for node in model.graph.node:
+        kept = [attribute for attribute in node.attribute if attribute.name != "dense_below_m"]
+        del node.attribute[:]
+        node.attribute.extend([*kept, onnx.helper.make_attribute("dense_below_m", DENSE_BELOW)])
+    onnx.save(model, folder / "dense.onnx")
+    shapes = ShapeRange(min=(1, K), opt=(256, K), max=(MOST, K))
+    with (folder / "build.log").open("w") as stream:
+        profiles = tuple(Profile(name=f"m{i}", inputs={"x": shapes}) for i in range(2))
+        build_engine(
+            flavour, folder / "dense.onnx", folder / "dense.engine", profiles, False, EngineOptions(),
+            BuildLog(stream), lambda _: None,
+        )  # fmt: skip
+    return folder / "dense.engine", (folder / "build.log").read_text()
+
+
+def _cublaslt() -> str | None:
+    """cuBLASLt where the plugin finds it, None where it is missing or is another library of that name."""
+    from sparseflow_trt.engines.cuda_libraries import find_libraries
+
+    return next((found.file for found in find_libraries() if found.name == "cublasLt"), "") or None
+
+
 def _x(m: int) -> Array:
     return np.random.default_rng(m).standard_normal((m, K)).astype(np.float16)
 
@@ -155,6 +195,66 @@ def test_two_threads_run_at_once(flavour: Flavour, engine_file: Path, tensors: d
     for thread in threads:
         thread.join()
     assert not failed
+
+
+def test_few_rows_run_dense(
+    flavour: Flavour, dense_file: tuple[Path, str], engine_file: Path, tensors: dict[str, Array]
+) -> None:
+    from sparseflow_trt.engines.runner import Engine
+
+    engine, log = dense_file
+    assert re.search(r"M=1: dense, [0-9.]+ us", log)
+    assert re.search(rf"M={DENSE_BELOW - 1}: dense, [0-9.]+ us", log)
+    assert not re.search(r"M=(8|16|32): algorithm", log)
+    assert abs(engine.stat().st_size - engine_file.stat().st_size) < 65536
+    with Engine(flavour, engine) as loaded:
+        for m in (*ROWS, DENSE_BELOW - 1, DENSE_BELOW):
+            _assert_close(loaded.run({"x": _x(m)})["y"], _exact(tensors, _x(m)))
+
+
+def test_contexts_of_one_engine_run_at_once(
+    flavour: Flavour, dense_file: tuple[Path, str], tensors: dict[str, Array]
+) -> None:
+    from sparseflow_trt.engines.cuda import Cuda, DeviceMemory
+
+    trt, cuda = flavour.module, Cuda()
+    engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine(dense_file[0].read_bytes())
+    contexts = [engine.create_execution_context() for _ in range(2)]
+    streams = [cuda.new_stream() for _ in contexts]
+    for number, (context, stream) in enumerate(zip(contexts, streams, strict=True)):
+        assert context.set_optimization_profile_async(number, stream)
+        cuda.synchronize(stream)
+    chosen = random.Random(0)
+    memory = [[DeviceMemory(cuda, MOST * K * 2) for _ in range(2)] for _ in contexts]
+    for _ in range(60):
+        sizes = [chosen.randint(1, MOST) for _ in contexts]
+        outputs = [np.empty((m, K), np.float16) for m in sizes]
+        for context, stream, (x, y), m in zip(contexts, streams, memory, sizes, strict=True):
+            cuda.copy_to_device(x.pointer, _x(m), stream)
+            context.set_input_shape("x", (m, K))
+            context.set_tensor_address("x", x.pointer)
+            context.set_tensor_address("y", y.pointer)
+        for context, stream in zip(contexts, streams, strict=True):
+            assert context.execute_async_v3(stream)
+        for stream, (_, y), output in zip(streams, memory, outputs, strict=True):
+            cuda.copy_to_host(output, y.pointer, stream)
+            cuda.synchronize(stream)
+        for m, output in zip(sizes, outputs, strict=True):
+            _assert_close(output, _exact(tensors, _x(m)))
+
+
+def test_errors_are_those_of_dense_fp16(
+    flavour: Flavour, engine_file: Path, tensors: dict[str, Array]
+) -> None:
+    from sparseflow_trt.engines.runner import Engine
+
+    x = _x(1024)
+    exact = _exact(tensors, x)
+    with Engine(flavour, engine_file) as engine:
+        got = engine.run({"x": x})["y"]
+    rounded = exact.astype(np.float16)  # what no FP16 output can be better than
+    error, least = (float(np.linalg.norm(y.astype(np.float64) - exact)) for y in (got, rounded))
+    assert error < 1.5 * least
 
 
 def test_an_engine_holds_the_packed_weights(engine_file: Path, tensors: dict[str, Array]) -> None:

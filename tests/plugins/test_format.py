@@ -18,7 +18,7 @@ from sparseflow_trt.pattern import prune_2to4
 
 Array = npt.NDArray[Any]
 SOURCES = Path(__file__).parents[2] / "plugins" / "sparse_linear"
-_HEADER = 26  # bytes before the values' length: mark, version, type, activation, n, k
+_HEADER = 34  # bytes before the values' length: mark, version, type, activation, n, k, dense_below_m
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,16 @@ class Tool:
             [self.program, *map(str, words)], capture_output=True, text=True, check=False, cwd=self.folder
         )
 
-    def write(self, weight: Array, bias: Array | None = None, activation: int = 0) -> bytes:
+    def write(
+        self, weight: Array, bias: Array | None = None, activation: int = 0, dense_below_m: int = 0
+    ) -> bytes:
         """The record of a weight, by way of the reference's packing."""
         packed = pack_2to4(weight)
         (self.folder / "values").write_bytes(packed.values.tobytes())
         (self.folder / "indices").write_bytes(packed.indices.tobytes())
         (self.folder / "bias").write_bytes(b"" if bias is None else bias.tobytes())
-        done = self("write", *weight.shape, 0, activation, "values", "indices", "bias", "record")
+        files = ("values", "indices", "bias", "record")
+        done = self("write", *weight.shape, 0, activation, *files, dense_below_m)
         assert done.returncode == 0, done.stderr
         return (self.folder / "record").read_bytes()
 
@@ -101,7 +104,7 @@ def test_expands_what_the_reference_packs(tool: Tool, n: int, k: int) -> None:
 
 
 def test_a_record_is_read_and_written_again(tool: Tool) -> None:
-    record = tool.write(_weight(), np.arange(48, dtype=np.float16), activation=1)
+    record = tool.write(_weight(), np.arange(48, dtype=np.float16), activation=1, dense_below_m=64)
     assert tool.refusal(record) == ""
     assert tool("copy", "record", "copied").returncode == 0
     assert (tool.folder / "copied").read_bytes() == record
@@ -109,7 +112,7 @@ def test_a_record_is_read_and_written_again(tool: Tool) -> None:
 
 def test_a_record_takes_nine_sixteenths(tool: Tool) -> None:
     weight = _weight(64, 1024)
-    assert 0 <= len(tool.write(weight)) - weight.nbytes * 9 // 16 < 256
+    assert 0 <= len(tool.write(weight)) - weight.nbytes * 9 // 16 < 512
 
 
 def test_every_shorter_record_is_refused(tool: Tool) -> None:
@@ -125,7 +128,7 @@ def test_a_longer_record_is_refused(tool: Tool) -> None:
     ("at", "new", "message"),
     [
         (0, b"XXXX", "is not a layer of SparseFlowLinear24"),
-        (4, b"\2\0\0\0", "it is of version 2"),
+        (4, b"\1\0\0\0", "it is of version 1"),
         (8, b"\2", "its type is 2"),
         (9, b"\2", "its activation is 2"),
         (10, (49).to_bytes(8, "little"), "multiples of 16"),
@@ -133,6 +136,8 @@ def test_a_longer_record_is_refused(tool: Tool) -> None:
         (10, (-48).to_bytes(8, "little", signed=True), "multiples of 16"),
         (10, (1 << 62).to_bytes(8, "little"), "multiples of 16"),
         (18, (1 << 30).to_bytes(8, "little"), "comes with"),
+        (26, (-1).to_bytes(8, "little", signed=True), "dense_below_m is -1"),
+        (26, (1 << 60).to_bytes(8, "little"), "which is no number of rows"),
         (_HEADER, (1 << 63).to_bytes(8, "little"), "the length of its values is wrong"),
         (_HEADER, ((1 << 64) - 2).to_bytes(8, "little"), "the length of its values is wrong"),
         (_HEADER, (1535).to_bytes(8, "little"), "the length of its values is wrong"),
@@ -180,6 +185,19 @@ def test_rows_to_measure_cover_the_range(tool: Tool) -> None:
         assert made == sorted(set(made))
         assert all(m % 8 == 0 for m in made)
         assert made[-1] == -(-high // 8) * 8
+
+
+def test_dense_rows_to_measure_are_any_number(tool: Tool) -> None:
+    def rows(low: int, high: int) -> list[int]:
+        return [int(word) for word in tool("dense_rows", low, high).stdout.split()]
+
+    assert rows(1, 1) == [1]
+    assert rows(1, 31) == [1, 2, 4, 8, 16, 31]
+    assert rows(5, 63) == [8, 16, 32, 63]
+
+
+def test_no_more_rows_are_measured_than_matter(tool: Tool) -> None:
+    assert int(tool("rows", 1, 1 << 20).stdout.split()[-1]) == 16384
 
 
 def test_rows_are_split_where_they_are_no_multiple_of_eight(tool: Tool) -> None:

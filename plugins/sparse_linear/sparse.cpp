@@ -1,4 +1,4 @@
-#include "product.h"
+#include "sparse.h"
 
 #include <utility>
 
@@ -9,13 +9,11 @@ constexpr uint32_t kAlignment = 16;
 constexpr float kOne = 1;
 constexpr float kZero = 0;
 
-cudaDataType type_of(Type type) { return type == Type::kFp16 ? CUDA_R_16F : CUDA_R_16BF; }
-
 // cuSPARSELt computes D = A · B with a sparse A. So yᵀ = W · xᵀ, and both transposes are rows read as columns.
 class Columns {
  public:
   Columns(lt::Session const& session, int64_t rows, int64_t columns, Type type) : session_(session) {
-    session.check(session.api().dense(session.handle(), &matrix_, rows, columns, rows, kAlignment, type_of(type),
+    session.check(session.api().dense(session.handle(), &matrix_, rows, columns, rows, kAlignment, cuda_type(type),
                                       lt::kColumns),
                   "cusparseLtDenseDescriptorInit");
   }
@@ -32,50 +30,48 @@ class Columns {
 
 }  // namespace
 
-WeightMatrix::WeightMatrix(lt::Session const& session, int64_t n, int64_t k, Type type) : session_(session) {
-  session.check(session.api().structured(session.handle(), &matrix_, n, k, k, kAlignment, type_of(type), lt::kRows,
-                                         lt::kHalf),
+WeightMatrix::WeightMatrix(lt::Session const& session, Shape const& shape) : session_(session) {
+  session.check(session.api().structured(session.handle(), &matrix_, shape.n, shape.k, shape.k, kAlignment,
+                                         cuda_type(shape.type), lt::kRows, lt::kHalf),
                 "cusparseLtStructuredDescriptorInit");
 }
 
-class Product::Matrices {
+class SparseProduct::Matrices {
  public:
-  Matrices(lt::Session const& session, WeightView const& weight, int64_t m)
-      : w(session, weight.n, weight.k, weight.type),
-        x(session, weight.k, m, weight.type),
-        y(session, weight.n, m, weight.type) {}
+  Matrices(lt::Session const& session, Shape const& shape, int64_t m)
+      : w(session, shape), x(session, shape.k, m, shape.type), y(session, shape.n, m, shape.type) {}
 
   WeightMatrix w;
   Columns x;
   Columns y;
 };
 
-Product::Product(std::shared_ptr<lt::Session> session, WeightView const& weight, int64_t m, Algorithm const& algorithm)
+SparseProduct::SparseProduct(std::shared_ptr<lt::Session> session, Shape const& shape, int64_t m,
+                             Algorithm const& algorithm)
     : session_(std::move(session)),
-      compressed_(weight.compressed),
-      matrices_(std::make_unique<Matrices>(*session_, weight, m)),
+      matrices_(std::make_unique<Matrices>(*session_, shape, m)),
       matmul_(std::make_unique<lt::Matmul>()) {
   auto const& api = session_->api();
   auto const* handle = session_->handle();
   session_->check(api.matmul_init(handle, matmul_.get(), lt::kNonTranspose, lt::kNonTranspose, matrices_->w.get(),
                                   matrices_->x.get(), matrices_->y.get(), matrices_->y.get(), lt::kFloat32),
                   "cusparseLtMatmulDescriptorInit");
-  if (weight.activation == Activation::kRelu) {
+  if (shape.activation == Activation::kRelu) {
     int const on = 1;
     session_->check(api.matmul_set(handle, matmul_.get(), lt::kRelu, &on, sizeof on),
                     "setting cuSPARSELt's ReLU");
   }
-  if (weight.bias != nullptr) {
-    session_->check(api.matmul_set(handle, matmul_.get(), lt::kBiasPointer, &weight.bias, sizeof weight.bias),
+  if (shape.bias != nullptr) {
+    session_->check(api.matmul_set(handle, matmul_.get(), lt::kBiasPointer, &shape.bias, sizeof shape.bias),
                     "setting cuSPARSELt's bias");
   }
   select(algorithm);
   plan();
 }
 
-Product::~Product() = default;
+SparseProduct::~SparseProduct() = default;
 
-void Product::select(Algorithm const& algorithm) {
+void SparseProduct::select(Algorithm const& algorithm) {
   auto const& api = session_->api();
   auto const* handle = session_->handle();
   auto selection = std::make_unique<lt::Selection>();
@@ -98,7 +94,7 @@ void Product::select(Algorithm const& algorithm) {
   }
 }
 
-void Product::plan() {
+void SparseProduct::plan() {
   auto const& api = session_->api();
   auto plan = std::make_unique<lt::Plan>();
   session_->check(api.plan_init(session_->handle(), plan.get(), matmul_.get(), selection_.get()),
@@ -110,26 +106,18 @@ void Product::plan() {
   session_->check(api.workspace(session_->handle(), plan_.get(), &workspace_), "cusparseLtMatmulGetWorkspace");
 }
 
-void Product::run(void const* x, void* y, void* workspace, cudaStream_t stream) const {
-  session_->check(session_->api().matmul(session_->handle(), plan_.get(), &kOne, compressed_, x, &kZero, y, y,
-                                         workspace, &stream, 1),
+void SparseProduct::run(void const* weight, void const* x, void* y, void* workspace, cudaStream_t stream) const {
+  std::lock_guard<std::mutex> const lock(running_);
+  session_->check(session_->api().matmul(session_->handle(), plan_.get(), &kOne, weight, x, &kZero, y, y, workspace,
+                                         &stream, 1),
                   "cusparseLtMatmul");
 }
 
-int32_t Product::attribute(lt::AlgorithmAttribute which) const {
+int32_t SparseProduct::algorithms() const {
   int32_t value = 0;
-  session_->check(session_->api().selection_get(session_->handle(), selection_.get(), which, &value, sizeof value),
+  session_->check(session_->api().selection_get(session_->handle(), selection_.get(), lt::kMaxId, &value, sizeof value),
                   "cusparseLtMatmulAlgGetAttribute");
   return value;
-}
-
-int32_t Product::algorithms() const { return attribute(lt::kMaxId); }
-
-Algorithm Product::search(void const* x, void* y, void* workspace, cudaStream_t stream) {
-  session_->check(session_->api().search(session_->handle(), plan_.get(), &kOne, compressed_, x, &kZero, y, y,
-                                         workspace, &stream, 1),
-                  "cusparseLtMatmulSearch");
-  return {attribute(lt::kId), attribute(lt::kSplitK), attribute(lt::kSplitKMode), attribute(lt::kSplitKBuffers)};
 }
 
 }  // namespace sparseflow

@@ -1,0 +1,45 @@
+// Times products on a GPU, and holds their results against the host's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "device.h"
+#include "product.h"
+#include "record.h"
+
+namespace sparseflow {
+
+// The input, output, workspace, stream and copies of the weights of one measurement. Throws cuda::Error.
+class Bench {
+ public:
+  // `weight` are `size` bytes on the GPU, as the products to be timed read them.
+  Bench(Layer const& layer, int64_t m, void const* weight, size_t size);
+
+  // Microseconds of one product, the best of some launches of a graph of several.
+  float time(Product const& product, int launches);
+
+  // Whether the last product that was timed computed what it should, by some of its numbers.
+  bool is_right();
+
+  // Whether CUDA still works, after an error of a product: some leave a process with no GPU.
+  bool is_alive();
+
+ private:
+  cuda::GraphExec capture(Product const& product);
+  void run(Product const& product, int turn);
+
+  Layer const& layer_;
+  int64_t m_;
+  cuda::Stream stream_;
+  cuda::Event begin_;
+  cuda::Event end_;
+  cuda::Memory x_;
+  cuda::Memory y_;
+  cuda::Memory workspace_;
+  cuda::Memory copies_;
+  std::vector<void const*> weights_;
+};
+
+}  // namespace sparseflow

@@ -1,0 +1,64 @@
+// y = activation(x · Wᵀ + bias) in FP16 or BF16 on a CPU, summed in FP32.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include "library_types.h"
+
+namespace fake {
+
+inline float wide(uint16_t bits, cudaDataType type) {
+  if (type == CUDA_R_16F) {
+    _Float16 value;
+    std::memcpy(&value, &bits, sizeof value);
+    return static_cast<float>(value);
+  }
+  uint32_t const all = uint32_t{bits} << 16;
+  float value;
+  std::memcpy(&value, &all, sizeof value);
+  return value;
+}
+
+inline uint16_t narrow(float value, cudaDataType type) {
+  uint16_t bits;
+  if (type == CUDA_R_16F) {
+    auto const half = static_cast<_Float16>(value);
+    std::memcpy(&bits, &half, sizeof bits);
+    return bits;
+  }
+  uint32_t all;
+  std::memcpy(&all, &value, sizeof all);
+  return static_cast<uint16_t>((all + 0x7FFF + (all >> 16 & 1)) >> 16);
+}
+
+struct Problem {
+  int64_t n, k, m;
+  cudaDataType type;
+  bool relu;
+  uint16_t const* bias;
+};
+
+inline void multiply(Problem const& p, uint16_t const* w, uint16_t const* x, uint16_t* y, float error = 0) {
+  auto const widened = [&](uint16_t const* from, int64_t count) {
+    std::vector<float> numbers(static_cast<size_t>(count));
+    std::transform(from, from + count, numbers.begin(), [&](uint16_t bits) { return wide(bits, p.type); });
+    return numbers;
+  };
+  auto const weights = widened(w, p.n * p.k);
+  auto const inputs = widened(x, p.m * p.k);
+  auto const bias = p.bias ? widened(p.bias, p.n) : std::vector<float>(static_cast<size_t>(p.n));
+  for (int64_t row = 0; row < p.m; ++row) {
+    for (int64_t column = 0; column < p.n; ++column) {
+      auto const sum = std::inner_product(weights.begin() + column * p.k, weights.begin() + (column + 1) * p.k,
+                                          inputs.begin() + row * p.k, bias[static_cast<size_t>(column)]) +
+                       error;
+      y[row * p.n + column] = narrow(p.relu && sum < 0 ? 0 : sum, p.type);
+    }
+  }
+}
+
+}  // namespace fake

@@ -1,0 +1,119 @@
+"""A layer's life in the plugin, on CPU libraries that stand in for CUDA's runtime, cuSPARSELt and cuBLASLt.
+
+What they cannot show is how fast or how right NVIDIA's libraries are: tests/gpu has that.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[1] / "plugins" / "sparse_linear"
+FAKE = HERE / "fake"
+CHECKS = re.findall(r'{"(\w+)", \1},', (HERE / "drive_layer.cpp").read_text())
+NEED_TENSORRT = {"fields.cpp", "log.cpp", "plugin.cpp", "check_cusparselt.cpp", "format_tool.cpp"}
+FLAGS = ("-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined",
+         "-fno-sanitize-recover=all", f"-I{FAKE}", f"-I{SOURCES}")  # fmt: skip
+
+
+def compile_parts(folder: Path, *commands: Sequence[object]) -> None:
+    """Runs g++ once for each list of arguments, side by side."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed")
+    running = [
+        subprocess.Popen([compiler, *FLAGS, *map(str, words)], cwd=folder, stderr=subprocess.PIPE, text=True)
+        for words in commands
+    ]
+    for process in running:
+        _, said = process.communicate()
+        if "cannot find -lasan" in said or "cannot find -lubsan" in said:
+            pytest.skip("g++'s sanitizers are not installed")
+        assert process.returncode == 0, said
+
+
+def compile_fakes(folder: Path) -> None:
+    """The three libraries, and a cuSPARSELt that is too old."""
+    (folder / "old").mkdir()
+    compile_parts(folder, ["-shared", "-fPIC", FAKE / "cuda.cpp", "-o", "libfakecuda.so"])
+    link = ["-L.", "-lfakecuda", f"-Wl,-rpath,{folder}"]
+    compile_parts(
+        folder,
+        ["-shared", "-fPIC", "-DFAKE_MINOR=9", FAKE / "cusparselt.cpp", "-o", "libcusparseLt.so.0", *link],
+        [
+            "-shared",
+            "-fPIC",
+            "-DFAKE_MINOR=7",
+            FAKE / "cusparselt.cpp",
+            "-o",
+            "old/libcusparseLt.so.0",
+            *link,
+        ],
+        ["-shared", "-fPIC", FAKE / "cublaslt.cpp", "-o", "libcublasLt.so.13", *link],
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """drive_layer and the libraries."""
+    made = tmp_path_factory.mktemp("layer")
+    compile_fakes(made)
+    sources = sorted(path for path in SOURCES.glob("*.cpp") if path.name not in NEED_TENSORRT)
+    halves = sources[::2], [*sources[1::2], HERE / "drive_layer.cpp"]
+    compile_parts(made, *(["-c", *half] for half in halves))
+    link = ["-L.", "-lfakecuda", f"-Wl,-rpath,{made}", "-ldl", "-lpthread"]
+    compile_parts(made, [*made.glob("*.o"), "-o", "drive_layer", *link])
+    return made
+
+
+def drive(folder: Path, check: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a check; the libraries are named in the environment, unless `variables` names others."""
+    named = {"SPARSEFLOW_CUSPARSELT": str(folder), "SPARSEFLOW_CUBLASLT": str(folder)} | variables
+    return subprocess.run(
+        [folder / "drive_layer", check], env=os.environ | named, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("check", [name for name in CHECKS if not name.startswith("loads")])
+def test_a_layer(folder: Path, check: str) -> None:
+    done = drive(folder, check)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_library_is_named(folder: Path) -> None:
+    done = drive(folder, "loads", SPARSEFLOW_CUSPARSELT="/nowhere/libcusparseLt.so.0")
+    assert done.returncode == 1
+    assert "cuSPARSELt does not load (/nowhere/libcusparseLt.so.0" in done.stderr
+    assert "install nvidia-cusparselt-cu12 or -cu13" in done.stderr
+
+
+def test_an_old_library_is_refused(folder: Path) -> None:
+    done = drive(folder, "loads", SPARSEFLOW_CUSPARSELT=str(folder / "old"))
+    assert done.returncode == 1
+    assert "is 0.7.1, and 0.8.1 is the oldest that is taken" in done.stderr
+
+
+def test_dense_products_need_cublaslt(folder: Path) -> None:
+    assert drive(folder, "loads", SPARSEFLOW_CUBLASLT="/nowhere").returncode == 0
+    done = drive(folder, "loads_dense", SPARSEFLOW_CUBLASLT="/nowhere/lib.so")
+    assert done.returncode == 1
+    assert "cuBLASLt does not load" in done.stderr
+
+
+def test_another_library_is_no_cusparselt(folder: Path) -> None:
+    done = drive(folder, "loads", SPARSEFLOW_CUSPARSELT=str(folder / "libcublasLt.so.13"))
+    assert done.returncode == 1
+    assert "has no cusparseLtInit" in done.stderr
+
+
+def test_fewer_algorithms_can_be_asked_for(folder: Path) -> None:
+    done = drive(folder, "the_fastest_right_algorithm_is_kept", SPARSEFLOW_ALGORITHMS="2")
+    assert done.returncode == 1
+    assert "linear->algorithm(128).id == 3" in done.stderr
