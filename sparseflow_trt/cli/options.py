@@ -106,6 +106,13 @@ def validation_options(function: _F) -> _F:
     return function
 
 
+metric_options = click.option(
+    "--metric", "metrics", multiple=True, metavar="FILE.py:FUNCTION",
+    help="Score outputs by your own Python, too (or MODULE:FUNCTION): it takes the outputs and the inputs, "
+    "each a list of {name: array}, and gives a number; more is better.",
+)  # fmt: skip
+
+
 def engine_options(function: _F) -> _F:
     """The options of TensorRT's builder. Each default is TensorRT's own."""
     options = [
