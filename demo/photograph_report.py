@@ -2,7 +2,8 @@
 
     python demo/photograph_report.py ARTIFACT PICTURE.png
 
-Needs a Chromium (`make browser`). The picture is the page at a laptop's width, from its top to its first layers.
+Needs a Chromium (`make browser`). The picture is the page at a laptop's width, from its top to its first
+layers.
 """
 
 from __future__ import annotations
@@ -30,9 +31,7 @@ def main(artifact: Path, picture: Path) -> None:
         box = page.locator("#layers").bounding_box()
         assert box is not None
         height = round(box["y"] + LAYERS)
-        page.screenshot(
-            path=picture, full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": height}
-        )
+        page.screenshot(path=picture, full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
         browser.close()
     print(f"{picture}: {WIDTH}×{height}, {picture.stat().st_size / 1000:.0f} kB")
 

@@ -120,7 +120,7 @@ def json_from_baseline(baseline: Baseline, most_bytes: int = MAX_BYTES) -> str:
         InputError: It is larger than `most_bytes`; what takes the room is named.
     """
     data = baseline.model_dump(mode="json", exclude_defaults=True)
-    text = json.dumps({"schema_version": SCHEMA_VERSION, **data}, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     if len(text.encode()) > most_bytes:
         outputs = sum(len(array.data) for of in baseline.outputs.values() for array in of.values())
         inputs = sum(len(array.data) for given in baseline.inputs for array in given.arrays.values())

@@ -118,7 +118,7 @@ def create_baseline(
     feeds = [one.feeds for one in inputs]
     held = [outputs[one.name] for one in inputs]
     baseline = Baseline(
-        schema_version=SCHEMA_VERSION,
+        schema_version=1,
         **_made_now(manifest),
         reference=_told(given, validation),
         tolerances={name: limits.of(name) for name in held[0]},

@@ -44,8 +44,10 @@ def test_the_gate_holds_a_build_to_its_baseline(steps: list[dict[str, Any]], tmp
     write_model(tmp_path / "model.onnx")
     shutil.copy(EXAMPLES / "metrics.py", tmp_path)
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "x.npz", **{"x@0": rng.standard_normal((2, 8, 64)).astype(np.float32),
-                                    "x@1": rng.standard_normal((4, 8, 64)).astype(np.float32)})  # fmt: skip
+    sets: dict[str, Any] = {
+        f"x@{i}": rng.standard_normal((rows, 8, 64)).astype(np.float32) for i, rows in enumerate((2, 4))
+    }
+    np.savez(tmp_path / "x.npz", **sets)
     create = (
         "baseline create new.artifact --inputs x.npz --metric metrics.py:separation -o model.baseline.json"
     )
