@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt import __version__
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.artifact import hash_arrays
 from sparseflow_trt.artifact_validation import (
     ValidationOptions,
     candidates_of,
@@ -21,14 +20,12 @@ from sparseflow_trt.artifact_validation import (
 )
 from sparseflow_trt.baseline import (
     MAX_GROWTH,
-    SCHEMA_VERSION,
     Baseline,
-    BaselineInputs,
     Metric,
     read_baseline,
 )
+from sparseflow_trt.baseline_inputs import restore_inputs, store_inputs
 from sparseflow_trt.engines.protocol import OnProgress, Progress
-from sparseflow_trt.errors import InputError
 from sparseflow_trt.manifest import Manifest, check_files, read_manifest
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.plan import read_plan
@@ -46,16 +43,14 @@ from sparseflow_trt.stored_array import array_from, store_array
 from sparseflow_trt.task_metrics import TaskMetric, load_metric
 from sparseflow_trt.tighten import tighten
 from sparseflow_trt.validation.compare import Candidate, StoredOutputs, compare
-from sparseflow_trt.validation.feeds import InputSet, checked_feeds, read_input_specs
+from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.input_files import check_ranges
-from sparseflow_trt.validation.inputs import draw_again
 from sparseflow_trt.validation.tolerances import OutputTolerances
 from sparseflow_trt.verdict import Validation
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sparseflow_trt.model_file import OnnxModel
 
 _Arrays = dict[str, "np.ndarray[Any, Any]"]
 _REFERENCE = ""  # what `compare` calls it when it hands out outputs
@@ -123,7 +118,7 @@ def create_baseline(
         reference=_told(given, validation),
         tolerances={name: limits.of(name) for name in held[0]},
         max_growth=options.max_growth,
-        inputs=tuple(_store_inputs(one, typed) for one in inputs),
+        inputs=tuple(store_inputs(one, typed) for one in inputs),
         outputs={
             one.name: {
                 name: store_array(array, f"output '{name}'") for name, array in outputs[one.name].items()
@@ -169,7 +164,7 @@ def check_artifact(
     manifest = read_manifest(folder)
     check_files(manifest, folder)
     typed, plan = read_model(folder / "model.onnx"), read_plan(folder / "plan.yaml")
-    inputs = [_restore_inputs(given, typed, path) for given in baseline.inputs]
+    inputs = [restore_inputs(given, typed, path) for given in baseline.inputs]
     check_ranges(inputs, plan.profiles)
     expected = {
         given: {
@@ -244,44 +239,6 @@ def _check_metrics(
                 scored = score([outputs[one.name] for one in inputs], feeds)
                 checks.append(check_metric(name, candidate, metric, scored))
     return checks
-
-
-def _store_inputs(given: InputSet, typed: OnnxModel) -> BaselineInputs:
-    """An input set by its seed, where that gives the same arrays again, else with its arrays."""
-    shapes = {name: array.shape for name, array in given.feeds.items()}
-    digest = hash_arrays([given.feeds])
-    again = None if given.seed is None else draw_again(typed, given.name, shapes, given.seed)
-    drawn = again is not None and hash_arrays([again.feeds]) == digest
-    return BaselineInputs(
-        name=given.name,
-        origin=given.origin,
-        seed=given.seed if drawn else None,
-        shapes=shapes,
-        sha256=digest,
-        arrays={}
-        if drawn
-        else {name: store_array(array, f"input '{name}'") for name, array in given.feeds.items()},
-    )
-
-
-def _restore_inputs(given: BaselineInputs, typed: OnnxModel, path: Path) -> InputSet:
-    """The arrays of a stored input set, the same bit for bit, and checked against what the model takes."""
-    if given.seed is None:
-        arrays = {
-            name: array_from(array, f"{path}: input '{name}' of set '{given.name}'")
-            for name, array in given.arrays.items()
-        }
-        feeds = checked_feeds(given.name, arrays, read_input_specs(typed))
-    else:
-        feeds = draw_again(typed, given.name, given.shapes, given.seed).feeds
-        checked_feeds(given.name, feeds, read_input_specs(typed))
-    if hash_arrays([feeds]) != given.sha256:
-        raise InputError(
-            f"{path}: input set '{given.name}' cannot be drawn again: this model takes other inputs than the "
-            "baseline's (a table of another size, other types), or this NumPy draws other numbers.",
-            "Make the baseline anew; with --inputs its inputs are stored as they are.",
-        )
-    return InputSet(given.name, feeds, given.seed, given.origin)
 
 
 def _notes(baseline: Baseline, manifest: Manifest) -> tuple[str, ...]:
