@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from sparseflow_trt.validation.inputs import draw_again
 
 if TYPE_CHECKING:
     from sparseflow_trt.model_file import OnnxModel
+
+_MOST_ELEMENTS = 1 << 28  # of an input: what a line in a file may at most have drawn
 
 
 def store_inputs(given: InputSet, typed: OnnxModel) -> BaselineInputs:
@@ -60,6 +63,12 @@ def restore_inputs(given: BaselineInputs, typed: OnnxModel, path: Path) -> Input
         }
         feeds = checked_feeds(given.name, arrays, read_input_specs(typed))
     else:
+        for name, shape in given.shapes.items():
+            if math.prod(shape) > _MOST_ELEMENTS:
+                raise InputError(
+                    f"{path}: input '{name}' of set '{given.name}' has shape {shape}, which is not drawn.",
+                    "Make the baseline anew, with smaller inputs.",
+                )
         feeds = draw_again(typed, given.name, given.shapes, given.seed).feeds
         checked_feeds(given.name, feeds, read_input_specs(typed))
     if hash_arrays([feeds]) != given.sha256:

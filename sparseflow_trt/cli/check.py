@@ -15,6 +15,8 @@ from sparseflow_trt.errors import EXIT_OK, EXIT_OUTPUTS_DIFFER
 if TYPE_CHECKING:
     from sparseflow_trt.regressions import Gate
 
+_MOST_REASONS = 10
+
 
 @click.command("check")
 @click.argument("artifact", type=click.Path(path_type=Path))
@@ -53,7 +55,7 @@ def command(
     Exits with 4 where anything is worse than it may be, with 0 where nothing is.
     """
     from sparseflow_trt._files import write_atomically
-    from sparseflow_trt.baseline import json_from_baseline
+    from sparseflow_trt.baseline import MAX_BYTES, json_from_baseline
     from sparseflow_trt.gate import check_artifact
     from sparseflow_trt.report.junit import junit_from_gate
 
@@ -64,8 +66,8 @@ def command(
     if junit:
         write_atomically(junit, junit_from_gate(gate))
     if update and tightened:
-        size = baseline.stat().st_size
-        write_atomically(baseline, json_from_baseline(tightened, 2 * size))
+        most = max(MAX_BYTES, 2 * baseline.stat().st_size)  # it is there, so it was not too large
+        write_atomically(baseline, json_from_baseline(tightened, most))
     if as_json:
         console.print_json({**gate.model_dump(mode="json"), "updated": bool(update and tightened)})
     else:
@@ -88,9 +90,11 @@ def print_gate(gate: Gate) -> None:
     out.print(table)
     colour = "green" if gate.verdict == "pass" else "red"
     out.print(f"\n{gate.artifact} against {gate.baseline}:", console.styled(gate.verdict, colour))
-    for check in gate.checks:
-        if not check.passed:
-            out.print(f"  {check.reason}")
+    failed = [check.reason for check in gate.checks if not check.passed]
+    for reason in failed[:_MOST_REASONS]:
+        out.print(f"  {reason}")
+    if len(failed) > _MOST_REASONS:
+        out.print(f"  And {len(failed) - _MOST_REASONS} more: --json has all.")
     for note in gate.notes:
         out.print("  ", console.styled(note, "yellow"), sep="")
 

@@ -69,17 +69,19 @@ def draw_steps(manifest: Manifest) -> tuple[StepBars, ...]:
     attribution = manifest.validation.attribution
     if attribution is None:
         return ()
-    names = dict.fromkeys(found.output for step in attribution.steps for found in step.outputs)
+    steps = [(step.name, step, step.name == attribution.blamed) for step in attribution.steps]
+    if attribution.unrestored:  # what pruning would have changed, had no layer its weights back
+        steps.insert(0, ("pruning, not restored", attribution.unrestored, False))
+    names = dict.fromkeys(found.output for _, step, _ in steps for found in step.outputs)
     drawn = []
     for name in names:
         bars = []
-        for step in attribution.steps:
+        for title, step, blamed in steps:
             rows = [found for found in step.outputs if found.output == name]
             worst = max(rows, key=_change, default=None)
             width = _along(_change(worst)) if worst else 0.0
             between = f"{step.before} → {step.after}"
-            blamed = step.name == attribution.blamed
-            bars.append(StepBar(step.name, between, blamed, step.not_run, worst, width))
+            bars.append(StepBar(title, between, blamed, step.not_run, worst, width))
         drawn.append(StepBars(name, tuple(bars)))
     return tuple(drawn)
 

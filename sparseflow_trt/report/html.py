@@ -91,6 +91,8 @@ def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
         "tiles": _tiles(manifest, gauges),
         "gauges": gauges,
         "steps": draw_steps(manifest),
+        "restored": sum(record.route == "restored" for record in manifest.graph.restored),
+        "guarded": sum(check.read for check in manifest.graph.mask_checks),
         "spine": draw_spine(manifest),
         "rows": rows,
         "show_runs": any(row.runs for row in rows),

@@ -209,6 +209,7 @@ DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
     (lambda kept: kept.pop("tolerances"), "tolerances"),
     (lambda kept: kept["inputs"][0].update(sha256="0" * 64), "cannot be drawn again"),
     (lambda kept: kept["inputs"][0].update(shapes={"x": [999, 64]}), "cannot be drawn again"),
+    (lambda kept: kept["inputs"][0].update(shapes={"x": [1 << 40, 64]}), "which is not drawn"),
     (lambda kept: kept["inputs"][0].update(shapes={}), "has no shape for input 'x'"),
     (lambda kept: kept["inputs"][0].update(name="other"), "not those of its input sets"),
     (lambda kept: kept["outputs"]["default:min"].clear(), "not those of its outputs"),

@@ -64,6 +64,8 @@ def _attribution() -> dict[str, Any]:
     return {
         "blamed": "pruning",
         "reason": "Pruning changes most.",
+        "unrestored": {"name": "pruning", "before": "unpruned", "after": "pruned",
+                       "outputs": [{**figures, "error": 0.2, "accumulated": 0.2}]},
         "steps": [
             {"name": "pruning", "before": "unpruned", "after": "pruned",
              "outputs": [{**figures, "error": 0.05, "accumulated": 0.05, "share": 0.99}]},
@@ -100,6 +102,11 @@ def manifests() -> MakeManifest:
             "layers": [_layer(i, name) for i, name in enumerate(names)],
             "graph": {
                 "nodes_retyped": 9, "casts": 4, "islands": ("n",) * layers, "clamped": (),
+                "restored": [
+                    {"layer": rename("o"), "weight": "w", "route": "restored", "reason": "", "elements": 5},
+                    {"layer": rename("tied"), "weight": "w", "route": "kept", "reason": "it is tied"},
+                ],
+                "mask_checks": [{"step": "casting", "touched": 3, "read": 3}],
                 "spine": [{"after": "", "operators": ("Gather", "LayerNormalization")}, *spine],
             },
             "engine": {

@@ -143,7 +143,11 @@ def test_drawings_and_tables_have_words(opened: Open, manifests: MakeManifest) -
     assert page.locator("section:not([aria-labelledby])").count() == 0
     assert page.locator(".spine > li").first.inner_text().startswith("outside of blocks")
     assert page.locator(".spine .block").all_inner_texts() == ["outside of blocks", "model.layers.0 … 3 ×4"]
-    assert "most" in page.locator("#errors .gauge").first.inner_text()
+    blamed = page.locator("#errors .gauge").filter(has_text="most").all_inner_texts()
+    assert [text.split()[0] for text in blamed] == ["pruning"]
+    assert "3 layers planned sparse are still 2:4" in page.locator("#graph").inner_text()
+    assert "1 layers that run dense" in page.locator("#graph").inner_text()
+    assert "Layer tied keeps its pruned weight: it is tied." in page.locator("#graph").inner_text()
     assert page.get_by_text("No GPU.").count() >= 1
 
 

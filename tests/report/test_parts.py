@@ -102,8 +102,11 @@ def test_errors_are_shares_of_what_is_allowed(manifests: MakeManifest) -> None:
     assert (gauge.used, gauge.passed) == (0.25, True)
     (bars,) = draw_steps(manifest)
     assert [(bar.step, bar.blamed, bar.found is None) for bar in bars.bars] == [
-        ("pruning", True, False), ("precision", False, False), ("engine", False, True)
-    ]  # fmt: skip
-    assert bars.bars[0].width > bars.bars[1].width > 0
+        ("pruning, not restored", False, False),
+        ("pruning", True, False),
+        ("precision", False, False),
+        ("engine", False, True),
+    ]
+    assert bars.bars[0].width > bars.bars[1].width > bars.bars[2].width > 0
     bare = manifest.validation.model_copy(update={"attribution": None})
     assert draw_steps(manifest.model_copy(update={"validation": bare})) == ()
