@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sparseflow_trt.manifest import Manifest
-from sparseflow_trt.verdict import OutputVerdict, StepOutput
+from sparseflow_trt.verdict import OutputVerdict, StepOutput, StepRecord
 
 _SMALLEST, _LARGEST = 1e-7, 1.0  # of the bars by step, as shares of the output: log scale
 
@@ -69,7 +69,9 @@ def draw_steps(manifest: Manifest) -> tuple[StepBars, ...]:
     attribution = manifest.validation.attribution
     if attribution is None:
         return ()
-    steps = [(step.name, step, step.name == attribution.blamed) for step in attribution.steps]
+    steps: list[tuple[str, StepRecord, bool]] = [
+        (step.name, step, step.name == attribution.blamed) for step in attribution.steps
+    ]
     if attribution.unrestored:  # what pruning would have changed, had no layer its weights back
         steps.insert(0, ("pruning, not restored", attribution.unrestored, False))
     names = dict.fromkeys(found.output for _, step, _ in steps for found in step.outputs)
