@@ -135,7 +135,9 @@ def validate(
     given = reference_for(model, scratch / "reference.onnx")
     reference, origin = given, None
     if unpruned is not None:
-        origin = Origin(reference_for(unpruned, scratch / "unpruned.onnx"), given if shipped.restored else None)
+        origin = Origin(
+            reference_for(unpruned, scratch / "unpruned.onnx"), given if shipped.restored else None
+        )
         if shipped.restored:
             reference = scratch / "restored.onnx"
             fresh = read_model(model.path)
@@ -169,7 +171,11 @@ def reference_for(model: OnnxModel, output: Path) -> Path:
 def candidates_of(folder: Path, engine: EngineRecord, scratch: Path) -> list[Candidate]:
     """What an artifact holds that can be compared: first the typed model on the CPU, then the engine."""
     typed = Candidate(
-        "typed model on the ONNX Runtime, CPU", folder / "model.onnx", "onnx", as_written=True, step="precision"
+        "typed model on the ONNX Runtime, CPU",
+        folder / "model.onnx",
+        "onnx",
+        as_written=True,
+        step="precision",
     )
     typed_model = read_model(typed.path)
     if needs_twin(typed_model):

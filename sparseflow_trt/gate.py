@@ -104,10 +104,14 @@ def create_baseline(
     with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
         candidates = _candidates(folder, manifest, Path(scratch))
         given = options.reference
-        reference = reference_for(read_model(given), Path(scratch)) if given else candidates[0].path
+        reference = (
+            reference_for(read_model(given), Path(scratch) / "reference.onnx")
+            if given
+            else candidates[0].path
+        )
         limits = options.validation.tolerances.for_plan(plan)
         progress = _progress(on_step, "Running the artifact")
-        validation = compare(reference, candidates, inputs, limits, progress, keep)
+        validation = compare(reference, candidates, inputs, limits, progress, on_outputs=keep)
     if validation.verdict != "pass":
         return None, validation
     feeds = [one.feeds for one in inputs]
@@ -183,7 +187,9 @@ def check_artifact(
     with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
         candidates = _candidates(folder, manifest, Path(scratch))
         progress = _progress(on_step, "Comparing with the baseline")
-        validation = compare(stored, candidates, inputs, tolerances, progress, keep if scorers else None)
+        validation = compare(
+            stored, candidates, inputs, tolerances, progress, on_outputs=keep if scorers else None
+        )
     now = evidence_of(manifest, validation)
     reasons = {"": manifest.validation.reason, **{c.name: c.reason for c in validation.candidates}}
     checks = [

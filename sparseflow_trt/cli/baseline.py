@@ -9,9 +9,9 @@ import click
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import (
     common_options,
+    input_options,
     metric_options,
     read_validation_options,
-    validation_options,
 )
 from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
 
@@ -31,7 +31,7 @@ def command() -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The file. Default: ARTIFACT.baseline.json here."
 )
-@validation_options
+@input_options
 @metric_options
 @click.option(
     "--max-drop", type=click.FloatRange(0), default=0.0, show_default=True,
