@@ -35,7 +35,7 @@ def command() -> None:
 @metric_options
 @click.option(
     "--max-drop", type=click.FloatRange(0), default=0.0, show_default=True,
-    help="By how much less than on the reference outputs a metric may score.",
+    help="By how much less than on the reference outputs a metric may score: rounding moves most a little.",
 )  # fmt: skip
 @click.option(
     "--max-growth", type=click.FloatRange(1), default=3.0, show_default=True,
