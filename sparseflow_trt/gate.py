@@ -104,11 +104,9 @@ def create_baseline(
     with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
         candidates = _candidates(folder, manifest, Path(scratch))
         given = options.reference
-        reference = (
-            reference_for(read_model(given), Path(scratch) / "reference.onnx")
-            if given
-            else candidates[0].path
-        )
+        reference = candidates[0].path
+        if given:
+            reference = reference_for(read_model(given), Path(scratch) / "reference.onnx")
         limits = options.validation.tolerances.for_plan(plan)
         progress = _progress(on_step, "Running the artifact")
         validation = compare(reference, candidates, inputs, limits, progress, on_outputs=keep)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 _MOST_LAYER_ERRORS = 30
+_MOST_ROWS = 250  # of the table of layers that a browser lays out before someone asks for all
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
         "width": WIDTH,
         "height": HEIGHT,
         "engine_types": Counter((layer.type, layer.precision) for layer in engine.layers).most_common(),
+        "most_rows": _MOST_ROWS,
         "most_layer_errors": _MOST_LAYER_ERRORS,
     }
 

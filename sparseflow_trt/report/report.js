@@ -18,7 +18,7 @@ for (const select of choices) {
 }
 
 let order = rows.map((row, i) => i);
-let most = 250; // rows to lay out before someone asks for all
+let most = Number(table.dataset.most); // rows to lay out before someone asks for all
 
 function show() {
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
