@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT := demo/out
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu bench lint format clean
+.PHONY: help setup browser demo picture test test-gpu bench lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -15,6 +15,14 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ort,rtx,torch,demo,dev]'
 	@touch $@
+
+# Debian's where we may install it, else Playwright's own.
+CHROMIUM = command -v chromium-headless-shell || command -v chromium || command -v chromium-browser || command -v google-chrome
+browser: setup ## a Chromium for the tests of the report, where there is none
+	@$(CHROMIUM) || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+			chromium-headless-shell fonts-dejavu-core >/dev/null; \
+	else $(BIN)/python -m playwright install --only-shell chromium; fi
 
 demo: setup ## export MiniLM, prune it 2:4, build, validate, and say where the artifact lies
 	$(BIN)/python demo/export_minilm.py $(OUT)
@@ -32,6 +40,9 @@ test: setup ## run the tests (no GPU)
 test-gpu: ## run the tests that need a GPU, on PYTHON's packages
 	cd tests/gpu && $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON)) -m pytest . --confcutdir=. -p no:cacheprovider \
 		--gpu-summary ../../benchmarks/results/gpu_tests.json
+
+picture: demo browser ## the picture of the report in the README
+	$(BIN)/python demo/photograph_report.py $(OUT)/minilm.artifact docs/images/report.png
 
 bench: demo ## run the benchmarks that need no GPU (half an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import ModelError, PlanError
-from sparseflow_trt.exporters.islands import fp32_islands, quantized_region
+from sparseflow_trt.exporters.islands import fp32_islands, islands_by_layer, quantized_region
 from sparseflow_trt.exporters.lower import lower_to_opset17
 from sparseflow_trt.exporters.mask_guard import MaskCheck, check_written, mask_stage
 from sparseflow_trt.exporters.opt_out import OptedOut, opt_out
@@ -34,7 +34,8 @@ class AppliedPlan:
     `islands` are the nodes that were kept in FP32; `clamped` the constants that did not fit their type;
     `opted_out` the layers that were taken out of sparse tactics; `lowered` how many nodes of each operator
     were rewritten for an older opset; `restored` the layers planned dense whose weights were pruned;
-    `mask_checks` what each step did to the weights that have to stay 2:4; `plugin` the plugin's nodes.
+    `mask_checks` what each step did to the weights that have to stay 2:4; `plugin` the plugin's nodes;
+    `spine` the islands' operators, by the planned layer before them.
     """
 
     model: Path
@@ -47,6 +48,7 @@ class AppliedPlan:
     restored: tuple[Restored, ...] = ()
     mask_checks: tuple[MaskCheck, ...] = ()
     plugin: tuple[PluginNode, ...] = ()
+    spine: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 def apply_plan(
@@ -96,6 +98,7 @@ def apply_plan(
     sites = {site.node: site.name for site in rewritten}
     planned = {layer.name: layer for layer in plan.layers}
     islands = fp32_islands(model.ir, plan) if target is not None else set()
+    spine = islands_by_layer(model.ir, islands, {n: name for n, name in sites.items() if name in planned})
     quantized = quantized_region(model.ir, model.opset) if target is not None else set()
 
     def precision_of(node: ir.Node) -> ir.DataType | None:
@@ -126,6 +129,7 @@ def apply_plan(
         restored,
         checks,
         plugin,
+        spine,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,28 @@ def fp32_islands(model: ir.Model, plan: Plan) -> set[ir.Node]:
             islands.add(node)
             decomposed.add(node)
     return islands
+
+
+def islands_by_layer(
+    model: ir.Model, islands: Collection[ir.Node], layers: Mapping[ir.Node, str]
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The operators of the islands between one layer and the next, in the graph's order.
+
+    Args:
+        model: The model.
+        islands: Some of its nodes.
+        layers: The names of those that are weighted layers.
+
+    Returns:
+        For each layer with islands behind it its name ("" for those before the first) and their operators.
+    """
+    found: dict[str, list[str]] = {}
+    last = ""
+    for node in model.graph.all_nodes():
+        last = layers.get(node, last)
+        if node in islands and node not in layers:
+            found.setdefault(last, []).append(node.op_type)
+    return tuple((layer, tuple(operators)) for layer, operators in found.items())
 
 
 def _belongs(node: ir.Node, decomposed: set[ir.Node], named: set[str]) -> bool:

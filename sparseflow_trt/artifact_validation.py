@@ -135,18 +135,47 @@ def validate(
         on_step: Told how far the comparison is.
         scratch: An empty folder for graphs that only the comparison needs.
     """
-    given = _in_fp32(model, scratch / "reference.onnx")
+    given = reference_for(model, scratch / "reference.onnx")
     reference, origin = given, None
     if unpruned is not None:
-        origin = Origin(_in_fp32(unpruned, scratch / "unpruned.onnx"), given if shipped.restored else None)
+        origin = Origin(
+            reference_for(unpruned, scratch / "unpruned.onnx"), given if shipped.restored else None
+        )
         if shipped.restored:
             reference = scratch / "restored.onnx"
             fresh = read_model(model.path)
             restore_planned_dense(fresh, shipped.plan, unpruned)
             write_fp32_reference(fresh, reference)
+    candidates = candidates_of(shipped.folder, shipped.engine, scratch)
+    compared = compare(
+        reference,
+        candidates,
+        inputs,
+        options.tolerances.for_plan(shipped.plan),
+        lambda done, total: on_step(Progress("Comparing with the FP32 reference", done, total)),
+        origin,
+    )
+    if not options.per_layer:
+        return compared
+    pairs: list[tuple[StepName, Path, Path]] = [("precision", reference, candidates[0].path)]
+    if origin is not None:
+        pairs.insert(0, ("pruning", origin.unpruned, reference))
+    return add_layer_errors(compared, pairs, inputs, on_step, scratch)
+
+
+def reference_for(model: OnnxModel, output: Path) -> Path:
+    """The model's own file where that can be run in FP32, else one that is written to `output`."""
+    if not needs_fp32_reference(model):
+        return model.path
+    write_fp32_reference(read_model(model.path), output)
+    return output
+
+
+def candidates_of(folder: Path, engine: EngineRecord, scratch: Path) -> list[Candidate]:
+    """What an artifact holds that can be compared: first the typed model on the CPU, then the engine."""
     typed = Candidate(
         "typed model on the ONNX Runtime, CPU",
-        shipped.folder / "model.onnx",
+        folder / "model.onnx",
         "onnx",
         as_written=True,
         step="precision",
@@ -164,28 +193,7 @@ def validate(
             typed, name=f"typed model{written_out}, rounded as typed, CPU", path=scratch / "twin.onnx"
         )
         write_twin(typed_model, typed.path)
-    compared = compare(
-        reference,
-        [typed, _engine_candidate(shipped.folder, shipped.engine)],
-        inputs,
-        options.tolerances.for_plan(shipped.plan),
-        lambda done, total: on_step(Progress("Comparing with the FP32 reference", done, total)),
-        origin,
-    )
-    if not options.per_layer:
-        return compared
-    pairs: list[tuple[StepName, Path, Path]] = [("precision", reference, typed.path)]
-    if origin is not None:
-        pairs.insert(0, ("pruning", origin.unpruned, reference))
-    return add_layer_errors(compared, pairs, inputs, on_step, scratch)
-
-
-def _in_fp32(model: OnnxModel, output: Path) -> Path:
-    """The model's own file where that can be run in FP32, else one that is written to `output`."""
-    if not needs_fp32_reference(model):
-        return model.path
-    write_fp32_reference(read_model(model.path), output)
-    return output
+    return [typed, _engine_candidate(folder, engine)]
 
 
 def validate_artifact(

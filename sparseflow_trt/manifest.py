@@ -132,6 +132,18 @@ class PluginRecord(Record):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
+class IslandsRecord(Record):
+    """FP32 islands between two weighted layers, in the graph's order.
+
+    Attributes:
+        after: The layer before them, "" for those before the first.
+        operators: Of each island.
+    """
+
+    after: str
+    operators: tuple[str, ...]
+
+
 class GraphRecord(Record):
     """What rewriting the graph for the plan did."""
 
@@ -141,6 +153,7 @@ class GraphRecord(Record):
     clamped: tuple[tuple[str, int, FiniteFloat], ...]
     opted_out: tuple[OptOutRecord, ...] = ()
     lowered: dict[str, int] = Field(default_factory=dict)
+    spine: tuple[IslandsRecord, ...] = ()
     restored: tuple[RestoreRecord, ...] = ()
     mask_checks: tuple[MaskCheckRecord, ...] = ()
     plugin: tuple[PluginNodeRecord, ...] = ()

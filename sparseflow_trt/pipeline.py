@@ -187,7 +187,7 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
                 files={f.name: sha256_of(f) for f in sorted(folder.iterdir()) if f.is_file()},
             )
             report = folder / "report.html"
-            write_report(manifest, report)
+            write_report(manifest, report, policy)
             manifest = manifest.model_copy(
                 update={"files": {**manifest.files, report.name: sha256_of(report)}}
             )

@@ -28,6 +28,7 @@ from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.manifest import EngineRecord, Manifest, check_files, read_manifest, write_manifest
 from sparseflow_trt.model_file import check_operators, input_dims, read_model
 from sparseflow_trt.plan import Plan, check_plan, read_plan
+from sparseflow_trt.policy import read_policy
 from sparseflow_trt.record import record_engine, record_graph, record_layers
 from sparseflow_trt.report.html import write_report
 from sparseflow_trt.shapes import check_profiles
@@ -141,7 +142,8 @@ def refit(
                 }
             )
             report = place / "report.html"
-            write_report(manifest, report)
+            kept = place / _POLICY
+            write_report(manifest, report, read_policy(kept) if kept.is_file() else None)
             files = {**manifest.files, report.name: sha256_of(report)}
             manifest = manifest.model_copy(update={"files": files})
             write_manifest(manifest, place)

@@ -28,7 +28,14 @@ def test_a_build_holds_one_import_name_and_all_the_data(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, "-q", "build_py", "--build-lib", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert [p.name for p in tmp_path.iterdir()] == ["sparseflow_trt"]
-    for name in ("policies/a100-80gb.json", "report/report.html.jinja", "py.typed", "engines/worker.py"):
+    for name in (
+        "policies/a100-80gb.json",
+        "report/report.html.jinja",
+        "report/report.css",
+        "report/report.js",
+        "py.typed",
+        "engines/worker.py",
+    ):
         assert (tmp_path / "sparseflow_trt" / name).is_file()
     sources = tmp_path / "sparseflow_trt" / "plugin_sources"
     expected = {path.name for path in SOURCES.iterdir() if path.suffix in (".cpp", ".h", ".py")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 Outputs = dict[str, Array]
 OnProgress = Callable[[int, int], None]  # how many runs are done, and how many there are
+OnOutputs = Callable[[str, str, Outputs], None]  # of which candidate ("" for the reference), on which set
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,28 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class StoredOutputs:
+    """Outputs of a reference that ran before, in the place of one that runs.
+
+    Attributes:
+        name: What the verdict calls the reference.
+        runtime: What ran it, in words.
+        outputs: For each input set, by its name.
+    """
+
+    name: str
+    runtime: str
+    outputs: Mapping[str, Outputs]
+
+
+@dataclass(frozen=True)
+class _Reference:
+    name: str
+    runtime: str
+    run: Callable[[InputSet], Outputs]
+
+
+@dataclass(frozen=True)
 class _Trial:
     """A candidate on its way: its runner and what that takes, or why it has none; what was found."""
 
@@ -82,12 +105,13 @@ class _Trial:
 
 
 def compare(
-    reference: Path,
+    reference: Path | StoredOutputs,
     candidates: Sequence[Candidate],
     inputs: Sequence[InputSet],
     tolerances: OutputTolerances,
     on_progress: OnProgress | None = None,
     origin: Origin | None = None,
+    on_outputs: OnOutputs | None = None,
 ) -> Validation:
     """Runs the reference and every candidate on each input set and compares their outputs.
 
@@ -97,16 +121,17 @@ def compare(
     changes of the one before it in the chain origin, reference, candidates is told, too, and judges nothing.
 
     Args:
-        reference: The weights that ship, in FP32, an ONNX file.
+        reference: The weights that ship, in FP32, an ONNX file; or what they gave on these sets before.
         candidates: What is compared with it, in the order of their steps.
         inputs: At least one set.
         tolerances: For each of the reference's outputs.
         on_progress: Told of each run as it ends.
         origin: The unpruned model, where there is one.
+        on_outputs: Given the outputs of each run, the reference's first.
 
     Raises:
         InputError: There are no input sets, a tolerance is for an output that the reference lacks, or
-            the reference cannot run on a set.
+            the reference cannot run on a set or holds no outputs for it.
         ModelError: ONNX Runtime does not take the reference.
         UnsupportedError: ONNX Runtime's CPU has no kernel for one of its nodes.
         NotInstalledError: ONNX Runtime or Polygraphy.
@@ -117,20 +142,22 @@ def compare(
         )
     require("polygraphy", "comparing outputs")
     report = on_progress or (lambda done, total: None)
+    watch = on_outputs or (lambda candidate, given, outputs: None)
     with quiet_polygraphy(), numpy_only():
-        true_runner = reference_runner(reference)
+        truth = _reference(reference)
         trials = [_open(candidate, inputs[0].feeds.keys()) for candidate in candidates]
         running = [(trial, trial.runner) for trial in trials if trial.runner is not None]
         chain = Chain(origin, [_stage(trial) for trial in trials])
         total, done = len(inputs) * (1 + len(chain.origins) + len(running)), 0
         for given in inputs:
-            expected = _run_reference(reference, true_runner, given)
+            expected = truth.run(given)
             _check_names(tolerances, expected)
+            watch("", given.name, expected)
             before = [_run_reference(path, runner, given) for path, runner in chain.origins]
             report(done := done + 1 + len(before), total)
             got = {}
             for trial, runner in running:
-                got[trial.candidate.name] = _run_trial(trial, runner, given, expected, tolerances)
+                got[trial.candidate.name] = _run_trial(trial, runner, given, expected, tolerances, watch)
                 report(done := done + 1, total)
             chain.add(given.name, before, expected, [got.get(t.candidate.name) for t in trials])
     verdicts = tuple(_conclude(trial, len(inputs)) for trial in trials)
@@ -138,8 +165,8 @@ def compare(
     return Validation(
         verdict=verdict,
         reason=_overall_why(verdict, verdicts),
-        reference=reference.name,
-        reference_runtime=f"{ort_runtime()}, graph optimizations off",
+        reference=truth.name,
+        reference_runtime=truth.runtime,
         compared_by=f"Polygraphy {require('polygraphy', 'comparing outputs').__version__}",
         input_sets=tuple(
             InputSetRecord(
@@ -193,6 +220,22 @@ def _runner(candidate: Candidate) -> tuple[BaseRunner, str]:
     return runner(candidate.path, candidate.name), ort_runtime()
 
 
+def _reference(reference: Path | StoredOutputs) -> _Reference:
+    if isinstance(reference, Path):
+        runner = reference_runner(reference)
+        runtime = f"{ort_runtime()}, graph optimizations off"
+        return _Reference(reference.name, runtime, lambda given: _run_reference(reference, runner, given))
+
+    def stored(given: InputSet) -> Outputs:
+        if given.name not in reference.outputs:
+            raise InputError(
+                f"{reference.name} holds no outputs for input set '{given.name}'.", "Make it anew."
+            )
+        return reference.outputs[given.name]
+
+    return _Reference(reference.name, reference.runtime, stored)
+
+
 def _run_reference(path: Path, runner: BaseRunner, given: InputSet) -> Outputs:
     try:
         return _run(runner, given)
@@ -204,7 +247,12 @@ def _run_reference(path: Path, runner: BaseRunner, given: InputSet) -> Outputs:
 
 
 def _run_trial(
-    trial: _Trial, runner: BaseRunner, given: InputSet, expected: Outputs, tolerances: OutputTolerances
+    trial: _Trial,
+    runner: BaseRunner,
+    given: InputSet,
+    expected: Outputs,
+    tolerances: OutputTolerances,
+    watch: OnOutputs,
 ) -> Outputs | None:
     try:
         if trial.candidate.kind == "engine":
@@ -214,6 +262,7 @@ def _run_trial(
     except _run_errors() as error:
         trial.errors.append(f"it cannot run on input set '{given.name}': {one_line(error)}.")
         return None
+    watch(trial.candidate.name, given.name, got)
     trial.outputs.extend(_judge(given.name, expected, got, tolerances))
     return got
 

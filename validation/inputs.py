@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,12 +49,37 @@ def generate_inputs(
     sets: list[InputSet] = []
     for label, shapes, count in _points(model, specs, profiles, per_point):
         for i in range(count):
-            own = seed + len(sets)
-            rng = np.random.default_rng(own)
-            feeds = {spec.name: _draw(rng, spec, shapes[spec.name], bounds[spec.name]) for spec in specs}
             name = f"{label}#{i}" if count > 1 else label
-            sets.append(InputSet(name, feeds, own, f"generated with seed {own}"))
+            sets.append(_draw_set(name, specs, bounds, shapes, seed + len(sets)))
     return sets
+
+
+def draw_again(model: OnnxModel, name: str, shapes: Mapping[str, tuple[int, ...]], seed: int) -> InputSet:
+    """Draws one of the sets that `generate_inputs` gave, from its shapes and its own seed.
+
+    Raises:
+        InputError: The model takes an input that has no shape here, or one that cannot be fed.
+    """
+    specs = read_input_specs(model)
+    missing = [spec.name for spec in specs if spec.name not in shapes]
+    if missing:
+        raise InputError(
+            f"input set '{name}' has no shape for input '{missing[0]}' of {model.path}.",
+            "Draw it for a model with the same inputs.",
+        )
+    return _draw_set(name, specs, {spec.name: index_bound(spec.value) for spec in specs}, shapes, seed)
+
+
+def _draw_set(
+    name: str,
+    specs: tuple[InputSpec, ...],
+    bounds: Mapping[str, int | None],
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+) -> InputSet:
+    rng = np.random.default_rng(seed)
+    feeds = {spec.name: _draw(rng, spec, shapes[spec.name], bounds[spec.name]) for spec in specs}
+    return InputSet(name, feeds, seed, f"generated with seed {seed}")
 
 
 def _points(

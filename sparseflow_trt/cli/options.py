@@ -85,8 +85,8 @@ def plan_options(function: _F) -> _F:
     return function
 
 
-def validation_options(function: _F) -> _F:
-    """The options of a comparison with the reference."""
+def input_options(function: _F) -> _F:
+    """On which inputs outputs are compared, and how far they may differ."""
     options = [
         click.option(
             "--inputs", metavar="FILE",
@@ -99,6 +99,15 @@ def validation_options(function: _F) -> _F:
             "--tolerance", "tolerances", multiple=True, metavar="[OUTPUT:]KEY=VALUE,…",
             help="How far outputs may differ: --tolerance logits:atol=1e-2,rtol=1e-2,cosine=0.999.",
         ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def validation_options(function: _F) -> _F:
+    """The options of a comparison with the reference."""
+    options = [
         click.option(
             "--dense-model", type=click.Path(path_type=Path), metavar="FILE",
             help="The model before pruning: its error is told, too, and an engine that is built gets its "
@@ -110,7 +119,14 @@ def validation_options(function: _F) -> _F:
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
-    return function
+    return input_options(function)
+
+
+metric_options = click.option(
+    "--metric", "metrics", multiple=True, metavar="FILE.py:FUNCTION",
+    help="Score outputs by your own Python, too (or MODULE:FUNCTION): it takes the outputs and the inputs, "
+    "each a list of {name: array}, and gives a number; more is better.",
+)  # fmt: skip
 
 
 def engine_options(function: _F) -> _F:
@@ -247,7 +263,11 @@ def find_policy_for(name: str | None) -> Policy | None:
 
 
 def read_validation_options(
-    inputs: str | None, seed: int, tolerances: tuple[str, ...], dense_model: Path | None, per_layer: bool
+    inputs: str | None,
+    seed: int,
+    tolerances: tuple[str, ...],
+    dense_model: Path | None = None,
+    per_layer: bool = False,
 ) -> ValidationOptions:
     """What the validation options ask for.
 

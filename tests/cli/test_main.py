@@ -36,12 +36,14 @@ def test_help_imports_nothing_heavy() -> None:
         assert f"\n  {name} " in ended.stdout
 
 
-@pytest.mark.parametrize("command", [*_COMMANDS, "policy list", "policy show", "plugin build"])
+@pytest.mark.parametrize(
+    "command", [*_COMMANDS, "policy list", "policy show", "plugin build", "baseline create"]
+)
 def test_every_command_has_help(command: str, sparseflow: Sparseflow) -> None:
     ended = sparseflow(*command.split(), "--help")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith(f"Usage: sparseflow-trt {command} ")
-    if command not in ("policy", "plugin"):  # whose commands have it
+    if command not in ("policy", "plugin", "baseline"):  # whose commands have it
         assert "--json" in ended.out
         assert "--debug" in ended.out
 

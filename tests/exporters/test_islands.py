@@ -9,10 +9,11 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.errors import PlanError
-from sparseflow_trt.exporters.islands import check_islands
+from sparseflow_trt.exporters.islands import check_islands, fp32_islands, islands_by_layer
 from sparseflow_trt.graph import read_layers
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.plan import Plan, make_plan
+from sparseflow_trt.sites import find_sites
 
 if TYPE_CHECKING:
     from tests.conftest import Models
@@ -63,3 +64,12 @@ def test_another_name_is_refused(island: str, hint: str, model: OnnxModel) -> No
     says = f"the plan's island '{island}' is neither an operator of ONNX nor a node of the model."
     assert caught.value.message == says
     assert caught.value.hint.startswith(hint)
+
+
+def test_islands_are_found_behind_their_layer_in_the_graphs_order(model: OnnxModel) -> None:
+    layers = {site.node: site.name for site in find_sites(model)}
+    plan = _plan(model, "Softmax")
+    islands = fp32_islands(model.ir, plan)
+    assert islands_by_layer(model.ir, islands, layers) == (("first", ("Softmax", "Softmax")),)
+    assert islands_by_layer(model.ir, islands, {}) == (("", ("Softmax", "Softmax")),)
+    assert islands_by_layer(model.ir, (), layers) == ()

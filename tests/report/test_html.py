@@ -39,14 +39,14 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action")]
-        if tag != "meta":
+        if tag not in ("meta", "br", "wbr", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.text.append(data)
 
 
@@ -75,11 +75,12 @@ def report(models: Models, tmp_path: Path) -> Callable[..., tuple[str, Manifest]
 def test_needs_nothing_else_and_escapes_names(report: Callable[..., tuple[str, Manifest]]) -> None:
     text, manifest = report()
     page = _Page(text)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1, "the page's own"
     assert not {"link", "img", "iframe", "object"} & set(page.tags)
-    assert page.links == []
+    assert all(link.startswith("#") for link in page.links)
     assert not re.search(r"https?://|@import|url\(", text)
-    assert text.count("<script>") == 0
+    assert text.count("<script>") == 1
+    assert "default-src 'none'" in text
     assert EVIL in "".join(page.text), "it is there as text"
     assert manifest.layers[0].name == EVIL
 
@@ -88,9 +89,9 @@ def test_says_the_verdict_and_the_figures(report: Callable[..., tuple[str, Manif
     text, manifest = report()
     said = re.sub(r"\s+", " ", " ".join(_Page(text).text))
     assert manifest.status == "pass"
-    assert re.search(r"\.onnx: pass ", said)
+    assert re.search(r"\.onnx pass ", said)
     assert manifest.validation.reason in said
-    assert "default: 2, 4, 8" in said
+    assert " 2, 4, 8 " in said
     assert manifest.model.sha256 in said
     assert not re.search(r"\b(nan|inf|None)\b", said, re.IGNORECASE)
     assert "1.0000" in said, "the share of equal indices"
@@ -100,7 +101,7 @@ def test_says_why_it_failed(report: Callable[..., tuple[str, Manifest]]) -> None
     text, manifest = report("atol=0,rtol=0,cosine=1")
     said = re.sub(r"\s+", " ", " ".join(_Page(text).text))
     assert manifest.status == "fail"
-    assert re.search(r"\.onnx: fail ", said)
+    assert re.search(r"\.onnx fail ", said)
     wrong = next(o for c in manifest.validation.candidates for o in c.outputs if not o.passed)
     assert wrong.reason in said
 
@@ -125,17 +126,18 @@ def test_unknown_figures_and_an_empty_engine_leave_no_gap(
     )
     write_report(changed, tmp_path / "page.html")
     said = re.sub(r"\s+", " ", " ".join(_Page((tmp_path / "page.html").read_text()).text))
-    assert "default: ? , ? , ?" in said.replace("?,", "? ,")
-    assert "not run no GPU here" in said
+    assert " ?, ?, ? " in said
+    assert "not run. no GPU here" in said
     assert "None" not in said
     assert "What the engine says it runs" not in said
+    assert "No times are known" in said
 
 
 def test_shows_both_engines_times_and_what_the_losing_one_ran(
     report: Callable[..., tuple[str, Manifest]], tmp_path: Path
 ) -> None:
     text, manifest = report()
-    assert "Sparse against dense" not in text
+    assert 'id="duel"' not in text
     times = {"p50": 1.5, "p90": 1.625, "p99": 1.75, "low": 1.25, "high": 1.875}
     outcome = {
         "layer": EVIL, "profile": 0, "engine_layer": "", "merged_with": [], "tactic": "", "sparse": False,
@@ -154,7 +156,7 @@ def test_shows_both_engines_times_and_what_the_losing_one_ran(
     write_report(manifest.model_copy(update=changed), tmp_path / "page.html")
     page = _Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     said = re.sub(r"\s+", " ", " ".join(page.text))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     for words in (
         "The plan is another's.", "Dense ships: it does.", "15 rounds of 20 CUDA graph launches",
         f"{EVIL} ids 4×64, mask 4 sparse 1.5000 (1.2500–1.8750) 1.6250 1.7500 0.917× (0.900–0.950)",

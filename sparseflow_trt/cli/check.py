@@ -1,0 +1,109 @@
+"""sparseflow-trt check: a new build against a baseline, for people and for CI."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sparseflow_trt.cli import console
+from sparseflow_trt.cli.options import common_options, metric_options
+from sparseflow_trt.errors import EXIT_OK, EXIT_OUTPUTS_DIFFER
+
+if TYPE_CHECKING:
+    from sparseflow_trt.regressions import Gate
+
+_MOST_REASONS = 10
+
+
+@click.command("check")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--baseline", required=True, type=click.Path(path_type=Path), help="What `baseline create` wrote."
+)
+@metric_options
+@click.option(
+    "--max-drop", type=click.FloatRange(0),
+    help="By how much less than on the reference outputs a metric may score. Default: the baseline's.",
+)  # fmt: skip
+@click.option(
+    "--update", is_flag=True,
+    help="Where all checks pass, tighten the baseline to this build: never looser. Else it is not changed.",
+)  # fmt: skip
+@click.option(
+    "--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write the checks as JUnit XML, too."
+)
+@click.option(
+    "--annotations", type=click.Choice(["auto", "github", "off"]), default="auto", show_default=True,
+    help="Mark failed checks for GitHub, and write the job's summary; auto: where GITHUB_ACTIONS is set.",
+)  # fmt: skip
+@common_options
+def command(
+    artifact: Path,
+    baseline: Path,
+    metrics: tuple[str, ...],
+    max_drop: float | None,
+    update: bool,
+    junit: Path | None,
+    annotations: str,
+    as_json: bool,
+) -> int:
+    """Hold ARTIFACT to a baseline: its outputs, their errors, metrics, verdicts, and what was sparse.
+
+    Exits with 4 where anything is worse than it may be, with 0 where nothing is.
+    """
+    from sparseflow_trt._files import write_atomically
+    from sparseflow_trt.baseline import MAX_BYTES, json_from_baseline
+    from sparseflow_trt.gate import check_artifact
+    from sparseflow_trt.report.junit import junit_from_gate
+
+    with console.progress_bar() as show:
+        gate, tightened = check_artifact(
+            artifact, baseline, metrics, max_drop, lambda p: show(p.step, p.done, p.total)
+        )
+    if junit:
+        write_atomically(junit, junit_from_gate(gate))
+    if update and tightened:
+        most = max(MAX_BYTES, 2 * baseline.stat().st_size)  # it is there, so it was not too large
+        write_atomically(baseline, json_from_baseline(tightened, most))
+    if as_json:
+        console.print_json({**gate.model_dump(mode="json"), "updated": bool(update and tightened)})
+    else:
+        print_gate(gate)
+        if update:
+            done = "tightened to this build" if tightened else "not changed: checks failed"
+            console.out().print(f"{baseline}: {done}.")
+    if annotations == "github" or (annotations == "auto" and os.environ.get("GITHUB_ACTIONS") == "true"):
+        _tell_github(gate, baseline, as_json)
+    return EXIT_OK if gate.verdict == "pass" else EXIT_OUTPUTS_DIFFER
+
+
+def print_gate(gate: Gate) -> None:
+    """Prints a row for each check, the verdict, and what each failed check says."""
+    out = console.out()
+    table = console.table("Check", "Passed", "What", "Candidate", ">Was", ">Now", "Limit")
+    for check in gate.checks:
+        passed = console.styled("yes", "green") if check.passed else console.styled("no", "red")
+        table.add_row(check.kind, passed, check.name, check.of, check.was, check.now, check.limit)
+    out.print(table)
+    colour = "green" if gate.verdict == "pass" else "red"
+    out.print(f"\n{gate.artifact} against {gate.baseline}:", console.styled(gate.verdict, colour))
+    failed = [check.reason for check in gate.checks if not check.passed]
+    for reason in failed[:_MOST_REASONS]:
+        out.print(f"  {reason}")
+    if len(failed) > _MOST_REASONS:
+        out.print(f"  And {len(failed) - _MOST_REASONS} more: --json has all.")
+    for note in gate.notes:
+        out.print("  ", console.styled(note, "yellow"), sep="")
+
+
+def _tell_github(gate: Gate, baseline: Path, as_json: bool) -> None:
+    """Annotations on the step's output (its standard error where the other is JSON), and the summary."""
+    from sparseflow_trt.report.github import annotations_from_gate, summary_from_gate
+
+    click.echo(annotations_from_gate(gate, str(baseline)), err=as_json, nl=False)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as stream:
+            stream.write(summary_from_gate(gate))

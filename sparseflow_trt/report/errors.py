@@ -1,0 +1,106 @@
+"""How far outputs are from the reference, and which step that comes from, as bars."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sparseflow_trt.manifest import Manifest
+from sparseflow_trt.verdict import OutputVerdict, StepOutput, StepRecord
+
+_SMALLEST, _LARGEST = 1e-7, 1.0  # of the bars by step, as shares of the output: log scale
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """One output of one candidate: how much of what an element may be off by its worst one is.
+
+    Attributes:
+        used: The largest error over the bound, on the input set where that is most; None where an output has
+            no bound (it is not floating-point, or could not be compared).
+    """
+
+    candidate: str
+    worst: OutputVerdict
+    passed: bool
+    used: float | None
+    sets: int
+
+
+@dataclass(frozen=True)
+class StepBar:
+    """What one step changed of one output, on the input set where it changed most.
+
+    Attributes:
+        width: From 0 to 1 along the axis.
+    """
+
+    step: str
+    between: str
+    blamed: bool
+    not_run: str
+    found: StepOutput | None
+    width: float
+
+
+@dataclass(frozen=True)
+class StepBars:
+    """The steps' bars for one output, in the order of the steps."""
+
+    output: str
+    bars: tuple[StepBar, ...]
+
+
+def draw_gauges(manifest: Manifest) -> tuple[Gauge, ...]:
+    """A gauge for each output of each candidate that ran."""
+    gauges = []
+    for candidate in manifest.validation.candidates:
+        for name in dict.fromkeys(row.output for row in candidate.outputs):
+            rows = [row for row in candidate.outputs if row.output == name]
+            worst = max(rows, key=lambda row: (not row.passed, _used(row) or 0.0))
+            gauges.append(
+                Gauge(candidate.name, worst, all(row.passed for row in rows), _used(worst), len(rows))
+            )
+    return tuple(gauges)
+
+
+def draw_steps(manifest: Manifest) -> tuple[StepBars, ...]:
+    """Bars by step for each output, where the manifest says them."""
+    attribution = manifest.validation.attribution
+    if attribution is None:
+        return ()
+    steps: list[tuple[str, StepRecord, bool]] = [
+        (step.name, step, step.name == attribution.blamed) for step in attribution.steps
+    ]
+    if attribution.unrestored:  # what pruning would have changed, had no layer its weights back
+        steps.insert(0, ("pruning, not restored", attribution.unrestored, False))
+    names = dict.fromkeys(found.output for _, step, _ in steps for found in step.outputs)
+    drawn = []
+    for name in names:
+        bars = []
+        for title, step, blamed in steps:
+            rows = [found for found in step.outputs if found.output == name]
+            worst = max(rows, key=_change, default=None)
+            width = _along(_change(worst)) if worst else 0.0
+            between = f"{step.before} → {step.after}"
+            bars.append(StepBar(title, between, blamed, step.not_run, worst, width))
+        drawn.append(StepBars(name, tuple(bars)))
+    return tuple(drawn)
+
+
+def _used(row: OutputVerdict) -> float | None:
+    if row.max_abs is None or not row.abs_bound:
+        return None
+    return row.max_abs / row.abs_bound
+
+
+def _change(found: StepOutput) -> float:
+    if found.nonfinite:
+        return math.inf
+    return 1 - found.equal if found.equal is not None else found.error or 0.0
+
+
+def _along(error: float) -> float:
+    if error <= _SMALLEST:
+        return 0.0
+    return min(1.0, math.log(error / _SMALLEST) / math.log(_LARGEST / _SMALLEST))

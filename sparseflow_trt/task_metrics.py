@@ -1,0 +1,54 @@
+"""Scores outputs by a user's own metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sparseflow_trt._user_code import import_user_code
+from sparseflow_trt.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Runs = Sequence[Mapping[str, "np.ndarray[Any, Any]"]]  # for each input set the arrays, by name
+TaskMetric = Callable[[Runs, Runs], float]
+
+_HINT = (
+    "Give FILE.py:FUNCTION or MODULE:FUNCTION: it takes a list of output dicts and the list of input dicts, "
+    "one for each input set, and gives a number; more is better."
+)
+
+
+def load_metric(source: str) -> TaskMetric:
+    """Imports a metric, and gives it with its errors worded.
+
+    Args:
+        source: `file.py:function` or `module:function`. It is called with the outputs and the inputs, each a
+            list of `{name: array}` with an entry for each input set, and gives a finite number; more is
+            better.
+
+    Raises:
+        InputError: There is no such function, or (when called) it fails or gives no finite number.
+    """
+    target, colon, name = source.rpartition(":")
+    if not colon or not target or not name.isidentifier():
+        raise InputError(f"'{source}' is no metric.", _HINT)
+    try:
+        function = getattr(import_user_code(target, "metric", _HINT), name)
+    except InputError:
+        raise
+    except Exception as error:  # the user's code can raise anything while it is imported
+        raise InputError(f"{source} cannot be imported: {type(error).__name__}: {error}.", _HINT) from error
+
+    def score(outputs: Runs, inputs: Runs) -> float:
+        try:
+            value = float(function(outputs, inputs))
+        except Exception as error:  # or while it runs; its own words and traceback go along
+            raise InputError(f"{source} failed: {type(error).__name__}: {error}.", _HINT) from error
+        if not math.isfinite(value):
+            raise InputError(f"{source} gave {value}, and a metric is a finite number.", _HINT)
+        return value
+
+    return score

@@ -1,0 +1,235 @@
+"""sparseflow-trt baseline create, and check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Ended, Sparseflow
+
+MakeModel = Callable[..., Path]
+OPTIONS = ("--dim", "batch=1,4,8", "--backend", "onnxruntime", "--sparsity", "force")
+METRICS = "def mean(outputs, inputs):\n    return sum(float(o['y'].mean()) for o in outputs)\n"
+
+
+@pytest.fixture(autouse=True)
+def not_on_github(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def built(sparseflow: Sparseflow, mlp: MakeModel) -> Path:
+    """A model and, in `out`, its artifact."""
+    path = mlp()
+    assert sparseflow("build", path, *OPTIONS, "-o", "out").code == 0
+    return path
+
+
+@pytest.fixture
+def rebuilt(sparseflow: Sparseflow, built: Path) -> Callable[..., None]:
+    """Builds the model again, in `new`, with its weights changed."""
+
+    def build(change: Callable[[str, Any], Any] = lambda _, w: w, *options: str) -> None:
+        model = onnx.load(built)
+        for tensor in model.graph.initializer:
+            changed = change(tensor.name, numpy_helper.to_array(tensor).copy())
+            tensor.CopyFrom(numpy_helper.from_array(changed.astype(np.float32), tensor.name))
+        onnx.save(model, "new.onnx")
+        assert sparseflow("build", "new.onnx", *OPTIONS, *options, "-o", "new", "--force").code == 0
+
+    return build
+
+
+def failed(ended: Ended) -> set[tuple[str, str]]:
+    """The kinds and names of the checks that failed."""
+    assert ended.code == (4 if any(not c["passed"] for c in ended.json["checks"]) else 0)
+    return {(c["kind"], c["name"]) for c in ended.json["checks"] if not c["passed"]}
+
+
+def test_a_build_passes_its_own_baseline_which_is_small(sparseflow: Sparseflow, built: Path) -> None:
+    made = sparseflow("baseline", "create", "out")
+    assert (made.code, made.err) == (0, "")
+    assert "3 input set(s), 3 of them kept as seeds." in made.out
+    before = Path("out.baseline.json").read_bytes()
+    assert len(before) < 10_000
+    ended = sparseflow("check", "out", "--baseline", "out.baseline.json")
+    assert (ended.code, ended.err) == (0, "")
+    assert "out against out.baseline.json: pass" in ended.out
+    assert Path("out.baseline.json").read_bytes() == before, "not without --update"
+    assert json.loads(before)["reference"].startswith("the artifact's own typed model, by ONNX Runtime")
+
+
+def test_the_reference_can_be_a_model(sparseflow: Sparseflow, built: Path) -> None:
+    assert sparseflow("baseline", "create", "out", "--reference", built, "-o", "b.json").code == 0
+    kept = json.loads(Path("b.json").read_bytes())
+    assert kept["reference"].startswith("model.onnx (SHA-256 ")
+    assert all(figures["mean_abs"] > 0 for figures in kept["figures"])
+    assert failed(sparseflow("check", "out", "--baseline", "b.json", "--json")) == set()
+
+
+def test_given_inputs_are_stored(sparseflow: Sparseflow, built: Path) -> None:
+    np.savez("x.npz", x=np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32))
+    made = sparseflow("baseline", "create", "out", "--inputs", "x.npz", "-o", "b.json")
+    assert "1 input set(s), 0 of them kept as seeds." in made.out
+    Path("x.npz").unlink()
+    assert failed(sparseflow("check", "out", "--baseline", "b.json", "--json")) == set()
+
+
+def test_a_changed_output_fails(sparseflow: Sparseflow, built: Path, rebuilt: Callable[..., None]) -> None:
+    assert sparseflow("baseline", "create", "out").code == 0
+    rebuilt(lambda name, w: w * 1.5 if name == "down" else w)
+    ended = sparseflow("check", "new", "--baseline", "out.baseline.json", "--json")
+    assert ("output", "y") in failed(ended)
+    assert ended.json["notes"], "it is another model"
+    said = sparseflow("check", "new", "--baseline", "out.baseline.json")
+    assert said.code == 4
+    assert "outside the absolute bound" in said.out
+    assert "new against out.baseline.json: fail" in said.out
+
+
+def test_an_error_that_grew_within_its_tolerance_fails(
+    sparseflow: Sparseflow, built: Path, rebuilt: Callable[..., None]
+) -> None:
+    assert sparseflow("baseline", "create", "out", "--reference", built).code == 0
+    rebuilt(lambda _, w: w, "--precision", "bf16", "--backend", "tensorrt-rtx")
+    found = failed(sparseflow("check", "new", "--baseline", "out.baseline.json", "--json"))
+    assert ("error", "y") in found, "BF16 rounds eight times as coarsely as FP16"
+    assert ("output", "y") not in found
+
+
+def test_a_layer_that_is_2to4_no_more_fails_though_outputs_agree(
+    sparseflow: Sparseflow, built: Path, rebuilt: Callable[..., None]
+) -> None:
+    assert sparseflow("baseline", "create", "out").code == 0
+    rebuilt(lambda name, w: np.where(w == 0, 1e-6, w) if name == "up" else w)
+    found = failed(sparseflow("check", "new", "--baseline", "out.baseline.json", "--json"))
+    assert found == {("layer", "weights 2:4: up_proj"), ("layer", "planned sparse: up_proj")}
+
+
+def test_metrics_are_scored_on_both(
+    sparseflow: Sparseflow, built: Path, rebuilt: Callable[..., None]
+) -> None:
+    Path("m.py").write_text(METRICS, encoding="utf-8")
+    create = (
+        "baseline",
+        "create",
+        "out",
+        "-o",
+        "b.json",
+        "--metric",
+        "m.py:mean",
+        "--tolerance",
+        "rms_atol=9",
+    )
+    assert sparseflow(*create, "--max-drop", "1e-3").code == 0
+    check = ("check", "out", "--baseline", "b.json", "--json")
+    assert failed(sparseflow(*check)) == {("metric", "m.py:mean")}, "a file names no code that runs"
+    assert failed(sparseflow(*check, "--metric", "m.py:mean")) == set()
+    rebuilt(lambda name, w: w - 0.05 if name == "down" else w)
+    again = ("check", "new", "--baseline", "b.json", "--json", "--metric", "m.py:mean")
+    assert ("metric", "m.py:mean") in failed(sparseflow(*again))
+    assert ("metric", "m.py:mean") not in failed(sparseflow(*again, "--max-drop", "1e6"))
+
+
+def test_update_tightens_and_never_loosens(
+    sparseflow: Sparseflow, built: Path, rebuilt: Callable[..., None]
+) -> None:
+    assert sparseflow("baseline", "create", "out", "--reference", built, "-o", "b.json").code == 0
+    before = json.loads(Path("b.json").read_bytes())
+    ended = sparseflow("check", "out", "--baseline", "b.json", "--update")
+    assert (ended.code, "b.json: tightened to this build." in ended.out) == (0, True)
+    after = json.loads(Path("b.json").read_bytes())
+    was, now = (kept["tolerances"]["y"] for kept in (before, after))
+    assert now["max_abs_rms"] < was["max_abs_rms"] / 10
+    assert now["min_cosine"] > was["min_cosine"]
+    assert now["max_rel"] < was["max_rel"]
+    assert after["outputs"] == before["outputs"]
+    assert after["figures"] == before["figures"]
+    assert sparseflow("check", "out", "--baseline", "b.json", "--update").code == 0, "it passes what it made"
+    assert json.loads(Path("b.json").read_bytes())["tolerances"] == after["tolerances"]
+    rebuilt(lambda name, w: w * 1.01 if name == "down" else w)
+    tight = Path("b.json").read_bytes()
+    ended = sparseflow("check", "new", "--baseline", "b.json", "--update")
+    assert (ended.code, "not changed: checks failed" in ended.out) == (4, True)
+    assert Path("b.json").read_bytes() == tight
+
+
+def test_what_ci_reads(
+    sparseflow: Sparseflow, built: Path, rebuilt: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sparseflow("baseline", "create", "out").code == 0
+    rebuilt(lambda name, w: np.where(w == 0, 1e-6, w) if name == "up" else w)
+    check = ("check", "new", "--baseline", "out.baseline.json", "--junit", "junit.xml")
+    assert "::error" not in sparseflow(*check).out
+    suite = ElementTree.parse("junit.xml").getroot().find("testsuite")
+    assert suite is not None
+    assert suite.get("failures") == "2"
+    assert len(suite.findall("testcase")) == int(suite.get("tests", ""))
+    failures = suite.findall("testcase/failure")
+    assert failures[0].get("message") == "layer 'up_proj': weights 2:4 in the baseline, now not 2:4."
+    assert (
+        "::error file=out.baseline.json,title=layer%3A " in sparseflow(*check, "--annotations", "github").out
+    )
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(Path("summary.md").resolve()))
+    assert "::error" not in sparseflow(*check, "--annotations", "off").out
+    ended = sparseflow(*check, "--json")
+    assert ended.json["verdict"] == "fail"
+    assert len([line for line in ended.err.splitlines() if line.startswith("::error ")]) == 2
+    summary = Path("summary.md").read_text(encoding="utf-8")
+    assert "### ❌ new against out.baseline.json: fail" in summary
+    assert "| ❌ | weights 2:4: up&#95;proj |" in summary
+
+
+def test_no_baseline_of_outputs_that_differ(sparseflow: Sparseflow, built: Path) -> None:
+    strict = ("--tolerance", "atol=0,rtol=0,cosine=1")
+    ended = sparseflow("baseline", "create", "out", "--reference", built, *strict)
+    assert (ended.code, "No baseline was written." in ended.out) == (4, True)
+    assert not Path("out.baseline.json").exists()
+
+
+def test_a_baseline_too_large_for_version_control_is_not_written(sparseflow: Sparseflow, built: Path) -> None:
+    ended = sparseflow("baseline", "create", "out", "--max-size", "0.001")
+    assert "0.0 MB of inputs), and 0.001 MB is the limit" in ended.error
+    assert not Path("out.baseline.json").exists()
+
+
+DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda kept: kept.update(schema_version=2), "schema version 2"),
+    (lambda kept: kept.pop("tolerances"), "tolerances"),
+    (lambda kept: kept["inputs"][0].update(sha256="0" * 64), "cannot be drawn again"),
+    (lambda kept: kept["inputs"][0].update(shapes={"x": [999, 64]}), "cannot be drawn again"),
+    (lambda kept: kept["inputs"][0].update(shapes={"x": [1 << 40, 64]}), "which is not drawn"),
+    (lambda kept: kept["inputs"][0].update(shapes={}), "has no shape for input 'x'"),
+    (lambda kept: kept["inputs"][0].update(name="other"), "not those of its input sets"),
+    (lambda kept: kept["outputs"]["default:min"].clear(), "not those of its outputs"),
+    (lambda kept: kept["outputs"]["default:min"]["y"].update(data="AAAA"), "cannot be read"),
+    (lambda kept: kept.update(inputs=[]), "inputs"),
+]
+
+
+def test_a_damaged_baseline_is_refused(sparseflow: Sparseflow, built: Path) -> None:
+    assert sparseflow("baseline", "create", "out").code == 0
+    text = Path("out.baseline.json").read_text(encoding="utf-8")
+    for change, words in DAMAGES:
+        kept = json.loads(text)
+        change(kept)
+        Path("b.json").write_text(json.dumps(kept), encoding="utf-8")
+        assert words in sparseflow("check", "out", "--baseline", "b.json").error
+
+
+def test_what_is_no_baseline_is_refused(sparseflow: Sparseflow, built: Path) -> None:
+    for text in ("", "[]", "{}", "no json"):
+        Path("b.json").write_text(text, encoding="utf-8")
+        assert "b.json" in sparseflow("check", "out", "--baseline", "b.json").error
+    assert "does not exist" in sparseflow("check", "out", "--baseline", "nowhere.json", "--json").error

@@ -1,0 +1,112 @@
+"""What the report draws from a manifest: times, spine, speedups and errors, as values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sparseflow_trt.manifest import DuelRecord
+from sparseflow_trt.policy import find_policy
+from sparseflow_trt.report.errors import draw_gauges, draw_steps
+from sparseflow_trt.report.layer_table import layer_rows, layer_times, time_groups, whose_times
+from sparseflow_trt.report.speedups import draw_speedups
+from sparseflow_trt.report.spine import draw_spine
+
+if TYPE_CHECKING:
+    from tests.report.conftest import MakeManifest
+
+
+def test_times_are_the_builders_where_it_told_them_else_the_policys(manifests: MakeManifest) -> None:
+    manifest, policy = manifests(layers=4), find_policy("a100-80gb")
+    measured = layer_times(manifest, policy)["model.layers.0.qkv_0"]
+    assert [(t.profile, t.m, t.measured) for t in measured] == [("decode", 8, True), ("prefill", 512, True)]
+    assert measured[0].speedup == pytest.approx(1.3)
+    told_nothing = manifest.model_copy(update={"engine": manifest.engine.model_copy(update={"outcomes": ()})})
+    expected = layer_times(told_nothing, policy)
+    (gate_up,) = (t for t in expected["model.layers.0.gate_up_2"] if t.m == 512)
+    assert (gate_up.measured, gate_up.dense, gate_up.sparse) == (False, 324.73, 247.2)
+    assert expected["model.layers.0.qkv_0"] == (), "its kind has a threshold and no points"
+    assert "expected by policy 'a100-80gb' (cuSPARSELt" in whose_times(told_nothing, policy)
+    assert layer_times(told_nothing, None) == {}
+    assert whose_times(told_nothing, None) == ""
+
+
+def test_times_of_a_sparse_engine_that_does_not_ship_are_told(manifests: MakeManifest) -> None:
+    manifest = manifests(layers=4)
+    duel = DuelRecord(margin=0, ships="dense", why="", sparse_outcomes=manifest.engine.outcomes)
+    dense = manifest.engine.model_copy(update={"outcomes": ()})
+    found = layer_times(manifest.model_copy(update={"engine": dense, "duel": duel}), None)
+    assert all(t.measured for times in found.values() for t in times)
+
+
+def test_alike_layers_are_one_group_and_the_longest_comes_first(manifests: MakeManifest) -> None:
+    groups, left_out = time_groups(manifests(layers=16), None)
+    assert (len(groups), left_out) == (8, 0), "four shapes in two profiles"
+    assert all(group.layers == 4 for group in groups)
+    took = [group.layers * group.times.dense for group in groups]
+    assert took == sorted(took, reverse=True)
+
+
+def test_rows_say_what_runs(manifests: MakeManifest) -> None:
+    rows = layer_rows(manifests(layers=4), None)
+    assert [row.runs for row in rows] == ["dense", "dense", "sparse", "dense"]
+    assert rows[0].sizes == ("decode: 1, 8, 32", "prefill: 64, 512, 4096")
+    assert [row.weights for row in rows[:2]] == ["FP16, 2:4", "FP16, not 2:4"]
+
+
+def test_islands_stand_on_the_spine_where_the_graph_has_them(manifests: MakeManifest) -> None:
+    first, second = draw_spine(manifests(layers=12)).blocks
+    assert [mark.role for mark in first.marks] == ["island"]
+    assert (second.label, second.count) == ("model.layers.0 … 2", 3)
+    assert [mark.role for mark in second.marks] == ["sparse", "island", "dense", "sparse", "sparse"]
+    assert second.marks[1].text == "ReduceMean, Softmax"
+    assert second.marks[1].title == "Kept in FP32: Pow, ReduceMean, Softmax"
+
+
+def test_blocks_that_differ_are_not_joined(manifests: MakeManifest) -> None:
+    manifest = manifests(layers=12)
+    layers = [
+        layer.model_copy(update={"sparsity": "dense"}) if i == 6 else layer
+        for i, layer in enumerate(manifest.layers)
+    ]
+    blocks = draw_spine(manifest.model_copy(update={"layers": tuple(layers)})).blocks
+    assert [block.count for block in blocks] == [1, 1, 1, 1]
+    assert draw_spine(manifests(layers=0)).left_out == 0
+
+
+def test_a_panel_shows_where_sparse_is_taken(manifests: MakeManifest) -> None:
+    panels, left_out = draw_speedups(manifests(layers=8), find_policy("a100-80gb"))
+    assert left_out == 0
+    down = next(panel for panel in panels if panel.title.startswith("down"))
+    assert down.title == "down 14336 → 4096 · 2 layers"
+    assert [tick.text for tick in down.crossings] == ["M=512"]
+    ((begin, end),) = down.taken
+    assert begin == down.crossings[0].at
+    assert end == down.right
+    assert down.says == (
+        "down 14336 → 4096: sparse is taken from M=512 to M=4096. The largest speedup measured at "
+        "14336 → 4096 is 1.25, at M=1024."
+    )
+    (line,) = down.curves
+    assert line.own
+    assert [x for x, _ in line.points] == sorted(x for x, _ in line.points)
+    assert all(down.top <= y <= down.bottom for _, y in line.points)
+    assert [low <= opt <= high for low, opt, high in down.ranges] == [True, True]
+    assert draw_speedups(manifests(layers=8), None) == ((), 0)
+
+
+def test_errors_are_shares_of_what_is_allowed(manifests: MakeManifest) -> None:
+    manifest = manifests()
+    (gauge,) = draw_gauges(manifest)
+    assert (gauge.used, gauge.passed) == (0.25, True)
+    (bars,) = draw_steps(manifest)
+    assert [(bar.step, bar.blamed, bar.found is None) for bar in bars.bars] == [
+        ("pruning, not restored", False, False),
+        ("pruning", True, False),
+        ("precision", False, False),
+        ("engine", False, True),
+    ]
+    assert bars.bars[0].width > bars.bars[1].width > bars.bars[2].width > 0
+    bare = manifest.validation.model_copy(update={"attribution": None})
+    assert draw_steps(manifest.model_copy(update={"validation": bare})) == ()

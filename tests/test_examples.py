@@ -1,0 +1,70 @@
+"""The example workflow is one that GitHub reads, and its commands are real."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.test_docs import write_model
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def sparseflow(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    arguments = shlex.split(command)
+    assert arguments[0] == "sparseflow-trt"
+    run = [sys.executable, "-m", "sparseflow_trt.cli.main", *arguments[1:]]
+    return subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def steps() -> list[dict[str, Any]]:
+    workflow = yaml.safe_load((EXAMPLES / "regression_gate.yml").read_text(encoding="utf-8"))
+    assert workflow[True] == {  # YAML 1.1 takes "on" for a truth value; GitHub does not
+        "pull_request": {"paths": ["model.2to4.onnx", "model.baseline.json", "metrics.py"]}
+    }
+    (job,) = workflow["jobs"].values()
+    assert job["runs-on"]
+    for step in job["steps"]:
+        assert ("run" in step) != ("uses" in step)
+    found: list[dict[str, Any]] = job["steps"]
+    return found
+
+
+def test_the_gate_holds_a_build_to_its_baseline(steps: list[dict[str, Any]], tmp_path: Path) -> None:
+    build, check = (step["run"] for step in steps if step.get("run", "").startswith("sparseflow-trt"))
+    write_model(tmp_path / "model.onnx")
+    shutil.copy(EXAMPLES / "metrics.py", tmp_path)
+    rng = np.random.default_rng(0)
+    sets: dict[str, Any] = {
+        f"x@{i}": rng.standard_normal((rows, 8, 64)).astype(np.float32) for i, rows in enumerate((2, 4))
+    }
+    np.savez(tmp_path / "x.npz", **sets)
+    create = (
+        "baseline create new.artifact --inputs x.npz --metric metrics.py:separation --max-drop 0.01 "
+        "-o model.baseline.json"
+    )
+    for command in (
+        "sparseflow-trt prune model.onnx -o model.2to4.onnx",
+        build,
+        f"sparseflow-trt {create}",
+        check,
+    ):
+        done = sparseflow(command, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert "metrics.py:separation" in done.stdout
+    uploaded = steps[-1]["with"]["path"].split()
+    assert all((tmp_path / name).is_file() for name in uploaded), "the workflow keeps what there is"
+    build = build.replace("model.2to4.onnx", "model.onnx")  # a pull request that forgot to prune
+    assert sparseflow(build, tmp_path).returncode == 0
+    done = sparseflow(check, tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert "weights 2:4 in the baseline, now not 2:4." in done.stdout
