@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -15,12 +15,13 @@ from sparseflow_trt.errors import PlanError, ShapeError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.lookup import judge
 from sparseflow_trt.policy import Policy
+from sparseflow_trt.precision_record import ModelPrecision as ModelPrecision
+from sparseflow_trt.precision_record import Precision as Precision
+from sparseflow_trt.precision_record import Precisions, PrecisionSearch
 from sparseflow_trt.shapes import MOST_PROFILES, Dims, Profile, dims_at
 from sparseflow_trt.sites import SMALLEST_K
 from sparseflow_trt.split import Split, split_profile
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
-ModelPrecision = Literal["fp32", "fp16", "bf16", "keep"]
 SparsityMode = Literal["policy", "force", "off"]
 
 # Operators that stay FP32 unless the plan says otherwise: sums over many elements and exponentials,
@@ -57,6 +58,8 @@ class Plan(Record):
         islands: Operator types, or node names, that run in FP32 (nothing is an island under "keep").
         policy: The policy's name and what it was measured on, or why there is none.
         split: Why the profiles are split as they are, where the plan was asked to split them.
+        search: How the precisions were found, where they were searched for; editing it changes nothing,
+            but `held_to`, whose tolerances the outputs are held to.
     """
 
     schema_version: Literal[1] = 1
@@ -68,6 +71,7 @@ class Plan(Record):
     split: str = ""
     profiles: tuple[Profile, ...] = Field(max_length=MOST_PROFILES)
     layers: tuple[PlannedLayer, ...]
+    search: PrecisionSearch | None = None
 
     @property
     def wants_sparse(self) -> bool:
@@ -91,7 +95,7 @@ def make_plan(
     profiles: tuple[Profile, ...],
     input_dims: dict[str, Dims],
     policy: Policy | None,
-    precision: ModelPrecision,
+    precision: ModelPrecision | Precisions,
     sparsity: SparsityMode = "policy",
     model: str = "",
     model_sha256: str = "",
@@ -104,7 +108,8 @@ def make_plan(
         profiles: The optimization profiles; none for a model whose shapes are all static.
         input_dims: Each input's dimensions, by name; with the profiles they give each layer's M.
         policy: Where sparse wins; None plans everything dense.
-        precision: For all layers whose weights are floats; "keep" leaves each as its weight is typed.
+        precision: For all layers whose weights are floats; "keep" leaves each as its weight is typed. Or
+            what a search chose, layer by layer.
         sparsity: "policy" asks the policy; "force" takes every 2:4 layer; "off" none.
         model: The model file's name, for the reader.
         model_sha256: Of the model file.
@@ -114,20 +119,21 @@ def make_plan(
         ShapeError: There is not one profile to be split, or it cannot be split along that axis.
     """
     told = ""
+    precisions = precision if isinstance(precision, Precisions) else Precisions(precision)
     if split:
         if len(profiles) != 1:
             raise ShapeError(
                 f"{len(profiles)} profiles cannot be split along '{split.axis}': it takes one.",
                 "Give the whole range with --dim or --shapes, and leave out the profiles.",
             )
-        products = _count_products(layers, precision, sparsity)
+        products = _count_products(layers, precisions, sparsity)
         profiles, told = split_profile(profiles[0], split, input_dims, products, policy)
     described = f"{policy.name} ({policy.device}, {policy.provenance})" if policy else "none"
     planned = []
     for layer in layers:
         if not layer.weight:
             continue
-        chosen = _layer_precision(layer, precision)
+        chosen = _layer_precision(layer, precisions)
         sparse, reason = _decide(layer, chosen, profiles, input_dims, policy, sparsity)
         planned.append(
             PlannedLayer(
@@ -144,16 +150,18 @@ def make_plan(
     return Plan(
         model=model,
         model_sha256=model_sha256,
-        precision=precision,
+        precision=precisions.model,
+        islands=(*DEFAULT_ISLANDS, *precisions.islands),
         policy=described,
         split=told,
         profiles=profiles,
         layers=tuple(planned),
+        search=precisions.search,
     )
 
 
 def _count_products(
-    layers: tuple[WeightedLayer, ...], precision: ModelPrecision, sparsity: SparsityMode
+    layers: tuple[WeightedLayer, ...], precision: Precisions, sparsity: SparsityMode
 ) -> Counter[LayerShape]:
     counted: Counter[LayerShape] = Counter()
     for layer in layers:
@@ -164,14 +172,14 @@ def _count_products(
     return counted
 
 
-def _layer_precision(layer: WeightedLayer, precision: ModelPrecision) -> Precision:
+def _layer_precision(layer: WeightedLayer, precisions: Precisions) -> Precision:
     own: dict[str, Precision] = {
         "FP16": "fp16", "BF16": "bf16", "INT8": "int8", "UINT8": "int8", "FP8": "fp8", "FP8-E5M2": "fp8",
     }  # fmt: skip
     typed = own.get(layer.dtype, "fp32")
-    if precision == "keep" or typed in ("int8", "fp8"):
+    if precisions.model == "keep" or typed in ("int8", "fp8"):
         return typed
-    return precision
+    return precisions.layers.get(layer.name, precisions.model)
 
 
 def _decide(
@@ -238,7 +246,16 @@ def yaml_from_plan(plan: Plan) -> str:
         "# then: sparseflow-trt build MODEL --plan THIS_FILE\n"
     )
     data = plan.model_dump(mode="json")
+    if plan.search is not None:  # one line a row: it is not what is edited
+        data["search"] = {
+            name: [_Line(row) for row in rows] if name in ("runs", "sensitivities") else rows
+            for name, rows in data["search"].items()
+        }
     return head + yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Line(dict[str, Any]):
+    """A mapping that is written on one line."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -250,6 +267,10 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(
+    _Line,
+    lambda dumper, row: dumper.represent_mapping("tag:yaml.org,2002:map", row.items(), flow_style=True),
+)
 
 
 def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the plan") -> None:
