@@ -261,9 +261,11 @@ def polygraphy_says(model: Path) -> dict[str, Any]:
         "--check",
         "true",
     ]
-    call = "from polygraphy.tools import main; main()"
+    call = "import sys; from polygraphy.tools import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", call, *command], capture_output=True, text=True, check=False)
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("[!]")]
+    lines = [
+        line for line in (done.stdout + done.stderr).splitlines() if line.startswith(("[!]", "    Note"))
+    ]
     return {"exit code": done.returncode, "says": lines}
 
 

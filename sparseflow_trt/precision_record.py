@@ -104,6 +104,6 @@ class Precisions:
     search: PrecisionSearch | None = None
 
 
-# What one multiplication costs, FP16's as 1: from the rates of NVIDIA's data sheet for the A100 (dense: 624 T/s
+# What one multiplication costs, FP16's as 1: from the rates of NVIDIA's A100 data sheet (TFLOPS, dense: 624
 # in INT8, 312 in FP16 and BF16, 19.5 in FP32). TF32 has FP16's accuracy and is not FP32 here.
 COSTS: dict[str, float] = {"fp8": 0.5, "int8": 0.5, "fp16": 1.0, "bf16": 1.0, "fp32": 16.0}
