@@ -22,6 +22,7 @@ from sparseflow_trt.sites import find_sites
 from sparseflow_trt.sufficient import find_sufficient
 from sparseflow_trt.validation.compare import reference_outputs
 from sparseflow_trt.validation.ranges import measure_ranges
+from sparseflow_trt.validation.tolerances import DEFAULTS
 
 _MOST_OUTSIDE = 0.5  # of the work, in FP32, from which BF16 is tried for the whole model
 
@@ -58,8 +59,8 @@ def choose_precisions(question: Question, scratch: Path, on_step: OnProgress = l
     reference = _write_reference(question.model, scratch)
     ranges = _measure(reference, question, scratch, on_step)
     model = read_model(question.model)
-    # twice a typical error is what `max_rel` allows
-    groups = find_groups(model, question.plan, ranges, question.tolerances.default.max_rel / 2)
+    # twice a typical error of a whole model is what `max_rel` allows
+    groups = find_groups(model, question.plan, ranges, DEFAULTS[question.held_to].max_rel / 2)
     quantized = quantized_atoms(model, question.plan, ranges)
     on_step(Progress("Running the FP32 reference"))
     expected = reference_outputs(reference, question.inputs)
