@@ -10,11 +10,11 @@ import click
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import (
     common_options,
+    comparison_options,
     model_argument,
     plan_options,
     read_plan_options,
     read_validation_options,
-    validation_options,
 )
 from sparseflow_trt.cli.precision import print_search
 from sparseflow_trt.errors import EXIT_OK, PlanError
@@ -26,7 +26,7 @@ from sparseflow_trt.errors import EXIT_OK, PlanError
     "-o", "--output", type=click.Path(path_type=Path), help="Write the plan there; else it is printed."
 )
 @plan_options
-@validation_options
+@comparison_options
 @common_options
 def command(
     model: Path,
