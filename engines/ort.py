@@ -55,8 +55,8 @@ class OnnxRuntimeBackend:
         return {"onnxruntime": version} if version else {}
 
     def graph_needs(self) -> GraphNeeds:
-        """Nothing: it reads any opset, and has no sparse kernels to be taken out of."""
-        return GraphNeeds()
+        """No BF16, which its CPU has no products for; any opset, and no sparse kernels to be taken out of."""
+        return GraphNeeds(takes_bf16=False)
 
     def build(self, request: BuildRequest, on_progress: OnProgress) -> BuiltEngine:
         """Optimises the model and saves it.

@@ -41,10 +41,15 @@ class TensorRtBackend:
         return {_KEY: version} if version else {}
 
     def graph_needs(self) -> GraphNeeds:
-        """SPARSE_WEIGHTS is one switch for all layers; the parser of 8.6 ends at opset 17."""
+        """SPARSE_WEIGHTS is one switch for all layers; 8.6 reads opset 17 at most, and has no BF16."""
         before_10 = self.versions().get(_KEY, "").startswith("8.")
-        newest = 17 if before_10 else None
-        return GraphNeeds(newest, spells_out=before_10, opts_out_dense=True, takes_plugin=True)
+        return GraphNeeds(
+            17 if before_10 else None,
+            spells_out=before_10,
+            opts_out_dense=True,
+            takes_plugin=True,
+            takes_bf16=not before_10,
+        )
 
     def build(self, request: BuildRequest, on_progress: OnProgress) -> BuiltEngine:
         """Builds an engine in a child process.

@@ -31,7 +31,7 @@ def check_islands(model: ir.Model, plan: Plan) -> None:
     import onnx
 
     operators = {schema.name for schema in onnx.defs.get_all_schemas()}.union(DEFAULT_ISLANDS)
-    nodes = {node.name for node in model.graph.all_nodes() if node.name}
+    nodes = {name_of(node) for node in model.graph.all_nodes()}
     operators.update(node.op_type for node in model.graph.all_nodes())
     unknown = sorted(named - operators - nodes)
     if unknown:
@@ -42,13 +42,18 @@ def check_islands(model: ir.Model, plan: Plan) -> None:
         )
 
 
+def name_of(node: ir.Node) -> str:
+    """What a node is called in a plan: its name, or its operator and its first output where it has none."""
+    return node.name or f"{node.op_type}:{node.outputs[0].name}"
+
+
 def fp32_islands(model: ir.Model, plan: Plan) -> set[ir.Node]:
     """The plan's islands, by operator or name, with the elementwise nodes of normalisations written out."""
     named = set(plan.islands)
     islands: set[ir.Node] = set()
     decomposed: set[ir.Node] = set()
     for node in model.graph.all_nodes():
-        if node.op_type in named or node.name in named:
+        if node.op_type in named or name_of(node) in named:
             islands.add(node)
             if node.op_type in _DECOMPOSED or node.op_type.startswith("Reduce"):
                 decomposed.add(node)

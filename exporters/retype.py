@@ -61,14 +61,13 @@ def retype(model: ir.Model, precision_of: PrecisionOf, keep_outputs: bool = True
     Raises:
         ModelError: The model still has local functions.
     """
-    from onnx_ir.passes.common import RemoveUnusedNodesPass, ShapeInferencePass
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     if model.functions:
         raise ModelError(
             "the model has local functions, which have no types of their own.", "Inline them first."
         )
-    if any(v.dtype is None for node in model.graph.all_nodes() for v in node.outputs):
-        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    infer_types(model)
     work = _Work(model, precision_of)
     work.graph(model.graph)
     if keep_outputs:
@@ -76,6 +75,14 @@ def retype(model: ir.Model, precision_of: PrecisionOf, keep_outputs: bool = True
     RemoveUnusedNodesPass()(model)
     work.keep_names()
     return Retyped(work.nodes, work.casts, work.clamped)
+
+
+def infer_types(model: ir.Model) -> None:
+    """Adds the types of values that the file does not say, where onnx can tell them."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    if any(v.dtype is None for node in model.graph.all_nodes() for v in node.outputs):
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)
 
 
 def floating_types() -> tuple[ir.DataType, ...]:

@@ -26,6 +26,7 @@ from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.layer_errors import add_layer_errors
 from sparseflow_trt.manifest import EngineRecord, GraphRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.model_file import OnnxModel, check_operators, read_model
+from sparseflow_trt.overflow import with_first_overflow
 from sparseflow_trt.plan import Plan, read_plan
 from sparseflow_trt.validation.chain import Origin
 from sparseflow_trt.validation.compare import Candidate, compare
@@ -155,6 +156,7 @@ def validate(
         lambda done, total: on_step(Progress("Comparing with the FP32 reference", done, total)),
         origin,
     )
+    compared = with_first_overflow(compared, typed.name, typed.path, inputs, scratch)
     if not options.per_layer:
         return compared
     pairs: list[tuple[StepName, Path, Path]] = [("precision", reference, candidates[0].path)]

@@ -10,6 +10,7 @@ from pydantic import Field, FiniteFloat
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import ArtifactError
+from sparseflow_trt.precision_record import PrecisionSearch
 from sparseflow_trt.verdict import Validation
 
 NAME = "manifest.json"
@@ -268,7 +269,8 @@ class Manifest(Record):
     """manifest.json, schema version 1. Fields with defaults came later: older manifests lack them.
 
     `notes` are sentences for the person who builds that are not about the engine; `duel` is None where
-    sparse and dense were not compared; `dense_model` is the unpruned model, None where it was not given.
+    sparse and dense were not compared; `dense_model` is the unpruned model, None where it was not given;
+    `precision_search` is None where precisions were given, not searched for.
     """
 
     schema_version: Literal[1]
@@ -285,6 +287,7 @@ class Manifest(Record):
     graph: GraphRecord
     engine: EngineRecord
     duel: DuelRecord | None = None
+    precision_search: PrecisionSearch | None = None
     validation: Validation
     notes: tuple[str, ...] = ()
     seconds: dict[str, FiniteFloat]

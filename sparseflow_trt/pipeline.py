@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from sparseflow_trt import __version__
 from sparseflow_trt._clock import Clock
@@ -39,11 +42,16 @@ from sparseflow_trt.manifest import Manifest, ModelRecord, PolicyRecord, write_m
 from sparseflow_trt.model_file import OnnxModel, check_operators, input_dims, read_model
 from sparseflow_trt.plan import ModelPrecision, Plan, SparsityMode, check_plan, make_plan, yaml_from_plan
 from sparseflow_trt.policy import Policy
+from sparseflow_trt.precision_record import Precisions
+from sparseflow_trt.precision_search import choose_precisions
+from sparseflow_trt.precision_trials import Question
 from sparseflow_trt.profile_specs import ProfileSpec, make_profiles
 from sparseflow_trt.record import record_engine, record_graph, record_layers
 from sparseflow_trt.report.html import write_report
 from sparseflow_trt.shapes import ShapeRange, check_profiles
 from sparseflow_trt.split import Split
+from sparseflow_trt.validation.feeds import InputSet
+from sparseflow_trt.validation.tolerances import plan_precision
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,8 @@ class PlanOptions:
         shapes: The shapes of whole inputs, by name; they go before `axes`.
         profiles: The optimization profiles; `axes` and `shapes` give what one leaves out. Without any,
             those two make one named 'default'.
-        precision: None keeps a half-precision model as it is typed, and takes FP16 for one in FP32.
+        precision: None keeps a half-precision model as it is typed, and takes FP16 for one in FP32. "auto"
+            is FP16 until `settle` has searched.
         split: Along which axis the one profile is split at the layers' crossovers.
         plugin: Whether layers may be given to the plugin.
     """
@@ -65,7 +74,7 @@ class PlanOptions:
     axes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     shapes: dict[str, ShapeRange] = field(default_factory=dict)
     profiles: tuple[ProfileSpec, ...] = ()
-    precision: ModelPrecision | None = None
+    precision: ModelPrecision | Precisions | Literal["auto"] | None = None
     sparsity: SparsityMode = "policy"
     split: Split | None = None
     plugin: bool = False
@@ -138,10 +147,15 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
             tolerances=options.validation.tolerances.model_dump(),
             dense_model=dense_record.model_dump() if dense_record else None,
             per_layer=options.validation.per_layer,
+            searched=isinstance(options.plan, PlanOptions) and options.plan.precision == "auto",
             tool=__version__,
         )
         if not options.force and (stands := built_before(output, key)):
             return BuildResult(output, stands, unchanged=True)
+    if isinstance(options.plan, PlanOptions) and options.plan.precision == "auto":
+        with clock("precision"):
+            bf16 = backend.graph_needs().takes_bf16
+            plan = settle(model, layers, plan, options.plan, inputs, options.validation, bf16, on_step)
 
     def build_engine(plan: Plan, place: Path, on_step: OnProgress) -> Built:
         with clock("rewrite"):
@@ -181,6 +195,7 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
                 graph=built.graph,
                 engine=built.engine,
                 duel=duel,
+                precision_search=built.plan.search,
                 validation=verdict,
                 notes=_notes(plan, record),
                 seconds=clock.rounded(),
@@ -220,12 +235,13 @@ def plan_for(
     """
     dims = input_dims(model)
     if isinstance(plan, PlanOptions):
+        own: ModelPrecision = "keep" if has_half_types(model) else "fp16"
         plan = make_plan(
             layers,
             make_profiles(plan.profiles, dims, plan.axes, plan.shapes),
             dims,
             plan.policy,
-            plan.precision or ("keep" if has_half_types(model) else "fp16"),
+            "fp16" if plan.precision == "auto" else plan.precision or own,
             plan.sparsity,
             model.path.name,
             model_sha256,
@@ -236,6 +252,39 @@ def plan_for(
     check_islands(model.ir, plan)
     check_profiles(plan.profiles, dims)
     return plan
+
+
+def settle(
+    model: OnnxModel,
+    layers: tuple[WeightedLayer, ...],
+    plan: Plan,
+    options: PlanOptions,
+    inputs: Sequence[InputSet],
+    validation: ValidationOptions,
+    takes_bf16: bool,
+    on_step: OnProgress = lambda _: None,
+) -> Plan:
+    """The plan with precisions that were searched for, and sparsity decided anew for these.
+
+    Args:
+        model: As read.
+        layers: Its layers.
+        plan: As `plan_for` made it from `options`, in FP16.
+        options: What it was made from.
+        inputs: What precisions are tried on.
+        validation: What the user asked for, for the tolerances.
+        takes_bf16: Whether what runs the plan has BF16.
+        on_step: Told of each run.
+
+    Raises:
+        PlanError: Not even FP32 keeps the tolerances.
+        SparseflowError: The model cannot be run on the inputs.
+    """
+    limits = validation.tolerances.for_plan(plan)
+    question = Question(model.path, plan, plan_precision(plan), limits, inputs, takes_bf16)
+    with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
+        found = choose_precisions(question, Path(scratch), on_step)
+    return plan_for(model, layers, replace(options, precision=found), plan.model_sha256)
 
 
 def _notes(plan: Plan, model: ModelRecord) -> tuple[str, ...]:

@@ -18,11 +18,11 @@ from sparseflow_trt.errors import PlanError, ShapeError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.joins import find_joins
 from sparseflow_trt.policy import Kernel, Policy
+from sparseflow_trt.precision_record import ModelPrecision as ModelPrecision
+from sparseflow_trt.precision_record import Precision as Precision
+from sparseflow_trt.precision_record import Precisions, PrecisionSearch
 from sparseflow_trt.shapes import MOST_PROFILES, Dims, Profile
 from sparseflow_trt.split import Split, split_profile
-
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
-ModelPrecision = Literal["fp32", "fp16", "bf16", "keep"]
 
 # Operators that stay FP32 unless the plan says otherwise: sums over many elements and exponentials,
 # where FP16's 11 bits and its largest number, 65504, hurt first.
@@ -77,6 +77,8 @@ class Plan(Record):
         islands: Operator types, or node names, that run in FP32 (nothing is an island under "keep").
         policy: The policy's name and what it was measured on, or why there is none.
         split: Why the profiles are split as they are, where the plan was asked to split them.
+        search: How the precisions were found, where they were searched for; editing it changes nothing,
+            but `held_to`, whose tolerances the outputs are held to.
     """
 
     schema_version: Literal[2] = 2
@@ -88,6 +90,7 @@ class Plan(Record):
     split: str = ""
     profiles: tuple[Profile, ...] = Field(max_length=MOST_PROFILES)
     layers: tuple[PlannedLayer, ...]
+    search: PrecisionSearch | None = None
 
     @property
     def wants_sparse(self) -> bool:
@@ -133,7 +136,7 @@ def make_plan(
     profiles: tuple[Profile, ...],
     input_dims: dict[str, Dims],
     policy: Policy | None,
-    precision: ModelPrecision,
+    precision: ModelPrecision | Precisions,
     sparsity: SparsityMode = "policy",
     model: str = "",
     model_sha256: str = "",
@@ -147,7 +150,8 @@ def make_plan(
         profiles: The optimization profiles; none for a model whose shapes are all static.
         input_dims: Each input's dimensions, by name; with the profiles they give each layer's M.
         policy: Where sparse wins; None plans everything dense.
-        precision: For all layers whose weights are floats; "keep" leaves each as its weight is typed.
+        precision: For all layers whose weights are floats; "keep" leaves each as its weight is typed. Or
+            what a search chose, layer by layer.
         sparsity: As in `decide`.
         model: The model file's name, for the reader.
         model_sha256: Of the model file.
@@ -158,8 +162,10 @@ def make_plan(
         ShapeError: There is not one profile to be split, or it cannot be split along that axis.
     """
 
+    precisions = precision if isinstance(precision, Precisions) else Precisions(precision)
+
     def decide_all(profiles: tuple[Profile, ...]) -> dict[str, tuple[WeightedLayer, Precision, Decision]]:
-        own = {layer.name: _layer_precision(layer, precision) for layer in layers}
+        own = {layer.name: _layer_precision(layer, precisions) for layer in layers}
         return {
             x.name: (x, own[x.name], decide(x, own[x.name], profiles, input_dims, policy, sparsity, plugin))
             for x in layers
@@ -175,7 +181,7 @@ def make_plan(
             )
         # one node of the plugin serves all profiles: nothing is to be split for it
         fixed = {name for name, (_, _, d) in decide_all(profiles).items() if d.kernel == "plugin"}
-        products = _count_products(layers, precision, sparsity, fixed)
+        products = _count_products(layers, precisions, sparsity, fixed)
         profiles, told = split_profile(profiles[0], split, input_dims, products, policy)
     described = f"{policy.name} ({policy.device}, {policy.provenance})" if policy else "none"
     decided = decide_all(profiles)
@@ -200,17 +206,19 @@ def make_plan(
     return Plan(
         model=model,
         model_sha256=model_sha256,
-        precision=precision,
+        precision=precisions.model,
+        islands=(*DEFAULT_ISLANDS, *precisions.islands),
         policy=described,
         split=told,
         profiles=profiles,
         layers=tuple(planned),
+        search=precisions.search,
     )
 
 
 def _count_products(
     layers: tuple[WeightedLayer, ...],
-    precision: ModelPrecision,
+    precision: Precisions,
     sparsity: SparsityMode,
     fixed: Container[str],
 ) -> Counter[LayerShape]:
@@ -225,14 +233,14 @@ def _count_products(
     return counted
 
 
-def _layer_precision(layer: WeightedLayer, precision: ModelPrecision) -> Precision:
+def _layer_precision(layer: WeightedLayer, precisions: Precisions) -> Precision:
     own: dict[str, Precision] = {
         "FP16": "fp16", "BF16": "bf16", "INT8": "int8", "UINT8": "int8", "FP8": "fp8", "FP8-E5M2": "fp8",
     }  # fmt: skip
     typed = own.get(layer.dtype, "fp32")
-    if precision == "keep" or typed in ("int8", "fp8"):
+    if precisions.model == "keep" or typed in ("int8", "fp8"):
         return typed
-    return precision
+    return precisions.layers.get(layer.name, precisions.model)
 
 
 def read_plan(path: Path) -> Plan:
@@ -260,7 +268,16 @@ def yaml_from_plan(plan: Plan) -> str:
         "\n# then: sparseflow-trt build MODEL --plan THIS_FILE\n"
     )
     data = plan.model_dump(mode="json")
+    if plan.search is not None:  # one line a row: it is not what is edited
+        data["search"] = {
+            name: [_Line(row) for row in rows] if name in ("runs", "sensitivities") else rows
+            for name, rows in data["search"].items()
+        }
     return head + yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Line(dict[str, Any]):
+    """A mapping that is written on one line."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -272,6 +289,10 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(
+    _Line,
+    lambda dumper, row: dumper.represent_mapping("tag:yaml.org,2002:map", row.items(), flow_style=True),
+)
 
 
 def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the plan") -> None:

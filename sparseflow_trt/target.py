@@ -20,12 +20,14 @@ class GraphNeeds:
         opts_out_dense: Whether sparse weights are one switch for the whole engine, so that a 2:4 layer
             that is planned dense has to be taken out of them in its weights.
         takes_plugin: Whether it runs the plugin's nodes; else they are not made.
+        takes_bf16: Whether it has BF16 at all, so that precisions that are searched for may be BF16.
     """
 
     newest_opset: int | None = None
     spells_out: bool = False
     opts_out_dense: bool = False
     takes_plugin: bool = False
+    takes_bf16: bool = True
 
 
 ANYTHING = GraphNeeds()  # a backend that takes any graph

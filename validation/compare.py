@@ -189,6 +189,43 @@ def _stage(trial: _Trial) -> Stage:
     return Stage(trial.candidate.name, trial.candidate.step, why_not)
 
 
+def reference_outputs(reference: Path, inputs: Sequence[InputSet]) -> tuple[Outputs, ...]:
+    """What the reference makes of each input set, to compare several candidates with one after the other.
+
+    Raises:
+        InputError: The reference cannot run on a set.
+        ModelError: ONNX Runtime does not take the reference.
+        UnsupportedError: ONNX Runtime's CPU has no kernel for one of its nodes.
+        NotInstalledError: ONNX Runtime or Polygraphy.
+    """
+    require("polygraphy", "comparing outputs")
+    with quiet_polygraphy(), numpy_only():
+        runner = reference_runner(reference)
+        return tuple(_run_reference(reference, runner, given) for given in inputs)
+
+
+def compare_one(
+    candidate: Candidate,
+    inputs: Sequence[InputSet],
+    expected: Sequence[Outputs],
+    tolerances: OutputTolerances,
+) -> CandidateVerdict:
+    """Compares one candidate with outputs of the reference, as `compare` does.
+
+    Args:
+        candidate: What is compared.
+        inputs: The input sets.
+        expected: The reference's outputs on each of them.
+        tolerances: For each of the reference's outputs.
+    """
+    with quiet_polygraphy(), numpy_only():
+        trial = _open(candidate, inputs[0].feeds.keys())
+        if trial.runner is not None:
+            for given, outputs in zip(inputs, expected, strict=True):
+                _run_trial(trial, trial.runner, given, outputs, tolerances)
+    return _conclude(trial, len(inputs))
+
+
 def _open(candidate: Candidate, fed: Collection[str]) -> _Trial:
     if candidate.not_run:
         return _Trial(candidate, None, not_run=candidate.not_run)
@@ -201,7 +238,7 @@ def _open(candidate: Candidate, fed: Collection[str]) -> _Trial:
         return _Trial(candidate, None, not_run=f"{error.message} {error.hint}")
     except SparseflowError as error:
         return _Trial(candidate, None, errors=[error.message])
-    except _run_errors() as error:
+    except run_errors() as error:
         return _Trial(candidate, None, errors=[f"it cannot be started: {one_line(error)}."])
     # Polygraphy would feed it what is named most like it.
     foreign = [name for name in takes if name not in fed]
@@ -238,8 +275,8 @@ def _reference(reference: Path | StoredOutputs) -> _Reference:
 
 def _run_reference(path: Path, runner: BaseRunner, given: InputSet) -> Outputs:
     try:
-        return _run(runner, given)
-    except _run_errors() as error:
+        return run_once(runner, given)
+    except run_errors() as error:
         raise InputError(
             f"the reference {path} cannot run on input set '{given.name}': {one_line(error)}.",
             "Check the set's values and shapes against what the model takes.",
@@ -258,8 +295,8 @@ def _run_trial(
         if trial.candidate.kind == "engine":
             select_profile(runner, given)
         _check_shapes(trial.takes, given)
-        got = _run(runner, given)
-    except _run_errors() as error:
+        got = run_once(runner, given)
+    except run_errors() as error:
         trial.errors.append(f"it cannot run on input set '{given.name}': {one_line(error)}.")
         return None
     watch(trial.candidate.name, given.name, got)
@@ -295,7 +332,8 @@ def _judge(
     return verdicts
 
 
-def _run(runner: Any, given: InputSet) -> Outputs:
+def run_once(runner: Any, given: InputSet) -> Outputs:
+    """What a runner makes of one input set, by the outputs' names."""
     from polygraphy.comparator import Comparator
 
     feeds = {name: widen(array) for name, array in given.feeds.items()}
@@ -303,7 +341,8 @@ def _run(runner: Any, given: InputSet) -> Outputs:
     return dict(results[0][1][0].items())
 
 
-def _run_errors() -> tuple[type[Exception], ...]:
+def run_errors() -> tuple[type[Exception], ...]:
+    """What a run that fails raises."""
     from polygraphy.exception import PolygraphyException
 
     return (PolygraphyException, InputError, *ort_errors())

@@ -88,8 +88,9 @@ class Tolerances(Record):
     overrides: tuple[ToleranceOverride, ...] = ()
 
     def for_plan(self, plan: Plan) -> OutputTolerances:
-        """The tolerances for a model that runs as planned."""
-        return output_tolerances(DEFAULTS[plan_precision(plan)], self.overrides)
+        """The tolerances for a model that runs as planned: those that its precisions were searched for."""
+        precision = plan.search.held_to if plan.search else plan_precision(plan)
+        return output_tolerances(DEFAULTS[precision], self.overrides)
 
 
 @dataclass(frozen=True)

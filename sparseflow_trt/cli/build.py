@@ -23,6 +23,7 @@ from sparseflow_trt.cli.options import (
     take_engine_options,
     validation_options,
 )
+from sparseflow_trt.cli.precision import print_search
 from sparseflow_trt.cli.verdicts import exit_code_of, print_duel, print_validation
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ def _print(result: BuildResult) -> None:
     for note in manifest.notes:
         out.print(console.styled(note, "yellow"))
     _print_layers(manifest)
+    if manifest.precision_search:
+        print_search(manifest.precision_search)
     engine = manifest.engine
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
     out.print(f"\nEngine: {engine.file} by {engine.backend} ({versions}) in {engine.build_seconds:.1f} s")

@@ -65,8 +65,9 @@ def plan_options(function: _F) -> _F:
             help="Where sparse wins; by default the shipped one for this machine's GPU.",
         ),
         click.option(
-            "--precision", type=click.Choice(["fp32", "fp16", "bf16", "keep"]),
-            help="Of every layer that is no FP32 island. Default: fp16; keep for a half-precision model.",
+            "--precision", type=click.Choice(["fp32", "fp16", "bf16", "keep", "auto"]),
+            help="Of every layer that is no FP32 island. Default: fp16; keep for a half-precision model. "
+            "auto measures what each layer bears, and keeps as few as it takes out of FP16.",
         ),
         click.option(
             "--sparsity", type=click.Choice(["policy", "force", "off", "plugin"]), default="policy",

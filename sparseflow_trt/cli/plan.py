@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.options import common_options, model_argument, plan_options, read_plan_options
+from sparseflow_trt.cli.options import (
+    common_options,
+    input_options,
+    model_argument,
+    plan_options,
+    read_plan_options,
+    read_validation_options,
+)
+from sparseflow_trt.cli.precision import print_search
 from sparseflow_trt.errors import EXIT_OK, PlanError
 
 
@@ -18,18 +26,45 @@ from sparseflow_trt.errors import EXIT_OK, PlanError
     "-o", "--output", type=click.Path(path_type=Path), help="Write the plan there; else it is printed."
 )
 @plan_options
+@input_options
 @common_options
-def command(model: Path, output: Path | None, as_json: bool, **options: Any) -> int:
-    """Decide for each layer of MODEL its precision and whether it runs sparse, with the reason."""
+def command(
+    model: Path,
+    output: Path | None,
+    inputs: str | None,
+    seed: int,
+    tolerances: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Decide for each layer of MODEL its precision and whether it runs sparse, with the reason.
+
+    Inputs and tolerances are for --precision auto, which runs the model.
+    """
     from sparseflow_trt._files import sha256_of, write_atomically
-    from sparseflow_trt.pipeline import plan_for, read
+    from sparseflow_trt.artifact_validation import check_tolerances, input_sets
+    from sparseflow_trt.engines.choose import backend_for
+    from sparseflow_trt.pipeline import plan_for, read, settle
     from sparseflow_trt.plan import yaml_from_plan
 
+    searched = options["precision"] == "auto"
+    if (inputs or seed or tolerances) and not searched:
+        raise click.UsageError(
+            "--inputs, --seed and --tolerance are for --precision auto: nothing else runs."
+        )
     if output and output.exists() and model.exists() and output.samefile(model):
         raise PlanError(f"{output} is the model itself.", "Name another file with --output.")
     with console.progress_bar() as show:
         found, layers = read(model, lambda p: show(p.step, p.done, p.total))
-    plan = plan_for(found, layers, read_plan_options(**options), sha256_of(model))
+        asked = read_plan_options(**options)
+        plan = plan_for(found, layers, asked, sha256_of(model))
+        if searched:
+            validation = read_validation_options(inputs, seed, tolerances)
+            check_tolerances(validation.tolerances, found)
+            sets = input_sets(found, plan, validation)
+            bf16 = backend_for("auto")[0].graph_needs().takes_bf16
+            step = lambda p: show(p.step, p.done, p.total)  # noqa: E731
+            plan = settle(found, layers, plan, asked, sets, validation, bf16, step)
     if output:
         write_atomically(output, yaml_from_plan(plan))
     if as_json:
@@ -57,6 +92,8 @@ def print_plan(plan: Any) -> None:
     console.add_alike(table, rows, {"sparse": "green", "plugin": "green", "dense": "dim"})
     out = console.out()
     out.print(table)
+    if plan.search:
+        print_search(plan.search)
     if plan.split:
         out.print(f"\nProfiles: {plan.split}")
         for profile in plan.profiles:

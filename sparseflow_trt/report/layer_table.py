@@ -166,8 +166,8 @@ def was_told(outcome: OutcomeRecord) -> bool:
 
 
 def _runs(outcomes: list[OutcomeRecord]) -> str:
-    told = {o.sparse for o in outcomes if was_told(o)}
-    return "" if not told else "mixed" if len(told) > 1 else "sparse" if True in told else "dense"
+    told = {"plugin" if o.plugin else "sparse" if o.sparse else "dense" for o in outcomes if was_told(o)}
+    return "mixed" if len(told) > 1 else "".join(told)
 
 
 def _sizes(name: str, sizes: tuple[int | None, int | None, int | None], profiles: int) -> str:

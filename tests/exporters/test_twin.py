@@ -1,4 +1,4 @@
-"""The CPU twin of a BF16 model: it runs where BF16 does not, and rounds where BF16 would."""
+"""The CPU twin of a half-precision model: it runs where BF16 does not, and rounds where the model would."""
 
 from __future__ import annotations
 
@@ -106,6 +106,23 @@ def test_quantized_weights_are_scaled_to_bf16(models: Models) -> None:
     scale = np.asarray(np.float32(0.01))
     expected = _rounded(_rounded(X) @ _rounded(q * _rounded(scale)))
     np.testing.assert_array_equal(_twin_of(models, nodes, {"q": q, "scale": scale}), expected)
+
+
+def test_a_chain_of_fp16_nodes_is_rounded_and_overflows_in_between(models: Models) -> None:
+    """As ONNX Runtime's CPU runs such a chain itself it is FP32 from end to end."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Mul", ["a", "s"], ["y"])]
+    w, s = np.full((64, 8), 1e4, np.float32), np.asarray(np.float32(2.0**-14))
+    path = models.save(models.model(nodes, {"w": w, "s": s}, {"x": ("batch", 64)}))
+    plan = make_plan(read_layers(read_model(path)), (), {}, None, "fp16")
+    typed = apply_plan(read_model(path), plan, models.folder / "typed.onnx").model
+    twin = models.folder / "twin.onnx"
+    write_twin(read_model(typed), twin)
+    half = np.float16
+    with np.errstate(over="ignore"):
+        expected = ((X.astype(half).astype(np.float32) @ w).astype(half) * half(s)).astype(np.float32)
+    assert np.isinf(expected).any()
+    np.testing.assert_array_equal(_run(twin), expected)
+    assert np.isfinite(_run(typed)).all()  # should that change, no twin of FP16 is needed any more
 
 
 def test_others_need_none(models: Models) -> None:

@@ -1,0 +1,63 @@
+"""--precision auto, of `plan` and `build`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.troubled import save_transformer
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Sparseflow
+    from tests.conftest import Models
+
+DIMS = ("--dim", "batch=1,2,2", "--dim", "seq=4,8,16")
+
+
+def test_a_plan_shows_what_was_found_and_builds(
+    sparseflow: Sparseflow, models: Models, own_folder: Path
+) -> None:
+    path = save_transformer(models, "score")
+    ended = sparseflow("plan", path, "--precision", "auto", *DIMS, "-o", "plan.yaml")
+    assert (ended.code, ended.err) == (0, "")
+    assert "3 input set(s) drawn with seed 0" in ended.out
+    assert "'b1.scores' reaches 1.0" in ended.out
+    assert "everything in FP16" in ended.out
+    assert "real ones may reach other ranges" in ended.out
+    search = yaml.safe_load((own_folder / "plan.yaml").read_text())["search"]
+    build = ("build", path, "--backend", "onnxruntime", "-o", "a")
+    assert sparseflow(*build, "--plan", "plan.yaml").code == 0
+    manifest = json.loads((own_folder / "a" / "manifest.json").read_text())
+    assert manifest["precision_search"] == search
+
+
+def test_a_build_searches_once(sparseflow: Sparseflow, models: Models, own_folder: Path) -> None:
+    path = save_transformer(models, "score", layers=2)
+    rng = np.random.default_rng(1)
+    np.savez(own_folder / "real.npz", x=rng.standard_normal((2, 8, 32)).astype(np.float32))
+    build = ("build", path, "--backend", "onnxruntime", "-o", "a", *DIMS, "--inputs", "real.npz")
+    failed = sparseflow(*build, "--precision", "fp16")
+    assert failed.code == 4
+    assert "The first to overflow in FP16 is 'b1.scores' (MatMul)" in failed.out
+    ended = sparseflow(*build, "--precision", "auto", "--json")
+    assert (ended.code, ended.json["unchanged"]) == (0, False)
+    search = ended.json["manifest"]["precision_search"]
+    assert search["inputs"].startswith("1 input set(s) read from real.npz")
+    assert ended.json["manifest"]["seconds"]["precision"] > 0
+    again = sparseflow(*build, "--precision", "auto", "--json")
+    assert (again.code, again.json["unchanged"]) == (0, True)
+
+
+@pytest.mark.parametrize("option", [("--inputs", "x.npz"), ("--seed", "1"), ("--tolerance", "atol=1")])
+def test_a_plan_that_runs_nothing_takes_no_inputs(
+    sparseflow: Sparseflow, models: Models, option: tuple[str, str]
+) -> None:
+    path = models.matmul(np.eye(64, dtype=np.float32))
+    ended = sparseflow("plan", path, "--dim", "batch=1", *option)
+    assert ended.code == 2
+    assert "--precision auto" in ended.err
