@@ -19,6 +19,8 @@ Weights = Literal["given", "random", "either"]
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _HINT = "Give a folder with a Hugging Face config.json that the installed transformers knows."
 _MOST_NAMED = 3
+# What transformers raises on a configuration or checkpoint that it cannot take.
+_FAILURES = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
 
 
 def load_hugging_face(
@@ -29,6 +31,7 @@ def load_hugging_face(
     dtype: TorchDtype | None = None,
     device: str = "cpu",
     attention: str | None = None,
+    config: Any = None,
     trust_remote_code: bool = False,
     seed: int = 0,
 ) -> Any:
@@ -43,6 +46,7 @@ def load_hugging_face(
         dtype: Of the parameters; None keeps the checkpoint's, or the configuration's for random ones.
         device: Where the module goes, as PyTorch names it.
         attention: transformers' attn_implementation ("eager", "sdpa"); None is its default.
+        config: The folder's configuration as `read_config` gives it, perhaps changed; None reads it.
         trust_remote_code: Run Python that lies in the folder, where the configuration names some.
         seed: Of random weights.
 
@@ -57,19 +61,17 @@ def load_hugging_face(
     torch = require("torch", "PyTorch modules")
     transformers = require("transformers", "Hugging Face models")
     folder = source if source.is_dir() else source.parent
-    _check_config(source, trust_remote_code)
+    config = config or read_config(source, trust_remote_code)
     has_weights = source.is_dir() and holds_weights(folder)
     if weights == "given" and not has_weights:
         raise InputError(
             f"{source} holds a configuration and no weights ({' or '.join(_WEIGHTS)}).",
             "Put the checkpoint beside config.json, or ask for random weights (--random-weights).",
         )
-    extra = {"attn_implementation": attention} if attention else {}
+    extra: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            source, local_files_only=True, trust_remote_code=trust_remote_code
-        )
         made_by = _class_of(transformers, config, model_class)
+        extra |= _without_pooler(transformers, made_by, config)
         if trust_remote_code:
             extra["trust_remote_code"] = True
         if weights == "random" or not has_weights:
@@ -79,10 +81,31 @@ def load_hugging_face(
                 module = _from_config(made_by, config, extra)
         else:
             module = _from_checkpoint(torch, made_by, folder, config, dtype, extra).to(device)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        words = f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
-        raise InputError(f"{source}: transformers cannot make a model of it: {words}.", _HINT) from error
+    except _FAILURES as error:
+        raise _refusal(source, error) from error
     return module.eval()
+
+
+def read_config(source: Path, trust_remote_code: bool = False) -> Any:
+    """Reads a folder's config.json, or that file, as transformers' configuration of its family.
+
+    Raises:
+        InputError: There is none, transformers does not know it, or it names code of its own.
+        NotInstalledError: transformers.
+    """
+    transformers = require("transformers", "Hugging Face models")
+    _check_config(source, trust_remote_code)
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            source, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except _FAILURES as error:
+        raise _refusal(source, error) from error
+
+
+def _refusal(source: Path, error: Exception) -> InputError:
+    words = f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
+    return InputError(f"{source}: transformers cannot make a model of it: {words}.", _HINT)
 
 
 def holds_weights(folder: Path) -> bool:
@@ -111,9 +134,21 @@ def _check_config(source: Path, trust_remote_code: bool) -> None:
 def _class_of(transformers: Any, config: Any, model_class: str) -> Any:
     """The class asked for, the one that the configuration names, or the plain model of its family."""
     if model_class:
-        return getattr(transformers, model_class)
+        found = getattr(transformers, model_class, None)
+        if found is None:
+            raise ValueError(f"it has no class {model_class}")
+        return found
     named = (getattr(transformers, name, None) for name in config.architectures or ())
     return next((found for found in named if found is not None), transformers.AutoModel)
+
+
+def _without_pooler(transformers: Any, made_by: Any, config: Any) -> dict[str, Any]:
+    """A plain model has no pooler where it can be left out: checkpoints lack it, and nobody asked for it."""
+    if made_by is not transformers.AutoModel:
+        return {}
+    concrete = transformers.AutoModel._model_mapping.get(type(config), None)
+    has = concrete is not None and takes(concrete.__init__, "add_pooling_layer")
+    return {"add_pooling_layer": False} if has else {}
 
 
 def _from_config(made_by: Any, config: Any, extra: dict[str, Any]) -> Any:
@@ -153,6 +188,6 @@ def _defaults(torch: Any, kind: Any, device: str) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def takes(made_by: Any, name: str) -> bool:
-    """Whether a class's constructor takes an argument of this name."""
-    return name in inspect.signature(made_by.__init__).parameters
+def takes(function: Any, name: str) -> bool:
+    """Whether a function has a parameter of this name."""
+    return name in inspect.signature(function).parameters

@@ -67,6 +67,15 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """What candidates are held against, where that is no ONNX file: a runner that is ready, in words."""
+
+    name: str
+    runner: BaseRunner
+    runtime: str
+
+
+@dataclass(frozen=True)
 class _Trial:
     """A candidate on its way: its runner and what that takes, or why it has none; what was found."""
 
@@ -80,7 +89,7 @@ class _Trial:
 
 
 def compare(
-    reference: Path,
+    reference: Path | Reference,
     candidates: Sequence[Candidate],
     inputs: Sequence[InputSet],
     tolerances: OutputTolerances,
@@ -95,7 +104,7 @@ def compare(
     changes of the one before it in the chain origin, reference, candidates is told, too, and judges nothing.
 
     Args:
-        reference: The weights that ship, in FP32, an ONNX file.
+        reference: The weights that ship, in FP32, an ONNX file; or a runner of something else.
         candidates: What is compared with it, in the order of their steps.
         inputs: At least one set.
         tolerances: For each of the reference's outputs.
@@ -116,15 +125,15 @@ def compare(
     require("polygraphy", "comparing outputs")
     report = on_progress or (lambda done, total: None)
     with quiet_polygraphy(), numpy_only():
-        true_runner = reference_runner(reference)
+        true = _file_reference(reference) if isinstance(reference, Path) else reference
         trials = [_open(candidate, inputs[0].feeds.keys()) for candidate in candidates]
         running = [(trial, trial.runner) for trial in trials if trial.runner is not None]
         chain = Chain(origin, [_stage(trial) for trial in trials])
         total, done = len(inputs) * (1 + len(chain.origins) + len(running)), 0
         for given in inputs:
-            expected = _run_reference(reference, true_runner, given)
+            expected = _run_reference(true, given)
             _check_names(tolerances, expected)
-            before = [_run_reference(path, runner, given) for path, runner in chain.origins]
+            before = [_run_reference(Reference(path.name, runner, ""), given) for path, runner in chain.origins]
             report(done := done + 1 + len(before), total)
             got = {}
             for trial, runner in running:
@@ -136,8 +145,8 @@ def compare(
     return Validation(
         verdict=verdict,
         reason=_overall_why(verdict, verdicts),
-        reference=reference.name,
-        reference_runtime=f"{ort_runtime()}, graph optimizations off",
+        reference=true.name,
+        reference_runtime=true.runtime,
         compared_by=f"Polygraphy {require('polygraphy', 'comparing outputs').__version__}",
         input_sets=tuple(
             InputSetRecord(
@@ -189,12 +198,16 @@ def _runner(candidate: Candidate) -> tuple[BaseRunner, str]:
     return runner(candidate.path, candidate.name), ort_runtime()
 
 
-def _run_reference(path: Path, runner: BaseRunner, given: InputSet) -> Outputs:
+def _file_reference(path: Path) -> Reference:
+    return Reference(path.name, reference_runner(path), f"{ort_runtime()}, graph optimizations off")
+
+
+def _run_reference(reference: Reference, given: InputSet) -> Outputs:
     try:
-        return _run(runner, given)
+        return _run(reference.runner, given)
     except _run_errors() as error:
         raise InputError(
-            f"the reference {path} cannot run on input set '{given.name}': {one_line(error)}.",
+            f"the reference {reference.name} cannot run on input set '{given.name}': {one_line(error)}.",
             "Check the set's values and shapes against what the model takes.",
         ) from error
 
