@@ -48,7 +48,7 @@ def command(
     with console.progress_bar() as show:
         report = export_model(source, output, asked, lambda p: show(p.step, p.done, p.total))
     if as_json:
-        console.print_json(_plain(report))
+        console.print_json(plain_export(report))
     else:
         print_export(report)
     return exit_code_of(report.validation) if report.validation else EXIT_OK
@@ -93,7 +93,8 @@ def print_export(report: ExportReport) -> None:
     )
 
 
-def _plain(report: ExportReport) -> dict[str, Any]:
+def plain_export(report: ExportReport) -> dict[str, Any]:
+    """An export's report as plain data, for JSON."""
     return {
         "output": str(report.files[-1]) if report.written else None,
         "files": [str(file) for file in report.files] if report.written else [],
