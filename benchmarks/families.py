@@ -234,13 +234,13 @@ def page_from_result(result: dict[str, Any]) -> str:
         "sizes and random",
         "weights that are 2:4 along K, saved as a checkpoint, then as a user would: `export` (compared with "
         "PyTorch at three",
-        "shapes), `prune` (nothing is left to prune), `build` with `--sparsity force` for ONNX Runtime and for "
-        "TensorRT-RTX (in FP16),",
+        "shapes), `prune` (of what is not 2:4 yet: routers of experts), `build` with `--sparsity force` for ONNX "
+        "Runtime and for TensorRT-RTX (in FP16),",
         "each validated at the profile's min, opt and max. No GPU: ONNX Runtime's engine and the typed graph ran; "
         "TensorRT-RTX's",
         "engines were built and not run. Small sizes show that a graph is taken, not how fast it is.",
         "",
-        "| family | task | exported (worst error) | layers | can be 2:4 | are 2:4 | ONNX Runtime | TensorRT-RTX | "
+        "| family | task | exported (worst error) | layers | can be 2:4 | 2:4 when exported | ONNX Runtime | TensorRT-RTX | "
         "what fails, and why |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

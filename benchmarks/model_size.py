@@ -10,7 +10,8 @@ python benchmarks/model_size.py llama-8b
   are then written shard by shard (16 GB, and as much again for the pruned copy). inspect, prune and plan.
 
 Each step is a command of its own. Memory is the largest resident set of any process in it, as Linux accounts
-for it (wait4), file pages that it maps included. `--work DIR` keeps the files.
+for it (wait4), file pages that it maps included. Processor seconds stand beside
+wall time, and the load average: the machine may be shared. `--work DIR` keeps the files.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,12 +67,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = asked.work or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
-        steps = run_8b(folder) if asked.size == "llama-8b" else run_whole(asked.size, folder)
-    name = f"model_size_{asked.size.replace('-', '_')}"
-    write_result(name, {"size": asked.size, "steps": steps}, f"python benchmarks/model_size.py {asked.size}")
+        steps: dict[str, Any] = {}
+        name = f"model_size_{asked.size.replace('-', '_')}"
+        command = f"python benchmarks/model_size.py {asked.size}"
+        run = run_8b(folder) if asked.size == "llama-8b" else run_whole(asked.size, folder)
+        for done, figures in run:  # kept as they come: the last ones may take long
+            steps[done] = figures
+            write_result(name, {"size": asked.size, "steps": steps}, command, show=False)
 
 
-def run_whole(size: str, folder: Path) -> dict[str, Any]:
+def run_whole(size: str, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """From the source to two validated artifacts."""
     source, extra, dims = folder / size, ["--random-weights"], DIMS
     if size == "minilm":
@@ -81,35 +87,38 @@ def run_whole(size: str, folder: Path) -> dict[str, Any]:
         source.mkdir(exist_ok=True)
         (source / "config.json").write_text(json.dumps(CONFIGS[size]), encoding="utf-8")
     model, pruned, plan = folder / "model.onnx", folder / "model.2to4.onnx", folder / "plan.yaml"
-    steps = {
-        "export, unchecked": step("export", str(source), *extra, "--no-check", "-o", str(folder / "u.onnx")),
-        "export": step("export", str(source), *extra, "-o", str(model)),
-        "inspect": step("inspect", str(model), accept=(3,)),
-        "prune": step("prune", str(model), "-o", str(pruned)),
-        "plan": step("plan", str(pruned), *POLICY, *dims, "-o", str(plan)),
-    }
+    yield "export", step("export", str(source), *extra, "-o", str(model))
+    yield "inspect", step("inspect", str(model), accept=(3,))
+    yield "prune", step("prune", str(model), "-o", str(pruned))
+    for file in folder.glob("model.onnx*"):
+        file.unlink()
+    yield "plan", step("plan", str(pruned), *POLICY, *dims, "-o", str(plan))
     for backend in ("tensorrt-rtx", "onnxruntime"):
         artifact = folder / f"{backend}.artifact"
         build = ("build", str(pruned), "--plan", str(plan), "--backend", backend, "-o", str(artifact))
-        steps[f"build {backend}"] = step(*build, "--force")
-        steps[f"validate {backend}"] = step("validate", str(artifact), "--reference", str(pruned))
-    return steps
+        yield f"build {backend}", step(*build, "--force")
+    yield "validate onnxruntime", step("validate", str(artifact), "--reference", str(pruned))
+    yield (
+        "export, unchecked",
+        step("export", str(source), *extra, "--no-check", "-o", str(folder / "unchecked.onnx")),
+    )
+    if size != "minilm":  # of which export_overhead.py tells more
+        direct = [sys.executable, str(Path(__file__).with_name("export_overhead.py")), "--direct"]
+        yield "torch's exporter called directly", measured([*direct, str(source), str(folder / "direct.onnx")])
 
 
-def run_8b(folder: Path) -> dict[str, Any]:
-    """inspect, prune and plan of 16 GB."""
-    if shutil.disk_usage(folder).free < 36e9:
-        raise SystemExit(f"{folder} needs 36 GB of free space: name another with --work.")
+def run_8b(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """inspect, prune and plan of 16 GB; a model that lies in the folder already is taken."""
     model, pruned, plan = folder / "model.onnx", folder / "model.2to4.onnx", folder / "plan.yaml"
-    this = [sys.executable, __file__, "llama-8b", "--write-8b", str(folder)]
-    steps = {"export and write shards": measured(this)}
-    steps["inspect"] = step("inspect", str(model), accept=(3,))
-    steps["prune"] = step("prune", str(model), "-o", str(pruned))
-    for file in folder.glob("model-*"):
-        file.unlink()
-    steps["inspect, pruned"] = step("inspect", str(pruned))
-    steps["plan"] = step("plan", str(pruned), *POLICY, *DIMS, "-o", str(plan))
-    return steps
+    if not model.exists():
+        if shutil.disk_usage(folder).free < 36e9:
+            raise SystemExit(f"{folder} needs 36 GB of free space: name another with --work.")
+        this = [sys.executable, __file__, "llama-8b", "--write-8b", str(folder)]
+        yield "export and write shards", measured(this)
+    yield "inspect", step("inspect", str(model), accept=(3,))
+    yield "prune", step("prune", str(model), "-o", str(pruned))
+    yield "inspect, pruned", step("inspect", str(pruned))
+    yield "plan", step("plan", str(pruned), *POLICY, *DIMS, "-o", str(plan))
 
 
 def step(*command: str, accept: tuple[int, ...] = (0,)) -> dict[str, Any]:
@@ -119,6 +128,7 @@ def step(*command: str, accept: tuple[int, ...] = (0,)) -> dict[str, Any]:
 
 def measured(command: list[str], accept: tuple[int, ...] = (0,)) -> dict[str, Any]:
     """Seconds and peak memory of a command."""
+    load = os.getloadavg()[0]
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:
         child = subprocess.Popen(command, stdout=out)
@@ -133,6 +143,7 @@ def measured(command: list[str], accept: tuple[int, ...] = (0,)) -> dict[str, An
         "seconds": round(seconds, 1),
         "processor seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak memory MB": round(usage.ru_maxrss * 1024 / 1e6),
+        "load average at the start": round(load, 1),
     }
     said = json.loads(text) if text.lstrip().startswith("{") else {}
     found |= _kept(said)

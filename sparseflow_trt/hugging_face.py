@@ -80,7 +80,8 @@ def load_hugging_face(
             with _defaults(torch, kind, device):
                 module = _from_config(made_by, config, extra)
         else:
-            module = _from_checkpoint(torch, made_by, folder, config, dtype, extra).to(device)
+            with _no_bar(transformers):
+                module = _from_checkpoint(torch, made_by, folder, config, dtype, extra).to(device)
     except _FAILURES as error:
         raise _refusal(source, error) from error
     return module.eval()
@@ -174,6 +175,19 @@ def _from_checkpoint(
             "Choose a class that the checkpoint was saved from, or complete the checkpoint.",
         )
     return module
+
+
+@contextlib.contextmanager
+def _no_bar(transformers: Any) -> Iterator[None]:
+    """Keeps transformers' own progress bar off the terminal, where another is shown."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
