@@ -2,9 +2,10 @@
 
 python benchmarks/export_overhead.py
 
-Both export the same wrapped module, in turn, in one process, after one run of each that is not counted. torch's
-side is torch.onnx.export(dynamo=True) with its defaults, and ONNXProgram.save. Ours is `export_model`, without
-and with the comparison with PyTorch. Processor seconds are given beside wall time: the machine may be shared.
+Both export the same wrapped module, in turn, in one process, after one run of each that is not counted.
+torch's side is torch.onnx.export(dynamo=True) with its defaults, and ONNXProgram.save; ours is `export_model`
+without and with the comparison with PyTorch. Processor seconds are given beside wall time: the machine may
+be shared.
 
     python benchmarks/export_overhead.py --direct FOLDER OUTPUT
 

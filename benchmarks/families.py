@@ -36,6 +36,25 @@ AXES = {
     "batch": (1, 2, 4), "seq": (1, 8, 16), "images": (1, 2, 4), "past": (0, 8, 16),
 }  # fmt: skip
 
+_HEAD = """
+# Families of models
+
+Written by `python benchmarks/families.py`: do not edit. Each family from its configuration with small sizes
+and random weights that are 2:4 along K, saved as a checkpoint, and then as a user would: `export` (compared
+with PyTorch at three shapes), `prune` (of what is not 2:4 yet: routers of experts), and `build` with
+`--sparsity force` in FP16 for ONNX Runtime and for TensorRT-RTX, validated at the profile's min, opt and max.
+No GPU: ONNX Runtime's engine and the typed graph were run, TensorRT-RTX's engines were built and not run.
+Small sizes show that a graph is taken, not how fast it is.
+
+| family | task | exported (worst error) | layers | can be 2:4 | are 2:4 | ONNX Runtime | TensorRT-RTX | fails |
+|---|---|---|---|---|---|---|---|---|
+"""
+_EXPERTS = """
+A mixture of experts is exported with every expert run on every token and weighed by its route
+(`sparseflow_trt/experts.py`): its weights are constants that can be 2:4, and it costs as many products as
+there are experts. The profile of a KV cache begins at `past=0`: an empty cache.
+"""
+
 _SMALL = {
     "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 4, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2,
@@ -227,38 +246,22 @@ def write_page() -> None:
 def page_from_result(result: dict[str, Any]) -> str:
     """The page for a result."""
     versions = result["versions"]
-    lines = [
-        "# Families of models",
-        "",
-        "Written by `python benchmarks/families.py`: do not edit. Each family from its configuration with small "
-        "sizes and random",
-        "weights that are 2:4 along K, saved as a checkpoint, then as a user would: `export` (compared with "
-        "PyTorch at three",
-        "shapes), `prune` (of what is not 2:4 yet: routers of experts), `build` with `--sparsity force` for ONNX "
-        "Runtime and for TensorRT-RTX (in FP16),",
-        "each validated at the profile's min, opt and max. No GPU: ONNX Runtime's engine and the typed graph ran; "
-        "TensorRT-RTX's",
-        "engines were built and not run. Small sizes show that a graph is taken, not how fast it is.",
-        "",
-        "| family | task | exported (worst error) | layers | can be 2:4 | 2:4 when exported | ONNX Runtime | TensorRT-RTX | "
-        "what fails, and why |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [_line(row) for row in result["rows"]]
     why = sorted({reason for row in result["rows"] for reason in row.get("not_eligible_because", ())})
-    lines += [
+    sizes = ", ".join(f"{axis} {'/'.join(map(str, size))}" for axis, size in result["axes"].items())
+    machine = result["machine"]
+    lines = [
+        *_HEAD.strip().splitlines(),
+        *(_line(row) for row in result["rows"]),
         "",
         "Layers that cannot be 2:4, and why:",
         "",
         *(f"- {reason}" for reason in why),
         "",
-        "A mixture of experts is exported with every expert run on every token and weighed by its route "
-        "(`sparseflow_trt/experts.py`):",
-        "its weights are constants that can be 2:4, and it costs as many products as there are experts. A KV "
-        "cache's profile begins at",
-        "`past=0`. Sizes: " + ", ".join(f"{axis} {'/'.join(map(str, s))}" for axis, s in result["axes"].items()) + ".",
+        *_EXPERTS.strip().splitlines(),
         "",
-        f"On {result['machine']['cores']} cores of an {result['machine']['cpu']}, {result['date']}: "
+        f"Sizes of the profiles (min/opt/max): {sizes}.",
+        "",
+        f"On {machine['cores']} cores of an {machine['cpu']}, {result['date']}: "
         + ", ".join(f"{name} {versions[name]}" for name in sorted(versions)) + ".",
         "",
     ]  # fmt: skip
@@ -276,7 +279,9 @@ def _line(row: dict[str, Any]) -> str:
         typed = next((v for name, v in made["validated"].items() if not name.startswith("engine")), "not run")
         return f"built; graph {typed}, engine {engine}"
 
-    exported = f"{row['exported']} ({row['worst_error_against_pytorch']:.1e})" if "exported" in row else "**no**"
+    exported = (
+        f"{row['exported']} ({row['worst_error_against_pytorch']:.1e})" if "exported" in row else "**no**"
+    )
     cells = (
         row["family"], row["task"], exported, str(row.get("layers", "-")), str(row.get("eligible", "-")),
         str(row.get("sparse", "-")), *map(built, BACKENDS), row["failed"] or "nothing",

@@ -1,4 +1,4 @@
-"""Export, prune, plan, build and validate by the size of the model: seconds, and the most memory of a process.
+"""Export, prune, plan, build, validate by the size of the model: seconds, and the most memory of a process.
 
 python benchmarks/model_size.py minilm
 python benchmarks/model_size.py tinyllama
@@ -104,7 +104,10 @@ def run_whole(size: str, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     )
     if size != "minilm":  # of which export_overhead.py tells more
         direct = [sys.executable, str(Path(__file__).with_name("export_overhead.py")), "--direct"]
-        yield "torch's exporter called directly", measured([*direct, str(source), str(folder / "direct.onnx")])
+        yield (
+            "torch's exporter called directly",
+            measured([*direct, str(source), str(folder / "direct.onnx")]),
+        )
 
 
 def run_8b(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -194,9 +197,11 @@ def write_8b(folder: Path) -> None:
         return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
 
     ids = torch.ones(2, 9, dtype=torch.int64)
-    axes = dict.fromkeys(("input_ids", "attention_mask"), {0: "batch", 1: "seq"})
+    axes = {name: {0: "batch", 1: "seq"} for name in ("input_ids", "attention_mask")}
     inputs = {"input_ids": ids, "attention_mask": ids}
-    graph = export_module(Exportable(wrap(module, forward), inputs, axes, ("logits",), "model.", "decoder"), 20)
+    graph = export_module(
+        Exportable(wrap(module, forward), inputs, axes, ("logits",), "model.", "decoder"), 20
+    )
     rng = np.random.default_rng(0)
     block = (rng.standard_normal(1 << 24) / 64).astype(np.float16)
     parameters = dict(module.named_parameters(remove_duplicate=False))

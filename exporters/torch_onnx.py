@@ -65,8 +65,9 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
         except Exception as error:
             raise ModelError(
                 f"torch cannot export the {_class_name(found)}: {_first_words(error)}.",
-                "Run it with --debug for torch's own report. An axis that the module fixes must not be named as "
-                "one that varies; code that goes by values has to be written with torch.where or torch.cond.",
+                "Run it with --debug for torch's own report. An axis that the module fixes must not be named "
+                "as one that varies; code that goes by values has to be written with torch.where or "
+                "torch.cond.",
             ) from error
         model = program.model
         parameters = {name for name, _ in found.module.named_parameters()}

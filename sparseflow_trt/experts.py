@@ -1,4 +1,4 @@
-"""Mixtures of experts as products with constant weights: every expert on every token, weighed by its route."""
+"""Mixtures of experts as products with constant weights: every expert on every token, weighed by route."""
 
 from __future__ import annotations
 

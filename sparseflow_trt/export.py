@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,7 +155,7 @@ def export_model(
         )
         if written:
             for file, place in zip(files, report.files, strict=True):  # the model after its data
-                os.replace(file, place)
+                file.replace(place)
     return report
 
 
@@ -205,13 +204,17 @@ def _compare(
     dims = input_dims(model)
     profile = make_profile("check", dims, _sizes_of(found, dims) | dict(sizes), {})
     inputs = generate_inputs(model, (profile,) if profile else ())
-    types = {tensor.const_value.dtype.name for tensor in model.ir.graph.initializers.values() if tensor.const_value}
+    types = {
+        tensor.const_value.dtype.name for tensor in model.ir.graph.initializers.values() if tensor.const_value
+    }
     precision = next((_PRECISIONS[name] for name in ("BFLOAT16", "FLOAT16") if name in types), "fp32")
     candidate = Candidate("exported model on the ONNX Runtime, CPU", model.path, "onnx", as_written=True)
     if needs_twin(model):
         twin = folder / "twin.onnx"
         write_bf16_twin(read_model(model.path), twin)
-        candidate = Candidate("FP32 twin of the exported model, rounded to BF16", twin, "onnx", as_written=True)
+        candidate = Candidate(
+            "FP32 twin of the exported model, rounded to BF16", twin, "onnx", as_written=True
+        )
     outputs = tuple(value.name or "" for value in model.ir.graph.outputs)
     step = "Comparing with PyTorch"
     return compare(

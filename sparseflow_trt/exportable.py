@@ -14,8 +14,8 @@ from sparseflow_trt.errors import InputError
 Axes = dict[int, str]
 
 _HINT = (
-    "Let FILE.py:FUNCTION return (module, inputs) or (module, inputs, axes): inputs are a tensor, a tuple, or "
-    'a mapping by name, axes say which dimensions vary: {"input_ids": {0: "batch", 1: "seq"}}.'
+    "Let FILE.py:FUNCTION return (module, inputs) or (module, inputs, axes): inputs are a tensor, a tuple, "
+    'or a mapping by name, axes say which dimensions vary: {"input_ids": {0: "batch", 1: "seq"}}.'
 )
 
 

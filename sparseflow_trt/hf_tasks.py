@@ -148,7 +148,7 @@ def _decoder_with_cache(model: Any, task: Task) -> Exportable:
     with torch.no_grad():
         once = model(input_ids=_token_ids(model)[:, :1], use_cache=True).past_key_values
     if not isinstance(once, cache_class):
-        raise ValueError(f"its cache is a {type(once).__name__}, not keys and values")
+        raise TypeError(f"its cache is a {type(once).__name__}, not keys and values")
     layers = [(layer.keys, layer.values) for layer in once.layers]
     inputs = {"input_ids": _token_ids(model), "attention_mask": _mask(_BATCH, _PAST + _SEQ)}
     has_positions = takes(model.forward, "position_ids")
@@ -185,9 +185,7 @@ def _image(model: Any, task: Task) -> Exportable:
     def forward(model: Any, pixel_values: Any) -> Any:
         return model(pixel_values=pixel_values)[output]
 
-    return Exportable(
-        wrap(model, forward), inputs, {"pixel_values": {0: "batch"}}, (output,), "model.", task
-    )
+    return Exportable(wrap(model, forward), inputs, {"pixel_values": {0: "batch"}}, (output,), "model.", task)
 
 
 def _audio(model: Any, task: Task) -> Exportable:

@@ -22,8 +22,8 @@ _KINDS = [
         ("o", r"o_proj|out_proj|out_lin|attention\.output\.dense|attn\.c_proj"
               r"|(SelfAttention|EncDecAttention)\.o|attention\.dense"
               r"|self_attn\.dense|attn\.proj"),
-        ("gate_up", r"gate_up_proj|gate_proj|up_proj|pwconv1|intermediate\.dense|dense_h_to_4h|fc1|fc_in|c_fc|lin1"
-                    r"|linear1|wi(_\d)?|experts.*\.w[13]|feed_forward\.w[13]"),
+        ("gate_up", r"gate_up_proj|gate_proj|up_proj|pwconv1|intermediate\.dense|dense_h_to_4h|fc1|fc_in|c_fc"
+                    r"|lin1|linear1|wi(_\d)?|experts.*\.w[13]|feed_forward\.w[13]"),
         ("down", r"down_proj|pwconv2|output\.dense|dense_4h_to_h|fc2|fc_out|mlp\.c_proj|lin2|linear2"
                  r"|DenseReluDense\.wo|experts.*\.w2|feed_forward\.w2"),
     )

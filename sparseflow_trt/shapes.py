@@ -160,9 +160,7 @@ def terms(axis: str) -> tuple[str, ...]:
     return parts if len(parts) > 1 and all(part.isidentifier() for part in parts) else (axis,)
 
 
-def _with_sums(
-    axes: dict[str, tuple[int, int, int]], known: set[str]
-) -> dict[str, tuple[int, int, int]]:
+def _with_sums(axes: dict[str, tuple[int, int, int]], known: set[str]) -> dict[str, tuple[int, int, int]]:
     """Ranges with those of the sums that follow from them."""
     sums = {}
     for axis in known - set(axes):

@@ -175,5 +175,7 @@ def test_the_missing_term_of_a_sum_is_named() -> None:
 
 def test_a_sum_that_its_terms_do_not_make_is_refused() -> None:
     axes = {"batch": (1, 1, 1), "seq": (1, 1, 1), "past": (4, 4, 4), "past + seq": (7, 7, 7)}
-    with pytest.raises(ShapeError, match=r"axis 'past \+ seq' of 'attention_mask' 7 at its min; its terms make 5"):
+    with pytest.raises(
+        ShapeError, match=r"axis 'past \+ seq' of 'attention_mask' 7 at its min; its terms make 5"
+    ):
         make_profile("default", CACHE, axes, {})

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner
 
 
-def torch_reference(
-    module: Any, inputs: Mapping[str, Any], outputs: Sequence[str], name: str
-) -> Reference:
+def torch_reference(module: Any, inputs: Mapping[str, Any], outputs: Sequence[str], name: str) -> Reference:
     """A reference that runs a module on the CPU.
 
     Args:
@@ -34,9 +32,7 @@ def torch_reference(
     return Reference(name, _runner(torch, module, dict(inputs), tuple(outputs), name), runtime)
 
 
-def _runner(
-    torch: Any, module: Any, inputs: dict[str, Any], outputs: Sequence[str], name: str
-) -> BaseRunner:
+def _runner(torch: Any, module: Any, inputs: dict[str, Any], outputs: Sequence[str], name: str) -> BaseRunner:
     require("polygraphy", "comparing outputs")
     from polygraphy.backend.base import BaseRunner
     from polygraphy.common import TensorMetadata

@@ -130,7 +130,12 @@ def command(
     if as_json:
         manifest = result.manifest.model_dump(mode="json")
         console.print_json(
-            {"artifact": str(result.artifact), "unchanged": result.unchanged, "manifest": manifest, **exported}
+            {
+                "artifact": str(result.artifact),
+                "unchanged": result.unchanged,
+                "manifest": manifest,
+                **exported,
+            }
         )
     else:
         _print(result)

@@ -74,7 +74,8 @@ def print_export(report: ExportReport) -> None:
         out.print(f"Input '{name}': [{', '.join(map(str, dims))}]")
     masks = report.masks
     out.print(
-        f"\n{masks.compared} weights have their zeros where the module has them; {masks.sparse} of them are 2:4."
+        f"\n{masks.compared} weights have their zeros where the module has them; {masks.sparse} of them are "
+        "2:4."
     )
     if masks.foreign:
         named = f"'{masks.foreign[0]}'" + (f" and {len(masks.foreign) - 1} more" * (len(masks.foreign) > 1))
