@@ -46,7 +46,7 @@ with PyTorch at three shapes), `prune` (of what is not 2:4 yet: routers of exper
 No GPU: ONNX Runtime's engine and the typed graph were run, TensorRT-RTX's engines were built and not run.
 Small sizes show that a graph is taken, not how fast it is.
 
-| family | task | exported (worst error) | layers | can be 2:4 | are 2:4 | ONNX Runtime | TensorRT-RTX | fails |
+| family | task | exported (error) | layers | can be 2:4 | are 2:4 | ONNX Runtime | TensorRT-RTX | fails |
 |---|---|---|---|---|---|---|---|---|
 """
 _EXPERTS = """

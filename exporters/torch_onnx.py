@@ -69,7 +69,7 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
                 "as one that varies; code that goes by values has to be written with torch.where or "
                 "torch.cond.",
             ) from error
-        model = program.model
+        model: ir.Model = program.model
         parameters = {name for name, _ in found.module.named_parameters()}
         optimizer.optimize_ir(model, should_fold=lambda node: _may_fold(node, parameters))
     _name_axes(model, names)

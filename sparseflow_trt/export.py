@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _SIZES: dict[str, tuple[int, int, int]] = {
     "batch": (1, 2, 3), "images": (1, 2, 3), "seq": (1, 7, 16), "past": (0, 5, 9),
 }  # fmt: skip
-_PRECISIONS: dict[str, Precision] = {"FLOAT16": "fp16", "BFLOAT16": "bf16", "FLOAT": "fp32"}
+_PRECISIONS: dict[str, Precision] = {"BFLOAT16": "bf16", "FLOAT16": "fp16"}  # the coarsest first
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _compare(
     types = {
         tensor.const_value.dtype.name for tensor in model.ir.graph.initializers.values() if tensor.const_value
     }
-    precision = next((_PRECISIONS[name] for name in ("BFLOAT16", "FLOAT16") if name in types), "fp32")
+    precision: Precision = next((_PRECISIONS[name] for name in _PRECISIONS if name in types), "fp32")
     candidate = Candidate("exported model on the ONNX Runtime, CPU", model.path, "onnx", as_written=True)
     if needs_twin(model):
         twin = folder / "twin.onnx"

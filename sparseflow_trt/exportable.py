@@ -46,9 +46,9 @@ def wrap(model: Any, forward: Any) -> Any:
     Raises:
         NotInstalledError: PyTorch.
     """
-    torch = require("torch", "exporting PyTorch modules")
+    module_class: Any = require("torch", "exporting PyTorch modules").nn.Module
 
-    class Wrapper(torch.nn.Module):  # type: ignore[misc, unused-ignore]  # PyTorch may be missing
+    class Wrapper(module_class):  # type: ignore[misc]  # PyTorch may be missing
         """Passes tensors on by position."""
 
         def __init__(self) -> None:
