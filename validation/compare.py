@@ -133,7 +133,8 @@ def compare(
         for given in inputs:
             expected = _run_reference(true, given)
             _check_names(tolerances, expected)
-            before = [_run_reference(Reference(path.name, runner, ""), given) for path, runner in chain.origins]
+            origins = [Reference(path.name, runner, "") for path, runner in chain.origins]
+            before = [_run_reference(origin, given) for origin in origins]
             report(done := done + 1 + len(before), total)
             got = {}
             for trial, runner in running:
