@@ -172,8 +172,8 @@ def _load(source: str, options: ExportOptions) -> Exportable:
         )
     if ":" not in source:
         raise InputError(
-            f"{source} does not exist.",
-            "Give a folder with a Hugging Face config.json, or FILE.py:FUNCTION or MODULE:FUNCTION.",
+            f"{source} is no Hugging Face folder, and names no function.",
+            "Give a folder with a config.json, or FILE.py:FUNCTION or MODULE:FUNCTION.",
         )
     return load_function(source)
 

@@ -98,5 +98,5 @@ def test_export_options_are_for_sources(sparseflow: Sparseflow) -> None:
 
 
 def test_a_source_that_is_none(sparseflow: Sparseflow) -> None:
-    assert "nowhere does not exist" in sparseflow("export", "nowhere").error
+    assert "nowhere is no Hugging Face folder, and names no function" in sparseflow("export", "nowhere").error
     assert "failed: ModuleNotFoundError" in sparseflow("export", "no.such.module:make").error
