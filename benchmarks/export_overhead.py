@@ -31,7 +31,7 @@ from sparseflow_trt.exportable import Exportable
 from sparseflow_trt.exporters.torch_onnx import DEFAULT_OPSET
 from sparseflow_trt.hf_tasks import load_exportable
 
-RUNS = 3
+RUNS = 5
 
 
 def main() -> None:
