@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import pytest
+from rich.console import Console
 
 from sparseflow_trt.cli import console
 
@@ -71,7 +72,7 @@ def test_a_step_that_goes_by_bytes_shows_them(done: int, total: int, shown: str)
 
 def test_progress_on_a_terminal_shows_bytes_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
-    terminal = console.Console(file=written, force_terminal=True, width=160)
+    terminal = Console(file=written, force_terminal=True, width=160)
     monkeypatch.setattr(console, "Console", lambda **_: terminal)
     with console.progress_bar() as show:
         show("Pruning", 1_100_000_000, 2_200_000_000)
