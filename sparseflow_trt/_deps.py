@@ -26,10 +26,11 @@ _KNOWN = {
         ("onnxruntime", "onnxruntime-gpu"), "1.23", "pip install 'sparseflow-trt[ort]'"
     ),
     "matplotlib": _Dependency(("matplotlib",), "3.7", "pip install 'sparseflow-trt[plot]'"),
+    "onnxscript": _Dependency(("onnxscript",), "0.5", "pip install 'sparseflow-trt[torch]'"),
     "polygraphy": _Dependency(("polygraphy",), "0.53.4", "pip install 'polygraphy>=0.53.4'"),
     "ray": _Dependency(("ray",), "2.9", "pip install 'sparseflow-trt[ray]'"),
     "torch": _Dependency(("torch",), "2.6", "pip install 'sparseflow-trt[torch]'"),
-    "transformers": _Dependency(("transformers",), "4.50", "pip install 'transformers>=4.50'"),
+    "transformers": _Dependency(("transformers",), "4.50", "pip install 'sparseflow-trt[hf]'"),
     "tensorrt": _Dependency(
         ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), "8.6", "pip install 'sparseflow-trt[tensorrt]'"
     ),

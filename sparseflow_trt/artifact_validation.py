@@ -156,10 +156,11 @@ def validate(
         lambda done, total: on_step(Progress("Comparing with the FP32 reference", done, total)),
         origin,
     )
+    typed = candidates[0]
     compared = with_first_overflow(compared, typed.name, typed.path, inputs, scratch)
     if not options.per_layer:
         return compared
-    pairs: list[tuple[StepName, Path, Path]] = [("precision", reference, candidates[0].path)]
+    pairs: list[tuple[StepName, Path, Path]] = [("precision", reference, typed.path)]
     if origin is not None:
         pairs.insert(0, ("pruning", origin.unpruned, reference))
     return add_layer_errors(compared, pairs, inputs, on_step, scratch)

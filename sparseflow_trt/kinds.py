@@ -6,30 +6,42 @@ import re
 
 KINDS = ("gate_up", "down", "qkv", "o", "ffn", "conv", "classifier", "other")
 
+# A last layer has no module around it: the `fc` of a ResNet, the `head` of a ViT. Inside of one these
+# words mean other things.
+_LAST = re.compile(r"^/?(fc|head|heads\.head|embed_out)(/|\.weight$|$)")
+
 # Read in this order; the first that matches the module, weight or node name says the kind.
 _KINDS = [
     (kind, re.compile(rf"(^|[./_])({words})([./_0-9]|$)", re.IGNORECASE))
     for kind, words in (
+        # routers of experts, and projections into a space of two models: neither is one of the kinds
+        ("other", r"(mlp|moe)\.gate(?!_)|router|(visual|text)_projection"),
         ("classifier", r"lm_head|classifier|score"),
         ("qkv", r"[qkv]_proj|qkv(_proj)?|query_key_value|query|key|value|c_attn|in_proj(_weight)?|Wqkv"
                 r"|[qkv]_lin|SelfAttention\.[qkv]|EncDecAttention\.[qkv]|attn\.[qkv]"),
         ("o", r"o_proj|out_proj|out_lin|attention\.output\.dense|attn\.c_proj"
-              r"|(SelfAttention|EncDecAttention)\.o|attention\.dense|attn\.proj"),
-        ("gate_up", r"gate_up_proj|gate_proj|up_proj|intermediate\.dense|dense_h_to_4h|fc1|fc_in|c_fc|lin1"
-                    r"|linear1|wi(_\d)?|experts.*\.w[13]|feed_forward\.w[13]"),
-        ("down", r"down_proj|output\.dense|dense_4h_to_h|fc2|fc_out|mlp\.c_proj|lin2|linear2"
+              r"|(SelfAttention|EncDecAttention)\.o|attention\.dense"
+              r"|self_attn\.dense|attn\.proj"),
+        ("gate_up", r"gate_up_proj|gate_proj|up_proj|pwconv1|intermediate\.dense|dense_h_to_4h|fc1|fc_in|c_fc"
+                    r"|lin1|linear1|wi(_\d)?|experts.*\.w[13]|feed_forward\.w[13]"),
+        ("down", r"down_proj|pwconv2|output\.dense|dense_4h_to_h|fc2|fc_out|mlp\.c_proj|lin2|linear2"
                  r"|DenseReluDense\.wo|experts.*\.w2|feed_forward\.w2"),
-        ("ffn", r"mlp|ffn|feed_forward"),
     )
 ]  # fmt: skip
+# Says where a layer is, not which one it is: asked where no name says more.
+_FFN = re.compile(r"(^|[./_])(mlp|ffn|feed_forward)([./_0-9]|$)", re.IGNORECASE)
 
 
 def kind_from_names(names: tuple[str, ...], n: int, k: int) -> str:
     """The kind that the first telling name says; where none does, the ratio N/K (0 where unknown) decides."""
     for name in names:
+        if _LAST.search(name):
+            return "classifier"
         for kind, words in _KINDS:
             if name and words.search(name):
                 return kind
+    if any(_FFN.search(name) for name in names):
+        return "ffn"
     if not n or not k:
         return "other"
     return "gate_up" if n >= 2 * k else "down" if k >= 2 * n else "other"

@@ -13,9 +13,11 @@ from sparseflow_trt.errors import ShapeError
 from sparseflow_trt.shapes import (
     DEFAULT_PROFILE,
     MOST_PROFILES,
+    ORDER,
     Dims,
     Profile,
     ShapeRange,
+    is_range,
     make_profile,
     parse_axis_range,
 )
@@ -28,8 +30,8 @@ _FILE_HINT = (
 
 
 def _growing(sizes: tuple[int, int, int]) -> tuple[int, int, int]:
-    if not 0 < sizes[0] <= sizes[1] <= sizes[2]:
-        raise ValueError(f"not 0 < min ≤ opt ≤ max: {', '.join(map(str, sizes))}")
+    if not is_range(*sizes):
+        raise ValueError(f"not {ORDER}: {', '.join(map(str, sizes))}")
     return sizes
 
 

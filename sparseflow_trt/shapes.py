@@ -21,6 +21,16 @@ MOST_PROFILES = 16
 _HINT = "Give ranges by axis (--dim batch=1,8,32) or by input (--shapes input_ids:1x8,8x128,32x256)."
 
 
+# A min of 0 is an empty tensor, which TensorRT takes: a KV cache that holds nothing yet. Kernels are chosen
+# at opt, where there has to be something to compute.
+ORDER = "0 ≤ min ≤ opt ≤ max with opt > 0"
+
+
+def is_range(low: int, opt: int, high: int) -> bool:
+    """Whether sizes are those of a profile's dimension."""
+    return 0 <= low <= opt <= high and opt > 0
+
+
 class ShapeRange(Record):
     """The shapes of one input in one profile."""
 
@@ -32,8 +42,8 @@ class ShapeRange(Record):
     def _ordered(self) -> ShapeRange:
         if not len(self.min) == len(self.opt) == len(self.max):
             raise ValueError("min, opt and max differ in rank")
-        if not all(0 < a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True)):
-            raise ValueError(f"not 0 < min ≤ opt ≤ max: {self.min}, {self.opt}, {self.max}")
+        if not all(map(is_range, self.min, self.opt, self.max)):
+            raise ValueError(f"not {ORDER}: {self.min}, {self.opt}, {self.max}")
         return self
 
     def at(self, point: Point) -> tuple[int, ...]:
@@ -69,8 +79,8 @@ def parse_axis_range(text: str) -> tuple[str, tuple[int, int, int]]:
     if not match:
         raise ShapeError(f"'{text}' is not a range of an axis.", _HINT)
     low, opt, high = int(match[2]), int(match[3] or match[2]), int(match[4] or match[2])
-    if not 0 < low <= opt <= high:
-        raise ShapeError(f"'{text}' is not a range of an axis: it has to be 0 < min ≤ opt ≤ max.", _HINT)
+    if not is_range(low, opt, high):
+        raise ShapeError(f"'{text}' is not a range of an axis: it has to be {ORDER}.", _HINT)
     return match[1], (low, opt, high)
 
 
@@ -105,6 +115,8 @@ def make_profile(
             a shape that the model does not take.
     """
     known_axes = {d for dims in input_dims.values() for d in dims if isinstance(d, str)}
+    known_axes |= {term for d in known_axes for term in terms(d)}
+    axes = _with_sums(axes, known_axes)
     default = name == DEFAULT_PROFILE  # which nobody named: messages leave it out
     where = "" if default else f"profile '{name}': "
     _refuse_unknown(axes, known_axes, f"{where}axis")
@@ -116,7 +128,8 @@ def make_profile(
         if input_name in inputs:
             ranges[input_name] = inputs[input_name]
             continue
-        missing = [str(d or "(unnamed)") for d in dims if not isinstance(d, int) and d not in axes]
+        lacking = [d for d in dims if not isinstance(d, int) and d not in axes]
+        missing = [t for d in lacking for t in (terms(d) if d else ("(unnamed)",)) if t not in axes]
         if missing:
             teller = "no profile says" if default else f"profile '{name}' does not say"
             raise ShapeError(
@@ -132,12 +145,30 @@ def make_profile(
         except ValueError as error:
             raise ShapeError(
                 f"{where}input '{input_name}' would get the shapes {low}, {opt}, {high}, which are not "
-                "0 < min ≤ opt ≤ max.",
+                "0 ≤ min ≤ opt ≤ max "
+                "with opt > 0.",
                 _HINT,
             ) from error
     profile = Profile(name=name, inputs=ranges)
     check_profile(profile, input_dims)
     return profile
+
+
+def terms(axis: str) -> tuple[str, ...]:
+    """The axes that one is the sum of ("past + seq"), or the one itself."""
+    parts = tuple(part.strip() for part in axis.split(" + "))
+    return parts if len(parts) > 1 and all(part.isidentifier() for part in parts) else (axis,)
+
+
+def _with_sums(axes: dict[str, tuple[int, int, int]], known: set[str]) -> dict[str, tuple[int, int, int]]:
+    """Ranges with those of the sums that follow from them."""
+    sums = {}
+    for axis in known - set(axes):
+        ranges = [axes[term] for term in terms(axis) if term in axes]
+        if len(ranges) == len(terms(axis)):
+            low, opt, high = (sum(sizes) for sizes in zip(*ranges, strict=True))
+            sums[axis] = (low, opt, high)
+    return {**axes, **sums}
 
 
 def check_profiles(profiles: tuple[Profile, ...], input_dims: dict[str, Dims]) -> None:
@@ -187,6 +218,14 @@ def check_profile(profile: Profile, input_dims: dict[str, Dims]) -> None:
                         f"'{seen[dim][1]}' and {size} in '{name}'.",
                         _HINT,
                     )
+        for axis, (size, name) in seen.items():
+            parts = [seen[term][0] for term in terms(axis) if term in seen]
+            if len(parts) == len(terms(axis)) and sum(parts) != size:
+                raise ShapeError(
+                    f"{where} gives axis '{axis}' of '{name}' {size} at its {point}; its terms make "
+                    f"{sum(parts)}.",
+                    _HINT,
+                )
 
 
 def _refuse_unknown(given: Iterable[str], known: set[str], what: str) -> None:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from sparseflow_trt.axis import Axis, Weighted, axis_of, main_m, opt_size, place_traffic
 from sparseflow_trt.crossovers import LayerShape, Losses, find_crossovers, measure_losses
 from sparseflow_trt.policy import Policy
-from sparseflow_trt.shapes import POINTS, Dims, Profile, ShapeRange
+from sparseflow_trt.shapes import POINTS, Dims, Profile, ShapeRange, terms
 from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.traffic import Traffic
 
@@ -166,13 +166,15 @@ def _list_kinds(changes: Mapping[int, tuple[str, ...]]) -> str:
 
 def _part(profile: Profile, axis: Axis, input_dims: dict[str, Dims], sizes: tuple[int, int, int]) -> Profile:
     inputs = {}
+    whole = (axis.low, axis.opt, axis.high)
     for name, given in profile.inputs.items():
         low, opt, high = (
             tuple(
-                size if dim == axis.name else old
+                # a sum of axes ("past + seq") moves with this one of its terms
+                old + size - was if isinstance(dim, str) and axis.name in terms(dim) else old
                 for dim, old in zip(input_dims[name], given.at(point), strict=True)
             )
-            for point, size in zip(POINTS, sizes, strict=True)
+            for point, size, was in zip(POINTS, sizes, whole, strict=True)
         )
         inputs[name] = ShapeRange(min=low, opt=opt, max=high)
     return Profile(name=f"{axis.name}-{sizes[0]}-{sizes[2]}", inputs=inputs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -40,10 +42,22 @@ def write_model(path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
 
 
+def write_checkpoint(folder: Path) -> None:
+    """A small BERT with random weights, as a Hugging Face folder."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=99, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=64, architectures=["BertModel"],
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(folder)
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
 def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
     write_model(tmp_path / "model.onnx")
     (tmp_path / "traffic.csv").write_text("m,weight\n128,3\n1024,1\n", encoding="utf-8")
+    if any("my-encoder" in line for line in commands(page)):
+        write_checkpoint(tmp_path / "my-encoder")
     for line in commands(page):
         if line.startswith("pip install"):
             continue  # `make setup` is the installation that is tested
@@ -61,3 +75,12 @@ def test_the_make_targets_that_the_readme_names_exist() -> None:
     named = set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.MULTILINE))
     assert {"demo", "test"} <= named
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named), named
+
+
+def test_the_page_of_families_is_what_its_result_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    families = importlib.import_module("families")
+    result = json.loads((ROOT / "benchmarks" / "results" / "families.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "FAMILIES.md").read_text(encoding="utf-8")
+    assert page == families.page_from_result(result)
+    assert {row["family"] for row in result["rows"]} == {family.name for family in families.FAMILIES}

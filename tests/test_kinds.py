@@ -47,6 +47,16 @@ from sparseflow_trt.kinds import KINDS, kind_from_names
         ("gpt_neox.layers.0.mlp.dense_4h_to_h", "down"),
         ("blocks.0.mlp.0", "ffn"),
         ("lm_head", "classifier"),
+        ("fc", "classifier"),
+        ("fc.weight", "classifier"),
+        ("/fc/Gemm", "classifier"),
+        ("head", "classifier"),
+        ("heads.head", "classifier"),
+        ("model.layers.0.self_attn.dense", "o"),
+        ("model.layers.0.mlp.gate", "other"),
+        ("visual_projection", "other"),
+        ("convnext.encoder.stages.0.layers.0.pwconv1", "gate_up"),
+        ("convnext.encoder.stages.0.layers.0.pwconv2", "down"),
         ("classifier.weight", "classifier"),
         ("/model/layers.0/self_attn/q_proj/MatMul", "qkv"),
     ],
@@ -68,6 +78,15 @@ def test_names_say_the_kind(name: str, kind: str) -> None:
 )
 def test_where_no_name_tells_the_shape_does(n: int, k: int, kind: str) -> None:
     assert kind_from_names(("", "val_3", "node_MatMul_12", "monkey_business"), n, k) == kind
+
+
+def test_a_fc_inside_of_a_module_is_no_classifier() -> None:
+    assert kind_from_names(("blocks.0.se.fc", "blocks.0.se.fc.weight"), 64, 256) == "down"
+
+
+def test_where_a_layer_is_says_less_than_any_name_of_it() -> None:
+    assert kind_from_names(("layers.0.mlp.experts", "layers.0.mlp.experts.down_proj"), 64, 64) == "down"
+    assert kind_from_names(("layers.0.mlp.experts", "layers.0.mlp.experts.gate_up_proj"), 64, 64) == "gate_up"
 
 
 def test_the_first_telling_name_says_the_kind() -> None:

@@ -572,3 +572,20 @@ def test_an_artifact_is_validated_again(models: Models, run: Run, tmp_path: Path
         stream.write(b"\0\0\0\0")
     with pytest.raises(ArtifactError, match=r"model\.engine is not the file that was built"):
         validate_artifact(result.artifact, renamed, ValidationOptions())
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt-rtx"])
+def test_an_empty_cache_is_a_profile_of_min_0(models: Models, run: Run, backend: BackendName) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "k_proj"], ["new"], name="k_proj"),
+        helper.make_node("Concat", ["past_key", "new"], ["all"], name="cache", axis=1),
+        helper.make_node("MatMul", ["all", "out_proj"], ["y"], name="out_proj"),
+    ]
+    weights = {"k_proj": _sparse(32, 32), "out_proj": _sparse(32, 32, seed=1)}
+    inputs = {"x": ("batch", "seq", 32), "past_key": ("batch", "past", 32)}
+    path = models.save(models.model(nodes, weights, inputs), "cache.onnx")
+    axes = {"batch": (1, 2, 4), "seq": (1, 1, 8), "past": (0, 8, 16)}
+    result = run(path, PlanOptions(axes=axes, sparsity="force"), backend)
+    assert result.manifest.status == "pass"
+    shapes = {tuple(given.shapes["past_key"]) for given in result.manifest.validation.input_sets}
+    assert (1, 0, 32) in shapes

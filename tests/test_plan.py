@@ -283,7 +283,7 @@ def _wrong(change: Any) -> str:
         (lambda d: d["profiles"].append(d["profiles"][0]), "profiles named twice: p"),
         (
             lambda d: d["profiles"][0]["inputs"]["x"].update(min=[9, 64], max=[1, 64]),
-            "not 0 < min ≤ opt ≤ max",
+            "not 0 ≤ min ≤ opt ≤ max",
         ),
         (
             lambda d: d.update(profiles=[{**d["profiles"][0], "name": str(i)} for i in range(17)]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,6 +93,15 @@ class _Reference:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """What candidates are held against, where that is no ONNX file: a runner that is ready, in words."""
+
+    name: str
+    runner: BaseRunner
+    runtime: str
+
+
+@dataclass(frozen=True)
 class _Trial:
     """A candidate on its way: its runner and what that takes, or why it has none; what was found."""
 
@@ -105,7 +115,7 @@ class _Trial:
 
 
 def compare(
-    reference: Path | StoredOutputs,
+    reference: Path | StoredOutputs | Reference,
     candidates: Sequence[Candidate],
     inputs: Sequence[InputSet],
     tolerances: OutputTolerances,
@@ -121,7 +131,8 @@ def compare(
     changes of the one before it in the chain origin, reference, candidates is told, too, and judges nothing.
 
     Args:
-        reference: The weights that ship, in FP32, an ONNX file; or what they gave on these sets before.
+        reference: The weights that ship, in FP32, an ONNX file; what they gave on these sets before; or a
+            runner of something else.
         candidates: What is compared with it, in the order of their steps.
         inputs: At least one set.
         tolerances: For each of the reference's outputs.
@@ -153,7 +164,8 @@ def compare(
             expected = truth.run(given)
             _check_names(tolerances, expected)
             watch("", given.name, expected)
-            before = [_run_reference(path, runner, given) for path, runner in chain.origins]
+            origins = [Reference(path.name, runner, "") for path, runner in chain.origins]
+            before = [_run_reference(origin, given) for origin in origins]
             report(done := done + 1 + len(before), total)
             got = {}
             for trial, runner in running:
@@ -257,28 +269,29 @@ def _runner(candidate: Candidate) -> tuple[BaseRunner, str]:
     return runner(candidate.path, candidate.name), ort_runtime()
 
 
-def _reference(reference: Path | StoredOutputs) -> _Reference:
-    if isinstance(reference, Path):
-        runner = reference_runner(reference)
-        runtime = f"{ort_runtime()}, graph optimizations off"
-        return _Reference(reference.name, runtime, lambda given: _run_reference(reference, runner, given))
-
-    def stored(given: InputSet) -> Outputs:
-        if given.name not in reference.outputs:
-            raise InputError(
-                f"{reference.name} holds no outputs for input set '{given.name}'.", "Make it anew."
-            )
-        return reference.outputs[given.name]
-
-    return _Reference(reference.name, reference.runtime, stored)
+def _reference(reference: Path | StoredOutputs | Reference) -> _Reference:
+    ready = _file_reference(reference) if isinstance(reference, Path) else reference
+    if isinstance(ready, Reference):
+        return _Reference(ready.name, ready.runtime, partial(_run_reference, ready))
+    return _Reference(ready.name, ready.runtime, partial(_stored, ready))
 
 
-def _run_reference(path: Path, runner: BaseRunner, given: InputSet) -> Outputs:
+def _stored(reference: StoredOutputs, given: InputSet) -> Outputs:
+    if given.name not in reference.outputs:
+        raise InputError(f"{reference.name} holds no outputs for input set '{given.name}'.", "Make it anew.")
+    return reference.outputs[given.name]
+
+
+def _file_reference(path: Path) -> Reference:
+    return Reference(path.name, reference_runner(path), f"{ort_runtime()}, graph optimizations off")
+
+
+def _run_reference(reference: Reference, given: InputSet) -> Outputs:
     try:
-        return run_once(runner, given)
+        return run_once(reference.runner, given)
     except run_errors() as error:
         raise InputError(
-            f"the reference {path} cannot run on input set '{given.name}': {one_line(error)}.",
+            f"the reference {reference.name} cannot run on input set '{given.name}': {one_line(error)}.",
             "Check the set's values and shapes against what the model takes.",
         ) from error
 

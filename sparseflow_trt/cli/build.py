@@ -13,21 +13,26 @@ import click
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.attributions import print_restored
 from sparseflow_trt.cli.evidence import print_evidence
+from sparseflow_trt.cli.export_model import plain_export, print_export, source_stem
 from sparseflow_trt.cli.options import (
     common_options,
     engine_options,
+    export_options,
     model_argument,
     plan_options,
     read_plan_options,
     read_validation_options,
     take_engine_options,
+    take_export_options,
     validation_options,
 )
 from sparseflow_trt.cli.precision import print_search
 from sparseflow_trt.cli.verdicts import exit_code_of, print_duel, print_validation
+from sparseflow_trt.errors import EXIT_OUTPUTS_DIFFER
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.choose import BackendName
+    from sparseflow_trt.export import ExportOptions, ExportReport
     from sparseflow_trt.manifest import Manifest
     from sparseflow_trt.pipeline import BuildResult
 
@@ -52,6 +57,7 @@ if TYPE_CHECKING:
 )
 @engine_options
 @validation_options
+@export_options
 @click.option(
     "--verdict",
     is_flag=True,
@@ -80,18 +86,28 @@ def command(
 ) -> int:
     """Build an engine from MODEL, validate it against the FP32 reference and write an artifact.
 
+    MODEL is an ONNX file, or what `export` takes: that is exported first, to NAME.exported.onnx beside the
+    artifact.
+
     Exits with 4 where the outputs differ more than they may, with 1 where nothing could be compared; the
     artifact is kept then, marked 'fail' or 'not run'.
     """
+    from sparseflow_trt.export import ExportOptions, is_torch_source
     from sparseflow_trt.pipeline import BuildOptions, build
     from sparseflow_trt.plan import read_plan
 
     engine = take_engine_options(options)
+    export = take_export_options(options)
+    from_torch = is_torch_source(str(model))
+    if not from_torch and export != ExportOptions():
+        raise click.UsageError(f"{model} is no Hugging Face folder or function: it has nothing to export.")
+    stem = source_stem(str(model)) if from_torch else model.stem
+    output = output or Path(f"{stem}.artifact")
     if plan_file:
         _refuse_both(options)
     plan = read_plan(plan_file) if plan_file else read_plan_options(**options)
     asked = BuildOptions(
-        output=output or Path(f"{model.stem}.artifact"),
+        output=output,
         plan=plan,
         backend=backend,
         validation=read_validation_options(inputs, seed, tolerances, dense_model, per_layer),
@@ -101,16 +117,38 @@ def command(
         force=force,
         command=shlex.join(["sparseflow-trt", *sys.argv[1:]]),
     )
+    report = _export(str(model), output.with_name(f"{stem}.exported.onnx"), export) if from_torch else None
+    exported = {"export": plain_export(report)} if report else {}
+    if report and not as_json:
+        print_export(report)
+        console.out().print()
+    if report and not report.written:
+        if as_json:
+            console.print_json(exported)
+        return EXIT_OUTPUTS_DIFFER
     with console.progress_bar() as show:
-        result = build(model, asked, lambda p: show(p.step, p.done, p.total))
+        path = report.files[-1] if report else model
+        result = build(path, asked, lambda p: show(p.step, p.done, p.total))
     if as_json:
         manifest = result.manifest.model_dump(mode="json")
         console.print_json(
-            {"artifact": str(result.artifact), "unchanged": result.unchanged, "manifest": manifest}
+            {
+                "artifact": str(result.artifact),
+                "unchanged": result.unchanged,
+                "manifest": manifest,
+                **exported,
+            }
         )
     else:
         _print(result)
     return exit_code_of(result.manifest.validation)
+
+
+def _export(source: str, onnx: Path, options: ExportOptions) -> ExportReport:
+    from sparseflow_trt.export import export_model
+
+    with console.progress_bar() as show:
+        return export_model(source, onnx, options, lambda p: show(p.step, p.done, p.total))
 
 
 def _refuse_both(options: dict[str, Any]) -> None:

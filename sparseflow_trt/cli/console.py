@@ -12,7 +12,14 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -24,6 +31,7 @@ _WRAPPED = {
 }  # fmt: skip
 _GAP = 2  # between two columns
 _NUMBER = re.compile(r"\d+")
+_LEAST_BYTES = 10_000_000  # a step that counts further counts bytes: nothing else comes in such numbers
 _NARROWEST = 9  # that such a column gets where it holds longer words
 
 
@@ -98,19 +106,35 @@ def _common_name(names: list[str]) -> str:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Gives a function that shows (step, done, total) on standard error; nothing is shown in a pipe."""
+    """Gives a function that shows (step, done, total) on standard error; nothing is shown in a pipe.
+
+    Of a step that goes by bytes it shows how many of how many, and of any the time that is left.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda step, done, total: None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
+        task, current = progress.add_task("", total=None, amount=""), ""
 
         def show(step: str, done: int, total: int) -> None:
-            progress.update(task, description=step, completed=done, total=total or None)
+            nonlocal current
+            if step != current:  # its own time, and its own speed
+                progress.reset(task)
+                current = step
+            amount = amount_of(done, total)
+            progress.update(task, description=step, completed=done, total=total or None, amount=amount)
 
         yield show
+
+
+def amount_of(done: int, total: int) -> str:
+    """How many bytes of how many a step has done; "" where it counts something else."""
+    return f"{size(done)} of {size(total)}" if total >= _LEAST_BYTES else ""
 
 
 def size(number: float) -> str:

@@ -20,6 +20,7 @@ from sparseflow_trt.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Sparse
 
 # Imported when called, so that --help does not wait for ONNX.
 _COMMANDS = {
+    "export": ("export_model", "Export a PyTorch module or a Hugging Face folder to ONNX, checked."),
     "inspect": ("inspect_layers", "Which layers are 2:4, which are not, and why."),
     "prune": ("prune", "Prune an ONNX model 2:4 by magnitude."),
     "plan": ("plan", "Decide precision and sparsity per layer; write the plan as YAML."),

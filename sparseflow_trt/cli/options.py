@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from sparseflow_trt.artifact_validation import ValidationOptions
     from sparseflow_trt.engines.protocol import EngineOptions
+    from sparseflow_trt.export import ExportOptions
     from sparseflow_trt.pipeline import PlanOptions
     from sparseflow_trt.policy import Policy
     from sparseflow_trt.shapes import ShapeRange
@@ -84,6 +85,43 @@ def plan_options(function: _F) -> _F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def export_options(function: _F) -> _F:
+    """How a PyTorch module or a Hugging Face folder becomes ONNX."""
+    from sparseflow_trt.hf_tasks import TASKS
+
+    options = [
+        click.option(
+            "--task", type=click.Choice(TASKS),
+            help="Of a Hugging Face folder: what goes in and out. Default: by its configuration.",
+        ),
+        click.option(
+            "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]),
+            help="Of the weights. Default: the checkpoint's.",
+        ),
+        click.option("--random-weights", is_flag=True, help="From the configuration alone."),
+        click.option(
+            "--model-class", default="", metavar="CLASS",
+            help="A class of transformers (AutoModel, BertForMaskedLM). Default: the one for the task.",
+        ),
+        click.option(
+            "--trust-remote-code", is_flag=True, help="Run Python that lies in the Hugging Face folder."
+        ),
+        click.option("--opset", type=click.IntRange(18, 23), help="Of ONNX. Default: 20."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def take_export_options(options: dict[str, Any]) -> ExportOptions:
+    """The options of an export, taken out of a command's."""
+    from sparseflow_trt.export import ExportOptions
+
+    names = ("task", "dtype", "random_weights", "model_class", "trust_remote_code", "opset")
+    given = {name: options.pop(name) for name in names}
+    return ExportOptions(**{name: value for name, value in given.items() if value})
 
 
 def input_options(function: _F) -> _F:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 _COLOURS = {"pass": "green", "fail": "red", "not run": "yellow"}
 
 
-def print_validation(validation: Validation) -> None:
+def print_validation(validation: Validation, against: str = "the FP32 reference") -> None:
     """Prints each candidate's verdict, its worst figures per output, and what failed or was not run."""
     out = console.out()
-    out.print("\nValidation against the FP32 reference:", _coloured(validation.verdict))
+    out.print(f"\nValidation against {against}:", _coloured(validation.verdict))
     if any(candidate.verdict == "not run" for candidate in validation.candidates):
         out.print(f"  {validation.reason}")
     table = console.table(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from sparseflow_trt.cli import console
 
@@ -53,3 +56,26 @@ def test_rows_alike_but_for_numbers_are_one(
         ["block1.layer.12.q", "no"],
         ["head", "no"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "shown"),
+    [
+        (3, 9, ""),  # runs, or points
+        (1_100_000_000, 2_200_000_000, "1.1 GB of 2.2 GB"),
+        (0, 16_060_000_000, "0 B of 16.1 GB"),
+    ],
+)
+def test_a_step_that_goes_by_bytes_shows_them(done: int, total: int, shown: str) -> None:
+    assert console.amount_of(done, total) == shown
+
+
+def test_progress_on_a_terminal_shows_bytes_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    terminal = Console(file=written, force_terminal=True, width=160)
+    monkeypatch.setattr(console, "Console", lambda **_: terminal)
+    with console.progress_bar() as show:
+        show("Pruning", 1_100_000_000, 2_200_000_000)
+    assert "Pruning" in written.getvalue()
+    assert "1.1 GB of 2.2 GB" in written.getvalue()
+    assert "left" in written.getvalue()

@@ -87,7 +87,7 @@ def test_what_cannot_be_split(
     ("options", "says"),
     [
         (("--dim", "batch=8,1"), "'batch=8,1' is not a range of an axis."),
-        (("--dim", "batch=8,1,9"), "it has to be 0 < min ≤ opt ≤ max"),
+        (("--dim", "batch=8,1,9"), "it has to be 0 ≤ min ≤ opt ≤ max"),
         (("--dim", "length=8"), "axis 'length' is not in the model, which has: batch."),
         (("--dim", "batch=8", "--dim", "batch=9"), "axis 'batch' is given two ranges."),
         (("--shapes", "x:8x64", "--shapes", "x:9x64"), "input 'x' is given two ranges."),

@@ -1,0 +1,117 @@
+"""sparseflow-trt export: a PyTorch module or a Hugging Face folder to ONNX."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sparseflow_trt.cli import console
+from sparseflow_trt.cli.options import common_options, export_options, read_ranges, take_export_options
+from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
+from sparseflow_trt.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from sparseflow_trt.export import ExportReport
+
+
+@click.command("export")
+@click.argument("source")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The ONNX file. Default: SOURCE.onnx here."
+)
+@export_options
+@click.option(
+    "--dim", "dims", multiple=True, metavar="AXIS=MIN,OPT,MAX",
+    help="The sizes of an axis that the file is compared with the module at: --dim seq=1,128,512.",
+)  # fmt: skip
+@click.option("--no-check", is_flag=True, help="Do not run the file against the module.")
+@common_options
+def command(
+    source: str, output: Path | None, dims: tuple[str, ...], no_check: bool, as_json: bool, **options: Any
+) -> int:
+    """Export SOURCE to ONNX, and compare the file with PyTorch at several shapes.
+
+    SOURCE is a folder with a Hugging Face config.json and weights, or FILE.py:FUNCTION or MODULE:FUNCTION
+    that returns (module, inputs) or (module, inputs, axes). Nothing is downloaded. Where the outputs differ
+    nothing is written, and it exits with 4.
+    """
+    from sparseflow_trt.export import export_model
+
+    asked = take_export_options(options)
+    sizes, _ = read_ranges(dims, ())
+    asked = dataclasses.replace(asked, check=not no_check, sizes=sizes)
+    output = output or Path(f"{source_stem(source)}.onnx")
+    with console.progress_bar() as show:
+        report = export_model(source, output, asked, lambda p: show(p.step, p.done, p.total))
+    if as_json:
+        console.print_json(plain_export(report))
+    else:
+        print_export(report)
+    return exit_code_of(report.validation) if report.validation else EXIT_OK
+
+
+def source_stem(source: str) -> str:
+    """What a file made of a source is called."""
+    path = Path(source)
+    if path.name == "config.json":
+        path = path.parent
+    return path.resolve().name if path.exists() else source.rpartition(":")[2]
+
+
+def print_export(report: ExportReport) -> None:
+    """Prints what was exported, its axes and layers, and how it compares with the module."""
+    out = console.out()
+    counts = Counter((layer.kind, layer.state.value) for layer in report.layers if layer.weight)
+    table = console.table("Kind", "2:4", ">Layers")
+    for (kind, state), number in counts.items():
+        table.add_row(kind, state, str(number))
+    out.print(table)
+    for name, dims in report.inputs.items():
+        out.print(f"Input '{name}': [{', '.join(map(str, dims))}]")
+    masks = report.masks
+    out.print(
+        f"\n{masks.compared} weights have their zeros where the module has them; {masks.sparse} of them are "
+        "2:4."
+    )
+    if masks.foreign:
+        named = f"'{masks.foreign[0]}'" + (f" and {len(masks.foreign) - 1} more" * (len(masks.foreign) > 1))
+        out.print(console.styled(f"Not compared, since no parameter is multiplied by: {named}.", "yellow"))
+    if report.validation:
+        print_validation(report.validation, "PyTorch")
+    else:
+        out.print(console.styled("Not compared with PyTorch: --no-check.", "yellow"))
+    seconds = ", ".join(f"{step} {value:.1f} s" for step, value in report.seconds.items())
+    if not report.written:
+        out.print(console.styled("\nNothing was written.", "red"))
+        return
+    where = ", ".join(map(str, report.files))
+    out.print(
+        f"\nWritten: {where} ({console.size(report.bytes)}): {report.task}, opset {report.opset}\n  {seconds}"
+    )
+
+
+def plain_export(report: ExportReport) -> dict[str, Any]:
+    """An export's report as plain data, for JSON."""
+    return {
+        "output": str(report.files[-1]) if report.written else None,
+        "files": [str(file) for file in report.files] if report.written else [],
+        "task": report.task,
+        "opset": report.opset,
+        "bytes": report.bytes,
+        "inputs": report.inputs,
+        "outputs": report.outputs,
+        "layers": [
+            {
+                "name": layer.name, "module": layer.module, "kind": layer.kind, "weight": layer.weight,
+                "n": layer.n, "k": layer.k, "dtype": layer.dtype, "state": layer.state.value,
+            }
+            for layer in report.layers
+        ],
+        "masks": dataclasses.asdict(report.masks),
+        "validation": report.validation.model_dump(mode="json") if report.validation else None,
+        "seconds": report.seconds,
+    }  # fmt: skip

@@ -1,0 +1,129 @@
+"""What an export starts from: a module that takes and gives tensors alone, with a name for each axis."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparseflow_trt._deps import require
+from sparseflow_trt._user_code import import_user_code
+from sparseflow_trt.errors import InputError
+
+Axes = dict[int, str]
+
+_HINT = (
+    "Let FILE.py:FUNCTION return (module, inputs) or (module, inputs, axes): inputs are a tensor, a tuple, "
+    'or a mapping by name, axes say which dimensions vary: {"input_ids": {0: "batch", 1: "seq"}}.'
+)
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A module ready to be exported.
+
+    Attributes:
+        module: Takes the inputs by position and gives a tensor or a tuple of them.
+        inputs: One set of tensors to trace it with, by name, in their order.
+        axes: For each input the dimensions that vary, by their names. "past + seq" is the sum of two.
+        outputs: A name for each tensor that it gives; none lets the exporter name them.
+        prefix: What stands before the user's own names in the module's ("model."), and is left out.
+        task: What was exported, in a word.
+    """
+
+    module: Any
+    inputs: dict[str, Any]
+    axes: dict[str, Axes]
+    outputs: tuple[str, ...]
+    prefix: str
+    task: str
+
+
+def wrap(model: Any, forward: Any) -> Any:
+    """A module of one child, `model`, that calls forward(model, *tensors).
+
+    Raises:
+        NotInstalledError: PyTorch.
+    """
+    module_class: Any = require("torch", "exporting PyTorch modules").nn.Module
+
+    class Wrapper(module_class):  # type: ignore[misc]  # PyTorch may be missing
+        """Passes tensors on by position."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors: Any) -> Any:
+            return forward(self.model, *tensors)
+
+    return Wrapper().eval()
+
+
+def load_function(source: str) -> Exportable:
+    """Calls FILE.py:FUNCTION or MODULE:FUNCTION for a module, inputs and, where it says so, axes.
+
+    Where it gives no axes, the first dimension of every input is 'batch' if all agree on its size, and the
+    second of token ids and hidden states (2-D integers, 3-D floats) is 'seq'.
+
+    Raises:
+        InputError: The function cannot be called, fails, or returns something else.
+        NotInstalledError: PyTorch.
+    """
+    torch = require("torch", "exporting PyTorch modules")
+    target, colon, function = source.rpartition(":")
+    if not colon or not target or not function:
+        raise InputError(f"{source} is no PyTorch module.", _HINT)
+    try:
+        made = getattr(import_user_code(target, "module", _HINT), function)()
+    except InputError:
+        raise
+    # the user's code can raise anything; its own words and traceback go along
+    except Exception as error:
+        words = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"{source} failed: {type(error).__name__}: {words}.", _HINT) from error
+    if not (isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], torch.nn.Module)):
+        raise InputError(f"{source} returned a {type(made).__name__} and not (module, inputs).", _HINT)
+    module, given = made[:2]
+    inputs = _named(torch, source, module, given)
+    axes = {name: dict(found) for name, found in made[2].items()} if len(made) == 3 else _guess(torch, inputs)
+    unknown = sorted(set(axes) - set(inputs))
+    if unknown:
+        raise InputError(f"{source} gives axes for '{unknown[0]}', which is no input.", _HINT)
+    for name, found in axes.items():
+        if wrong := [i for i in found if not 0 <= i < inputs[name].dim()]:
+            raise InputError(
+                f"{source} names dimension {wrong[0]} of '{name}', which has {inputs[name].dim()}.", _HINT
+            )
+    if isinstance(given, Mapping):
+        names = tuple(inputs)
+        wrapped = wrap(module, lambda model, *tensors: model(**dict(zip(names, tensors, strict=True))))
+        return Exportable(wrapped, inputs, axes, (), "model.", "function")
+    return Exportable(module.eval(), inputs, axes, (), "", "function")
+
+
+def _named(torch: Any, source: str, module: Any, given: Any) -> dict[str, Any]:
+    if isinstance(given, Mapping):
+        inputs = {str(name): value for name, value in given.items()}
+    else:
+        values = (given,) if isinstance(given, torch.Tensor) else tuple(given)
+        parameters = inspect.signature(module.forward).parameters.values()
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        names += [f"input_{i}" for i in range(len(names), len(values))]
+        inputs = dict(zip(names, values, strict=False))
+    for name, value in inputs.items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"{source} gives '{name}' as a {type(value).__name__}, not a tensor.", _HINT)
+    return inputs
+
+
+def _guess(torch: Any, inputs: Mapping[str, Any]) -> dict[str, Axes]:
+    sizes = {tensor.shape[0] for tensor in inputs.values() if tensor.dim()}
+    axes: dict[str, Axes] = {}
+    for name, tensor in inputs.items():
+        found: Axes = {0: "batch"} if tensor.dim() and len(sizes) == 1 else {}
+        if tensor.dim() == (3 if tensor.is_floating_point() else 2):
+            found[1] = "seq"
+        axes[name] = found
+    return axes

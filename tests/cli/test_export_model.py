@@ -1,0 +1,102 @@
+"""sparseflow-trt export, and build from a module."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Sparseflow
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+
+MODULE = """
+import torch
+
+class Encoder(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up_proj = torch.nn.Linear(32, 64)
+        self.down_proj = torch.nn.Linear(64, 32)
+    def forward(self, x):
+        return self.down_proj(torch.relu(self.up_proj(x)))
+
+def make():
+    return Encoder(), torch.randn(2, 5, 32)
+
+class Liar(Encoder):
+    def forward(self, x):
+        return super().forward(x) * (2 if torch.compiler.is_compiling() else 1)
+
+def liar():
+    return Liar(), torch.randn(2, 5, 32)
+"""
+
+
+@pytest.fixture
+def source(own_folder: Path) -> str:
+    (own_folder / "mine.py").write_text(MODULE)
+    return "mine.py:make"
+
+
+def test_export_says_what_it_wrote(sparseflow: Sparseflow, source: str, own_folder: Path) -> None:
+    ended = sparseflow("export", source)
+    assert ended.code == 0, ended.err
+    assert "Input 'x': [batch, seq, 32]" in ended.out
+    assert "2 weights have their zeros where the module has them; 0 of them are 2:4." in ended.out
+    assert "Validation against PyTorch: pass" in ended.out
+    assert "Written: make.onnx" in ended.out
+    assert (own_folder / "make.onnx").is_file()
+
+
+def test_json(sparseflow: Sparseflow, source: str) -> None:
+    said = sparseflow("export", source, "-o", "m.onnx", "--dim", "seq=1,2,3", "--opset", "18", "--json").json
+    assert (said["output"], said["opset"], said["task"]) == ("m.onnx", 18, "function")
+    assert said["inputs"] == {"x": ["batch", "seq", 32]}
+    assert [layer["module"] for layer in said["layers"]] == ["up_proj", "down_proj"]
+    assert said["validation"]["verdict"] == "pass"
+    assert [given["shapes"]["x"][1] for given in said["validation"]["input_sets"]] == [1, 2, 3]
+
+
+def test_an_export_that_differs_exits_with_4_and_writes_nothing(
+    sparseflow: Sparseflow, source: str, own_folder: Path
+) -> None:
+    for command in (("export",), ("build", "--backend", "onnxruntime", "--dim", "batch=1", "--dim", "seq=2")):
+        ended = sparseflow(command[0], "mine.py:liar", *command[1:])
+        assert ended.code == 4
+        assert "Nothing was written." in ended.out
+    assert not list(own_folder.glob("*.onnx*"))
+
+
+def test_build_exports_first(sparseflow: Sparseflow, source: str, own_folder: Path) -> None:
+    dims = ("--dim", "batch=1,2,4", "--dim", "seq=1,4,8")
+    command = ("build", source, "--backend", "onnxruntime", *dims, "--json")
+    said = sparseflow(*command).json
+    assert said["artifact"] == "make.artifact"
+    assert said["export"]["output"] == "make.exported.onnx"
+    assert said["manifest"]["status"] == "pass"
+    assert (own_folder / "make.exported.onnx").is_file()
+    assert sparseflow(*command).json["unchanged"]  # an export of the same module is the same file
+
+
+def test_a_configuration_alone_needs_a_word_for_its_weights(sparseflow: Sparseflow, own_folder: Path) -> None:
+    pytest.importorskip("transformers")
+    (own_folder / "hf").mkdir()
+    (own_folder / "hf" / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    assert "holds a configuration and no weights" in sparseflow("export", "hf").error
+
+
+def test_export_options_are_for_sources(sparseflow: Sparseflow) -> None:
+    ended = sparseflow("build", "model.onnx", "--random-weights")
+    assert ended.code == 2
+    assert "it has nothing to export" in ended.error
+
+
+def test_a_source_that_is_none(sparseflow: Sparseflow) -> None:
+    assert "nowhere is no Hugging Face folder, and names no function" in sparseflow("export", "nowhere").error
+    assert "failed: ModuleNotFoundError" in sparseflow("export", "no.such.module:make").error

@@ -1,0 +1,269 @@
+"""From modules to ONNX files that do the same: names, masks, shapes, and what leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from sparseflow_trt.engines.protocol import Progress
+from sparseflow_trt.errors import InputError, ModelError, NotInstalledError
+from sparseflow_trt.export import ExportOptions, export_model, is_torch_source
+from sparseflow_trt.graph import SparsityState
+from sparseflow_trt.model_file import read_model
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("onnxscript")
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "vocab_size": 99, "max_position_embeddings": 64,
+}  # fmt: skip
+LLAMA = {**SMALL, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_key_value_heads": 1}
+MIXTRAL = {
+    **LLAMA, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 4,
+}  # fmt: skip
+BERT = {**SMALL, "architectures": ["BertModel"], "model_type": "bert"}
+RESNET = {
+    "model_type": "resnet", "architectures": ["ResNetForImageClassification"], "embedding_size": 8,
+    "hidden_sizes": [16], "depths": [1], "image_size": 32, "layer_type": "basic",
+}  # fmt: skip
+
+MODULES = """
+import numpy as np
+import torch
+from sparseflow_trt.pattern import prune_2to4
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up_proj = torch.nn.Linear(16, 32)
+        self.down_proj = torch.nn.Linear(32, 16, bias=False)
+        self.fc = torch.nn.Linear(16, 8)
+    def forward(self, x):
+        return self.fc(self.down_proj(torch.relu(self.up_proj(x))))
+
+class Outer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mlp = Block()
+    def forward(self, x):
+        return self.mlp(x)
+
+def sparse():
+    torch.manual_seed(0)
+    module = Outer()
+    with torch.no_grad():
+        for linear in (module.mlp.up_proj, module.mlp.down_proj):
+            linear.weight.copy_(torch.from_numpy(prune_2to4(linear.weight.numpy(), 1)))
+    return module, torch.randn(2, 5, 16)
+
+def named():
+    return Outer(), {"x": torch.randn(2, 5, 16)}, {"x": {1: "tokens"}}
+
+class Liar(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(16, 16)
+    def forward(self, x):
+        return self.linear(x) * (2 if torch.compiler.is_compiling() else 1)
+
+def liar():
+    return Liar(), torch.randn(2, 16)
+
+class ByValue(torch.nn.Module):
+    def forward(self, x):
+        return x + 1 if x.sum() > 0 else x
+def by_value():
+    return ByValue(), torch.randn(2, 16)
+def wrong_axes():
+    return Outer(), torch.randn(2, 5, 16), {"y": {0: "batch"}}
+def no_tensor():
+    return Outer(), {"x": 3}
+"""
+
+
+@pytest.fixture
+def modules(tmp_path: Path) -> str:
+    (tmp_path / "mine.py").write_text(MODULES)
+    return f"{tmp_path}/mine.py"
+
+
+def _write(folder: Path, config: dict[str, Any]) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_module_keeps_its_masks_and_its_names(modules: str, tmp_path: Path) -> None:
+    output = tmp_path / "m.onnx"
+    report = export_model(f"{modules}:sparse", output)
+    assert report.written
+    assert report.inputs == {"x": ("batch", "seq", 16)}
+    assert (report.masks.compared, report.masks.sparse, report.masks.foreign) == (3, 2, ())
+    assert [(layer.module, layer.weight, layer.state, layer.kind) for layer in report.layers] == [
+        ("mlp.up_proj", "mlp.up_proj.weight", SparsityState.SPARSE, "gate_up"),
+        ("mlp.down_proj", "mlp.down_proj.weight", SparsityState.SPARSE, "down"),
+        ("mlp.fc", "mlp.fc.weight", SparsityState.NOT_SPARSE, "ffn"),
+    ]
+    assert [layer.name for layer in report.layers][:2] == ["mlp.up_proj/MatMul", "mlp.down_proj/MatMul"]
+    assert report.validation is not None
+    assert report.validation.verdict == "pass"
+    sets = {tuple(given.shapes["x"]) for given in report.validation.input_sets}
+    assert sets == {(1, 1, 16), (2, 7, 16), (3, 16, 16)}
+    text = output.read_bytes()
+    assert str(tmp_path).encode() not in text  # stack traces name the files of the machine
+    assert not list(tmp_path.glob(".m.onnx*"))
+
+
+def test_weights_are_the_parameters_byte_for_byte(modules: str, tmp_path: Path) -> None:
+    export_model(f"{modules}:sparse", tmp_path / "m.onnx", ExportOptions(check=False))
+    tensors = {t.name: t for t in onnx.load(tmp_path / "m.onnx").graph.initializer}
+    weight = onnx.numpy_helper.to_array(tensors["mlp.down_proj.weight"])
+    assert weight.shape == (16, 32)  # as torch stores it, not transposed
+    assert np.all((weight.reshape(16, 8, 4) != 0).sum(-1) == 2)
+
+
+def test_axes_are_what_the_function_says(modules: str, tmp_path: Path) -> None:
+    sizes = {"tokens": (1, 3, 4)}
+    report = export_model(f"{modules}:named", tmp_path / "m.onnx", ExportOptions(sizes=sizes))
+    assert report.inputs == {"x": (2, "tokens", 16)}
+    assert report.layers[0].module == "mlp.up_proj"
+
+
+def test_large_weights_stand_in_a_file_of_their_own(
+    modules: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparseflow_trt.exporters.torch_onnx._INLINE_BYTES", 0)
+    seen: list[Progress] = []
+    report = export_model(f"{modules}:sparse", tmp_path / "m.onnx", on_step=seen.append)
+    assert [file.name for file in report.files] == ["m.onnx.data", "m.onnx"]
+    assert (tmp_path / "m.onnx.data").stat().st_size >= 2 * 16 * 32 * 4
+    assert read_model(tmp_path / "m.onnx").path.stat().st_size < report.bytes
+    writing = [p for p in seen if p.step == "Writing the weights"]
+    assert len(writing) >= 2
+    assert writing[-1].done > writing[0].done
+
+
+def test_an_export_that_does_something_else_is_not_written(modules: str, tmp_path: Path) -> None:
+    report = export_model(f"{modules}:liar", tmp_path / "m.onnx")
+    assert report.validation is not None
+    assert (report.validation.verdict, report.written) == ("fail", False)
+    assert not (tmp_path / "m.onnx").exists()
+    assert export_model(f"{modules}:liar", tmp_path / "m.onnx", ExportOptions(check=False)).written
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "words"),
+    [
+        ("by_value", ModelError, "torch cannot export the ByValue: "),
+        ("wrong_axes", InputError, "gives axes for 'y', which is no input"),
+        ("no_tensor", InputError, "gives 'x' as a int, not a tensor"),
+        ("missing", InputError, "failed: AttributeError"),
+    ],
+)
+def test_what_cannot_be_exported(
+    function: str, error: type[Exception], words: str, modules: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=words):
+        export_model(f"{modules}:{function}", tmp_path / "m.onnx")
+    assert not list(tmp_path.glob("*m.onnx*"))
+
+
+def test_a_decoder_with_a_cache(tmp_path: Path) -> None:
+    options = ExportOptions(task="decoder-with-cache", random_weights=True, dtype="fp16")
+    report = export_model(_write(tmp_path / "llama", LLAMA), tmp_path / "m.onnx", options)
+    assert report.inputs == {
+        "input_ids": ("batch", "seq"),
+        "attention_mask": ("batch", "past + seq"),
+        "position_ids": ("batch", "seq"),
+        "past_key_values.0.key": ("batch", 1, "past", 16),
+        "past_key_values.0.value": ("batch", 1, "past", 16),
+    }
+    assert report.outputs == ("logits", "present.0.key", "present.0.value")
+    present = read_model(tmp_path / "m.onnx").ir.graph.outputs[1].shape
+    assert [str(dim) for dim in present or ()] == ["batch", "1", "past + seq", "16"]
+    kinds = {layer.module: layer.kind for layer in report.layers if layer.weight}
+    assert kinds == {
+        "model.layers.0.self_attn.q_proj": "qkv", "model.layers.0.self_attn.k_proj": "qkv",
+        "model.layers.0.self_attn.v_proj": "qkv", "model.layers.0.self_attn.o_proj": "o",
+        "model.layers.0.mlp.gate_proj": "gate_up", "model.layers.0.mlp.up_proj": "gate_up",
+        "model.layers.0.mlp.down_proj": "down", "lm_head": "classifier",
+    }  # fmt: skip
+    assert report.validation is not None
+    assert report.validation.verdict == "pass"
+    empty = report.validation.input_sets[0].shapes
+    assert (empty["past_key_values.0.key"], empty["attention_mask"]) == ((1, 1, 0, 16), (1, 1))
+
+
+def test_experts_are_products_with_constant_weights(tmp_path: Path) -> None:
+    options = ExportOptions(random_weights=True)
+    report = export_model(_write(tmp_path / "moe", MIXTRAL), tmp_path / "m.onnx", options)
+    experts = {x.module.rpartition(".")[2]: x for x in report.layers if "experts" in x.module}
+    assert {name: (x.batch, x.n, x.k, x.kind) for name, x in experts.items()} == {
+        "gate_up_proj": (4, 128, 32, "gate_up"),
+        "down_proj": (4, 32, 64, "down"),
+    }
+    assert report.validation is not None
+    assert report.validation.verdict == "pass"
+
+
+def test_every_expert_weighed_is_what_the_chosen_ones_make(tmp_path: Path) -> None:
+    from sparseflow_trt.experts import use_every_expert
+    from sparseflow_trt.hugging_face import load_hugging_face, read_config
+
+    folder = Path(_write(tmp_path / "moe", MIXTRAL))
+    plain = load_hugging_face(folder, weights="random")
+    config = read_config(folder)
+    use_every_expert(config)
+    ours = load_hugging_face(folder, weights="random", config=config)
+    ids = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, plain(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("config", "inputs", "outputs"),
+    [
+        (BERT, ["input_ids", "attention_mask", "token_type_ids"], ("last_hidden_state",)),
+        (RESNET, ["pixel_values"], ("logits",)),
+    ],
+)
+def test_the_task_follows_from_the_configuration(
+    config: dict[str, Any], inputs: list[str], outputs: tuple[str, ...], tmp_path: Path
+) -> None:
+    options = ExportOptions(random_weights=True)
+    report = export_model(_write(tmp_path / "hf", config), tmp_path / "m.onnx", options)
+    assert (list(report.inputs), report.outputs) == (inputs, outputs)
+    assert all(layer.module for layer in report.layers)
+    assert report.validation is not None
+    assert report.validation.verdict == "pass"
+
+
+def test_a_task_that_the_model_does_not_do(tmp_path: Path) -> None:
+    options = ExportOptions(random_weights=True, task="decoder-with-cache")
+    with pytest.raises(InputError, match="transformers cannot make a model of it"):
+        export_model(_write(tmp_path / "hf", RESNET), tmp_path / "m.onnx", options)
+
+
+def test_what_a_source_is(tmp_path: Path) -> None:
+    folder = _write(tmp_path / "hf", BERT)
+    assert is_torch_source(folder)
+    assert is_torch_source(f"{folder}/config.json")
+    assert is_torch_source("package.module:function")
+    assert not is_torch_source("model.onnx")
+    assert not is_torch_source(str(tmp_path))
+
+
+def test_transformers_that_lacks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(NotInstalledError, match="transformers") as raised:
+        export_model(_write(tmp_path / "hf", BERT), tmp_path / "m.onnx")
+    assert "sparseflow-trt[hf]" in raised.value.hint
