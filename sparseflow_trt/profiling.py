@@ -20,6 +20,7 @@ from sparseflow_trt.engines.torch_profile import (
 )
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.estimate_record import end_to_end
+from sparseflow_trt.hugging_face import TorchDtype
 from sparseflow_trt.lookup import known_of
 from sparseflow_trt.manifest import EngineLayerRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.model_file import read_model
@@ -27,7 +28,7 @@ from sparseflow_trt.plan import read_plan
 from sparseflow_trt.policy import Library, Policy
 from sparseflow_trt.shapes import Profile, ShapeRange
 from sparseflow_trt.timing import engine_file
-from sparseflow_trt.torch_source import TorchDtype, load_torch_model
+from sparseflow_trt.torch_source import load_torch_model
 from sparseflow_trt.validation.inputs import generate_inputs
 
 # What 2:4 products gain, in the middle of what is measured on an A100 and an H200 (docs/AUTOTUNED_POLICY.md).

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sparseflow_trt._deps import require
 from sparseflow_trt._user_code import import_user_code
 from sparseflow_trt.errors import InputError
+from sparseflow_trt.hugging_face import DTYPES, TorchDtype, load_hugging_face
 
-TorchDtype = Literal["fp32", "fp16", "bf16"]
-_DTYPES: dict[TorchDtype, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _HINT = (
     "Give a folder with a Hugging Face config.json, that file itself, or FILE.py:FUNCTION or "
     "MODULE:FUNCTION that returns (module, inputs): inputs are a tensor, a tuple, or a mapping by name."
@@ -90,30 +87,9 @@ def _from_function(torch: Any, target: str, function: str, device: str) -> Torch
 
 
 def _from_config(torch: Any, path: Path, batch: int, seq: int, dtype: TorchDtype, device: str) -> TorchModel:
-    transformers = require("transformers", "Hugging Face configurations")
-    kind = getattr(torch, _DTYPES[dtype])
-    folder = path if path.is_dir() else path.parent
-    has_weights = path.is_dir() and any(next(folder.glob(names), None) for names in _WEIGHTS)
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        made_by = _class_of(transformers, config)
-        if has_weights:
-            module = made_by.from_pretrained(folder, config=config, dtype=kind, local_files_only=True)
-            module = module.to(device)
-        else:
-            with _defaults(torch, kind, device):
-                module = made_by.from_config(config) if hasattr(made_by, "from_config") else made_by(config)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError) as error:
-        words = f"{type(error).__name__}: {_line(error)}"
-        raise InputError(f"{path}: transformers cannot make a model of it: {words}.", _HINT) from error
-    inputs = _inputs_of(torch, module, batch, seq, kind, device)
+    module = load_hugging_face(path, weights="either", dtype=dtype, device=device)
+    inputs = _inputs_of(torch, module, batch, seq, getattr(torch, DTYPES[dtype]), device)
     return TorchModel(module, (), inputs, _shapes_of(torch, inputs))
-
-
-def _class_of(transformers: Any, config: Any) -> Any:
-    """The class that the configuration names, or the plain model of its family."""
-    named = (getattr(transformers, name, None) for name in config.architectures or ())
-    return next((found for found in named if found is not None), transformers.AutoModel)
 
 
 def _inputs_of(torch: Any, module: Any, batch: int, seq: int, kind: Any, device: str) -> dict[str, Any]:
@@ -134,18 +110,6 @@ def _inputs_of(torch: Any, module: Any, batch: int, seq: int, kind: Any, device:
         f"{type(module).__name__} takes '{main}', for which no inputs are made here.",
         "Write a function that returns (module, inputs), and give FILE.py:FUNCTION.",
     )
-
-
-@contextlib.contextmanager
-def _defaults(torch: Any, kind: Any, device: str) -> Iterator[None]:
-    """Tensors are made of this type and on this device, so that no copy of the weights is needed."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(kind)
-    try:
-        with torch.device(device):
-            yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def _moved(torch: Any, value: Any, device: str) -> Any:
