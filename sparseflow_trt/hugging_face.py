@@ -1,4 +1,4 @@
-"""Makes a module of a Hugging Face folder: config.json, and weights that lie beside it. Nothing is downloaded."""
+"""Makes a module of a Hugging Face folder: config.json, and weights beside it. Nothing is downloaded."""
 
 from __future__ import annotations
 

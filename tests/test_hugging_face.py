@@ -67,5 +67,5 @@ def test_a_folders_own_code_is_never_run_unasked(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no config.json"):
+    with pytest.raises(InputError, match=r"there is no config\.json"):
         load_hugging_face(tmp_path)
