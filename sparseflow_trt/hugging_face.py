@@ -64,7 +64,7 @@ def load_hugging_face(
             f"{source} holds a configuration and no weights ({' or '.join(_WEIGHTS)}).",
             "Put the checkpoint beside config.json, or ask for random weights (--random-weights).",
         )
-    extra = {"attn_implementation": attention} if attention else {}
+    extra: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     try:
         config = transformers.AutoConfig.from_pretrained(
             source, local_files_only=True, trust_remote_code=trust_remote_code
