@@ -33,7 +33,7 @@ from typing import Any
 from measure import write_result
 
 from sparseflow_trt.engines.autotune import Curve, Request
-from sparseflow_trt.engines.cusparselt import load_torch, prune_rows
+from sparseflow_trt.engines.cusparselt import load_torch
 from sparseflow_trt.engines.kernel_profile import CLASSES, KernelProfile
 from sparseflow_trt.engines.medians import Median, median_of
 from sparseflow_trt.engines.time_torch import DTYPES, TorchMeasurer
@@ -43,6 +43,7 @@ from sparseflow_trt.engines.torch_timing import capture, new_event
 from sparseflow_trt.engines.turns import times_in_turn
 from sparseflow_trt.estimate_record import end_to_end
 from sparseflow_trt.policy import MARGIN, Dtype
+from sparseflow_trt.torch_pattern import prune_rows
 from sparseflow_trt.torch_source import TorchModel, load_torch_model
 
 TINYLLAMA = {

@@ -21,6 +21,7 @@ from sparseflow_trt.engines.cusparselt_plan import Algorithm, Shape
 from sparseflow_trt.engines.time_torch import DTYPES, MOST_ERROR, TorchMeasurer
 from sparseflow_trt.engines.torch_timing import capture
 from sparseflow_trt.policy import Dtype
+from sparseflow_trt.torch_pattern import prune_rows
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def check(torch: Any, case: Case, seed: int) -> dict[str, Any]:
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=source, device="cuda", dtype=kind)
 
-    weight = cusparselt.prune_rows(random(case.n, case.k) * case.k**-0.5)
+    weight = prune_rows(random(case.n, case.k) * case.k**-0.5)
     x, bias = random(case.m, case.k), random(case.n) if case.bias else None
     exact = x.float() @ weight.float().t() + (0.0 if bias is None else bias.float())
     padded, packed = cusparselt.pad_rows(x), cusparselt.pack(weight)

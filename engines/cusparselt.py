@@ -56,21 +56,6 @@ def why_not(n: int, k: int) -> str:
     return ""
 
 
-def prune_rows(weight: Tensor) -> Tensor:
-    """A copy of W[N, K] that keeps the two largest of each four along K; the first win a tie."""
-    torch = _torch()
-    n, k = weight.shape
-    groups = weight.view(n, k // 4, 4).abs().unbind(-1)
-    kept = []
-    for i, mine in enumerate(groups):
-        larger = torch.zeros_like(mine, dtype=torch.uint8)
-        for j, other in enumerate(groups):
-            if j != i:
-                larger += (other >= mine) if j < i else (other > mine)
-        kept.append(larger < 2)
-    return weight * torch.stack(kept, -1).view(n, k)
-
-
 def pack(weight: Tensor) -> Tensor:
     """A 2:4 weight W[N, K] on the GPU as cuSPARSELt reads it: the kept elements and where they stood."""
     torch = _torch()

@@ -32,6 +32,7 @@ from sparseflow_trt.engines.torch_timing import Queue, capture, new_event
 from sparseflow_trt.engines.turns import Work, times_in_turn
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.policy import Dtype, Library, Pair
+from sparseflow_trt.torch_pattern import prune_rows
 
 GRAPHS = "CUDA graphs"
 QUEUED = "queued calls"  # behind a sleeping kernel, where they cannot be recorded
@@ -158,7 +159,7 @@ class TorchMeasurer:
         if self._weights is None or self._weights.curve != curve:
             self._weights = None  # before the next ones are made: they may be large
             scaled = self._random(curve.n, curve.k, curve.dtype, seed=0) * curve.k**-0.5
-            dense = cusparselt.prune_rows(scaled)
+            dense = prune_rows(scaled)
             self._weights = _Weights(curve, dense, cusparselt.pack(dense))
         return self._weights
 

@@ -20,6 +20,7 @@ from sparseflow_trt.engines.cusparselt_plan import Algorithm, Shape
 from sparseflow_trt.engines.gpu_state import l2_bytes
 from sparseflow_trt.engines.input_sets import sets_needed
 from sparseflow_trt.engines.torch_timing import Queue
+from sparseflow_trt.torch_pattern import is_2to4
 
 _NEEDED_FOR = "sparse layers in PyTorch"
 
@@ -102,12 +103,6 @@ class Swapped:
     dense: dict[str, Any]
     kept: dict[str, str]
     algorithms: dict[tuple[tuple[int, int], int, str], Algorithm] = field(default_factory=dict)
-
-
-def is_2to4(weight: Tensor) -> bool:
-    """Whether each aligned four along K of W[N, K] holds at most two non-zeros."""
-    n, k = weight.shape
-    return k % 4 == 0 and bool(((weight.view(n, k // 4, 4) != 0).sum(-1) <= 2).all())
 
 
 def swap_linears(

@@ -29,6 +29,7 @@ _KNOWN = {
     "onnxscript": _Dependency(("onnxscript",), "0.5", "pip install 'sparseflow-trt[torch]'"),
     "polygraphy": _Dependency(("polygraphy",), "0.53.4", "pip install 'polygraphy>=0.53.4'"),
     "ray": _Dependency(("ray",), "2.9", "pip install 'sparseflow-trt[ray]'"),
+    "safetensors": _Dependency(("safetensors",), "0.4", "pip install 'safetensors>=0.4'"),
     "torch": _Dependency(("torch",), "2.6", "pip install 'sparseflow-trt[torch]'"),
     "transformers": _Dependency(("transformers",), "4.50", "pip install 'sparseflow-trt[hf]'"),
     "tensorrt": _Dependency(

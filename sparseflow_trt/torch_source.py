@@ -10,7 +10,7 @@ from typing import Any
 from sparseflow_trt._deps import require
 from sparseflow_trt._user_code import import_user_code
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.hugging_face import DTYPES, TorchDtype, load_hugging_face
+from sparseflow_trt.hugging_face import TorchDtype, Weights, load_hugging_face
 
 _HINT = (
     "Give a folder with a Hugging Face config.json, that file itself, or FILE.py:FUNCTION or "
@@ -37,17 +37,23 @@ class TorchModel:
 
 
 def load_torch_model(
-    source: str, batch: int = 1, seq: int = 128, dtype: TorchDtype = "fp16", device: str = "cuda"
+    source: str,
+    batch: int = 1,
+    seq: int = 128,
+    dtype: TorchDtype | None = "fp16",
+    device: str = "cuda",
+    weights: Weights = "either",
 ) -> TorchModel:
     """Makes a module and inputs for it. Code of a model's own (trust_remote_code) is never run.
 
     Args:
-        source: A folder with a config.json, such a file, or FILE.py:FUNCTION or MODULE:FUNCTION. Weights
-            that lie beside a configuration are taken, else they are random.
+        source: A folder with a config.json, such a file, or FILE.py:FUNCTION or MODULE:FUNCTION.
         batch: How many rows of tokens, or images; of a configuration's inputs alone.
         seq: How many tokens.
-        dtype: Of a configuration's module.
+        dtype: Of a configuration's module; None keeps the checkpoint's.
         device: Where the module goes, as PyTorch names it.
+        weights: Of a configuration's module: see `hugging_face.load_hugging_face`. By default those that lie
+            beside it are taken, else they are random.
 
     Raises:
         InputError: The source cannot be read, its function fails, or no inputs can be made for it.
@@ -56,7 +62,9 @@ def load_torch_model(
     torch = require("torch", "PyTorch modules")
     path = Path(source)
     if path.exists() and not source.endswith(".py"):
-        model = _from_config(torch, path, batch, seq, dtype, device)
+        module = load_hugging_face(path, weights=weights, dtype=dtype, device=device)
+        inputs = _inputs_of(torch, module, batch, seq, device)
+        model = TorchModel(module, (), inputs, _shapes_of(torch, inputs))
     else:
         target, colon, function = source.rpartition(":")
         if not colon or not target or not function:
@@ -86,13 +94,7 @@ def _from_function(torch: Any, target: str, function: str, device: str) -> Torch
     return TorchModel(module.to(device), args, named, _shapes_of(torch, shaped))
 
 
-def _from_config(torch: Any, path: Path, batch: int, seq: int, dtype: TorchDtype, device: str) -> TorchModel:
-    module = load_hugging_face(path, weights="either", dtype=dtype, device=device)
-    inputs = _inputs_of(torch, module, batch, seq, getattr(torch, DTYPES[dtype]), device)
-    return TorchModel(module, (), inputs, _shapes_of(torch, inputs))
-
-
-def _inputs_of(torch: Any, module: Any, batch: int, seq: int, kind: Any, device: str) -> dict[str, Any]:
+def _inputs_of(torch: Any, module: Any, batch: int, seq: int, device: str) -> dict[str, Any]:
     config = module.config
     source = torch.Generator(device=device).manual_seed(0)
     main = module.main_input_name
@@ -105,7 +107,7 @@ def _inputs_of(torch: Any, module: Any, batch: int, seq: int, kind: Any, device:
         size, channels = getattr(image, "image_size", 224), getattr(image, "num_channels", 3)
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
         shape = (batch, channels, height, width)
-        return {main: torch.randn(shape, generator=source, device=device).to(kind)}
+        return {main: torch.randn(shape, generator=source, device=device).to(module.dtype)}
     raise InputError(
         f"{type(module).__name__} takes '{main}', for which no inputs are made here.",
         "Write a function that returns (module, inputs), and give FILE.py:FUNCTION.",

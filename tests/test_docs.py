@@ -19,6 +19,21 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+ENCODER = """
+import torch
+from collections import OrderedDict as Named
+
+def module():
+    torch.manual_seed(0)
+    layers = Named(up=torch.nn.Linear(64, 256), act=torch.nn.ReLU(), down=torch.nn.Linear(256, 64))
+    return torch.nn.Sequential(layers), torch.randn(8, 64)
+
+def batches():
+    for seed in range(4):
+        yield {"input": torch.randn(64, 64, generator=torch.Generator().manual_seed(seed))}
+"""
+
+
 def commands(page: Path) -> list[str]:
     """The lines that begin with `$ ` in the page's console blocks."""
     blocks = re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -55,6 +70,7 @@ def write_checkpoint(folder: Path) -> None:
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
 def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
     write_model(tmp_path / "model.onnx")
+    (tmp_path / "encoder.py").write_text(ENCODER, encoding="utf-8")
     (tmp_path / "traffic.csv").write_text("m,weight\n128,3\n1024,1\n", encoding="utf-8")
     if any("my-encoder" in line for line in commands(page)):
         write_checkpoint(tmp_path / "my-encoder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from sparseflow_trt._deps import require
 from sparseflow_trt._user_code import import_user_code
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.validation.feeds import InputSet, InputSpec, checked_feeds, read_input_specs
+from sparseflow_trt.validation.feeds import InputSet, checked_feeds, read_input_specs
 from sparseflow_trt.validation.messages import one_line, quiet_polygraphy
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def load_inputs(source: str | Path, model: OnnxModel) -> list[InputSet]:
     text = str(source)
     found = [
         InputSet(name, checked_feeds(name, feeds, specs), None, f"read from {text}")
-        for name, feeds in _read(text, specs)
+        for name, feeds in read_sets(text, {spec.name for spec in specs})
     ]
     if not found:
         raise InputError(f"{text} holds no input set.", _HINT)
@@ -80,10 +81,20 @@ def _fits(given: InputSet, profile: Profile) -> bool:
     )
 
 
-def _read(source: str, specs: tuple[InputSpec, ...]) -> Sets:
+def read_sets(source: str, inputs: AbstractSet[str] = frozenset()) -> Sets:
+    """Reads input sets as they are, each with its name: see `load_inputs`, which checks them, too.
+
+    Args:
+        source: As for `load_inputs`.
+        inputs: Names that are never split at an @.
+
+    Raises:
+        InputError: The source cannot be read, or its function fails.
+        NotInstalledError: Polygraphy, for its JSON.
+    """
     path = Path(source)
     if path.suffix == ".npz":
-        return _read_npz(path, {spec.name for spec in specs})
+        return _read_npz(path, inputs)
     if path.suffix == ".json" or path.is_dir():
         return _read_json(path)
     if path.suffix == ".py":
@@ -94,7 +105,7 @@ def _read(source: str, specs: tuple[InputSpec, ...]) -> Sets:
     raise InputError(f"'{source}' is no source of inputs.", _HINT)
 
 
-def _read_npz(path: Path, inputs: set[str]) -> Sets:
+def _read_npz(path: Path, inputs: AbstractSet[str]) -> Sets:
     if not path.exists():
         raise InputError(f"{path} does not exist.", "Check the path of the inputs.")
     try:

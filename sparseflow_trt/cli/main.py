@@ -22,7 +22,8 @@ from sparseflow_trt.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Sparse
 _COMMANDS = {
     "export": ("export_model", "Export a PyTorch module or a Hugging Face folder to ONNX, checked."),
     "inspect": ("inspect_layers", "Which layers are 2:4, which are not, and why."),
-    "prune": ("prune", "Prune an ONNX model 2:4 by magnitude."),
+    "prune": ("prune", "Prune 2:4: an ONNX model by magnitude, a PyTorch module with calibration."),
+    "unpack": ("unpack", "Write another tool's 2:4 checkpoint as plain weights, masks verified."),
     "plan": ("plan", "Decide precision and sparsity per layer; write the plan as YAML."),
     "build": ("build", "Build an engine, validate it, write an artifact."),
     "refit": ("refit", "Give an artifact's engine another model's weights."),

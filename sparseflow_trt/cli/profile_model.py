@@ -13,6 +13,7 @@ from sparseflow_trt.errors import EXIT_OK
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.kernel_profile import KernelProfile
+    from sparseflow_trt.policy import Policy
     from sparseflow_trt.profiling import Profiled
 
 
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
     help="Of products that become sparse, for the ceiling.",
 )
 @click.option("--policy", metavar="NAME|FILE", help="A policy to expect it of the model's own products, too.")
+@click.option(
+    "--sparsify",
+    is_flag=True,
+    help="Give the MLPs' layers that --policy picks 2:4 products of cuSPARSELt, and profile that, too.",
+)
+@click.option("--attention", is_flag=True, help="With --sparsify: those of attention's projections, too.")
 @click.option("--top", type=click.IntRange(0), default=15, show_default=True, help="Kernels to list.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it: a .png or .svg file.")
 @common_options
@@ -43,6 +50,8 @@ def command(
     runs: int,
     speedup: float,
     policy: str | None,
+    sparsify: bool,
+    attention: bool,
     top: int,
     plot: Path | None,
     as_json: bool,
@@ -62,6 +71,14 @@ def command(
         raise click.UsageError(
             "--batch, --seq and --dtype are for the inputs of a Hugging Face configuration."
         )
+    if attention and not sparsify:
+        raise click.UsageError("--attention says what --sparsify swaps: give both.")
+    if sparsify:
+        if chosen is None or artifact or plot:
+            raise click.UsageError("--sparsify is for PyTorch modules: it needs --policy, and draws no plot.")
+        return _profile_sparsified(
+            source, chosen, batch or 1, seq or 128, dtype or "fp16", attention, runs, as_json
+        )
     with console.progress_bar() as show:
         if artifact:
             found = profile_artifact(Path(source), runs, speedup, chosen, show)
@@ -78,6 +95,33 @@ def command(
         print_profiled(profiled, top)
     if plot:
         console.out().print(f"\nDrawn: {plot}")
+    return EXIT_OK
+
+
+def _profile_sparsified(
+    source: str, policy: Policy, batch: int, seq: int, dtype: Any, attention: bool, runs: int, as_json: bool
+) -> int:
+    from sparseflow_trt.sparsified_profile import profile_sparsified
+
+    with console.progress_bar() as show:
+        found = profile_sparsified(source, policy, batch, seq, dtype, attention, runs, show)
+    if as_json:
+        sides = {"dense": _as_data(found.dense), "sparse": _as_data(found.sparse)}
+        console.print_json({**found.model_dump(mode="json"), **sides})
+        return EXIT_OK
+    print_profiled(found.dense, 0)
+    print_profiled(found.sparse, 0)
+    dense, sparse, out = found.dense.profile.ms, found.sparse.profile.ms, console.out()
+    shares = f"MLPs have {found.mlp_share:.1%} and attention's projections {found.attention_share:.1%}"
+    out.print(f"\nOf the products' time ({found.basis}) {shares}; {found.swapped_share:.1%} are sparse now.")
+    out.print(
+        f"{len(found.swapped)} layers are sparse: {dense:.3f} ms to {sparse:.3f} ms, {dense / sparse:.3f}×"
+    )
+    table = console.table("Layer", "Why")
+    console.add_alike(table, found.kept.items(), {})
+    if found.kept:
+        out.print("\nDense as before:")
+        out.print(table)
     return EXIT_OK
 
 

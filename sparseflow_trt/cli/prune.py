@@ -1,31 +1,87 @@
-"""sparseflow-trt prune: 2:4 by magnitude along K."""
+"""sparseflow-trt prune: an ONNX model by magnitude, a PyTorch module with calibration, too."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.options import common_options, model_argument
+from sparseflow_trt.cli.options import common_options
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
+
+if TYPE_CHECKING:
+    from sparseflow_trt.exporters.prune_torch import PruneRecord
+    from sparseflow_trt.module_pruning import WhereItPays
+
+_OF_TORCH = ("calibration", "include", "where_it_pays", "policy", "batch", "seq", "dtype", "device")
 
 
 @click.command("prune")
-@model_argument
+@click.argument("model")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Default: MODEL with .2to4.onnx, beside it."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Default: MODEL with .2to4 in its name, beside it.",
 )
 @click.option(
     "--exclude", multiple=True, metavar="GLOB", help="Layer, module or weight names to leave alone."
 )
+@click.option(
+    "--method",
+    type=click.Choice(["magnitude", "wanda", "sparsegpt"]),
+    default="magnitude",
+    show_default=True,
+    help="The last two are for PyTorch modules, and need --calibration.",
+)
+@click.option(
+    "--calibration",
+    metavar="FILE",
+    help="Inputs to calibrate on: an .npz, a Polygraphy JSON or loader.py:function; for a folder with a "
+    "tokenizer also a .txt, one text a line.",
+)
+@click.option("--include", multiple=True, metavar="GLOB", help="Names of the layers to prune, and no others.")
+@click.option(
+    "--where-it-pays",
+    is_flag=True,
+    help="Prune only the layers that --policy runs sparse at the M of the inputs.",
+)
+@click.option("--policy", metavar="NAME|FILE", help="With --where-it-pays. Default: this machine's GPU's.")
+@click.option("--batch", type=click.IntRange(1), help="Rows of a configuration's inputs. Default: 1.")
+@click.option("--seq", type=click.IntRange(1), help="Tokens of a configuration's inputs. Default: 128.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp16", "bf16", "fp32"]),
+    help="Of a configuration's module. Default: as in its checkpoint.",
+)
+@click.option("--device", metavar="NAME", help="Where to calibrate: cpu (the default), cuda, cuda:1.")
 @common_options
-def command(model: Path, output: Path | None, exclude: tuple[str, ...], as_json: bool) -> int:
-    """Prune MODEL's eligible weights 2:4 by magnitude along K. MODEL itself is not changed.
+def command(
+    model: str, output: Path | None, exclude: tuple[str, ...], method: Any, as_json: bool, **of_torch: Any
+) -> int:
+    """Prune MODEL's eligible weights 2:4 along K. MODEL itself is not changed.
 
-    Exits with 3 where a weight could not be pruned because its users disagree on the axis.
+    MODEL is an ONNX file, or a PyTorch module: a Hugging Face folder with weights, or FILE.py:FUNCTION or
+    MODULE:FUNCTION that returns (module, inputs). A folder becomes a folder like it, a function's module a
+    .safetensors file for `load_checkpoint`.
+
+    Exits with 3 where a weight of an ONNX model could not be pruned because its users disagree on the axis.
     """
+    if Path(model).is_file() and not model.endswith(".py"):
+        if method != "magnitude" or any(of_torch[name] for name in _OF_TORCH):
+            raise click.UsageError(
+                "an ONNX model is pruned by magnitude alone: --method and its kin are for PyTorch."
+            )
+        return _prune_onnx(Path(model), output, exclude, as_json)
+    if ":" not in model and not Path(model, "config.json").is_file():
+        return _prune_onnx(Path(model), output, exclude, as_json)  # which says what is wrong with it
+    return _prune_module(model, output, exclude, method, as_json, **of_torch)
+
+
+def _prune_onnx(model: Path, output: Path | None, exclude: tuple[str, ...], as_json: bool) -> int:
     from sparseflow_trt.exporters.prune import prune_model
     from sparseflow_trt.model_file import read_model
 
@@ -51,3 +107,84 @@ def command(model: Path, output: Path | None, exclude: tuple[str, ...], as_json:
             f"{already} were 2:4 already.\nWritten: {report.output}"
         )
     return EXIT_NOT_SPARSE if report.conflicts else EXIT_OK
+
+
+def _prune_module(
+    source: str,
+    output: Path | None,
+    exclude: tuple[str, ...],
+    method: Any,
+    as_json: bool,
+    *,
+    calibration: str | None,
+    include: tuple[str, ...],
+    where_it_pays: bool,
+    policy: str | None,
+    batch: int | None,
+    seq: int | None,
+    dtype: Any,
+    device: str | None,
+) -> int:
+    from sparseflow_trt.module_pruning import prune_source
+
+    if method != "magnitude" and not calibration:
+        raise click.UsageError(f"--method {method} learns from inputs: give --calibration.")
+    if not where_it_pays and (policy or batch or seq):
+        raise click.UsageError("--policy, --batch and --seq choose layers with --where-it-pays.")
+    if not Path(source).is_dir() and (batch or seq or dtype):
+        raise click.UsageError("--batch, --seq and --dtype are for a Hugging Face folder.")
+    pays = _where_it_pays(policy, batch or 1, seq or 128) if where_it_pays else None
+    output = output or _default_output(source)
+    with console.progress_bar() as show:
+        record = prune_source(
+            source, output, method, calibration, include, exclude, pays, dtype, device or "cpu", on_step=show
+        )
+    if as_json:
+        console.print_json({**record.model_dump(mode="json"), "output": str(output)})
+    else:
+        print_record(record)
+        console.out().print(f"Written: {output}")
+    return EXIT_OK
+
+
+def _where_it_pays(policy: str | None, batch: int, seq: int) -> WhereItPays:
+    from sparseflow_trt.cli.options import find_policy_for
+    from sparseflow_trt.module_pruning import WhereItPays
+
+    found = find_policy_for(policy)
+    if found is None:
+        raise click.UsageError("--where-it-pays needs --policy: none is known for a GPU of this machine.")
+    return WhereItPays(found, batch, seq)
+
+
+def _default_output(source: str) -> Path:
+    if Path(source).is_dir():
+        return Path(source).resolve().with_name(f"{Path(source).resolve().name}.2to4")
+    return Path(f"{source.rpartition(':')[2]}.2to4.safetensors")
+
+
+def print_record(record: PruneRecord) -> None:
+    """Prints what pruning did to each layer, and what it left alone."""
+    out = console.out()
+    table = console.table("Layer", "Kind", ">N", ">K", "Method", ">Rows", ">Weight error", ">Output error")
+    rows = [
+        (
+            layer.name, layer.kind, str(layer.n), str(layer.k), layer.method, str(layer.rows),
+            f"{layer.weight_error:.3f}", "-" if layer.output_error is None else f"{layer.output_error:.3f}",
+        )
+        for layer in record.layers
+    ]  # fmt: skip
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    if record.left:
+        left = console.table("Layer", "Why", title="\nLeft alone")
+        console.add_alike(left, record.left.items(), {})
+        out.print(left)
+    if record.method != "magnitude":
+        unseen = [layer.name for layer in record.layers if layer.method != record.method]
+        if unseen:
+            out.print(
+                f"No calibration row reached {len(unseen)} of them, pruned by magnitude: {', '.join(unseen)}"
+            )
+    out.print(f"\n{len(record.layers)} layers pruned 2:4 by {record.method}, on {record.batches} batches.")

@@ -96,6 +96,9 @@ def test_a_plot_is_a_png_or_an_svg(tmp_path: Path) -> None:
         ),
         (("model", "--policy", "h2o"), "there is no policy 'h2o'."),
         (("model", "--speedup", "0.5"), "Invalid value for '--speedup'"),
+        (("model", "--sparsify"), "--sparsify is for PyTorch modules: it needs --policy"),
+        (("model", "--attention"), "--attention says what --sparsify swaps"),
+        (("model", "--sparsify", "--policy", "h200"), "sees no GPU: it is kernels that are profiled."),
     ],
 )
 def test_what_cannot_be_profiled(arguments: tuple[str, ...], says: str, sparseflow: Sparseflow) -> None:

@@ -5,33 +5,18 @@ from __future__ import annotations
 import types
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sparseflow_trt.engines.cusparselt import (
     load_torch,
     pad_rows,
-    prune_rows,
     rank_algorithms,
     why_not,
 )
 from sparseflow_trt.engines.cusparselt_plan import Algorithm, library_version
 from sparseflow_trt.errors import NotInstalledError, PolicyError
-from sparseflow_trt.pattern import prune_2to4
 
 torch: Any = pytest.importorskip("torch")
-
-
-@given(st.integers(0, 2**32), st.sampled_from(["float16", "bfloat16", "float32"]), st.booleans())
-def test_weights_are_pruned_as_everywhere_else(seed: int, dtype: str, ties: bool) -> None:
-    weight = torch.randn(5, 16, generator=torch.Generator().manual_seed(seed))
-    if ties:
-        weight = weight.round()
-    weight = weight.to(getattr(torch, dtype))
-    expected = prune_2to4(weight.float().numpy(), 1)
-    assert np.array_equal(prune_rows(weight).float().numpy(), expected)
 
 
 @pytest.mark.parametrize(("rows", "padded"), [(1, 8), (7, 8), (8, 8), (9, 16), (4096, 4096)])

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sparseflow_trt.engines.cusparselt import prune_rows
 from sparseflow_trt.engines.cusparselt_plan import Algorithm
-from sparseflow_trt.engines.torch_sparse import CuSparseLt, is_2to4, restore_linears, swap_linears
+from sparseflow_trt.engines.torch_sparse import CuSparseLt, restore_linears, swap_linears
+from sparseflow_trt.torch_pattern import prune_rows
 
 torch = pytest.importorskip("torch")
 
@@ -121,17 +121,3 @@ def test_what_cusparselt_does_not_take() -> None:
     assert kernel.why_not(torch.zeros(64, 32)) == "its weight is float32, not float16 or bfloat16"
     assert "64→40" in kernel.why_not(torch.zeros(40, 64, dtype=torch.float16))
     assert kernel.why_not(torch.zeros(48, 64, dtype=torch.bfloat16)) == ""
-
-
-@pytest.mark.parametrize(
-    ("weight", "expected"),
-    [
-        ([[1.0, 0.0, 2.0, 0.0]], True),
-        ([[0.0, 0.0, 0.0, 0.0]], True),
-        ([[1.0, 0.0, 2.0, 3.0]], False),
-        ([[1.0, 0.0, 2.0, 0.0, 0.0, 1.0]], False),
-        ([[1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1e-8, 0.0]], False),
-    ],
-)
-def test_2to4(weight: list[list[float]], expected: bool) -> None:
-    assert is_2to4(torch.tensor(weight)) is expected

@@ -17,6 +17,7 @@ from sparseflow_trt.engines.medians import Effort
 from sparseflow_trt.engines.tensorrt_api import version_of
 from sparseflow_trt.errors import NotInstalledError, PolicyError
 from sparseflow_trt.presets import Product
+from sparseflow_trt.torch_pattern import prune_rows
 from sparseflow_trt.tuning import Space, autotune
 
 NEEDS_TENSORRT = False  # but for the last test
@@ -88,8 +89,7 @@ def test_queued_calls_give_the_times_that_graphs_give(measurer: time_torch.Torch
 def test_a_wrong_product_is_never_a_point(
     measurer: time_torch.TorchMeasurer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = cusparselt.prune_rows
-    monkeypatch.setattr(cusparselt, "pack", lambda weight: torch_pack(right(-weight)))
+    monkeypatch.setattr(cusparselt, "pack", lambda weight: torch_pack(prune_rows(-weight)))
     with pytest.raises(PolicyError, match=r"product is wrong at 512→512, M=64, FP16, torch"):
         measurer.measure(Request(Curve("torch", "FP16", 512, 512, "other"), 64))
 
