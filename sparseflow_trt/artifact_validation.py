@@ -132,10 +132,10 @@ def validate(
         on_step: Told how far the comparison is.
         scratch: An empty folder for graphs that only the comparison needs.
     """
-    given = _in_fp32(model, scratch / "reference.onnx")
+    given = in_fp32(model, scratch / "reference.onnx")
     reference, origin = given, None
     if unpruned is not None:
-        origin = Origin(_in_fp32(unpruned, scratch / "unpruned.onnx"), given if shipped.restored else None)
+        origin = Origin(in_fp32(unpruned, scratch / "unpruned.onnx"), given if shipped.restored else None)
         if shipped.restored:
             reference = scratch / "restored.onnx"
             fresh = read_model(model.path)
@@ -168,7 +168,7 @@ def validate(
     return add_layer_errors(compared, pairs, inputs, on_step, scratch)
 
 
-def _in_fp32(model: OnnxModel, output: Path) -> Path:
+def in_fp32(model: OnnxModel, output: Path) -> Path:
     """The model's own file where that can be run in FP32, else one that is written to `output`."""
     if not needs_fp32_reference(model):
         return model.path

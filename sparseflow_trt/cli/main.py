@@ -26,6 +26,7 @@ _COMMANDS = {
     "build": ("build", "Build an engine, validate it, write an artifact."),
     "refit": ("refit", "Give an artifact's engine another model's weights."),
     "validate": ("validate", "Compare an artifact with its FP32 reference again."),
+    "deploy": ("deploy", "Serve artifacts with Triton: write a repository, verify it, roll back."),
     "bench": ("bench", "Time an artifact on this machine's GPU, alone or against another."),
     "profile": ("profile_model", "Where a model's GPU time goes, and the ceiling that follows."),
     "policy": ("policy", "List, show, draw, ask and import policies: from which M on sparse wins."),

@@ -78,8 +78,8 @@ def plan_options(function: _F) -> _F:
     return function
 
 
-def validation_options(function: _F) -> _F:
-    """The options of a comparison with the reference."""
+def comparison_options(function: _F) -> _F:
+    """On what outputs are compared with the reference's, and how far they may be from them."""
     options = [
         click.option(
             "--inputs", metavar="FILE",
@@ -92,6 +92,15 @@ def validation_options(function: _F) -> _F:
             "--tolerance", "tolerances", multiple=True, metavar="[OUTPUT:]KEY=VALUE,…",
             help="How far outputs may differ: --tolerance logits:atol=1e-2,rtol=1e-2,cosine=0.999.",
         ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def validation_options(function: _F) -> _F:
+    """The options of validating an artifact: of the comparison, and of the steps that lead to it."""
+    options = [
         click.option(
             "--dense-model", type=click.Path(path_type=Path), metavar="FILE",
             help="The model before pruning: its error is told, too, and an engine that is built gets its "
@@ -103,7 +112,7 @@ def validation_options(function: _F) -> _F:
     ]  # fmt: skip
     for option in reversed(options):
         function = option(function)
-    return function
+    return comparison_options(function)
 
 
 def engine_options(function: _F) -> _F:
@@ -232,7 +241,11 @@ def find_policy_for(name: str | None) -> Policy | None:
 
 
 def read_validation_options(
-    inputs: str | None, seed: int, tolerances: tuple[str, ...], dense_model: Path | None, per_layer: bool
+    inputs: str | None,
+    seed: int,
+    tolerances: tuple[str, ...],
+    dense_model: Path | None = None,
+    per_layer: bool = False,
 ) -> ValidationOptions:
     """What the validation options ask for.
 

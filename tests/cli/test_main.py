@@ -36,12 +36,16 @@ def test_help_imports_nothing_heavy() -> None:
         assert f"\n  {name} " in ended.stdout
 
 
-@pytest.mark.parametrize("command", [*_COMMANDS, "policy list", "policy show"])
+GROUPS = ("deploy", "policy")
+SUBCOMMANDS = ("deploy triton", "deploy verify", "deploy rollback", "policy list", "policy show")
+
+
+@pytest.mark.parametrize("command", [*_COMMANDS, *SUBCOMMANDS])
 def test_every_command_has_help(command: str, sparseflow: Sparseflow) -> None:
     ended = sparseflow(*command.split(), "--help")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith(f"Usage: sparseflow-trt {command} ")
-    if command != "policy":
+    if command not in GROUPS:
         assert "--json" in ended.out
         assert "--debug" in ended.out
 
