@@ -17,7 +17,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("sparseflow-trt", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "onnx-graphsurgeon",
-            "tensorrt", "cuda-bindings", "tensorrt_rtx_cu13_libs")  # fmt: skip
+            "tensorrt", "cuda-bindings", "tensorrt_rtx_cu13_libs", "tritonclient")  # fmt: skip
 BIN = Path(sys.executable).parent
 
 
