@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT := demo/out
+ORT = $(shell $(BIN)/python -c "import onnxruntime; print(onnxruntime.__version__)")
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 .PHONY: help setup browser demo picture test test-gpu bench lint format clean
@@ -13,8 +14,17 @@ setup: $(STAMP) ## make .venv and install the project with pinned versions
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ort,rtx,torch,demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ort,rtx,torch,triton,demo,dev]'
+	$(MAKE) --no-print-directory .venv/tritonserver
 	@touch $@
+
+# A real tritonserver for the tests. Its Python backend wants NumPy 1: hence an environment of its own. On a
+# machine that there is none for, its tests are skipped.
+.venv/tritonserver:
+	$(PYTHON) -m venv --without-pip $@.new
+	$(BIN)/python -m pip --python $@.new/bin/python install --quiet --disable-pip-version-check --no-deps \
+		nvidia-pytriton==0.7.0 numpy==1.26.4 onnxruntime==$(ORT) flatbuffers==25.12.19 \
+		&& mv $@.new $@ || echo "No tritonserver for this Python or machine: the tests that need one are skipped."
 
 # Debian's where we may install it, else Playwright's own.
 CHROMIUM = command -v chromium-headless-shell || command -v chromium || command -v chromium-browser || command -v google-chrome
@@ -46,7 +56,7 @@ picture: demo browser ## the picture of the report in the README
 
 bench: demo ## run the benchmarks that need no GPU (half an hour)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	for script in overheads error_by_step inspect_large sparsity_tools; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in overheads error_by_step inspect_large sparsity_tools triton_reliability; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 lint: setup ## ruff, mypy and the import rules
 	$(BIN)/ruff check .

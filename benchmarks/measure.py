@@ -18,7 +18,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("sparseflow-trt", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "onnx-graphsurgeon",
             "tensorrt", "cuda-bindings", "tensorrt_rtx_cu13_libs", "torch", "onnxscript",
-            "transformers", "nvidia-modelopt")  # fmt: skip
+            "transformers", "nvidia-modelopt", "tritonclient")  # fmt: skip
 BIN = Path(sys.executable).parent
 
 

@@ -38,6 +38,12 @@ _KNOWN = {
     "cuda.bindings.runtime": _Dependency(
         ("cuda-bindings",), "12.6", "pip install 'sparseflow-trt[tensorrt]'"
     ),
+    "tritonclient.grpc": _Dependency(("tritonclient",), "2.51", "pip install 'sparseflow-trt[triton]'"),
+    "tritonclient.http": _Dependency(("tritonclient",), "2.51", "pip install 'sparseflow-trt[triton]'"),
+    "tritonclient.grpc.aio": _Dependency(("tritonclient",), "2.51", "pip install 'sparseflow-trt[triton]'"),
+    "tritonclient.grpc.model_config_pb2": _Dependency(
+        ("tritonclient",), "2.51", "pip install 'sparseflow-trt[triton]'"
+    ),
     # The libraries have to be loaded before the bindings, which do not find them by themselves.
     "tensorrt_rtx_libs": _Dependency(("tensorrt_rtx_cu13_libs",), "1.7", "pip install 'sparseflow-trt[rtx]'"),
     "tensorrt_rtx_bindings.tensorrt_rtx": _Dependency(

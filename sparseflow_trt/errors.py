@@ -61,6 +61,10 @@ class ArtifactError(SparseflowError):
     """An artifact that cannot be read or written."""
 
 
+class DeployError(SparseflowError):
+    """A deployment that cannot be made, served or rolled back."""
+
+
 class NotInstalledError(SparseflowError):
     """A package or library that this step needs and this machine lacks."""
 

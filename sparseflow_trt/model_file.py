@@ -163,7 +163,7 @@ def _sparse_tensors(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.
 
 def _parse(path: Path, inline: bool) -> onnx.ModelProto:
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     try:
         # A link to a file elsewhere is parsed whole: its own ranges would lie outside the model's folder.

@@ -26,6 +26,7 @@ from sparseflow_trt.validation.runners import (
 )
 from sparseflow_trt.validation.steps import Stage
 from sparseflow_trt.validation.tolerances import OutputTolerances
+from sparseflow_trt.validation.triton_runner import ServedAt, triton_runner, triton_runtime
 from sparseflow_trt.verdict import (
     CandidateVerdict,
     InputSetRecord,
@@ -50,7 +51,7 @@ class Candidate:
 
     Attributes:
         name: What the verdict calls it.
-        path: An ONNX file or a TensorRT engine.
+        path: An ONNX file, a TensorRT engine, or the folder that a server serves it from.
         not_run: Why it cannot run on this machine, as a sentence; "" where it can.
         as_written: Whether an ONNX file runs as the reference does, with no graph optimization: so that
             what is compared is the graph, and not what ONNX Runtime makes of it. (Its optimizer breaks
@@ -58,16 +59,18 @@ class Candidate:
         load: What is done before an engine is loaded: the library of its plugin is.
         prepare: What is done to a loaded engine before it runs: one without weights is given them.
         step: The step that leads to it from the candidate before it, or from the reference.
+        server: How a server is asked; for a candidate of that kind.
     """
 
     name: str
     path: Path
-    kind: Literal["onnx", "engine"]
+    kind: Literal["onnx", "engine", "server"]
     not_run: str = ""
     as_written: bool = False
     prepare: Callable[[Any], None] | None = None
     step: StepName = "engine"
     load: Callable[[], None] | None = None
+    server: ServedAt | None = None
 
 
 @dataclass(frozen=True)
@@ -265,6 +268,8 @@ def _runner(candidate: Candidate) -> tuple[BaseRunner, str]:
         if candidate.load:
             candidate.load()
         return engine_runner(candidate.path, candidate.name, candidate.prepare), engine_runtime()
+    if candidate.server is not None:
+        return triton_runner(candidate.server, candidate.name), triton_runtime(candidate.server)
     runner = as_written_runner if candidate.as_written else ort_runner
     return runner(candidate.path, candidate.name), ort_runtime()
 

@@ -30,6 +30,7 @@ _COMMANDS = {
     "validate": ("validate", "Compare an artifact with its FP32 reference again."),
     "baseline": ("baseline", "Keep what an accepted build gave, in a file for version control."),
     "check": ("check", "Hold a new build to a baseline, in CI."),
+    "deploy": ("deploy", "Serve artifacts with Triton: write a repository, verify it, roll back."),
     "bench": ("bench", "Time an artifact on this machine's GPU, alone or against another."),
     "profile": ("profile_model", "Where a model's GPU time goes, and the ceiling that follows."),
     "policy": ("policy", "List, show, draw, ask and import policies: from which M on sparse wins."),

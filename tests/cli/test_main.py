@@ -36,14 +36,17 @@ def test_help_imports_nothing_heavy() -> None:
         assert f"\n  {name} " in ended.stdout
 
 
-@pytest.mark.parametrize(
-    "command", [*_COMMANDS, "policy list", "policy show", "plugin build", "baseline create"]
-)
+GROUPS = ("baseline", "deploy", "plugin", "policy")  # whose commands have --json
+SUBCOMMANDS = ("baseline create", "deploy triton", "deploy verify", "deploy rollback", "plugin build",
+               "policy list", "policy show")  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [*_COMMANDS, *SUBCOMMANDS])
 def test_every_command_has_help(command: str, sparseflow: Sparseflow) -> None:
     ended = sparseflow(*command.split(), "--help")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith(f"Usage: sparseflow-trt {command} ")
-    if command not in ("policy", "plugin", "baseline"):  # whose commands have it
+    if command not in GROUPS:
         assert "--json" in ended.out
         assert "--debug" in ended.out
 

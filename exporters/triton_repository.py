@@ -1,0 +1,219 @@
+"""A model's folder in Triton's repository: versions beside each other, swapped by rename, withdrawn."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparseflow_trt._files import put_in_place, sha256_of, temporary_folder, write_atomically
+from sparseflow_trt._schema import read_text
+from sparseflow_trt.errors import DeployError
+from sparseflow_trt.exporters.triton_config import cpu_twin, parse_config, text_from_config
+from sparseflow_trt.exporters.triton_merge import Difference, merge_configs
+from sparseflow_trt.exporters.triton_version import (
+    RECORD,
+    VersionRecord,
+    deployed_tensors,
+    read_record,
+    versions_in,
+)
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+CONFIG = "config.pbtxt"
+_CPU_CONFIG = "configs/cpu.pbtxt"
+_WITHDRAWN = ".withdrawn-"  # Triton takes folders with numbers for versions, and leaves others alone
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A version that was put in place.
+
+    Attributes:
+        folder: The model's.
+        differences: Where an edited configuration and the fresh one differ.
+        unchanged: Whether the newest version was the same already.
+        removed: Older versions that were removed.
+    """
+
+    folder: Path
+    version: int
+    config: ModelConfig
+    differences: tuple[Difference, ...] = ()
+    unchanged: bool = False
+    removed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class NewVersion:
+    """What a version is to hold.
+
+    Attributes:
+        files: What is copied, by the name it gets.
+        texts: What is written, by its name: model.py.
+        configure: Makes the configuration, given the version's number and its folder.
+        check: Refuses a configuration; it is given it and the file's name.
+    """
+
+    name: str
+    build_key: str
+    backend: str
+    route: str
+    versions: Mapping[str, str]
+    files: Mapping[str, Path]
+    texts: Mapping[str, str]
+    configure: Callable[[int, Path], ModelConfig]
+    check: Callable[[ModelConfig, str], None]
+    cpu_twin: bool
+    needs: tuple[str, ...] = ()
+
+
+def check_name(name: str) -> str:
+    """A name for a model: letters, digits, and _.-, as in URLs.
+
+    Raises:
+        DeployError: It is none.
+    """
+    if not _NAME.fullmatch(name):
+        raise DeployError(
+            f"'{name}' is no name for a model.", "Give one of letters, digits, _, . and -: --name."
+        )
+    return name
+
+
+def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
+    """Writes a version beside the older ones, and puts it in place by one rename.
+
+    The configuration follows, so that a server never reads one that names files which are not there.
+
+    Args:
+        repository: Triton's; made where it is missing.
+        new: What the version holds.
+        keep: How many versions stay, with this one; at least 2: a server may still serve the one before.
+
+    Raises:
+        DeployError: The configuration would not be served, clients would break, or the repository holds
+            something else under that name.
+        ArtifactError: The disk is full or not writable.
+    """
+    folder = repository / check_name(new.name)
+    present = versions_in(folder)
+    record = read_record(folder, present[-1]) if present else None
+    number = max([*present, *_withdrawn(folder)], default=0) + 1
+    folder.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(folder / str(number)) as place:
+        for name, source in new.files.items():
+            shutil.copyfile(source, place / name)
+        for name, text in new.texts.items():
+            (place / name).write_text(text, encoding="utf-8")
+        generated = new.configure(number, place)
+        served, differences = _merged(folder, record, generated)
+        new.check(served, str(folder / CONFIG))
+        made = VersionRecord(
+            build_key=new.build_key,
+            backend=new.backend,
+            route=new.route,
+            versions=dict(new.versions),
+            needs=new.needs,
+            files={file.name: sha256_of(file) for file in sorted(place.iterdir())},
+            inputs=deployed_tensors(served.input),
+            outputs=deployed_tensors(served.output),
+            generated=text_from_config(generated),
+            served=text_from_config(served),
+        )
+        if record is not None:
+            if _same(record, made, folder, present[-1], number):
+                return Written(folder, present[-1], served, differences, unchanged=True)
+            _check_clients(folder, record, made)
+        (place / RECORD).write_text(made.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        put_in_place(place, folder / str(number))
+    _write_configs(folder, served, new.cpu_twin)
+    removed = tuple(present[: max(0, len(present) + 1 - max(keep, 2))])
+    for old in removed:
+        shutil.rmtree(folder / str(old))
+    return Written(folder, number, served, differences, removed=removed)
+
+
+def roll_back(folder: Path) -> tuple[int, int]:
+    """Withdraws the newest version by one rename; the one before is served, with its configuration.
+
+    Returns:
+        The version that was withdrawn and the one that is served now.
+
+    Raises:
+        DeployError: There is no older version, or it was not written by this tool.
+    """
+    present = versions_in(folder)
+    if len(present) < 2:
+        raise DeployError(
+            f"{folder} has {len(present)} version(s), and to roll back takes two.",
+            "Deploy the artifact that is to be served.",
+        )
+    newest, before = read_record(folder, present[-1]), read_record(folder, present[-2])
+    if newest is None or before is None:
+        raise DeployError(
+            f"{folder}: version {present[-1]} or {present[-2]} has no {RECORD}: something else wrote it.",
+            "Roll back by hand: move the newest version's folder away.",
+        )
+    target = folder / f"{_WITHDRAWN}{present[-1]}"
+    shutil.rmtree(target, ignore_errors=True)
+    config, _ = _merged(folder, newest, parse_config(before.generated, RECORD))
+    (folder / str(present[-1])).rename(target)
+    _write_configs(folder, config, (folder / _CPU_CONFIG).exists())
+    return present[-1], present[-2]
+
+
+def _merged(
+    folder: Path, record: VersionRecord | None, generated: ModelConfig
+) -> tuple[ModelConfig, tuple[Difference, ...]]:
+    path = folder / CONFIG
+    if not path.is_file():
+        return generated, ()
+    theirs = parse_config(read_text(path, DeployError, "configuration"), str(path))
+    base = parse_config(record.generated, RECORD) if record else None
+    return merge_configs(base, theirs, generated)
+
+
+def _write_configs(folder: Path, config: ModelConfig, twin: bool) -> None:
+    write_atomically(folder / CONFIG, text_from_config(config))
+    if twin:
+        (folder / _CPU_CONFIG).parent.mkdir(exist_ok=True)
+        write_atomically(folder / _CPU_CONFIG, text_from_config(cpu_twin(config)))
+
+
+def _same(old: VersionRecord, new: VersionRecord, folder: Path, version: int, number: int) -> bool:
+    def settled(record: VersionRecord, version: int) -> VersionRecord:
+        texts = {"generated": record.generated.replace(f"MD5:{version}/", "MD5:"), "served": ""}
+        return record.model_copy(update=texts)
+
+    current = read_text(folder / CONFIG, DeployError, "configuration") if (folder / CONFIG).is_file() else ""
+    return settled(old, version) == settled(new, number) and current.replace(
+        f"MD5:{version}/", "MD5:"
+    ) == new.served.replace(f"MD5:{number}/", "MD5:")
+
+
+def _check_clients(folder: Path, old: VersionRecord, new: VersionRecord) -> None:
+    if (old.inputs, old.outputs) == (new.inputs, new.outputs):
+        return
+    before, after = (
+        [f"{t.name} {t.type} {list(t.dims)}" for t in (*r.inputs, *r.outputs)] for r in (old, new)
+    )
+    lost = [text for text in before if text not in after] or [text for text in after if text not in before]
+    raise DeployError(
+        f"the new version of {folder.name} has other inputs or outputs than the one that is served "
+        f"({lost[0]}): its clients would break.",
+        "Deploy it under another name with --name.",
+    )
+
+
+def _withdrawn(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    numbers = (entry.name.removeprefix(_WITHDRAWN) for entry in folder.glob(f"{_WITHDRAWN}*"))
+    return [int(number) for number in numbers if number.isdecimal()]

@@ -1,0 +1,104 @@
+"""What a model takes and gives, as Triton names it: types and dimensions of inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sparseflow_trt.errors import DeployError
+from sparseflow_trt.shapes import Dims
+
+if TYPE_CHECKING:
+    import onnx
+
+    from sparseflow_trt.model_file import OnnxModel
+
+# ONNX's names of types, and those of model_config.proto. TensorRT's backend takes no others as inputs or
+# outputs: FP8, INT4 and FP4 are missing from its table (tensorrt_backend, src/tensorrt_utils.cc).
+TRITON_TYPES = {
+    "FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16", "INT8": "INT8", "UINT8": "UINT8",
+    "INT32": "INT32", "INT64": "INT64", "BOOL": "BOOL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ServedTensor:
+    """An input or output of a served model.
+
+    Attributes:
+        type: Triton's name without "TYPE_": "FP32".
+        dims: All of them, with the batch: a size, a symbol, or None where nothing is known.
+    """
+
+    name: str
+    type: str
+    dims: Dims
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The inputs and the outputs of a model."""
+
+    inputs: tuple[ServedTensor, ...]
+    outputs: tuple[ServedTensor, ...]
+
+
+def read_ends(model: OnnxModel, seen: Sequence[Mapping[str, tuple[int, ...]]] = ()) -> Ends:
+    """The inputs and outputs of an ONNX file, with what shape inference tells of the outputs.
+
+    Args:
+        model: The typed model of an artifact.
+        seen: Shapes that the outputs had when they were validated: they tell a rank that inference does not.
+
+    Raises:
+        DeployError: A type that Triton has not, a value that is no tensor, or an output of unknown rank.
+    """
+    import onnx
+
+    proto = onnx.load(str(model.path), load_external_data=False)
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    inputs = [value for value in inferred.input if value.name not in weights]
+    return Ends(
+        tuple(_tensor(model, value, ()) for value in inputs),
+        tuple(
+            _tensor(model, value, [shapes[value.name] for shapes in seen if value.name in shapes])
+            for value in inferred.output
+        ),
+    )
+
+
+def _tensor(model: OnnxModel, value: onnx.ValueInfoProto, seen: Sequence[tuple[int, ...]]) -> ServedTensor:
+    import onnx
+
+    where = f"{model.path}: '{value.name}'"
+    if not value.type.HasField("tensor_type"):
+        raise DeployError(
+            f"{where} is no tensor, and Triton serves tensors.", "Export the model with tensors."
+        )
+    kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+    if kind not in TRITON_TYPES:
+        raise DeployError(
+            f"{where} is of type {kind}; Triton's TensorRT backend takes {', '.join(TRITON_TYPES)}.",
+            "Cast it inside the model: inputs and outputs need one of these types.",
+        )
+    if value.type.tensor_type.HasField("shape"):
+        dims = tuple(_dim(dim) for dim in value.type.tensor_type.shape.dim)
+    elif seen and len({len(shape) for shape in seen}) == 1:
+        dims = tuple(sizes[0] if len(seen) > 1 and len(set(sizes)) == 1 else None
+                     for sizes in zip(*seen, strict=True))  # fmt: skip
+    else:
+        raise DeployError(
+            f"{where} has no known rank, and a configuration of Triton has to say it.",
+            "Export the model with shapes.",
+        )
+    if not dims:
+        raise DeployError(f"{where} is a scalar, which Triton cannot hold.", "Give it a dimension of 1.")
+    return ServedTensor(value.name, TRITON_TYPES[kind], dims)
+
+
+def _dim(dim: Any) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return dim.dim_param or None

@@ -1,0 +1,263 @@
+"""sparseflow-trt deploy: artifacts to Triton Inference Server, verified there, and rolled back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sparseflow_trt.cli import console
+from sparseflow_trt.cli.deployments import model_json, print_model, print_verified
+from sparseflow_trt.cli.options import common_options, input_options, read_validation_options
+from sparseflow_trt.cli.verdicts import exit_code_of
+from sparseflow_trt.errors import EXIT_FAILED, EXIT_OK
+
+_WITH = ("docker", "k8s")
+
+
+@click.group("deploy")
+def command() -> None:
+    """Serve artifacts with Triton Inference Server: write a repository, verify it on a server, roll back."""
+
+
+def _repository_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--repository",
+        required=True,
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Triton's repository.",
+    )(function)
+
+
+@command.command("triton")
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_repository_option
+@click.option("--name", help="The model's name, for one artifact. Default: its folder's.")
+@click.option(
+    "--route", type=click.Choice(["auto", "tensorrt_plan", "python"]), default="auto", show_default=True,
+    help="Triton's own TensorRT backend, or a generated model.py.",
+)  # fmt: skip
+@click.option(
+    "--container", metavar="YY.MM", help="The release of Triton's container: 26.05. Its TensorRT is compared."
+)
+@click.option("--tensorrt", metavar="VERSION", help="The server's TensorRT, where you know it: 10.16.1.")
+@click.option(
+    "--gpus", default="0", show_default=True, metavar="N,…", help="GPUs that instances are made on."
+)
+@click.option("--instances", type=click.IntRange(1), default=1, show_default=True, help="Instances a GPU.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the ONNX Runtime's CPU."
+)
+@click.option(
+    "--cuda-graphs/--no-cuda-graphs", default=True, show_default=True, help="At each profile's opt."
+)
+@click.option("--cache", is_flag=True, help="Cache responses; the server gets its flag for it.")
+@click.option(
+    "--queue-delay", type=click.IntRange(0), metavar="µs", help="How long a request may wait for others."
+)
+@click.option(
+    "--sparse-from",
+    type=click.IntRange(1),
+    metavar="M",
+    help="From which M sparse wins, where no policy says.",
+)
+@click.option(
+    "--dense", type=click.Path(path_type=Path), metavar="ARTIFACT",
+    help="A dense artifact of the same model: a router gives it the batches below the sparse threshold.",
+)  # fmt: skip
+@click.option(
+    "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="A plugin's library."
+)
+@click.option(
+    "--with", "wanted", metavar="docker,k8s", default="", help="Write a compose file, Kubernetes manifests."
+)
+@click.option("--keep", type=click.IntRange(2), default=3, show_default=True, help="Versions that stay.")
+@common_options
+def deploy_triton(
+    artifacts: tuple[Path, ...],
+    repository: Path,
+    name: str | None,
+    gpus: str,
+    instances: int,
+    queue_delay: int | None,
+    plugins: tuple[Path, ...],
+    wanted: str,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Write ARTIFACTS into a repository, as new versions.
+
+    A configuration that was edited stays edited: what differs from the fresh one is shown.
+    """
+    from sparseflow_trt.deploying import DeployOptions, deploy
+    from sparseflow_trt.deployment_files import plan_server, write_deployment_files
+    from sparseflow_trt.exporters.triton_manifests import start_script
+
+    if name and len(artifacts) > 1:
+        raise click.UsageError("--name is for one artifact.")
+    if options["dense"] and len(artifacts) > 1:
+        raise click.UsageError("--dense is for one artifact.")
+    files = [word for word in wanted.split(",") if word]
+    if unknown := [word for word in files if word not in _WITH]:
+        raise click.BadParameter(f"'{unknown[0]}' is none of {', '.join(_WITH)}", param_hint="--with")
+    try:
+        chosen = tuple(int(gpu) for gpu in gpus.split(","))
+    except ValueError:
+        raise click.BadParameter(f"'{gpus}' is no list of GPUs", param_hint="--gpus") from None
+    asked = DeployOptions(repository, name, gpus=chosen, count=instances, delay_us=queue_delay, **options)
+    deployed = [model for artifact in artifacts for model in deploy(artifact, asked)]
+    plugins = (*plugins, *(model.plugin for model in deployed if model.plugin))
+    plan = plan_server(repository, plugins, options["container"])
+    written = write_deployment_files(repository, plan, plugins, files)
+    if as_json:
+        console.print_json(
+            {
+                "models": [model_json(model) for model in deployed],
+                "files": [str(file) for file in written],
+                "start": start_script(plan),
+            }
+        )
+        return EXIT_OK
+    out = console.out()
+    for model in deployed:
+        print_model(model)
+    out.print(f"\nServe it with {written[0]}:\n")
+    out.print("\n".join(start_script(plan).splitlines()[1:]).removeprefix("exec "))
+    for file in written[1:]:
+        out.print(f"Written: {file}")
+    return EXIT_OK
+
+
+@command.command("verify")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@_repository_option
+@click.option("--name", help="The model's name. Default: the artifact's folder's.")
+@click.option(
+    "--reference", type=click.Path(path_type=Path),
+    help="The ONNX model that it was built from. Default: the artifact's typed one, in FP32.",
+)  # fmt: skip
+@click.option(
+    "--http", metavar="HOST:PORT", help="A running server's HTTP address; without it one is started."
+)
+@click.option("--grpc", metavar="HOST:PORT", help="Its gRPC address.")
+@click.option(
+    "--server", type=click.Path(path_type=Path),
+    help="The server to start: an environment with nvidia-pytriton, or a program.",
+)  # fmt: skip
+@click.option(
+    "--concurrency", default="1,2,4,8,16", show_default=True, metavar="N,…",
+    help="How many clients at once are measured; 0 for none.",
+)  # fmt: skip
+@click.option(
+    "--seconds", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Of each measurement."
+)
+@click.option("--perf-analyzer/--no-perf-analyzer", default=True, help="Measure with it where it is found.")
+@click.option(
+    "--sparse-from",
+    type=click.IntRange(1),
+    metavar="M",
+    help="From which M sparse wins, where no policy says.",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="Until it has to be ready."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A folder for load.csv and load.svg.")
+@input_options
+@common_options
+def verify_deployment(
+    artifact: Path,
+    http: str | None,
+    grpc: str | None,
+    concurrency: str,
+    perf_analyzer: bool,
+    output: Path | None,
+    inputs: str | None,
+    seed: int,
+    tolerances: tuple[str, ...],
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Prove that a repository serves ARTIFACT.
+
+    Its outputs over HTTP and gRPC are compared with the reference's. Then clients send as fast as they are
+    answered, at each concurrency: throughput, latency, and the batches that the server formed. A server
+    that is started here is gone afterwards, whatever happens.
+
+    Exits with 4 where the outputs differ more than they may.
+    """
+    from sparseflow_trt.engines.triton_server import Addresses
+    from sparseflow_trt.serving import VerifyOptions, verify
+    from sparseflow_trt.validation.triton_load import write_csv
+
+    if bool(http) != bool(grpc):
+        raise click.UsageError("--http and --grpc go together.")
+    try:
+        counts = [int(word) for word in concurrency.split(",") if int(word)]
+    except ValueError:
+        raise click.BadParameter(
+            f"'{concurrency}' is no list of numbers", param_hint="--concurrency"
+        ) from None
+    asked = VerifyOptions(
+        addresses=Addresses(http, grpc) if http and grpc else None,
+        validation=read_validation_options(inputs, seed, tolerances),
+        concurrencies=counts,
+        perf_analyzer=perf_analyzer,
+        **options,
+    )
+    with console.progress_bar() as show:
+        found = verify(artifact, asked, lambda p: show(p.step, p.done, p.total))
+    files: list[Path] = []
+    if output and found.load:
+        from sparseflow_trt._deps import version_of
+        from sparseflow_trt.report.load_plot import plot_load
+
+        output.mkdir(parents=True, exist_ok=True)
+        write_csv(found.load, output / "load.csv")
+        files.append(output / "load.csv")
+        if version_of("matplotlib"):
+            plot_load(f"{found.model}, version {found.version}", found.load, output / "load.svg")
+            files.append(output / "load.svg")
+    failed = sum(step.failed for step in found.load)
+    code = exit_code_of(found.validation) or (EXIT_FAILED if failed else EXIT_OK)
+    if as_json:
+        console.print_json(
+            {
+                "model": found.model,
+                "version": found.version,
+                "validation": found.validation.model_dump(mode="json"),
+                "load": [step.model_dump(mode="json") for step in found.load],
+                "sparse_batch": found.sparse_batch,
+                "notes": list(found.notes),
+                "files": [str(file) for file in files],
+            }
+        )
+        return code
+    print_verified(found)
+    for file in files:
+        console.out().print(f"Written: {file}")
+    return code
+
+
+@command.command("rollback")
+@_repository_option
+@click.option("--name", required=True, help="The model's name.")
+@common_options
+def roll_back_model(repository: Path, name: str, as_json: bool) -> int:
+    """Withdraw a model's newest version, and serve the one before.
+
+    Its configuration comes back with it; what a person changed in it stays.
+
+    A running server is told by its load request: POST /v2/repository/models/NAME/load.
+    """
+    from sparseflow_trt.exporters.triton_repository import check_name, roll_back
+
+    withdrawn, serves = roll_back(repository / check_name(name))
+    if as_json:
+        console.print_json({"name": name, "withdrawn": withdrawn, "version": serves})
+        return EXIT_OK
+    out = console.out()
+    out.print(f"{name}: version {withdrawn} is withdrawn, {serves} is the newest.")
+    out.print(f"Tell a running server: curl -X POST http://HOST:8000/v2/repository/models/{name}/load")
+    return EXIT_OK

@@ -1,0 +1,284 @@
+"""From artifacts to a model repository that Triton serves as it is."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparseflow_trt.errors import DeployError
+from sparseflow_trt.exporters.triton_batching import Batching, overlapping
+from sparseflow_trt.exporters.triton_check import check_config
+from sparseflow_trt.exporters.triton_config import PLAN_FILE, Device, Route, ServedModel, make_config
+from sparseflow_trt.exporters.triton_models import MODEL_FILE, write_model_py, write_router_py
+from sparseflow_trt.exporters.triton_releases import check_tensorrt, tensorrt_of
+from sparseflow_trt.exporters.triton_repository import NewVersion, Written, check_name, write_version
+from sparseflow_trt.exporters.triton_tensors import Ends
+from sparseflow_trt.manifest import Manifest
+from sparseflow_trt.plan import Plan
+from sparseflow_trt.served_artifact import RUNTIMES, Artifact, RouteName, choose_route, read_artifact
+from sparseflow_trt.small_m import SparseFrom
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """How artifacts are deployed, where not by default. Each is an option of `deploy triton`.
+
+    Attributes:
+        repository: Triton's; made where it is missing.
+        name: The model's; the artifact's folder's by default.
+        route: "auto" takes `tensorrt_plan` for TensorRT's engines, the Python backend for others.
+        container: The release of Triton's container that is to serve it, such as "26.05".
+        tensorrt: The TensorRT of the server, where a person knows it.
+        gpus: The GPUs that instances are made on.
+        count: Instances a GPU.
+        delay_us: How long a request may wait for others, in microseconds.
+        sparse_from: The M from which sparse wins; the artifact's policy says it by default.
+        dense: An artifact with dense weights that takes the batches below that.
+        keep: How many versions stay.
+    """
+
+    repository: Path
+    name: str | None = None
+    route: RouteName = "auto"
+    container: str | None = None
+    tensorrt: str | None = None
+    gpus: tuple[int, ...] = (0,)
+    count: int = 1
+    threads: int = 1
+    cuda_graphs: bool = True
+    cache: bool = False
+    delay_us: int | None = None
+    sparse_from: int | None = None
+    dense: Path | None = None
+    keep: int = 3
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """One model in the repository.
+
+    Attributes:
+        backend: What built the engine, or "router".
+        plugin: The plugin's library that the engine needs, where it holds one.
+        needs: Of the server that is to serve it: the flags that its configuration depends on.
+        notes: Sentences for the person who deploys.
+    """
+
+    name: str
+    route: Route
+    backend: str
+    written: Written
+    batching: Batching
+    sparse_from: tuple[SparseFrom, ...] = ()
+    needs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    plugin: Path | None = None
+
+
+def deploy(artifact: Path, options: DeployOptions) -> tuple[Deployed, ...]:
+    """Writes an artifact into a repository: one model, or three where batches are routed between two engines.
+
+    Raises:
+        ArtifactError: The folder is no artifact, its files have changed, or the disk is full.
+        DeployError: The target would not load the engine, Triton could not serve it, a configuration that
+            was edited does not fit it, or its clients would break.
+        NotInstalledError: tritonclient is missing.
+    """
+    name = check_name(options.name or artifact.resolve().name.removesuffix(".artifact"))
+    read = read_artifact(artifact, options.sparse_from, options.delay_us)
+    if options.dense is None:
+        return (_deploy_engine(name, read, options),)
+    dense = read_artifact(options.dense, options.sparse_from, options.delay_us)
+    return _deploy_router(name, read, dense, options)
+
+
+def _deploy_engine(name: str, artifact: Artifact, options: DeployOptions) -> Deployed:
+    manifest, engine = artifact.manifest, artifact.manifest.engine
+    route = choose_route(artifact, options.route)
+    runtime = RUNTIMES[engine.backend]
+    notes = [*_target_notes(manifest, options), *artifact.batching.why]
+    if options.cache:
+        notes.append(
+            "The response cache works only with the server's --cache-config; without it it is silently off."
+        )
+    if route == "tensorrt_plan" and (pairs := overlapping(artifact.plan.profiles)):
+        notes.append(
+            f"Profiles '{pairs[0][0]}' and '{pairs[0][1]}' both take some shapes: Triton's backend then "
+            "tends to the one with the smaller opt. `plan --split` makes profiles that do not overlap."
+        )
+    engines = {file: artifact.folder / file for file in manifest.files if _is_engine(file, engine.file)}
+    device: Device = "cpu" if runtime == "onnxruntime" else "gpu"
+    if route == "tensorrt_plan":
+        files, texts, parameters = {PLAN_FILE: artifact.folder / engine.file}, {}, {}
+    else:
+        digests = {file: manifest.files[file] for file in engines}
+        compatible = bool(engine.options.get("version_compatible"))
+        files, texts = engines, {MODEL_FILE: write_model_py(runtime, engine.file, digests, compatible)}
+        parameters = (
+            {"threads": str(options.threads)} if device == "cpu" else {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
+        )
+
+    needs = _needs(options, route == "tensorrt_plan" and bool(engine.options.get("version_compatible")))
+
+    def configure(number: int, place: Path) -> ModelConfig:
+        plan = place / PLAN_FILE
+        md5 = {f"{number}/{PLAN_FILE}": _md5(plan)} if route == "tensorrt_plan" else {}
+        return make_config(
+            ServedModel(
+                name,
+                route,
+                device,
+                artifact.ends,
+                artifact.plan.profiles,
+                artifact.batching,
+                options.gpus,
+                options.count,
+                options.cuda_graphs,
+                options.cache,
+                md5,
+                parameters,
+            )
+        )
+
+    written = write_version(
+        options.repository,
+        NewVersion(
+            name,
+            manifest.build_key,
+            engine.backend,
+            route,
+            engine.versions,
+            files,
+            texts,
+            configure,
+            partial(_check, artifact.ends, artifact.plan, artifact.batching),
+            cpu_twin=route == "tensorrt_plan",
+            needs=needs,
+        ),
+        options.keep,
+    )
+    return Deployed(
+        name,
+        route,
+        engine.backend,
+        written,
+        artifact.batching,
+        artifact.sparse_from,
+        needs,
+        tuple(notes),
+        _plugin_of(artifact),
+    )
+
+
+def _deploy_router(
+    name: str, sparse: Artifact, dense: Artifact, options: DeployOptions
+) -> tuple[Deployed, ...]:
+    if sparse.ends != dense.ends:
+        raise DeployError(
+            f"{sparse.folder} and {dense.folder} have other inputs or outputs: one name cannot serve both.",
+            "Build both from one model, with the same profiles.",
+        )
+    reached = [row.batch for row in sparse.sparse_from if row.batch is not None]
+    most = min(sparse.batching.max_batch_size, dense.batching.max_batch_size)
+    if not reached or not 1 < max(reached) <= most:
+        raise DeployError(
+            f"no batch from 2 to {most} is where the sparse layers of {sparse.folder} begin to win.",
+            "Name the M with --sparse-from, or deploy one of the two alone.",
+        )
+    least = max(reached)
+    # The router makes the batches: what comes to an engine is one already.
+    below = {"delay_us": 0, "preferred": ()}
+    parts = [
+        _deploy_engine(
+            f"{name}-{word}",
+            replace(part, batching=replace(part.batching, **below)),  # type: ignore[arg-type]
+            replace(options, cache=False),
+        )
+        for word, part in (("sparse", sparse), ("dense", dense))
+    ]
+    batching = replace(sparse.batching, max_batch_size=most)
+    needs = _needs(options, version_compatible=False)
+    text = write_router_py(parts[0].name, parts[1].name, least)
+
+    def configure(number: int, place: Path) -> ModelConfig:
+        return make_config(
+            ServedModel(
+                name, "python", "cpu", sparse.ends, (), batching, count=options.count, cache=options.cache
+            )
+        )
+
+    written = write_version(
+        options.repository,
+        NewVersion(
+            name,
+            hashlib.sha256(text.encode()).hexdigest(),
+            "router",
+            "python",
+            {},
+            {},
+            {MODEL_FILE: text},
+            configure,
+            partial(_check, sparse.ends, sparse.plan, batching),
+            cpu_twin=False,
+            needs=needs,
+        ),
+        options.keep,
+    )
+    notes = (f"Batches of {least} and more go to '{parts[0].name}', smaller ones to '{parts[1].name}'.",)
+    return (
+        *parts,
+        Deployed(name, "python", "router", written, batching, sparse.sparse_from, needs, notes),
+    )
+
+
+def _check(ends: Ends, plan: Plan, batching: Batching, config: ModelConfig, source: str) -> None:
+    check_config(config, ends, plan.profiles, batching, source)
+
+
+def _target_notes(manifest: Manifest, options: DeployOptions) -> list[str]:
+    """Refuses an engine that the target would not load; says what could not be checked."""
+    engine = manifest.engine
+    if engine.backend != "tensorrt":
+        return []
+    compatible = bool(engine.options.get("version_compatible"))
+    built = engine.versions.get("tensorrt", "")
+    if options.tensorrt:
+        said = check_tensorrt(built, options.tensorrt, "the server", compatible)
+    elif options.container:
+        release = tensorrt_of(options.container)
+        said = check_tensorrt(built, release.tensorrt or "", f"container {release.container}", compatible)
+        said = " ".join(filter(None, (said, f"Source of the table's row: {release.source}.")))
+    else:
+        said = f"No server's TensorRT was compared with the engine's {built}: give --container or --tensorrt."
+    return [said] if said else []
+
+
+def _needs(options: DeployOptions, version_compatible: bool) -> tuple[str, ...]:
+    """The flags of the server that a configuration depends on."""
+    compatible = ("--backend-config=tensorrt,version-compatible=true",) if version_compatible else ()
+    return (*compatible, *(("--cache-config=local,size=67108864",) if options.cache else ()))
+
+
+def _plugin_of(artifact: Artifact) -> Path | None:
+    """The library that an engine with plugin nodes needs: a file of the artifact that its manifest names."""
+    plugin = getattr(artifact.manifest.engine, "plugin", None)
+    return artifact.folder / plugin.file if plugin else None
+
+
+def _is_engine(file: str, engine: str) -> bool:
+    return file == engine or (engine == "model.ort.onnx" and file == "model.ort.data")
+
+
+def _md5(path: Path) -> str:
+    """What Triton's checksum agent compares: it knows MD5 alone. SHA-256 stands in the version's record."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as stream:
+        while piece := stream.read(8 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

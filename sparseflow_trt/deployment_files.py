@@ -1,0 +1,99 @@
+"""The files beside a repository that say how it is served: `REPOSITORY.deploy`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from sparseflow_trt._files import write_atomically
+from sparseflow_trt.errors import DeployError
+from sparseflow_trt.exporters.triton_manifests import (
+    ServerPlan,
+    compose_file,
+    dockerfile,
+    kubernetes_files,
+    start_script,
+)
+from sparseflow_trt.exporters.triton_releases import probe_script
+from sparseflow_trt.exporters.triton_version import instances_of, read_models
+
+_UNKNOWN = "nvcr.io/nvidia/tritonserver:CONTAINER-py3"
+
+
+def deployment_folder(repository: Path) -> Path:
+    """Where the files lie: beside the repository, since Triton takes every folder in it for a model."""
+    repository = repository.resolve()
+    return repository.with_name(f"{repository.name}.deploy")
+
+
+def plan_server(repository: Path, plugins: Sequence[Path], container: str | None) -> ServerPlan:
+    """What a server of all the models in a repository needs.
+
+    Args:
+        repository: Triton's.
+        plugins: Libraries to add to those of earlier deployments.
+        container: The release of Triton's container, None where it is not known.
+
+    Raises:
+        DeployError: A model's record cannot be read.
+    """
+    models = read_models(repository)
+    kinds = {(record.route, record.backend): record for record in models.values()}
+    packages = []
+    if onnxruntime := kinds.get(("python", "onnxruntime")):
+        packages.append(f"onnxruntime=={onnxruntime.versions['onnxruntime']}")
+    if rtx := kinds.get(("python", "tensorrt-rtx")):
+        packages += [f"tensorrt-rtx=={next(iter(rtx.versions.values()))}", "torch"]
+    if ("python", "tensorrt") in kinds:
+        packages += ["torch"]
+    known = deployment_folder(repository) / "plugins"
+    names = {plugin.name for plugin in (*plugins, *(known.iterdir() if known.is_dir() else ()))}
+    return ServerPlan(
+        image=f"nvcr.io/nvidia/tritonserver:{container.removesuffix('-py3')}-py3" if container else _UNKNOWN,
+        models=list(models),
+        flags=list(dict.fromkeys(flag for record in models.values() for flag in record.needs)),
+        plugins=sorted(names),
+        packages=list(dict.fromkeys(packages)),
+        stubs=sum(instances_of(record) for record in models.values() if record.route == "python"),
+        gpu=any(backend not in ("onnxruntime", "router") for _, backend in kinds),
+    )
+
+
+def write_deployment_files(
+    repository: Path, plan: ServerPlan, plugins: Sequence[Path], wanted: Collection[str]
+) -> tuple[Path, ...]:
+    """Writes what is wanted, of "docker" and "k8s", with the start script and the plugins' libraries.
+
+    Raises:
+        DeployError: Manifests are wanted and the container is not known, or a plugin's file does not exist.
+        ArtifactError: The folder is not writable.
+    """
+    if wanted and plan.image == _UNKNOWN:
+        raise DeployError(
+            "the files for Docker and Kubernetes name an image.", "Give its release: --container 26.05."
+        )
+    folder, repository = deployment_folder(repository), repository.resolve()
+    files = {"start-server.sh": start_script(plan)}
+    if "docker" in wanted:
+        files["compose.yaml"] = compose_file(plan, f"../{repository.name}")
+        files["probe-tensorrt.sh"] = probe_script(plan.image)
+    if wanted and plan.packages:
+        files["Dockerfile"] = dockerfile(plan)
+    if "k8s" in wanted:
+        name = re.sub(r"[^a-z0-9-]+", "-", repository.name.lower()).strip("-") or "triton"
+        files |= {f"k8s/{file}": text for file, text in kubernetes_files(plan, name).items()}
+    for plugin in plugins:
+        if not plugin.is_file():
+            raise DeployError(f"{plugin} does not exist.", "Check the path of the plugin's library.")
+        (folder / "plugins").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(plugin, folder / "plugins" / plugin.name)
+    written = []
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, text)
+        if name.endswith(".sh"):
+            (folder / name).chmod(0o755)
+        written.append(folder / name)
+    return tuple(written)

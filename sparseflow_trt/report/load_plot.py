@@ -1,0 +1,69 @@
+"""Draws what a server did by concurrency: throughput, latency, and the batches that it formed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparseflow_trt._deps import require
+from sparseflow_trt._files import written_atomically
+from sparseflow_trt.errors import InputError
+from sparseflow_trt.load_record import LoadStep
+
+_COLOURS = ("#0f766e", "#b45309", "#6b7280")
+_INK = "#1f2937"
+
+
+def plot_load(title: str, steps: Sequence[LoadStep], path: Path) -> None:
+    """Draws throughput and latency by concurrency, and below them the share of items by batch size.
+
+    Args:
+        title: Over the plot.
+        steps: What was measured.
+        path: A .png or .svg file.
+
+    Raises:
+        InputError: The file's name ends otherwise.
+        NotInstalledError: Matplotlib is not installed.
+        ArtifactError: The file cannot be written.
+    """
+    kind = path.suffix.lower().lstrip(".")
+    if kind not in ("png", "svg"):
+        raise InputError(f"{path} is no name of a plot.", "Let it end with .png or .svg.")
+    matplotlib = require("matplotlib", "plots")
+    from matplotlib.figure import Figure
+
+    places = range(len(steps))
+    names = [str(step.concurrency) for step in steps]
+    with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none", "font.size": 8}):
+        figure = Figure(figsize=(7.5, 6), layout="constrained")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=_INK)
+        rate, late, batch = figure.subplots(3, 1, sharex=True)
+        rate.bar(places, [step.per_second for step in steps], 0.5, color=_COLOURS[0])
+        rate.set_ylabel("requests / s", color=_INK)
+        for colour, quantile in zip(_COLOURS, ("p50_ms", "p95_ms", "p99_ms"), strict=True):
+            values = [getattr(step, quantile) for step in steps]
+            late.plot(places, values, "o-", color=colour, label=quantile.removesuffix("_ms"), markersize=4)
+        late.set_ylabel("milliseconds", color=_INK)
+        late.set_ylim(bottom=0)
+        late.legend(frameon=False)
+        sizes = sorted({size for step in steps for size in step.batches})
+        bottom = [0.0] * len(steps)
+        shades = matplotlib.colormaps["viridis"].resampled(max(len(sizes), 2))
+        for number, size in enumerate(sizes):
+            totals = [sum(s * n for s, n in step.batches.items()) or 1 for step in steps]
+            shares = [
+                size * step.batches.get(size, 0) / total for step, total in zip(steps, totals, strict=True)
+            ]
+            batch.bar(places, shares, 0.5, bottom=bottom, color=shades(number), label=str(size))
+            bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
+        batch.set_ylabel("items by batch", color=_INK)
+        batch.set_xlabel("concurrency", color=_INK)
+        batch.set_xticks(list(places), names)
+        batch.legend(
+            frameon=False, ncols=8, loc="upper center", bbox_to_anchor=(0.5, -0.3), title="batch size"
+        )
+        for axes in (rate, late, batch):
+            axes.spines[["top", "right"]].set_visible(False)
+        with written_atomically(path) as temporary:
+            figure.savefig(temporary, format=kind, dpi=150)

@@ -1,0 +1,122 @@
+"""An artifact as a server needs it: its ends, its batches, and from which batch on its sparse layers win."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sparseflow_trt.errors import DeployError
+from sparseflow_trt.exporters.triton_batching import Batching, choose_batching
+from sparseflow_trt.exporters.triton_config import Route
+from sparseflow_trt.exporters.triton_models import Runtime
+from sparseflow_trt.exporters.triton_tensors import Ends, read_ends
+from sparseflow_trt.manifest import Manifest, check_files, read_manifest
+from sparseflow_trt.model_file import read_model
+from sparseflow_trt.plan import Plan, read_plan
+from sparseflow_trt.policy import find_policy
+from sparseflow_trt.small_m import SparseFrom, sparse_from
+
+RouteName = Literal["auto", "tensorrt_plan", "python"]
+RUNTIMES: dict[str, Runtime] = {
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+    "onnxruntime": "onnxruntime",
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a deployment needs to know of an artifact."""
+
+    folder: Path
+    manifest: Manifest
+    plan: Plan
+    ends: Ends
+    batching: Batching
+    sparse_from: tuple[SparseFrom, ...]
+
+
+def read_artifact(folder: Path, least_m: int | None = None, delay_us: int | None = None) -> Artifact:
+    """Reads what a deployment needs of an artifact, and refuses one that failed its validation.
+
+    Args:
+        folder: The artifact's.
+        least_m: The M from which sparse wins; the artifact's policy says it by default.
+        delay_us: How long a request may wait for others, where not by default.
+
+    Raises:
+        ArtifactError: The folder is no artifact, or its files have changed.
+        DeployError: Its validation failed, or Triton has no words for its inputs and outputs.
+    """
+    manifest = read_manifest(folder)
+    check_files(manifest, folder)
+    if manifest.status == "fail":
+        raise DeployError(
+            f"{folder} failed its validation: {manifest.validation.reason}",
+            "Build one that passes; `sparseflow-trt validate` compares again.",
+        )
+    plan = read_plan(folder / "plan.yaml")
+    shapes = _seen_shapes(manifest)
+    ends = read_ends(read_model(folder / "model.onnx"), [seen for _, seen in shapes])
+    policy = folder / "policy.json"
+    found = find_policy(str(policy)) if policy.name in manifest.files else None
+    begins = sparse_from(manifest, plan.profiles, found, least_m)
+    batching = choose_batching(
+        ends,
+        plan.profiles,
+        [(batch, shape) for batch, seen in shapes for shape in seen.values()],
+        {row.profile: row.batch for row in begins},
+        delay_us,
+    )
+    return Artifact(folder, manifest, plan, ends, batching, begins)
+
+
+def choose_route(artifact: Artifact, asked: RouteName) -> Route:
+    """The way in which an engine is served.
+
+    Raises:
+        DeployError: Triton could not serve it so.
+    """
+    engine = artifact.manifest.engine
+    if engine.backend not in RUNTIMES:
+        raise DeployError(
+            f"{artifact.folder} holds an engine of {engine.backend}.", "Build it for another backend."
+        )
+    if asked == "auto":
+        asked = "tensorrt_plan" if engine.backend == "tensorrt" else "python"
+    if asked == "tensorrt_plan" and engine.backend != "tensorrt":
+        raise DeployError(
+            f"{artifact.folder} holds an engine of {engine.backend}, not for Triton's TensorRT backend.",
+            "Leave --route out: the Python backend serves it.",
+        )
+    if engine.options.get("strip_plan"):
+        raise DeployError(
+            f"{artifact.folder} was built with --strip-plan: its engine has no weights.",
+            "Build it without --strip-plan.",
+        )
+    tensors = (*artifact.ends.inputs, *artifact.ends.outputs)
+    if engine.backend == "onnxruntime" and (narrow := [t.name for t in tensors if t.type == "BF16"]):
+        raise DeployError(
+            f"'{narrow[0]}' is BF16, and the Python backend hands NumPy arrays to the ONNX Runtime: NumPy "
+            "has no such type.",
+            "Give the model FP32 or FP16 inputs and outputs.",
+        )
+    return asked
+
+
+def _seen_shapes(manifest: Manifest) -> Sequence[tuple[int, Mapping[str, tuple[int, ...]]]]:
+    """For each input set of the validation its batch, and the shapes that the outputs had."""
+    found = []
+    for given in manifest.validation.input_sets:
+        first = next(iter(given.shapes.values()), ())
+        shapes = {
+            output.output: output.shape
+            for candidate in manifest.validation.candidates
+            for output in candidate.outputs
+            if output.input_set == given.name and output.shape
+        }
+        if first and shapes:
+            found.append((first[0], shapes))
+    return found

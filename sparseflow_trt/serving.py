@@ -1,0 +1,217 @@
+"""A deployed artifact against its reference, through a running Triton server, and under load."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sparseflow_trt.artifact_validation import ValidationOptions, input_sets, reference_for
+from sparseflow_trt.engines.hardware import find_gpus
+from sparseflow_trt.engines.protocol import OnProgress, Progress
+from sparseflow_trt.engines.triton_server import Addresses, ServerOptions, find_server, is_ready, start_server
+from sparseflow_trt.errors import ArtifactError, DeployError
+from sparseflow_trt.exporters.triton_models import write_stand_in
+from sparseflow_trt.exporters.triton_repository import check_name
+from sparseflow_trt.exporters.triton_version import VersionRecord, check_version, versions_in
+from sparseflow_trt.load_record import LoadStep
+from sparseflow_trt.model_file import read_model
+from sparseflow_trt.served_artifact import Artifact, read_artifact
+from sparseflow_trt.validation.compare import Candidate, compare
+from sparseflow_trt.validation.feeds import Array, InputSet
+from sparseflow_trt.validation.triton_load import find_perf_analyzer, sweep
+from sparseflow_trt.validation.triton_runner import ServedAt
+from sparseflow_trt.verdict import Validation
+
+_STANDS_IN = "a stand-in for Triton's TensorRT backend, which answers from the typed ONNX"
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How a deployment is verified.
+
+    Attributes:
+        repository: The one that the artifact was deployed to.
+        name: The model's; the artifact's folder's by default.
+        reference: The model as given; by default the artifact's typed one, in FP32.
+        addresses: Of a running server; by default one is started, and ended.
+        server: Which tritonserver is started.
+        concurrencies: How many clients at once; none measures nothing.
+        seconds: How long each is measured.
+        perf_analyzer: Whether perf_analyzer measures where it is found.
+        timeout: Seconds that a server has to become ready.
+    """
+
+    repository: Path
+    name: str | None = None
+    reference: Path | None = None
+    addresses: Addresses | None = None
+    server: Path | None = None
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    concurrencies: Sequence[int] = (1, 2, 4, 8, 16)
+    seconds: float = 2.0
+    perf_analyzer: bool = True
+    sparse_from: int | None = None
+    timeout: float = 120.0
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found.
+
+    Attributes:
+        sparse_batch: The batch from which sparse layers win; None where that is not known.
+    """
+
+    model: str
+    version: int
+    validation: Validation
+    load: tuple[LoadStep, ...]
+    sparse_batch: int | None
+    notes: tuple[str, ...]
+
+
+def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda _: None) -> Verified:
+    """Sends an artifact's validation inputs to the server, compares the answers, and measures it under load.
+
+    Raises:
+        ArtifactError: The folder is no artifact, or its files have changed.
+        DeployError: The repository holds another build or changed files, or the server does not serve it.
+        InputError: The inputs cannot be read, or do not fit the model.
+        NotInstalledError: tritonclient, or a tritonserver to start.
+    """
+    read = read_artifact(artifact, options.sparse_from)
+    name = check_name(options.name or artifact.resolve().name.removesuffix(".artifact"))
+    version, record = _deployed(options.repository / name, read)
+    if options.reference and any(row.route == "restored" for row in read.manifest.graph.restored):
+        raise DeployError(
+            f"{artifact} has weights of the unpruned model in some layers, which {options.reference} lacks.",
+            "Leave --reference out: the artifact's own typed model is compared with, in FP32.",
+        )
+    model = read_model(options.reference or artifact / "model.onnx")
+    inputs = input_sets(model, read.plan, options.validation)
+    reached = [row.batch for row in read.sparse_from if row.batch is not None]
+    least = max(reached) if reached else None
+    on_step(Progress("Starting Triton"))
+    with _served(read, name, record, options) as (at, standing_in):
+        with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
+            validation = compare(
+                reference_for(model, Path(scratch) / "reference.onnx"),
+                _candidates(read, name, at, standing_in),
+                inputs,
+                options.validation.tolerances.for_plan(read.plan),
+                lambda done, total: on_step(Progress("Comparing with the FP32 reference", done, total)),
+            )
+        load: tuple[LoadStep, ...] = ()
+        if options.concurrencies:
+            load = sweep(
+                ServedAt("grpc", at.grpc, name),
+                _items(inputs, read),
+                options.concurrencies,
+                options.seconds,
+                least,
+                find_perf_analyzer() if options.perf_analyzer else None,
+                lambda done, total: on_step(Progress("Measuring under load", done, total)),
+            )
+    notes = []
+    if not options.reference:
+        notes.append("The reference was the artifact's own typed model, in FP32: --reference names another.")
+    if standing_in:
+        notes.append(f"The plan was not run: {_STANDS_IN} answered. Triton's core, the batching and the "
+                     "configuration are the real ones, on CPUs.")  # fmt: skip
+    return Verified(name, version, validation, load, least, tuple(notes))
+
+
+def _deployed(folder: Path, artifact: Artifact) -> tuple[int, VersionRecord]:
+    present = versions_in(folder)
+    if not present:
+        raise DeployError(f"{folder} holds no version of a model.", "Deploy the artifact there first.")
+    record = check_version(folder, present[-1])
+    if record.backend != "router" and record.build_key != artifact.manifest.build_key:
+        raise ArtifactError(
+            f"{folder} serves another build than {artifact.folder} as version {present[-1]}.",
+            "Deploy the artifact, or name the one that is served.",
+        )
+    return present[-1], record
+
+
+@contextlib.contextmanager
+def _served(
+    artifact: Artifact, name: str, record: VersionRecord, options: VerifyOptions
+) -> Iterator[tuple[Addresses, bool]]:
+    """Where the model is served, and whether a stand-in answers."""
+    if options.addresses is not None:
+        if not is_ready(options.addresses.http):
+            raise DeployError(
+                f"the server at {options.addresses.http} is not ready.",
+                "Start it, or leave --http and --grpc out.",
+            )
+        yield options.addresses, False
+        return
+    names = [name, f"{name}-sparse", f"{name}-dense"] if record.backend == "router" else [name]
+    gpu = bool(find_gpus())
+    needs_gpu = record.route == "python" and record.backend in ("tensorrt", "tensorrt-rtx")
+    if needs_gpu and not gpu:
+        raise DeployError(
+            f"'{name}' runs a {record.backend} engine in the Python backend, which needs an NVIDIA GPU.",
+            "Verify it on the machine that is to serve it, or name a running server with --http and --grpc.",
+        )
+    backends = find_server(options.server).backends
+    standing_in = record.route == "tensorrt_plan" and not (gpu and (backends / "tensorrt").is_dir())
+    start = ServerOptions(load=names, timeout=options.timeout, server=options.server)
+    if not standing_in:
+        with start_server(options.repository, start) as server:
+            yield server.at, False
+        return
+    with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
+        staged = stage_stand_in(options.repository / name, artifact, Path(scratch))
+        start = ServerOptions(
+            load=names,
+            config_name="cpu",
+            backends={"tensorrt": write_stand_in(artifact.plan.profiles)},
+            timeout=options.timeout,
+            server=options.server,
+        )
+        with start_server(staged, start) as server:
+            yield server.at, True
+
+
+def stage_stand_in(model: Path, artifact: Artifact, repository: Path) -> Path:
+    """A repository of links to a model's files, with the ONNX that a stand-in answers from by each plan."""
+    target = repository / model.name
+    shutil.copytree(model, target, copy_function=_link, ignore=shutil.ignore_patterns(".*"))
+    for version in versions_in(target):
+        for name in ("model.onnx", "model.onnx.data"):
+            if (source := artifact.folder / name).is_file():
+                _link(source, target / str(version) / name)
+    return repository
+
+
+def _link(source: Path | str, target: Path | str) -> None:
+    Path(target).symlink_to(Path(source).resolve())
+
+
+def _candidates(artifact: Artifact, name: str, at: Addresses, standing_in: bool) -> list[Candidate]:
+    file = artifact.folder / artifact.manifest.engine.file
+    what = "stand-in" if standing_in else "engine"
+    found = [
+        Candidate(f"Triton over HTTP ({what})", file, "server", server=ServedAt("http", at.http, name)),
+        Candidate(f"Triton over gRPC ({what})", file, "server", server=ServedAt("grpc", at.grpc, name)),
+    ]
+    if standing_in:
+        why = "Triton's TensorRT backend needs a GPU, and comes with NVIDIA's containers."
+        found.append(Candidate("Triton's TensorRT backend", file, "server", not_run=why))
+    return found
+
+
+def _items(inputs: Sequence[InputSet], artifact: Artifact) -> list[dict[str, Array]]:
+    """Requests of one item each, all of one shape: the items of the largest set at a profile's opt."""
+    if not artifact.batching.max_batch_size:
+        return [given.feeds for given in inputs[:1]]
+    opts = [given for given in inputs if given.name.split("#")[0].endswith(":opt")] or list(inputs)
+    widest = max(opts, key=lambda given: len(next(iter(given.feeds.values()))))
+    size = len(next(iter(widest.feeds.values())))
+    return [{name: array[i : i + 1] for name, array in widest.feeds.items()} for i in range(size)]

@@ -1,0 +1,179 @@
+"""deploy triton, verify and rollback: what they print, their JSON and exit codes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sparseflow_trt.engines.triton_server import find_server
+from sparseflow_trt.errors import NotInstalledError
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Sparseflow
+
+BUILD = ("--backend", "onnxruntime", "--dim", "batch=1,4,8")
+
+
+@pytest.fixture
+def artifact(mlp: Callable[..., Path], sparseflow: Sparseflow, tmp_path: Path) -> Path:
+    assert sparseflow("build", mlp(), "-o", "m.artifact", "--policy", "a100-80gb", *BUILD).code == 0
+    return tmp_path / "m.artifact"
+
+
+@pytest.fixture
+def tritonserver() -> None:
+    try:
+        find_server()
+    except NotInstalledError as error:
+        pytest.skip(error.message)
+
+
+def test_deploy_says_what_it_wrote_and_how_to_serve_it(
+    artifact: Path, sparseflow: Sparseflow, tmp_path: Path
+) -> None:
+    done = sparseflow("deploy", "triton", artifact, "--repository", "models")
+    assert done.code == 0
+    assert "m: version 1 written (models/m, python)" in done.out
+    assert "Batches of 1 to 8 are taken at every shape." in done.out
+    command = (
+        "tritonserver",
+        "--model-repository=/models",
+        "--model-control-mode=explicit",
+        "--load-model=m",
+    )
+    assert " \\\n  ".join(command) in done.out
+    assert (tmp_path / "models.deploy" / "start-server.sh").stat().st_mode & 0o111
+    assert (
+        "version 1 stands already" in sparseflow("deploy", "triton", artifact, "--repository", "models").out
+    )
+
+
+def test_two_models_share_a_server(artifact: Path, mlp: Callable[..., Path], sparseflow: Sparseflow) -> None:
+    assert sparseflow("build", mlp("n.onnx", seed=1), "-o", "n.artifact", *BUILD).code == 0
+    done = sparseflow("deploy", "triton", artifact, "n.artifact", "--repository", "models", "--json").json
+    assert [model["name"] for model in done["models"]] == ["m", "n"]
+    assert "--load-model=m" in done["start"] and "--load-model=n" in done["start"]
+    assert [file.rpartition("/")[2] for file in done["files"]] == ["start-server.sh"]
+
+
+def test_files_for_docker_and_kubernetes(artifact: Path, sparseflow: Sparseflow, tmp_path: Path) -> None:
+    plugin = tmp_path / "lib.so"
+    plugin.write_bytes(b"library")
+    deploy = ("deploy", "triton", artifact, "--repository", "models")
+    assert "name an image" in sparseflow(*deploy, "--with", "docker").error
+    assert sparseflow(*deploy, "--with", "swarm").code == 2
+    assert sparseflow(*deploy, "--with", "docker,k8s", "--container", "26.05", "--plugin", plugin).code == 0
+    written = {
+        str(p.relative_to(tmp_path / "models.deploy")) for p in (tmp_path / "models.deploy").rglob("*.*")
+    }
+    assert written == {
+        "start-server.sh", "compose.yaml", "probe-tensorrt.sh", "plugins/lib.so", "k8s/deployment.yaml",
+        "k8s/service.yaml", "k8s/hpa.yaml", "k8s/podmonitor.yaml", "k8s/prometheus-adapter-values.yaml",
+    }  # fmt: skip
+    compose = (tmp_path / "models.deploy" / "compose.yaml").read_text(encoding="utf-8")
+    assert "../models:/models:ro" in compose and "plugins=/plugins/lib.so" in compose
+    assert str(tmp_path) not in compose
+    dockerfile = (tmp_path / "models.deploy" / "Dockerfile").read_text(encoding="utf-8")
+    assert dockerfile.startswith("FROM nvcr.io/nvidia/tritonserver:26.05-py3\nRUN pip install")
+    # later deployments keep the plugins of earlier ones
+    assert "plugins=/plugins/lib.so" in sparseflow(*deploy, "--json").json["start"]
+
+
+def test_an_edited_configuration_is_shown(artifact: Path, sparseflow: Sparseflow, tmp_path: Path) -> None:
+    deploy = ("deploy", "triton", artifact, "--repository", "models")
+    assert sparseflow(*deploy).code == 0
+    path = tmp_path / "models" / "m" / "config.pbtxt"
+    path.write_text(path.read_text(encoding="utf-8").replace("count: 1", "count: 2"), encoding="utf-8")
+    done = sparseflow(*deploy)
+    assert done.code == 0
+    assert "The configuration was edited" in done.out
+    assert "count: 2" in done.out and "the file's" in done.out
+    (difference,) = sparseflow(*deploy, "--json").json["models"][0]["differences"]
+    assert difference["field"] == "instance_group"
+    path.write_text("nonsense", encoding="utf-8")
+    assert "is no configuration of Triton" in sparseflow(*deploy).error
+
+
+@pytest.mark.usefixtures("tritonserver")
+def test_verify_compares_measures_and_draws(
+    artifact: Path, mlp: Callable[..., Path], sparseflow: Sparseflow, tmp_path: Path
+) -> None:
+    assert sparseflow("deploy", "triton", artifact, "--repository", "models").code == 0
+    other = mlp("other.onnx", seed=7)  # the server is right, and what it is compared with is another model
+    verify = ("deploy", "verify", artifact, "--repository", "models", "--reference", other)
+    done = sparseflow(*verify, "--concurrency", "1,4", "--seconds", "0.2", "-o", "load")
+    assert done.code == 4, done
+    assert "Validation against the FP32 reference: fail" in done.out
+    assert "outside the absolute bound" in done.out
+    assert "Triton over gRPC" in done.out and "Per s" in done.out
+    rows = (tmp_path / "load" / "load.csv").read_text(encoding="utf-8").splitlines()
+    assert rows[0].startswith("concurrency,requests,failed,per_second,p50_ms") and len(rows) == 3
+    assert "<svg" in (tmp_path / "load" / "load.svg").read_text(encoding="utf-8")
+
+
+def test_verify_needs_a_server_that_is_there(artifact: Path, sparseflow: Sparseflow) -> None:
+    assert sparseflow("deploy", "triton", artifact, "--repository", "models").code == 0
+    verify = ("deploy", "verify", artifact, "--repository", "models")
+    assert sparseflow(*verify, "--http", "127.0.0.1:9").code == 2
+    assert "the server at 127.0.0.1:9 is not ready" in sparseflow(
+        *verify, "--http", "127.0.0.1:9", "--grpc", "127.0.0.1:9"
+    ).error  # fmt: skip
+    done = sparseflow(*verify, "--server", "no/environment")
+    assert (done.code, "there is no tritonserver in no/environment" in done.error) == (6, True)
+
+
+@pytest.mark.usefixtures("tritonserver")
+def test_ctrl_c_during_verify_leaves_no_server(
+    artifact: Path, sparseflow: Sparseflow, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    assert sparseflow("deploy", "triton", artifact, "--repository", "models").code == 0
+    tool = start(
+        "deploy", "verify", artifact, "--repository", "models", "--concurrency", "2", "--seconds", "60"
+    )
+
+    def servers() -> list[str]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if str(tmp_path / "models").encode() in (process / "cmdline").read_bytes():
+                    found.append(process.name)
+            except OSError:
+                continue
+        return [pid for pid in found if pid != str(tool.pid)]
+
+    end = time.monotonic() + 40
+    while len(servers()) < 3 and time.monotonic() < end:  # the guard, the server, the stub
+        time.sleep(0.1)
+    assert len(servers()) >= 3
+    time.sleep(2)
+    tool.send_signal(signal.SIGINT)
+    _, err = tool.communicate(timeout=60)
+    assert tool.returncode == 130, err
+    assert "interrupted" in err
+    end = time.monotonic() + 20
+    while servers() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert servers() == []
+
+
+def test_rollback_serves_the_version_before(
+    artifact: Path, mlp: Callable[..., Path], sparseflow: Sparseflow, tmp_path: Path
+) -> None:
+    deploy = ("deploy", "triton", "--repository", "models", "--name", "m")
+    rollback = ("deploy", "rollback", "--repository", "models", "--name", "m")
+    assert sparseflow(*deploy, artifact).code == 0
+    assert "has 1 version(s), and to roll back takes two" in sparseflow(*rollback).error
+    assert (
+        sparseflow("build", mlp("n.onnx", seed=1), "-o", "n.artifact", "--policy", "a100-80gb", *BUILD).code
+        == 0
+    )
+    assert sparseflow(*deploy, "n.artifact").code == 0
+    assert sparseflow(*rollback, "--json").json == {"name": "m", "withdrawn": 2, "version": 1}
+    assert json.loads((tmp_path / "models/m/1/sparseflow.json").read_text())["route"] == "python"

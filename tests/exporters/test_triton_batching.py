@@ -1,0 +1,80 @@
+"""Batch sizes: whatever the batcher makes of right requests has a profile."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparseflow_trt.exporters.triton_batching import choose_batching, overlapping
+from sparseflow_trt.exporters.triton_tensors import Ends, ServedTensor
+from sparseflow_trt.shapes import Profile, ShapeRange
+
+Range = tuple[int, int, int]
+ENDS = Ends((ServedTensor("x", "FP32", ("batch", "seq")),), (ServedTensor("y", "FP32", ("batch", "seq", 8)),))
+
+
+def profile(name: str, batch: Range, seq: Range = (1, 8, 16)) -> Profile:
+    low, opt, high = zip(batch, seq, strict=True)
+    return Profile(name=name, inputs={"x": ShapeRange(min=low, opt=opt, max=high)})
+
+
+ranges = st.tuples(*[st.integers(1, 12)] * 3).map(lambda t: tuple(sorted(t)))
+
+
+@given(st.lists(st.tuples(ranges, ranges), min_size=1, max_size=4), st.integers(1, 20))
+def test_every_batch_that_may_be_formed_has_a_profile(found: list[tuple[Range, Range]], least: int) -> None:
+    profiles = [profile(str(i), batch, seq) for i, (batch, seq) in enumerate(found)]
+    batching = choose_batching(ENDS, profiles, sparse_from=dict.fromkeys(map(str, range(len(found))), least))
+    lengths = {length for _, (low, _, high) in found for length in range(low, high + 1)}
+    for batch, length in product(range(1, batching.max_batch_size + 1), lengths):
+        assert any(
+            p.inputs["x"].min[0] <= batch <= p.inputs["x"].max[0]
+            and p.inputs["x"].min[1] <= length <= p.inputs["x"].max[1]
+            for p in profiles
+        )
+    assert all(1 < size <= batching.max_batch_size for size in batching.preferred)
+    assert all(size >= least for size in batching.preferred)
+    assert not batching.preferred or batching.delay_us > 0
+
+
+def test_profiles_split_by_batch_reach_the_last_one() -> None:
+    parts = [profile("small", (1, 1, 4)), profile("large", (5, 8, 32))]
+    assert choose_batching(ENDS, parts).max_batch_size == 32
+    assert choose_batching(ENDS, parts[1:]).max_batch_size == 0  # the batcher may send one
+
+
+def test_a_gap_between_profiles_ends_the_batch() -> None:
+    assert choose_batching(ENDS, [profile("a", (1, 1, 4)), profile("b", (6, 8, 32))]).max_batch_size == 4
+
+
+def test_preferred_sizes_keep_m_above_the_threshold() -> None:
+    chosen = choose_batching(ENDS, [profile("a", (1, 8, 32))], sparse_from={"a": 6})
+    assert chosen.preferred == (6, 8, 12, 24, 32)
+    assert chosen.delay_us == 500
+    assert choose_batching(ENDS, [profile("a", (1, 8, 32))], sparse_from={"a": 6}, delay_us=90).delay_us == 90
+
+
+@pytest.mark.parametrize("least", [None, 1, 33])
+def test_nothing_is_waited_for_that_gains_nothing(least: int | None) -> None:
+    chosen = choose_batching(ENDS, [profile("a", (1, 8, 32))], sparse_from={"a": least})
+    assert (chosen.preferred, chosen.delay_us) == ((), 0)
+
+
+def test_what_is_no_shared_batch() -> None:
+    fixed = Ends((ServedTensor("x", "FP32", (4, "seq")),), ENDS.outputs)
+    alone = Ends((*ENDS.inputs, ServedTensor("table", "FP32", ("rows", 8))), ENDS.outputs)
+    lost = Ends(ENDS.inputs, (ServedTensor("y", "FP32", (None, 8)),))
+    for ends in (fixed, alone, lost):
+        assert choose_batching(ends, [profile("a", (1, 8, 32))]).max_batch_size == 0
+    assert choose_batching(ENDS, []).max_batch_size == 0
+    seen = [(1, (1, 8)), (8, (8, 8))]  # what inference does not know, the validation saw
+    assert choose_batching(lost, [profile("a", (1, 8, 32))], seen).max_batch_size == 32
+    assert choose_batching(lost, [profile("a", (1, 8, 32))], [(1, (3, 8)), (8, (3, 8))]).max_batch_size == 0
+
+
+def test_profiles_that_share_shapes_are_named() -> None:
+    a, b, c = profile("a", (1, 2, 4)), profile("b", (4, 8, 8)), profile("c", (1, 2, 4), (17, 20, 32))
+    assert overlapping([a, b, c]) == (("a", "b"),)

@@ -1,0 +1,97 @@
+"""What is served in the tests: artifacts of small models, and a real tritonserver on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper, save
+
+from sparseflow_trt.engines.triton_server import find_server
+from sparseflow_trt.errors import NotInstalledError
+from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.policy import find_policy
+from sparseflow_trt.profile_specs import parse_profile
+
+PROFILES = ("short:batch=1,8,16:seq=1,32,32", "long:batch=1,4,16:seq=33,64,64")
+
+
+@pytest.fixture(scope="session")
+def tritonserver() -> None:
+    """Skips where there is no server: `make setup` installs one."""
+    try:
+        find_server()
+    except NotInstalledError as error:
+        pytest.skip(error.message)
+
+
+def write_model(path: Path, seed: int = 0) -> Path:
+    """x[batch, seq, 64] through two products, both 2:4."""
+    rng = np.random.default_rng(seed)
+    up = prune_2to4(rng.standard_normal((64, 256)).astype(np.float32) / 8, 0)
+    down = prune_2to4(rng.standard_normal((256, 64)).astype(np.float32) / 16, 0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "up"], ["a"], "gate_proj"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "down"], ["y"], "down_proj"),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", "seq", 64]) for n in "xy"]
+    weights = [numpy_helper.from_array(up, "up"), numpy_helper.from_array(down, "down")]
+    graph = helper.make_graph(nodes, "mlp", ends[:1], ends[1:], weights)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    return path
+
+
+def build_artifact(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
+    """Builds one with the ONNX Runtime; its model lies beside it as NAME.onnx."""
+    model = write_model(folder / f"{name}.onnx", seed)
+    known = {"policy": find_policy("a100-80gb"), "profiles": tuple(map(parse_profile, PROFILES))}
+    plan = PlanOptions(**{**known, **options})
+    return build(model, BuildOptions(folder / name, plan, "onnxruntime")).artifact
+
+
+@pytest.fixture(scope="session")
+def ort_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two profiles, both layers sparse, an ONNX Runtime engine; mlp.onnx beside it is the model."""
+    return build_artifact(tmp_path_factory.mktemp("artifact"), "mlp")
+
+
+@pytest.fixture(scope="session")
+def other_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with other weights."""
+    return build_artifact(tmp_path_factory.mktemp("artifact"), "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def dense_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first one's model, planned dense."""
+    return build_artifact(tmp_path_factory.mktemp("artifact"), "dense", policy=None)
+
+
+@pytest.fixture(scope="session")
+def as_tensorrt() -> Callable[..., Path]:
+    """Turns an artifact into what one of TensorRT's would be, but for an engine that TensorRT would load."""
+
+    def change(artifact: Path, folder: Path, name: str = "mlp", **engine: Any) -> Path:
+        made = folder / name
+        made.mkdir(parents=True)
+        for file in ("model.onnx", "model.onnx.data", "plan.yaml", "policy.json"):
+            if (artifact / file).is_file():
+                (made / file).write_bytes((artifact / file).read_bytes())
+        (made / "model.engine").write_bytes(b"no plan")
+        manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
+        told = {"file": "model.engine", "backend": "tensorrt", "versions": {"tensorrt": "10.16.1.11"}}
+        manifest["engine"].update({**told, **engine})
+        manifest["files"] = {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(made.iterdir())
+        }
+        (made / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        return made
+
+    return change

@@ -1,0 +1,226 @@
+"""Artifacts into a repository: versions, configurations, what is refused."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sparseflow_trt.deploying import DeployOptions, deploy
+from sparseflow_trt.errors import ArtifactError, DeployError
+from sparseflow_trt.exporters.triton_config import parse_config
+from sparseflow_trt.exporters.triton_repository import roll_back
+from sparseflow_trt.exporters.triton_version import check_version, read_record, versions_in
+
+AsTensorrt = Callable[..., Path]
+
+
+@pytest.fixture
+def plan_artifact(ort_artifact: Path, as_tensorrt: AsTensorrt, tmp_path: Path) -> Path:
+    return as_tensorrt(ort_artifact, tmp_path / "artifacts")
+
+
+def config_of(folder: Path) -> object:
+    return parse_config((folder / "config.pbtxt").read_text(encoding="utf-8"), "config.pbtxt")
+
+
+def test_an_ort_engine_is_served_by_the_python_backend(ort_artifact: Path, tmp_path: Path) -> None:
+    (model,) = deploy(ort_artifact, DeployOptions(tmp_path / "repository"))
+    folder = tmp_path / "repository" / "mlp"
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "config.pbtxt"]
+    files = {p.name for p in (folder / "1").iterdir()}
+    assert files == {"model.ort.onnx", "model.ort.data", "model.py", "sparseflow.json"}
+    assert (model.route, model.written.version, model.batching.max_batch_size) == ("python", 1, 16)
+    compile((folder / "1" / "model.py").read_text(encoding="utf-8"), "model.py", "exec")
+    # gate_proj is sparse from M=256 on, which are 8 items of 32 rows and 4 of 64; down_proj is planned dense
+    assert [(row.profile, row.batch, row.m) for row in model.sparse_from] == [
+        ("short", 8, 256),
+        ("long", 4, 256),
+    ]
+    assert model.batching.preferred == (8, 16)
+
+
+def test_a_plan_is_served_by_tensorrts_backend(plan_artifact: Path, tmp_path: Path) -> None:
+    (model,) = deploy(plan_artifact, DeployOptions(tmp_path / "repository"))
+    folder = tmp_path / "repository" / "mlp"
+    assert sorted(p.name for p in folder.iterdir()) == ["1", "config.pbtxt", "configs"]
+    assert {p.name for p in (folder / "1").iterdir()} == {"model.plan", "sparseflow.json"}
+    assert model.route == "tensorrt_plan"
+    config = (folder / "config.pbtxt").read_text(encoding="utf-8")
+    assert 'profile: "0"\n  profile: "1"' in config and "MD5:1/model.plan" in config
+    assert "KIND_CPU" in (folder / "configs" / "cpu.pbtxt").read_text(encoding="utf-8")
+
+
+def test_no_local_path_and_no_name_reaches_the_repository(
+    plan_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "a-persons-name")
+    deploy(plan_artifact, DeployOptions(tmp_path / "repository"))
+    for file in (tmp_path / "repository").rglob("*"):
+        if file.is_file():
+            text = file.read_text(encoding="utf-8", errors="replace")
+            for told in (
+                str(tmp_path),
+                str(Path.home()) + "/",
+                getpass.getuser(),
+                socket.gethostname(),
+                str(Path.cwd()),
+            ):
+                assert told not in text, (file, told)
+
+
+def test_the_same_again_is_no_new_version(ort_artifact: Path, plan_artifact: Path, tmp_path: Path) -> None:
+    for artifact in (ort_artifact, plan_artifact):
+        options = DeployOptions(tmp_path / artifact.parent.name)
+        assert not deploy(artifact, options)[0].written.unchanged
+        again = deploy(artifact, options)[0].written
+        assert (again.unchanged, again.version) == (True, 1)
+        assert versions_in(again.folder) == [1]
+
+
+def test_versions_are_kept_and_withdrawn(
+    ort_artifact: Path, other_artifact: Path, dense_artifact: Path, tmp_path: Path
+) -> None:
+    options = DeployOptions(tmp_path / "repository", "m", keep=2)
+    builds = [ort_artifact, other_artifact, dense_artifact]
+    folder = tmp_path / "repository" / "m"
+    for number, artifact in enumerate(builds):
+        assert deploy(artifact, options)[0].written.version == number + 1
+    assert versions_in(folder) == [2, 3]
+    assert roll_back(folder) == (3, 2)
+    assert versions_in(folder) == [2]
+    assert (
+        check_version(folder, 2).build_key
+        == json.loads((builds[1] / "manifest.json").read_text())["build_key"]
+    )
+    with pytest.raises(DeployError, match="has 1 version"):
+        roll_back(folder)
+    assert deploy(builds[0], options)[0].written.version == 4  # a number is never used for two builds
+
+
+def test_a_rollback_brings_the_older_configuration(
+    ort_artifact: Path, other_artifact: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    deploy(ort_artifact, DeployOptions(repository, "m", delay_us=100))
+    edited = repository / "m" / "config.pbtxt"
+    deploy(other_artifact, DeployOptions(repository, "m", delay_us=900))
+    edited.write_text(edited.read_text() + 'metric_tags { key: "team" value: "search" }\n', encoding="utf-8")
+    roll_back(repository / "m")
+    config = parse_config(edited.read_text(encoding="utf-8"), "config.pbtxt")
+    assert config.dynamic_batching.max_queue_delay_microseconds == 100
+    assert config.metric_tags["team"] == "search"  # what a person added stays
+
+
+def test_an_edited_configuration_is_merged(ort_artifact: Path, other_artifact: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    deploy(ort_artifact, DeployOptions(repository, "m"))
+    path = repository / "m" / "config.pbtxt"
+    path.write_text(path.read_text(encoding="utf-8").replace("count: 1", "count: 3"), encoding="utf-8")
+    (model,) = deploy(other_artifact, DeployOptions(repository, "m"))
+    assert model.written.config.instance_group[0].count == 3
+    assert [d.field for d in model.written.differences] == ["instance_group"]
+
+
+def test_an_edit_that_does_not_fit_is_refused_and_nothing_changes(
+    ort_artifact: Path, other_artifact: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    deploy(ort_artifact, DeployOptions(repository, "m"))
+    path = repository / "m" / "config.pbtxt"
+    text = path.read_text(encoding="utf-8").replace("max_batch_size: 16", "max_batch_size: 64")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DeployError, match="max_batch_size is 64, and the engine's profiles allow 16"):
+        deploy(other_artifact, DeployOptions(repository, "m"))
+    assert path.read_text(encoding="utf-8") == text
+    assert sorted(p.name for p in (repository / "m").iterdir()) == ["1", "config.pbtxt"]
+
+
+def test_a_failed_write_leaves_what_was_served(
+    ort_artifact: Path, other_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "repository"
+    deploy(ort_artifact, DeployOptions(repository, "m"))
+    before = {p: p.read_bytes() for p in repository.rglob("*") if p.is_file()}
+
+    def no_space(source: object, target: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sparseflow_trt.exporters.triton_repository.shutil.copyfile", no_space)
+    with pytest.raises(ArtifactError, match="No space left"):
+        deploy(other_artifact, DeployOptions(repository, "m"))
+    assert {p: p.read_bytes() for p in repository.rglob("*") if p.is_file()} == before
+
+
+def test_clients_are_not_broken(ort_artifact: Path, other_artifact: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    deploy(ort_artifact, DeployOptions(repository, "m"))
+    record = repository / "m" / "1" / "sparseflow.json"
+    record.write_text(record.read_text(encoding="utf-8").replace('"name":"x"', '"name":"old"').replace(
+        '"name": "x"', '"name": "old"'), encoding="utf-8")  # fmt: skip
+    with pytest.raises(DeployError, match=r"other inputs or outputs than the one that is served \(old FP32"):
+        deploy(other_artifact, DeployOptions(repository, "m"))
+    assert versions_in(repository / "m") == [1]
+
+
+def test_a_changed_file_is_seen(ort_artifact: Path, tmp_path: Path) -> None:
+    (model,) = deploy(ort_artifact, DeployOptions(tmp_path / "repository"))
+    check_version(model.written.folder, 1)
+    path = model.written.folder / "1" / "model.ort.data"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(DeployError, match=r"model\.ort\.data is not the file that was deployed"):
+        check_version(model.written.folder, 1)
+    path.unlink()
+    with pytest.raises(DeployError, match=r"model\.ort\.data is missing"):
+        check_version(model.written.folder, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"container": "26.06"}, "built by TensorRT 10.16.1.11 and container 26.06 has 11.0.0"),
+        ({"tensorrt": "10.16.1.12"}, "the server has 10.16.1.12"),
+        ({"container": "26.02"}, "the TensorRT of container 26.02 is unknown"),
+        ({"container": "19.01"}, "is not in the table"),
+        ({"name": "a/b"}, "'a/b' is no name for a model"),
+    ],
+)
+def test_what_the_target_would_not_load_is_refused(
+    options: dict[str, str], said: str, plan_artifact: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DeployError) as caught:
+        deploy(plan_artifact, DeployOptions(tmp_path / "repository", **options))  # type: ignore[arg-type]
+    assert said in caught.value.message
+    assert not (tmp_path / "repository").exists()
+
+
+def test_what_the_target_loads_is_said_with_its_source(plan_artifact: Path, tmp_path: Path) -> None:
+    (model,) = deploy(plan_artifact, DeployOptions(tmp_path / "repository", container="26.05"))
+    assert any("nvcr.io/nvidia/tensorrt:26.05-py3" in note for note in model.notes)
+    (model,) = deploy(plan_artifact, DeployOptions(tmp_path / "r"))
+    assert any("No server's TensorRT was compared" in note for note in model.notes)
+
+
+def test_engines_that_triton_cannot_serve(
+    ort_artifact: Path, as_tensorrt: AsTensorrt, tmp_path: Path
+) -> None:
+    stripped = as_tensorrt(ort_artifact, tmp_path / "stripped", options={"strip_plan": True})
+    with pytest.raises(DeployError, match="its engine has no weights"):
+        deploy(stripped, DeployOptions(tmp_path / "repository"))
+    with pytest.raises(DeployError, match="not for Triton's TensorRT backend"):
+        deploy(ort_artifact, DeployOptions(tmp_path / "repository", route="tensorrt_plan"))
+
+
+def test_a_version_compatible_engine_needs_the_servers_flag(
+    ort_artifact: Path, as_tensorrt: AsTensorrt, tmp_path: Path
+) -> None:
+    artifact = as_tensorrt(ort_artifact, tmp_path, options={"version_compatible": True})
+    (model,) = deploy(artifact, DeployOptions(tmp_path / "repository", tensorrt="10.17", cache=True))
+    assert model.needs == (
+        "--backend-config=tensorrt,version-compatible=true", "--cache-config=local,size=67108864",
+    )  # fmt: skip
+    assert read_record(model.written.folder, 1).needs == model.needs  # type: ignore[union-attr]

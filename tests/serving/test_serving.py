@@ -1,0 +1,254 @@
+"""`verify` and the routes, through a real tritonserver's core."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import json_format
+
+from sparseflow_trt.deploying import DeployOptions, deploy
+from sparseflow_trt.deployment_files import plan_server
+from sparseflow_trt.engines.triton_server import Server, ServerOptions, start_server
+from sparseflow_trt.errors import ArtifactError, DeployError
+from sparseflow_trt.exporters.triton_config import parse_config
+from sparseflow_trt.exporters.triton_manifests import alive_command, ready_command
+from sparseflow_trt.exporters.triton_models import write_stand_in
+from sparseflow_trt.served_artifact import read_artifact
+from sparseflow_trt.serving import VerifyOptions, stage_stand_in, verify
+from sparseflow_trt.validation.triton_load import find_perf_analyzer
+
+pytestmark = pytest.mark.usefixtures("tritonserver")
+AsTensorrt = Callable[..., Path]
+
+
+@contextlib.contextmanager
+def client_of(server: Server) -> Iterator[Any]:
+    import tritonclient.grpc as grpc
+
+    with contextlib.closing(grpc.InferenceServerClient(server.at.grpc)) as client:
+        yield client
+
+
+def ask(client: Any, model: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    import tritonclient.grpc as grpc
+
+    given = grpc.InferInput("x", list(x.shape), "FP32")
+    given.set_data_from_numpy(x)
+    return np.asarray(client.infer(model, [given], client_timeout=30.0).as_numpy("y"))
+
+
+def test_an_artifact_is_verified_over_both_protocols_and_under_load(
+    ort_artifact: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    deploy(ort_artifact, DeployOptions(repository))
+    reference = ort_artifact.parent / "mlp.onnx"
+    options = VerifyOptions(
+        repository, reference=reference, concurrencies=(1, 24), seconds=0.4, perf_analyzer=False
+    )
+    found = verify(ort_artifact, options)
+    assert [c.verdict for c in found.validation.candidates] == ["pass", "pass"]
+    assert {len(c.outputs) for c in found.validation.candidates} == {6}  # min, opt and max of two profiles
+    assert [c.runtime.rpartition(" ")[2] for c in found.validation.candidates] == ["http", "grpc"]
+    one, many = found.load
+    assert one.batches.keys() == {1} and one.in_sparse == 0
+    assert max(many.batches) > 1 and many.per_second > one.per_second
+    assert sum(size * count for size, count in many.batches.items()) >= many.requests > 100
+    assert (one.failed, many.failed, found.sparse_batch, found.notes) == (0, 0, 8, ())
+    assert 0 < many.p50_ms <= many.p95_ms <= many.p99_ms
+
+
+@pytest.mark.skipif(find_perf_analyzer() is None, reason="perf_analyzer is not on the PATH")
+def test_perf_analyzer_measures_where_it_is_found(ort_artifact: Path, tmp_path: Path) -> None:
+    deploy(ort_artifact, DeployOptions(tmp_path / "repository"))
+    found = verify(ort_artifact, VerifyOptions(tmp_path / "repository", concurrencies=(4,), seconds=1.0))
+    (step,) = found.load
+    assert step.by == "perf_analyzer, gRPC" and step.per_second > 0
+    assert 0 < step.p50_ms <= step.p95_ms <= step.p99_ms
+    assert max(step.batches) > 1
+
+
+def test_another_build_and_changed_files_are_refused_before_a_server_starts(
+    ort_artifact: Path, other_artifact: Path, tmp_path: Path
+) -> None:
+    repository, other = tmp_path / "repository", other_artifact
+    with pytest.raises(DeployError, match="holds no version"):
+        verify(ort_artifact, VerifyOptions(repository))
+    (model,) = deploy(other, DeployOptions(repository, "mlp"))
+    with pytest.raises(ArtifactError, match="serves another build"):
+        verify(ort_artifact, VerifyOptions(repository))
+    (model.written.folder / "1" / "model.py").write_text("import os", encoding="utf-8")
+    with pytest.raises(DeployError, match=r"model\.py is not the file that was deployed"):
+        verify(other, VerifyOptions(repository, "mlp"))
+
+
+def test_a_plan_without_a_gpu_is_verified_through_the_stand_in(
+    ort_artifact: Path, as_tensorrt: AsTensorrt, tmp_path: Path
+) -> None:
+    artifact = as_tensorrt(ort_artifact, tmp_path)
+    deploy(artifact, DeployOptions(tmp_path / "repository"))
+    found = verify(artifact, VerifyOptions(tmp_path / "repository", concurrencies=()))
+    verdicts = {c.name: c.verdict for c in found.validation.candidates}
+    assert verdicts == {
+        "Triton over HTTP (stand-in)": "pass",
+        "Triton over gRPC (stand-in)": "pass",
+        "Triton's TensorRT backend": "not run",
+    }
+    assert "Triton's TensorRT backend was not run" in found.validation.reason
+    assert any("The plan was not run" in note for note in found.notes)
+    files = {p.name for p in (tmp_path / "repository" / "mlp" / "1").iterdir()}
+    assert files == {"model.plan", "sparseflow.json"}  # what stands in is not left behind
+
+
+def test_the_core_takes_the_plans_configuration_as_it_is(
+    ort_artifact: Path, as_tensorrt: AsTensorrt, tmp_path: Path
+) -> None:
+    """Every field is reported as written; and one group a profile, as is often advised, fails requests."""
+    artifact = as_tensorrt(ort_artifact, tmp_path)
+    repository = tmp_path / "repository"
+    deploy(artifact, DeployOptions(repository))
+    read = read_artifact(artifact)
+    (tmp_path / "staged").mkdir()
+    staged = stage_stand_in(repository / "mlp", read, tmp_path / "staged")
+    written = parse_config(
+        (staged / "mlp" / "configs" / "cpu.pbtxt").read_text(encoding="utf-8"), "cpu.pbtxt"
+    )
+    backends = {"tensorrt": write_stand_in(read.plan.profiles)}
+    short, long = np.ones((2, 32, 64), np.float32), np.ones((2, 64, 64), np.float32)
+    with (
+        start_server(staged, ServerOptions(load=["mlp"], config_name="cpu", backends=backends)) as server,
+        client_of(server) as client,
+    ):
+        served = client.get_model_config("mlp").config
+        for descriptor, value in written.ListFields():
+            got = getattr(served, descriptor.name)
+            if descriptor.name == "instance_group":
+                assert [list(group.profile) for group in got] == [["0", "1"]]
+            elif descriptor.name in ("input", "output", "model_warmup"):
+                assert list(got) == list(value), descriptor.name
+            elif descriptor.name not in ("optimization", "dynamic_batching"):
+                assert got == value, descriptor.name
+        assert served.optimization.cuda.graph_spec == written.optimization.cuda.graph_spec
+        assert served.dynamic_batching.preferred_batch_size == written.dynamic_batching.preferred_batch_size
+        assert all(ask(client, "mlp", x).shape == x.shape for _ in range(20) for x in (short, long))
+
+        del written.instance_group[:]
+        for profile in ("0", "1"):
+            written.instance_group.add(count=1, kind=2).profile.append(profile)
+        written.ClearField("model_warmup")
+        client.load_model("mlp", config=json_format.MessageToJson(written, preserving_proto_field_name=True))
+        failed = 0
+        for x in [short] * 20 + [long] * 20:  # in turn they would meet the instances in turn
+            try:
+                ask(client, "mlp", x)
+            except Exception as error:  # noqa: BLE001 - tritonclient's, whatever its class
+                assert "no optimization profile of this instance takes" in str(error)
+                failed += 1
+        assert failed
+
+
+def test_small_batches_are_routed_to_the_dense_engine(
+    ort_artifact: Path, dense_artifact: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    deployed = deploy(ort_artifact, DeployOptions(repository, "m", dense=dense_artifact, delay_us=0))
+    assert [model.name for model in deployed] == ["m-sparse", "m-dense", "m"]
+    assert plan_server(repository, (), None).models == ["m", "m-dense", "m-sparse"]
+    with (
+        start_server(repository, ServerOptions(load=["m", "m-dense", "m-sparse"])) as server,
+        client_of(server) as client,
+    ):
+        rng = np.random.default_rng(0)
+        for batch in (1, 7, 8, 16):
+            x = rng.standard_normal((batch, 32, 64)).astype(np.float32)
+            np.testing.assert_array_equal(
+                ask(client, "m", x), ask(client, "m-sparse" if batch >= 8 else "m-dense", x)
+            )
+        ran = {
+            name: {
+                int(row["batch_size"])
+                for row in client.get_inference_statistics(name, as_json=True)["model_stats"][0][
+                    "batch_stats"
+                ]
+            }
+            for name in ("m-sparse", "m-dense")
+        }
+        assert {7, 1} <= ran["m-dense"] and {8, 16} <= ran["m-sparse"]
+        with pytest.raises(Exception, match="batch-size must be <= 16"):
+            ask(client, "m", np.zeros((17, 32, 64), np.float32))
+
+
+def test_a_router_needs_a_threshold(ort_artifact: Path, dense_artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match="no batch from 2 to 16 is where the sparse layers"):
+        deploy(dense_artifact, DeployOptions(tmp_path / "repository", "m", dense=ort_artifact))
+
+
+def test_the_probes_see_a_stub_that_was_killed(ort_artifact: Path, tmp_path: Path) -> None:
+    """The Deployment's probes, as they are written, but for the port; and what Triton itself says."""
+    repository = tmp_path / "repository"
+    deploy(ort_artifact, DeployOptions(repository))
+    plan = plan_server(repository, (), None)
+
+    def succeeds(command: str, server: Server) -> bool:
+        # of this server alone: other tests' servers run beside it
+        words = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
+        (backends,) = (word.partition("=")[2] for word in words if word.startswith("--backend-directory="))
+        command = command.replace("127.0.0.1:8000", server.at.http).replace(
+            "[t]riton", f"{backends}/python/[t]riton"
+        )
+        return subprocess.run(["sh", "-c", command], capture_output=True, check=False).returncode == 0
+
+    with start_server(repository, ServerOptions(load=["mlp"])) as server, client_of(server) as client:
+        assert succeeds(ready_command(plan), server) and succeeds(alive_command(plan), server)
+        # a server that runs is asked, and left running
+        found = verify(ort_artifact, VerifyOptions(repository, addresses=server.at, concurrencies=()))
+        assert found.validation.verdict == "pass" and server.is_ready()
+        for task in Path(f"/proc/{server.pid}/task").iterdir():
+            for pid in (task / "children").read_text().split():
+                subprocess.run(["kill", "-9", pid], check=True)
+        time.sleep(0.3)
+        assert client.is_model_ready("mlp")  # it does not notice
+        assert succeeds(ready_command(plan), server) and not succeeds(alive_command(plan), server)
+
+
+def test_tensorrt_rtx_says_why_it_does_not_load(
+    ort_artifact: Path, as_tensorrt: AsTensorrt, tmp_path: Path
+) -> None:
+    """The generated model.py up to the driver, which this machine lacks; what follows has not been run."""
+    import sys
+
+    pytest.importorskip("tensorrt_rtx_libs")
+    from sparseflow_trt.engines.hardware import find_gpus
+
+    if find_gpus():
+        pytest.skip("it would load: this machine has a GPU")
+    artifact = as_tensorrt(
+        ort_artifact, tmp_path, backend="tensorrt-rtx", versions={"tensorrt_rtx_cu13_libs": "1.7.1"}
+    )
+    (model,) = deploy(artifact, DeployOptions(tmp_path / "repository"))
+    assert model.written.config.parameters["FORCE_CPU_ONLY_INPUT_TENSORS"].string_value == "no"
+    folder = model.written.folder
+    (tmp_path / "triton_python_backend_utils.py").write_text(
+        "class TritonModelException(Exception): pass\n"
+        "class Logger:\n    log_error = log_warn = staticmethod(lambda text: None)\n",
+        encoding="utf-8",
+    )
+    arguments = {
+        "model_repository": str(folder),
+        "model_version": "1",
+        "model_config": json.dumps({"max_batch_size": 8}),
+    }
+    code = f"import model; model.TritonPythonModel().initialize({arguments!r})"
+    environment = {"PYTHONPATH": f"{folder / '1'}:{tmp_path}", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "TritonModelException: TensorRT-RTX refused model.engine: " in done.stderr, done.stderr
