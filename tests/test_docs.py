@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -15,6 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MORE = [
+    ROOT / name
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "demo/sparseflow_trt_demo.ipynb")
+]
 
 
 def commands(page: Path) -> list[str]:
@@ -61,3 +66,35 @@ def test_the_make_targets_that_the_readme_names_exist() -> None:
     named = set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.MULTILINE))
     assert {"demo", "test"} <= named
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named), named
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = (title.lower() for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE))
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+def links(page: Path) -> list[str]:
+    """Where a page's links and images lead, but for those to other sites."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    found = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [link for link in found if not re.match(r"https?:|mailto:", link)]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *MORE], ids=lambda p: p.name)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        if anchor and target.suffix == ".md":
+            assert anchor in headings(target), link
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    led_to = {(ROOT / link.partition("#")[0]).resolve() for link in links(ROOT / "README.md")}
+    assert not {page.name for page in [*PAGES[1:], *MORE] if page not in led_to}
