@@ -17,7 +17,8 @@ Cell = Any  # a nbformat.NotebookNode
 
 def read() -> list[Cell]:
     """The code cells as they are saved."""
-    return [cell for cell in nbformat.read(PATH, as_version=4).cells if cell.cell_type == "code"]
+    notebook = nbformat.read(PATH, as_version=4)  # type: ignore[no-untyped-call]
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 @pytest.fixture(scope="module")
