@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import pytest
 
 DEMO = Path(__file__).parent.parent / "demo"
 PATH = DEMO / "sparseflow_trt_demo.ipynb"
@@ -21,14 +20,13 @@ def read() -> list[Cell]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> list[Cell]:
+def run(folder: Path) -> list[Cell]:
     """The code cells after a run in an empty folder."""
     spec = importlib.util.spec_from_file_location("run_notebook", DEMO / "run_notebook.py")
     assert spec and spec.loader
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    notebook = script.run(PATH, tmp_path_factory.mktemp("notebook"))
+    notebook = script.run(PATH, folder)
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
@@ -50,7 +48,15 @@ def without_numbers(text: str) -> str:
     return re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", text)
 
 
-def test_each_cell_gives_what_is_saved(ran: list[Cell]) -> None:
+def test_it_runs_and_says_what_is_saved(tmp_path: Path) -> None:
+    ran = run(tmp_path)  # once: a run takes 15 s
+    check_outputs(ran)
+    check_verdicts(ran)
+    check_pruning(ran)
+
+
+def check_outputs(ran: list[Cell]) -> None:
+    """Each cell gives the outputs that it is saved with."""
     for number, (saved, now) in enumerate(zip(read(), ran, strict=True)):
         assert kinds(now) == kinds(saved), number
         if "machine" in tags(saved):
@@ -61,14 +67,16 @@ def test_each_cell_gives_what_is_saved(ran: list[Cell]) -> None:
         assert told[0] == told[1], number
 
 
-def test_the_engine_passes_and_what_was_not_run_is_no_pass(ran: list[Cell]) -> None:
+def check_verdicts(ran: list[Cell]) -> None:
+    """The engine passes, and what was not run is no pass."""
     (cell,) = (cell for cell in ran if "machine" in tags(cell))
     rows = [row.split(" | ") for row in texts(cell)[-1].splitlines()[2:]]
     assert [row[2] for row in rows if row[0] == "| onnxruntime"] == ["**pass**", "**pass**"]
     assert {row[2] for row in rows if "engine (tensorrt-rtx)" in row[1]} <= {"**not run**", "**pass**"}
 
 
-def test_pruning_costs_less_where_weights_are_given_back(ran: list[Cell]) -> None:
+def check_pruning(ran: list[Cell]) -> None:
+    """Pruning costs less where weights are given back."""
     (cell,) = (cell for cell in ran if "measured" in tags(cell))
     told = "".join(texts(cell))
     assert "Pruning makes most of the error" in told
