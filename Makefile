@@ -5,7 +5,7 @@ OUT := demo/out
 ORT = $(shell $(BIN)/python -c "import onnxruntime; print(onnxruntime.__version__)")
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo picture test test-gpu bench lint format clean
+.PHONY: help setup browser demo notebook picture test test-gpu bench lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
@@ -41,6 +41,9 @@ demo: setup ## export MiniLM, prune it 2:4, build, validate, and say where the a
 		--policy a100-80gb --dim batch=1,8,32 --dim seq=8,128,256
 	$(BIN)/sparseflow-trt validate $(OUT)/minilm.artifact --reference $(OUT)/minilm.2to4.onnx \
 		--inputs $(OUT)/sentences.npz
+
+notebook: setup ## run the demo notebook and save it with its outputs
+	$(BIN)/python demo/run_notebook.py demo/sparseflow_trt_demo.ipynb
 
 test: setup ## run the tests (no GPU)
 	$(BIN)/python -m pytest -n auto

@@ -17,6 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MORE = [
+    ROOT / name
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "demo/sparseflow_trt_demo.ipynb")
+]
 
 
 ENCODER = """
@@ -100,3 +104,35 @@ def test_the_page_of_families_is_what_its_result_says(monkeypatch: pytest.Monkey
     page = (ROOT / "docs" / "FAMILIES.md").read_text(encoding="utf-8")
     assert page == families.page_from_result(result)
     assert {row["family"] for row in result["rows"]} == {family.name for family in families.FAMILIES}
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = (title.lower() for title in re.findall(r"^#+ (.+)$", text, re.MULTILINE))
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+def links(page: Path) -> list[str]:
+    """Where a page's links and images lead, but for those to other sites."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    found = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [link for link in found if not re.match(r"https?:|mailto:", link)]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *MORE], ids=lambda p: p.name)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        if anchor and target.suffix == ".md":
+            assert anchor in headings(target), link
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    led_to = {(ROOT / link.partition("#")[0]).resolve() for link in links(ROOT / "README.md")}
+    assert not {page.name for page in [*PAGES[1:], *MORE] if page not in led_to}

@@ -1,0 +1,115 @@
+"""docs/PREFILL_BREAKDOWN.md says what the results of the end-to-end benchmark hold."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sparseflow_trt.lookup import judge
+from sparseflow_trt.policy import find_policy
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "PREFILL_BREAKDOWN.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROSE, SUMMARY = " ".join(PAGE.split()), " ".join(README.split())
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prefill", ROOT / "benchmarks" / "prefill_breakdown.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def bf16(script: ModuleType) -> dict[str, Any]:
+    result: dict[str, Any] = script.read_results()["bf16"]
+    return result
+
+
+def test_the_tables_are_what_the_script_writes(script: ModuleType) -> None:
+    results = script.read_results()
+    between = PAGE.split(script.BEGIN)[1].split(script.END)[0]
+    assert between == script.tables(results)
+    assert all((ROOT / "docs" / "images" / script.image_of(dtype)).is_file() for dtype in results)
+
+
+def test_a_type_that_was_not_measured_is_said_to_be_so(script: ModuleType, bf16: dict[str, Any]) -> None:
+    assert "## FP16\n\nNot measured end to end yet" in script.tables({"bf16": bf16})
+    both = script.tables({"bf16": bf16, "fp16": bf16})
+    assert "Not measured" not in both
+    assert "images/prefill-fp16.png" in both
+
+
+def test_a_ceiling_is_amdahls_law_of_the_products(bf16: dict[str, Any]) -> None:
+    swapped = {"mlp": {"gate_up", "down"}, "mlp+attention": {"gate_up", "down", "qkv", "o"}}
+    share = bf16["dense"]["classes"]["gemm"]["ms"] / bf16["dense"]["kernel ms"]
+    for variant in bf16["variants"]:
+        before = sum(p["count"] * p["dense us"] for p in bf16["products"])
+        after = sum(
+            p["count"] * p["sparse us" if p["kind"] in swapped[variant["name"]] else "dense us"]
+            for p in bf16["products"]
+        )
+        ceiling = 1 / (1 - share + share * after / before)
+        assert ceiling == pytest.approx(variant["ceiling"], abs=2e-4)
+
+
+def test_in_bf16_sparse_loses_as_the_page_says(bf16: dict[str, Any]) -> None:
+    variants = {variant["name"]: variant for variant in bf16["variants"]}
+    mlp, both = variants["mlp"], variants["mlp+attention"]
+    assert all(v["ceiling"] < 1 and v["speedup as CUDA graphs"] < 1 for v in variants.values())
+    assert f"sparse it is {mlp['speedup as CUDA graphs']:.3f} times as fast as dense" in PROSE
+    assert f"projections beside them {both['speedup as CUDA graphs']:.3f} times" in PROSE
+    reached = mlp["speedup as CUDA graphs"], both["speedup as CUDA graphs"]
+    assert "{:.3f} times as fast with its MLPs sparse, {:.3f} with attention's".format(*reached) in SUMMARY
+    assert (
+        f"({mlp['speedup of kernel time']:.3f} of the kernels' time, predicted {mlp['ceiling']:.3f})" in PROSE
+    )
+
+
+def test_the_figures_in_the_text_are_those_of_the_result(bf16: dict[str, Any]) -> None:
+    dense, (mlp, _) = bf16["dense"], bf16["variants"]
+    share = {kind: found["share"] for kind, found in dense["classes"].items()}
+    assert f"(g = {100 * share['gemm']:.1f} %)" in PROSE
+    assert f"kernels together would be {1 / (1 - share['gemm'] / 2):.2f} times as fast" in PROSE
+    assert f"alone have {100 * (share['elementwise'] + share['copy']):.1f} %" in PROSE
+    found = {(p["kind"], p["n"]): p for p in bf16["products"]}
+    blocks = [p["speedup"] for (kind, _), p in found.items() if kind != "classifier"]
+    head = found["classifier", 32000]
+    assert f"from {min(blocks):.2f}× (K and V" in PROSE
+    assert f"to {max(blocks):.2f}× (down)" in PROSE
+    assert max(blocks) == found["down", 2048]["speedup"] < 1
+    assert f"would win, {head['speedup']:.2f}×" in PROSE
+    assert f"{head['dense us']:.0f} of {1000 * dense['kernel ms']:,.0f} µs" in PROSE
+    saved = (head["dense us"] - head["sparse us"]) / 1000 / dense["kernel ms"]
+    assert f"{100 * saved:.1f} % of the kernels' time is all" in PROSE
+    gate = found["gate_up", 5632]
+    warm = [next(k["ms"] / 44 * 1000 for k in v["kernels"] if k["launches"] == 44) for v in (dense, mlp)]
+    assert f"take {warm[0]:.1f} µs dense, not {gate['dense us']:.1f}" in PROSE
+    assert f"and {warm[1]:.1f} µs sparse, not {gate['sparse us']:.1f}" in PROSE
+    walls = [v["wall ms, without a graph"] for v in (dense, mlp)]
+    assert f"{walls[1]:.1f} ms against {walls[0]:.1f}" in PROSE
+    assert f"for {(walls[1] - walls[0]) / mlp['layers swapped']:.1f} ms a layer" in PROSE
+    errors = {v["logits against FP32"]["relative error"] for v in (dense, *bf16["variants"])}
+    assert [f"({100 * e:.1f} %)" in PROSE for e in errors] == [True]
+
+
+def test_what_the_page_says_of_the_policy(bf16: dict[str, Any]) -> None:
+    policy = find_policy("h200")
+    for p in bf16["products"]:
+        verdict = judge(policy, p["kind"], p["n"], p["k"], p["m"], "BF16", "torch")
+        assert verdict.sparse == (p["kind"] == "down"), p
+        if verdict.sparse:
+            assert f"has it at {verdict.speedup:.2f}× for M=1024" in PROSE
+    asked = judge(policy, "gate_up", 5632, 2048, 1024, "BF16", "torch")
+    assert f"dense: {asked.reason}\n" in PAGE
+    larger = [
+        judge(policy, "gate_up", 5632, 2048, m, "BF16", "torch").speedup for m in (2048, 4096, 8192, 16384)
+    ]
+    assert f"at {min(s for s in larger if s):.2f}× and more" in PROSE
