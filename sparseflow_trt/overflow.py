@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import SparseflowError
-from sparseflow_trt.exporters.apply_plan import save_model
+from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.islands import name_of
 from sparseflow_trt.exporters.measured import OUTPUT, add_measurements
 from sparseflow_trt.exporters.retype import infer_types

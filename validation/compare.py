@@ -156,7 +156,7 @@ def compare(
         )
     require("polygraphy", "comparing outputs")
     report = on_progress or (lambda done, total: None)
-    watch = on_outputs or (lambda candidate, given, outputs: None)
+    watch = on_outputs or _nobody
     with quiet_polygraphy(), numpy_only():
         truth = _reference(reference)
         trials = [_open(candidate, inputs[0].feeds.keys()) for candidate in candidates]
@@ -215,8 +215,8 @@ def reference_outputs(reference: Path, inputs: Sequence[InputSet]) -> tuple[Outp
     """
     require("polygraphy", "comparing outputs")
     with quiet_polygraphy(), numpy_only():
-        runner = reference_runner(reference)
-        return tuple(_run_reference(reference, runner, given) for given in inputs)
+        ready = _file_reference(reference)
+        return tuple(_run_reference(ready, given) for given in inputs)
 
 
 def compare_one(
@@ -237,8 +237,12 @@ def compare_one(
         trial = _open(candidate, inputs[0].feeds.keys())
         if trial.runner is not None:
             for given, outputs in zip(inputs, expected, strict=True):
-                _run_trial(trial, trial.runner, given, outputs, tolerances)
+                _run_trial(trial, trial.runner, given, outputs, tolerances, _nobody)
     return _conclude(trial, len(inputs))
+
+
+def _nobody(candidate: str, given: str, outputs: Outputs) -> None:
+    """Watches nothing."""
 
 
 def _open(candidate: Candidate, fed: Collection[str]) -> _Trial:
