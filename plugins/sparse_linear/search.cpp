@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -22,8 +21,6 @@ constexpr size_t kAtLength = 6;         // the fastest so many
 constexpr float kFar = 1.5F;            // slower than the fastest by this is out
 constexpr int64_t kMostSplitRows = 512; // more rows make tiles enough for the whole GPU without splitting K
 constexpr size_t kSplitOf = 3;          // so many of the fastest are tried with K split
-constexpr size_t kWinners = 8;          // so many of the fastest are the candidates at near M
-constexpr int64_t kNearby = 4;          // M that differ by this factor at most
 constexpr int kMostDense = 16;          // of cuBLASLt's
 constexpr char const* kVariable = "SPARSEFLOW_ALGORITHMS";
 
@@ -159,46 +156,12 @@ std::vector<Algorithm> split_algorithms(std::vector<Algorithm> const& fastest) {
   return all;
 }
 
-using Product24 = std::tuple<int, int64_t, int64_t, Type, Activation, bool>;
-using Winners = std::map<int64_t, std::vector<Algorithm>>;  // the fastest unsplit ones, by the M at which all were timed
-
-// What was among the fastest at the M next to this one, within a factor of kNearby; nothing where none is near.
-std::vector<Algorithm> nearby_winners(Winners const& winners, int64_t m) {
-  std::vector<Algorithm> found;
-  auto const add = [&](Winners::const_iterator at) {
-    if (std::max(at->first, m) <= kNearby * std::min(at->first, m)) {
-      for (auto const& algorithm : at->second) {
-        auto const same = [&](Algorithm const& other) { return other.id == algorithm.id; };
-        if (std::none_of(found.begin(), found.end(), same)) {
-          found.push_back(algorithm);
-        }
-      }
-    }
-  };
-  auto const above = winners.lower_bound(m);
-  if (above != winners.end()) {
-    add(above);
-  }
-  if (above != winners.begin()) {
-    add(std::prev(above));
-  }
-  return found;
-}
-
+// All are tried at each M: the fastest at one say little of another.
 Choice measure(Layer const& layer, Weights const& weights, int64_t m) {
-  static std::map<Product24, Winners> searched;  // read and written under known_or's lock
-  auto& winners = searched[{weights.session().device(), layer.weight.n, layer.weight.k, layer.type, layer.activation,
-                            !layer.bias.empty()}];
   Contest<Algorithm> contest(layer, weights, m, weights.compressed(), weights.compressed_size());
   auto const limit = limit_of_user();
-  auto const near = nearby_winners(winners, m);
-  if (near.empty()) {
-    auto const count = safe_algorithms(weights, m);
-    contest.enter(unsplit_algorithms(limit > 0 ? std::min(limit, count) : count));
-    winners[m] = contest.best(kWinners);
-  } else {
-    contest.enter(near);
-  }
+  auto const count = safe_algorithms(weights, m);
+  contest.enter(unsplit_algorithms(limit > 0 ? std::min(limit, count) : count));
   if (limit == 0 && m <= kMostSplitRows) {
     contest.enter(split_algorithms(contest.best(kSplitOf)));
   }

@@ -15,7 +15,7 @@ from sparseflow_trt.engines.autotune import Curve, Request, pair_of
 from sparseflow_trt.engines.cusparselt_plan import Algorithm
 from sparseflow_trt.engines.input_sets import calls_needed, sets_needed
 from sparseflow_trt.engines.medians import Median
-from sparseflow_trt.engines.time_torch import nearby_winners, relative_error, tactic_of
+from sparseflow_trt.engines.time_torch import relative_error, tactic_of
 from sparseflow_trt.engines.torch_timing import Queue, new_event
 from sparseflow_trt.engines.turns import times_in_turn
 from sparseflow_trt.errors import PolicyError
@@ -161,14 +161,3 @@ def test_calls_that_wait_for_the_gpu_are_found_out(gpu: Gpu) -> None:
 
     with pytest.raises(PolicyError, match="calls of them wait for the GPU"):
         Queue(gpu).times([waiting], 1)
-
-
-def test_near_an_m_that_was_searched_its_fastest_algorithms_are_the_candidates() -> None:
-    one, two, three = Algorithm(1), Algorithm(2), Algorithm(3)
-    searched = {8: [one, two], 64: [two, three]}
-    assert nearby_winners({}, 16) == ()
-    assert nearby_winners(searched, 16) == (one, two, three)
-    assert nearby_winners(searched, 1) == ()
-    assert nearby_winners(searched, 2) == (one, two)
-    assert nearby_winners(searched, 256) == (two, three)
-    assert nearby_winners(searched, 257) == ()
