@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def sweep(
         if perf_analyzer:
             measured = _run_perf_analyzer(perf_analyzer, at, items, concurrency, seconds)
         else:
-            measured = asyncio.run(_send(at, with_types, items, concurrency, seconds))
+            measured = _run(_send(at, with_types, items, concurrency, seconds))
         formed = {
             size: n - before.get(size, 0) for size, n in batch_counts(at).items() if n > before.get(size, 0)
         }
@@ -66,6 +67,16 @@ def sweep(
         )
         on_step(number + 1, len(concurrencies))
     return tuple(steps)
+
+
+def _run(sending: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """Runs a coroutine to its end, in a thread of its own where this one has a loop already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(sending)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, sending).result()
 
 
 def least_concurrency(steps: Sequence[LoadStep]) -> int | None:
