@@ -194,8 +194,10 @@ def _plugin_outcome(
     others = tuple(other.name for other in merged)
     joined = f", as one product with '{', '.join(others)}'" if others else ""
     dense = f"; below M={planned.dense_below_m} its dense copy" if planned.dense_below_m else ""
+    # It takes and gives no type but its weights', which is the plan's; an inspector need not tell it.
+    precision = found.precision or _TENSORRT_TYPES[planned.precision]
     return LayerOutcome(
-        planned.name, profile, found.name, others, found.tactic or PLUGIN_OP, True, found.precision,
+        planned.name, profile, found.name, others, found.tactic or PLUGIN_OP, True, precision,
         why=f"runs in the plugin{joined}{dense}; which of cuSPARSELt's algorithms is in the engine",
         plugin=True,
     )  # fmt: skip

@@ -15,6 +15,8 @@ _SOURCE_PLACE = re.compile(r"\s*In \S+ at /_src/[^)\n]*")
 _ERROR_PREFIX = re.compile(r"^\w+::\w+: Error Code \d+: (?P<kind>[^(\n]+) \((?P<what>.*)\)$", re.DOTALL)
 _LAYERS = "Layers:"
 
+_newest: list[BuildLog] = []  # one at most
+
 
 @dataclass
 class BuildLog:
@@ -37,7 +39,8 @@ class BuildLog:
         text = clean(text)
         if not text:
             return
-        self.stream.write(f"[{severity}] {text}\n")
+        if not self.stream.closed:
+            self.stream.write(f"[{severity}] {text}\n")
         self.timings.feed(text)
         if severity in ("ERROR", "INTERNAL_ERROR"):
             self.errors.append(sentence(text))
@@ -52,12 +55,17 @@ class BuildLog:
 
 
 def make_logger(module: ModuleType, log: BuildLog) -> Any:
-    """A TensorRT ILogger that records into `log`; TensorRT reports failures nowhere else."""
+    """A TensorRT ILogger that records into `log`; TensorRT reports failures nowhere else.
+
+    A process's first logger is its plugins' too, for as long as TensorRT has a use for it. What it gets once
+    its own log's stream is closed goes to the log of the newest logger.
+    """
     base: Any = module.ILogger
+    _newest[:] = [log]
 
     class Logger(base):  # type: ignore[misc]  # the bindings have no types
         def log(self, severity: Any, text: str) -> None:
-            log.record(severity.name, text)
+            (_newest[0] if log.stream.closed else log).record(severity.name, text)
 
     return Logger()
 

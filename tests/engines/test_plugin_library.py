@@ -14,7 +14,7 @@ import pytest
 
 from sparseflow_trt.engines import plugin_library
 from sparseflow_trt.engines.child import run_build
-from sparseflow_trt.engines.outcomes import LayerOutcome, join_outcomes
+from sparseflow_trt.engines.outcomes import LayerOutcome, join_outcomes, precision_mismatches
 from sparseflow_trt.engines.plugin_library import (
     copy_library,
     load_library,
@@ -115,6 +115,14 @@ def test_layers_in_the_plugin_are_told_as_such() -> None:
     assert a.why.startswith("runs in the plugin, as one product with 'b'")
     assert not c.plugin
     assert plugin_mismatches(plan, outcomes) == ()
+
+
+def test_a_plugins_type_is_the_plans_where_the_inspector_does_not_tell_it() -> None:
+    plan = make_plan(a="plugin")
+    (found,) = join_outcomes(plan, (replace(PLUGIN, precision=""),))
+    assert found.precision == "Half"
+    (found,) = join_outcomes(plan, (replace(PLUGIN, precision="Float"),))
+    assert precision_mismatches(plan, (found,)) == ("'a' is planned fp16 and runs in Float.",)
 
 
 def test_a_dense_copy_is_told() -> None:

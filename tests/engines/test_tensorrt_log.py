@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+from types import ModuleType, SimpleNamespace
 
-from sparseflow_trt.engines.tensorrt_log import BuildLog, sentence
+from sparseflow_trt.engines.tensorrt_log import BuildLog, make_logger, sentence
 
 NOISE = (
     "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at "
@@ -40,3 +41,25 @@ def test_everything_else_goes_to_the_stream() -> None:
 
 def test_a_message_of_another_form_stays_as_it_is() -> None:
     assert sentence("Out of luck") == "Out of luck."
+
+
+def test_what_comes_after_the_first_logs_end_goes_to_the_newest_log() -> None:
+    module = ModuleType("trt")
+    module.__dict__["ILogger"] = object
+    first, second = BuildLog(io.StringIO()), BuildLog(io.StringIO())
+    logger = make_logger(module, first)
+    verbose, error = SimpleNamespace(name="VERBOSE"), SimpleNamespace(name="ERROR")
+
+    logger.log(verbose, "one")
+    make_logger(module, second)
+    logger.log(verbose, "two")
+    first.stream.close()
+    logger.log(verbose, "three")
+    logger.log(error, "the plugin has no library")
+    assert isinstance(second.stream, io.StringIO)
+    assert second.stream.getvalue() == "[VERBOSE] three\n[ERROR] the plugin has no library\n"
+    assert (first.errors, second.errors) == ([], ["the plugin has no library."])
+
+    second.stream.close()
+    logger.log(error, "nobody writes this down")
+    assert second.take_errors().endswith("nobody writes this down.")

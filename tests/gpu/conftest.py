@@ -4,13 +4,16 @@ They need a GPU, TensorRT and cuda-bindings, and of the development tools pytest
 
     cd tests/gpu && python -m pytest . --confcutdir=. -p no:cacheprovider --gpu-summary FILE
 
-`--confcutdir` leaves out the conftest above, which needs hypothesis.
+`--confcutdir` leaves out the conftest above, which needs hypothesis. A summary of the same machine and versions is added
+to: the tests can be run in parts.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -37,6 +40,8 @@ PACKAGES = ("sparseflow-trt", "tensorrt", "cuda-bindings", "numpy", "onnx", "onn
             "polygraphy", "pytest")  # fmt: skip
 
 _TRACE = 40  # lines of a failure that are kept
+_MACHINE = ("python", "gpus", "driver", "versions")  # where these differ, results do not go together
+_FOLDERS = re.compile(r"(?<![\w.>/:])/(?:[\w.+-]+/)+")  # of an absolute path
 
 WriteMlp = Callable[..., Path]
 
@@ -71,17 +76,21 @@ def why_not_here() -> str:
 
 
 class Summary:
-    """Collects the tests' outcomes in one JSON file, written after each: a run that is cut has it, too."""
+    """Collects the tests' outcomes in one JSON file, written after each: a run that is cut has it, too.
+
+    Where the file holds results of the same machine and versions they are kept, as far as they are not run again.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file.absolute()
+        self.before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
         self.started = time.monotonic()
-        self.collected = 0
+        self.collected: list[str] = []
         self.tests: dict[str, dict[str, Any]] = {}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Counts what is to be run."""
-        self.collected = len(session.items)
+        """Notes what is to be run."""
+        self.collected = [item.nodeid for item in session.items]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Adds up a test's setup, call and teardown; one that fails in any of them has failed."""
@@ -89,9 +98,11 @@ class Summary:
         test["seconds"] = round(test["seconds"] + report.duration, 3)
         if report.outcome != "passed" and test["outcome"] != "failed":
             test["outcome"] = report.outcome
-            test["reason"] = reason_of(report)
+            test["reason"] = without_folders(reason_of(report))
             if report.failed:
-                test["trace"] = report.longreprtext.splitlines()[-_TRACE:]
+                test["trace"] = [
+                    without_folders(line) for line in report.longreprtext.splitlines()[-_TRACE:]
+                ]
         if report.when == "teardown":
             self._write()
 
@@ -99,23 +110,60 @@ class Summary:
         """Writes the file, where a test was run: nobody's result is lost to a machine without a GPU."""
         from sparseflow_trt._files import write_atomically
 
-        outcomes = [test["outcome"] for test in self.tests.values()]
-        if set(outcomes) <= {"skipped"}:
+        if {test["outcome"] for test in self.tests.values()} <= {"skipped"}:
             return
-        gpus = find_gpus()
-        result = {
-            "command": shlex.join(["python", "-m", "pytest", *sys.argv[1:]]),
+        arguments = (os.path.relpath(a) if os.path.isabs(a) else a for a in sys.argv[1:])
+        run = {
+            "command": shlex.join(["python", "-m", "pytest", *arguments]),
             "date": datetime.now(timezone.utc).date().isoformat(),
+            "seconds": round(time.monotonic() - self.started, 1),
+        }
+        machine = {
             "python": platform.python_version(),
-            "gpus": [gpu.name for gpu in gpus],
+            "gpus": [gpu.name for gpu in find_gpus()],
             "driver": this_machine("").driver,
             "versions": {name: found for name in PACKAGES if (found := version_or_none(name))},
-            "seconds": round(time.monotonic() - self.started, 1),
-            **{word: outcomes.count(word) for word in ("passed", "failed", "skipped")},
-            "not run": self.collected - len(outcomes),
-            "tests": self.tests,
         }
+        result = added_to(self.before, machine, run, self.tests, self.collected)
         write_atomically(self.file, json.dumps(result, indent=2) + "\n")
+
+
+def added_to(
+    before: dict[str, Any] | None,
+    machine: dict[str, Any],
+    run: dict[str, Any],
+    tests: dict[str, dict[str, Any]],
+    collected: list[str],
+) -> dict[str, Any]:
+    """A summary with a run's tests in it: the later run of a test counts, but a skipped one hides no result.
+
+    Args:
+        before: The summary so far; one of another machine, or of other versions, is left out.
+        machine: Python, GPUs, driver and versions.
+        run: The run's command, date and seconds.
+        tests: What was run of it, by name.
+        collected: The names of all that was to be run.
+    """
+    if before is None or "runs" not in before or any(before[key] != machine[key] for key in _MACHINE):
+        before = {"runs": [], "tests": {}, "not run": []}
+    told = before["tests"] | {
+        name: test
+        for name, test in tests.items()
+        if test["outcome"] != "skipped" or name not in before["tests"]
+    }
+    outcomes = [test["outcome"] for test in told.values()]
+    return {
+        **machine,
+        "runs": [*before["runs"], run],
+        **{word: outcomes.count(word) for word in ("passed", "failed", "skipped")},
+        "not run": [name for name in dict.fromkeys([*before["not run"], *collected]) if name not in told],
+        "tests": dict(sorted(told.items(), key=lambda named: named[0].partition("::")[0])),
+    }
+
+
+def without_folders(text: str) -> str:
+    """A line with only the names of its files: where they lay is the machine's own affair."""
+    return _FOLDERS.sub("", text)
 
 
 def reason_of(report: pytest.TestReport) -> str:

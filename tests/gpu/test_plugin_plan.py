@@ -118,9 +118,7 @@ def test_all_layers_run_in_the_plugin_and_agree_with_fp32(built: BuildResult, li
     manifest = built.manifest
     assert_agrees(manifest)
     assert len(manifest.engine.outcomes) == 6
-    assert all(o.plugin and o.sparse and o.precision == "Half" for o in manifest.engine.outcomes), (
-        manifest.engine.outcomes
-    )
+    assert {(o.plugin, o.sparse, o.precision) for o in manifest.engine.outcomes} == {(True, True, "Half")}
     assert [node.folded for node in manifest.graph.plugin] == [("add", "relu"), (), ()]
     record = manifest.engine.plugin
     assert record is not None
