@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -104,6 +105,61 @@ def test_the_page_of_families_is_what_its_result_says(monkeypatch: pytest.Monkey
     page = (ROOT / "docs" / "FAMILIES.md").read_text(encoding="utf-8")
     assert page == families.page_from_result(result)
     assert {row["family"] for row in result["rows"]} == {family.name for family in families.FAMILIES}
+
+
+def result_of(name: str) -> dict[str, Any]:
+    """A committed result of a benchmark."""
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
+    return found
+
+
+def prose(page: str) -> str:
+    """A page as one line."""
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+def plugin_row(cell: dict[str, Any]) -> str:
+    """A measured cell as it stands in docs/PLUGIN.md."""
+    errors = [f"{100 * cell[key]:.3f} %" if key in cell else "–" for key in ("dense_error", "plugin_error")]
+    times = [f"{cell[key]:.1f}" for key in ("dense_us", "plugin_us", "cusparselt_us")]
+    gain = f"{cell['speedup']:.2f}× ({cell['speedup_low']:.2f}–{cell['speedup_high']:.2f})"
+    columns = [f"{cell['shape']}, {cell['k']}→{cell['n']}", str(cell["m"]), *times, gain, *errors]
+    return f"| {' | '.join(columns)} |"
+
+
+def test_what_is_said_of_the_plugin_is_what_its_result_says() -> None:
+    result = result_of("plugin_linear")
+    cells, page, readme = result["cells"], prose("docs/PLUGIN.md"), prose("README.md")
+    table = (ROOT / "docs" / "PLUGIN.md").read_text(encoding="utf-8")
+    said = [line for line in table.splitlines() if re.match(r"\| [\w-]+ \w+, \d+→", line)]
+    assert said == [plugin_row(cell) for cell in cells]
+    (loses,) = (cell for cell in cells if cell["speedup"] < 1)
+    others = [cell for cell in cells if cell is not loses]
+    low, high = (f"{limit(cell['speedup'] for cell in others):.2f}" for limit in (min, max))
+    assert f"was {low} to {high} times as fast as TensorRT's best dense kernel in five cells" in page
+    assert f"slower in one**, at M={loses['m']}: {loses['speedup']:.2f}×" in page
+    alone = f"{loses['dense_us'] / loses['cusparselt_us']:.2f} times as fast as dense there"
+    assert f"cuSPARSELt alone was {alone}" in page
+    assert f"it was {low} to {high} times as fast as TensorRT's dense kernel, in one 0.88 times" in readme
+    assert f"| {low}× to {high}× in five cells, {loses['speedup']:.2f}× in one |" in readme
+    over = [cell["plugin_over_cusparselt"] for cell in others]
+    assert f"{min(over):.3f} to {max(over):.3f} of its time" in page
+    assert all(cell["plugin_error"] < cell["dense_error"] / 10 for cell in cells if "plugin_error" in cell)
+    builds = [build["plugin_build_s"] for build in result["builds"]]
+    dense = [cell["dense_build_s"] for cell in cells]
+    assert "took {:.1f} s to build ({:.1f} s of down)".format(*builds) in page
+    assert f"one M of the dense one took {min(dense):.1f} to {max(dense):.1f} s" in page
+    assert {cell["dense_engine_mb"] for cell in cells} == {352.4}
+    assert {build["plugin_engine_mb"] for build in result["builds"]} == {198.2}
+    assert {round(cell["context_bytes"]["plugin"] / 1e6) for cell in cells} == {43}
+    trial = result["trial"]
+    assert (trial["claimed"], trial["right"][-1], trial["died_of"]) == (52, "35", "algorithm 36")
+
+
+def test_what_the_readme_says_of_ray_is_what_its_result_says() -> None:
+    result = result_of("ray_two_gpus")
+    assert f"| {result['points a minute, two over one']:.2f}× the points a minute |" in prose("README.md")
+    assert result["thresholds agree"]
 
 
 def headings(page: Path) -> set[str]:

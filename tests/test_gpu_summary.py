@@ -109,5 +109,18 @@ def test_the_committed_summary_is_one_of_these_tests() -> None:
     page = " ".join((root / "docs" / "TENSORRT.md").read_text(encoding="utf-8").split())
     said = "{passed} passed, {failed} failed, {skipped} were skipped".format(**summary)
     assert f"{said}, and {len(summary['not run'])} were not run" in page
-    failed = [name.rpartition("::")[2] for name, test in summary["tests"].items() if test["outcome"] == "failed"]
+    readme = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    total = len(outcomes) + len(summary["not run"])
+    assert (
+        f"the {total} tests of `tests/gpu` there: {summary['passed']} passed, {summary['failed']} failed"
+        in readme
+    )
+    for file in {name.partition("::")[0] for name in [*summary["tests"], *summary["not run"]]}:
+        told = [test["outcome"] for name, test in summary["tests"].items() if name.startswith(f"{file}::")]
+        missing = sum(name.startswith(f"{file}::") for name in summary["not run"])
+        row = [*(str(told.count(word)) for word in ("passed", "failed", "skipped")), str(missing)]
+        assert f"| `{Path(file).name}` | {' | '.join(row)} |" in page
+    failed = [
+        name.rpartition("::")[2] for name, test in summary["tests"].items() if test["outcome"] == "failed"
+    ]
     assert all(f"`{name}`" in page for name in failed), failed

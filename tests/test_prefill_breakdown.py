@@ -73,6 +73,29 @@ def test_in_bf16_sparse_loses_as_the_page_says(bf16: dict[str, Any]) -> None:
     )
 
 
+def test_in_fp16_sparse_wins_as_the_page_says(script: ModuleType) -> None:
+    result = script.read_results()["fp16"]
+    mlp, both = result["variants"]
+    graph, kernels, ceiling = (
+        mlp[key] for key in ("speedup as CUDA graphs", "speedup of kernel time", "ceiling")
+    )
+    assert f"**In FP16 it is {graph:.3f} times as fast** with the MLPs sparse" in PROSE
+    assert f"and {both['speedup as CUDA graphs']:.3f} times with attention's" in PROSE
+    assert f"{graph:.3f} times as fast as dense as a CUDA graph, {kernels:.3f} of the kernels' time" in PROSE
+    assert f"which {ceiling:.3f} was predicted" in PROSE
+    assert (
+        f"In FP16 it is {graph:.3f} times as fast with its MLPs sparse, of a ceiling of {ceiling:.3f}"
+        in SUMMARY
+    )
+    found = {(p["kind"], p["n"]): f"{p['speedup']:.2f}×" for p in result["products"]}
+    assert f"down wins by itself ({found['down', 2048]})" in PROSE
+    assert f"gate and up barely do ({found['gate_up', 5632]})" in PROSE
+    assert f"lose ({found['qkv', 256]} and {found['o', 2048]})" in PROSE
+    errors = {v["logits against FP32"]["relative error"] for v in (result["dense"], *result["variants"])}
+    assert {f"{100 * e:.1f} %" for e in errors} == {"0.3 %"}
+    assert "sparse as dense** (0.3 %)" in PROSE
+
+
 def test_the_figures_in_the_text_are_those_of_the_result(bf16: dict[str, Any]) -> None:
     dense, (mlp, _) = bf16["dense"], bf16["variants"]
     share = {kind: found["share"] for kind, found in dense["classes"].items()}

@@ -4,8 +4,8 @@ They need a GPU, TensorRT and cuda-bindings, and of the development tools pytest
 
     cd tests/gpu && python -m pytest . --confcutdir=. -p no:cacheprovider --gpu-summary FILE
 
-`--confcutdir` leaves out the conftest above, which needs hypothesis. A summary of the same machine and versions is added
-to: the tests can be run in parts.
+`--confcutdir` leaves out the conftest above, which needs hypothesis. A summary of the same machine and versions
+is added to, so that the tests can be run in parts.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def why_not_here() -> str:
 class Summary:
     """Collects the tests' outcomes in one JSON file, written after each: a run that is cut has it, too.
 
-    Where the file holds results of the same machine and versions they are kept, as far as they are not run again.
+    Where the file holds results of the same machine and versions, those that are not run again are kept.
     """
 
     def __init__(self, file: Path) -> None:
@@ -100,9 +100,7 @@ class Summary:
             test["outcome"] = report.outcome
             test["reason"] = without_folders(reason_of(report))
             if report.failed:
-                test["trace"] = [
-                    without_folders(line) for line in report.longreprtext.splitlines()[-_TRACE:]
-                ]
+                test["trace"] = [without_folders(line) for line in report.longreprtext.splitlines()[-_TRACE:]]
         if report.when == "teardown":
             self._write()
 
@@ -112,7 +110,7 @@ class Summary:
 
         if {test["outcome"] for test in self.tests.values()} <= {"skipped"}:
             return
-        arguments = (os.path.relpath(a) if os.path.isabs(a) else a for a in sys.argv[1:])
+        arguments = (os.path.relpath(a) if Path(a).is_absolute() else a for a in sys.argv[1:])
         run = {
             "command": shlex.join(["python", "-m", "pytest", *arguments]),
             "date": datetime.now(timezone.utc).date().isoformat(),
