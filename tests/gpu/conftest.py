@@ -4,8 +4,8 @@ They need a GPU, TensorRT and cuda-bindings, and of the development tools pytest
 
     cd tests/gpu && python -m pytest . --confcutdir=. -p no:cacheprovider --gpu-summary FILE
 
-`--confcutdir` leaves out the conftest above, which needs hypothesis. A summary of the same machine and versions
-is added to, so that the tests can be run in parts.
+`--confcutdir` leaves out the conftest above, which needs hypothesis. A summary of the same machine and
+versions is added to, so that the tests can be run in parts.
 """
 
 from __future__ import annotations
