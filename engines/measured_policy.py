@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from sparseflow_trt.engines.autotune import Curve, Request
 from sparseflow_trt.engines.gpu_state import describe_clocks
 from sparseflow_trt.engines.journal import Journal
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.policy import MARGIN, Pair, Point, Policy
+from sparseflow_trt.policy import MARGIN, Pair, Point, Policy, Threshold
 from sparseflow_trt.presets import Product
 from sparseflow_trt.thresholds import derive_thresholds
 
@@ -53,7 +53,9 @@ def policy_from_journal(
 def extend_policy(policy: Policy, other: Policy) -> Policy:
     """A policy with another's points added, those that it has itself excepted.
 
-    TensorRT and PyTorch are often in two environments, and measured apart.
+    TensorRT and PyTorch are often in two environments, and measured apart. Where a library's versions differ
+    both are named, each with the types of its points. Thresholds are derived anew; those that were given
+    stay where no points give one.
 
     Raises:
         PolicyError: The other is of another GPU.
@@ -64,16 +66,41 @@ def extend_policy(policy: Policy, other: Policy) -> Policy:
             "Only measurements of one kind of GPU go into one policy.",
         )
     keys = {_key(point) for point in policy.points}
-    points = tuple(sorted([*policy.points, *(p for p in other.points if _key(p) not in keys)], key=_key))
+    added = [point for point in other.points if _key(point) not in keys]
+    points = tuple(sorted([*policy.points, *added], key=_key))
+    derived = {_whose(limit): limit for limit in derive_thresholds(points, policy.margin)}
+    given = {_whose(limit): limit for limit in (*other.thresholds, *policy.thresholds) if not limit.shapes}
     return policy.model_copy(
         update={
-            "libraries": dict(sorted({**other.libraries, **policy.libraries}.items())),
-            "clocks": "; ".join(dict.fromkeys([policy.clocks, other.clocks])),
-            "source": "; ".join(dict.fromkeys([policy.source, other.source])),
-            "thresholds": derive_thresholds(points, policy.margin),
+            "libraries": _libraries(policy, other, added),
+            "clocks": _both(policy.clocks, other.clocks),
+            "source": _both(policy.source, other.source),
+            "thresholds": tuple(({**derived, **given} | derived).values()),
             "points": points,
         }
     )
+
+
+def _libraries(policy: Policy, other: Policy, added: Iterable[Point]) -> dict[str, str]:
+    """The versions of both; where they differ, which types' points each has."""
+    joined = {**other.libraries, **policy.libraries}
+    for name in policy.libraries.keys() & other.libraries.keys():
+        own, others = policy.libraries[name], other.libraries[name]
+        if own != others:
+            joined[name] = _both(_of_types(own, policy.points), _of_types(others, added))
+    return dict(sorted(joined.items()))
+
+
+def _of_types(version: str, points: Iterable[Point]) -> str:
+    types = ", ".join(sorted({point.dtype for point in points}))
+    return version if "(" in version or not types else f"{version} ({types})"
+
+
+def _both(own: str, other: str) -> str:
+    """Two texts as one, each said once."""
+    if own in other or other in own:
+        return max(own, other, key=len)
+    return f"{own}; {other}"
 
 
 def _source(journal: Journal) -> str:
@@ -102,6 +129,10 @@ def _points(pairs: Mapping[Request, Pair], products: Sequence[Product]) -> tuple
             key = _key(point)
             fastest[key] = min(point, fastest.get(key, point), key=lambda p: p.us)
     return tuple(sorted(fastest.values(), key=_key))
+
+
+def _whose(limit: Threshold) -> tuple[str, str, str, str]:
+    return limit.kind, limit.library, limit.dtype, limit.kernel
 
 
 def _key(point: Point) -> tuple[str, str, str, int, int, int, str]:

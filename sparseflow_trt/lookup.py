@@ -148,6 +148,8 @@ class Known:
 
     def _nothing(self, m: int) -> str:
         here = f"in policy '{self.policy.name}'"
+        if len({library for library, _ in self.policy.held}) > 1:
+            here += f" ({self.whose})"  # it may well hold the product of another library
         if (self.library, self.dtype) not in self.policy.held:
             return f"no measurement of {self.dtype} {here}"
         if self.kernel == "plugin" and not self.shape:
@@ -226,7 +228,7 @@ def judge(
         k: Its inputs.
         m: Its rows.
         dtype: The type of its product, such as "FP16". Another type says nothing of it: on an H200
-            cuSPARSELt 0.8 is 1.36 times as fast as dense at 4096→6144 and M=64 in FP16, and 0.70 in BF16.
+            cuSPARSELt is 1.32 times as fast as dense at 4096→6144 and M=64 in FP16, and 0.70 in BF16.
         library: Whose kernels will run. A policy that holds nothing of TensorRT's is asked for
             cuSPARSELt's, and the reason says so.
     """

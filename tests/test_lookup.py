@@ -128,6 +128,10 @@ def test_a_policy_without_tensorrt_is_asked_for_torch_and_says_so() -> None:
     only = make_policy(make_points("o", 64, 64, {8: 2.0}))
     assert library_of(only, "torch") == "torch"  # what was not measured is not replaced by what was
     assert judge(only, "o", 64, 64, 8, "FP16", "torch").basis == "none"
+    apart = make_policy([*points, *make_points("down", 64, 64, {8: 2.0})], limits={})
+    assert judge(apart, "o", 999, 999, 8, "FP16").reason == (
+        "no measurement near 999→999 of kind 'o' in policy 'mine' (TensorRT's kernels)"
+    )
 
 
 def test_no_type_speaks_for_another() -> None:

@@ -19,7 +19,7 @@ from sparseflow_trt.engines.measured_policy import extend_policy, policy_from_jo
 from sparseflow_trt.engines.measurers import InTurn
 from sparseflow_trt.errors import ArtifactError, PolicyError
 from sparseflow_trt.lookup import judge
-from sparseflow_trt.policy import Dtype, Library, Pair, Point, Policy, read_policy
+from sparseflow_trt.policy import Dtype, Library, Pair, Point, Policy, Threshold, read_policy
 from sparseflow_trt.presets import Product
 from sparseflow_trt.tuning import GRID, Progress, Space, Tuned, autotune, default_output, products_of
 
@@ -207,6 +207,21 @@ def test_policies_of_one_gpu_are_joined(tmp_path: Path) -> None:
     }
     again = extend_policy(joined, torch.model_copy(update={"points": _slower(torch)}))
     assert again.points == joined.points  # its own are kept
+    older = torch.model_copy(
+        update={
+            "libraries": {"torch": "0.9"},
+            "points": tuple(p.model_copy(update={"dtype": "BF16"}) for p in torch.points),
+            "thresholds": (
+                Threshold(kind="o", library="torch", dtype="FP8", min_m=7),
+                Threshold(kind="down", library="torch", dtype="FP16", min_m=7),
+            ),
+        }
+    )
+    versions = extend_policy(torch, older)
+    assert versions.libraries == {"torch": "1.0 (FP16); 0.9 (BF16)"}
+    limits = {(t.kind, t.dtype): t.min_m for t in versions.thresholds}
+    assert (limits["o", "FP8"], limits["down", "FP16"]) == (7, 200)  # given, and derived
+    assert extend_policy(torch, versions) == versions  # what is there already changes nothing
     other = tensorrt.model_copy(update={"device": "NVIDIA A100"})
     with pytest.raises(PolicyError, match="is of NVIDIA A100, and 'torch' of NVIDIA H200"):
         extend_policy(torch, other)
