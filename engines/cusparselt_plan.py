@@ -22,21 +22,18 @@ _TENSOR_ALIGNMENT = 16  # bytes; what the library is told of its operands
 _TYPES = {"float16": 2, "bfloat16": 14}  # cudaDataType: CUDA_R_16F, CUDA_R_16BF
 _COLUMNS, _ROWS, _NON_TRANSPOSE, _HALF, _FLOAT32 = 1, 2, 0, 0, 2
 _BIAS_POINTER = 8  # of cusparseLtMatmulDescAttribute_t
-_ID, _MAX_ID, _SPLIT_K, _SPLIT_K_MODE = 0, 1, 3, 4  # of cusparseLtMatmulAlgAttribute_t
+_ID = 0  # of cusparseLtMatmulAlgAttribute_t
 _NO_ALGORITHM = "cuSPARSELt does not take this product"
 
 
 @dataclass(frozen=True, order=True)
 class Algorithm:
-    """How cuSPARSELt computes a product: its number, and into how many parts K is split (1: not at all)."""
+    """How cuSPARSELt computes a product: by which of its algorithms, K not split."""
 
     number: int
-    split_k: int = 1
-    split_k_mode: int = -1
 
     def __str__(self) -> str:
-        split = f", K split by {self.split_k} (mode {self.split_k_mode})" if self.split_k != 1 else ""
-        return f"algorithm {self.number}{split}"
+        return f"algorithm {self.number}"
 
 
 @dataclass(frozen=True)
@@ -97,14 +94,6 @@ class Plan:
             ctypes.byref(queue), 1,
         )  # fmt: skip
 
-    def algorithms(self) -> int:
-        """How many algorithms the library says that it has for such a product."""
-        found = ctypes.c_int32()
-        self._call(
-            "cusparseLtMatmulAlgGetAttribute", self._selection, _MAX_ID, ctypes.byref(found), _size(found)
-        )
-        return found.value
-
     def close(self) -> None:
         """Gives the plan back, and the kernel that was compiled for it."""
         self._library.cusparseLtMatmulPlanDestroy(self._plan.at)
@@ -134,15 +123,10 @@ class Plan:
 
     def _select(self, algorithm: Algorithm) -> None:
         self._call("cusparseLtMatmulAlgSelectionInit", self._selection, self._matmul, 0)
-        wanted = [(_ID, algorithm.number)]
-        if algorithm.split_k != 1:
-            wanted += [(_SPLIT_K, algorithm.split_k), (_SPLIT_K_MODE, algorithm.split_k_mode)]
-        for attribute, number in wanted:
-            value = ctypes.c_int32(number)
-            self._call(
-                "cusparseLtMatmulAlgSetAttribute", self._selection, attribute, ctypes.byref(value),
-                _size(value),
-            )  # fmt: skip
+        number = ctypes.c_int32(algorithm.number)
+        self._call(
+            "cusparseLtMatmulAlgSetAttribute", self._selection, _ID, ctypes.byref(number), _size(number)
+        )
 
     def _call(self, function: str, *arguments: Any) -> None:
         given = [argument.at if isinstance(argument, _Opaque) else argument for argument in arguments]

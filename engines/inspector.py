@@ -40,7 +40,7 @@ def layers_from_inspector(*texts: str) -> tuple[LayerEvidence, ...]:
             which is the one that tells their types.
 
     Returns:
-        The layers. One that TensorRT lists by its name alone has neither type nor tactic; see `names_only`.
+        The layers. One that TensorRT lists by its name alone has neither type nor tactic.
 
     Raises:
         BuildError: A text is not an inspector's JSON.
@@ -49,16 +49,6 @@ def layers_from_inspector(*texts: str) -> tuple[LayerEvidence, ...]:
     if len(read) == 1:
         return read[0]
     return tuple(layer for number, layers in enumerate(read) for layer in layers if layer.profile == number)
-
-
-def names_only(layers: tuple[LayerEvidence, ...]) -> str:
-    """Why these layers are no evidence of tactics and precisions, as a sentence; "" if they are."""
-    if not layers or any(layer.type or layer.tactic for layer in layers):
-        return ""
-    return (
-        "The engine lists its layers by name only, with neither tactics nor types: it was not built with "
-        "profiling verbosity DETAILED, so what runs cannot be told."
-    )
 
 
 def _layers(text: str) -> tuple[LayerEvidence, ...]:

@@ -111,7 +111,6 @@ class _Finder:
         nodes = tuple(model.ir.graph.all_nodes())
         self._nodes = [n for n in nodes if n not in fixed and first_float(n) is not None]
         self._all = nodes
-        self._main = set(model.ir.graph)
         self._parent = {node: node for node in self._nodes}
         self._why: dict[ir.Node, tuple[float, str]] = {}
 

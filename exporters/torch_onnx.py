@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sparseflow_trt.exportable import Exportable
 
-LOWEST_OPSET, DEFAULT_OPSET, HIGHEST_OPSET = 18, 20, 23
+DEFAULT_OPSET = 20
 # Above it weights stand in a file of their own: a protobuf ends at 2 GiB, and is held in memory twice
 # while it is written.
 _INLINE_BYTES = 256 << 20

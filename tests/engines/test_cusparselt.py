@@ -29,22 +29,17 @@ def test_rows_are_padded_with_zeros_to_a_multiple_of_8(rows: int, padded: int) -
 
 
 def test_the_fastest_algorithm_that_takes_the_product_is_chosen() -> None:
-    times = {Algorithm(0): 3.0, Algorithm(1): 1.0, Algorithm(2, 4, 1): 2.0}
+    times = {Algorithm(0): 3.0, Algorithm(1): 1.0, Algorithm(2): 2.0}
 
     def time_us(algorithm: Algorithm) -> float:
         if algorithm not in times:
             raise RuntimeError("CUSPARSE_STATUS_NOT_SUPPORTED\nsecond line")
         return times[algorithm]
 
-    ranked = rank_algorithms([*map(Algorithm, range(5)), Algorithm(2, 4, 1)], time_us)
-    assert ranked == [Algorithm(1), Algorithm(2, 4, 1), Algorithm(0)]
+    ranked = rank_algorithms(map(Algorithm, range(5)), time_us)
+    assert ranked == [Algorithm(1), Algorithm(2), Algorithm(0)]
     with pytest.raises(PolicyError, match=r"no algorithm .* \(algorithm 3: CUSPARSE_STATUS_NOT_SUPPORTED\)"):
         rank_algorithms([Algorithm(3)], time_us)
-
-
-def test_an_algorithm_is_named_with_its_split() -> None:
-    assert str(Algorithm(12)) == "algorithm 12"
-    assert str(Algorithm(12, 4, 1)) == "algorithm 12, K split by 4 (mode 1)"
 
 
 def test_the_version_is_the_one_that_the_library_tells() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparseflow_trt.engines.inspector import layers_from_inspector, names_only
+from sparseflow_trt.engines.inspector import layers_from_inspector
 from sparseflow_trt.engines.protocol import LayerEvidence
 from sparseflow_trt.errors import BuildError
 
@@ -138,16 +138,10 @@ def test_each_profile_is_read_from_its_own_text() -> None:
     assert [(e.name, e.profile, e.precision) for e in layers] == [("mm", 0, "Half"), ("mm", 1, "Float")]
 
 
-def test_names_alone_are_no_evidence_and_that_is_said() -> None:
+def test_a_layer_that_is_told_by_its_name_alone_has_neither_type_nor_tactic() -> None:
     layers = layers_from_inspector(text("gate || up", "gate || up [profile 1]"))
 
     assert layers == (LayerEvidence("gate || up", "", "", ""), LayerEvidence("gate || up", "", "", "", 1))
-    assert "verbosity DETAILED" in names_only(layers)
-
-
-def test_detailed_layers_need_no_excuse() -> None:
-    assert names_only(layers_from_inspector(text(layer("mm", "Half", "Half"), "odd"))) == ""
-    assert names_only(()) == ""
 
 
 @pytest.mark.parametrize(
