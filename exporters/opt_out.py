@@ -30,7 +30,7 @@ from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.pattern import GROUP, KEPT, Array, magnitude_bits
 from sparseflow_trt.scan import Piece, WeightReader, lay_out, map_pieces, scan_pattern
 from sparseflow_trt.sites import LayerSite, dtype_name, find_sites, why_not_eligible
-from sparseflow_trt.weights import TracedWeight
+from sparseflow_trt.weights import TracedWeight, replace_weight
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -268,22 +268,13 @@ def _stored_index(
 
 def _store(weight: TracedWeight, index: tuple[int, ...], bits: int) -> None:
     """Makes the weight one whose element at `index` is `bits`; the tensor is read when it is written."""
-    import onnx_ir as ir
 
-    tensor = weight.tensor
-
-    def changed() -> ir.TensorProtocol:
-        values = np.array(tensor.numpy())
+    def changed() -> Array:
+        values = np.array(weight.tensor.numpy())
         values.view(f"u{values.dtype.itemsize}")[index] = bits
-        return ir.Tensor(values, tensor.dtype, name=tensor.name)
+        return values
 
-    lazy = ir.LazyTensor(changed, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
-    producer = weight.value.producer()
-    if producer is None:
-        weight.value.const_value = lazy
-    else:
-        producer.attributes.clear()  # a Constant's one attribute, which may be a list of numbers
-        producer.attributes["value"] = ir.AttrTensor("value", lazy)
+    replace_weight(weight, changed)
 
 
 def _bits_of(element: Array) -> int:

@@ -13,7 +13,7 @@ from sparseflow_trt.model_file import OnnxModel, input_dims
 from sparseflow_trt.pattern import Array
 from sparseflow_trt.scan import WeightReader
 from sparseflow_trt.sites import LayerSite, dtype_name, find_sites
-from sparseflow_trt.weights import TracedWeight
+from sparseflow_trt.weights import TracedWeight, replace_weight
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -152,7 +152,8 @@ def _restore(
     if others:
         reason = f"weight '{weight.name}' is shared with '{others[0]}', which is planned sparse"
         return Restored(site.name, weight.name, "kept", reason)
-    _replace(weight, source)
+    kind = weight.tensor.dtype.numpy()
+    replace_weight(weight, lambda: source.tensor.numpy().astype(kind))
     return Restored(site.name, weight.name, "restored", "", changed)
 
 
@@ -162,24 +163,6 @@ def _kept_cosine(pruned: Array, unpruned: Array) -> float:
     ours, theirs = pruned[kept].astype(np.float64), unpruned[kept].astype(np.float64)
     sizes = float(np.linalg.norm(ours) * np.linalg.norm(theirs))
     return float(ours @ theirs) / sizes if sizes else 1.0 if not ours.size else 0.0
-
-
-def _replace(weight: TracedWeight, source: TracedWeight) -> None:
-    """Makes a weight hold another's values, in its own type; they are read when it is written."""
-    import onnx_ir as ir
-
-    ours, theirs = weight.tensor, source.tensor
-
-    def values() -> ir.TensorProtocol:
-        return ir.Tensor(theirs.numpy().astype(ours.dtype.numpy()), ours.dtype, name=ours.name)
-
-    lazy = ir.LazyTensor(values, ours.dtype, ir.Shape(ours.shape.numpy()), name=ours.name)
-    producer = weight.value.producer()
-    if producer is None:
-        weight.value.const_value = lazy
-    else:
-        producer.attributes.clear()  # a Constant's one attribute, which may be a list of numbers
-        producer.attributes["value"] = ir.AttrTensor("value", lazy)
 
 
 def _for_layer(record: Restored, layer: str) -> Restored:

@@ -17,17 +17,16 @@ from sparseflow_trt.engines.torch_profile import (
     record_products,
     require_gpu,
 )
-from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.estimate_record import end_to_end
 from sparseflow_trt.hugging_face import TorchDtype
 from sparseflow_trt.lookup import known_of
-from sparseflow_trt.manifest import EngineLayerRecord, Manifest, check_files, read_manifest
+from sparseflow_trt.manifest import EngineLayerRecord, Manifest
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.plan import read_plan
 from sparseflow_trt.policy import Library, Policy
 from sparseflow_trt.shapes import Profile, ShapeRange
 from sparseflow_trt.target import PLUGIN_OP
-from sparseflow_trt.timing import engine_file, open_engine
+from sparseflow_trt.timing import engine_file, open_engine, tensorrt_manifest
 from sparseflow_trt.torch_source import load_torch_model
 from sparseflow_trt.validation.inputs import generate_inputs
 
@@ -121,13 +120,7 @@ def profile_artifact(
         BuildError: The engine does not load or run here.
         NotInstalledError: TensorRT or cuda-bindings is missing.
     """
-    manifest = read_manifest(folder)
-    check_files(manifest, folder)
-    if manifest.engine.backend != "tensorrt":
-        raise ArtifactError(
-            f"{folder} holds an engine of {manifest.engine.backend}; only TensorRT's are profiled.",
-            "Build it with --backend tensorrt, on the machine with the GPU.",
-        )
+    manifest = tensorrt_manifest(folder, "profiled")
     profiles = read_plan(folder / "plan.yaml").profiles
     inputs = generate_inputs(read_model(folder / "model.onnx"), tuple(map(_at_opt, profiles)))
     if not profiles:

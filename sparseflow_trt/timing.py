@@ -13,7 +13,7 @@ from sparseflow_trt.engines.plugin_library import load_library
 from sparseflow_trt.engines.runner import Engine
 from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
 from sparseflow_trt.errors import ArtifactError
-from sparseflow_trt.manifest import EngineRecord, check_files, read_manifest
+from sparseflow_trt.manifest import EngineRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.plan import read_plan
 from sparseflow_trt.validation.feeds import InputSet
@@ -53,6 +53,26 @@ def engine_file(folder: Path, engine: EngineRecord) -> EngineFile:
     weights = folder / "model.onnx" if engine.options.get("strip_plan") else None
     plugin = folder / engine.plugin.file if engine.plugin else None
     return EngineFile(folder / engine.file, bool(engine.options.get("version_compatible")), weights, plugin)
+
+
+def tensorrt_manifest(folder: Path, done: str) -> Manifest:
+    """The manifest of an artifact whose engine is TensorRT's, its files checked.
+
+    Args:
+        folder: The artifact.
+        done: What is done with TensorRT's engines alone, as in "timed".
+
+    Raises:
+        ArtifactError: The folder is no artifact, its files have changed, or its engine is another's.
+    """
+    manifest = read_manifest(folder)
+    check_files(manifest, folder)
+    if manifest.engine.backend != "tensorrt":
+        raise ArtifactError(
+            f"{folder} holds an engine of {manifest.engine.backend}; only TensorRT's are {done}.",
+            "Build it with --backend tensorrt, on the machine with the GPU.",
+        )
+    return manifest
 
 
 def open_engine(flavour: Flavour, file: EngineFile) -> Engine:
@@ -127,7 +147,7 @@ def time_artifacts(
         NotInstalledError: TensorRT or cuda-bindings is missing.
     """
     folders = [folder, *([against] if against else [])]
-    files = [_timeable(f) for f in folders]
+    files = [engine_file(f, tensorrt_manifest(f, "timed").engine) for f in folders]
     inputs = generate_inputs(read_model(folder / "model.onnx"), read_plan(folder / "plan.yaml").profiles)
     timed = time_engines(files, inputs, rounds, launches, progress, layers)
     return tuple(_timed_shapes(given, timings) for given, timings in zip(inputs, timed, strict=True))
@@ -142,14 +162,3 @@ def _timed_shapes(given: InputSet, timings: tuple[Timing, ...]) -> TimedShapes:
         against=others[0] if others else None,
         speedup=ratio(others[0], timing) if others else None,
     )
-
-
-def _timeable(folder: Path) -> EngineFile:
-    manifest = read_manifest(folder)
-    check_files(manifest, folder)
-    if manifest.engine.backend != "tensorrt":
-        raise ArtifactError(
-            f"{folder} holds an engine of {manifest.engine.backend}; only TensorRT's are timed.",
-            "Build it with --backend tensorrt, on the machine with the GPU.",
-        )
-    return engine_file(folder, manifest.engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,29 @@ class TracedWeight:
             else:
                 operand = operand.reshape(before)
         return operand
+
+
+def replace_weight(weight: TracedWeight, values: Callable[[], Array]) -> None:
+    """Makes a weight, in the graph in memory, hold other values of its type and shape.
+
+    Args:
+        weight: The weight; it stands for what was there before.
+        values: Makes the stored array. It is called whenever the tensor is read: when the model is written.
+    """
+    import onnx_ir as ir
+
+    tensor = weight.tensor
+
+    def made() -> ir.TensorProtocol:
+        return ir.Tensor(values(), tensor.dtype, name=tensor.name)
+
+    lazy = ir.LazyTensor(made, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=tensor.name)
+    producer = weight.value.producer()
+    if producer is None:
+        weight.value.const_value = lazy
+    else:
+        producer.attributes.clear()  # a Constant's one attribute, which may be a list of numbers
+        producer.attributes["value"] = ir.AttrTensor("value", lazy)
 
 
 @dataclass(frozen=True)

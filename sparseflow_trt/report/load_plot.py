@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._files import written_atomically
-from sparseflow_trt.errors import InputError
 from sparseflow_trt.load_record import LoadStep
+from sparseflow_trt.report.plots import INK, check_plot_name, plot_style, save_plot
 
 _COLOURS = ("#0f766e", "#b45309", "#6b7280")
-_INK = "#1f2937"
 
 
 def plot_load(title: str, steps: Sequence[LoadStep], path: Path) -> None:
@@ -27,24 +25,22 @@ def plot_load(title: str, steps: Sequence[LoadStep], path: Path) -> None:
         NotInstalledError: Matplotlib is not installed.
         ArtifactError: The file cannot be written.
     """
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in ("png", "svg"):
-        raise InputError(f"{path} is no name of a plot.", "Let it end with .png or .svg.")
+    check_plot_name(path)
     matplotlib = require("matplotlib", "plots")
     from matplotlib.figure import Figure
 
     places = range(len(steps))
     names = [str(step.concurrency) for step in steps]
-    with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none", "font.size": 8}):
+    with matplotlib.rc_context(plot_style(title)):
         figure = Figure(figsize=(7.5, 6), layout="constrained")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=_INK)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
         rate, late, batch = figure.subplots(3, 1, sharex=True)
         rate.bar(places, [step.per_second for step in steps], 0.5, color=_COLOURS[0])
-        rate.set_ylabel("requests / s", color=_INK)
+        rate.set_ylabel("requests / s", color=INK)
         for colour, quantile in zip(_COLOURS, ("p50_ms", "p95_ms", "p99_ms"), strict=True):
             values = [getattr(step, quantile) for step in steps]
             late.plot(places, values, "o-", color=colour, label=quantile.removesuffix("_ms"), markersize=4)
-        late.set_ylabel("milliseconds", color=_INK)
+        late.set_ylabel("milliseconds", color=INK)
         late.set_ylim(bottom=0)
         late.legend(frameon=False)
         sizes = sorted({size for step in steps for size in step.batches})
@@ -57,13 +53,12 @@ def plot_load(title: str, steps: Sequence[LoadStep], path: Path) -> None:
             ]
             batch.bar(places, shares, 0.5, bottom=bottom, color=shades(number), label=str(size))
             bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
-        batch.set_ylabel("items by batch", color=_INK)
-        batch.set_xlabel("concurrency", color=_INK)
+        batch.set_ylabel("items by batch", color=INK)
+        batch.set_xlabel("concurrency", color=INK)
         batch.set_xticks(list(places), names)
         batch.legend(
             frameon=False, ncols=8, loc="upper center", bbox_to_anchor=(0.5, -0.3), title="batch size"
         )
         for axes in (rate, late, batch):
             axes.spines[["top", "right"]].set_visible(False)
-        with written_atomically(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150)
+        save_plot(figure, path)

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._files import written_atomically
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.kinds import KINDS
 from sparseflow_trt.lookup import sparse_ranges
 from sparseflow_trt.policy import WHOSE, Dtype, Library, Pair, Point, Policy, pairs_by_shape
+from sparseflow_trt.report.plots import INK, check_plot_name, plot_style, save_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_DENSE, _SPARSE, _INK, _GRID = "#6b7280", "#0f766e", "#1f2937", "#e5e7eb"  # the report's palette
+_DENSE, _SPARSE, _GRID = "#6b7280", "#0f766e", "#e5e7eb"  # the report's palette
 _TAKEN = "#d7efe9"
 _MOST_COLUMNS = 4
 
@@ -33,12 +33,12 @@ def plot_policy(policy: Policy, path: Path, library: Library, dtype: Dtype) -> N
         dtype: Of which type.
 
     Raises:
-        PolicyError: The file's name ends otherwise, or no such point was measured dense and sparse.
+        InputError: The file's name ends otherwise.
+        PolicyError: No such point was measured dense and sparse.
         NotInstalledError: Matplotlib is not installed.
         ArtifactError: The file cannot be written.
     """
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise PolicyError(f"{path} is no name of a plot.", "Let it end with .png or .svg.")
+    check_plot_name(path)
     panels = _panels(policy, library, dtype)
     if not panels:
         raise PolicyError(
@@ -51,8 +51,7 @@ def plot_policy(policy: Policy, path: Path, library: Library, dtype: Dtype) -> N
     columns = min(_MOST_COLUMNS, len(panels)) if len(panels) != 5 else 3
     rows = math.ceil(len(panels) / columns)
     width, height = max(3.5 * columns, 6.5), 3.5 * rows + 1.1
-    # an SVG of the same points is the same file, with its text as text
-    with matplotlib.rc_context({"svg.hashsalt": policy.name, "svg.fonttype": "none", "font.size": 8}):
+    with matplotlib.rc_context(plot_style(policy.name)):
         figure = Figure(figsize=(width, height))
         outer = figure.add_gridspec(
             rows, columns, left=0.6 / width, right=1 - 0.15 / width, bottom=0.5 / height,
@@ -64,16 +63,14 @@ def plot_policy(policy: Policy, path: Path, library: Library, dtype: Dtype) -> N
             ratio = figure.add_subplot(inner[1], sharex=times)
             lines = _draw(times, ratio, policy, shape, pairs, library, dtype, leftmost=i % columns == 0)
         title = f"{policy.device} · {WHOSE[library]} · {dtype}"
-        figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=13, fontweight="bold", color=_INK)
+        figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=13, fontweight="bold", color=INK)
         figure.text(0.15 / width, 1 - 0.55 / height, _subtitle(policy, library), fontsize=8, color=_DENSE)
         figure.legend(
             handles=lines, ncols=len(lines), frameon=False, loc="upper left", borderaxespad=0,
-            bbox_to_anchor=(0.15 / width, 1 - 0.66 / height), handlelength=1.6, labelcolor=_INK,
+            bbox_to_anchor=(0.15 / width, 1 - 0.66 / height), handlelength=1.6, labelcolor=INK,
             columnspacing=1.4, borderpad=0.2,
         )  # fmt: skip
-        kind = path.suffix.lower().lstrip(".")
-        with written_atomically(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
+        save_plot(figure, path)
 
 
 def _panels(policy: Policy, library: Library, dtype: Dtype) -> dict[Shape, dict[int, Pair]]:
@@ -104,7 +101,7 @@ def _draw(
     kinds, n, k = shape
     sizes = list(pairs)
     both = list(pairs.values())
-    times.set_title(f"{', '.join(kinds)}  {k} → {n}", loc="left", fontsize=9, fontweight="bold", color=_INK)
+    times.set_title(f"{', '.join(kinds)}  {k} → {n}", loc="left", fontsize=9, fontweight="bold", color=INK)
     lines: list[object] = []
     for name, colour, points in (
         ("dense", _DENSE, [pair.dense for pair in both]),
@@ -118,11 +115,11 @@ def _draw(
             color=colour, alpha=0.25, lw=0, zorder=2,
         )  # fmt: skip
     lines += ratio.plot(
-        sizes, [pair.speedup for pair in both], color=_INK, lw=1.2, marker="o", ms=2.6,
+        sizes, [pair.speedup for pair in both], color=INK, lw=1.2, marker="o", ms=2.6,
         label="dense / sparse", zorder=3,
     )  # fmt: skip
     bands = [_interval(pair) for pair in both]
-    ratio.fill_between(sizes, [b[0] for b in bands], [b[1] for b in bands], color=_INK, alpha=0.2, lw=0)
+    ratio.fill_between(sizes, [b[0] for b in bands], [b[1] for b in bands], color=INK, alpha=0.2, lw=0)
     ratio.axhline(1, color=_DENSE, lw=0.8, zorder=1)
     ratio.axhline(1 + policy.margin, color=_DENSE, lw=0.8, ls=(0, (2, 2)), zorder=1)
     lines.append(_mark_ranges(times, ratio, policy, shape, library, dtype, (sizes[0], sizes[-1])))
@@ -164,7 +161,7 @@ def _dress(times: Axes, ratio: Axes, sizes: list[int], ratios: list[float], left
         axes.set_yscale("log")
         axes.grid(True, color=_GRID, lw=0.6)
         axes.set_axisbelow(True)
-        axes.tick_params(length=0, labelsize=7.5, labelcolor=_INK)
+        axes.tick_params(length=0, labelsize=7.5, labelcolor=INK)
         axes.spines[:].set_visible(False)
         axes.yaxis.set_minor_locator(NullLocator())
     if sizes[0] == sizes[-1]:
@@ -183,10 +180,10 @@ def _dress(times: Axes, ratio: Axes, sizes: list[int], ratios: list[float], left
     ratio.xaxis.set_major_locator(FixedLocator([2**o for o in octaves][::step]))
     ratio.xaxis.set_minor_locator(NullLocator())
     ratio.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ratio.set_xlabel("M", fontsize=8, color=_INK, labelpad=1)
+    ratio.set_xlabel("M", fontsize=8, color=INK, labelpad=1)
     if leftmost:
-        times.set_ylabel("µs", fontsize=8, color=_INK)
-        ratio.set_ylabel("speedup", fontsize=8, color=_INK)
+        times.set_ylabel("µs", fontsize=8, color=INK)
+        ratio.set_ylabel("speedup", fontsize=8, color=INK)
 
 
 def _interval(pair: Pair) -> tuple[float, float]:

@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._files import written_atomically
-from sparseflow_trt.errors import InputError
+from sparseflow_trt.report.plots import INK, check_plot_name, plot_style, save_plot
 
 _COLOURS = ("#0f766e", "#5eead4", "#b45309", "#fcd34d", "#6b7280", "#d1d5db")
 _DARK = (0, 2, 4)  # of these colours, those that white is read on
-_INK = "#1f2937"
 _LABELLED = 0.04  # a narrower piece of a bar has no room for its share
 
 
@@ -28,14 +26,12 @@ def plot_profile(title: str, bars: Sequence[tuple[str, Mapping[str, float]]], pa
         NotInstalledError: Matplotlib is not installed.
         ArtifactError: The file cannot be written.
     """
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in ("png", "svg"):
-        raise InputError(f"{path} is no name of a plot.", "Let it end with .png or .svg.")
+    check_plot_name(path)
     matplotlib = require("matplotlib", "plots")
     from matplotlib.figure import Figure
 
     height = 1.25 + 0.62 * len(bars)
-    with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "none", "font.size": 8}):
+    with matplotlib.rc_context(plot_style(title)):
         figure = Figure(figsize=(7.5, height))
         axes = figure.add_axes((0.02, 0.45 / height, 0.96, 1 - 1.1 / height))
         classes = [(i, name) for i, name in enumerate(bars[0][1]) if any(times[name] for _, times in bars)]
@@ -47,19 +43,18 @@ def plot_profile(title: str, bars: Sequence[tuple[str, Mapping[str, float]]], pa
                 if total and times[name] / total >= _LABELLED:
                     axes.text(
                         left + times[name] / 2, row, f"{times[name] / total:.0%}", ha="center", va="center",
-                        color="white" if i in _DARK else _INK,
+                        color="white" if i in _DARK else INK,
                     )  # fmt: skip
                 left += times[name]
         for row, (name, times) in enumerate(bars):
-            axes.text(0, row - 0.32, f"{name}: {sum(times.values()):.3f} ms", color=_INK, va="bottom")
+            axes.text(0, row - 0.32, f"{name}: {sum(times.values()):.3f} ms", color=INK, va="bottom")
         axes.set_ylim(len(bars) - 0.7, -0.7)
         axes.set_yticks([])
-        axes.set_xlabel("milliseconds of GPU time", color=_INK)
+        axes.set_xlabel("milliseconds of GPU time", color=INK)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        figure.text(0.02, 1 - 0.3 / height, title, fontsize=11, fontweight="bold", color=_INK)
+        figure.text(0.02, 1 - 0.3 / height, title, fontsize=11, fontweight="bold", color=INK)
         figure.legend(
             loc="upper left", bbox_to_anchor=(0.01, 1 - 0.38 / height), ncols=len(classes), frameon=False,
-            handlelength=1.0, columnspacing=1.2, labelcolor=_INK,
+            handlelength=1.0, columnspacing=1.2, labelcolor=INK,
         )  # fmt: skip
-        with written_atomically(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
+        save_plot(figure, path)

@@ -1,0 +1,44 @@
+"""What all plots share: their files' formats, and that the same values make the same file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparseflow_trt._files import written_atomically
+from sparseflow_trt.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK = "#1f2937"  # the report's
+
+
+def check_plot_name(path: Path) -> None:
+    """Refuses a file that is neither .png nor .svg.
+
+    Raises:
+        InputError: It is.
+    """
+    if _kind(path) not in ("png", "svg"):
+        raise InputError(f"{path} is no name of a plot.", "Let it end with .png or .svg.")
+
+
+def plot_style(seed: str) -> dict[str, Any]:
+    """Matplotlib's settings to draw and save with: an SVG's text is text, its names follow from `seed`."""
+    return {"svg.hashsalt": seed, "svg.fonttype": "none", "font.size": 8}
+
+
+def save_plot(figure: Figure, path: Path) -> None:
+    """Writes a drawing, with no date in it.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    kind = _kind(path)
+    with written_atomically(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower().lstrip(".")
