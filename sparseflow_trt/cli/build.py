@@ -14,16 +14,18 @@ from sparseflow_trt.cli import console
 from sparseflow_trt.cli.attributions import print_restored
 from sparseflow_trt.cli.evidence import print_evidence
 from sparseflow_trt.cli.export_model import plain_export, print_export, source_stem
+from sparseflow_trt.cli.option_values import (
+    read_plan_options,
+    read_validation_options,
+    take_engine_options,
+    take_export_options,
+)
 from sparseflow_trt.cli.options import (
     common_options,
     engine_options,
     export_options,
     model_argument,
     plan_options,
-    read_plan_options,
-    read_validation_options,
-    take_engine_options,
-    take_export_options,
     validation_options,
 )
 from sparseflow_trt.cli.precision import print_search

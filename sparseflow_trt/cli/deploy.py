@@ -10,7 +10,8 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.deployments import model_json, print_model, print_verified
-from sparseflow_trt.cli.options import common_options, input_options, read_validation_options
+from sparseflow_trt.cli.option_values import read_validation_options
+from sparseflow_trt.cli.options import common_options, input_options
 from sparseflow_trt.cli.verdicts import exit_code_of
 from sparseflow_trt.errors import EXIT_FAILED, EXIT_OK
 

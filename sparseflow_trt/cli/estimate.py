@@ -9,7 +9,8 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.numbers import positive
-from sparseflow_trt.cli.options import common_options, find_policy_for, model_argument, read_ranges
+from sparseflow_trt.cli.option_values import find_policy_for, read_ranges
+from sparseflow_trt.cli.options import common_options, model_argument
 from sparseflow_trt.errors import EXIT_OK, PolicyError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.options import common_options, export_options, read_ranges, take_export_options
+from sparseflow_trt.cli.option_values import read_ranges, take_export_options
+from sparseflow_trt.cli.options import common_options, export_options
 from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
 from sparseflow_trt.errors import EXIT_OK
 

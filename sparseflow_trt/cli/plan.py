@@ -8,14 +8,8 @@ from typing import Any
 import click
 
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.options import (
-    common_options,
-    input_options,
-    model_argument,
-    plan_options,
-    read_plan_options,
-    read_validation_options,
-)
+from sparseflow_trt.cli.option_values import read_plan_options, read_validation_options
+from sparseflow_trt.cli.options import common_options, input_options, model_argument, plan_options
 from sparseflow_trt.cli.precision import print_search
 from sparseflow_trt.errors import EXIT_OK, PlanError
 

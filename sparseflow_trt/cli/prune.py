@@ -148,7 +148,7 @@ def _prune_module(
 
 
 def _where_it_pays(policy: str | None, batch: int, seq: int) -> WhereItPays:
-    from sparseflow_trt.cli.options import find_policy_for
+    from sparseflow_trt.cli.option_values import find_policy_for
     from sparseflow_trt.module_pruning import WhereItPays
 
     found = find_policy_for(policy)

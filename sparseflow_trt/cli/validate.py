@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.options import common_options, read_validation_options, validation_options
+from sparseflow_trt.cli.option_values import read_validation_options
+from sparseflow_trt.cli.options import common_options, validation_options
 from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
 
 
