@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from sparseflow_trt.decide import SparsityMode
 from sparseflow_trt.engines.benchmark import ratio, time_interleaved
 from sparseflow_trt.engines.protocol import EngineOptions, Progress
 from sparseflow_trt.engines.runner import Engine
@@ -27,7 +28,7 @@ from sparseflow_trt.engines.tensorrt_api import load_flavour
 from sparseflow_trt.manifest import NAME as MANIFEST
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pipeline import BuildOptions, BuildResult, PlanOptions, build, plan_for, read
-from sparseflow_trt.plan import Plan, SparsityMode
+from sparseflow_trt.plan import Plan
 from sparseflow_trt.policy import Policy, find_policy
 from sparseflow_trt.profile_specs import ProfileSpec
 from sparseflow_trt.shapes import Profile, ShapeRange

@@ -13,7 +13,8 @@ from sparseflow_trt.exporters.apply_plan import has_half_types
 from sparseflow_trt.graph import WeightedLayer
 from sparseflow_trt.lookup import Expected, Known, Verdict, known_of, library_of
 from sparseflow_trt.model_file import OnnxModel, input_dims
-from sparseflow_trt.plan import ModelPrecision, make_plan
+from sparseflow_trt.plan import ModelPrecision
+from sparseflow_trt.planning import make_plan
 from sparseflow_trt.policy import WHOSE, Library, Policy
 from sparseflow_trt.shapes import DEFAULT_PROFILE, ShapeRange, dims_at, make_profile
 from sparseflow_trt.sites import UNSUPPORTED

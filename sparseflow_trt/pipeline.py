@@ -28,7 +28,7 @@ from sparseflow_trt.artifact_validation import (
     read_unpruned,
     validate,
 )
-from sparseflow_trt.decide import PluginUse
+from sparseflow_trt.decide import PluginUse, SparsityMode
 from sparseflow_trt.duel import Built, check_duel, run_duel
 from sparseflow_trt.engines.choose import BackendName, backend_for
 from sparseflow_trt.engines.like import like_facts
@@ -40,7 +40,8 @@ from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.graph import WeightedLayer, read_layers
 from sparseflow_trt.manifest import Manifest, ModelRecord, PolicyRecord, write_manifest
 from sparseflow_trt.model_file import OnnxModel, check_operators, input_dims, read_model
-from sparseflow_trt.plan import ModelPrecision, Plan, SparsityMode, check_plan, make_plan, yaml_from_plan
+from sparseflow_trt.plan import ModelPrecision, Plan, check_plan, yaml_from_plan
+from sparseflow_trt.planning import make_plan
 from sparseflow_trt.policy import Policy
 from sparseflow_trt.precision_record import Precisions
 from sparseflow_trt.precision_search import choose_precisions

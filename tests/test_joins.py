@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from sparseflow_trt.decide import PluginLayer, PluginUse
-from sparseflow_trt.plan import make_plan
+from sparseflow_trt.planning import make_plan
 from sparseflow_trt.policy import Policy
 from sparseflow_trt.symbolic import SymbolicM
 from tests.policies import make_points, make_policy

@@ -18,11 +18,11 @@ from sparseflow_trt.plan import (
     Plan,
     PlannedLayer,
     check_plan,
-    make_plan,
     plan_from_yaml,
     read_plan,
     yaml_from_plan,
 )
+from sparseflow_trt.planning import make_plan
 from sparseflow_trt.policy import Policy, Threshold
 from sparseflow_trt.shapes import Profile, ShapeRange
 from sparseflow_trt.split import Split

@@ -26,7 +26,8 @@ from sparseflow_trt.exporters.saving import INLINE_BYTES, IR_VERSION, save_model
 from sparseflow_trt.graph import read_layers
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.plan import ModelPrecision, Plan, make_plan
+from sparseflow_trt.plan import ModelPrecision, Plan
+from sparseflow_trt.planning import make_plan
 
 if TYPE_CHECKING:
     from tests.conftest import Array, Models

@@ -12,7 +12,8 @@ from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.islands import check_islands, fp32_islands, islands_by_layer
 from sparseflow_trt.graph import read_layers
 from sparseflow_trt.model_file import OnnxModel, read_model
-from sparseflow_trt.plan import Plan, make_plan
+from sparseflow_trt.plan import Plan
+from sparseflow_trt.planning import make_plan
 from sparseflow_trt.sites import find_sites
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from sparseflow_trt.exporters.retype import retype
 from sparseflow_trt.graph import read_layers
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.plan import Plan, make_plan
+from sparseflow_trt.plan import Plan
+from sparseflow_trt.planning import make_plan
 from sparseflow_trt.scan import scan_pattern
 from sparseflow_trt.target import GraphNeeds
 

@@ -16,7 +16,7 @@ from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.graph import read_layers
 from sparseflow_trt.model_file import read_model
-from sparseflow_trt.plan import make_plan
+from sparseflow_trt.planning import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,0 +1,131 @@
+"""Makes a plan: decides each layer's precision and kernel, joins layers, and splits the profiles."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container
+
+from sparseflow_trt.crossovers import LayerShape
+from sparseflow_trt.decide import Decision, PluginUse, SparsityMode, decide
+from sparseflow_trt.errors import ShapeError
+from sparseflow_trt.graph import SparsityState, WeightedLayer
+from sparseflow_trt.joins import find_joins
+from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan, PlannedLayer
+from sparseflow_trt.policy import Policy
+from sparseflow_trt.precision_record import ModelPrecision, Precision, Precisions
+from sparseflow_trt.shapes import Dims, Profile
+from sparseflow_trt.split import Split, split_profile
+
+NO_PLUGIN = PluginUse()
+
+
+def make_plan(
+    layers: tuple[WeightedLayer, ...],
+    profiles: tuple[Profile, ...],
+    input_dims: dict[str, Dims],
+    policy: Policy | None,
+    precision: ModelPrecision | Precisions,
+    sparsity: SparsityMode = "policy",
+    model: str = "",
+    model_sha256: str = "",
+    split: Split | None = None,
+    plugin: PluginUse = NO_PLUGIN,
+) -> Plan:
+    """Decides precision and kernel for each layer with a constant weight.
+
+    Args:
+        layers: The model's weighted layers as read.
+        profiles: The optimization profiles; none for a model whose shapes are all static.
+        input_dims: Each input's dimensions, by name; with the profiles they give each layer's M.
+        policy: Where sparse wins; None plans everything dense.
+        precision: For all layers whose weights are floats; "keep" leaves each as its weight is typed. Or
+            what a search chose, layer by layer.
+        sparsity: As in `decide`.
+        model: The model file's name, for the reader.
+        model_sha256: Of the model file.
+        split: Splits the one profile that there is at the crossovers of the layers.
+        plugin: Whether the plugin may be used, and for which layers.
+
+    Raises:
+        ShapeError: There is not one profile to be split, or it cannot be split along that axis.
+    """
+
+    precisions = precision if isinstance(precision, Precisions) else Precisions(precision)
+
+    def decide_all(profiles: tuple[Profile, ...]) -> dict[str, tuple[WeightedLayer, Precision, Decision]]:
+        own = {layer.name: _layer_precision(layer, precisions) for layer in layers}
+        return {
+            x.name: (x, own[x.name], decide(x, own[x.name], profiles, input_dims, policy, sparsity, plugin))
+            for x in layers
+            if x.weight
+        }
+
+    told = ""
+    if split:
+        if len(profiles) != 1:
+            raise ShapeError(
+                f"{len(profiles)} profiles cannot be split along '{split.axis}': it takes one.",
+                "Give the whole range with --dim or --shapes, and leave out the profiles.",
+            )
+        # one node of the plugin serves all profiles: nothing is to be split for it
+        fixed = {name for name, (_, _, d) in decide_all(profiles).items() if d.kernel == "plugin"}
+        products = _count_products(layers, precisions, sparsity, fixed)
+        profiles, told = split_profile(profiles[0], split, input_dims, products, policy)
+    described = f"{policy.name} ({policy.device}, {policy.provenance})" if policy else "none"
+    decided = decide_all(profiles)
+    joins = find_joins(decided, profiles, input_dims, policy, plugin) if policy else {}
+    planned = []
+    for layer, own, decision in decided.values():
+        joined, why = joins.get(layer.name, ("", ""))
+        planned.append(
+            PlannedLayer(
+                name=layer.name,
+                module=layer.module,
+                kind=layer.kind,
+                n=layer.n,
+                k=layer.k,
+                precision=own,
+                sparsity=decision.kernel,
+                reason=f"{decision.reason}; {why}" if why else decision.reason,
+                dense_below_m=decision.dense_below_m,
+                joined=joined,
+            )
+        )
+    return Plan(
+        model=model,
+        model_sha256=model_sha256,
+        precision=precisions.model,
+        islands=(*DEFAULT_ISLANDS, *precisions.islands),
+        policy=described,
+        split=told,
+        profiles=profiles,
+        layers=tuple(planned),
+        search=precisions.search,
+    )
+
+
+def _count_products(
+    layers: tuple[WeightedLayer, ...],
+    precision: Precisions,
+    sparsity: SparsityMode,
+    fixed: Container[str],
+) -> Counter[LayerShape]:
+    counted: Counter[LayerShape] = Counter()
+    for layer in layers:
+        if layer.weight and layer.n and layer.k and layer.batch:
+            dtype = _layer_precision(layer, precision).upper()
+            choosable = (
+                sparsity == "policy" and layer.state is SparsityState.SPARSE and layer.name not in fixed
+            )
+            counted[LayerShape(layer.kind, layer.n, layer.k, layer.m, dtype, choosable)] += layer.batch
+    return counted
+
+
+def _layer_precision(layer: WeightedLayer, precisions: Precisions) -> Precision:
+    own: dict[str, Precision] = {
+        "FP16": "fp16", "BF16": "bf16", "INT8": "int8", "UINT8": "int8", "FP8": "fp8", "FP8-E5M2": "fp8",
+    }  # fmt: skip
+    typed = own.get(layer.dtype, "fp32")
+    if precisions.model == "keep" or typed in ("int8", "fp8"):
+        return typed
+    return precisions.layers.get(layer.name, precisions.model)
