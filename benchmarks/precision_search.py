@@ -38,11 +38,12 @@ from sparseflow_trt.model_file import read_model
 from sparseflow_trt.node_range import NodeRange
 from sparseflow_trt.pipeline import PlanOptions, plan_for, read, settle
 from sparseflow_trt.precision_trials import Question, Trials
-from sparseflow_trt.validation.compare import Candidate, compare_one, reference_outputs
+from sparseflow_trt.validation.compare import compare_one, reference_outputs
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.input_files import load_inputs
 from sparseflow_trt.validation.ranges import measure_ranges
 from sparseflow_trt.validation.tolerances import DEFAULTS, OutputTolerances
+from sparseflow_trt.validation.trial import Candidate
 
 DEMO = Path(__file__).parent.parent / "demo" / "out"
 FP16 = OutputTolerances(DEFAULTS["fp16"])

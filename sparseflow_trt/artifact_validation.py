@@ -29,11 +29,12 @@ from sparseflow_trt.model_file import OnnxModel, check_operators, read_model
 from sparseflow_trt.overflow import with_first_overflow
 from sparseflow_trt.plan import Plan, read_plan
 from sparseflow_trt.validation.chain import Origin
-from sparseflow_trt.validation.compare import Candidate, compare
+from sparseflow_trt.validation.compare import compare
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.input_files import check_ranges, load_inputs
 from sparseflow_trt.validation.inputs import generate_inputs
 from sparseflow_trt.validation.tolerances import Tolerances
+from sparseflow_trt.validation.trial import Candidate
 from sparseflow_trt.verdict import StepName, Validation
 
 

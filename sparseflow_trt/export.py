@@ -22,10 +22,11 @@ from sparseflow_trt.hugging_face import TorchDtype
 from sparseflow_trt.masks import MaskCheck, check_masks
 from sparseflow_trt.model_file import OnnxModel, input_dims, read_model
 from sparseflow_trt.shapes import Dims, make_profile, terms
-from sparseflow_trt.validation.compare import Candidate, compare
+from sparseflow_trt.validation.compare import compare
 from sparseflow_trt.validation.inputs import generate_inputs
 from sparseflow_trt.validation.tolerances import DEFAULTS, output_tolerances
 from sparseflow_trt.validation.torch_runner import torch_reference
+from sparseflow_trt.validation.trial import Candidate
 
 if TYPE_CHECKING:
     from sparseflow_trt.plan import Precision

@@ -42,10 +42,11 @@ from sparseflow_trt.regressions import (
 from sparseflow_trt.stored_array import array_from, store_array
 from sparseflow_trt.task_metrics import TaskMetric, load_metric
 from sparseflow_trt.tighten import tighten
-from sparseflow_trt.validation.compare import Candidate, StoredOutputs, compare
+from sparseflow_trt.validation.compare import StoredOutputs, compare
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.input_files import check_ranges
 from sparseflow_trt.validation.tolerances import OutputTolerances
+from sparseflow_trt.validation.trial import Candidate
 from sparseflow_trt.verdict import Validation
 
 if TYPE_CHECKING:

@@ -13,9 +13,11 @@ from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.plan import Plan, PlannedLayer, Precision
 from sparseflow_trt.precision_record import PrecisionRun
-from sparseflow_trt.validation.compare import Candidate, Outputs, compare_one
+from sparseflow_trt.validation.compare import compare_one
 from sparseflow_trt.validation.feeds import InputSet
+from sparseflow_trt.validation.runners import Outputs
 from sparseflow_trt.validation.tolerances import OutputTolerances
+from sparseflow_trt.validation.trial import Candidate
 from sparseflow_trt.verdict import CandidateVerdict
 
 _QUANTIZED = ("int8", "fp8")

@@ -20,8 +20,9 @@ from sparseflow_trt.exporters.triton_version import VersionRecord, check_version
 from sparseflow_trt.load_record import LoadStep
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.served_artifact import Artifact, read_artifact
-from sparseflow_trt.validation.compare import Candidate, compare
+from sparseflow_trt.validation.compare import compare
 from sparseflow_trt.validation.feeds import Array, InputSet
+from sparseflow_trt.validation.trial import Candidate
 from sparseflow_trt.validation.triton_load import find_perf_analyzer, sweep
 from sparseflow_trt.validation.triton_runner import ServedAt
 from sparseflow_trt.verdict import Validation

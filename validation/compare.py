@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.errors import InputError, NotInstalledError, SparseflowError
+from sparseflow_trt.errors import InputError
 from sparseflow_trt.validation.chain import Chain, Origin
-from sparseflow_trt.validation.engine_runner import engine_runner, engine_runtime, select_profile
-from sparseflow_trt.validation.feeds import Array, InputSet
-from sparseflow_trt.validation.measure import judge_output, missing_output
+from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.messages import numpy_only, one_line, quiet_polygraphy
-from sparseflow_trt.validation.narrow import widen
-from sparseflow_trt.validation.runners import (
-    UnsupportedError,
-    as_written_runner,
-    ort_errors,
-    ort_runner,
-    ort_runtime,
-    reference_runner,
-)
+from sparseflow_trt.validation.runners import Outputs, ort_runtime, reference_runner, run_errors, run_once
 from sparseflow_trt.validation.steps import Stage
 from sparseflow_trt.validation.tolerances import OutputTolerances
-from sparseflow_trt.validation.triton_runner import ServedAt, triton_runner, triton_runtime
+from sparseflow_trt.validation.trial import Candidate, OnOutputs, Trial, conclude, open_trial, run_trial
 from sparseflow_trt.verdict import (
     CandidateVerdict,
     InputSetRecord,
-    OutputVerdict,
-    StepName,
     Validation,
     Verdict,
     overall_verdict,
@@ -40,37 +28,7 @@ from sparseflow_trt.verdict import (
 if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner
 
-Outputs = dict[str, Array]
 OnProgress = Callable[[int, int], None]  # how many runs are done, and how many there are
-OnOutputs = Callable[[str, str, Outputs], None]  # of which candidate ("" for the reference), on which set
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model that is to do what the reference does.
-
-    Attributes:
-        name: What the verdict calls it.
-        path: An ONNX file, a TensorRT engine, or the folder that a server serves it from.
-        not_run: Why it cannot run on this machine, as a sentence; "" where it can.
-        as_written: Whether an ONNX file runs as the reference does, with no graph optimization: so that
-            what is compared is the graph, and not what ONNX Runtime makes of it. (Its optimizer breaks
-            Q/DQ with FP16 scales, for one.)
-        load: What is done before an engine is loaded: the library of its plugin is.
-        prepare: What is done to a loaded engine before it runs: one without weights is given them.
-        step: The step that leads to it from the candidate before it, or from the reference.
-        server: How a server is asked; for a candidate of that kind.
-    """
-
-    name: str
-    path: Path
-    kind: Literal["onnx", "engine", "server"]
-    not_run: str = ""
-    as_written: bool = False
-    prepare: Callable[[Any], None] | None = None
-    step: StepName = "engine"
-    load: Callable[[], None] | None = None
-    server: ServedAt | None = None
 
 
 @dataclass(frozen=True)
@@ -102,19 +60,6 @@ class Reference:
     name: str
     runner: BaseRunner
     runtime: str
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """A candidate on its way: its runner and what that takes, or why it has none; what was found."""
-
-    candidate: Candidate
-    runner: BaseRunner | None
-    takes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    runtime: str = ""
-    not_run: str = ""
-    outputs: list[OutputVerdict] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
 
 
 def compare(
@@ -159,7 +104,7 @@ def compare(
     watch = on_outputs or _nobody
     with quiet_polygraphy(), numpy_only():
         truth = _reference(reference)
-        trials = [_open(candidate, inputs[0].feeds.keys()) for candidate in candidates]
+        trials = [open_trial(candidate, inputs[0].feeds.keys()) for candidate in candidates]
         running = [(trial, trial.runner) for trial in trials if trial.runner is not None]
         chain = Chain(origin, [_stage(trial) for trial in trials])
         total, done = len(inputs) * (1 + len(chain.origins) + len(running)), 0
@@ -172,10 +117,10 @@ def compare(
             report(done := done + 1 + len(before), total)
             got = {}
             for trial, runner in running:
-                got[trial.candidate.name] = _run_trial(trial, runner, given, expected, tolerances, watch)
+                got[trial.candidate.name] = run_trial(trial, runner, given, expected, tolerances, watch)
                 report(done := done + 1, total)
             chain.add(given.name, before, expected, [got.get(t.candidate.name) for t in trials])
-    verdicts = tuple(_conclude(trial, len(inputs)) for trial in trials)
+    verdicts = tuple(conclude(trial, len(inputs)) for trial in trials)
     verdict = overall_verdict(found.verdict for found in verdicts)
     return Validation(
         verdict=verdict,
@@ -199,7 +144,7 @@ def compare(
     )
 
 
-def _stage(trial: _Trial) -> Stage:
+def _stage(trial: Trial) -> Stage:
     why_not = trial.not_run or (trial.errors[0] if trial.runner is None and trial.errors else "")
     return Stage(trial.candidate.name, trial.candidate.step, why_not)
 
@@ -234,48 +179,15 @@ def compare_one(
         tolerances: For each of the reference's outputs.
     """
     with quiet_polygraphy(), numpy_only():
-        trial = _open(candidate, inputs[0].feeds.keys())
+        trial = open_trial(candidate, inputs[0].feeds.keys())
         if trial.runner is not None:
             for given, outputs in zip(inputs, expected, strict=True):
-                _run_trial(trial, trial.runner, given, outputs, tolerances, _nobody)
-    return _conclude(trial, len(inputs))
+                run_trial(trial, trial.runner, given, outputs, tolerances, _nobody)
+    return conclude(trial, len(inputs))
 
 
 def _nobody(candidate: str, given: str, outputs: Outputs) -> None:
     """Watches nothing."""
-
-
-def _open(candidate: Candidate, fed: Collection[str]) -> _Trial:
-    if candidate.not_run:
-        return _Trial(candidate, None, not_run=candidate.not_run)
-    try:
-        runner, runtime = _runner(candidate)
-        with runner:
-            described = runner.get_input_metadata(use_numpy_dtypes=False)
-            takes = {name: tuple(end.shape) for name, end in described.items()}
-    except (NotInstalledError, UnsupportedError) as error:  # says nothing about the candidate
-        return _Trial(candidate, None, not_run=f"{error.message} {error.hint}")
-    except SparseflowError as error:
-        return _Trial(candidate, None, errors=[error.message])
-    except run_errors() as error:
-        return _Trial(candidate, None, errors=[f"it cannot be started: {one_line(error)}."])
-    # Polygraphy would feed it what is named most like it.
-    foreign = [name for name in takes if name not in fed]
-    if foreign:
-        problem = f"it takes an input '{foreign[0]}', which the reference does not have."
-        return _Trial(candidate, None, errors=[problem])
-    return _Trial(candidate, runner, takes, runtime)
-
-
-def _runner(candidate: Candidate) -> tuple[BaseRunner, str]:
-    if candidate.kind == "engine":
-        if candidate.load:
-            candidate.load()
-        return engine_runner(candidate.path, candidate.name, candidate.prepare), engine_runtime()
-    if candidate.server is not None:
-        return triton_runner(candidate.server, candidate.name), triton_runtime(candidate.server)
-    runner = as_written_runner if candidate.as_written else ort_runner
-    return runner(candidate.path, candidate.name), ort_runtime()
 
 
 def _reference(reference: Path | StoredOutputs | Reference) -> _Reference:
@@ -305,71 +217,6 @@ def _run_reference(reference: Reference, given: InputSet) -> Outputs:
         ) from error
 
 
-def _run_trial(
-    trial: _Trial,
-    runner: BaseRunner,
-    given: InputSet,
-    expected: Outputs,
-    tolerances: OutputTolerances,
-    watch: OnOutputs,
-) -> Outputs | None:
-    try:
-        if trial.candidate.kind == "engine":
-            select_profile(runner, given)
-        _check_shapes(trial.takes, given)
-        got = run_once(runner, given)
-    except run_errors() as error:
-        trial.errors.append(f"it cannot run on input set '{given.name}': {one_line(error)}.")
-        return None
-    watch(trial.candidate.name, given.name, got)
-    trial.outputs.extend(_judge(given.name, expected, got, tolerances))
-    return got
-
-
-def _check_shapes(takes: dict[str, tuple[Any, ...]], given: InputSet) -> None:
-    # Polygraphy would reshape or transpose what does not fit, and the outputs could agree by it.
-    for name, dims in takes.items():
-        shape = given.feeds[name].shape
-        fixed = [isinstance(dim, int) and dim >= 0 for dim in dims]
-        if len(dims) != len(shape) or any(f and d != s for f, d, s in zip(fixed, dims, shape, strict=True)):
-            shown = ", ".join(str(dim) if known else "?" for dim, known in zip(dims, fixed, strict=True))
-            raise InputError(f"it takes '{name}' in shape ({shown}), and the set holds {shape}")
-
-
-def _judge(
-    input_set: str, expected: Outputs, got: Outputs, tolerances: OutputTolerances
-) -> list[OutputVerdict]:
-    verdicts = []
-    for name, array in expected.items():
-        if name in got:
-            verdicts.append(judge_output(name, input_set, array, got[name], tolerances.of(name)))
-        else:
-            have = ", ".join(f"'{other}'" for other in got)
-            why = f"output '{name}' is missing: the candidate has {have}."
-            verdicts.append(missing_output(name, input_set, tolerances.of(name), why))
-    for name in got:
-        if name not in expected:
-            why = f"output '{name}' is not one of the reference's."
-            verdicts.append(missing_output(name, input_set, tolerances.of(name), why))
-    return verdicts
-
-
-def run_once(runner: Any, given: InputSet) -> Outputs:
-    """What a runner makes of one input set, by the outputs' names."""
-    from polygraphy.comparator import Comparator
-
-    feeds = {name: widen(array) for name, array in given.feeds.items()}
-    results = Comparator.run([runner], data_loader=[feeds])
-    return dict(results[0][1][0].items())
-
-
-def run_errors() -> tuple[type[Exception], ...]:
-    """What a run that fails raises."""
-    from polygraphy.exception import PolygraphyException
-
-    return (PolygraphyException, InputError, *ort_errors())
-
-
 def _check_names(tolerances: OutputTolerances, expected: Outputs) -> None:
     unknown = sorted(set(tolerances.outputs) - set(expected))
     if unknown:
@@ -377,28 +224,6 @@ def _check_names(tolerances: OutputTolerances, expected: Outputs) -> None:
         raise InputError(
             f"a tolerance is for output '{unknown[0]}'; the model has {has}.", "Correct the output's name."
         )
-
-
-def _conclude(trial: _Trial, sets: int) -> CandidateVerdict:
-    failed = [found.reason for found in trial.outputs if not found.passed]
-    problems = trial.errors + failed
-    verdict: Verdict = "fail" if problems else "not run" if trial.runner is None else "pass"
-    if verdict == "fail":
-        more = f" And {len(problems) - 1} more." if len(problems) > 1 else ""
-        why = problems[0] + more
-    elif verdict == "not run":
-        why = trial.not_run
-    else:
-        outputs = len({found.output for found in trial.outputs})
-        why = f"All {outputs} output(s) are within tolerance on all {sets} input set(s)."
-    return CandidateVerdict(
-        name=trial.candidate.name,
-        file=trial.candidate.path.name,
-        verdict=verdict,
-        reason=why,
-        runtime=trial.runtime,
-        outputs=tuple(trial.outputs),
-    )
 
 
 def _overall_why(verdict: Verdict, candidates: Sequence[CandidateVerdict]) -> str:

@@ -8,10 +8,9 @@ from pathlib import Path
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import InputError
 from sparseflow_trt.node_range import NodeRange, joined, range_from_row
-from sparseflow_trt.validation.compare import run_errors, run_once
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.messages import numpy_only, one_line, quiet_polygraphy
-from sparseflow_trt.validation.runners import as_written_runner
+from sparseflow_trt.validation.runners import as_written_runner, run_errors, run_once
 
 
 def measure_ranges(

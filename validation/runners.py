@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.errors import BuildError, ModelError
+from sparseflow_trt.errors import BuildError, InputError, ModelError
+from sparseflow_trt.validation.feeds import Array, InputSet
 from sparseflow_trt.validation.messages import one_line
-from sparseflow_trt.validation.narrow import WidenedSession, is_narrow
+from sparseflow_trt.validation.narrow import WidenedSession, is_narrow, widen
 
 if TYPE_CHECKING:
     from polygraphy.backend.onnxrt import OnnxrtRunner
+
+Outputs = dict[str, Array]
 
 _FATAL = 4  # ONNX Runtime's severity; what is below it goes to stderr, and all of it is in the exception too
 
@@ -119,3 +122,19 @@ def _session(path: Path, optimized: bool) -> Any:
             f"ONNX Runtime does not take {path}: {one_line(error)}.",
             "Check the model with onnx.checker, and its operators' domains.",
         ) from error
+
+
+def run_once(runner: Any, given: InputSet) -> Outputs:
+    """What a runner makes of one input set, by the outputs' names."""
+    from polygraphy.comparator import Comparator
+
+    feeds = {name: widen(array) for name, array in given.feeds.items()}
+    results = Comparator.run([runner], data_loader=[feeds])
+    return dict(results[0][1][0].items())
+
+
+def run_errors() -> tuple[type[Exception], ...]:
+    """What a run that fails raises."""
+    from polygraphy.exception import PolygraphyException
+
+    return (PolygraphyException, InputError, *ort_errors())

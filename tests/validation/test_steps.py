@@ -17,11 +17,12 @@ from sparseflow_trt.model_file import read_model
 from sparseflow_trt.shapes import make_profile
 from sparseflow_trt.validation import steps as module
 from sparseflow_trt.validation.chain import Origin
-from sparseflow_trt.validation.compare import Candidate, compare
+from sparseflow_trt.validation.compare import compare
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.inputs import generate_inputs
 from sparseflow_trt.validation.steps import Stage, add_outputs, attribute, percent
 from sparseflow_trt.validation.tolerances import DEFAULTS, output_tolerances
+from sparseflow_trt.validation.trial import Candidate
 from sparseflow_trt.verdict import Attribution, OutputVerdict
 
 Linear = Callable[..., Path]
