@@ -31,8 +31,8 @@ from sparseflow_trt.artifact_validation import ValidationOptions
 from sparseflow_trt.exporters.apply_plan import apply_plan, save_model
 from sparseflow_trt.exporters.islands import name_of
 from sparseflow_trt.exporters.measured import MOVERS, OUTPUT, PRODUCTS, add_measurements, first_float
+from sparseflow_trt.exporters.node_types import infer_types
 from sparseflow_trt.exporters.precision_groups import find_groups
-from sparseflow_trt.exporters.retype import infer_types
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.node_range import NodeRange

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.lower_rules import RULES
+from sparseflow_trt.exporters.node_types import schema_of
 from sparseflow_trt.exporters.rewriting import OPSET, Names, Rewriting, not_lowered, part_name
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def lower_to_opset17(model: ir.Model) -> Lowered:
     names = Names(model)
     _infer_types(model)
     for node in _onnx_nodes(model):
-        if node.op_type not in RULES and _schema(node, OPSET) is None and _write_out(node, before, names):
+        if node.op_type not in RULES and schema_of(node, OPSET) is None and _write_out(node, before, names):
             replaced[node.op_type] += 1
     _infer_types(model)
     for node in _onnx_nodes(model):
@@ -87,15 +88,6 @@ def _onnx_nodes(model: ir.Model) -> tuple[ir.Node, ...]:
     return tuple(node for node in model.graph.all_nodes() if node.domain in _DOMAINS)
 
 
-def _schema(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
-    import onnx
-
-    try:
-        return onnx.defs.get_schema(node.op_type, opset, "")
-    except onnx.defs.SchemaError:
-        return None
-
-
 def _infer_types(model: ir.Model) -> None:
     """Adds the types and shapes that are missing, where onnx can tell them."""
     from onnx_ir.passes.common import ShapeInferencePass
@@ -114,7 +106,7 @@ def _write_out(node: ir.Node, opset: int, names: Names) -> bool:
     """Puts ONNX's definition of an operator in the place of a node, if the operator has one."""
     import onnx_ir as ir
 
-    schema, graph = _schema(node, opset), node.graph
+    schema, graph = schema_of(node, opset), node.graph
     proto = _definition(node, schema, opset) if schema is not None else None
     if schema is None or proto is None or graph is None:
         return False
@@ -184,7 +176,7 @@ def _drop_defaults(node: ir.Node, opset: int) -> bool:
     """Drops attributes that opset 17 does not have and that say what was so without them."""
     import onnx_ir as ir
 
-    then, now = _schema(node, OPSET), _schema(node, opset)
+    then, now = schema_of(node, OPSET), schema_of(node, opset)
     if then is None or now is None:
         return False
     dropped = False
@@ -204,7 +196,7 @@ def _check(node: ir.Node) -> None:
     """
     import onnx_ir as ir
 
-    schema = _schema(node, OPSET)
+    schema = schema_of(node, OPSET)
     if schema is None:
         raise not_lowered(node, "it has no such operator")
     for name, attribute in node.attributes.items():

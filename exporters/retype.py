@@ -14,18 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparseflow_trt.errors import ModelError
+from sparseflow_trt.exporters.node_types import bodies_of, floating_types, infer_types, types_of
+from sparseflow_trt.exporters.rewriting import Names
 
 if TYPE_CHECKING:
-    import onnx
     import onnx_ir as ir
 
 PrecisionOf = Callable[["ir.Node"], "ir.DataType | None"]
-
-# Their outputs' type is an attribute that no input decides: they stay as they are.
-_TYPED_BY_ATTRIBUTE = {
-    "Bernoulli", "BlackmanWindow", "EyeLike", "HammingWindow", "HannWindow", "MelWeightMatrix", "Multinomial",
-    "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "SequenceEmpty",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,21 +72,6 @@ def retype(model: ir.Model, precision_of: PrecisionOf, keep_outputs: bool = True
     return Retyped(work.nodes, work.casts, work.clamped)
 
 
-def infer_types(model: ir.Model) -> None:
-    """Adds the types of values that the file does not say, where onnx can tell them."""
-    from onnx_ir.passes.common import ShapeInferencePass
-
-    if any(v.dtype is None for node in model.graph.all_nodes() for v in node.outputs):
-        ShapeInferencePass(check_type=False, strict_mode=False)(model)
-
-
-def floating_types() -> tuple[ir.DataType, ...]:
-    """The types that are rewritten into one another."""
-    import onnx_ir as ir
-
-    return ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
-
-
 class _Work:
     """One run of the rewriting: the casts and converted constants made so far."""
 
@@ -101,9 +81,7 @@ class _Work:
         self._floats = floating_types()
         self._original: dict[ir.Value, ir.DataType | None] = {}
         self._converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
-        self._names = {v.name for node in model.graph.all_nodes() for v in node.outputs}
-        for graph in model.graphs():
-            self._names |= {v.name for v in (*graph.inputs, *graph.initializers.values())}
+        self._names = Names(model)
         self.nodes = 0
         self.casts = 0
         self.clamped: list[Clamped] = []
@@ -112,7 +90,7 @@ class _Work:
         casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         for node in tuple(graph):
             for attribute in node.attributes.values():
-                for body in _bodies(attribute):
+                for body in bodies_of(attribute):
                     self.graph(body)
                     self.restore_outputs(body)
             self._node(graph, node, casts)
@@ -124,7 +102,7 @@ class _Work:
             self._original[output] = output.dtype
         if node.op_type == "Constant" and node.domain == "":
             return
-        wanted = self._wanted(node)
+        wanted = types_of(node, self._precision_of(node), self._opset, self._original)
         for i, value in enumerate(node.inputs):
             if value is not None and value.dtype in self._floats:
                 # a formal type that is not rewritten takes what stood there before
@@ -141,41 +119,6 @@ class _Work:
             self.nodes += 1
             _retype_attributes(node, wanted.outputs[0], self.clamped)
 
-    def _wanted(self, node: ir.Node) -> _Wanted:
-        """The type of each floating input and output, by position; one that is missing is left alone."""
-        original_in = [self._original.get(v, v.dtype) if v is not None else None for v in node.inputs]
-        original_out = [v.dtype for v in node.outputs]
-        as_typed = _Wanted(
-            {i: d for i, d in enumerate(original_in) if d in self._floats and d is not None},
-            {i: d for i, d in enumerate(original_out) if d in self._floats and d is not None},
-        )
-        target = self._precision_of(node)
-        schema = _schema(node, self._opset)
-        if target is None or schema is None or _is_fixed(node):
-            return as_typed
-        if node.op_type == "Cast":  # reads any type; what it makes is its own
-            read = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
-            return _Wanted({0: read} if read is not None else {}, {0: target})
-        allowed = {t.type_param_str: set(t.allowed_type_strs) for t in schema.type_constraints}
-        name = {"FLOAT": "tensor(float)", "FLOAT16": "tensor(float16)", "BFLOAT16": "tensor(bfloat16)"}[
-            target.name
-        ]
-
-        follows_inputs = {formal.type_str for formal in schema.inputs} | (
-            set(allowed) if node.op_type == "ConstantOfShape" else set()
-        )
-
-        def pick(index: int, formals: Any, before: ir.DataType | None) -> ir.DataType | None:
-            kind = formals[min(index, len(formals) - 1)].type_str  # the last may be variadic
-            if before not in self._floats:
-                return None
-            return target if kind in follows_inputs and name in allowed.get(kind, ()) else before
-
-        return _Wanted(
-            {i: d for i, b in enumerate(original_in) if (d := pick(i, schema.inputs, b)) is not None},
-            {i: d for i, b in enumerate(original_out) if (d := pick(i, schema.outputs, b)) is not None},
-        )
-
     def _as(
         self,
         graph: ir.Graph,
@@ -190,7 +133,7 @@ class _Work:
         if tensor is not None and not value.is_graph_input():  # an input's default can be overridden
             return self._constant_as(value, tensor, dtype)
         if (value, dtype) not in casts:
-            name = self._new_name(value, dtype)
+            name = self._names.new(_name_as(value, dtype))
             cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", dtype)], name=f"Cast_{name}")
             cast.outputs[0].name, cast.outputs[0].dtype = name, dtype
             cast.outputs[0].shape = value.shape
@@ -206,7 +149,7 @@ class _Work:
             producer = value.producer()
             owner = producer.graph if producer is not None else value.graph
             assert isinstance(owner, ir.Graph)
-            name = self._new_name(value, dtype)
+            name = self._names.new(_name_as(value, dtype))
             shape = ir.Shape(
                 dim for dim in tensor.shape if isinstance(dim, int)
             )  # as all of a constant's are
@@ -229,7 +172,7 @@ class _Work:
                 continue
             public = value.name
             assert value.dtype is not None
-            value.name = self._new_name(value, value.dtype)
+            value.name = self._names.new(_name_as(value, value.dtype))
             cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", before)], name=f"Cast_{public}")
             cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = public, before, value.shape
             graph.append(cast)
@@ -244,21 +187,6 @@ class _Work:
             graph = new.graph
             if graph is not None and old.name and old.name not in graph.initializers:
                 new.name = old.name
-
-    def _new_name(self, value: ir.Value, dtype: ir.DataType) -> str:
-        name = base = f"{value.name}_as_{dtype.short_name()}"
-        number = 1
-        while name in self._names:  # a subgraph may not name a value as the graph around it does
-            number += 1
-            name = f"{base}_{number}"
-        self._names.add(name)
-        return name
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    inputs: dict[int, ir.DataType]
-    outputs: dict[int, ir.DataType]
 
 
 def _convert(tensor: ir.TensorProtocol, dtype: ir.DataType, clamped: list[Clamped]) -> np.ndarray[Any, Any]:
@@ -292,40 +220,5 @@ def _retype_attributes(node: ir.Node, dtype: ir.DataType, clamped: list[Clamped]
         node.attributes["value"] = ir.AttrTensor("value", tensor)
 
 
-def _is_fixed(node: ir.Node) -> bool:
-    return (
-        node.op_type in _TYPED_BY_ATTRIBUTE
-        or "output_dtype" in node.attributes
-        or (node.op_type == "Cast" and node.outputs[0].dtype not in floating_types())
-        or any(_bodies(attribute) for attribute in node.attributes.values())
-        or any(
-            v is not None and v.type is not None and not _is_dense(v) for v in (*node.inputs, *node.outputs)
-        )
-    )
-
-
-def _is_dense(value: ir.Value) -> bool:
-    import onnx_ir as ir
-
-    return isinstance(value.type, ir.TensorType)
-
-
-def _bodies(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
-    import onnx_ir as ir
-
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    if attribute.type == ir.AttributeType.GRAPHS:
-        return tuple(attribute.as_graphs())
-    return ()
-
-
-def _schema(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
-    import onnx
-
-    if node.domain not in ("", "ai.onnx"):
-        return None
-    try:
-        return onnx.defs.get_schema(node.op_type, opset, "")
-    except onnx.defs.SchemaError:
-        return None
+def _name_as(value: ir.Value, dtype: ir.DataType) -> str:
+    return f"{value.name}_as_{dtype.short_name()}"

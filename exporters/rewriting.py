@@ -1,4 +1,4 @@
-"""What the rules of lowering rewrite a node with: new nodes, constants and names (see lower_rules)."""
+"""What graphs are rewritten with: free names, and for the rules of lowering new nodes and constants."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.apply_plan import needs_fp32_reference, write_fp32_reference
 from sparseflow_trt.exporters.measured import OUTPUT, add_measurements
+from sparseflow_trt.exporters.node_types import infer_types
 from sparseflow_trt.exporters.precision_groups import Atom, Group, find_groups, quantized_atoms
-from sparseflow_trt.exporters.retype import infer_types
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.node_range import NodeRange

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.exporters.measured import OUTPUT, add_measurements
-from sparseflow_trt.exporters.retype import infer_types
+from sparseflow_trt.exporters.node_types import infer_types
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.validation.feeds import InputSet
