@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from sparseflow_trt._files import written_atomically
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.pruned_bytes import Target, prune_file, prune_tensor
-from sparseflow_trt.model_file import OnnxModel, data_files, is_external, read_model, tensor_protos
+from sparseflow_trt.model_file import OnnxModel, data_files, read_model
 from sparseflow_trt.scan import WeightReader, lay_out
 from sparseflow_trt.sites import LayerSite, find_sites, why_not_eligible
+from sparseflow_trt.tensor_data import is_external, tensor_protos
 from sparseflow_trt.weights import TracedWeight, passes_through
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.inline_data import LEAST_BYTES, read_skeleton
-from sparseflow_trt.model_file import external_fields, is_external, read_model, tensor_protos
+from sparseflow_trt.model_file import read_model
+from sparseflow_trt.tensor_data import external_fields, is_external, tensor_protos
 
 LARGE = np.arange(LEAST_BYTES, dtype=np.float32).reshape(64, -1)
 SMALL = np.arange(8, dtype=np.float32)

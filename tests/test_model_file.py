@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 from sparseflow_trt.errors import ModelError, SparseflowError
 from sparseflow_trt.exporters.prune import prune_model
 from sparseflow_trt.graph import read_layers
-from sparseflow_trt.model_file import check_operators, data_files, input_dims, read_model, tensor_protos
+from sparseflow_trt.model_file import check_operators, data_files, input_dims, read_model
+from sparseflow_trt.tensor_data import tensor_protos
 
 if TYPE_CHECKING:
     from tests.conftest import Models
