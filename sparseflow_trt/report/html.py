@@ -123,7 +123,9 @@ def _tiles(manifest: Manifest, gauges: tuple[Gauge, ...]) -> list[Tile]:
     in_plugin = sum(layer.sparsity == "plugin" for layer in layers)
     tiles = [Tile("Layers planned sparse", str(planned), f"of {len(layers)}", f"{pruned} have 2:4 weights")]
     if in_plugin:
-        tiles.append(Tile("In the plugin", str(in_plugin), f"of {len(layers)}", "cuSPARSELt's kernels"))
+        tiles.append(
+            Tile("Planned for the plugin", str(in_plugin), f"of {len(layers)}", "cuSPARSELt's kernels")
+        )
     if outcomes:
         ran = sum(outcome.sparse for outcome in outcomes)
         tiles.append(
