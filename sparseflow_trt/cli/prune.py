@@ -187,4 +187,6 @@ def print_record(record: PruneRecord) -> None:
             out.print(
                 f"No calibration row reached {len(unseen)} of them, pruned by magnitude: {', '.join(unseen)}"
             )
-    out.print(f"\n{len(record.layers)} layers pruned 2:4 by {record.method}, on {record.batches} batches.")
+    batches = "1 batch" if record.batches == 1 else f"{record.batches} batches"
+    learned = f", on {batches}" if record.batches else ""
+    out.print(f"\n{len(record.layers)} layers pruned 2:4 by {record.method}{learned}.")
