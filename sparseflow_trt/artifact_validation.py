@@ -227,10 +227,29 @@ def validate_artifact(
         return validate(model, unpruned, shipped, inputs, options, on_step, Path(scratch))
 
 
+def check_shipped(folder: Path, manifest: Manifest, reference: OnnxModel) -> None:
+    """Checks that a reference is not the pruned model of an artifact that has other weights in some layers.
+
+    Raises:
+        ArtifactError: It is.
+    """
+    known, restored = manifest.dense_model, _restored(manifest)
+    if known is None or not restored or record_model(reference).sha256 != manifest.model.sha256:
+        return
+    raise ArtifactError(
+        f"{len(restored)} layer(s) of {folder} have weights of the unpruned model '{known.file}', which are "
+        f"not in {reference.path}.",
+        f"Take '{known.file}' as --reference, or leave it out: the artifact's own outputs are it then.",
+    )
+
+
+def _restored(manifest: Manifest) -> list[str]:
+    return [record.layer for record in manifest.graph.restored if record.route == "restored"]
+
+
 def _check_unpruned(folder: Path, manifest: Manifest, unpruned: OnnxModel | None) -> None:
     """Checks that an artifact with restored weights comes with the model that they are from."""
-    known = manifest.dense_model
-    restored = [record.layer for record in manifest.graph.restored if record.route == "restored"]
+    known, restored = manifest.dense_model, _restored(manifest)
     if not restored or known is None:
         return
     if unpruned is None:

@@ -14,6 +14,7 @@ from sparseflow_trt._files import sha256_of
 from sparseflow_trt.artifact_validation import (
     ValidationOptions,
     candidates_of,
+    check_shipped,
     check_tolerances,
     input_sets,
     reference_for,
@@ -86,7 +87,8 @@ def create_baseline(
         run), and the comparison.
 
     Raises:
-        ArtifactError: The folder is no artifact, or its files have changed.
+        ArtifactError: The folder is no artifact, its files have changed, or it has weights of an unpruned
+            model and the reference is the pruned one.
         InputError: Inputs, a tolerance or a metric cannot be read, or an output cannot be stored.
         ModelError: The reference cannot be read.
     """
@@ -107,10 +109,15 @@ def create_baseline(
         given = options.reference
         reference = candidates[0].path
         if given:
-            reference = reference_for(read_model(given), Path(scratch) / "reference.onnx")
+            model = read_model(given)
+            check_shipped(folder, manifest, model)
+            reference = reference_for(model, Path(scratch) / "reference.onnx")
         limits = options.validation.tolerances.for_plan(plan)
         progress = _progress(on_step, "Running the artifact")
         validation = compare(reference, candidates, inputs, limits, progress, on_outputs=keep)
+    if given and sha256_of(given) != manifest.model.sha256:
+        # with other weights in the reference the first step is not of precision alone
+        validation = validation.model_copy(update={"attribution": None})
     if validation.verdict != "pass":
         return None, validation
     feeds = [one.feeds for one in inputs]

@@ -132,7 +132,9 @@ def _parse(path: Path, inline: bool) -> onnx.ModelProto:
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist.", "Check the path.") from None
     except IsADirectoryError:
-        raise ModelError(f"{path} is a folder, not an ONNX file.", "Name the .onnx file in it.") from None
+        from_hub = (path / "config.json").is_file()
+        hint = f"Make one of it: sparseflow-trt export {path}" if from_hub else "Name the .onnx file in it."
+        raise ModelError(f"{path} is a folder, not an ONNX file.", hint) from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.", "Check the file.") from error
     if not data:

@@ -34,9 +34,10 @@ from sparseflow_trt.engines.choose import BackendName, backend_for
 from sparseflow_trt.engines.like import like_facts
 from sparseflow_trt.engines.plugin_library import library_for
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
-from sparseflow_trt.exporters.apply_plan import apply_plan, has_half_types
+from sparseflow_trt.exporters.apply_plan import apply_plan, has_half_types, restore_planned_dense
 from sparseflow_trt.exporters.islands import check_islands
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
+from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.graph import WeightedLayer, read_layers
 from sparseflow_trt.manifest import Manifest, ModelRecord, PolicyRecord, write_manifest
 from sparseflow_trt.model_file import OnnxModel, check_operators, input_dims, read_model
@@ -156,7 +157,9 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
     if isinstance(options.plan, PlanOptions) and options.plan.precision == "auto":
         with clock("precision"):
             bf16 = backend.graph_needs().takes_bf16
-            plan = settle(model, layers, plan, options.plan, inputs, options.validation, bf16, on_step)
+            plan = settle(
+                model, layers, plan, options.plan, inputs, options.validation, bf16, on_step, unpruned
+            )
 
     def build_engine(plan: Plan, place: Path, on_step: OnProgress) -> Built:
         with clock("rewrite"):
@@ -264,8 +267,11 @@ def settle(
     validation: ValidationOptions,
     takes_bf16: bool,
     on_step: OnProgress = lambda _: None,
+    unpruned: OnnxModel | None = None,
 ) -> Plan:
     """The plan with precisions that were searched for, and sparsity decided anew for these.
+
+    What is run has the weights that will ship: those of the unpruned model where `plan` runs a layer dense.
 
     Args:
         model: As read.
@@ -276,14 +282,20 @@ def settle(
         validation: What the user asked for, for the tolerances.
         takes_bf16: Whether what runs the plan has BF16.
         on_step: Told of each run.
+        unpruned: The model before pruning, where layers get their weights back.
 
     Raises:
         PlanError: Not even FP32 keeps the tolerances.
         SparseflowError: The model cannot be run on the inputs.
     """
     limits = validation.tolerances.for_plan(plan)
-    question = Question(model.path, plan, plan_precision(plan), limits, inputs, takes_bf16)
     with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
+        path = model.path
+        if unpruned is not None:
+            path, shipped = Path(scratch) / "restored.onnx", read_model(model.path)
+            restore_planned_dense(shipped, plan, unpruned)
+            save_model(shipped.ir, path)
+        question = Question(path, plan, plan_precision(plan), limits, inputs, takes_bf16)
         found = choose_precisions(question, Path(scratch), on_step)
     return plan_for(model, layers, replace(options, precision=found), plan.model_sha256)
 

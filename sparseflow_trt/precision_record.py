@@ -91,6 +91,12 @@ class PrecisionSearch(Record):
     notes: tuple[str, ...] = ()
 
 
+def by_need(search: PrecisionSearch) -> tuple[Sensitivity, ...]:
+    """The sensitivities for a reader: what is not in FP16 first, then what has a remark, then by error."""
+    rows = search.sensitivities
+    return tuple(sorted(rows, key=lambda r: (r.precision == "fp16", not r.why, -(r.fp16_error or 0))))
+
+
 @dataclass(frozen=True)
 class Precisions:
     """What a search chose: the model's precision, the layers that have another, islands besides the default.

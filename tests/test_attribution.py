@@ -106,6 +106,22 @@ def test_nothing_pruned_dense_restores_nothing(pruned: Path, dense: Path) -> Non
     assert [check.read for check in result.manifest.graph.mask_checks][-1] == 2
 
 
+def test_precisions_are_searched_for_on_the_weights_that_ship(models: Models) -> None:
+    """The unpruned model's second product overflows FP16, and the pruned one's does not."""
+    weights = _weights()
+    weights["down"][0] = 4e4
+    dense = _save(models, weights, "dense.onnx")
+    weights["down"][0] = 0
+    pruned = _save(models, {n: prune_2to4(w, 0) for n, w in weights.items()}, "model.onnx")
+    plan = PlanOptions(axes=BATCH.axes, sparsity="off", precision="auto")
+    for unpruned, expected in ((None, "fp16"), (dense, "fp32")):
+        validation = ValidationOptions(dense_model=unpruned)
+        asked = BuildOptions(pruned.parent / "out", plan, "onnxruntime", validation, force=True)
+        manifest = build(pruned, asked).manifest
+        assert manifest.status == "pass"
+        assert manifest.layers[1].precision == expected, unpruned
+
+
 def test_the_unpruned_model_is_part_of_what_decides_a_build(
     models: Models, pruned: Path, dense: Path
 ) -> None:

@@ -71,6 +71,13 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     _refused(tmp_path / "loop", "cannot be read")
 
 
+def test_a_hugging_face_folder_is_to_be_exported(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="is a folder, not an ONNX file") as caught:
+        read_model(tmp_path)
+    assert caught.value.hint == f"Make one of it: sparseflow-trt export {tmp_path}"
+
+
 def test_a_truncated_model(models: Models) -> None:
     path = models.matmul(WEIGHT)
     whole = path.read_bytes()

@@ -158,7 +158,7 @@ def test_a_build_folds_validates_and_keeps_the_library(
     assert plugin is not None
     assert (plugin.sha256, plugin.versions) == (sha256_of(library), {"cuSPARSELt": "0.8.1"})
     assert engine_file(result.artifact, manifest.engine).plugin == result.artifact / plugin.file
-    assert "In the plugin" in (result.artifact / "report.html").read_text(encoding="utf-8")
+    assert "Planned for the plugin" in (result.artifact / "report.html").read_text(encoding="utf-8")
     typed = onnx.load(result.artifact / "model.onnx", load_external_data=False)
     assert [n.op_type for n in typed.graph.node].count("SparseFlowLinear24") == 3
     first = typed.graph.output[0].type.tensor_type.shape.dim[0]

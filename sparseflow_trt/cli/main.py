@@ -33,7 +33,7 @@ _COMMANDS = {
     "deploy": ("deploy", "Serve artifacts with Triton: write a repository, verify it, roll back."),
     "bench": ("bench", "Time an artifact on this machine's GPU, alone or against another."),
     "profile": ("profile_model", "Where a model's GPU time goes, and the ceiling that follows."),
-    "policy": ("policy", "List, show, draw, ask and import policies: from which M on sparse wins."),
+    "policy": ("policy", "List, show, draw, ask, import and learn policies: from which M on sparse wins."),
     "autotune": ("autotune", "Measure where sparse wins on this machine's GPU; write a policy."),
     "estimate": ("estimate", "What 2:4 weights would gain on a GPU, before pruning; no GPU needed."),
     "roi": ("roi", "GPUs and cost per month, dense against sparse."),

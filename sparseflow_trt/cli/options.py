@@ -125,8 +125,8 @@ def validation_options(function: _F) -> _F:
     options = [
         click.option(
             "--dense-model", type=click.Path(path_type=Path), metavar="FILE",
-            help="The model before pruning: its error is told, too, and an engine that is built gets its "
-            "weights where layers are planned dense.",
+            help="The model before pruning: the error that pruning makes is told, too. `build` and `refit` "
+            "give layers that are planned dense its weights.",
         ),
         click.option(
             "--per-layer", is_flag=True, help="Split the error of each step among the layers, too."

@@ -65,8 +65,9 @@ def command(
         console.print_json(plan.model_dump(mode="json"))
     elif output:
         print_plan(plan)
+        library = f" --plugin {options['plugin']}" if plan.plugin_products else ""
         console.out().print(
-            f"\nWritten: {output}. Build it with: sparseflow-trt build {model} --plan {output}"
+            f"\nWritten: {output}. Build it with: sparseflow-trt build {model} --plan {output}{library}"
         )
     else:
         click.echo(yaml_from_plan(plan), nl=False)

@@ -22,12 +22,15 @@ _COLOURS = {
 
 def print_search(search: PrecisionSearch) -> None:
     """Prints what was found on which inputs, the sensitivity table, the runs and what they cannot show."""
+    from sparseflow_trt.precision_record import by_need
+
     out = console.out()
     shares = ", ".join(f"{100 * share:.3g} % {name.upper()}" for name, share in search.work.items())
     out.print(f"\nPrecisions found on {search.inputs}")
+    runs = "1 run" if len(search.runs) == 1 else f"{len(search.runs)} runs"
     out.print(
-        f"  {len(search.runs)} runs (and {search.measuring_runs} that measured) for {search.layers} weighted "
-        f"layers, {search.groups} groups; outputs held to {search.held_to.upper()}'s tolerance."
+        f"  {runs} (and {search.measuring_runs} that measured) for {search.layers} weighted layers, "
+        f"{search.groups} groups; outputs held to {search.held_to.upper()}'s tolerance."
     )
     out.print(f"  Of the products' M·N·K: {shares}. Cost {search.cost:.3g} of all in FP16 (FP32 counts 16).")
     if not search.irreducible:
@@ -37,9 +40,7 @@ def print_search(search: PrecisionSearch) -> None:
     table = console.table(
         "Layer", "Precision", ">Largest", ">Subnormal", ">FP16 error", ">BF16 error", ">M·N·K", "Why"
     )
-    rows = sorted(
-        search.sensitivities, key=lambda row: (row.precision == "fp16", not row.why, -(row.fp16_error or 0))
-    )
+    rows = by_need(search)
     for row in rows[:_MOST]:
         table.add_row(
             row.node, console.styled(row.precision, _COLOURS.get(row.precision, "")), _shown(row.largest),

@@ -71,9 +71,11 @@ def command(
     Exits with 3 where a weight of an ONNX model could not be pruned because its users disagree on the axis.
     """
     if Path(model).is_file() and not model.endswith(".py"):
-        if method != "magnitude" or any(of_torch[name] for name in _OF_TORCH):
+        given = [f"--method {method}"] if method != "magnitude" else []
+        given += [f"--{name.replace('_', '-')}" for name in _OF_TORCH if of_torch[name]]
+        if given:
             raise click.UsageError(
-                "an ONNX model is pruned by magnitude alone: --method and its kin are for PyTorch."
+                f"an ONNX model is pruned by magnitude alone: {given[0]} is for PyTorch modules."
             )
         return _prune_onnx(Path(model), output, exclude, as_json)
     if ":" not in model and not Path(model, "config.json").is_file():
@@ -187,4 +189,6 @@ def print_record(record: PruneRecord) -> None:
             out.print(
                 f"No calibration row reached {len(unseen)} of them, pruned by magnitude: {', '.join(unseen)}"
             )
-    out.print(f"\n{len(record.layers)} layers pruned 2:4 by {record.method}, on {record.batches} batches.")
+    batches = "1 batch" if record.batches == 1 else f"{record.batches} batches"
+    learned = f", on {batches}" if record.batches else ""
+    out.print(f"\n{len(record.layers)} layers pruned 2:4 by {record.method}{learned}.")

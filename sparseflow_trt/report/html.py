@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.manifest import Manifest
 from sparseflow_trt.policy import Policy
+from sparseflow_trt.precision_record import by_need
 from sparseflow_trt.report.errors import Gauge, draw_gauges, draw_steps
 from sparseflow_trt.report.layer_table import layer_rows, time_groups, was_told, whose_times
 from sparseflow_trt.report.speedups import HEIGHT, WIDTH, draw_speedups
@@ -78,6 +79,7 @@ def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
         ("duel", "Sparse against dense") if manifest.duel else None,
         ("errors", "Errors"),
         ("graph", "Graph"),
+        ("precisions", "Precisions") if manifest.precision_search else None,
         ("layers", "Layers"),
         ("times", "Times"),
         ("speedup", "Speedup against M") if panels else None,
@@ -95,6 +97,8 @@ def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
         "restored": sum(record.route == "restored" for record in manifest.graph.restored),
         "guarded": sum(check.read for check in manifest.graph.mask_checks),
         "spine": draw_spine(manifest),
+        "in_plugin": any(layer.sparsity == "plugin" for layer in manifest.layers),
+        "sensitivities": by_need(manifest.precision_search) if manifest.precision_search else (),
         "rows": rows,
         "show_runs": any(row.runs for row in rows),
         "show_times": any(row.times for row in rows),
@@ -119,7 +123,9 @@ def _tiles(manifest: Manifest, gauges: tuple[Gauge, ...]) -> list[Tile]:
     in_plugin = sum(layer.sparsity == "plugin" for layer in layers)
     tiles = [Tile("Layers planned sparse", str(planned), f"of {len(layers)}", f"{pruned} have 2:4 weights")]
     if in_plugin:
-        tiles.append(Tile("In the plugin", str(in_plugin), f"of {len(layers)}", "cuSPARSELt's kernels"))
+        tiles.append(
+            Tile("Planned for the plugin", str(in_plugin), f"of {len(layers)}", "cuSPARSELt's kernels")
+        )
     if outcomes:
         ran = sum(outcome.sparse for outcome in outcomes)
         tiles.append(

@@ -19,7 +19,7 @@ class Mark:
     """One mark on the spine: a layer, or the islands between two.
 
     Attributes:
-        role: "sparse" or "dense" as planned, or "island".
+        role: "sparse" (or in the plugin) or "dense" as planned, or "island".
         text: What stands on it.
         detail: A second, smaller line.
         title: The whole, for whoever points at it.
@@ -103,7 +103,7 @@ def _layer(layer: LayerRecord, block: str) -> Mark:
     detail = f"{layer.k} → {layer.n} · {layer.precision}"
     state = weights.get(layer.state, layer.state)
     title = f"{name}: {layer.kind}, {detail}, weights {state}, planned {layer.sparsity}. {layer.reason}"
-    return Mark("sparse" if layer.sparsity == "sparse" else "dense", ".".join(short[-2:]), detail, title)
+    return Mark("dense" if layer.sparsity == "dense" else "sparse", ".".join(short[-2:]), detail, title)
 
 
 def _island(operators: tuple[str, ...]) -> Mark:

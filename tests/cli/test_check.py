@@ -77,6 +77,22 @@ def test_the_reference_can_be_a_model(sparseflow: Sparseflow, built: Path) -> No
     assert failed(sparseflow("check", "out", "--baseline", "b.json", "--json")) == set()
 
 
+def test_weights_are_not_called_precision(sparseflow: Sparseflow, mlp: MakeModel) -> None:
+    """Neither where layers have their unpruned weights back, nor where the reference is not pruned."""
+    dense = mlp("dense.onnx")
+    assert sparseflow("prune", dense, "-o", "pruned.onnx").code == 0
+    assert sparseflow("build", "pruned.onnx", *OPTIONS, "-o", "sparse").code == 0
+    create = ("baseline", "create", "sparse", "--tolerance", "atol=9,rtol=9,cosine=0", "--json")
+    assert sparseflow(*create, "--reference", dense).json["validation"]["attribution"] is None
+    own = sparseflow(*create, "--reference", "pruned.onnx").json["validation"]["attribution"]
+    assert own["blamed"] == "precision"
+    options = (*OPTIONS[:-2], "--sparsity", "off", "--dense-model", dense, "-o", "restored")
+    assert sparseflow("build", "pruned.onnx", *options).code == 0
+    refused = sparseflow("baseline", "create", "restored", "--reference", "pruned.onnx")
+    assert "have weights of the unpruned model 'dense.onnx', which are not in pruned.onnx." in refused.error
+    assert sparseflow("baseline", "create", "restored", "--reference", dense).code == 0
+
+
 def test_given_inputs_are_stored(sparseflow: Sparseflow, built: Path) -> None:
     np.savez("x.npz", x=np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32))
     made = sparseflow("baseline", "create", "out", "--inputs", "x.npz", "-o", "b.json")

@@ -139,6 +139,8 @@ def test_layers_are_given_to_the_plugin(sparseflow: Sparseflow, mlp: MakeModel, 
     up, down = sparseflow(*command, "--plugin", "lib.so", "--json").json["layers"]
     assert (up["sparsity"], up["reason"]) == ("plugin", "asked for: the plugin wherever it can run")
     assert down["sparsity"] == "dense"
+    written = sparseflow(*command, "--plugin", "lib.so", "-o", "plan.yaml").out
+    assert "--plan plan.yaml --plugin lib.so" in " ".join(written.split())
     built = sparseflow("build", command[1], "--dim", "batch=8", "--sparsity", "plugin", "--plugin", "lib.so",
                        "--backend", "onnxruntime")  # fmt: skip
     assert built.code == 0

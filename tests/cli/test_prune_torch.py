@@ -106,7 +106,9 @@ def test_a_text_file_is_tokenized(llama: Path, sparseflow: Sparseflow) -> None:
 
 def test_a_conv1d_is_pruned_along_its_inputs(own_folder: Path, sparseflow: Sparseflow) -> None:
     make_gpt2(torch).save_pretrained("gpt2")
-    assert sparseflow("prune", "gpt2", "-o", "out", "--exclude", "*.attn.*").code == 0
+    ended = sparseflow("prune", "gpt2", "-o", "out", "--exclude", "*.attn.*")
+    assert ended.code == 0
+    assert "layers pruned 2:4 by magnitude.\n" in ended.out
     module = transformers.AutoModelForCausalLM.from_pretrained("out")
     layers = {layer.name: layer for layer in find_layers(module)}
     assert is_2to4(layers["transformer.h.1.mlp.c_fc"].weight)
@@ -178,7 +180,11 @@ def test_an_onnx_model_takes_no_calibration(own_folder: Path, sparseflow: Sparse
     Path("model.onnx").write_bytes(b"")
     ended = sparseflow("prune", "model.onnx", "--method", "sparsegpt")
     assert ended.code == 2
-    assert ended.error.startswith("an ONNX model is pruned by magnitude alone")
+    assert ended.error == (
+        "an ONNX model is pruned by magnitude alone: --method sparsegpt is for PyTorch modules."
+    )
+    ended = sparseflow("prune", "model.onnx", "--where-it-pays")
+    assert ended.error.endswith(": --where-it-pays is for PyTorch modules.")
 
 
 def test_unpack(own_folder: Path, sparseflow: Sparseflow) -> None:

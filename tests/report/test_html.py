@@ -15,6 +15,8 @@ from onnx import helper
 from sparseflow_trt.artifact_validation import ValidationOptions
 from sparseflow_trt.manifest import DuelRecord, Manifest
 from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.policy import find_policy
+from sparseflow_trt.precision_record import PrecisionSearch
 from sparseflow_trt.report.html import write_report
 from sparseflow_trt.validation.tolerances import parse_tolerances
 
@@ -131,6 +133,39 @@ def test_unknown_figures_and_an_empty_engine_leave_no_gap(
     assert "None" not in said
     assert "What the engine says it runs" not in said
     assert "No times are known" in said
+    write_report(changed, tmp_path / "page.html", find_policy("h200"))
+    assert "h200&#39; measured no shape near these layers.</p>" in (tmp_path / "page.html").read_text()
+
+
+def test_shows_how_precisions_were_found(report: Callable[..., tuple[str, Manifest]], tmp_path: Path) -> None:
+    text, manifest = report()
+    assert 'id="precisions"' not in text
+    row = {"op_type": "MatMul", "work": 1.0, "largest": 3.5}
+    search = {
+        "held_to": "fp16", "inputs": f"1 input set(s) read from {EVIL}: a", "layers": 2, "groups": 4,
+        "measuring_runs": 1, "irreducible": False, "work": {"fp16": 0.75, "fp32": 0.25}, "cost": 4.75,
+        "runs": [{"what": "everything in FP16", "groups": 0, "passed": False, "max_abs": None}],
+        "sensitivities": [
+            {**row, "node": "bears it", "precision": "fp16", "fp16_error": 0.5},
+            {**row, "node": EVIL, "precision": "fp32", "why": "it reaches 1.0e+05"},
+        ],
+        "notes": ["The inputs were drawn at random."],
+    }  # fmt: skip
+    changed = manifest.model_copy(update={"precision_search": PrecisionSearch.model_validate(search)})
+    write_report(changed, tmp_path / "page.html")
+    page = _Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    said = re.sub(r"\s+", " ", " ".join(page.text))
+    assert "#precisions" in page.links
+    assert page.tags.count("script") == 1
+    for words in (
+        "in 1 compared run; outputs held to FP16's tolerance.",
+        "Of the products' M·N·K: 75 % FP16, 25 % FP32.",
+        "The runs were used up",
+        "The inputs were drawn at random.",
+        "everything in FP16 fail – –",
+        "fp32 3.50e+00 – – it reaches 1.0e+05 bears it fp16 3.50e+00 5.00e-01 –",
+    ):
+        assert words in said, words
 
 
 def test_shows_both_engines_times_and_what_the_losing_one_ran(

@@ -75,6 +75,14 @@ def test_blocks_that_differ_are_not_joined(manifests: MakeManifest) -> None:
     assert draw_spine(manifests(layers=0)).left_out == 0
 
 
+def test_a_layer_in_the_plugin_is_drawn_as_sparse(manifests: MakeManifest) -> None:
+    manifest = manifests(layers=4)
+    layer = manifest.layers[0].model_copy(update={"sparsity": "plugin"})
+    _, block = draw_spine(manifest.model_copy(update={"layers": (layer, *manifest.layers[1:])})).blocks
+    assert block.marks[0].role == "sparse"
+    assert "planned plugin" in block.marks[0].title
+
+
 def test_a_panel_shows_where_sparse_is_taken(manifests: MakeManifest) -> None:
     panels, left_out = draw_speedups(manifests(layers=8), find_policy("a100-80gb"))
     assert left_out == 0
