@@ -108,7 +108,6 @@ def deploy_triton(
         raise click.BadParameter(f"'{gpus}' is no list of GPUs", param_hint="--gpus") from None
     asked = DeployOptions(repository, name, gpus=chosen, count=instances, delay_us=queue_delay, **options)
     deployed = [model for artifact in artifacts for model in deploy(artifact, asked)]
-    plugins = (*plugins, *(model.plugin for model in deployed if model.plugin))
     plan = plan_server(repository, plugins, options["container"])
     written = write_deployment_files(repository, plan, plugins, files)
     if as_json:
