@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from google.protobuf import json_format
+from onnx import numpy_helper
 
+from sparseflow_trt.artifact_validation import ValidationOptions
 from sparseflow_trt.deploying import DeployOptions, deploy
 from sparseflow_trt.deployment_files import plan_server
 from sparseflow_trt.engines.triton_server import Addresses, Server, ServerOptions, start_server
@@ -23,6 +26,7 @@ from sparseflow_trt.exporters.triton_config import parse_config
 from sparseflow_trt.exporters.triton_manifests import alive_command, ready_command
 from sparseflow_trt.exporters.triton_models import write_stand_in
 from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.policy import find_policy
 from sparseflow_trt.profile_specs import parse_profile
 from sparseflow_trt.served_artifact import read_artifact
 from sparseflow_trt.serving import VerifyOptions, stage_stand_in, verify
@@ -132,6 +136,29 @@ def test_a_plan_with_plugin_nodes_is_verified_through_the_stand_in(
         assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "not run"]
     files = {p.name for p in (repository / "mlp" / "1").iterdir()}
     assert files == {"model.plan", library.name, "sparseflow.json"}
+
+
+def test_restored_weights_and_searched_precisions_are_served_as_built(tmp_path: Path) -> None:
+    """Both in one artifact of two profiles."""
+    dense = onnx.load(write_model(tmp_path / "m.onnx"))
+    rng = np.random.default_rng(5)
+    for tensor in dense.graph.initializer:
+        unpruned = np.where((w := numpy_helper.to_array(tensor)) == 0, rng.standard_normal(w.shape) / 9, w)
+        tensor.CopyFrom(numpy_helper.from_array(unpruned.astype(np.float32), tensor.name))
+    onnx.save(dense, tmp_path / "dense.onnx")
+    profiles = tuple(map(parse_profile, PROFILES))
+    plan = PlanOptions(policy=find_policy("a100-80gb"), profiles=profiles, precision="auto")
+    given = ValidationOptions(dense_model=tmp_path / "dense.onnx")
+    built = build(tmp_path / "m.onnx", BuildOptions(tmp_path / "m", plan, "onnxruntime", validation=given))
+    assert built.manifest.precision_search is not None
+    assert {row.route for row in built.manifest.graph.restored} == {"restored"}
+    artifact = built.artifact
+    repository = tmp_path / "repository"
+    deploy(artifact, DeployOptions(repository))
+    found = verify(artifact, VerifyOptions(repository, concurrencies=()))
+    assert [c.verdict for c in found.validation.candidates] == ["pass", "pass"]
+    with pytest.raises(DeployError, match="has weights of the unpruned model in some layers"):
+        verify(artifact, VerifyOptions(repository, reference=tmp_path / "m.onnx"))
 
 
 def test_a_running_server_has_to_serve_the_version_that_is_verified(
