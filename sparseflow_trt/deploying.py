@@ -17,7 +17,6 @@ from sparseflow_trt.exporters.triton_releases import check_tensorrt, tensorrt_of
 from sparseflow_trt.exporters.triton_repository import (
     NewVersion,
     Written,
-    check_name,
     plugins_in,
     write_version,
 )
@@ -29,6 +28,7 @@ from sparseflow_trt.served_artifact import (
     Artifact,
     RouteName,
     choose_route,
+    model_name,
     plugin_notes,
     read_artifact,
 )
@@ -101,7 +101,7 @@ def deploy(artifact: Path, options: DeployOptions) -> tuple[Deployed, ...]:
             was edited does not fit it, or its clients would break.
         NotInstalledError: tritonclient is missing.
     """
-    name = check_name(options.name or artifact.resolve().name.removesuffix(".artifact"))
+    name = model_name(artifact, options.name)
     read = read_artifact(artifact, options.sparse_from, options.delay_us)
     if options.dense is None:
         return (_deploy_engine(name, read, options),)

@@ -11,6 +11,7 @@ from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton_batching import Batching, choose_batching
 from sparseflow_trt.exporters.triton_config import Route
 from sparseflow_trt.exporters.triton_models import Runtime
+from sparseflow_trt.exporters.triton_repository import check_name
 from sparseflow_trt.exporters.triton_tensors import Ends, read_ends
 from sparseflow_trt.manifest import Manifest, PluginRecord, check_files, read_manifest
 from sparseflow_trt.model_file import read_model
@@ -71,6 +72,15 @@ def read_artifact(folder: Path, least_m: int | None = None, delay_us: int | None
         delay_us,
     )
     return Artifact(folder, manifest, plan, ends, batching, begins)
+
+
+def model_name(artifact: Path, given: str | None = None) -> str:
+    """The name that an artifact is served under: its folder's, where none is given.
+
+    Raises:
+        DeployError: It is no name for a model.
+    """
+    return check_name(given or artifact.resolve().name.removesuffix(".artifact"))
 
 
 def choose_route(artifact: Artifact, asked: RouteName) -> Route:

@@ -22,11 +22,10 @@ from sparseflow_trt.errors import ArtifactError, DeployError
 from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.triton_models import write_stand_in
-from sparseflow_trt.exporters.triton_repository import check_name
 from sparseflow_trt.exporters.triton_version import VersionRecord, check_version, versions_in
 from sparseflow_trt.load_record import LoadStep
 from sparseflow_trt.model_file import read_model
-from sparseflow_trt.served_artifact import Artifact, read_artifact
+from sparseflow_trt.served_artifact import Artifact, model_name, read_artifact
 from sparseflow_trt.validation.compare import Candidate, compare
 from sparseflow_trt.validation.feeds import Array, InputSet
 from sparseflow_trt.validation.triton_load import find_perf_analyzer, sweep
@@ -91,7 +90,7 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
         NotInstalledError: tritonclient, or a tritonserver to start.
     """
     read = read_artifact(artifact, options.sparse_from)
-    name = check_name(options.name or artifact.resolve().name.removesuffix(".artifact"))
+    name = model_name(artifact, options.name)
     version, record = _deployed(options.repository / name, read)
     if options.reference and any(row.route == "restored" for row in read.manifest.graph.restored):
         raise DeployError(

@@ -175,7 +175,7 @@ def test_a_running_server_has_to_serve_the_version_that_is_verified(
         assert "/v2/repository/models/m/load" in caught.value.hint
         client.load_model("m")
         assert verify(other_artifact, options).version == 2
-        for address in (server.at.grpc, f"http://{server.at.http}", "nonsense"):
+        for address in (server.at.grpc, "nonsense"):
             wrong = replace(options, addresses=Addresses(address, server.at.grpc))
             with pytest.raises(DeployError, match="is not ready with version 2"):
                 verify(other_artifact, wrong)
