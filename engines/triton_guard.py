@@ -2,8 +2,9 @@
 
 Run as a process of its own: python triton_guard.py PREFIX LOG COMMAND…. It starts the server, says "started
 PID" on standard output, and ends it when its standard input closes: when the tool lets go of it, or dies. A
-server that was killed leaves stub processes, which ignore SIGTERM, and shared memory: both are removed here.
-The guard adopts orphans (PR_SET_CHILD_SUBREAPER), so that it ends only what its own server started.
+server that was killed leaves stub processes, which ignore SIGTERM, and shared memory: both are removed here,
+and LOG's folder where the tool was killed. The guard adopts orphans (PR_SET_CHILD_SUBREAPER), so that it ends
+only what its own server started.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ _PATIENCE = 20.0  # seconds that a server has to unload its models
 
 def main(prefix: str, log: str, *command: str) -> int:
     """Runs the server until it ends or standard input closes; returns its exit status, as subprocess does."""
+    tool = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -53,6 +56,8 @@ def main(prefix: str, log: str, *command: str) -> int:
         _end_orphans()
         for region in Path("/dev/shm").glob(f"{prefix}*"):
             region.unlink(missing_ok=True)
+        if os.getppid() != tool:  # it was killed, and cannot remove its folder
+            shutil.rmtree(Path(log).parent, ignore_errors=True)
 
 
 def _end_orphans() -> None:

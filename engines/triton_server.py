@@ -11,11 +11,11 @@ import sys
 import sysconfig
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 
 from sparseflow_trt.errors import DeployError, NotInstalledError
@@ -118,12 +118,12 @@ class Server:
         return " ".join(lines[-2:])[:800] or "it says nothing."
 
 
-def is_ready(http: str) -> bool:
-    """Whether a server at HOST:PORT says that it is ready."""
+def is_ready(http: str, what: str = "health") -> bool:
+    """Whether a server at HOST:PORT says that it is ready, or `what` of it: models/NAME/versions/N."""
     try:
-        with urllib.request.urlopen(f"http://{http}/v2/health/ready", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{http}/v2/{what}/ready", timeout=5) as answer:
             return bool(answer.status == 200)
-    except (OSError, urllib.error.HTTPError):
+    except (OSError, HTTPException):  # the latter where what answers speaks no HTTP, or the address is none
         return False
 
 
@@ -214,7 +214,7 @@ def start_server(repository: Path, options: ServerOptions = ServerOptions()) -> 
         try:
             said = guard.stdout.readline().split()
             server = Server(guard, int(said[1]) if said else 0, at, prefix, log)
-            _wait_until_ready(server, options.timeout)
+            _wait_until_ready(server, options.timeout, f"tritonserver --model-repository={repository}")
             yield server
         finally:
             guard.stdin.close()
@@ -222,16 +222,18 @@ def start_server(repository: Path, options: ServerOptions = ServerOptions()) -> 
             guard.stdout.close()
 
 
-def _wait_until_ready(server: Server, timeout: float) -> None:
+def _wait_until_ready(server: Server, timeout: float, by_hand: str) -> None:
     deadline = time.monotonic() + timeout
     while not server.is_ready():
         if server.ended():
             raise DeployError(
-                f"tritonserver ended before it was ready: {server.why_not()}", "Its log says more."
+                f"tritonserver ended before it was ready: {server.why_not()}",
+                f"Its log is gone with it; for all of it run it by hand: {by_hand}",
             )
         if time.monotonic() > deadline:
             raise DeployError(
-                f"tritonserver was not ready after {timeout:.0f} s: {server.why_not()}", "Give it more time."
+                f"tritonserver was not ready after {timeout:.0f} s: {server.why_not()}",
+                "Give it more time: --timeout.",
             )
         time.sleep(0.05)
 

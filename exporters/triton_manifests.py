@@ -27,6 +27,7 @@ class ServerPlan:
         stubs: How many processes the Python backend runs.
         gpu: Whether it takes one.
         queue_us: The average wait in the queue, in microseconds, from which on Kubernetes adds a replica.
+        own_plugins: Plugin libraries that models bring, seen from the repository: NAME/plugin.so.
     """
 
     image: str
@@ -37,6 +38,7 @@ class ServerPlan:
     stubs: int = 0
     gpu: bool = True
     queue_us: int = 2000
+    own_plugins: Sequence[str] = ()
 
 
 def server_command(plan: ServerPlan) -> list[str]:
@@ -44,8 +46,10 @@ def server_command(plan: ServerPlan) -> list[str]:
     command = ["tritonserver", "--model-repository=/models", "--model-control-mode=explicit"]
     command += [f"--load-model={name}" for name in plan.models]
     command += dict.fromkeys(plan.flags)
-    if plan.plugins:
-        command.append(f"{_CONFIGURED}plugins={';'.join(f'/plugins/{name}' for name in plan.plugins)}")
+    libraries = [f"/models/{file}" for file in plan.own_plugins]
+    libraries += [f"/plugins/{name}" for name in plan.plugins]
+    if libraries:
+        command.append(f"{_CONFIGURED}plugins={';'.join(libraries)}")
     return command
 
 

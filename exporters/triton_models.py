@@ -14,7 +14,11 @@ MODEL_FILE = "model.py"
 
 
 def write_model_py(
-    runtime: Runtime, file: str, files: Mapping[str, str], version_compatible: bool = False
+    runtime: Runtime,
+    file: str,
+    files: Mapping[str, str],
+    version_compatible: bool = False,
+    plugin: str = "",
 ) -> str:
     """A model.py that serves one engine.
 
@@ -23,11 +27,14 @@ def write_model_py(
         file: The engine's name in the version's folder.
         files: SHA-256 of the files that are checked when it is loaded, by name.
         version_compatible: Whether the engine may bring code for the CPU.
+        plugin: Which of `files` is the library of the engine's plugin nodes, "" where it has none.
     """
     name = "triton_onnxruntime" if runtime == "onnxruntime" else "triton_tensorrt"
     rtx = runtime == "tensorrt-rtx"
     title = "TensorRT-RTX" if rtx else "TensorRT"
-    return _render(name, file=file, files=files, rtx=rtx, title=title, host_code=version_compatible)
+    return _render(
+        name, file=file, files=files, rtx=rtx, title=title, host_code=version_compatible, plugin=plugin
+    )
 
 
 def write_router_py(sparse: str, dense: str, least: int) -> str:

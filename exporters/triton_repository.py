@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 CONFIG = "config.pbtxt"
+PLUGIN = "plugin.so"  # one name for all versions, so that the server's command holds for each
 _CPU_CONFIG = "configs/cpu.pbtxt"
 _WITHDRAWN = ".withdrawn-"  # Triton takes folders with numbers for versions, and leaves others alone
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -59,6 +60,7 @@ class NewVersion:
         texts: What is written, by its name: model.py.
         configure: Makes the configuration, given the version's number and its folder.
         check: Refuses a configuration; it is given it and the file's name.
+        plugin: Which of `files` is the library of the engine's plugin nodes, "" where it has none.
     """
 
     name: str
@@ -72,6 +74,7 @@ class NewVersion:
     check: Callable[[ModelConfig, str], None]
     cpu_twin: bool
     needs: tuple[str, ...] = ()
+    plugin: str = ""
 
 
 def check_name(name: str) -> str:
@@ -121,6 +124,7 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
             route=new.route,
             versions=dict(new.versions),
             needs=new.needs,
+            plugin=new.plugin,
             files={file.name: sha256_of(file) for file in sorted(place.iterdir())},
             inputs=deployed_tensors(served.input),
             outputs=deployed_tensors(served.output),
@@ -133,6 +137,7 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
             _check_clients(folder, record, made)
         (place / RECORD).write_text(made.model_dump_json(indent=2) + "\n", encoding="utf-8")
         put_in_place(place, folder / str(number))
+    _put_plugin(folder, number, made)
     _write_configs(folder, served, new.cpu_twin)
     removed = tuple(present[: max(0, len(present) + 1 - max(keep, 2))])
     for old in removed:
@@ -164,9 +169,24 @@ def roll_back(folder: Path) -> tuple[int, int]:
     target = folder / f"{_WITHDRAWN}{present[-1]}"
     shutil.rmtree(target, ignore_errors=True)
     config, _ = _merged(folder, newest, parse_config(before.generated, RECORD))
+    _put_plugin(folder, present[-2], before)
     (folder / str(present[-1])).rename(target)
     _write_configs(folder, config, (folder / _CPU_CONFIG).exists())
     return present[-1], present[-2]
+
+
+def plugins_in(repository: Path) -> dict[str, str]:
+    """SHA-256 of the plugin libraries that models of Triton's TensorRT backend bring, by the model's name."""
+    return {path.parent.name: sha256_of(path) for path in sorted(repository.glob(f"*/{PLUGIN}"))}
+
+
+def _put_plugin(folder: Path, version: int, record: VersionRecord) -> None:
+    """Puts a version's library where the server's command names it.
+
+    It stays when a version needs none: one that is rolled back to may. By rename: a server has it mapped.
+    """
+    if record.plugin and record.route == "tensorrt_plan":
+        write_atomically(folder / PLUGIN, (folder / str(version) / record.plugin).read_bytes())
 
 
 def _merged(

@@ -29,6 +29,7 @@ class VersionRecord(Record):
         backend: What built the engine.
         versions: Of the libraries that built it.
         needs: Flags of the server that the configuration depends on.
+        plugin: The plugin's library that the engine needs, one of its files; "" where it needs none.
         files: SHA-256 of the version's files.
         generated: The configuration that was generated, before it was merged with an edited one.
         served: The one that was written.
@@ -40,6 +41,7 @@ class VersionRecord(Record):
     route: str
     versions: dict[str, str]
     needs: tuple[str, ...] = ()
+    plugin: str = ""
     files: dict[str, str]
     inputs: tuple[DeployedTensor, ...]
     outputs: tuple[DeployedTensor, ...]

@@ -14,11 +14,24 @@ from sparseflow_trt.exporters.triton_check import check_config
 from sparseflow_trt.exporters.triton_config import PLAN_FILE, Device, Route, ServedModel, make_config
 from sparseflow_trt.exporters.triton_models import MODEL_FILE, write_model_py, write_router_py
 from sparseflow_trt.exporters.triton_releases import check_tensorrt, tensorrt_of
-from sparseflow_trt.exporters.triton_repository import NewVersion, Written, check_name, write_version
+from sparseflow_trt.exporters.triton_repository import (
+    NewVersion,
+    Written,
+    plugins_in,
+    write_version,
+)
 from sparseflow_trt.exporters.triton_tensors import Ends
-from sparseflow_trt.manifest import Manifest
+from sparseflow_trt.manifest import EngineRecord, Manifest
 from sparseflow_trt.plan import Plan
-from sparseflow_trt.served_artifact import RUNTIMES, Artifact, RouteName, choose_route, read_artifact
+from sparseflow_trt.served_artifact import (
+    RUNTIMES,
+    Artifact,
+    RouteName,
+    choose_route,
+    model_name,
+    plugin_notes,
+    read_artifact,
+)
 from sparseflow_trt.small_m import SparseFrom
 
 if TYPE_CHECKING:
@@ -65,7 +78,6 @@ class Deployed:
 
     Attributes:
         backend: What built the engine, or "router".
-        plugin: The plugin's library that the engine needs, where it holds one.
         needs: Of the server that is to serve it: the flags that its configuration depends on.
         notes: Sentences for the person who deploys.
     """
@@ -78,7 +90,6 @@ class Deployed:
     sparse_from: tuple[SparseFrom, ...] = ()
     needs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    plugin: Path | None = None
 
 
 def deploy(artifact: Path, options: DeployOptions) -> tuple[Deployed, ...]:
@@ -90,7 +101,7 @@ def deploy(artifact: Path, options: DeployOptions) -> tuple[Deployed, ...]:
             was edited does not fit it, or its clients would break.
         NotInstalledError: tritonclient is missing.
     """
-    name = check_name(options.name or artifact.resolve().name.removesuffix(".artifact"))
+    name = model_name(artifact, options.name)
     read = read_artifact(artifact, options.sparse_from, options.delay_us)
     if options.dense is None:
         return (_deploy_engine(name, read, options),)
@@ -112,14 +123,19 @@ def _deploy_engine(name: str, artifact: Artifact, options: DeployOptions) -> Dep
             f"Profiles '{pairs[0][0]}' and '{pairs[0][1]}' both take some shapes: Triton's backend then "
             "tends to the one with the smaller opt. `plan --split` makes profiles that do not overlap."
         )
-    engines = {file: artifact.folder / file for file in manifest.files if _is_engine(file, engine.file)}
+    plugin = engine.plugin
+    if plugin:
+        notes += plugin_notes(name, plugin, route, plugins_in(options.repository))
+    engines = {file: artifact.folder / file for file in manifest.files if _is_engine(file, engine)}
     device: Device = "cpu" if runtime == "onnxruntime" else "gpu"
     if route == "tensorrt_plan":
-        files, texts, parameters = {PLAN_FILE: artifact.folder / engine.file}, {}, {}
+        files = {PLAN_FILE if file == engine.file else file: path for file, path in engines.items()}
+        texts, parameters = {}, {}
     else:
         digests = {file: manifest.files[file] for file in engines}
         compatible = bool(engine.options.get("version_compatible"))
-        files, texts = engines, {MODEL_FILE: write_model_py(runtime, engine.file, digests, compatible)}
+        text = write_model_py(runtime, engine.file, digests, compatible, plugin.file if plugin else "")
+        files, texts = engines, {MODEL_FILE: text}
         parameters = (
             {"threads": str(options.threads)} if device == "cpu" else {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
         )
@@ -160,6 +176,7 @@ def _deploy_engine(name: str, artifact: Artifact, options: DeployOptions) -> Dep
             partial(_check, artifact.ends, artifact.plan, artifact.batching),
             cpu_twin=route == "tensorrt_plan",
             needs=needs,
+            plugin=plugin.file if plugin else "",
         ),
         options.keep,
     )
@@ -172,7 +189,6 @@ def _deploy_engine(name: str, artifact: Artifact, options: DeployOptions) -> Dep
         artifact.sparse_from,
         needs,
         tuple(notes),
-        _plugin_of(artifact),
     )
 
 
@@ -265,14 +281,11 @@ def _needs(options: DeployOptions, version_compatible: bool) -> tuple[str, ...]:
     return (*compatible, *(("--cache-config=local,size=67108864",) if options.cache else ()))
 
 
-def _plugin_of(artifact: Artifact) -> Path | None:
-    """The library that an engine with plugin nodes needs: a file of the artifact that its manifest names."""
-    plugin = getattr(artifact.manifest.engine, "plugin", None)
-    return artifact.folder / plugin.file if plugin else None
-
-
-def _is_engine(file: str, engine: str) -> bool:
-    return file == engine or (engine == "model.ort.onnx" and file == "model.ort.data")
+def _is_engine(file: str, engine: EngineRecord) -> bool:
+    """Whether a file of the artifact is the engine, its weights or its plugin's library."""
+    if engine.plugin and file == engine.plugin.file:
+        return True
+    return file == engine.file or (engine.file == "model.ort.onnx" and file == "model.ort.data")
 
 
 def _md5(path: Path) -> str:

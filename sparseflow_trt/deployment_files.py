@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from sparseflow_trt.exporters.triton_manifests import (
     start_script,
 )
 from sparseflow_trt.exporters.triton_releases import probe_script
+from sparseflow_trt.exporters.triton_repository import PLUGIN, plugins_in
 from sparseflow_trt.exporters.triton_version import instances_of, read_models
 
 _UNKNOWN = "nvcr.io/nvidia/tritonserver:CONTAINER-py3"
@@ -50,11 +50,15 @@ def plan_server(repository: Path, plugins: Sequence[Path], container: str | None
         packages += ["torch"]
     known = deployment_folder(repository) / "plugins"
     names = {plugin.name for plugin in (*plugins, *(known.iterdir() if known.is_dir() else ()))}
+    own: dict[str, str] = {}  # one library is loaded once, whichever models bring it
+    for model, sha256 in plugins_in(repository).items():
+        own.setdefault(sha256, f"{model}/{PLUGIN}")
     return ServerPlan(
         image=f"nvcr.io/nvidia/tritonserver:{container.removesuffix('-py3')}-py3" if container else _UNKNOWN,
         models=list(models),
         flags=list(dict.fromkeys(flag for record in models.values() for flag in record.needs)),
         plugins=sorted(names),
+        own_plugins=list(own.values()),
         packages=list(dict.fromkeys(packages)),
         stubs=sum(instances_of(record) for record in models.values() if record.route == "python"),
         gpu=any(backend not in ("onnxruntime", "router") for _, backend in kinds),
@@ -88,7 +92,8 @@ def write_deployment_files(
         if not plugin.is_file():
             raise DeployError(f"{plugin} does not exist.", "Check the path of the plugin's library.")
         (folder / "plugins").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(plugin, folder / "plugins" / plugin.name)
+        # by rename: a server that runs has the earlier one mapped
+        write_atomically(folder / "plugins" / plugin.name, plugin.read_bytes())
     written = []
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,9 @@ from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton_batching import Batching, choose_batching
 from sparseflow_trt.exporters.triton_config import Route
 from sparseflow_trt.exporters.triton_models import Runtime
+from sparseflow_trt.exporters.triton_repository import check_name
 from sparseflow_trt.exporters.triton_tensors import Ends, read_ends
-from sparseflow_trt.manifest import Manifest, check_files, read_manifest
+from sparseflow_trt.manifest import Manifest, PluginRecord, check_files, read_manifest
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.plan import Plan, read_plan
 from sparseflow_trt.policy import find_policy
@@ -73,6 +74,15 @@ def read_artifact(folder: Path, least_m: int | None = None, delay_us: int | None
     return Artifact(folder, manifest, plan, ends, batching, begins)
 
 
+def model_name(artifact: Path, given: str | None = None) -> str:
+    """The name that an artifact is served under: its folder's, where none is given.
+
+    Raises:
+        DeployError: It is no name for a model.
+    """
+    return check_name(given or artifact.resolve().name.removesuffix(".artifact"))
+
+
 def choose_route(artifact: Artifact, asked: RouteName) -> Route:
     """The way in which an engine is served.
 
@@ -104,6 +114,33 @@ def choose_route(artifact: Artifact, asked: RouteName) -> Route:
             "Give the model FP32 or FP16 inputs and outputs.",
         )
     return asked
+
+
+def plugin_notes(name: str, plugin: PluginRecord, route: Route, present: Mapping[str, str]) -> list[str]:
+    """What an engine with plugin nodes takes of its server, in sentences.
+
+    Args:
+        name: The model's.
+        plugin: The library that the engine needs.
+        route: How it is served.
+        present: SHA-256 of the library that the server loads for each model, by its name.
+
+    Raises:
+        DeployError: The server loads another library for another model.
+    """
+    used = ", ".join(f"{library} {version}" for library, version in plugin.versions.items())
+    notes = [f"The plugin was built with {used}: the server has to find it, too."] if used else []
+    if route != "tensorrt_plan":  # each model of the Python backend is a process of its own
+        return notes
+    if others := [model for model, sha256 in present.items() if model != name and sha256 != plugin.sha256]:
+        raise DeployError(
+            f"'{name}' needs another build of the plugin's library than '{others[0]}': TensorRT knows a "
+            "plugin by its name, and the server would run both with the first.",
+            "Build both with one library, deploy one with --route python, or into another repository.",
+        )
+    if present.get(name) != plugin.sha256:
+        notes.append("The server loads the plugin's library when it starts: start one that runs again.")
+    return notes
 
 
 def _seen_shapes(manifest: Manifest) -> Sequence[tuple[int, Mapping[str, tuple[int, ...]]]]:

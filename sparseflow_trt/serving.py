@@ -9,17 +9,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparseflow_trt.artifact_validation import ValidationOptions, input_sets, reference_for
+from sparseflow_trt.artifact_validation import (
+    ValidationOptions,
+    candidates_of,
+    input_sets,
+    reference_for,
+)
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.engines.triton_server import Addresses, ServerOptions, find_server, is_ready, start_server
 from sparseflow_trt.errors import ArtifactError, DeployError
+from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
+from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.triton_models import write_stand_in
-from sparseflow_trt.exporters.triton_repository import check_name
 from sparseflow_trt.exporters.triton_version import VersionRecord, check_version, versions_in
 from sparseflow_trt.load_record import LoadStep
 from sparseflow_trt.model_file import read_model
-from sparseflow_trt.served_artifact import Artifact, read_artifact
+from sparseflow_trt.served_artifact import Artifact, model_name, read_artifact
 from sparseflow_trt.validation.compare import compare
 from sparseflow_trt.validation.feeds import Array, InputSet
 from sparseflow_trt.validation.trial import Candidate
@@ -85,22 +91,23 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
         NotInstalledError: tritonclient, or a tritonserver to start.
     """
     read = read_artifact(artifact, options.sparse_from)
-    name = check_name(options.name or artifact.resolve().name.removesuffix(".artifact"))
+    name = model_name(artifact, options.name)
     version, record = _deployed(options.repository / name, read)
     if options.reference and any(row.route == "restored" for row in read.manifest.graph.restored):
         raise DeployError(
             f"{artifact} has weights of the unpruned model in some layers, which {options.reference} lacks.",
             "Leave --reference out: the artifact's own typed model is compared with, in FP32.",
         )
-    model = read_model(options.reference or artifact / "model.onnx")
-    inputs = input_sets(model, read.plan, options.validation)
+    inputs = input_sets(
+        read_model(options.reference or artifact / "model.onnx"), read.plan, options.validation
+    )
     reached = [row.batch for row in read.sparse_from if row.batch is not None]
     least = max(reached) if reached else None
     on_step(Progress("Starting Triton"))
-    with _served(read, name, record, options) as (at, standing_in):
+    with _served(read, name, version, record, options) as (at, standing_in):
         with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
             validation = compare(
-                reference_for(model, Path(scratch) / "reference.onnx"),
+                _reference(artifact, options.reference, Path(scratch)),
                 _candidates(read, name, at, standing_in),
                 inputs,
                 options.validation.tolerances.for_plan(read.plan),
@@ -126,6 +133,15 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
     return Verified(name, version, validation, load, least, tuple(notes))
 
 
+def _reference(artifact: Path, given: Path | None, scratch: Path) -> Path:
+    """The model that answers are compared with, as the ONNX Runtime runs it in FP32."""
+    model = read_model(given or artifact / "model.onnx")
+    if given is None and expand_plugin_nodes(model.ir):
+        save_model(model.ir, scratch / "expanded.onnx")
+        model = read_model(scratch / "expanded.onnx")
+    return reference_for(model, scratch / "reference.onnx")
+
+
 def _deployed(folder: Path, artifact: Artifact) -> tuple[int, VersionRecord]:
     present = versions_in(folder)
     if not present:
@@ -141,14 +157,16 @@ def _deployed(folder: Path, artifact: Artifact) -> tuple[int, VersionRecord]:
 
 @contextlib.contextmanager
 def _served(
-    artifact: Artifact, name: str, record: VersionRecord, options: VerifyOptions
+    artifact: Artifact, name: str, version: int, record: VersionRecord, options: VerifyOptions
 ) -> Iterator[tuple[Addresses, bool]]:
     """Where the model is served, and whether a stand-in answers."""
     if options.addresses is not None:
-        if not is_ready(options.addresses.http):
+        # Not whether the server is ready: after a refused version it says no, and serves the one before on.
+        if not is_ready(options.addresses.http, f"models/{name}/versions/{version}"):
             raise DeployError(
-                f"the server at {options.addresses.http} is not ready.",
-                "Start it, or leave --http and --grpc out.",
+                f"the server at {options.addresses.http} is not ready with version {version} of '{name}'.",
+                f"Start it, or tell it: curl -X POST http://{options.addresses.http}/v2/repository/models/"
+                f"{name}/load; without --http and --grpc one is started here.",
             )
         yield options.addresses, False
         return
@@ -181,13 +199,19 @@ def _served(
 
 
 def stage_stand_in(model: Path, artifact: Artifact, repository: Path) -> Path:
-    """A repository of links to a model's files, with the ONNX that a stand-in answers from by each plan."""
+    """A repository of links to a model's files, with the ONNX that a stand-in answers from by each plan.
+
+    That is what `validate` runs on the CPU: the typed model, its plugin nodes and types written out where the
+    ONNX Runtime has none of them.
+    """
     target = repository / model.name
     shutil.copytree(model, target, copy_function=_link, ignore=shutil.ignore_patterns(".*"))
     for version in versions_in(target):
-        for name in ("model.onnx", "model.onnx.data"):
-            if (source := artifact.folder / name).is_file():
-                _link(source, target / str(version) / name)
+        place = target / str(version)
+        typed = candidates_of(artifact.folder, artifact.manifest.engine, place)[0].path
+        _link(typed, place / "model.onnx")
+        if (weights := artifact.folder / "model.onnx.data").is_file() and typed.parent == artifact.folder:
+            _link(weights, place / weights.name)
     return repository
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,18 @@ def _repository_option(function: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Path(path_type=Path, file_okay=False),
         help="Triton's repository.",
     )(function)
+
+
+def _whole_numbers(text: str) -> list[int]:
+    """Numbers from 0 on, with commas between them.
+
+    Raises:
+        ValueError: One is none.
+    """
+    words = text.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise ValueError(text)
+    return [int(word) for word in words]
 
 
 @command.command("triton")
@@ -95,6 +108,7 @@ def deploy_triton(
     from sparseflow_trt.deploying import DeployOptions, deploy
     from sparseflow_trt.deployment_files import plan_server, write_deployment_files
     from sparseflow_trt.exporters.triton_manifests import start_script
+    from sparseflow_trt.served_artifact import model_name
 
     if name and len(artifacts) > 1:
         raise click.UsageError("--name is for one artifact.")
@@ -104,12 +118,16 @@ def deploy_triton(
     if unknown := [word for word in files if word not in _WITH]:
         raise click.BadParameter(f"'{unknown[0]}' is none of {', '.join(_WITH)}", param_hint="--with")
     try:
-        chosen = tuple(int(gpu) for gpu in gpus.split(","))
+        chosen = tuple(_whole_numbers(gpus))
     except ValueError:
         raise click.BadParameter(f"'{gpus}' is no list of GPUs", param_hint="--gpus") from None
+    names = [model_name(artifact, name) for artifact in artifacts]
+    if twice := [known for known in names if names.count(known) > 1]:
+        raise click.UsageError(
+            f"two artifacts would both be '{twice[0]}': give them one by one, with --name."
+        )
     asked = DeployOptions(repository, name, gpus=chosen, count=instances, delay_us=queue_delay, **options)
     deployed = [model for artifact in artifacts for model in deploy(artifact, asked)]
-    plugins = (*plugins, *(model.plugin for model in deployed if model.plugin))
     plan = plan_server(repository, plugins, options["container"])
     written = write_deployment_files(repository, plan, plugins, files)
     if as_json:
@@ -194,8 +212,11 @@ def verify_deployment(
 
     if bool(http) != bool(grpc):
         raise click.UsageError("--http and --grpc go together.")
+    for option, address in (("--http", http), ("--grpc", grpc)):
+        if address and not re.fullmatch(r"[^/\s]+:\d+", address):
+            raise click.BadParameter(f"'{address}' is not HOST:PORT", param_hint=option)
     try:
-        counts = [int(word) for word in concurrency.split(",") if int(word)]
+        counts = [count for count in _whole_numbers(concurrency) if count]
     except ValueError:
         raise click.BadParameter(
             f"'{concurrency}' is no list of numbers", param_hint="--concurrency"

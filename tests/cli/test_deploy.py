@@ -63,6 +63,26 @@ def test_two_models_share_a_server(artifact: Path, mlp: Callable[..., Path], spa
     assert [file.rpartition("/")[2] for file in done["files"]] == ["start-server.sh"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("triton", "m.artifact", "x/m"), "two artifacts would both be 'm'"),
+        (("triton", "m.artifact", "--gpus", "-1"), "'-1' is no list of GPUs"),
+        (("verify", "m.artifact", "--concurrency", "1,-1"), "'1,-1' is no list of numbers"),
+        (
+            ("verify", "m.artifact", "--http", "http://h:1", "--grpc", "h:2"),
+            "'http://h:1' is not HOST:PORT",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(
+    arguments: tuple[str, ...], said: str, sparseflow: Sparseflow, tmp_path: Path
+) -> None:
+    done = sparseflow("deploy", *arguments, "--repository", "models")
+    assert (done.code, said in done.error) == (2, True), done.error
+    assert not (tmp_path / "models").exists()
+
+
 def test_files_for_docker_and_kubernetes(artifact: Path, sparseflow: Sparseflow, tmp_path: Path) -> None:
     plugin = tmp_path / "lib.so"
     plugin.write_bytes(b"library")
@@ -161,6 +181,15 @@ def test_ctrl_c_during_verify_leaves_no_server(
     while servers() and time.monotonic() < end:
         time.sleep(0.1)
     assert servers() == []
+
+
+def test_a_folder_whose_name_is_no_models_is_given_one(
+    artifact: Path, sparseflow: Sparseflow, tmp_path: Path
+) -> None:
+    artifact.rename(tmp_path / "my model")
+    deploy = ("deploy", "triton", "my model", "--repository", "models")
+    assert "'my model' is no name for a model" in sparseflow(*deploy).error
+    assert sparseflow(*deploy, "--name", "m", "--json").json["models"][0]["name"] == "m"
 
 
 def test_rollback_serves_the_version_before(

@@ -32,7 +32,7 @@ from pathlib import Path
 from sparseflow_trt.engines.triton_server import *
 
 with start_server(Path(sys.argv[1])) as server:
-    print(server.pid, server.prefix, flush=True)
+    print(server.pid, server.prefix, server._log.parent, flush=True)
     time.sleep(600)
 """
 
@@ -99,11 +99,12 @@ def test_a_tool_that_was_killed_or_interrupted_leaves_nothing(how: signal.Signal
         signal.signal(signal.SIGINT, heard)
     assert tool.stdout is not None
     with tool.stdout:
-        _, prefix = tool.stdout.readline().split()
-        assert left_of(prefix)
+        _, prefix, folder = tool.stdout.readline().split()
+        assert left_of(prefix) and Path(folder).is_dir()
         tool.send_signal(how)
         tool.wait(40)
         wait_until_nothing_is_left(prefix)
+        assert not Path(folder).exists()
 
 
 def test_a_model_that_does_not_load_is_told_with_its_reason(repository: Path) -> None:

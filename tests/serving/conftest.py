@@ -81,7 +81,15 @@ def as_tensorrt() -> Callable[..., Path]:
     def change(artifact: Path, folder: Path, name: str = "mlp", **engine: Any) -> Path:
         made = folder / name
         made.mkdir(parents=True)
-        for file in ("model.onnx", "model.onnx.data", "plan.yaml", "policy.json"):
+        plugin = (engine.get("plugin") or {}).get("file", "")
+        for file in (
+            "model.onnx",
+            "model.onnx.data",
+            "model.onnx.packed",
+            "plan.yaml",
+            "policy.json",
+            plugin,
+        ):
             if (artifact / file).is_file():
                 (made / file).write_bytes((artifact / file).read_bytes())
         (made / "model.engine").write_bytes(b"no plan")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import _ctypes
 import getpass
 import json
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from sparseflow_trt._files import sha256_of
 from sparseflow_trt.deploying import DeployOptions, deploy
+from sparseflow_trt.deployment_files import plan_server
 from sparseflow_trt.errors import ArtifactError, DeployError
 from sparseflow_trt.exporters.triton_config import parse_config
+from sparseflow_trt.exporters.triton_manifests import server_command
 from sparseflow_trt.exporters.triton_repository import roll_back
 from sparseflow_trt.exporters.triton_version import check_version, read_record, versions_in
 
@@ -224,3 +231,113 @@ def test_a_version_compatible_engine_needs_the_servers_flag(
         "--backend-config=tensorrt,version-compatible=true", "--cache-config=local,size=67108864",
     )  # fmt: skip
     assert read_record(model.written.folder, 1).needs == model.needs  # type: ignore[union-attr]
+
+
+LIBRARY = "libsparseflow_linear24.trt10.so"
+WithPlugin = Callable[[str, bytes], Path]
+
+
+@pytest.fixture
+def with_plugin(
+    ort_artifact: Path, other_artifact: Path, as_tensorrt: AsTensorrt, tmp_path: Path
+) -> WithPlugin:
+    """An artifact of TensorRT's whose engine needs a library with the given content."""
+
+    def make(name: str, content: bytes) -> Path:
+        source = tmp_path / f"source-{name}"
+        shutil.copytree(ort_artifact if name == "a" else other_artifact, source)
+        (source / LIBRARY).write_bytes(content)
+        versions = {"cuSPARSELt": "0.8.1"}
+        plugin = {"file": LIBRARY, "sha256": sha256_of(source / LIBRARY), "versions": versions}
+        return as_tensorrt(source, tmp_path / "with-plugin", name, plugin=plugin)
+
+    return make
+
+
+def test_a_plans_plugin_is_in_the_repository_and_in_the_servers_command(
+    with_plugin: WithPlugin, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    folder = repository / "m"
+    (model,) = deploy(with_plugin("a", b"one"), DeployOptions(repository, "m"))
+    assert {p.name for p in (folder / "1").iterdir()} == {"model.plan", LIBRARY, "sparseflow.json"}
+    assert any("cuSPARSELt 0.8.1: the server has to find it" in note for note in model.notes)
+    assert any("start one that runs again" in note for note in model.notes)
+    check_version(folder, 1)
+
+    def loaded() -> list[str]:
+        words = server_command(plan_server(repository, (), None))
+        return [word for word in words if "plugins=" in word]
+
+    assert loaded() == ["--backend-config=tensorrt,plugins=/models/m/plugin.so"]
+    assert (folder / "plugin.so").read_bytes() == b"one"
+
+    # another build with another library, under the same command; and back
+    assert deploy(with_plugin("b", b"two"), DeployOptions(repository, "m"))[0].written.version == 2
+    assert (folder / "plugin.so").read_bytes() == b"two"
+    roll_back(folder)
+    assert (folder / "plugin.so").read_bytes() == b"one"
+    assert loaded() == ["--backend-config=tensorrt,plugins=/models/m/plugin.so"]
+    (folder / "1" / LIBRARY).write_bytes(b"???")
+    with pytest.raises(DeployError, match=rf"{LIBRARY} is not the file that was deployed"):
+        check_version(folder, 1)
+
+
+def test_one_server_loads_one_plugin_library(with_plugin: WithPlugin, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    artifact = with_plugin("a", b"one")
+    deploy(artifact, DeployOptions(repository, "m"))
+    (same,) = deploy(artifact, DeployOptions(repository, "n"))
+    assert same.written.version == 1
+    assert plan_server(repository, (), None).own_plugins == ["m/plugin.so"]
+    other = with_plugin("b", b"two")
+    with pytest.raises(DeployError, match="'o' needs another build of the plugin's library than 'm'"):
+        deploy(other, DeployOptions(repository, "o"))
+    assert not (repository / "o").exists()
+    deploy(other, DeployOptions(repository, "o", route="python"))  # a process of its own
+    assert plan_server(repository, (), None).own_plugins == ["m/plugin.so"]
+
+
+TENSORRT = """class ILogger:
+    ERROR, WARNING = 1, 2
+    def __init__(self): pass
+class Runtime:
+    def __init__(self, log): pass
+    def deserialize_cuda_engine(self, data):
+        print("mapped" if "libsparseflow_linear24" in open("/proc/self/maps").read() else "not mapped")
+"""
+TRITON = "class TritonModelException(Exception): pass\n"
+
+
+def test_model_py_loads_the_plugin_before_the_engine(with_plugin: WithPlugin, tmp_path: Path) -> None:
+    """Up to where TensorRT, which is not here, would load the engine: a stand-in says what is mapped then."""
+    pytest.importorskip("torch")
+    library = Path(_ctypes.__file__).read_bytes()  # any that loads
+    (tmp_path / "tensorrt.py").write_text(TENSORRT, encoding="utf-8")
+    (tmp_path / "triton_python_backend_utils.py").write_text(TRITON, encoding="utf-8")
+
+    def deployed(artifact: Path, name: str) -> Path:
+        (model,) = deploy(artifact, DeployOptions(tmp_path / "repository", name, route="python"))
+        files = {"model.engine", LIBRARY, "model.py", "sparseflow.json"}
+        assert {p.name for p in (model.written.folder / "1").iterdir()} == files
+        return model.written.folder
+
+    def load(folder: Path) -> subprocess.CompletedProcess[str]:
+        told = {
+            "model_repository": str(folder),
+            "model_version": "1",
+            "model_config": '{"max_batch_size": 8}',
+        }
+        code = f"import model; model.TritonPythonModel().initialize({told!r})"
+        environment = {"PYTHONPATH": f"{folder / '1'}:{tmp_path}", "PATH": "/usr/bin:/bin"}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+
+    folder = deployed(with_plugin("a", library), "m")
+    done = load(folder)
+    assert done.stdout == "mapped\n" and "TensorRT refused model.engine" in done.stderr, done.stderr
+    done = load(deployed(with_plugin("b", b"no library"), "n"))
+    assert done.stdout == "" and "TritonModelException: the plugin's library does not load: " in done.stderr
+    (folder / "1" / LIBRARY).write_bytes(b"another")
+    assert f"{LIBRARY} is not the file that was deployed: its SHA-256 differs" in load(folder).stderr

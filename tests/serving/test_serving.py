@@ -7,23 +7,32 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from google.protobuf import json_format
+from onnx import numpy_helper
 
+from sparseflow_trt.artifact_validation import ValidationOptions
 from sparseflow_trt.deploying import DeployOptions, deploy
 from sparseflow_trt.deployment_files import plan_server
-from sparseflow_trt.engines.triton_server import Server, ServerOptions, start_server
+from sparseflow_trt.engines.triton_server import Addresses, Server, ServerOptions, start_server
 from sparseflow_trt.errors import ArtifactError, DeployError
 from sparseflow_trt.exporters.triton_config import parse_config
 from sparseflow_trt.exporters.triton_manifests import alive_command, ready_command
 from sparseflow_trt.exporters.triton_models import write_stand_in
+from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.policy import find_policy
+from sparseflow_trt.profile_specs import parse_profile
 from sparseflow_trt.served_artifact import read_artifact
 from sparseflow_trt.serving import VerifyOptions, stage_stand_in, verify
 from sparseflow_trt.validation.triton_load import find_perf_analyzer
+from tests.serving.conftest import PROFILES, write_model
+from tests.test_plugin_build import StandIn
 
 pytestmark = pytest.mark.usefixtures("tritonserver")
 AsTensorrt = Callable[..., Path]
@@ -106,6 +115,70 @@ def test_a_plan_without_a_gpu_is_verified_through_the_stand_in(
     assert any("The plan was not run" in note for note in found.notes)
     files = {p.name for p in (tmp_path / "repository" / "mlp" / "1").iterdir()}
     assert files == {"model.plan", "sparseflow.json"}  # what stands in is not left behind
+
+
+def test_a_plan_with_plugin_nodes_is_verified_through_the_stand_in(
+    as_tensorrt: AsTensorrt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ONNX Runtime has no such nodes: they are written out for the stand-in and for the reference."""
+    monkeypatch.setattr("sparseflow_trt.pipeline.backend_for", lambda _: (StandIn(), "It stands in."))
+    library = tmp_path / "libsparseflow_linear24.so"
+    library.write_bytes(b"library")
+    plan = PlanOptions(profiles=tuple(map(parse_profile, PROFILES)), sparsity="plugin", plugin=True)
+    built = build(write_model(tmp_path / "m.onnx"), BuildOptions(tmp_path / "built", plan, plugin=library))
+    assert len(built.manifest.graph.plugin) == 2 and built.manifest.engine.plugin
+    plugin = built.manifest.engine.plugin.model_dump()
+    artifact = as_tensorrt(built.artifact, tmp_path / "artifact", plugin=plugin)
+    repository = tmp_path / "repository"
+    deploy(artifact, DeployOptions(repository))
+    for reference in (None, tmp_path / "m.onnx"):
+        found = verify(artifact, VerifyOptions(repository, reference=reference, concurrencies=()))
+        assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "not run"]
+    files = {p.name for p in (repository / "mlp" / "1").iterdir()}
+    assert files == {"model.plan", library.name, "sparseflow.json"}
+
+
+def test_restored_weights_and_searched_precisions_are_served_as_built(tmp_path: Path) -> None:
+    """Both in one artifact of two profiles."""
+    dense = onnx.load(write_model(tmp_path / "m.onnx"))
+    rng = np.random.default_rng(5)
+    for tensor in dense.graph.initializer:
+        unpruned = np.where((w := numpy_helper.to_array(tensor)) == 0, rng.standard_normal(w.shape) / 9, w)
+        tensor.CopyFrom(numpy_helper.from_array(unpruned.astype(np.float32), tensor.name))
+    onnx.save(dense, tmp_path / "dense.onnx")
+    profiles = tuple(map(parse_profile, PROFILES))
+    plan = PlanOptions(policy=find_policy("a100-80gb"), profiles=profiles, precision="auto")
+    given = ValidationOptions(dense_model=tmp_path / "dense.onnx")
+    built = build(tmp_path / "m.onnx", BuildOptions(tmp_path / "m", plan, "onnxruntime", validation=given))
+    assert built.manifest.precision_search is not None
+    assert {row.route for row in built.manifest.graph.restored} == {"restored"}
+    artifact = built.artifact
+    repository = tmp_path / "repository"
+    deploy(artifact, DeployOptions(repository))
+    found = verify(artifact, VerifyOptions(repository, concurrencies=()))
+    assert [c.verdict for c in found.validation.candidates] == ["pass", "pass"]
+    with pytest.raises(DeployError, match="has weights of the unpruned model in some layers"):
+        verify(artifact, VerifyOptions(repository, reference=tmp_path / "m.onnx"))
+
+
+def test_a_running_server_has_to_serve_the_version_that_is_verified(
+    ort_artifact: Path, other_artifact: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    deploy(ort_artifact, DeployOptions(repository, "m"))
+    with start_server(repository, ServerOptions(load=["m"])) as server, client_of(server) as client:
+        options = VerifyOptions(repository, "m", addresses=server.at, concurrencies=())
+        assert verify(ort_artifact, options).validation.verdict == "pass"
+        deploy(other_artifact, DeployOptions(repository, "m"))
+        with pytest.raises(DeployError, match="is not ready with version 2 of 'm'") as caught:
+            verify(other_artifact, options)  # it was not told, and version 1 would answer
+        assert "/v2/repository/models/m/load" in caught.value.hint
+        client.load_model("m")
+        assert verify(other_artifact, options).version == 2
+        for address in (server.at.grpc, "nonsense"):
+            wrong = replace(options, addresses=Addresses(address, server.at.grpc))
+            with pytest.raises(DeployError, match="is not ready with version 2"):
+                verify(other_artifact, wrong)
 
 
 def test_the_core_takes_the_plans_configuration_as_it_is(
