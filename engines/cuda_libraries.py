@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _find(known: _Known) -> CudaLibrary:
     for file in named if given else _candidates(known.sonames):
         try:
             library = ctypes.CDLL(file)
-            version = _version(known.name, library)
+            version = version_of(known.name, library)
         except (OSError, AttributeError):  # AttributeError: a library of that name that is another one
             continue
         return CudaLibrary(known.name, file, version, known.needed_for, known.install)
@@ -114,7 +115,12 @@ def _candidates(sonames: tuple[str, ...]) -> Iterator[str]:
     yield from sonames
 
 
-def _version(name: str, library: ctypes.CDLL) -> str:
+def version_of(name: str, library: Any) -> str:
+    """The version that a library of CUDA's, opened by ctypes, says of itself.
+
+    Raises:
+        AttributeError: It is another library.
+    """
     value = ctypes.c_int()
     if name == "cudart":
         library.cudaRuntimeGetVersion(ctypes.byref(value))
@@ -134,6 +140,6 @@ def _version(name: str, library: ctypes.CDLL) -> str:
 def version_of_file(name: str, file: str) -> str:
     """The version that a file of cublasLt or cusparseLt says of itself, "" where it is another library."""
     try:
-        return _version(name, ctypes.CDLL(file))
+        return version_of(name, ctypes.CDLL(file))
     except (OSError, AttributeError):
         return ""

@@ -12,7 +12,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -134,12 +134,19 @@ def make_plans(shape: Shape, algorithms: Iterable[Algorithm]) -> None:
         list(pool.map(make, missing))
 
 
-def forget_plans() -> None:
-    """Gives all plans back; no graph that was recorded with one may be replayed afterwards."""
+@contextlib.contextmanager
+def passing_plans() -> Iterator[None]:
+    """Gives back the plans that are made in the block; no graph recorded with one may be replayed afterwards.
+
+    Plans that were there before stay: a module's sparse layers may run by them.
+    """
     plans = _plans()
-    for plan in plans.values():
-        plan.close()
-    plans.clear()
+    before = set(plans)
+    try:
+        yield
+    finally:
+        for key in set(plans) - before:
+            plans.pop(key).close()
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+from sparseflow_trt.engines.cuda_libraries import version_of
 from sparseflow_trt.errors import NotInstalledError
 
 SONAME = "libcusparseLt.so.0"
@@ -155,15 +156,9 @@ def library_version(library: Any = None) -> str:
         NotInstalledError: It cannot be asked.
     """
     try:
-        ask = (library or _library()).cusparseLtGetProperty
+        return version_of("cusparseLt", library or _library())
     except AttributeError as error:
         raise _missing(error) from error
-    parts = []
-    for part in range(3):  # libraryPropertyType: major, minor, patch
-        value = ctypes.c_int()
-        ask(part, ctypes.byref(value))
-        parts.append(str(value.value))
-    return ".".join(parts)
 
 
 @functools.cache

@@ -123,12 +123,11 @@ class TorchMeasurer:
         """
         begun = time.perf_counter()
         torch = self._torch
-        with torch.cuda.stream(self._stream), torch.no_grad():
+        with torch.cuda.stream(self._stream), torch.no_grad(), cusparselt.passing_plans():
             try:
                 pair, clock = self._time(request, self._weights_of(request.curve))
             finally:
-                self._stream.synchronize()
-                cusparselt.forget_plans()
+                self._stream.synchronize()  # before the plans go
         if torch.cuda.memory_reserved() > _MOST_RESERVED * torch.cuda.get_device_properties(0).total_memory:
             torch.cuda.empty_cache()  # what graphs had is kept for them, and nobody else can use it
         return Measured(request, pair, time.perf_counter() - begun, self.how, clock)

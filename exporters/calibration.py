@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.errors import InputError
+from sparseflow_trt.errors import InputError, one_line
 from sparseflow_trt.exporters.blocks import Block, find_blocks
 from sparseflow_trt.torch_layers import TorchLayer
 from sparseflow_trt.torch_pattern import Tensor
@@ -263,9 +263,8 @@ def _call(module: Any, batch: Batch) -> None:
         module(*batch.args, **batch.kwargs)
     # the user's module can raise anything; its own words and traceback go along
     except Exception as error:
-        words = " ".join(str(error).split()).rstrip(".")
         raise InputError(
-            f"the module fails on a calibration batch: {type(error).__name__}: {words}.",
+            f"the module fails on a calibration batch: {type(error).__name__}: {one_line(error)}.",
             "Batches are what the module is called with: a tensor, a tuple, or a mapping by name.",
         ) from error
 

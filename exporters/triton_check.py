@@ -31,8 +31,8 @@ def check_config(
         DeployError: Everything that is wrong is named.
     """
     problems = [*_tensor_problems(config, ends), *_batch_problems(config, batching),
-                *_group_problems(config, len(profiles)), *_warmup_problems(config, ends, profiles),
-                *_graph_problems(config, ends, profiles)]  # fmt: skip
+                *_group_problems(config, len(profiles)),
+                *_shape_problems(config, ends, profiles)]  # fmt: skip
     if problems:
         raise DeployError(
             f"{source}: {'; '.join(problems)}.",
@@ -98,34 +98,31 @@ def _group_problems(config: Any, profiles: int) -> Iterator[str]:
             )
 
 
-def _warmup_problems(config: Any, ends: Ends, profiles: Sequence[Profile]) -> Iterator[str]:
-    inputs = {tensor.name: tensor for tensor in ends.inputs}
+def _shape_problems(config: Any, ends: Ends, profiles: Sequence[Profile]) -> Iterator[str]:
+    """Of the shapes that warm-ups and CUDA graphs run at: which batch, and each input's dimensions."""
     for warmup in config.model_warmup:
-        where = f"warm-up '{warmup.name}'"
-        if warmup.batch_size > config.max_batch_size:
-            yield f"{where} has a batch of {warmup.batch_size}, above max_batch_size {config.max_batch_size}"
-            continue
-        if unknown := [name for name in warmup.inputs if name not in inputs]:
-            yield f"{where} has an input '{unknown[0]}', which the engine does not have"
-            continue
-        shapes = {name: _full(warmup.batch_size, given.dims, config, inputs[name])
-                  for name, given in warmup.inputs.items()}  # fmt: skip
-        if profiles and not any(_takes(profile, shapes) for profile in profiles):
-            yield f"{where} has shapes that no profile of the engine takes"
-
-
-def _graph_problems(config: Any, ends: Ends, profiles: Sequence[Profile]) -> Iterator[str]:
-    inputs = {tensor.name: tensor for tensor in ends.inputs}
+        dims = {name: given.dims for name, given in warmup.inputs.items()}
+        yield from _run_problems(f"warm-up '{warmup.name}'", warmup.batch_size, dims, config, ends, profiles)
     for number, spec in enumerate(config.optimization.cuda.graph_spec):
-        where = f"graph_spec {number}"
-        if spec.batch_size > config.max_batch_size:
-            yield f"{where} has a batch of {spec.batch_size}, above max_batch_size {config.max_batch_size}"
-            continue
-        if unknown := [name for name in spec.input if name not in inputs]:
-            yield f"{where} has an input '{unknown[0]}', which the engine does not have"
-            continue
-        shapes = {name: _full(spec.batch_size, given.dim, config, inputs[name])
-                  for name, given in spec.input.items()}  # fmt: skip
+        dims = {name: given.dim for name, given in spec.input.items()}
+        yield from _run_problems(f"graph_spec {number}", spec.batch_size, dims, config, ends, profiles)
+
+
+def _run_problems(
+    where: str,
+    batch: int,
+    dims: Mapping[str, Sequence[int]],
+    config: Any,
+    ends: Ends,
+    profiles: Sequence[Profile],
+) -> Iterator[str]:
+    inputs = {tensor.name: tensor for tensor in ends.inputs}
+    if batch > config.max_batch_size:
+        yield f"{where} has a batch of {batch}, above max_batch_size {config.max_batch_size}"
+    elif unknown := [name for name in dims if name not in inputs]:
+        yield f"{where} has an input '{unknown[0]}', which the engine does not have"
+    else:
+        shapes = {name: _full(batch, given, config, inputs[name]) for name, given in dims.items()}
         if profiles and not any(_takes(profile, shapes) for profile in profiles):
             yield f"{where} has shapes that no profile of the engine takes"
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from sparseflow_trt.errors import InputError
+from sparseflow_trt.errors import InputError, one_line
 
 
 def import_user_code(target: str, what: str, hint: str) -> ModuleType:
@@ -34,3 +36,22 @@ def import_user_code(target: str, what: str, hint: str) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses in it look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def user_errors(source: str, hint: str) -> Iterator[None]:
+    """Turns what a user's code raises in the block, which can be anything, into one sentence.
+
+    Args:
+        source: What was called, as the user named it.
+        hint: How it is to be written.
+
+    Raises:
+        InputError: It failed; its own words and traceback go along.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{source} failed: {type(error).__name__}: {one_line(error)}.", hint) from error

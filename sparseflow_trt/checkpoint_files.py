@@ -14,7 +14,7 @@ from typing import Any
 from sparseflow_trt._deps import require
 from sparseflow_trt._files import write_atomically, written_atomically
 from sparseflow_trt._schema import load_json, read_text
-from sparseflow_trt.errors import ModelError
+from sparseflow_trt.errors import ModelError, one_line
 from sparseflow_trt.torch_pattern import Tensor
 
 INDEX = "model.safetensors.index.json"
@@ -237,4 +237,4 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:300] or type(error).__name__
+    return one_line(error)[:300]

@@ -16,6 +16,12 @@ EXIT_NOT_INSTALLED = 6
 EXIT_INTERRUPTED = 130
 
 
+def one_line(error: BaseException) -> str:
+    """Another library's error as one line with no full stop, to stand in a sentence."""
+    text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
+    return (text or type(error).__name__).rstrip(".")
+
+
 class SparseflowError(Exception):
     """The root of the hierarchy: what is wrong, and what to do."""
 

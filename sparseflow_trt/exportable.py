@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._user_code import import_user_code
+from sparseflow_trt._user_code import import_user_code, user_errors
 from sparseflow_trt.errors import InputError
 
 Axes = dict[int, str]
@@ -75,14 +75,8 @@ def load_function(source: str) -> Exportable:
     target, colon, function = source.rpartition(":")
     if not colon or not target or not function:
         raise InputError(f"{source} is no PyTorch module.", _HINT)
-    try:
+    with user_errors(source, _HINT):
         made = getattr(import_user_code(target, "module", _HINT), function)()
-    except InputError:
-        raise
-    # the user's code can raise anything; its own words and traceback go along
-    except Exception as error:
-        words = " ".join(str(error).split()).rstrip(".")
-        raise InputError(f"{source} failed: {type(error).__name__}: {words}.", _HINT) from error
     if not (isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], torch.nn.Module)):
         raise InputError(f"{source} returned a {type(made).__name__} and not (module, inputs).", _HINT)
     module, given = made[:2]

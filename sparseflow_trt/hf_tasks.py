@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.errors import InputError
+from sparseflow_trt.errors import InputError, one_line
 from sparseflow_trt.experts import use_every_expert
 from sparseflow_trt.exportable import Axes, Exportable, wrap
 from sparseflow_trt.hugging_face import TorchDtype, load_hugging_face, read_config, takes
@@ -65,9 +65,8 @@ def load_exportable(
     try:
         return _MAKERS[task](model, task)
     except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
-        words = " ".join(str(error).split()).rstrip(".")
         raise InputError(
-            f"{source}: a {type(model).__name__} does not do the task '{task}': {words}.", _HINT
+            f"{source}: a {type(model).__name__} does not do the task '{task}': {one_line(error)}.", _HINT
         ) from error
 
 

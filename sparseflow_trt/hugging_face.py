@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.errors import InputError
+from sparseflow_trt.errors import InputError, one_line
 
 TorchDtype = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[TorchDtype, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -105,7 +105,7 @@ def read_config(source: Path, trust_remote_code: bool = False) -> Any:
 
 
 def _refusal(source: Path, error: Exception) -> InputError:
-    words = f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
+    words = f"{type(error).__name__}: {one_line(error)}"
     return InputError(f"{source}: transformers cannot make a model of it: {words}.", _HINT)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparseflow_trt._files import temporary_folder
 from sparseflow_trt.engines.protocol import OnProgress, Progress
-from sparseflow_trt.errors import SparseflowError
+from sparseflow_trt.errors import SparseflowError, one_line
 from sparseflow_trt.exporters.probe import (
     GIVEN,
     SIZE,
@@ -19,7 +19,6 @@ from sparseflow_trt.exporters.probe import (
 )
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.layer_errors import Probe, ProbeWriters, measure_layers
-from sparseflow_trt.validation.messages import one_line
 from sparseflow_trt.validation.runners import ort_errors
 from sparseflow_trt.validation.steps import percent, total_of
 from sparseflow_trt.verdict import Attribution, LayerError, StepName, Validation

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.errors import ModelError
+from sparseflow_trt.errors import ModelError, one_line
 from sparseflow_trt.inline_data import read_skeleton
 from sparseflow_trt.tensor_data import check_tensor, is_external, is_in_file, location_of, tensor_protos
 
@@ -220,4 +220,4 @@ def deepest(error: BaseException) -> str:
     """What the first cause of an error says, on one line and without its full stop."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return one_line(error)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._user_code import import_user_code
+from sparseflow_trt._user_code import import_user_code, user_errors
 from sparseflow_trt.errors import InputError
 from sparseflow_trt.hugging_face import TorchDtype, Weights, load_hugging_face
 
@@ -76,13 +76,8 @@ def load_torch_model(
 
 def _from_function(torch: Any, target: str, function: str, device: str) -> TorchModel:
     source = f"{target}:{function}"
-    try:
+    with user_errors(source, _HINT):
         made = getattr(import_user_code(target, "module", _HINT), function)()
-    except InputError:
-        raise
-    # the user's code can raise anything; its own words and traceback go along
-    except Exception as error:
-        raise InputError(f"{source} failed: {type(error).__name__}: {_line(error)}.", _HINT) from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], torch.nn.Module)):
         raise InputError(f"{source} returned a {type(made).__name__} and not (module, inputs).", _HINT)
     module, inputs = made
@@ -121,7 +116,3 @@ def _moved(torch: Any, value: Any, device: str) -> Any:
 def _shapes_of(torch: Any, inputs: Mapping[str, Any]) -> str:
     tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
     return ", ".join(f"{name} {'×'.join(map(str, value.shape))}" for name, value in tensors.items())
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".")

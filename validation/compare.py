@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.errors import InputError
+from sparseflow_trt.errors import InputError, one_line
 from sparseflow_trt.validation.chain import Chain, Origin
 from sparseflow_trt.validation.feeds import InputSet
-from sparseflow_trt.validation.messages import numpy_only, one_line, quiet_polygraphy
+from sparseflow_trt.validation.messages import numpy_only, quiet_polygraphy
 from sparseflow_trt.validation.runners import Outputs, ort_runtime, reference_runner, run_errors, run_once
 from sparseflow_trt.validation.steps import Stage
 from sparseflow_trt.validation.tolerances import OutputTolerances

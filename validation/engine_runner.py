@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.errors import BuildError, InputError
-from sparseflow_trt.validation.messages import one_line, quiet_polygraphy
+from sparseflow_trt.errors import BuildError, InputError, one_line
+from sparseflow_trt.validation.messages import quiet_polygraphy
 
 if TYPE_CHECKING:
     from polygraphy.backend.trt import TrtRunner

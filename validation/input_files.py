@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._user_code import import_user_code
-from sparseflow_trt.errors import InputError
+from sparseflow_trt._user_code import import_user_code, user_errors
+from sparseflow_trt.errors import InputError, one_line
 from sparseflow_trt.validation.feeds import InputSet, checked_feeds, read_input_specs
-from sparseflow_trt.validation.messages import one_line, quiet_polygraphy
+from sparseflow_trt.validation.messages import quiet_polygraphy
 
 if TYPE_CHECKING:
     from sparseflow_trt.model_file import OnnxModel
@@ -162,17 +162,9 @@ def _read_json(path: Path) -> Sets:
 
 def _call_loader(target: str, function: str) -> Sets:
     source = f"{target}:{function}"
-    try:
+    with user_errors(source, "It is called without arguments and yields {input name: array}."):
         loader = getattr(import_user_code(target, "loader", _HINT), function)
         feeds = list(loader())
-    except InputError:
-        raise
-    # The user's code can raise anything; its own words and traceback go along.
-    except Exception as error:
-        raise InputError(
-            f"{source} failed: {type(error).__name__}: {one_line(error)}.",
-            "It is called without arguments and yields {input name: array}.",
-        ) from error
     return _named(function, feeds, source)
 
 

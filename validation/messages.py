@@ -1,4 +1,4 @@
-"""What other libraries say: silenced while they work for us, and quoted in one line where they fail."""
+"""What other libraries say: silenced while they work for us."""
 
 from __future__ import annotations
 
@@ -33,9 +33,3 @@ def numpy_only() -> Iterator[None]:
         yield
     finally:
         array.is_torch = found
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text as one line with no full stop, to stand in a sentence."""
-    text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
-    return (text or type(error).__name__).rstrip(".")

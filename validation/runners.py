@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.errors import BuildError, InputError, ModelError
+from sparseflow_trt.errors import BuildError, InputError, ModelError, one_line
 from sparseflow_trt.validation.feeds import Array, InputSet
-from sparseflow_trt.validation.messages import one_line
 from sparseflow_trt.validation.narrow import WidenedSession, is_narrow, widen
 
 if TYPE_CHECKING:

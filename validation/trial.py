@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparseflow_trt.errors import InputError, NotInstalledError, SparseflowError
+from sparseflow_trt.errors import InputError, NotInstalledError, SparseflowError, one_line
 from sparseflow_trt.validation.engine_runner import engine_runner, engine_runtime, select_profile
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.measure import judge_output, missing_output
-from sparseflow_trt.validation.messages import one_line
 from sparseflow_trt.validation.runners import (
     Outputs,
     UnsupportedError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import json
 import shutil
@@ -103,11 +104,8 @@ def find_perf_analyzer() -> str | None:
 
 def batch_counts(at: ServedAt) -> dict[int, int]:
     """How many batches of each size a server has run of a model's newest version."""
-    client = triton_client(at)
-    try:
+    with contextlib.closing(triton_client(at)) as client:
         said = client.get_inference_statistics(at.model, at.version, as_json=True)
-    finally:
-        client.close()
     counts: dict[int, int] = {}
     for model in said.get("model_stats", ()):
         for row in model.get("batch_stats", ()):
@@ -135,11 +133,8 @@ def _share(batches: dict[int, int], least: int | None) -> float | None:
 
 
 def _types(at: ServedAt) -> dict[str, str]:
-    client = triton_client(at)
-    try:
+    with contextlib.closing(triton_client(at)) as client:
         said = client.get_model_metadata(at.model, at.version, as_json=True)
-    finally:
-        client.close()
     return {tensor["name"]: tensor["datatype"] for tensor in said["inputs"]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.errors import InputError
-from sparseflow_trt.validation.messages import one_line
+from sparseflow_trt.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner
@@ -85,12 +85,9 @@ def max_batch_size(client: Any, at: ServedAt) -> int:
 
 def triton_runtime(at: ServedAt) -> str:
     """What answers, in words."""
-    client = triton_client(at)
-    try:
+    with contextlib.closing(triton_client(at)) as client:
         said = client.get_server_metadata()
         version = said.version if at.protocol == "grpc" else said["version"]
-    finally:
-        client.close()
     return f"Triton {version} over {at.protocol}"
 
 

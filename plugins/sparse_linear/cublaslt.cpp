@@ -1,8 +1,5 @@
 #include "cublaslt.h"
 
-#include <map>
-#include <mutex>
-
 #include "device.h"
 
 namespace sparseflow::blas {
@@ -55,16 +52,7 @@ void Session::check(Status status, char const* what) const {
 }
 
 std::shared_ptr<Session> session() {
-  static std::mutex mutex;
-  static std::map<int, std::weak_ptr<Session>> sessions;
-  auto const device = cuda::current_device();
-  std::lock_guard<std::mutex> const lock(mutex);
-  auto session = sessions[device].lock();
-  if (!session) {
-    session = std::make_shared<Session>();
-    sessions[device] = session;
-  }
-  return session;
+  return cuda::one_for_each_gpu<Session>([](int) { return std::make_shared<Session>(); });
 }
 
 }  // namespace sparseflow::blas

@@ -1,8 +1,5 @@
 #include "cusparselt.h"
 
-#include <map>
-#include <mutex>
-
 #include "device.h"
 
 namespace sparseflow::lt {
@@ -91,16 +88,7 @@ void Session::check(Status status, char const* what) const {
 }
 
 std::shared_ptr<Session> session() {
-  static std::mutex mutex;
-  static std::map<int, std::weak_ptr<Session>> sessions;
-  auto const device = cuda::current_device();
-  std::lock_guard<std::mutex> const lock(mutex);
-  auto session = sessions[device].lock();
-  if (!session) {
-    session = std::make_shared<Session>(device);
-    sessions[device] = session;
-  }
-  return session;
+  return cuda::one_for_each_gpu<Session>([](int device) { return std::make_shared<Session>(device); });
 }
 
 }  // namespace sparseflow::lt

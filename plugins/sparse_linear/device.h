@@ -4,7 +4,9 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -25,6 +27,21 @@ inline int current_device() {
   int device = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   return device;
+}
+
+// This thread's GPU's T: what make(device) gives, as long as somebody holds it.
+template <typename T, typename Make>
+std::shared_ptr<T> one_for_each_gpu(Make const& make) {
+  static std::mutex mutex;
+  static std::map<int, std::weak_ptr<T>> all;
+  auto const device = current_device();
+  std::lock_guard<std::mutex> const lock(mutex);
+  auto held = all[device].lock();
+  if (!held) {
+    held = make(device);
+    all[device] = held;
+  }
+  return held;
 }
 
 template <auto give_back>

@@ -130,8 +130,8 @@ int32_t limit_of_user() {
 
 // On an H200 the FP16 algorithms from 36 on end in an illegal instruction: seen with 0.8.0 and 0.9.1, which say that
 // they have 52.
-int32_t safe_algorithms(Weights const& weights, int64_t m) {
-  auto const count = std::max(weights.algorithms(m), 1);
+int32_t safe_algorithms(Weights const& weights, SparseProduct const& product) {
+  auto const count = std::max(product.algorithms(), 1);
   auto const unsafe = weights.shape().type == Type::kFp16 && compute_capability(weights.session().device()) == 90;
   return unsafe ? std::min(count, 36) : count;
 }
@@ -160,7 +160,8 @@ std::vector<Algorithm> split_algorithms(std::vector<Algorithm> const& fastest) {
 Choice measure(Layer const& layer, Weights const& weights, int64_t m) {
   Contest<Algorithm> contest(layer, weights, m, weights.compressed(), weights.compressed_size());
   auto const limit = limit_of_user();
-  auto const count = safe_algorithms(weights, m);
+  auto const first = weights.plan(m, Algorithm{});  // held, so that it is one of those that are timed
+  auto const count = safe_algorithms(weights, *first);
   contest.enter(unsplit_algorithms(limit > 0 ? std::min(limit, count) : count));
   if (limit == 0 && m <= kMostSplitRows) {
     contest.enter(split_algorithms(contest.best(kSplitOf)));

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "dense.h"
-#include "sparse.h"
 
 namespace sparseflow {
 namespace {
@@ -37,8 +36,8 @@ cuda::Memory upload_dense(Packed const& packed, cudaStream_t stream) {
 // The plans that somebody holds. Plans keep no weights; a bias they do, so its address is part of what tells them apart.
 class Plans {
  public:
-  std::shared_ptr<Product const> find_or_make(std::shared_ptr<lt::Session> const& session, Shape const& shape,
-                                              int64_t m, Algorithm const& algorithm) {
+  std::shared_ptr<SparseProduct const> find_or_make(std::shared_ptr<lt::Session> const& session, Shape const& shape,
+                                                    int64_t m, Algorithm const& algorithm) {
     Key const key{session->device(), shape.n, shape.k, shape.type, shape.activation, shape.bias, m,
                   algorithm.id, algorithm.split_k, algorithm.split_k_mode, algorithm.split_k_buffers};
     {
@@ -48,7 +47,7 @@ class Plans {
       }
     }
     // Not under the lock: plans are made side by side, which cuSPARSELt 0.9.1 bears.
-    std::shared_ptr<Product const> made = std::make_shared<SparseProduct>(session, shape, m, algorithm);
+    auto const made = std::make_shared<SparseProduct const>(session, shape, m, algorithm);
     std::lock_guard<std::mutex> const lock(mutex_);
     plans_[key] = made;
     return made;
@@ -59,7 +58,7 @@ class Plans {
                          int32_t>;
 
   std::mutex mutex_;
-  std::map<Key, std::weak_ptr<Product const>> plans_;
+  std::map<Key, std::weak_ptr<SparseProduct const>> plans_;
 };
 
 Plans& plans() {
@@ -119,7 +118,7 @@ Weights::Weights(Layer const& layer)
   }
 }
 
-std::shared_ptr<Product const> Weights::plan(int64_t m, Algorithm const& algorithm) const {
+std::shared_ptr<SparseProduct const> Weights::plan(int64_t m, Algorithm const& algorithm) const {
   return plans().find_or_make(session_, shape_, m, algorithm);
 }
 
@@ -153,10 +152,6 @@ std::vector<std::shared_ptr<Product const>> Weights::plan_all(int64_t m, std::ve
 std::vector<std::shared_ptr<Product const>> Weights::plan_all(int64_t m, std::vector<DenseAlgorithm> const& algorithms,
                                                               std::string& refused) const {
   return plan_each(m, algorithms, refused);
-}
-
-int32_t Weights::algorithms(int64_t m) const {
-  return SparseProduct(session_, shape_, m, Algorithm{}).algorithms();
 }
 
 std::vector<DenseAlgorithm> Weights::dense_algorithms(int64_t m, int most) const {

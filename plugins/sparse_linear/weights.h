@@ -10,6 +10,7 @@
 #include "device.h"
 #include "product.h"
 #include "record.h"
+#include "sparse.h"
 
 namespace sparseflow {
 
@@ -28,7 +29,7 @@ class Weights {
 
   // Plans a product. Layers of one shape, and contexts, share a plan of cuSPARSELt's that one of them has: for FP16 the
   // library compiles its kernel, a fifth of a second of one core.
-  std::shared_ptr<Product const> plan(int64_t m, Algorithm const& algorithm) const;
+  std::shared_ptr<SparseProduct const> plan(int64_t m, Algorithm const& algorithm) const;
   std::shared_ptr<Product const> plan(int64_t m, DenseAlgorithm const& algorithm) const;
 
   // Plans by several algorithms, side by side on all cores; null where the library does not take one, which `refused`
@@ -38,8 +39,7 @@ class Weights {
   std::vector<std::shared_ptr<Product const>> plan_all(int64_t m, std::vector<DenseAlgorithm> const& algorithms,
                                                        std::string& refused) const;
 
-  // What may be tried for m rows: the numbers that cuSPARSELt has, from 0 on; what cuBLASLt's heuristic says.
-  int32_t algorithms(int64_t m) const;
+  // What may be tried for m rows, as cuBLASLt's heuristic says; a plan of cuSPARSELt's tells its own.
   std::vector<DenseAlgorithm> dense_algorithms(int64_t m, int most) const;
 
  private:

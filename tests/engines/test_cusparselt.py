@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sparseflow_trt.engines import cusparselt
 from sparseflow_trt.engines.cusparselt import (
     load_torch,
     pad_rows,
@@ -40,6 +41,26 @@ def test_the_fastest_algorithm_that_takes_the_product_is_chosen() -> None:
     assert ranked == [Algorithm(1), Algorithm(2), Algorithm(0)]
     with pytest.raises(PolicyError, match=r"no algorithm .* \(algorithm 3: CUSPARSE_STATUS_NOT_SUPPORTED\)"):
         rank_algorithms([Algorithm(3)], time_us)
+
+
+class Planned:
+    """A plan that has been closed or not."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_measurement_gives_back_its_own_plans_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, measured = Planned(), Planned()
+    plans: dict[str, Planned] = {"layer": layer}
+    monkeypatch.setattr(cusparselt, "_plans", lambda: plans)
+    with pytest.raises(RuntimeError), cusparselt.passing_plans():
+        plans["measured"] = measured
+        raise RuntimeError
+    assert plans == {"layer": layer}
+    assert (layer.closed, measured.closed) == (False, True)
 
 
 def test_the_version_is_the_one_that_the_library_tells() -> None:

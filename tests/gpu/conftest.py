@@ -10,6 +10,7 @@ versions is added to, so that the tests can be run in parts.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -26,9 +27,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from sparseflow_trt.engines.cusparselt import load_torch
 from sparseflow_trt.engines.hardware import NO_GPU, find_gpus
 from sparseflow_trt.engines.tensorrt_api import version_of
 from sparseflow_trt.engines.timing_cache import this_machine
+from sparseflow_trt.errors import NotInstalledError
 
 if TYPE_CHECKING:
     from sparseflow_trt.pipeline import BuildOptions, BuildResult
@@ -66,6 +69,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
             if why_not and getattr(getattr(item, "module", None), "NEEDS_TENSORRT", True):
                 item.add_marker(pytest.mark.skip(reason=why_not))
+            if item.get_closest_marker("needs_torch") and (why_not_torch := why_no_torch()):
+                item.add_marker(pytest.mark.skip(reason=why_not_torch))
 
 
 def why_not_here() -> str:
@@ -73,6 +78,18 @@ def why_not_here() -> str:
     if version_of("tensorrt") is None:
         return "TensorRT is not installed"
     return "" if find_gpus() else NO_GPU
+
+
+@functools.cache
+def why_no_torch() -> str:
+    """Why PyTorch's sparse kernels cannot run on this machine, "" if they can."""
+    if not find_gpus():
+        return NO_GPU
+    try:
+        load_torch()
+    except NotInstalledError as error:
+        return error.message
+    return ""
 
 
 class Summary:

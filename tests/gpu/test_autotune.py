@@ -15,7 +15,7 @@ from sparseflow_trt.engines.hardware import NO_GPU, find_gpus
 from sparseflow_trt.engines.measurers import InTurn, identify
 from sparseflow_trt.engines.medians import Effort
 from sparseflow_trt.engines.tensorrt_api import version_of
-from sparseflow_trt.errors import NotInstalledError, PolicyError
+from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.presets import Product
 from sparseflow_trt.torch_pattern import prune_rows
 from sparseflow_trt.tuning import Space, autotune
@@ -24,18 +24,7 @@ NEEDS_TENSORRT = False  # but for the last test
 QUICK = Effort(seconds=0.5)
 
 
-def why_not_torch() -> str:
-    """Why PyTorch cannot be measured here, "" if it can."""
-    if not find_gpus():
-        return NO_GPU
-    try:
-        cusparselt.load_torch()
-    except NotInstalledError as error:
-        return error.message
-    return ""
-
-
-needs_torch = pytest.mark.skipif(bool(why_not_torch()), reason=why_not_torch() or "PyTorch is here")
+needs_torch = pytest.mark.needs_torch
 
 
 @pytest.fixture(scope="module")

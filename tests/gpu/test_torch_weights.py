@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from sparseflow_trt.engines import cusparselt
-from sparseflow_trt.engines.hardware import NO_GPU, find_gpus
 from sparseflow_trt.engines.sparsify import restore_module, sparsify_module
-from sparseflow_trt.errors import NotInstalledError
 from sparseflow_trt.exporters.prune_torch import prune_module
 from sparseflow_trt.policy import find_policy
 from sparseflow_trt.sparse_checkpoint import load_checkpoint, unpack_checkpoint
@@ -20,18 +18,7 @@ from sparseflow_trt.torch_pattern import is_2to4, prune_rows
 NEEDS_TENSORRT = False
 
 
-def why_not_torch() -> str:
-    """Why PyTorch's sparse kernels cannot run here, "" if they can."""
-    if not find_gpus():
-        return NO_GPU
-    try:
-        cusparselt.load_torch()
-    except NotInstalledError as error:
-        return error.message
-    return ""
-
-
-pytestmark = pytest.mark.skipif(bool(why_not_torch()), reason=why_not_torch() or "PyTorch is here")
+pytestmark = pytest.mark.needs_torch
 
 
 def make_mlp(torch: Any, hidden: int = 4096, inner: int = 14336) -> Any:
