@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engine_layers import ceilings
 from engine_sides import Arrays, Settings, build_side, feeds_at_opt, first_like, plans_of, run_sides
 from measure import RESULTS, surroundings, today, write_result
 
@@ -43,6 +44,7 @@ def run_profiles(
     """
     figures = {**figures, "policy": named(settings.policy) if settings.policy else None}
     command += f" --policy {settings.policy.name}" if settings.policy else ""
+    command += " --plugin LIB" if settings.plugin else ""
     command += f" --backend {settings.backend}" if settings.backend != "tensorrt" else ""
     rows = {row["profile"]: row for row in rows_that_stand(name, figures)}
     for spec in specs:
@@ -91,16 +93,18 @@ def compare_sides(model: Path, spec: ProfileSpec, settings: Settings) -> dict[st
     }
     profile = plans["dense"].profiles[0]
     feeds = feeds_at_opt(model, profile)
-    times, gains, outputs = run_sides(results, feeds)
-    expected = reference_outputs(model, feeds) if outputs else {}
+    ran = run_sides(results, feeds)
+    expected = reference_outputs(model, feeds) if ran.outputs else {}
     return {
         "profile": spec.name,
         "shapes": {name: list(array.shape) for name, array in feeds.items()},
         "the same engine": same_as,
-        "times": times,
-        "dense over it": gains,
-        "slower than dense by more than 2 %": slower_than_dense(gains, same_as),
-        "error against FP32": {side: errors(got, expected) for side, got in outputs.items()},
+        "times": ran.times,
+        "dense over it": ran.gains,
+        "ceiling": ceilings(ran.layers),
+        "slower than dense by more than 2 %": slower_than_dense(ran.gains, same_as),
+        "error against FP32": {side: errors(got, expected) for side, got in ran.outputs.items()},
+        "where the time goes": ran.layers,
         "built": {side: facts(result) for side, result in results.items()},
         "layers": {side: layer_rows(r.manifest) for side, r in results.items() if side != "dense"},
     }
@@ -145,7 +149,8 @@ def facts(result: BuildResult) -> dict[str, Any]:
         "layers": len(layers),
         "layers planned sparse": sum(layer.sparsity == "sparse" for layer in layers),
         "layers tried sparse": len({o.layer for o in outcomes if o.tried_sparse}),
-        "layers that run sparse": len({o.layer for o in outcomes if o.sparse}),
+        "layers that run sparse": len({o.layer for o in outcomes if o.sparse and not o.plugin}),
+        "layers in the plugin": len({o.layer for o in outcomes if o.plugin}),
         "layers whose kernel is not told": len({o.layer for o in outcomes if not o.tactic}),
         # TensorRT takes the times of a layer like it, a timing cache's, or a compiled region's
         "layers with no times of their own": len({o.layer for o in outcomes if not o.tried_dense}),

@@ -1,4 +1,4 @@
-"""A TinyLlama-shaped decoder, and an MLP block, as ONNX files with random 2:4 weights in FP16.
+"""A TinyLlama-shaped decoder as ONNX files with random 2:4 weights in FP16.
 
 A prefill is one sequence with causal attention, a decode-like step many sequences of one token each, which
 attend to a cache that comes as inputs. There is no embedding and no head. RMSNorm is written out in FP32.
@@ -178,16 +178,6 @@ def write_decoder(path: Path, weights: Path, places: Places, shape: Shape, phase
         down = graph.linear(product, f"{name}.mlp.down_proj", sizes["mlp.down_proj"])
         value = graph.node("Add", [value, down], f"{name}.mlp_residual")
     graph.save(path, graph.norm(value, "model.norm"), dims)
-
-
-def write_mlp(path: Path, weights: Path, places: Places, shape: Shape, m: int) -> None:
-    """Writes x[m, hidden] → silu(x · gate) · (x · up) → · down, of the first layer's weights."""
-    graph = Graph(weights.name, places)
-    name, sizes = "model.layers.0.mlp", shape.products
-    x = graph.give("x", (m, shape.hidden))
-    gate, up = (graph.linear(x, f"{name}.{s}", sizes[f"mlp.{s}"]) for s in ("gate_proj", "up_proj"))
-    down = graph.linear(graph.silu_mul(gate, up, name), f"{name}.down_proj", sizes["mlp.down_proj"])
-    graph.save(path, down, (m, shape.hidden))
 
 
 def feeds_of(path: Path) -> Arrays:

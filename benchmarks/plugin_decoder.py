@@ -4,7 +4,7 @@
         [--level N] [--policy FILE] [--no-reference] [--stop-after SECONDS]
 
 CASE: prefill (TinyLlama-shaped decoder, one sequence of 1024 tokens), decode (64 sequences of one token each,
-256 in the cache), mlp and mlp-8b (one MLP block of TinyLlama's or LLaMA-8B's shape, at each --m).
+256 in the cache). MLP blocks by themselves are tensorrt_mlp.py's.
 
 The sides: "dense" has sparsity off, "sparse" TensorRT's own sparse kernels wherever it finds them faster,
 "plugin" every product in the plugin, "joined" the same with products of one input (q, k and v; gate and up)
@@ -32,8 +32,9 @@ from typing import Any
 
 import numpy as np
 from compare_engines import errors
-from decoder_model import Arrays, Phase, Shape, feeds_of, write_decoder, write_mlp, write_weights
-from engine_sides import OrtEngine
+from decoder_model import Arrays, Phase, Shape, feeds_of, write_decoder, write_weights
+from engine_layers import PROFILED, ceilings, layer_ms, products_of
+from engine_sides import OrtEngine, join
 from measure import RESULTS, today, write_result
 
 from sparseflow_trt._files import sha256_of, write_atomically, written_atomically
@@ -45,26 +46,20 @@ from sparseflow_trt.engines.runner import Engine
 from sparseflow_trt.engines.tensorrt_api import load_flavour
 from sparseflow_trt.errors import SparseflowError
 from sparseflow_trt.exporters.apply_plan import apply_plan, write_fp32_reference
-from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pipeline import PlanOptions, plan_for, read
 from sparseflow_trt.plan import Plan
 from sparseflow_trt.policy import Policy, find_policy
-from sparseflow_trt.profiling import plain_name
 from sparseflow_trt.validation.runners import reference_runner
 
 CASES: dict[str, tuple[Shape, tuple[Phase, ...]]] = {
     "prefill": (Shape(), (Phase(1, 1024),)),
     "decode": (Shape(), (Phase(64, 1, 256),)),
-    "mlp": (Shape(layers=1), tuple(Phase(1, m) for m in (64, 256, 1024, 4096))),
-    "mlp-8b": (Shape(1, 4096, 14336, 32, 8), tuple(Phase(1, m) for m in (64, 256, 1024, 4096))),
     # to try this script without a GPU: --backend onnxruntime
     "tiny": (Shape(2, 128, 256, 4, 2), (Phase(1, 16), Phase(4, 1, 8))),
-    "tiny-mlp": (Shape(1, 128, 256, 4, 2), (Phase(1, 16),)),
 }
 SIDES = ("dense", "sparse", "plugin", "joined", "policy")
-ROUNDS, LAUNCHES, PROFILED = 15, 20, 20
-TENSOR_CORES = 2.0  # by how much 2:4 tensor cores are faster on paper
+ROUNDS, LAUNCHES = 15, 20
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,6 @@ def main() -> None:
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--plugin", type=Path, help="the compiled library")
     parser.add_argument("--layers", type=int, help="of the decoder")
-    parser.add_argument("--m", type=int, nargs="+", help="of the MLP block")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES[:4])
     parser.add_argument(
         "--policy", type=find_policy, help="a policy's file or name: for the side of that name"
@@ -110,7 +104,6 @@ def main() -> None:
         parser.error("the policy's side needs --policy.")
     shape, phases = CASES[asked.case]
     shape = replace(shape, layers=asked.layers or shape.layers)
-    phases = tuple(Phase(1, m) for m in asked.m) if asked.m else phases
     with tempfile.TemporaryDirectory() as scratch:
         work = (asked.work or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
@@ -154,10 +147,7 @@ def write_model(case: str, shape: Shape, phase: Phase, settings: Settings) -> Pa
     places = json.loads(listed.read_text())
     model = folder / f"m{phase.m}.onnx"
     if not model.exists():
-        if "mlp" in case:
-            write_mlp(model, weights, places, shape, phase.m)
-        else:
-            write_decoder(model, weights, places, shape, phase)
+        write_decoder(model, weights, places, shape, phase)
     return model
 
 
@@ -172,18 +162,6 @@ def plans_of(model: Path, settings: Settings) -> dict[str, Plan]:
         plan = plan_for(*read_once, options, "")
         plans[side] = join(model, plan) if side == "joined" else plan
     return plans
-
-
-def join(model: Path, plan: Plan) -> Plan:
-    """The plan with all of the plugin's layers that read one value as one product."""
-    reads = {name: layer.reads for name, layer in plugin_layers(read_model(model)).items()}
-    groups: dict[str, list[str]] = {}
-    for layer in plan.layers:
-        if layer.sparsity == "plugin":
-            groups.setdefault(reads[layer.name], []).append(layer.name)
-    first = {name: names[0] for names in groups.values() if len(names) > 1 for name in names}
-    layers = tuple(p.model_copy(update={"joined": first.get(p.name, "")}) for p in plan.layers)
-    return plan.model_copy(update={"layers": layers})
 
 
 def folder_of(model: Path, side: str) -> Path:
@@ -271,7 +249,9 @@ def compare(
         write_row()
         if settings.backend == "tensorrt":
             layers = {side: layer_ms(engine, feeds) for side, engine in engines.items()}
-            row["layers"] = {side: products_of(layers[side], built[side]) for side in engines}
+            row["layers"] = {
+                side: products_of(layers[side], built[side]["engine_layers"]) for side in engines
+            }
             row["ceiling"] = ceilings(row["layers"])
             write_row()
     if settings.reference:
@@ -291,46 +271,11 @@ def open_side(model: Path, side: str, facts: Mapping[str, Any], settings: Settin
     folder = folder_of(model, side)
     file = folder / facts["file"]
     if settings.backend == "onnxruntime":
-        return TriedEngine(file)
+        return OrtEngine(file)
     flavour = load_flavour("tensorrt")
     if "file" in facts["plugin"]:
         load_library(flavour, folder / facts["plugin"]["file"])
     return Engine(flavour, file)
-
-
-def layer_ms(engine: Engine, feeds: Arrays) -> dict[str, float]:
-    """Each engine layer's time, by its plain name."""
-    return {plain_name(layer.name): layer.ms for layer in engine.profile_layers(feeds, PROFILED)}
-
-
-def products_of(times: Mapping[str, float], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The sum of all layers' times, of those that are planned layers' products, and the slowest others."""
-    mine = {name for name in facts["engine_layers"].values() if name in times}
-    others = sorted((name for name in times if name not in mine), key=lambda name: -times[name])
-    unknown = sorted(layer for layer, name in facts["engine_layers"].items() if name not in times)
-    return {
-        "all_ms": round(sum(times.values()), 5),
-        "products_ms": round(sum(times[name] for name in mine), 5),
-        "products": {name: round(times[name], 5) for name in sorted(mine, key=lambda n: -times[n])[:10]},
-        "others": {name: round(times[name], 5) for name in others[:10]},
-        "planned layers not found": len(unknown),
-    }
-
-
-def ceilings(layers: Mapping[str, dict[str, Any]]) -> dict[str, float]:
-    """What the dense engine's run would gain by its products alone, from layers timed one by one.
-
-    "tensor cores" is Amdahl's bound for products that are twice as fast; the others put a side's products in
-    the place of the dense ones, and leave all else as it is in the dense engine.
-    """
-    if "dense" not in layers:
-        return {}
-    whole, products = layers["dense"]["all_ms"], layers["dense"]["products_ms"]
-    found = {"tensor cores": whole / (whole - products + products / TENSOR_CORES)}
-    for side, facts in layers.items():
-        if side != "dense":
-            found[side] = whole / (whole - products + facts["products_ms"])
-    return {side: round(gain, 4) for side, gain in found.items()}
 
 
 def reference_outputs(model: Path, feeds: Arrays) -> Arrays:
@@ -346,29 +291,6 @@ def reference_outputs(model: Path, feeds: Arrays) -> Arrays:
             np.savez(stream, **got)
     with np.load(kept) as arrays:
         return {name: arrays[name] for name in arrays}
-
-
-class TriedEngine(OrtEngine):
-    """ONNX Runtime behind what `time_interleaved` asks of an engine, to try this script."""
-
-    device_memory_bytes = loaded_bytes = 0
-
-    def capture(self, feeds: Arrays) -> Any:
-        """Stands for a captured run."""
-        stack = ExitStack()
-        stack.time = lambda launches: self.time(feeds, 1) * launches  # type: ignore[attr-defined]
-        return _Entered(stack)
-
-
-class _Entered:
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def __enter__(self) -> Any:
-        return self.inner
-
-    def __exit__(self, *_: object) -> None:
-        self.inner.close()
 
 
 def say(text: str) -> None:

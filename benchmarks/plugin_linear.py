@@ -1,6 +1,8 @@
 """The 2:4 plugin against TensorRT's own dense kernel and against cuSPARSELt alone, layer by layer.
 
-    python benchmarks/plugin_linear.py --plugin FILE --cusparselt FILE [--shapes NAME…] [--m M…]
+    python benchmarks/plugin_linear.py MODEL --plugin FILE --cusparselt FILE [--m M…]
+
+MODEL: llama-8b, llama-70b or tinyllama, whose MLP's products are measured (gate or up, and down).
 
 Needs a GPU, TensorRT, cuda-bindings and cuSPARSELt; with --tensorrt-include DIR in place of --plugin the
 library is compiled here.
@@ -11,7 +13,7 @@ M; the dense one is built for each; cuSPARSELt alone runs the same products from
 algorithm of a search of its own. All are timed in turn as CUDA graphs; a time is a graph's, divided by its
 products. Before, cuSPARSELt's algorithms are tried in a process that may die of one: then only those before
 it are used.
-Writes results/plugin_linear.json after each cell; with --work DIR engines are kept and found again,
+Writes results/plugin_linear_MODEL.json after each cell; with --work DIR engines are kept and found again,
 and --stop-after SECONDS begins no build later than that.
 """
 
@@ -32,7 +34,7 @@ from typing import Any
 import numpy as np
 import onnx
 from cusparselt_alone import Alone, Library, try_algorithms
-from measure import RESULTS, write_result
+from measure import write_result
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt._files import written_atomically
@@ -52,15 +54,12 @@ from sparseflow_trt.shapes import Profile, ShapeRange
 
 Arrays = Mapping[str, Any]
 
-SHAPES = {  # K, N
-    "llama-8b gate_up": (4096, 14336),
-    "llama-8b down": (14336, 4096),
-    "tinyllama gate_up": (2048, 5632),
-    "tinyllama down": (5632, 2048),
-    "llama-70b gate_up": (8192, 28672),
-    "llama-70b down": (28672, 8192),
+MODELS = {  # by name each layer's K, N
+    "llama-8b": {"gate_up": (4096, 14336), "down": (14336, 4096)},
+    "llama-70b": {"gate_up": (8192, 28672), "down": (28672, 8192)},
+    "tinyllama": {"gate_up": (2048, 5632), "down": (5632, 2048)},
 }
-USUAL = ("llama-8b gate_up", "llama-8b down", "tinyllama gate_up", "tinyllama down")
+PLUGIN_TRIES = 36  # on compute capability 9.0, whatever the library claims (search.cpp)
 SIZES = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 ROUNDS, LAUNCHES = 9, 10
 CHECKED_M = 1024  # larger products take the CPU too long
@@ -76,8 +75,7 @@ class Settings:
         ends: When no more builds are begun, by time.monotonic.
         level: The builder's optimization level for dense engines; None for its own.
         cusparselt: cuSPARSELt's file, for products without TensorRT.
-        limit: How many of its algorithms are used at most; 0 for all.
-        trial: What trying them gave.
+        trial: What trying its algorithms gave: which may be used.
     """
 
     flavour: Flavour
@@ -85,7 +83,6 @@ class Settings:
     ends: float
     level: int | None
     cusparselt: str
-    limit: int
     trial: Mapping[str, Any]
 
 
@@ -94,10 +91,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("model", choices=MODELS)
     parser.add_argument("--plugin", type=Path, help="the compiled library")
     parser.add_argument("--tensorrt-include", type=Path, help="TensorRT's headers, to compile it")
     parser.add_argument("--cusparselt", help="cuSPARSELt's library or its folder")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=USUAL)
     parser.add_argument("--m", nargs="+", type=int, default=SIZES)
     parser.add_argument("--level", type=int, help="the builder's optimization level for dense engines")
     parser.add_argument("--work", type=Path, help="where models and engines are kept")
@@ -114,9 +111,9 @@ def main() -> None:
         library = str(Path(library) / "libcusparseLt.so.0")
     os.environ["SPARSEFLOW_CUSPARSELT"] = library
     trial = try_algorithms(library)
-    limit = limit_from(trial)
-    if limit:
-        os.environ["SPARSEFLOW_ALGORITHMS"] = str(limit)
+    if trial["died_of"] and (trial["usable"] < PLUGIN_TRIES or not trial["split"]):
+        # else the plugin by itself leaves out what is unsafe
+        os.environ["SPARSEFLOW_ALGORITHMS"] = str(max(trial["usable"], 1))
     print("trial:", trial, flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         work = asked.work or Path(scratch)
@@ -132,27 +129,15 @@ def main() -> None:
         flavour = load_flavour("tensorrt")
         load_plugins(flavour, [plugin])
         ends = time.monotonic() + asked.stop_after
-        settings = Settings(flavour, work, ends, asked.level, library, limit, trial)
-        run(asked.shapes, sorted(asked.m), settings)
+        settings = Settings(flavour, work, ends, asked.level, library, trial)
+        run(asked.model, sorted(asked.m), settings)
 
 
-def limit_from(trial: Mapping[str, Any]) -> int:
-    """How many algorithms may be used where one ended the process that tried it; 0 for all."""
-    last = str(trial["died_of"])
-    if not last:
-        return 0
-    number = last.removeprefix("algorithm ")
-    if number.isdigit():
-        return max(int(number), 1)
-    return max(int(trial["claimed"]), 1)  # its own search, or K split: neither is done with a limit
-
-
-def run(names: Sequence[str], sizes: Sequence[int], settings: Settings) -> None:
-    """Builds and times each shape at each M; what is measured is written at once."""
+def run(model: str, sizes: Sequence[int], settings: Settings) -> None:
+    """Builds and times each layer at each M; what is measured is written at once."""
     cells: list[dict[str, Any]] = []
     builds: list[dict[str, Any]] = []
-    for name in names:
-        k, n = SHAPES[name]
+    for layer, (k, n) in MODELS[model].items():
         count = min(12, max(2, math.ceil(BEYOND_CACHE / (n * k * 2 * 9 / 16))))
         weights = make_weights(k, n, count)
         dense_model = settings.work / f"{k}x{n}.onnx"
@@ -165,7 +150,7 @@ def run(names: Sequence[str], sizes: Sequence[int], settings: Settings) -> None:
             return
         seconds, searched = build(settings, plugin_model, whole, k, count, min(sizes), max(sizes), None)
         builds.append(
-            {"shape": name, "k": k, "n": n, "products": count, "plugin_build_s": seconds,
+            {"layer": layer, "k": k, "n": n, "products": count, "plugin_build_s": seconds,
              "plugin_engine_mb": round(whole.stat().st_size / 1e6, 1), "searched": searched}
         )  # fmt: skip
         for m in sizes:
@@ -174,7 +159,7 @@ def run(names: Sequence[str], sizes: Sequence[int], settings: Settings) -> None:
                 return
             seconds, _ = build(settings, dense_model, engine, k, count, m, m, settings.level)
             row = {
-                "shape": name,
+                "layer": layer,
                 "k": k,
                 "n": n,
                 "m": m,
@@ -182,9 +167,9 @@ def run(names: Sequence[str], sizes: Sequence[int], settings: Settings) -> None:
             }
             row |= {"dense_build_s": seconds, "dense_engine_mb": round(engine.stat().st_size / 1e6, 1)}
             cells.append(row)
-            write(cells, builds, settings)
+            write(model, cells, builds, settings)
             print(
-                *(row[key] for key in ("shape", "m", "dense_us", "plugin_us", "cusparselt_us", "speedup")),
+                *(row[key] for key in ("layer", "m", "dense_us", "plugin_us", "cusparselt_us", "speedup")),
                 flush=True,
             )
 
@@ -250,7 +235,7 @@ def compare(
     k, count = weights[0].shape[0], len(weights)
     block = np.random.default_rng(m).standard_normal((min(m, 256), k), np.float32).astype(np.float16)
     feeds = {f"x{i}": np.resize(block, (m, k)) for i in range(count)}
-    graph, algorithm = alone.prepare(block, m, settings.limit)
+    graph, algorithm = alone.prepare(block, m, settings.trial["usable"], settings.trial["split"])
     with Engine(settings.flavour, dense) as first, Engine(settings.flavour, plugin) as second:
         with first.capture(feeds) as base, second.capture(feeds) as other:
             times = in_turn([base.time, other.time, lambda launches: alone.time(graph, launches)])
@@ -295,14 +280,14 @@ def relative_l2(output: Any, exact: Any) -> float:
     return float(np.linalg.norm(off) / np.linalg.norm(exact.astype(np.float64)))
 
 
-def write(cells: list[dict[str, Any]], builds: list[dict[str, Any]], settings: Settings) -> None:
+def write(model: str, cells: list[dict[str, Any]], builds: list[dict[str, Any]], settings: Settings) -> None:
     """Writes what is there so far."""
     gains = [cell["speedup"] for cell in cells]
     worst = min(cells, key=lambda cell: cell["speedup"])
     mean = round(math.exp(sum(map(math.log, gains)) / len(gains)), 3)
     figures = {
         "geometric_mean": mean,
-        "worst": {key: worst[key] for key in ("shape", "m", "speedup")},
+        "worst": {key: worst[key] for key in ("layer", "m", "speedup")},
         "worst_over_cusparselt": max(cell["plugin_over_cusparselt"] for cell in cells),
         "timing": {"rounds": ROUNDS, "launches": LAUNCHES, "dense_level": settings.level},
         "trial": settings.trial,
@@ -310,13 +295,12 @@ def write(cells: list[dict[str, Any]], builds: list[dict[str, Any]], settings: S
         "cells": cells,
     }
     write_result(
-        "plugin_linear",
+        f"plugin_linear_{model}",
         figures,
-        "python benchmarks/plugin_linear.py --plugin FILE --cusparselt FILE",
+        f"python benchmarks/plugin_linear.py {model} --plugin FILE --cusparselt FILE",
         show=False,
     )
 
 
 if __name__ == "__main__":
     main()
-    print((RESULTS / "plugin_linear.json").read_text())

@@ -34,7 +34,7 @@ from sparseflow_trt.engines.plugins import load_plugins
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.tensorrt_api import Flavour, build_engine, load_flavour
 from sparseflow_trt.engines.tensorrt_log import BuildLog
-from sparseflow_trt.exporters.plugin_nodes import plugin_nodes, put_into_plugin
+from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
 from sparseflow_trt.exporters.saving import save_plugin_model
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4
@@ -73,6 +73,27 @@ def main() -> None:
         os.environ["SPARSEFLOW_CUSPARSELT"] = asked.cusparselt
     flavour = load_flavour("tensorrt")
     load_plugins(flavour, [asked.plugin])
+    network = draw()
+    with tempfile.TemporaryDirectory() as scratch:
+        engine = build(flavour, Path(scratch), network, asked.dense_below)
+        figures = soak(flavour, engine, network, asked.minutes)
+    figures |= {"minutes": asked.minutes, "dense_below_m": asked.dense_below, "shape": [K, N, MOST]}
+    write_result("plugin_soak", figures, "python benchmarks/plugin_soak.py --plugin FILE --minutes 10")
+    if not figures["passed"]:
+        raise SystemExit("not passed: see above.")
+
+
+@dataclass(frozen=True)
+class Network:
+    """Two layers' constants, rows of x, and what comes of these in FP32 (the hidden rows rounded to FP16)."""
+
+    tensors: dict[str, Any]
+    x: Any
+    exact: Any
+
+
+def draw() -> Network:
+    """The network, seeded."""
     rng = np.random.default_rng(0)
     up, down = (
         prune_2to4((rng.standard_normal(shape) * shape[0] ** -0.5).astype(np.float16), 0)
@@ -82,19 +103,11 @@ def main() -> None:
     x = rng.standard_normal((MOST, K)).astype(np.float16)
     hidden = np.maximum(x.astype(np.float32) @ up.astype(np.float32) + bias, 0).astype(np.float16)
     exact = hidden.astype(np.float32) @ down.astype(np.float32)
-    with tempfile.TemporaryDirectory() as scratch:
-        engine = build(flavour, Path(scratch), {"up": up, "bias": bias, "down": down}, asked.dense_below)
-        figures = soak(flavour, engine, x, exact, asked.minutes)
-    figures |= {"minutes": asked.minutes, "dense_below_m": asked.dense_below, "shape": [K, N, MOST]}
-    write_result("plugin_soak", figures, "python benchmarks/plugin_soak.py --plugin FILE --minutes 10")
-    if not figures["passed"]:
-        raise SystemExit("not passed: see above.")
+    return Network({"up": up, "bias": bias, "down": down}, x, exact)
 
 
-def build(flavour: Flavour, folder: Path, tensors: dict[str, Any], dense_below: int) -> Path:
+def build(flavour: Flavour, folder: Path, network: Network, dense_below: int) -> Path:
     """The engine, with a profile for each context."""
-    import onnx_ir as ir
-
     nodes = [
         helper.make_node("MatMul", ["x", "up"], ["a"], "up_proj"),
         helper.make_node("Add", ["a", "bias"], ["b"], "add"),
@@ -102,14 +115,13 @@ def build(flavour: Flavour, folder: Path, tensors: dict[str, Any], dense_below: 
         helper.make_node("MatMul", ["c", "down"], ["y"], "down_proj"),
     ]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["m", K]) for name in ("x", "y")]
-    constants = [numpy_helper.from_array(tensor, name) for name, tensor in tensors.items()]
+    constants = [numpy_helper.from_array(tensor, name) for name, tensor in network.tensors.items()]
     graph = helper.make_graph(nodes, "mlp", ends[:1], ends[1:], constants)
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), folder / "mlp.onnx")
     model = read_model(folder / "mlp.onnx")
-    put_into_plugin(model, ["up_proj", "down_proj"])
-    for node in plugin_nodes(model.ir):
-        node.attributes.add(ir.AttrInt64("dense_below_m", dense_below))
+    layers = ["up_proj", "down_proj"]
+    put_into_plugin(model, layers, dense_below_m=dict.fromkeys(layers, dense_below))
     save_plugin_model(model.ir, folder / "plugin.onnx")
     shapes = ShapeRange(min=(1, K), opt=(256, K), max=(MOST, K))
     profiles = tuple(Profile(name=f"m{i}", inputs={"x": shapes}) for i in range(STREAMS))
@@ -121,7 +133,7 @@ def build(flavour: Flavour, folder: Path, tensors: dict[str, Any], dense_below: 
     return folder / "mlp.engine"
 
 
-def soak(flavour: Flavour, engine_file: Path, x: Any, exact: Any, minutes: float) -> dict[str, Any]:
+def soak(flavour: Flavour, engine_file: Path, network: Network, minutes: float) -> dict[str, Any]:
     """Runs both contexts until the time is over, and says what was seen."""
     trt = flavour.module
     cuda = Cuda()
@@ -134,7 +146,7 @@ def soak(flavour: Flavour, engine_file: Path, x: Any, exact: Any, minutes: float
     ends = started + 60 * minutes
     work = [
         threading.Thread(
-            target=guarded, args=(record, run, cuda, contexts[i], i, x, exact, started, ends, record)
+            target=guarded, args=(record, run, cuda, contexts[i], i, network, started, ends, record)
         )
         for i, record in enumerate(records)
     ]
@@ -152,7 +164,7 @@ def soak(flavour: Flavour, engine_file: Path, x: Any, exact: Any, minutes: float
     settled = memory[len(memory) // 4 :] or memory
     growth = settled[0]["gpu_free"] - settled[-1]["gpu_free"]
     early, late = (max(getattr(record, side) for record in records) for side in ("early", "late"))
-    limit = TOLERANCE * float(np.abs(exact).max())
+    limit = TOLERANCE * float(np.abs(network.exact).max())
     failed = [record.failed for record in records if record.failed]
     return {
         "passed": not failed and max(early, late) < limit and growth <= 0,
@@ -179,10 +191,10 @@ def guarded(record: Record, function: Any, *arguments: Any) -> None:
 
 
 def run(
-    cuda: Cuda, context: Any, number: int, x: Any, exact: Any, started: float, ends: float, record: Record
+    cuda: Cuda, context: Any, number: int, network: Network, started: float, ends: float, record: Record
 ) -> None:
     """One context's runs: two sets of buffers in turn, so that the stream is never empty."""
-    chosen = random.Random(number)
+    chosen, x, exact = random.Random(number), network.x, network.exact
     stream = cuda.new_stream()
     context.set_optimization_profile_async(number, stream)
     cuda.synchronize(stream)

@@ -1,11 +1,13 @@
 """LLaMA MLP blocks on TensorRT at M from 64 to 4096: dense, sparse as TensorRT picks, as a policy says.
 
-    python benchmarks/tensorrt_mlp.py CASE [--policy FILE|NAME] [--m 64,256] [--work DIR] [--stop-after S]
+    python benchmarks/tensorrt_mlp.py CASE [--policy FILE|NAME] [--plugin LIB] [--m 64,256] [--work DIR]
+        [--stop-after S]
 
 CASE: tinyllama, llama-8b, tinyllama-int8, tinyllama-mixed. Same 2:4 weights on all sides. "mixed" plans
 gate in FP16 sparse, up in FP16 dense (taken out of sparse tactics by one element) and down in FP32. For each
-M every side is an engine with one profile, 1 ≤ m ≤ M with its opt at M, that goes through the whole pipeline
-(plan, typed graph, build, Polygraphy comparison with FP32); the engines are timed in turn, as CUDA graphs.
+M every side is an engine with one profile, M/2 ≤ m ≤ M with its opt at M, that goes through the whole
+pipeline (plan, typed graph, build, Polygraphy comparison with FP32); the engines are timed in turn, as CUDA
+graphs. With --plugin there are sides with layers in it (engine_sides.py), and a policy may choose it.
 
 Writes results/tensorrt_mlp_CASE.json after each M. With --work the artifacts are kept: the same command goes
 on where it was stopped, and --m adds rows. Of several GPUs, CUDA_VISIBLE_DEVICES says which one a case gets.
@@ -67,7 +69,7 @@ def run_case(case: str, sizes: tuple[int, ...], settings: Settings) -> None:
     run_profiles(
         f"tensorrt_mlp_{case}",
         model,
-        [ProfileSpec(name=f"m{m}", axes={"m": (1, m, m)}) for m in sizes],
+        [ProfileSpec(name=f"m{m}", axes={"m": (m // 2, m, m)}) for m in sizes],
         dataclasses.replace(settings, overrides=MIXED if case.endswith("mixed") else {}),
         {"shape": {"hidden": hidden, "intermediate": intermediate}},
         f"python benchmarks/tensorrt_mlp.py {case}",

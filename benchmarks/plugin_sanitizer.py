@@ -1,0 +1,114 @@
+"""The plugin under compute-sanitizer: memcheck, racecheck, initcheck and synccheck.
+
+    python benchmarks/plugin_sanitizer.py --plugin FILE [--cusparselt FILE] [--minutes 0.5] [--tool NAME …]
+
+Needs what plugin_soak.py needs, and CUDA's compute-sanitizer. The engine is that script's, built here without
+the sanitizer, since TensorRT's builder is not what is looked at. Then, in a process under each tool: the
+engine is loaded, so that weights are expanded and compressed on the GPU, and two contexts of it run at once
+at random M for some minutes, every output checked. With --dense-below M rows below run dense. Writes
+results/plugin_sanitizer.json: what each tool counted and said first, and how many runs it saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from measure import write_result
+from plugin_soak import build, draw, soak
+
+from sparseflow_trt.engines.plugins import load_plugins
+from sparseflow_trt.engines.tensorrt_api import load_flavour
+
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+SAID = 12  # lines of a tool that are kept
+_COUNT = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)")
+_RUNS = "RUNS "
+
+
+def main() -> None:
+    """Runs the tools, or, in a process under one of them, the engine."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--plugin", type=Path, required=True, help="the compiled library")
+    parser.add_argument("--cusparselt", help="cuSPARSELt's library or its folder")
+    parser.add_argument("--minutes", type=float, default=0.5, help="of each tool, loading not counted")
+    parser.add_argument("--tool", action="append", choices=TOOLS)
+    parser.add_argument("--dense-below", type=int, default=0, metavar="M")
+    parser.add_argument("--sanitizer", default=shutil.which("compute-sanitizer"), help="its program")
+    parser.add_argument("--engine", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.cusparselt:
+        os.environ["SPARSEFLOW_CUSPARSELT"] = asked.cusparselt
+    flavour = load_flavour("tensorrt")
+    load_plugins(flavour, [asked.plugin])
+    if asked.engine:
+        print(_RUNS + json.dumps(soak(flavour, asked.engine, draw(), asked.minutes)), flush=True)
+        return
+    if not asked.sanitizer:
+        parser.error("compute-sanitizer is not on the PATH: name it with --sanitizer.")
+    rows: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        engine = build(flavour, Path(scratch), draw(), asked.dense_below)
+        for tool in asked.tool or TOOLS:
+            rows[tool] = run_tool(asked, tool, engine)
+            figures = {
+                "sanitizer": version_of(asked.sanitizer),
+                "minutes": asked.minutes,
+                "dense_below_m": asked.dense_below,
+                "clean": all(row["clean"] for row in rows.values()),
+                "tools": rows,
+            }
+            write_result(
+                "plugin_sanitizer", figures, "python benchmarks/plugin_sanitizer.py --plugin FILE", show=False
+            )
+            print(tool, {key: rows[tool][key] for key in ("clean", "counted", "runs", "seconds")}, flush=True)
+
+
+def run_tool(asked: argparse.Namespace, tool: str, engine: Path) -> dict[str, Any]:
+    """What a tool says of a process that loads the engine and runs it."""
+    command = [asked.sanitizer, "--tool", tool, sys.executable, __file__, "--plugin", str(asked.plugin),
+               "--engine", str(engine), "--minutes", str(asked.minutes)]  # fmt: skip
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    (figures,) = [json.loads(line[len(_RUNS) :]) for line in lines if line.startswith(_RUNS)] or [{}]
+    said = [line.removeprefix("=========").strip() for line in lines if line.startswith("=========")]
+    counted = [int(found[1]) for line in said if (found := _COUNT.search(line))]
+    ran = (
+        bool(figures) and not figures["failed"] and figures["max_error_first_half"] < figures["allowed_error"]
+    )
+    return {
+        "clean": ran and counted == [0] and done.returncode == 0,
+        "counted": counted,
+        "exit code": done.returncode,
+        "runs": figures.get("runs", []),
+        "failed": figures.get("failed", []) if figures else lines[-SAID:],
+        "seconds": round(time.monotonic() - started, 1),
+        "said": [without_folders(line) for line in said[:SAID]],
+    }
+
+
+def without_folders(line: str) -> str:
+    """A line with only the names of its files: where they lay is the machine's own affair."""
+    return re.sub(r"(?:/[^/\s:()]+)+/", "", line)
+
+
+def version_of(sanitizer: str) -> str:
+    """The line in which it says its version."""
+    said = subprocess.run([sanitizer, "--version"], capture_output=True, text=True, check=False).stdout
+    return next((line.strip() for line in said.splitlines() if "ersion" in line), said.strip())
+
+
+if __name__ == "__main__":
+    main()
