@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from engine_layers import ceilings
 from engine_sides import Arrays, Settings, build_side, feeds_at_opt, first_like, plans_of, run_sides
-from measure import RESULTS, surroundings, today, write_result
+from measure import result_that_stands, today, write_result
 
 from sparseflow_trt.manifest import Manifest
 from sparseflow_trt.pipeline import BuildResult
@@ -64,15 +63,8 @@ def named(policy: Policy) -> dict[str, str]:
 
 def rows_that_stand(name: str, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of an earlier result of the same figures, on the same kind of GPU and the same versions."""
-    try:
-        before = json.loads((RESULTS / f"{name}.json").read_text())
-    except FileNotFoundError:
-        return []
-    now = surroundings()
-    same = before.get("versions") == now["versions"] and all(
-        before.get("machine", {}).get(key) == now["machine"].get(key) for key in ("gpu", "driver")
-    )
-    if not same or any(before.get(key) != value for key, value in figures.items()):
+    before = result_that_stands(name)
+    if any(before.get(key) != value for key, value in figures.items()):
         return []
     return list(before.get("rows", []))
 

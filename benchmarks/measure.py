@@ -86,6 +86,19 @@ def write_result(name: str, figures: dict[str, Any], command: str = "", show: bo
         print(text)
 
 
+def result_that_stands(name: str) -> dict[str, Any]:
+    """The earlier results/NAME.json where it is of this kind of GPU, driver and versions, else {}."""
+    try:
+        before: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    except FileNotFoundError:
+        return {}
+    now = surroundings()
+    same = before.get("versions") == now["versions"] and all(
+        before.get("machine", {}).get(key) == now["machine"].get(key) for key in ("gpu", "driver")
+    )
+    return before if same else {}
+
+
 def surroundings() -> dict[str, Any]:
     """The machine and the versions that figures hold for."""
     versions = {}

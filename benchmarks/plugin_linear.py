@@ -13,8 +13,9 @@ M; the dense one is built for each; cuSPARSELt alone runs the same products from
 algorithm of a search of its own. All are timed in turn as CUDA graphs; a time is a graph's, divided by its
 products. Before, cuSPARSELt's algorithms are tried in a process that may die of one: then only those before
 it are used.
-Writes results/plugin_linear_MODEL.json after each cell; with --work DIR engines are kept and found again,
-and --stop-after SECONDS begins no build later than that.
+Writes results/plugin_linear_MODEL.json after each cell; cells that it has of this kind of GPU, driver and
+versions stand and are not measured again. With --work DIR engines are kept and found again, and --stop-after
+SECONDS begins no build later than that.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from typing import Any
 import numpy as np
 import onnx
 from cusparselt_alone import Alone, Library, try_algorithms
-from measure import write_result
+from measure import result_that_stands, write_result
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt._files import written_atomically
@@ -135,9 +136,13 @@ def main() -> None:
 
 def run(model: str, sizes: Sequence[int], settings: Settings) -> None:
     """Builds and times each layer at each M; what is measured is written at once."""
-    cells: list[dict[str, Any]] = []
-    builds: list[dict[str, Any]] = []
+    before = result_that_stands(f"plugin_linear_{model}")
+    cells: list[dict[str, Any]] = before.get("cells", [])
+    builds: list[dict[str, Any]] = before.get("builds", [])
     for layer, (k, n) in MODELS[model].items():
+        missing = [m for m in sizes if (layer, m) not in {(cell["layer"], cell["m"]) for cell in cells}]
+        if not missing:
+            continue
         count = min(12, max(2, math.ceil(BEYOND_CACHE / (n * k * 2 * 9 / 16))))
         weights = make_weights(k, n, count)
         dense_model = settings.work / f"{k}x{n}.onnx"
@@ -148,12 +153,12 @@ def run(model: str, sizes: Sequence[int], settings: Settings) -> None:
         whole = settings.work / f"{k}x{n}.plugin.engine"
         if not whole.exists() and time.monotonic() > settings.ends:
             return
-        seconds, searched = build(settings, plugin_model, whole, k, count, min(sizes), max(sizes), None)
+        seconds, searched = build(settings, plugin_model, whole, k, count, min(missing), max(missing), None)
         builds.append(
             {"layer": layer, "k": k, "n": n, "products": count, "plugin_build_s": seconds,
              "plugin_engine_mb": round(whole.stat().st_size / 1e6, 1), "searched": searched}
         )  # fmt: skip
-        for m in sizes:
+        for m in missing:
             engine = settings.work / f"{k}x{n}.m{m}.dense.engine"
             if not engine.exists() and time.monotonic() > settings.ends:
                 return

@@ -5,8 +5,10 @@
 Needs what plugin_soak.py needs, and CUDA's compute-sanitizer. The engine is that script's, built here without
 the sanitizer, since TensorRT's builder is not what is looked at. Then, in a process under each tool: the
 engine is loaded, so that weights are expanded and compressed on the GPU, and two contexts of it run at once
-at random M for some minutes, every output checked. With --dense-below M rows below run dense. Writes
-results/plugin_sanitizer.json: what each tool counted and said first, and how many runs it saw.
+at random M for some minutes, every output checked. With --dense-below M rows below run dense. The plugin has
+no kernel of its own: so that reports of cuSPARSELt's kernels can be told from what the plugin does, that
+library's algorithms without the plugin (cusparselt_alone.py) are run under each tool, too. Writes
+results/plugin_sanitizer.json: what each tool counted and said first, and which kernels it named.
 """
 
 from __future__ import annotations
@@ -31,7 +33,11 @@ from sparseflow_trt.engines.tensorrt_api import load_flavour
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SAID = 12  # lines of a tool that are kept
+PRINTED = 50  # reports that a tool prints in words; it counts all
+ALONE = Path(__file__).with_name("cusparselt_alone.py")
+SAFE = 36  # algorithms of FP16 that do not end the process (search.cpp)
 _COUNT = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)")
+_KERNEL = re.compile(r"\bat (?:void )?([\w:<>, ]+?)(?:\(|\+0x)")
 _RUNS = "RUNS "
 
 
@@ -72,29 +78,50 @@ def main() -> None:
             write_result(
                 "plugin_sanitizer", figures, "python benchmarks/plugin_sanitizer.py --plugin FILE", show=False
             )
-            print(tool, {key: rows[tool][key] for key in ("clean", "counted", "runs", "seconds")}, flush=True)
+            print(
+                tool,
+                {key: rows[tool][key] for key in ("clean", "counted", "runs", "seconds", "kernels named")},
+                flush=True,
+            )
 
 
 def run_tool(asked: argparse.Namespace, tool: str, engine: Path) -> dict[str, Any]:
-    """What a tool says of a process that loads the engine and runs it."""
-    command = [asked.sanitizer, "--tool", tool, sys.executable, __file__, "--plugin", str(asked.plugin),
-               "--engine", str(engine), "--minutes", str(asked.minutes)]  # fmt: skip
-    started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
-    (figures,) = [json.loads(line[len(_RUNS) :]) for line in lines if line.startswith(_RUNS)] or [{}]
-    said = [line.removeprefix("=========").strip() for line in lines if line.startswith("=========")]
-    counted = [int(found[1]) for line in said if (found := _COUNT.search(line))]
+    """What a tool says of a process that loads the engine and runs it, and of cuSPARSELt alone."""
+    child = ["--plugin", str(asked.plugin), "--engine", str(engine), "--minutes", str(asked.minutes)]
+    done, seen = under(asked.sanitizer, tool, [__file__, *child])
+    (figures,) = [json.loads(line[len(_RUNS) :]) for line in done if line.startswith(_RUNS)] or [{}]
     ran = (
         bool(figures) and not figures["failed"] and figures["max_error_first_half"] < figures["allowed_error"]
     )
-    return {
-        "clean": ran and counted == [0] and done.returncode == 0,
-        "counted": counted,
-        "exit code": done.returncode,
+    row = {
+        **seen,
+        "clean": ran and seen["counted"] == [0] and seen["exit code"] == 0,
         "runs": figures.get("runs", []),
-        "failed": figures.get("failed", []) if figures else lines[-SAID:],
+        "outputs right": ran,
+        "failed": figures.get("failed", []) if figures else done[-SAID:],
+    }
+    if library := asked.cusparselt or os.environ.get("SPARSEFLOW_CUSPARSELT"):
+        _, row["cuSPARSELt alone"] = under(asked.sanitizer, tool, [str(ALONE), library, str(SAFE)])
+    return row
+
+
+def under(sanitizer: str, tool: str, script: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The lines of a Python script under a tool, and what the tool said of it."""
+    flags = ["--show-backtrace", "no", "--print-limit", str(PRINTED)]
+    started = time.monotonic()
+    done = subprocess.run(
+        [sanitizer, "--tool", tool, *flags, sys.executable, *script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    said = [line.removeprefix("=========").strip() for line in lines if line.startswith("=========")]
+    return lines, {
+        "counted": [int(found[1]) for line in said if (found := _COUNT.search(line))],
+        "exit code": done.returncode,
         "seconds": round(time.monotonic() - started, 1),
+        "kernels named": sorted({found for line in said for found in _KERNEL.findall(line)}),
         "said": [without_folders(line) for line in said[:SAID]],
     }
 

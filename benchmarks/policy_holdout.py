@@ -1,19 +1,21 @@
 """What a policy is worth on shapes and M that it was not tuned on.
 
-    python benchmarks/policy_holdout.py POLICY [--dtype fp16] [--dtype bf16] [--time-limit SECONDS]
+    python benchmarks/policy_holdout.py POLICY [--dtype fp16] [--dtype bf16] [--time-limit S] [--share I/N]
     python benchmarks/policy_holdout.py POLICY --judge-only
 
 Measures products of other models and other tensor-parallel splits, and those of tuned models, at M between
-the tuned ones, by autotune's own measurer; none of the pairs of shape and M is in the policy. Then asks the
-policy about each: what it takes against dense, and against an oracle that knows the faster of the two. The
-times lie in results/policy_holdout.json.points.jsonl, to which a killed run goes on; with --judge-only they
-are judged again, which needs no GPU. Writes results/policy_holdout.json.
+the tuned ones, by autotune's own measurer, in a random order, so that a run that is stopped has a fair sample
+of them; none of the pairs of shape and M is in the policy. --share 0/4 measures one part of four, for as many
+GPUs. Then asks the policy about each: what it takes against dense, and against an oracle that knows the
+faster of the two. The times lie in results/policy_holdout.json.points.jsonl, to which a killed run goes on;
+with --judge-only they are judged again, which needs no GPU. Writes results/policy_holdout.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import random
 import statistics
 import sys
 import time
@@ -46,13 +48,14 @@ def main() -> None:
     parser.add_argument("policy")
     parser.add_argument("--dtype", action="append", choices=("fp16", "bf16"))
     parser.add_argument("--time-limit", type=float, default=math.inf)
+    parser.add_argument("--share", default="0/1", type=share_from, metavar="I/N")
     parser.add_argument("--judge-only", action="store_true")
     given = parser.parse_args()
     policy = find_policy(given.policy)
     products = tuple(dict.fromkeys(p for name, gpus in MODELS for p in products_of_preset(name, gpus)))
     if not given.judge_only:
         dtypes: tuple[Dtype, ...] = tuple(dict.fromkeys(d.upper() for d in given.dtype or ("fp16", "bf16")))
-        measure(policy, products, dtypes, given.time_limit)
+        measure(policy, products, dtypes, given.time_limit, given.share)
     pairs = read_journal(JOURNAL).pairs
     held_out = {request: pair for request, pair in pairs.items() if request not in known(policy)}
     cases = judge_all(policy, products, held_out)
@@ -90,7 +93,21 @@ def known(policy: Policy) -> set[Request]:
     return {Request(Curve(p.library, p.dtype, p.n, p.k, p.kind), p.m) for p in policy.points}
 
 
-def measure(policy: Policy, products: Iterable[Product], dtypes: tuple[Dtype, ...], limit: float) -> None:
+def share_from(text: str) -> tuple[int, int]:
+    """Which part, from 0 on, of how many: "1/4"."""
+    part, _, parts = text.partition("/")
+    if not 0 <= int(part) < int(parts):
+        raise ValueError
+    return int(part), int(parts)
+
+
+def measure(
+    policy: Policy,
+    products: Iterable[Product],
+    dtypes: tuple[Dtype, ...],
+    limit: float,
+    share: tuple[int, int],
+) -> None:
     """Adds to the journal what is held out and not there yet."""
     begun = time.monotonic()
     (measurer,) = make_measurers(("torch",), Effort())
@@ -101,6 +118,8 @@ def measure(policy: Policy, products: Iterable[Product], dtypes: tuple[Dtype, ..
         for m in SIZES
         if (request := Request(curve, m)) not in tuned
     ]
+    random.Random(0).shuffle(wanted)
+    wanted = wanted[share[0] :: share[1]]
     with open_journal(JOURNAL, identify([measurer], dtypes)) as (journal, appender):
         done = journal.pairs
         appender.add_run(Run(command=" ".join(sys.argv), date=time.strftime("%Y-%m-%d", time.gmtime())))

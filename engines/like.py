@@ -10,13 +10,15 @@ recording costs its build nothing. How they are asked for depends on the TensorR
   own in the artifact (`timing_cache.KEPT`), and a build from that cache decides as that one did.
 
 Neither is a promise (a cache may be refused, a selector is not asked about everything), so the two builds'
-evidence is compared afterwards.
+evidence is compared afterwards. Layers that only copy or cast a tensor in either engine are left out of that: on
+an H200 TensorRT 8.6.0 gave casts another number, or made one of them another kind of layer, where each product
+ran the tactic that it was asked for.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +32,7 @@ Wanted = Mapping[tuple[str, int], frozenset[int]]
 
 _PROFILE = re.compile(r" \[profile (\d+)\]")
 _UNSIGNED = (1 << 64) - 1
+_COPIES = ("NoOp", "Reformat")  # types of layers that compute nothing
 _STUB = "__myelin"  # a name that stands for a kernel which is chosen later
 _SHOWN = 5
 
@@ -133,7 +136,8 @@ def compare_tactics(
         before: Its engine's layers.
         after: The new engine's layers.
     """
-    was, now = _told(before), _told(after)
+    copies = {(layer.name, layer.profile) for layer in (*before, *after) if layer.type in _COPIES}
+    was, now = _told(before, copies), _told(after, copies)
     if not was:
         return f"No layer of {name} tells its tactic: whether these are the same is not known."
     differing = [
@@ -158,12 +162,16 @@ def compare_tactics(
     )
 
 
-def _told(layers: Sequence[EngineLayerRecord | LayerEvidence]) -> dict[tuple[str, int], str]:
-    """The tactics that are told, by layer and profile: with the number, as several may share a name."""
+def _told(
+    layers: Sequence[EngineLayerRecord | LayerEvidence], but: Collection[tuple[str, int]]
+) -> dict[tuple[str, int], str]:
+    """The tactics of layers `but` some, by name and profile: with numbers, as several may share a name."""
     return {
         (layer.name, layer.profile): " ".join(part for part in (layer.tactic, layer.tactic_id) if part)
         for layer in layers
-        if layer.type != "NoOp" and (layer.tactic or layer.tactic_id) and not layer.tactic.startswith(_STUB)
+        if (layer.name, layer.profile) not in but
+        and (layer.tactic or layer.tactic_id)
+        and not layer.tactic.startswith(_STUB)
     }
 
 

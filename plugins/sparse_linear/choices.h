@@ -25,6 +25,13 @@ struct DenseAlgorithm {
   bool given() const { return words != decltype(words){}; }
 };
 
+inline bool is_same(Algorithm const& one, Algorithm const& other) {
+  return one.id == other.id && one.split_k == other.split_k && one.split_k_mode == other.split_k_mode &&
+         one.split_k_buffers == other.split_k_buffers;
+}
+
+inline bool is_same(DenseAlgorithm const& one, DenseAlgorithm const& other) { return one.words == other.words; }
+
 template <typename AlgorithmT>
 struct ChoiceOf {
   int64_t m = 0;  // the number of rows that it was measured at

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 #include <utility>
+#include <vector>
 
 #include "log.h"
 #include "search.h"
@@ -37,6 +38,8 @@ size_t bytes_of(int64_t rows, int64_t columns) { return static_cast<size_t>(rows
 }  // namespace
 
 Linear::Linear(Record record) : layer_(std::move(record.layer)), choices_(std::move(record.choices)) {}
+
+Linear::Linear(std::string failed) : failed_(std::move(failed)) {}
 
 std::shared_ptr<Weights> Linear::weights() {
   auto const device = cuda::current_device();
@@ -132,6 +135,11 @@ DenseAlgorithm Linear::dense_algorithm(int64_t m) const {
   return choice == nullptr ? DenseAlgorithm{} : choice->algorithm;
 }
 
+bool Linear::holds(Record const& record) const {
+  std::lock_guard<std::mutex> const lock(mutex_);
+  return is_same(layer_, choices_, record);
+}
+
 size_t Linear::written_size() const {
   std::lock_guard<std::mutex> const lock(mutex_);
   return sparseflow::written_size(layer_, choices_);
@@ -140,6 +148,23 @@ size_t Linear::written_size() const {
 std::vector<uint8_t> Linear::written() const {
   std::lock_guard<std::mutex> const lock(mutex_);
   return write(layer_, choices_);
+}
+
+std::shared_ptr<Linear> shared_linear(Record record) {
+  static std::mutex mutex;
+  static std::vector<std::pair<int, std::weak_ptr<Linear>>> all;  // by the GPU that they were read for
+  auto const device = cuda::current_device();
+  std::lock_guard<std::mutex> const lock(mutex);
+  all.erase(std::remove_if(all.begin(), all.end(), [](auto const& known) { return known.second.expired(); }),
+            all.end());
+  for (auto const& [known_device, known] : all) {
+    if (auto linear = known.lock(); linear && known_device == device && linear->holds(record)) {
+      return linear;
+    }
+  }
+  auto made = std::make_shared<Linear>(std::move(record));
+  all.emplace_back(device, made);
+  return made;
 }
 
 Products::Products(std::shared_ptr<Linear> linear, std::shared_ptr<Weights> weights)

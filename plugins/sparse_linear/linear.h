@@ -19,6 +19,9 @@ class Linear {
  public:
   explicit Linear(Record record);
 
+  // One that was stored and cannot be read: `check_measured` says why, and nothing else may be asked of it.
+  explicit Linear(std::string failed);
+
   Layer const& layer() const { return layer_; }
 
   // This GPU's weights, uploaded where nobody holds them. Choices of another GPU or library are measured anew.
@@ -29,12 +32,16 @@ class Linear {
 
   bool is_measured() const;
 
-  // Throws LibraryError where `measure` has failed before: TensorRT does not hear of it where it has that done.
+  // Throws LibraryError where `measure` has failed before (TensorRT does not hear of it where it has that done), or
+  // reading.
   void check_measured() const;
 
   // The algorithm for m rows; the library's first where nothing is known.
   Algorithm algorithm(int64_t m) const;
   DenseAlgorithm dense_algorithm(int64_t m) const;
+
+  // Whether it is this record, to the bit.
+  bool holds(Record const& record) const;
 
   size_t written_size() const;
   std::vector<uint8_t> written() const;
@@ -49,6 +56,10 @@ class Linear {
   std::string failed_;
   std::map<int, std::weak_ptr<Weights>> weights_;  // by device
 };
+
+// A stored layer for this thread's GPU: the living one that holds the same, where there is one. TensorRT writes a
+// layer once for each profile, whose weights would else be in the GPU's memory as often.
+std::shared_ptr<Linear> shared_linear(Record record);
 
 // The products of one execution context, planned when a number of rows is first seen. Not for several threads.
 class Products {

@@ -43,6 +43,20 @@ void check_columns(nvinfer1::Dims const& dims, int64_t k) {
   }
 }
 
+// What an engine holds. Where it cannot be read, a layer that fails when it is initialized: given no plugin at all,
+// TensorRT 8.6.0 ends in a segmentation fault.
+std::shared_ptr<Linear> stored(char const* name, void const* data, size_t size) {
+  try {
+    auto record = read(data, size);
+    if (!has_type(record.layer.type)) {
+      throw FormatError("this TensorRT has no BF16");
+    }
+    return shared_linear(std::move(record));
+  } catch (FormatError const& error) {
+    return std::make_shared<Linear>(std::string(name == nullptr ? "" : name) + ": " + error.what());
+  }
+}
+
 }  // namespace
 
 Plugin::Plugin(std::shared_ptr<Linear> linear) : linear_(std::move(linear)) {}
@@ -121,8 +135,8 @@ int32_t Plugin::enqueue(nvinfer1::PluginTensorDesc const* inputs, nvinfer1::Plug
 
 int32_t Plugin::initialize() noexcept {
   return guarded("loading weights", 1, [this] {
-    load();
     linear_->check_measured();  // or there is no engine
+    load();
     return 0;
   });
 }
@@ -175,11 +189,7 @@ nvinfer1::IPluginV2* Creator::createPlugin(char const* name, nvinfer1::PluginFie
 
 nvinfer1::IPluginV2* Creator::deserializePlugin(char const* name, void const* data, size_t size) noexcept {
   return guarded(name, static_cast<Plugin*>(nullptr), [&] {
-    auto record = read(data, size);
-    if (!has_type(record.layer.type)) {
-      throw FormatError("this TensorRT has no BF16");
-    }
-    auto plugin = std::make_unique<Plugin>(std::make_shared<Linear>(std::move(record)));
+    auto plugin = std::make_unique<Plugin>(stored(name, data, size));
     plugin->setPluginNamespace(namespace_.c_str());
     return plugin.release();
   });

@@ -1,6 +1,8 @@
 #include "record.h"
 
+#include <algorithm>
 #include <string>
+#include <tuple>
 
 #include "bytes.h"
 
@@ -158,6 +160,26 @@ Record read(void const* data, size_t size) {
   record.choices = read_choices(reader);
   reader.end();
   return record;
+}
+
+bool is_same(Layer const& layer, Choices const& choices, Record const& other) {
+  auto const parts = [](Layer const& one) {
+    return std::tie(one.type, one.activation, one.dense_below_m, one.weight.n, one.weight.k, one.bias,
+                    one.weight.indices, one.weight.values);
+  };
+  if (parts(layer) != parts(other.layer)) {
+    return false;
+  }
+  auto const same = [](auto const& one, auto const& two) {
+    return one.size() == two.size() && std::equal(one.begin(), one.end(), two.begin(), [](auto const& a, auto const& b) {
+             return a.m == b.m && a.workspace == b.workspace && a.microseconds == b.microseconds &&
+                    is_same(a.algorithm, b.algorithm);
+           });
+  };
+  auto const& others = other.choices;
+  return std::tie(choices.gpu, choices.library, choices.dense_library) ==
+             std::tie(others.gpu, others.library, others.dense_library) &&
+         same(choices.all, others.all) && same(choices.dense, others.dense);
 }
 
 }  // namespace sparseflow

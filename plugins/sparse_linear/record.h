@@ -34,6 +34,9 @@ void check(Layer const& layer);
 size_t written_size(Layer const& layer, Choices const& choices);
 std::vector<uint8_t> write(Layer const& layer, Choices const& choices);
 
+// Whether `write` makes the same bytes of both.
+bool is_same(Layer const& layer, Choices const& choices, Record const& other);
+
 // Throws FormatError where the bytes are not what `write` makes.
 Record read(void const* data, size_t size);
 

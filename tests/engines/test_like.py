@@ -107,12 +107,22 @@ def test_a_selector_knows_layers_by_name_and_profile() -> None:
 
 def test_equal_engines_are_said_to_be_equal() -> None:
     before = records(evidence())
-    told = sum(e.type != "NoOp" for e in evidence())
+    told = sum(e.type not in ("NoOp", "Reformat") for e in evidence())
     assert compare_tactics("a", before, evidence()) == (
         f"All {told} engine layers of a that tell their tactic run it here, too."
     )
     silent = [e.model_copy(update={"tactic": "", "tactic_id": ""}) for e in before]
     assert compare_tactics("a", silent, evidence()).startswith("No layer of a tells its tactic: ")
+
+
+def test_copies_are_not_compared() -> None:
+    before = records(evidence())
+    assert any(e.type == "Reformat" for e in before)
+    after = [replace(e, tactic_id="0x1") if e.type in ("NoOp", "Reformat") else e for e in evidence()]
+    assert compare_tactics("a", before, after) == compare_tactics("a", before, evidence())
+    copy = next(e.name for e in before if e.type == "Reformat")
+    after = [replace(e, type="PointWiseV2") if e.name == copy else e for e in evidence()]
+    assert compare_tactics("a", before, after).startswith("All ")
 
 
 def test_what_differs_is_named() -> None:
@@ -123,7 +133,7 @@ def test_what_differs_is_named() -> None:
         if e.name != "mean"
     )
     said = compare_tactics("a", before, (*after, LayerEvidence("new", "Reduce", "", "t")))
-    told = sum(e.type != "NoOp" for e in evidence())
+    told = sum(e.type not in ("NoOp", "Reformat") for e in evidence())
     assert said.startswith(
         f"{told - 3} of {told} engine layers of a that tell their tactic run it here, too."
     )

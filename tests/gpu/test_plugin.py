@@ -205,8 +205,10 @@ def test_few_rows_run_dense(
     engine, log = dense_file
     assert re.search(r"M=1: dense, [0-9.]+ us", log)
     assert re.search(rf"M={DENSE_BELOW - 1}: dense, [0-9.]+ us", log)
-    assert not re.search(r"M=(8|16|32): algorithm", log)
-    assert abs(engine.stat().st_size - engine_file.stat().st_size) < 65536
+    assert not re.search(r"M=(16|32): algorithm", log)  # 8 rows: what is left of any M above 256
+    content = engine.read_bytes()  # TensorRT writes a plugin's layer once for each of the two profiles
+    assert len(content) < 2 * engine_file.stat().st_size + 65536
+    assert all(np.ascontiguousarray(tensors[name].T).tobytes() not in content for name in ("up", "down"))
     with Engine(flavour, engine) as loaded:
         for m in (*ROWS, DENSE_BELOW - 1, DENSE_BELOW):
             _assert_close(loaded.run({"x": _x(m)})["y"], _exact(tensors, _x(m)))
@@ -275,5 +277,6 @@ def test_damaged_weights_are_refused(flavour: Flavour, engine_file: Path, tensor
     indices = pack_2to4(np.ascontiguousarray(tensors["up"].T)).indices.tobytes()
     damaged = engine_file.with_name("damaged.engine")
     damaged.write_bytes(engine_file.read_bytes().replace(indices, b"\0" * len(indices)))
-    with pytest.raises(BuildError, match="does not load"):
+    with pytest.raises(BuildError, match="does not load") as caught:
         Engine(flavour, damaged)
+    assert "its indices are not in rising order" in caught.value.message

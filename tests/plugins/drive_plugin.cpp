@@ -7,6 +7,7 @@
 
 #include "plugin.cpp"
 
+#include <algorithm>
 #include <cstdio>
 #include <random>
 #include <thread>
@@ -151,13 +152,38 @@ void build_and_run() {
 
   for (size_t length = 0; length < bytes.size(); length += 5) {
     std::vector<char> const cut(bytes.begin(), bytes.begin() + static_cast<std::ptrdiff_t>(length));
-    REQUIRE(creator.deserializePlugin("cut", cut.data(), cut.size()) == nullptr);
+    auto* const refused =
+        static_cast<IPluginV2DynamicExt*>(creator.deserializePlugin("cut", cut.data(), cut.size()));
+    REQUIRE(refused != nullptr && refused->initialize() != 0);  // TensorRT 8.6.0 does not survive having none
+    auto* const copy = refused->clone();
+    REQUIRE(copy->initialize() != 0);
+    copy->destroy();
+    refused->terminate();
+    refused->destroy();
   }
   logged.clear();
   auto* const engine =
       static_cast<IPluginV2DynamicExt*>(creator.deserializePlugin("layer", bytes.data(), bytes.size()));
   REQUIRE(engine != nullptr && engine->initialize() == 0);
   REQUIRE(engine->getSerializationSize() == bytes.size());
+  auto const once = fake::live();
+  auto* const profile =  // the same layer, as an engine has it once more for its second profile
+      static_cast<IPluginV2DynamicExt*>(creator.deserializePlugin("layer", bytes.data(), bytes.size()));
+  REQUIRE(profile != nullptr && profile->initialize() == 0 && fake::live() == once);
+  run_context(*profile, node, workspace, 7);
+  profile->terminate();
+  profile->destroy();
+  REQUIRE(fake::live() == once);
+  auto other = bytes;
+  auto const* const values = reinterpret_cast<char const*>(node.values.data());
+  auto const found = std::search(other.begin(), other.end(), values, values + 16);
+  REQUIRE(found != other.end());
+  *found = static_cast<char>(*found ^ 1);  // another weight
+  auto* const unlike =
+      static_cast<IPluginV2DynamicExt*>(creator.deserializePlugin("other", other.data(), other.size()));
+  REQUIRE(unlike != nullptr && unlike->initialize() == 0 && fake::live() > once);
+  unlike->terminate();
+  unlike->destroy();
   std::vector<std::thread> threads;
   std::vector<std::string> failures(3);
   for (unsigned seed = 0; seed < 3; ++seed) {
