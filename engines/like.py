@@ -10,9 +10,9 @@ recording costs its build nothing. How they are asked for depends on the TensorR
   own in the artifact (`timing_cache.KEPT`), and a build from that cache decides as that one did.
 
 Neither is a promise (a cache may be refused, a selector is not asked about everything), so the two builds'
-evidence is compared afterwards. Layers that only copy or cast a tensor in either engine are left out of that: on
-an H200 TensorRT 8.6.0 gave casts another number, or made one of them another kind of layer, where each product
-ran the tactic that it was asked for.
+evidence is compared afterwards. Layers that only copy or cast a tensor in either engine are left out of that:
+on an H200 TensorRT 8.6.0 gave casts another number, or made one of them another kind of layer, where each
+product ran the tactic that it was asked for.
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def judge(
         k: Its inputs.
         m: Its rows.
         dtype: The type of its product, such as "FP16". Another type says nothing of it: on an H200
-            cuSPARSELt is 1.32 times as fast as dense at 4096→6144 and M=64 in FP16, and 0.70 in BF16.
+            cuSPARSELt is 1.31 times as fast as dense at 4096→6144 and M=64 in FP16, and 0.69 in BF16.
         library: Whose kernels will run. A policy that holds nothing of TensorRT's is asked for
             cuSPARSELt's, and the reason says so.
     """

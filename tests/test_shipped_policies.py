@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from sparseflow_trt.engines.journal import read_journal
-from sparseflow_trt.engines.measured_policy import policy_from_journal
 from sparseflow_trt.lookup import judge, sparse_ranges
 from sparseflow_trt.policy import Pair, Policy, find_policy, pairs_by_shape
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "AUTOTUNED_POLICY.md"
-_ROW = re.compile(
-    r"^\| (?P<k>\d+)→(?P<n>\d+) \(.+\) \| (?P<a100>\d+|–)"
-    r" \| (?P<bf16>[^|]+) \| (?P<bf16_1024>[\d.]+)× \| (?P<bf16_4096>[\d.]+)×"
-    r" \| (?P<fp16>[^|]+) \| (?P<fp16_64>[\d.]+)× \| (?P<fp16_512>[\d.]+)× \| (?P<fp16_4096>[\d.]+)× \|$",
-    re.MULTILINE,
-)
+COLUMNS = (("BF16", 1024), ("BF16", 4096), *(("FP16", m) for m in (16, 64, 256, 1024, 4096)))
+MLPS = [(14336, 4096), (28672, 4096), (4096, 14336), (28672, 8192), (57344, 8192), (8192, 28672)]
+_ROW = re.compile(r"^\| (\d+)→(\d+) \(.+?\) \| (.+) \|$", re.MULTILINE)
+
+
+@pytest.fixture
+def ship(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script that makes shipped policies."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("ship_policy")
+
+
+def prose() -> str:
+    return " ".join(DOCS.read_text(encoding="utf-8").split())
 
 
 def pairs_of(dtype: str) -> dict[tuple[int, int], dict[int, Pair]]:
@@ -30,61 +39,80 @@ def pairs_of(dtype: str) -> dict[tuple[int, int], dict[int, Pair]]:
 
 def taken(policy: Policy, n: int, k: int, dtype: str) -> str:
     """The M at which sparse is taken, as the table has it: the last range has no end."""
-    kind = next(p.kind for p in policy.points if (p.n, p.k) == (n, k))
+    kind = next((p.kind for p in policy.points if (p.n, p.k) == (n, k)), "")
+    if not kind:
+        return "–"
     ranges = [r for r in sparse_ranges(policy, kind, n, k, dtype, 1, 16384, "torch") if r[2]]
     assert ranges[-1][1] == 16384
-    return ", ".join([*(f"{low} to {high}" for low, high, _ in ranges[:-1]), str(ranges[-1][0])])
+    words = [f"{low} to {high}" if low < high else str(low) for low, high, _ in ranges[:-1]]
+    return ", ".join([*words, f"{ranges[-1][0]} on"])
 
 
 def test_the_table_of_the_h200_is_what_its_policy_holds() -> None:
-    policy = find_policy("h200")
-    rows = list(_ROW.finditer(DOCS.read_text(encoding="utf-8")))
-    assert len(rows) == 7
-    for row in rows:
-        n, k = int(row["n"]), int(row["k"])
-        for column, said in row.groupdict().items():
-            dtype, _, m = column.upper().partition("_")
-            if m:
-                assert f"{pairs_of(dtype)[n, k][int(m)].speedup:.2f}" == said, (k, n, column)
-        for dtype in ("BF16", "FP16"):
-            assert taken(policy, n, k, dtype) == row[dtype.lower()], (k, n, dtype)
-    a100 = find_policy("a100-80gb")
-    assert [taken(a100, int(r["n"]), int(r["k"]), "FP16") for r in rows if r["a100"] != "–"] == [
-        r["a100"] for r in rows if r["a100"] != "–"
-    ]
+    h200, a100 = find_policy("h200"), find_policy("a100-80gb")
+    rows = _ROW.findall(DOCS.read_text(encoding="utf-8"))
+    assert len(rows) == 10
+    for k, n, cells in rows:
+        shape = int(n), int(k)
+        speedups = [f"{pairs_of(dtype)[shape][m].speedup:.2f}×" for dtype, m in COLUMNS]
+        expected = [
+            taken(a100, *shape, "FP16"), taken(h200, *shape, "BF16"), *speedups[:2],
+            taken(h200, *shape, "FP16"), *speedups[2:],
+        ]  # fmt: skip
+        assert cells.split(" | ") == expected
 
 
-def test_what_the_page_says_of_small_m() -> None:
-    mlps = [(14336, 4096), (28672, 4096), (4096, 14336), (28672, 8192), (57344, 8192), (8192, 28672)]
+def test_what_the_page_says_of_mlps() -> None:
     said = {}
     for dtype in ("FP16", "BF16"):
         pairs = pairs_of(dtype)
-        speedups = [
-            p.speedup for s in mlps for m, p in pairs[s].items() if m <= 64 and p.sparse.low_us is not None
-        ]
-        said[dtype] = f"{min(speedups):.2f} to {max(speedups):.2f}"
-    prose = " ".join(DOCS.read_text(encoding="utf-8").split())
+        few = [p.speedup for s in MLPS for m, p in pairs[s].items() if m <= 64]
+        said[dtype] = f"{min(few):.2f} to {max(few):.2f}"
     assert (
-        f"are {said['FP16']} times as fast as dense at M=1 to 64 in FP16, and {said['BF16']} in BF16" in prose
+        f"at M=1 to 64 by {said['FP16']} times. In BF16 they lose there, at {said['BF16']} times" in prose()
     )
+    h200 = find_policy("h200")
+    assert {taken(h200, n, k, "FP16") for n, k in MLPS} == {"1 on"}
+    begins = sorted(int(taken(h200, n, k, "BF16").removesuffix(" on")) for n, k in MLPS)
+    assert f"win from M={begins[0]} to {begins[-1]} on" in prose()
 
 
-def test_the_h200s_fp16_points_are_those_of_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    ship = importlib.import_module("ship_h200")
-    run = policy_from_journal(read_journal(ship.RUN), "h200")
-    shipped = find_policy("h200")
-    assert ship.with_sound_points(shipped, run) == shipped
-    fp16 = [p for p in shipped.points if p.dtype == "FP16"]
-    assert {p.m for p in fp16 if p.low_us} == set(ship.SOUND)
-    assert {p for p in fp16 if p.low_us} == {p for p in run.points if p.m in ship.SOUND}
-    assert shipped.libraries["cusparselt"] == "0.9.1 (FP16); 0.8.0 (BF16, FP16)"
-    products = {(p.n, p.k, p.m, p.dtype, p.low_us is None) for p in shipped.points}
-    counts = [
-        sum(key[3:] == what for key in products)
-        for what in (("BF16", False), ("FP16", False), ("FP16", True))
-    ]
-    assert counts == [274, 110, 9]
+def test_the_page_counts_what_the_policy_holds() -> None:
+    counts = {dtype: sum(map(len, pairs_of(dtype).values())) for dtype in ("BF16", "FP16")}
+    assert f"{counts['BF16']} products in BF16 and {counts['FP16']} in FP16, 35 shapes in each" in prose()
+    assert len(pairs_of("BF16")) == len(pairs_of("FP16")) == 35
+
+
+def test_the_h200s_policy_is_what_the_journals_make(ship: ModuleType) -> None:
+    assert ship.policy_to_ship("h200") == find_policy("h200")
+
+
+def test_the_margin_is_the_least_that_loses_nothing_left_out(ship: ModuleType) -> None:
+    h200 = find_policy("h200")
+    lost = {m: [g for g in ship.lost_when_left_out(h200, m) if g < ship.LEAST] for m in ship.MARGINS}
+    assert h200.margin == min(margin for margin, gains in lost.items() if not gains) == 0.1
+    count = len(ship.lost_when_left_out(h200, 0.02))
+    assert f"at 2 % one of {count} is" in prose()
+    assert len(lost[0.02]) == 1
+
+
+def row_of(found: dict[str, Any]) -> str:
+    return " | ".join(
+        [str(found["cases"]), str(found["taken sparse"]), f"{found['worst dense/policy']:.3f}",
+         str(found["below 0.98"]), f"{found['mean dense/policy']:.3f}", f"{found['mean oracle/policy']:.3f}"]
+    )  # fmt: skip
+
+
+def test_the_held_out_figures_are_those_of_the_result() -> None:
+    result = json.loads((ROOT / "benchmarks" / "results" / "policy_holdout.json").read_text())
+    text = DOCS.read_text(encoding="utf-8")
+    for name, found in (
+        ("all", result),
+        ("tuned shapes, other M", result["by basis"]["exact"]),
+        ("other shapes", result["by basis"]["nearest"]),
+        ("with a margin of 2 %", result["by margin"]["0.02"]),
+    ):
+        assert f"| {name} | {row_of(found)} |" in text
 
 
 @pytest.mark.parametrize("kind", ["gate_up", "down", "qkv", "o", "ffn", "conv"])
