@@ -16,6 +16,7 @@ from sparseflow_trt.engines.autotune import (
     Request,
     curves_of,
     find_crossovers,
+    find_doubtful,
     middle,
     next_requests,
     search,
@@ -151,6 +152,27 @@ def test_the_middle_lies_between_on_a_multiple_of_8(low: int, high: int) -> None
         assert low < found < high
         assert found <= 8 or found % 8 == 0
         assert not is_exact(low, high)
+
+
+@given(st.floats(1.03, 1.29), st.floats(1.03, 2.0), st.integers(0, len(GRID) - 2))
+def test_a_dip_half_way_between_two_small_wins_is_found(low: float, high: float, at: int) -> None:
+    ends = GRID[at : at + 2]
+    dip = sum(ends) // 2
+    speedups = dict(zip(ends, (low, high), strict=True))
+    fake = Fake(lambda request: 0.9 if request.m == dip else speedups.get(request.m, 2.0))
+    known = run(fake)
+    wins = [known[r].wins(MARGIN) for r in sorted(known, key=lambda r: r.m)]
+    assert all(wins) is (ends[0] < 16), "below 16 there is no multiple of 8 between them"
+    assert len(set(fake.asked)) == len(fake.asked)
+
+
+def test_large_wins_and_near_neighbours_are_not_doubted() -> None:
+    assert {r.m for r in run(Fake(lambda request: 1.3))} == set(GRID)
+    near = {Request(CURVE, m): pair(Request(CURVE, m), 1.1) for m in (128, 192, 256)}
+    assert find_doubtful([CURVE], near, MARGIN) == ()
+    apart = {request: p for request, p in near.items() if request.m != 192}
+    assert find_doubtful([CURVE], apart, MARGIN) == (Request(CURVE, 192),)
+    assert what_is_left([CURVE], (128, 256), apart, MARGIN).points == 1
 
 
 def test_the_grid_of_all_curves_comes_before_any_crossover() -> None:
