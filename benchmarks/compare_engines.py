@@ -12,6 +12,7 @@ from engine_layers import ceilings
 from engine_sides import Arrays, Settings, build_side, feeds_at_opt, first_like, plans_of, run_sides
 from measure import result_that_stands, today, write_result
 
+from sparseflow_trt._files import sha256_of
 from sparseflow_trt.manifest import Manifest
 from sparseflow_trt.pipeline import BuildResult
 from sparseflow_trt.policy import Policy
@@ -41,7 +42,11 @@ def run_profiles(
         figures: What is said of the model, beside the rows.
         command: How to run it again, but for what the settings say.
     """
-    figures = {**figures, "policy": named(settings.policy) if settings.policy else None}
+    figures = {
+        **figures,
+        "policy": named(settings.policy) if settings.policy else None,
+        "plugin_sha256": sha256_of(settings.plugin) if settings.plugin else None,
+    }
     command += f" --policy {settings.policy.name}" if settings.policy else ""
     command += " --plugin LIB" if settings.plugin else ""
     command += f" --backend {settings.backend}" if settings.backend != "tensorrt" else ""

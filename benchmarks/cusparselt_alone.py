@@ -1,6 +1,7 @@
 """cuSPARSELt's products through ctypes: what the plugin is held against, and a trial of what a GPU survives.
 
-    python benchmarks/cusparselt_alone.py LIBRARY [MOST]   the trial, in this process: it may not survive it
+    python benchmarks/cusparselt_alone.py LIBRARY        the trial, in this process: it may not survive it
+    python benchmarks/cusparselt_alone.py LIBRARY MOST   of numbers below MOST alone: no split K, no search
 
 It shares no code with the plugin, so that the two can be compared. Layouts and constants are cusparseLt.h's,
 0.8 to 0.10.
@@ -26,7 +27,6 @@ _ID, _MAX_ID, _SPLIT_K, _SPLIT_K_MODE = 0, 1, 3, 4  # cusparseLtMatmulAlgAttribu
 _MOST_WORKSPACE = 32 << 20  # the plugin's own limit
 _MOST_SPLIT_M = 512
 _SHORT, _LONG = 2, 6  # launches of a graph
-_OWN_SEARCH = "its own search"
 _ONE, _ZERO = ctypes.c_float(1), ctypes.c_float(0)
 
 Algorithm = tuple[int, int, int]  # number, parts of K, how K is split
@@ -160,14 +160,13 @@ class Alone:
             self._weights.append(library.compress(cuda, dense, self._k, self._n, self.stream))
         self._workspace = DeviceMemory(cuda, _MOST_WORKSPACE)
 
-    def prepare(self, block: Any, m: int, limit: int, split: bool) -> tuple[Graph, Algorithm]:
+    def prepare(self, block: Any, m: int, limit: int) -> tuple[Graph, Algorithm]:
         """The fastest algorithm for m rows, and the graph of its products.
 
         Args:
             block: Rows of x, repeated.
             m: A multiple of 8.
-            limit: How many of the library's algorithms are tried at most; 0 for all.
-            split: Whether K is split, too, where there are few rows.
+            limit: How many of the library's algorithms are tried at most; 0 for all, and K split.
 
         Raises:
             RefusedError: There is none.
@@ -182,11 +181,11 @@ class Alone:
         first = Product(self._library, self._k, self._n, m, (0, 1, 0))
         count = min(first.algorithms(), limit or first.algorithms())
         ranked = self._ranked(m, [(number, 1, 0) for number in range(count)], _SHORT)
-        if m <= _MOST_SPLIT_M and split:
-            parted = [
+        if m <= _MOST_SPLIT_M and not limit:
+            split = [
                 (number, parts, mode) for number, _, _ in ranked[:3] for parts in (2, 4) for mode in (1, 2)
             ]
-            ranked = self._ranked(m, ranked[:4] + parted, _SHORT)
+            ranked = self._ranked(m, ranked[:4] + split, _SHORT)
         ranked = self._ranked(m, ranked[:6], _LONG)
         if not ranked:
             raise RefusedError(f"cuSPARSELt has no algorithm for {m} rows")
@@ -236,22 +235,14 @@ class Alone:
         return self._cuda.capture(self.stream, run)
 
 
-def try_algorithms(file: str, most: int = 0) -> dict[str, Any]:
-    """Runs a library's algorithms for FP16, K split, and its own search, in a process that may die of one.
-
-    Where it dies of a number, those below it are tried once more, to know of K split.
-
-    Args:
-        file: The library.
-        most: How many numbers are tried at most, 0 for all.
+def try_algorithms(file: str) -> dict[str, Any]:
+    """Runs every algorithm of a library for FP16, and its own search, in a process that may die of it.
 
     Returns:
         The library's version; how many algorithms it claims; the numbers of those that were right, that were
-        wrong, and that it refused; `usable`, how many numbers may be used, from 0 on; `split`, whether K may
-        be split; `died_of`, what ended the process at first, "" where nothing did.
+        wrong, and that it refused; `died_of`, what ended the process, "" where nothing did.
     """
-    command = [sys.executable, __file__, file, str(most)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, __file__, file], capture_output=True, text=True, check=False)
     said: dict[str, Any] = {"version": "", "claimed": 0, "right": [], "wrong": [], "refused": []}
     last = "loading it"
     for line in done.stdout.splitlines():
@@ -264,15 +255,7 @@ def try_algorithms(file: str, most: int = 0) -> dict[str, Any]:
             said[word].append(rest)
     said["died_of"] = last if done.returncode else ""
     said["error"] = (done.stderr.strip().splitlines() or [""])[-1] if done.returncode else ""
-    number = said["died_of"].removeprefix("algorithm ")
-    if number.isdigit() and int(number) > 0 and not most:
-        below = try_algorithms(file, int(number))
-        return {**below, "died_of": said["died_of"], "error": said["error"]}
-    return {
-        **said,
-        "usable": int(number) if number.isdigit() else min(most or said["claimed"], said["claimed"]),
-        "split": said["died_of"] in ("", _OWN_SEARCH),
-    }
+    return said
 
 
 def _trial(file: str, most: int) -> None:
@@ -289,7 +272,8 @@ def _trial(file: str, most: int) -> None:
     count = Product(library, k, n, m, (0, 1, 0)).algorithms()
     print("claimed", count, flush=True)
     split = [(number, parts, mode) for number in (0, 1) for parts in (2, 4) for mode in (1, 2)]
-    for algorithm in [(number, 1, 0) for number in range(min(count, most or count))] + split:
+    unsplit = [(number, 1, 0) for number in range(min(count, most or count))]
+    for algorithm in unsplit if most else unsplit + split:
         name = str(algorithm[0]) if algorithm[1] == 1 else str(algorithm)
         print("try algorithm", name, flush=True)
         got = np.zeros((m, n), np.float16)
@@ -303,7 +287,9 @@ def _trial(file: str, most: int) -> None:
         cuda.copy_to_host(got, y.pointer, alone.stream)
         cuda.synchronize(alone.stream)
         print("right" if bool((got == k // 2).all()) else "wrong", name, flush=True)
-    print("try", _OWN_SEARCH, flush=True)
+    if most:
+        return
+    print("try its own search", flush=True)
     product, workspace = Product(library, k, n, m, (0, 1, 0)), DeviceMemory(cuda, _MOST_WORKSPACE)
     pointers = alone._weights[0].pointer, x.pointer, y.pointer, workspace.pointer
     product.run(*pointers, alone.stream, "MatmulSearch")

@@ -38,7 +38,7 @@ from cusparselt_alone import Alone, Library, try_algorithms
 from measure import result_that_stands, write_result
 from onnx import TensorProto, helper, numpy_helper
 
-from sparseflow_trt._files import written_atomically
+from sparseflow_trt._files import sha256_of, written_atomically
 from sparseflow_trt.engines.cuda import Cuda
 from sparseflow_trt.engines.cuda_libraries import find_libraries
 from sparseflow_trt.engines.plugin_build import BuildRequest, build_plugin
@@ -60,7 +60,6 @@ MODELS = {  # by name each layer's K, N
     "llama-70b": {"gate_up": (8192, 28672), "down": (28672, 8192)},
     "tinyllama": {"gate_up": (2048, 5632), "down": (5632, 2048)},
 }
-PLUGIN_TRIES = 36  # on compute capability 9.0, whatever the library claims (search.cpp)
 SIZES = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 ROUNDS, LAUNCHES = 9, 10
 CHECKED_M = 1024  # larger products take the CPU too long
@@ -76,7 +75,9 @@ class Settings:
         ends: When no more builds are begun, by time.monotonic.
         level: The builder's optimization level for dense engines; None for its own.
         cusparselt: cuSPARSELt's file, for products without TensorRT.
-        trial: What trying its algorithms gave: which may be used.
+        limit: How many of its algorithms are used at most; 0 for all.
+        trial: What trying them gave.
+        plugin: The plugin library's SHA-256.
     """
 
     flavour: Flavour
@@ -84,7 +85,9 @@ class Settings:
     ends: float
     level: int | None
     cusparselt: str
+    limit: int
     trial: Mapping[str, Any]
+    plugin: str
 
 
 def main() -> None:
@@ -112,9 +115,9 @@ def main() -> None:
         library = str(Path(library) / "libcusparseLt.so.0")
     os.environ["SPARSEFLOW_CUSPARSELT"] = library
     trial = try_algorithms(library)
-    if trial["died_of"] and (trial["usable"] < PLUGIN_TRIES or not trial["split"]):
-        # else the plugin by itself leaves out what is unsafe
-        os.environ["SPARSEFLOW_ALGORITHMS"] = str(max(trial["usable"], 1))
+    limit = limit_from(trial)
+    if limit:  # for both sides: neither splits K then
+        os.environ["SPARSEFLOW_ALGORITHMS"] = str(limit)
     print("trial:", trial, flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         work = asked.work or Path(scratch)
@@ -130,13 +133,45 @@ def main() -> None:
         flavour = load_flavour("tensorrt")
         load_plugins(flavour, [plugin])
         ends = time.monotonic() + asked.stop_after
-        settings = Settings(flavour, work, ends, asked.level, library, trial)
+        settings = Settings(flavour, work, ends, asked.level, library, limit, trial, sha256_of(plugin))
         run(asked.model, sorted(asked.m), settings)
+
+
+def limit_from(trial: Mapping[str, Any]) -> int:
+    """How many algorithms may be used where one ended the process that tried it; 0 for all.
+
+    Raises:
+        SystemExit: None may.
+    """
+    last = str(trial["died_of"])
+    if not last:
+        return 0
+    number = last.removeprefix("algorithm ")
+    if last == "loading it" or number == "0":
+        raise SystemExit(f"cuSPARSELt cannot be used: {last}: {trial['error']}")
+    return int(number if number.isdigit() else trial["claimed"])  # else its own search, or K split
+
+
+def earlier(model: str, settings: Settings) -> dict[str, Any]:
+    """The earlier result where it is of this machine, these libraries and this way of timing, else {}."""
+    before = result_that_stands(f"plugin_linear_{model}")
+    same = {**before, "trial": before.get("trial", {}).get("version")}
+    now = {
+        "trial": settings.trial["version"],
+        "timing": timing_of(settings),
+        "plugin_sha256": settings.plugin,
+    }
+    return before if all(same.get(key) == value for key, value in now.items()) else {}
+
+
+def timing_of(settings: Settings) -> dict[str, Any]:
+    """How times are taken."""
+    return {"rounds": ROUNDS, "launches": LAUNCHES, "dense_level": settings.level}
 
 
 def run(model: str, sizes: Sequence[int], settings: Settings) -> None:
     """Builds and times each layer at each M; what is measured is written at once."""
-    before = result_that_stands(f"plugin_linear_{model}")
+    before = earlier(model, settings)
     cells: list[dict[str, Any]] = before.get("cells", [])
     builds: list[dict[str, Any]] = before.get("builds", [])
     for layer, (k, n) in MODELS[model].items():
@@ -150,14 +185,15 @@ def run(model: str, sizes: Sequence[int], settings: Settings) -> None:
         write_models(dense_model, plugin_model, weights)
         cuda = Cuda()
         alone = Alone(cuda, Library(settings.cusparselt), weights)
-        whole = settings.work / f"{k}x{n}.plugin.engine"
+        whole = settings.work / f"{k}x{n}.m{min(missing)}-{max(missing)}.plugin.engine"
         if not whole.exists() and time.monotonic() > settings.ends:
             return
         seconds, searched = build(settings, plugin_model, whole, k, count, min(missing), max(missing), None)
-        builds.append(
-            {"layer": layer, "k": k, "n": n, "products": count, "plugin_build_s": seconds,
-             "plugin_engine_mb": round(whole.stat().st_size / 1e6, 1), "searched": searched}
-        )  # fmt: skip
+        if seconds is not None:
+            builds.append(
+                {"layer": layer, "k": k, "n": n, "products": count, "plugin_build_s": seconds,
+                 "plugin_engine_mb": round(whole.stat().st_size / 1e6, 1), "searched": searched}
+            )  # fmt: skip
         for m in missing:
             engine = settings.work / f"{k}x{n}.m{m}.dense.engine"
             if not engine.exists() and time.monotonic() > settings.ends:
@@ -240,7 +276,7 @@ def compare(
     k, count = weights[0].shape[0], len(weights)
     block = np.random.default_rng(m).standard_normal((min(m, 256), k), np.float32).astype(np.float16)
     feeds = {f"x{i}": np.resize(block, (m, k)) for i in range(count)}
-    graph, algorithm = alone.prepare(block, m, settings.trial["usable"], settings.trial["split"])
+    graph, algorithm = alone.prepare(block, m, settings.limit)
     with Engine(settings.flavour, dense) as first, Engine(settings.flavour, plugin) as second:
         with first.capture(feeds) as base, second.capture(feeds) as other:
             times = in_turn([base.time, other.time, lambda launches: alone.time(graph, launches)])
@@ -294,7 +330,8 @@ def write(model: str, cells: list[dict[str, Any]], builds: list[dict[str, Any]],
         "geometric_mean": mean,
         "worst": {key: worst[key] for key in ("layer", "m", "speedup")},
         "worst_over_cusparselt": max(cell["plugin_over_cusparselt"] for cell in cells),
-        "timing": {"rounds": ROUNDS, "launches": LAUNCHES, "dense_level": settings.level},
+        "timing": timing_of(settings),
+        "plugin_sha256": settings.plugin,
         "trial": settings.trial,
         "builds": builds,
         "cells": cells,

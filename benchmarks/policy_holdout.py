@@ -7,7 +7,7 @@ Measures products of other models and other tensor-parallel splits, and those of
 the tuned ones, by autotune's own measurer, in a random order, so that a run that is stopped has a fair sample
 of them; none of the pairs of shape and M is in the policy. --share 0/4 measures one part of four, for as many
 GPUs. Then asks the policy about each: what it takes against dense, and against an oracle that knows the
-faster of the two. The times lie in results/policy_holdout.json.points.jsonl, to which a killed run goes on;
+faster of the two. The times lie in results/policy_holdout*.points.jsonl, to which a killed run goes on;
 with --judge-only they are judged again, which needs no GPU. Writes results/policy_holdout.json.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 from measure import RESULTS, write_result
 
 from sparseflow_trt.engines.autotune import Curve, Request, curves_of
-from sparseflow_trt.engines.journal import Run, journal_beside, open_journal, read_journal
+from sparseflow_trt.engines.journal import SUFFIX, Journal, Run, journal_beside, open_journal, read_journal
 from sparseflow_trt.engines.measurers import identify, make_measurers
 from sparseflow_trt.engines.medians import Effort
 from sparseflow_trt.lookup import judge
@@ -56,16 +56,16 @@ def main() -> None:
     if not given.judge_only:
         dtypes: tuple[Dtype, ...] = tuple(dict.fromkeys(d.upper() for d in given.dtype or ("fp16", "bf16")))
         measure(policy, products, dtypes, given.time_limit, given.share)
-    journal = read_journal(JOURNAL)
-    pairs = journal.pairs
+    journals = all_journals()
+    pairs = pairs_of(journals)
     held_out = {request: pair for request, pair in pairs.items() if request not in known(policy)}
     cases = judge_all(policy, products, held_out)
     figures = {
         "policy": policy.name,
         "device": policy.device,
         "library": "torch",
-        "libraries": journal.identity.libraries,
-        "measured": [{"date": run.date, "command": run.command} for run in journal.runs],
+        "libraries": same(journal.identity.libraries for journal in journals),
+        "measured": [{"date": run.date, "command": run.command} for j in journals for run in j.runs],
         "asked": f"dense/policy ≥ {LEAST} everywhere, and oracle/policy ≥ {LEAST} in the mean",
         **summary(cases),
         "by basis": {
@@ -88,6 +88,28 @@ def main() -> None:
     print({key: figures[key] for key in summary(cases)})
     for case in figures["worst cases"]:
         print(case)
+
+
+def all_journals() -> list[Journal]:
+    """Those of all shares."""
+    return [read_journal(path) for path in sorted(RESULTS.glob(f"policy_holdout*{SUFFIX}"))]
+
+
+def pairs_of(journals: Iterable[Journal]) -> dict[Request, Pair]:
+    """All that they hold."""
+    return {request: pair for journal in journals for request, pair in journal.pairs.items()}
+
+
+def same(values: Iterable[dict[str, str]]) -> dict[str, str]:
+    """What all journals were measured with.
+
+    Raises:
+        SystemExit: They differ.
+    """
+    first, *others = values
+    if any(other != first for other in others):
+        raise SystemExit("the journals are of different libraries: judge them apart.")
+    return first
 
 
 def known(policy: Policy) -> set[Request]:
@@ -122,8 +144,11 @@ def measure(
     ]
     random.Random(0).shuffle(wanted)
     wanted = wanted[share[0] :: share[1]]
-    with open_journal(JOURNAL, identify([measurer], dtypes)) as (journal, appender):
-        done = journal.pairs
+    journal_file = (
+        JOURNAL if share == (0, 1) else RESULTS / f"policy_holdout.{share[0]}-of-{share[1]}{SUFFIX}"
+    )
+    with open_journal(journal_file, identify([measurer], ("FP16", "BF16"))) as (journal, appender):
+        done = {**pairs_of(all_journals()), **journal.pairs}
         appender.add_run(Run(command=" ".join(sys.argv), date=time.strftime("%Y-%m-%d", time.gmtime())))
         for number, request in enumerate(wanted, 1):
             if time.monotonic() - begun > limit:

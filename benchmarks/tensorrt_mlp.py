@@ -71,7 +71,7 @@ def run_case(case: str, sizes: tuple[int, ...], settings: Settings) -> None:
         model,
         [ProfileSpec(name=f"m{m}", axes={"m": (m // 2, m, m)}) for m in sizes],
         dataclasses.replace(settings, overrides=MIXED if case.endswith("mixed") else {}),
-        {"shape": {"hidden": hidden, "intermediate": intermediate}},
+        {"shape": {"hidden": hidden, "intermediate": intermediate}, "profiles": "M/2 ≤ m ≤ M"},
         f"python benchmarks/tensorrt_mlp.py {case}",
     )
 

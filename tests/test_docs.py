@@ -166,6 +166,7 @@ def test_what_is_said_of_the_sanitizer_is_what_its_result_says() -> None:
     assert named
     assert all(re.search(r"access at sm90_xmma_sparse_gemm_\w+_cusparselt\+", line) for line in named)
     assert f"initcheck counts {tools['initcheck']['counted'][0]:,} reads" in page
+    assert f"of the {runs['racecheck']} and {runs['initcheck']} runs under the other two" in page
     assert not any(row["failed"] for row in tools.values())
 
 

@@ -137,7 +137,7 @@ DenseAlgorithm Linear::dense_algorithm(int64_t m) const {
 
 bool Linear::holds(Record const& record) const {
   std::lock_guard<std::mutex> const lock(mutex_);
-  return is_same(layer_, choices_, record);
+  return failed_.empty() && is_same(layer_, choices_, record);
 }
 
 size_t Linear::written_size() const {
@@ -154,15 +154,25 @@ std::shared_ptr<Linear> shared_linear(Record record) {
   static std::mutex mutex;
   static std::vector<std::pair<int, std::weak_ptr<Linear>>> all;  // by the GPU that they were read for
   auto const device = cuda::current_device();
-  std::lock_guard<std::mutex> const lock(mutex);
-  all.erase(std::remove_if(all.begin(), all.end(), [](auto const& known) { return known.second.expired(); }),
-            all.end());
-  for (auto const& [known_device, known] : all) {
-    if (auto linear = known.lock(); linear && known_device == device && linear->holds(record)) {
+  std::vector<std::shared_ptr<Linear>> here;
+  {
+    std::lock_guard<std::mutex> const lock(mutex);
+    all.erase(std::remove_if(all.begin(), all.end(), [](auto const& known) { return known.second.expired(); }),
+              all.end());
+    for (auto const& [known_device, known] : all) {
+      if (auto linear = known.lock(); linear && known_device == device) {
+        here.push_back(std::move(linear));
+      }
+    }
+  }
+  // Not under the lock: one that is being measured is waited for.
+  for (auto const& linear : here) {
+    if (linear->holds(record)) {
       return linear;
     }
   }
   auto made = std::make_shared<Linear>(std::move(record));
+  std::lock_guard<std::mutex> const lock(mutex);
   all.emplace_back(device, made);
   return made;
 }

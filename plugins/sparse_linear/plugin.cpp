@@ -17,9 +17,9 @@ Result guarded(char const* doing, Result otherwise, Work&& work) noexcept {
   try {
     return work();
   } catch (std::exception const& error) {
-    log(Severity::kError, std::string(doing) + ": " + error.what());
+    log(Severity::kError, std::string(doing == nullptr ? "" : doing) + ": " + error.what());
   } catch (...) {
-    log(Severity::kError, doing);
+    log(Severity::kError, doing == nullptr ? "" : doing);
   }
   return otherwise;
 }
@@ -52,7 +52,7 @@ std::shared_ptr<Linear> stored(char const* name, void const* data, size_t size) 
       throw FormatError("this TensorRT has no BF16");
     }
     return shared_linear(std::move(record));
-  } catch (FormatError const& error) {
+  } catch (std::exception const& error) {
     return std::make_shared<Linear>(std::string(name == nullptr ? "" : name) + ": " + error.what());
   }
 }
@@ -96,6 +96,7 @@ bool Plugin::supportsFormatCombination(int32_t position, nvinfer1::PluginTensorD
 void Plugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t,
                              nvinfer1::DynamicPluginTensorDesc const*, int32_t) noexcept {
   guarded("configuring", false, [&] {
+    linear_->check_measured();
     auto const& input = inputs[0];
     check_columns(input.desc.dims, linear_->layer().weight.k);
     load();

@@ -67,7 +67,7 @@ class Creator final : public nvinfer1::IPluginCreator {
   nvinfer1::IPluginV2* createPlugin(char const* name,
                                     nvinfer1::PluginFieldCollection const* fields) noexcept override;
 
-  // From an engine. Null, with a line in the log, where the bytes are no layer.
+  // From an engine. Where the bytes are no layer, one that says so when it is initialized.
   nvinfer1::IPluginV2* deserializePlugin(char const* name, void const* data, size_t size) noexcept override;
 
   void setPluginNamespace(char const* name) noexcept override;
