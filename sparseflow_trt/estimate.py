@@ -10,11 +10,13 @@ from typing import NamedTuple
 from sparseflow_trt.errors import ShapeError
 from sparseflow_trt.estimate_record import Basis, Estimate, EstimatedLayers, end_to_end
 from sparseflow_trt.exporters.apply_plan import has_half_types
+from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.graph import WeightedLayer
 from sparseflow_trt.lookup import Expected, Known, Verdict, known_of, library_of
 from sparseflow_trt.model_file import OnnxModel, input_dims
 from sparseflow_trt.plan import ModelPrecision
 from sparseflow_trt.planning import make_plan
+from sparseflow_trt.plugin_lookup import plugin_known
 from sparseflow_trt.policy import WHOSE, Library, Policy
 from sparseflow_trt.shapes import DEFAULT_PROFILE, ShapeRange, dims_at, make_profile
 from sparseflow_trt.sites import UNSUPPORTED
@@ -35,6 +37,7 @@ def estimate_model(
     library: Library = "tensorrt",
     traffic: Traffic | None = None,
     gemm_share: float | None = None,
+    plugin: bool = False,
 ) -> Estimate:
     """Estimates a model at the opt of its shapes, or over its traffic.
 
@@ -48,6 +51,7 @@ def estimate_model(
         library: See `estimate`.
         traffic: See `estimate`.
         gemm_share: See `estimate`.
+        plugin: Whether sparse is the plugin, and not the library's own kernels.
 
     Raises:
         ShapeError: The shapes do not fit the model, a dynamic axis has no size, or as for `estimate`.
@@ -67,6 +71,7 @@ def estimate_model(
         library,
         traffic,
         gemm_share,
+        {name: layer.why_not for name, layer in plugin_layers(model).items()} if plugin else None,
     )
 
 
@@ -77,7 +82,7 @@ class _Group(NamedTuple):
     dtype: str
     m: SymbolicM
     state: str
-    never: str  # why it cannot be 2:4, or ""
+    never: str  # why it cannot be 2:4, or not run in the plugin, or ""
 
 
 def estimate(
@@ -89,6 +94,7 @@ def estimate(
     library: Library = "tensorrt",
     traffic: Traffic | None = None,
     gemm_share: float | None = None,
+    plugin: Mapping[str, str] | None = None,
 ) -> Estimate:
     """Estimates the times of a model's products, whether or not its weights are 2:4 already.
 
@@ -102,6 +108,8 @@ def estimate(
         traffic: How often which M comes: M of the layers that most of the arithmetic is in. The others
             have the M that `dims` gives them.
         gemm_share: The share of the GPU's time that these products have in the dense model.
+        plugin: By each layer's name why it cannot run in the plugin, "" where it can; sparse is the plugin
+            then (`plugin_lookup.plugin_known`). None for the library's own sparse kernels.
 
     Raises:
         ShapeError: No layer's M is known, or the traffic is of no layer.
@@ -110,15 +118,21 @@ def estimate(
     for layer in layers:
         if layer.weight and layer.n and layer.k:
             dtype = precisions.get(layer.name, layer.dtype).upper()
-            never = "" if layer.eligible else layer.reason
+            never = "" if layer.eligible else f"cannot be 2:4: {layer.reason}"
+            if plugin is not None and not never and plugin.get(layer.name):
+                never = f"cannot run in the plugin: {plugin[layer.name]}"
             group = _Group(layer.kind, layer.n, layer.k, dtype, layer.m, layer.state.value, never)
             groups[group] += max(layer.batch, 1)
     main = _main_m(groups, model) if traffic else None
-    used = library_of(policy, library)
-    answers = {}
+    used = library_of(policy, library) if plugin is None else "tensorrt"
+    answers, whose = {}, set()
     for group in groups:
         sizes = _sizes(group.m, dims, traffic if group.m == main else None)
-        answers[group] = _ask(sizes, known_of(policy, group.kind, group.n, group.k, group.dtype, used))
+        layer = (group.kind, group.n, group.k, group.dtype)
+        known = known_of(policy, *layer, used) if plugin is None else plugin_known(policy, *layer)
+        answers[group] = _ask(sizes, known)
+        if known.pairs and not group.never:
+            whose.add(known.whose)
     if not any(answers.values()):
         there = ", ".join(sorted({str(group.m) for group in groups})) or "it has no layer with a weight"
         raise ShapeError(
@@ -137,6 +151,7 @@ def estimate(
         policy=policy.name,
         device=policy.device,
         library=used,
+        kernel="sparse" if plugin is None else "plugin",
         dense_us=dense,
         policy_us=chosen,
         guessed_us=guessed,
@@ -145,7 +160,11 @@ def estimate(
         ceiling=end_to_end(speedup, gemm_share) if speedup and gemm_share else None,
         ceilings=tuple((share, end_to_end(speedup, share)) for share in USUAL_SHARES) if speedup else (),
         layers=tuple(sorted(rows, key=lambda row: -(row.share or 0.0))),
-        notes=tuple(_notes(layers, rows, library, used, main, policy)),
+        notes=(
+            "Times are of the kernels alone, one product after the other.",
+            *(f"Sparse is the plugin, {words}." for words in sorted(whose) if plugin is not None),
+            *_notes(layers, rows, library, used, main, policy),
+        ),
     )
 
 
@@ -177,6 +196,7 @@ class _Answer(NamedTuple):
         share: Of the runs, that have this M.
         times: What to expect, where M is not below the smallest measured one.
         bound: The dense time at the smallest measured M where M is below it: it takes no longer.
+        estimated: Whether the plugin's times are cuSPARSELt's.
     """
 
     m: int
@@ -184,6 +204,7 @@ class _Answer(NamedTuple):
     verdict: Verdict
     times: Expected | None
     bound: float | None
+    estimated: bool = False
 
     @property
     def dense_us(self) -> float | None:
@@ -198,7 +219,8 @@ def _ask(sizes: tuple[tuple[int, float], ...], known: Known) -> list[_Answer]:
         times = known.expect(m)
         below = times is not None and times.at == "below"
         bound = times.dense_us if times and below else None
-        answers.append(_Answer(m, share, known.judge(m), None if below else times, bound))
+        estimated = known.kernel == "plugin" and known.library == "torch"
+        answers.append(_Answer(m, share, known.judge(m), None if below else times, bound, estimated))
     return answers
 
 
@@ -257,7 +279,7 @@ def _with_share(row: EstimatedLayers, total: float) -> EstimatedLayers:
 
 def _is_worth(group: _Group, answers: list[_Answer]) -> tuple[bool | None, str]:
     if group.never:
-        return False, f"cannot be 2:4: {group.never}"
+        return False, group.never
     if not answers:
         return None, f"M={group.m} is not known"
     taken = any(a.verdict.sparse for a in answers)
@@ -270,6 +292,8 @@ def _basis(answer: _Answer) -> Basis:
         return "class threshold (no time)" if answer.verdict.basis == "threshold" else "unknown"
     if answer.times.basis == "nearest":
         return "nearest shape"
+    if answer.estimated:
+        return "estimated"
     bases: dict[str, Basis] = {"measured": "measured", "between": "interpolated"}
     return bases.get(answer.times.at, "extrapolated")
 
@@ -282,12 +306,12 @@ def _notes(
     main: SymbolicM | None,
     policy: Policy,
 ) -> Iterator[str]:
-    yield "Times are of the kernels alone, one product after the other."
     if asked != used:
         yield f"The policy holds nothing of {WHOSE[asked]}: these are times of {WHOSE[used]}."
     if all(row.dense_us is None for row in rows):
         for other in sorted({point.library for point in policy.points} - {used}):
-            yield f"The policy holds times of {WHOSE[other]}, too: try --library {other}."
+            plugin = ", or --plugin, which runs cuSPARSELt's kernels in TensorRT" if other == "torch" else ""
+            yield f"The policy holds times of {WHOSE[other]}, too: try --library {other}{plugin}."
     if main:
         yield f"The traffic is of M={main}; a layer with another M has it from the given sizes."
     if any(row.policy_us not in (row.dense_us, row.sparse_us) for row in rows):

@@ -9,10 +9,16 @@ from pydantic import Field
 
 from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.policy import Library
+from sparseflow_trt.policy import Library, SparseKernel
 
 Basis = Literal[
-    "measured", "interpolated", "extrapolated", "nearest shape", "class threshold (no time)", "unknown"
+    "measured",
+    "estimated",
+    "interpolated",
+    "extrapolated",
+    "nearest shape",
+    "class threshold (no time)",
+    "unknown",
 ]
 
 _HINT = "`sparseflow-trt estimate MODEL --json > FILE` writes one."
@@ -66,6 +72,7 @@ class Estimate(Record):
 
     Attributes:
         library: Whose kernels the times are of.
+        kernel: What sparse means: the library's own kernels, or the plugin.
         dense_us: Of the products of one run that there are times for, in microseconds: the mean over runs.
         policy_us: The same with sparse where the policy takes it.
         guessed_us: What the others may take.
@@ -82,6 +89,7 @@ class Estimate(Record):
     policy: str
     device: str
     library: Library
+    kernel: SparseKernel = "sparse"
     dense_us: float = Field(ge=0, allow_inf_nan=False)
     policy_us: float = Field(ge=0, allow_inf_nan=False)
     guessed_us: float = Field(ge=0, allow_inf_nan=False)

@@ -72,6 +72,35 @@ def test_layers_of_one_shape_are_one_row_with_measured_times() -> None:
     assert (found.policy, found.device, found.library) == ("mine", "GPU X", "tensorrt")
 
 
+def test_the_plugin_is_estimated_from_cusparselt() -> None:
+    torch = make_points("gate_up", 256, 64, {16: 1.1, 64: 1.5, 1024: 2.0}, library="torch")
+    policy = make_policy(torch, limits={"gate_up": (None, None)})
+    able = {"up": "", "gate": "its weight is the left operand"}
+    found = _estimate(*MLP[:2], policy=policy, plugin=able)
+    assert (found.library, found.kernel) == ("tensorrt", "plugin")
+    up, gate = (next(row for row in found.layers if (row.worth is True) is worth) for worth in (True, False))
+    assert (up.dense_us, up.sparse_us, up.basis, up.taken) == (20.0, 10.0, ("estimated",), 1.0)
+    assert (gate.sparse_us, gate.policy_us, gate.taken) == (None, 20.0, 0.0)
+    assert gate.why == "cannot run in the plugin: its weight is the left operand"
+    assert (
+        "Sparse is the plugin, estimated from cuSPARSELt, whose kernels it runs, against cuBLAS."
+        in found.notes
+    )
+    few = _estimate(MLP[0], sizes={"batch": 1, "seq": 16}, policy=policy, plugin=able)
+    assert few.gemm_speedup == 1.0, "an estimate against cuBLAS has to win by 15 %"
+    assert _estimate(MLP[0], policy=policy).gemm_speedup is None
+
+
+def test_points_of_the_plugin_go_before_estimates() -> None:
+    torch = make_points("gate_up", 256, 64, {1024: 2.0}, library="torch")
+    own = [
+        p.model_copy(update={"kernel": "plugin"} if p.kernel == "sparse" else {})
+        for p in make_points("gate_up", 256, 64, {1024: 1.2})
+    ]
+    (row,) = _estimate(MLP[0], policy=make_policy([*torch, *own]), plugin={}).layers
+    assert (row.basis, row.speedup) == (("measured",), pytest.approx(1.2))
+
+
 def test_the_ceiling_is_the_seed_analysis_one() -> None:
     """87 % of the time in products that get 1.3 times as fast: 1.25 for the whole."""
     assert end_to_end(1.3, 4.911 / 5.638) == pytest.approx(1.25, abs=0.005)

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     help="Whose kernels will run: TensorRT's, or cuSPARSELt and cuBLAS as PyTorch calls them.",
 )  # fmt: skip
 @click.option(
+    "--plugin", is_flag=True,
+    help="Sparse is the 2:4 plugin in TensorRT: as measured, else estimated from cuSPARSELt's times.",
+)  # fmt: skip
+@click.option(
     "--precision", type=click.Choice(["fp32", "fp16", "bf16", "keep"]),
     help="Of every layer. Default: fp16; keep for a half-precision model.",
 )  # fmt: skip
@@ -47,7 +51,8 @@ if TYPE_CHECKING:
 @common_options
 def command(
     model: Path, device: str | None, policy: str | None, dims: tuple[str, ...], shapes: tuple[str, ...],
-    traffic: Path | None, library: Any, precision: Any, gemm_share: float | None, as_json: bool,
+    traffic: Path | None, library: Any, plugin: bool, precision: Any, gemm_share: float | None,
+    as_json: bool,
 ) -> int:  # fmt: skip
     """Estimate MODEL's products dense and sparse, pruned or not, from a policy's times. No GPU is needed."""
     from sparseflow_trt.estimate import estimate_model
@@ -57,6 +62,8 @@ def command(
 
     if device and policy:
         raise click.UsageError("--device and --policy both name a policy: give one of them.")
+    if plugin and library == "torch":
+        raise click.UsageError("--plugin is of TensorRT's engines: leave out --library torch.")
     axes, inputs = read_ranges(dims, shapes)
     histogram = read_traffic(traffic) if traffic else None
     asked = find_policy_for(device or policy)
@@ -69,7 +76,9 @@ def command(
     found = read_model(model)
     with console.progress_bar() as show:
         layers = read_layers(found, lambda done, total: show("Reading the weights", done, total))
-    result = estimate_model(found, layers, asked, axes, inputs, precision, library, histogram, gemm_share)
+    result = estimate_model(
+        found, layers, asked, axes, inputs, precision, library, histogram, gemm_share, plugin
+    )
     if as_json:
         console.print_json(result.model_dump(mode="json"))
     else:
@@ -79,8 +88,9 @@ def command(
 
 def _print(result: Estimate) -> None:
     out = console.out()
+    sparse = "Plugin" if result.kernel == "plugin" else "Sparse"
     table = console.table(
-        "Kind", ">N", ">K", ">Count", ">M", "Type", "2:4", ">Dense µs", ">Sparse µs", ">Speedup", ">Share",
+        "Kind", ">N", ">K", ">Count", ">M", "Type", "2:4", ">Dense µs", f">{sparse} µs", ">Speedup", ">Share",
         "Basis", "Prune",
     )  # fmt: skip
     for row in result.layers:

@@ -188,6 +188,14 @@ def test_times_of_the_other_library_are_pointed_to(
     far = make_points("o", 8192, 8192, {8: 2.0})
     (own_folder / "two.json").write_text(make_policy([*torch, *far]).model_dump_json())
     command = ("estimate", mlp(), "--policy", "two.json", "--dim", "batch=8")
-    note = "The policy holds times of cuSPARSELt against cuBLAS, too: try --library torch."
+    note = (
+        "The policy holds times of cuSPARSELt against cuBLAS, too: try --library torch, or --plugin, which "
+        "runs cuSPARSELt's kernels in TensorRT."
+    )
     assert note in sparseflow(*command).out.splitlines()
     assert "too: try" not in sparseflow(*command, "--library", "torch").out
+    plugin = sparseflow(*command, "--plugin").out
+    assert "Plugin µs" in plugin
+    assert "Sparse is the plugin, estimated from cuSPARSELt, whose kernels it runs, against cuBLAS." in plugin
+    refused = sparseflow(*command, "--plugin", "--library", "torch")
+    assert (refused.code, "leave out --library torch" in refused.error) == (2, True)
