@@ -128,8 +128,10 @@ def estimate(
     answers, whose = {}, set()
     for group in groups:
         sizes = _sizes(group.m, dims, traffic if group.m == main else None)
-        layer = (group.kind, group.n, group.k, group.dtype)
-        known = known_of(policy, *layer, used) if plugin is None else plugin_known(policy, *layer)
+        if plugin is None:
+            known = known_of(policy, group.kind, group.n, group.k, group.dtype, used)
+        else:
+            known = plugin_known(policy, group.kind, group.n, group.k, group.dtype)
         answers[group] = _ask(sizes, known)
         if known.pairs and not group.never:
             whose.add(known.whose)
