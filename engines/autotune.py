@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -141,16 +141,11 @@ def find_crossovers(
     curves: Iterable[Curve], measured: Mapping[Request, Pair], margin: float
 ) -> tuple[Crossover, ...]:
     """Where sparse begins or ceases to win by the margin, between the measured M of each curve."""
-    sizes: dict[Curve, list[int]] = {}
-    for request in measured:
-        sizes.setdefault(request.curve, []).append(request.m)
     found = []
-    for curve in curves:
-        ordered = sorted(sizes.get(curve, ()))
-        wins = [measured[Request(curve, m)].wins(margin) for m in ordered]
-        for i, (before, after) in enumerate(itertools.pairwise(wins)):
-            if before != after:
-                found.append(Crossover(curve, ordered[i], ordered[i + 1], after))
+    for curve, low, high in _neighbours(curves, measured):
+        before, after = (measured[Request(curve, m)].wins(margin) for m in (low, high))
+        if before != after:
+            found.append(Crossover(curve, low, high, after))
     return tuple(found)
 
 
@@ -158,22 +153,26 @@ def find_doubtful(
     curves: Iterable[Curve], measured: Mapping[Request, Pair], margin: float
 ) -> tuple[Request, ...]:
     """The M half-way between far neighbours at both of which sparse wins, and at one not by much."""
+    found = []
+    for curve, low, high in _neighbours(curves, measured):
+        half = (low + high) // 2 // _STEP * _STEP
+        if high >= _WIDE * low and low < half:
+            ends = [measured[Request(curve, m)] for m in (low, high)]
+            if all(pair.wins(margin) for pair in ends) and min(p.speedup for p in ends) < SURE_SPEEDUP:
+                found.append(Request(curve, half))
+    return tuple(found)
+
+
+def _neighbours(
+    curves: Iterable[Curve], measured: Mapping[Request, Pair]
+) -> Iterator[tuple[Curve, int, int]]:
+    """Each two M of a curve between which none is measured."""
     sizes: dict[Curve, list[int]] = {}
     for request in measured:
         sizes.setdefault(request.curve, []).append(request.m)
-    found = []
     for curve in curves:
         for low, high in itertools.pairwise(sorted(sizes.get(curve, ()))):
-            ends = [measured[Request(curve, m)] for m in (low, high)]
-            half = (low + high) // 2 // _STEP * _STEP
-            if (
-                high >= _WIDE * low
-                and low < half
-                and all(pair.wins(margin) for pair in ends)
-                and min(pair.speedup for pair in ends) < SURE_SPEEDUP
-            ):
-                found.append(Request(curve, half))
-    return tuple(found)
+            yield curve, low, high
 
 
 def next_requests(
