@@ -299,16 +299,9 @@ def say(text: str) -> None:
 
 
 def write(case: str, shape: Shape, rows: Sequence[dict[str, Any]], settings: Settings) -> None:
-    """Writes what is there so far, beside rows of other M that stand."""
+    """Writes what is there so far."""
     name = f"plugin_decoder_{case}"
-    hidden = ("engine_layers",)
-    shown = [
-        {
-            **row,
-            "built": {s: {k: v for k, v in f.items() if k not in hidden} for s, f in row["built"].items()},
-        }
-        for row in rows
-    ]
+    shown = [{**row, "built": {s: without_layers(f) for s, f in row["built"].items()}} for row in rows]
     figures = {
         "shape": asdict(shape),
         "timing": {"rounds": ROUNDS, "launches": LAUNCHES, "profiled": PROFILED, "level": settings.level},

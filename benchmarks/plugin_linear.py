@@ -155,13 +155,8 @@ def limit_from(trial: Mapping[str, Any]) -> int:
 def earlier(model: str, settings: Settings) -> dict[str, Any]:
     """The earlier result where it is of this machine, these libraries and this way of timing, else {}."""
     before = result_that_stands(f"plugin_linear_{model}")
-    same = {**before, "trial": before.get("trial", {}).get("version")}
-    now = {
-        "trial": settings.trial["version"],
-        "timing": timing_of(settings),
-        "plugin_sha256": settings.plugin,
-    }
-    return before if all(same.get(key) == value for key, value in now.items()) else {}
+    there = (before.get("trial", {}).get("version"), before.get("timing"), before.get("plugin_sha256"))
+    return before if there == (settings.trial["version"], timing_of(settings), settings.plugin) else {}
 
 
 def timing_of(settings: Settings) -> dict[str, Any]:

@@ -58,7 +58,8 @@ def main() -> None:
         measure(policy, products, dtypes, given.time_limit, given.share)
     journals = all_journals()
     pairs = pairs_of(journals)
-    held_out = {request: pair for request, pair in pairs.items() if request not in known(policy)}
+    tuned = known(policy)
+    held_out = {request: pair for request, pair in pairs.items() if request not in tuned}
     cases = judge_all(policy, products, held_out)
     figures = {
         "policy": policy.name,

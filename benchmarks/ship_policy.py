@@ -17,11 +17,11 @@ import functools
 from dataclasses import replace
 from pathlib import Path
 
-from sparseflow_trt.engines.autotune import Curve
-from sparseflow_trt.engines.journal import Journal, read_journal
+from sparseflow_trt.engines.autotune import incomplete_curves
+from sparseflow_trt.engines.journal import read_journal
 from sparseflow_trt.engines.measured_policy import extend_policy, policy_from_journal
 from sparseflow_trt.lookup import known_of
-from sparseflow_trt.policy import MARGIN, SHIPPED, Pair, Policy, Threshold, json_from_policy
+from sparseflow_trt.policy import MARGIN, SHIPPED, Policy, Threshold, json_from_policy
 from sparseflow_trt.thresholds import derive_thresholds
 from sparseflow_trt.tuning import GRID
 
@@ -48,7 +48,10 @@ def main() -> None:
 def policy_to_ship(name: str) -> Policy:
     """The policy of all journals of that name."""
     journals = [read_journal(path) for path in sorted(RESULTS.glob(f"autotune_{name}_*.jsonl"))]
-    parts = [policy_from_journal(j, name, without=incomplete_in(j)) for j in journals]
+    parts = [
+        policy_from_journal(j, name, without=incomplete_curves({r.curve for r in j.pairs}, GRID, j.pairs))
+        for j in journals
+    ]
     policy = functools.reduce(extend_policy, parts)
     margin = next((m for m in MARGINS if min(lost_when_left_out(policy, m), default=1) >= LEAST), MARGINS[-1])
     given = [t for t in given_for_tensorrt() if ("tensorrt", t.dtype) not in policy.held]
@@ -60,14 +63,6 @@ def policy_to_ship(name: str) -> Policy:
             "source": f"{policy.source}. TensorRT's thresholds: given, not derived (docs/TENSORRT.md).",
         }
     )
-
-
-def incomplete_in(journal: Journal) -> set[Curve]:
-    """The products of which some M of the grid is missing."""
-    measured: dict[Curve, set[int]] = {}
-    for request in journal.pairs:
-        measured.setdefault(request.curve, set()).add(request.m)
-    return {curve for curve, sizes in measured.items() if not sizes.issuperset(GRID)}
 
 
 def given_for_tensorrt() -> tuple[Threshold, ...]:
@@ -87,13 +82,8 @@ def lost_when_left_out(policy: Policy, margin: float) -> list[float]:
         for low, m, high in zip(grid, grid[1:], grid[2:], strict=False):
             around = {size: known.pairs[size] for size in (low, high)}
             taken = replace(known, pairs=around, margin=margin).judge(m).sparse
-            gains.append(gain_of(known.pairs[m], taken))
+            gains.append(known.pairs[m].speedup if taken else 1.0)
     return gains
-
-
-def gain_of(pair: Pair, sparse: bool) -> float:
-    """Dense time over that of what is taken."""
-    return pair.speedup if sparse else 1.0
 
 
 if __name__ == "__main__":

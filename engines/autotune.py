@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -175,6 +175,14 @@ def _neighbours(
             yield curve, low, high
 
 
+def incomplete_curves(
+    curves: Iterable[Curve], grid: Iterable[int], measured: Container[Request]
+) -> set[Curve]:
+    """Those of which some M of the grid is not measured."""
+    sizes = tuple(grid)
+    return {curve for curve in curves if any(Request(curve, m) not in measured for m in sizes)}
+
+
 def next_requests(
     curves: Sequence[Curve], grid: Sequence[int], measured: Mapping[Request, Pair], margin: float
 ) -> list[Request]:
@@ -183,7 +191,7 @@ def next_requests(
     A curve is looked into once its grid is complete.
     """
     missing = [r for curve in curves for m in grid if (r := Request(curve, m)) not in measured]
-    incomplete = {request.curve for request in missing}
+    incomplete = incomplete_curves(curves, grid, measured)
     complete = [curve for curve in curves if curve not in incomplete]
     halves = (
         (crossover.curve, middle(crossover.low, crossover.high))

@@ -125,16 +125,16 @@ def estimate(
             groups[group] += max(layer.batch, 1)
     main = _main_m(groups, model) if traffic else None
     used = library_of(policy, library) if plugin is None else "tensorrt"
-    answers, whose = {}, set()
+    answers, whose = {}, set()  # whose: of the plugin's times
     for group in groups:
         sizes = _sizes(group.m, dims, traffic if group.m == main else None)
         if plugin is None:
             known = known_of(policy, group.kind, group.n, group.k, group.dtype, used)
         else:
             known = plugin_known(policy, group.kind, group.n, group.k, group.dtype)
+            if known.pairs and not group.never:
+                whose.add(known.whose)
         answers[group] = _ask(sizes, known)
-        if known.pairs and not group.never:
-            whose.add(known.whose)
     if not any(answers.values()):
         there = ", ".join(sorted({str(group.m) for group in groups})) or "it has no layer with a weight"
         raise ShapeError(
@@ -164,7 +164,7 @@ def estimate(
         layers=tuple(sorted(rows, key=lambda row: -(row.share or 0.0))),
         notes=(
             "Times are of the kernels alone, one product after the other.",
-            *(f"Sparse is the plugin, {words}." for words in sorted(whose) if plugin is not None),
+            *(f"Sparse is the plugin, {words}." for words in sorted(whose)),
             *_notes(layers, rows, library, used, main, policy),
         ),
     )

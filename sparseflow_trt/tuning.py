@@ -15,9 +15,9 @@ from sparseflow_trt.engines.autotune import (
     Curve,
     Left,
     Measured,
-    Request,
     curves_of,
     find_crossovers,
+    incomplete_curves,
     search,
     what_is_left,
 )
@@ -169,7 +169,7 @@ def autotune(
             return time_limit is None or time.monotonic() - begun < time_limit
 
         search(curves, space.grid, journal.pairs, crew, margin, remember, go_on)
-    incomplete = {curve for curve in curves for m in space.grid if Request(curve, m) not in known}
+    incomplete = incomplete_curves(curves, space.grid, known)
     policy = policy_from_journal(read_journal(journal_file), name or output.stem, margin, incomplete)
     write_atomically(output, json_from_policy(policy))
     return Tuned(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,3 +218,11 @@ def duels(monkeypatch: pytest.MonkeyPatch) -> Duels:
     monkeypatch.setattr("sparseflow_trt.pipeline.backend_for", lambda _: (made, "It stands in."))
     monkeypatch.setattr("sparseflow_trt.duel.time_engines", made.time)
     return made
+
+
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """A shell starts its background jobs with SIGINT ignored, and tests may run in one: here it is heard."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import signal
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -38,15 +37,7 @@ def test_a_package_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _deps.version_of("onnxruntime") == "1.23.1"
 
 
-@pytest.fixture
-def ctrl_c_is_heard() -> Iterator[None]:
-    """A shell starts its background jobs with SIGINT ignored, and tests may run in one."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("ctrl_c_is_heard")
+@pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.parametrize("error", [None, ImportError("initialization failed")])
 def test_an_interrupt_waits_for_the_import(error: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
     went_on = []

@@ -96,10 +96,9 @@ bool Plugin::supportsFormatCombination(int32_t position, nvinfer1::PluginTensorD
 void Plugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t,
                              nvinfer1::DynamicPluginTensorDesc const*, int32_t) noexcept {
   guarded("configuring", false, [&] {
-    linear_->check_measured();
+    load();
     auto const& input = inputs[0];
     check_columns(input.desc.dims, linear_->layer().weight.k);
-    load();
     auto const m = rows(input.desc.dims);
     // A profile's range comes with unknown dimensions, while an engine is built; then, and from contexts, come
     // shapes. A network without unknown dimensions has shapes alone.
@@ -136,13 +135,13 @@ int32_t Plugin::enqueue(nvinfer1::PluginTensorDesc const* inputs, nvinfer1::Plug
 
 int32_t Plugin::initialize() noexcept {
   return guarded("loading weights", 1, [this] {
-    linear_->check_measured();  // or there is no engine
     load();
     return 0;
   });
 }
 
 void Plugin::load() {
+  linear_->check_measured();  // or there is no engine
   if (!weights_) {
     weights_ = linear_->weights();
     products_ = std::make_unique<Products>(linear_, weights_);

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,14 +75,6 @@ def test_a_library_that_is_missing_in_the_child_is_not_a_failed_build(
         child.run_build("unknown", request_for_tiny, request_for_tiny.folder / "e", lambda progress: None)
 
     assert list(temporary_files_in.iterdir()) == []
-
-
-@pytest.fixture
-def hears_ctrl_c() -> Iterator[None]:
-    """A shell starts its background jobs with SIGINT ignored: here it is heard."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("hears_ctrl_c")
