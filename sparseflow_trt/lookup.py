@@ -257,10 +257,11 @@ def expect(
 
 
 def sparse_ranges(
-    policy: Policy, kind: str, n: int, k: int, dtype: str, low: int, high: int, library: Library = "tensorrt"
-) -> tuple[tuple[int, int, bool], ...]:
-    """The ranges of M from `low` to `high`, with whether sparse is taken in each; neighbours differ."""
-    known = known_of(policy, kind, n, k, dtype, library)
+    policy: Policy, kind: str, n: int, k: int, dtype: str, low: int, high: int,
+    library: Library = "tensorrt", kernel: SparseKernel = "sparse",
+) -> tuple[tuple[int, int, bool], ...]:  # fmt: skip
+    """The ranges of M from `low` to `high`, with whether the kernel is taken in each; neighbours differ."""
+    known = known_of(policy, kind, n, k, dtype, library, kernel)
     limit = known.threshold
     edges = {*known.pairs, *((limit.min_m, limit.max_m) if limit else ())}  # a verdict changes nowhere else
     after = {m + step for m in edges if m is not None for step in (0, 1)}

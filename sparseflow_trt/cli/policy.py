@@ -216,13 +216,12 @@ def _parse_shape(text: str) -> tuple[str, tuple[int, int]]:
 
 def _draw(policy: Policy, path: Path) -> str:
     """Draws the first library and type that has times of both; says which, and what else there is."""
-    from sparseflow_trt.policy import pairs_by_shape
-    from sparseflow_trt.report.policy_plot import plot_policy
+    from sparseflow_trt.report.policy_plot import curves_by_shape, plot_policy
 
     groups: dict[Any, list[Point]] = {}
     for point in sorted(policy.points, key=lambda p: (p.library, p.dtype != "FP16", p.dtype)):
         groups.setdefault((point.library, point.dtype), []).append(point)
-    drawable = [group for group, points in groups.items() if pairs_by_shape(points)]
+    drawable = [group for group, points in groups.items() if curves_by_shape(points)]
     if not drawable:
         raise PolicyError(
             f"policy '{policy.name}' holds nothing to draw: no product was measured dense and sparse.",

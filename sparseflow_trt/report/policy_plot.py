@@ -1,8 +1,9 @@
-"""Draws a policy's points: for each shape the times and the speedup against M."""
+"""Draws a policy's points: for each shape the times and the speedup against M, of each sparse kernel."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,21 +11,29 @@ from sparseflow_trt._deps import require
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.kinds import KINDS
 from sparseflow_trt.lookup import sparse_ranges
-from sparseflow_trt.policy import WHOSE, Dtype, Library, Pair, Point, Policy, pairs_by_shape
+from sparseflow_trt.policy import WHOSE, Dtype, Library, Pair, Point, Policy, SparseKernel, pairs_by_shape
 from sparseflow_trt.report.plots import INK, check_plot_name, plot_style, save_plot
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-_DENSE, _SPARSE, _GRID = "#6b7280", "#0f766e", "#e5e7eb"  # the report's palette
-_TAKEN = "#d7efe9"
+_DENSE, _SPARSE, _PLUGIN, _GRID = "#6b7280", "#0f766e", "#b45309", "#e5e7eb"  # the report's palette
 _MOST_COLUMNS = 4
+_COLOURS: dict[SparseKernel, str] = {"sparse": _SPARSE, "plugin": _PLUGIN}
+_TAKEN: dict[SparseKernel, tuple[str, float]] = {"sparse": ("#d7efe9", 1), "plugin": ("#f5cf9f", 0.05)}
+_NAMES = (  # in the order of the legend
+    "dense", "sparse", "plugin", "dense / sparse", "dense / plugin", "sparse is taken", "plugin is taken",
+)  # fmt: skip
 
 Shape = tuple[tuple[str, ...], int, int]  # kinds, N, K
+Curves = dict[SparseKernel, dict[int, Pair]]  # of one shape, by kernel and by M
 
 
 def plot_policy(policy: Policy, path: Path, library: Library, dtype: Dtype) -> None:
-    """Draws a panel for each shape: times above, speedup below, shaded where a lookup takes sparse.
+    """Draws a panel for each shape: times above, speedups below, marked where a lookup takes a sparse kernel.
+
+    TensorRT's panels show the plugin beside its own sparse kernels, each where it was measured.
 
     Args:
         policy: The policy.
@@ -50,18 +59,21 @@ def plot_policy(policy: Policy, path: Path, library: Library, dtype: Dtype) -> N
 
     columns = min(_MOST_COLUMNS, len(panels)) if len(panels) != 5 else 3
     rows = math.ceil(len(panels) / columns)
-    width, height = max(3.5 * columns, 6.5), 3.5 * rows + 1.1
+    kernels = {kernel for curves in panels.values() for kernel in curves}
+    width, height = max(3.5 * columns, 5.5 + len(kernels)), 3.5 * rows + 1.1  # the legend takes as much
     with matplotlib.rc_context(plot_style(policy.name)):
         figure = Figure(figsize=(width, height))
         outer = figure.add_gridspec(
             rows, columns, left=0.6 / width, right=1 - 0.15 / width, bottom=0.5 / height,
             top=1 - 1.2 / height, hspace=0.32, wspace=0.28,
         )  # fmt: skip
-        for i, (shape, pairs) in enumerate(panels.items()):
+        named: dict[str, Artist] = {}
+        for i, (shape, curves) in enumerate(panels.items()):
             inner = outer[i // columns, i % columns].subgridspec(2, 1, height_ratios=(1.5, 1), hspace=0.09)
             times = figure.add_subplot(inner[0])
             ratio = figure.add_subplot(inner[1], sharex=times)
-            lines = _draw(times, ratio, policy, shape, pairs, library, dtype, leftmost=i % columns == 0)
+            named |= _draw(times, ratio, policy, shape, curves, leftmost=i % columns == 0)
+        lines = [named[name] for name in _NAMES if name in named]
         title = f"{policy.device} · {WHOSE[library]} · {dtype}"
         figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=13, fontweight="bold", color=INK)
         figure.text(0.15 / width, 1 - 0.55 / height, _subtitle(policy, library), fontsize=8, color=_DENSE)
@@ -73,7 +85,17 @@ def plot_policy(policy: Policy, path: Path, library: Library, dtype: Dtype) -> N
         save_plot(figure, path)
 
 
-def _panels(policy: Policy, library: Library, dtype: Dtype) -> dict[Shape, dict[int, Pair]]:
+def curves_by_shape(points: Iterable[Point]) -> dict[tuple[int, int], Curves]:
+    """What can be drawn of points of one library and type: each shape's sparse kernels, held to dense."""
+    points = list(points)
+    found: dict[tuple[int, int], Curves] = {}
+    for kernel in _COLOURS:
+        for shape, pairs in pairs_by_shape(points, kernel).items():
+            found.setdefault(shape, {})[kernel] = pairs
+    return found
+
+
+def _panels(policy: Policy, library: Library, dtype: Dtype) -> dict[Shape, Curves]:
     """What was measured of each shape, by its kinds, in the order of KINDS."""
     points = [p for p in policy.points if (p.library, p.dtype) == (library, dtype)]
     order = {kind: i for i, kind in enumerate(KINDS)}
@@ -81,9 +103,9 @@ def _panels(policy: Policy, library: Library, dtype: Dtype) -> dict[Shape, dict[
     for p in points:
         kinds.setdefault((p.n, p.k), set()).add(p.kind)
     panels = {}
-    for (n, k), pairs in pairs_by_shape(points).items():
+    for (n, k), curves in curves_by_shape(points).items():
         ranked = sorted((order.get(kind, len(order)), kind) for kind in kinds[n, k])
-        panels[tuple(ranked), n, k] = pairs
+        panels[tuple(ranked), n, k] = curves
     return {(tuple(kind for _, kind in key[0]), *key[1:]): panels[key] for key in sorted(panels)}
 
 
@@ -94,63 +116,82 @@ def _subtitle(policy: Policy, library: Library) -> str:
 
 
 def _draw(
-    times: Axes, ratio: Axes, policy: Policy, shape: Shape, pairs: dict[int, Pair],
-    library: Library, dtype: Dtype, leftmost: bool,
-) -> list[object]:  # fmt: skip
+    times: Axes, ratio: Axes, policy: Policy, shape: Shape, curves: Curves, leftmost: bool
+) -> dict[str, Artist]:
     """Draws one shape; gives the artists that a legend names."""
     kinds, n, k = shape
-    sizes = list(pairs)
-    both = list(pairs.values())
     times.set_title(f"{', '.join(kinds)}  {k} → {n}", loc="left", fontsize=9, fontweight="bold", color=INK)
-    lines: list[object] = []
-    for name, colour, points in (
-        ("dense", _DENSE, [pair.dense for pair in both]),
-        ("sparse", _SPARSE, [pair.sparse for pair in both]),
-    ):
-        lines += times.plot(
-            sizes, [p.us for p in points], color=colour, lw=1.4, marker="o", ms=2.6, label=name, zorder=3
-        )
-        times.fill_between(
-            sizes, [p.low_us or p.us for p in points], [p.high_us or p.us for p in points],
-            color=colour, alpha=0.25, lw=0, zorder=2,
+    dense = {m: pair.dense for pairs in curves.values() for m, pair in pairs.items()}
+    sizes = sorted(dense)
+    named = _draw_times(times, "dense", _DENSE, [dense[m] for m in sizes])
+    bands: list[tuple[float, float]] = []
+    for kernel, pairs in curves.items():
+        named |= _draw_times(times, kernel, _COLOURS[kernel], [pair.sparse for pair in pairs.values()])
+        colour = INK if kernel == "sparse" else _COLOURS[kernel]
+        name = f"dense / {kernel}"
+        (named[name],) = ratio.plot(
+            list(pairs), [pair.speedup for pair in pairs.values()], color=colour, lw=1.2, marker="o", ms=2.6,
+            label=name, zorder=3,
         )  # fmt: skip
-    lines += ratio.plot(
-        sizes, [pair.speedup for pair in both], color=INK, lw=1.2, marker="o", ms=2.6,
-        label="dense / sparse", zorder=3,
-    )  # fmt: skip
-    bands = [_interval(pair) for pair in both]
-    ratio.fill_between(sizes, [b[0] for b in bands], [b[1] for b in bands], color=INK, alpha=0.2, lw=0)
+        around = [_interval(pair) for pair in pairs.values()]
+        ratio.fill_between(
+            list(pairs), [low for low, _ in around], [high for _, high in around],
+            color=colour, alpha=0.2, lw=0,
+        )  # fmt: skip
+        bands += around
     ratio.axhline(1, color=_DENSE, lw=0.8, zorder=1)
     ratio.axhline(1 + policy.margin, color=_DENSE, lw=0.8, ls=(0, (2, 2)), zorder=1)
-    lines.append(_mark_ranges(times, ratio, policy, shape, library, dtype, (sizes[0], sizes[-1])))
-    _dress(times, ratio, sizes, [b for band in bands for b in band], leftmost)
-    return lines
+    for row, (kernel, pairs) in enumerate(curves.items()):
+        named |= _mark_ranges(times, ratio, policy, shape, pairs, kernel, row)
+    _dress(times, ratio, sizes, [end for band in bands for end in band], leftmost)
+    return named
+
+
+def _draw_times(times: Axes, name: str, colour: str, points: list[Point]) -> dict[str, Artist]:
+    sizes = [p.m for p in points]
+    (line,) = times.plot(
+        sizes, [p.us for p in points], color=colour, lw=1.4, marker="o", ms=2.6, label=name, zorder=3
+    )
+    times.fill_between(
+        sizes, [p.low_us or p.us for p in points], [p.high_us or p.us for p in points],
+        color=colour, alpha=0.25, lw=0, zorder=2,
+    )  # fmt: skip
+    return {name: line}
 
 
 def _mark_ranges(
-    times: Axes, ratio: Axes, policy: Policy, shape: Shape, library: Library, dtype: Dtype,
-    ends: tuple[int, int],
-) -> object:  # fmt: skip
-    """Shades where a lookup takes sparse, and writes the M at which it begins and ends to."""
+    times: Axes, ratio: Axes, policy: Policy, shape: Shape, pairs: dict[int, Pair], kernel: SparseKernel,
+    row: int,
+) -> dict[str, Artist]:  # fmt: skip
+    """Marks where a lookup takes the kernel, and writes the M at which that begins and ends to.
+
+    Sparse is shaded; the plugin, which may be taken where sparse is, has a strip at the bottom. `row` is
+    that of the M: those of two kernels may be near each other.
+    """
     from matplotlib.patches import Patch
 
     kinds, n, k = shape  # of the shape itself a lookup says the same for each kind
-    ranges = sparse_ranges(policy, kinds[0], n, k, dtype, *ends, library=library)
-    for i, (begin, end, sparse) in enumerate(ranges):
-        if not sparse:
+    one = next(iter(pairs.values())).dense
+    ranges = sparse_ranges(
+        policy, kinds[0], n, k, one.dtype, min(pairs), max(pairs), library=one.library, kernel=kernel
+    )
+    colour, taken_colour, height = _COLOURS[kernel], *_TAKEN[kernel]
+    for i, (begin, end, taken) in enumerate(ranges):
+        if not taken:
             continue
         for axes in (times, ratio):
-            axes.axvspan(begin, end, color=_TAKEN, lw=0, zorder=0)
+            axes.axvspan(begin, end, 0, height, color=taken_colour, lw=0, zorder=0)
         for m, inner, side in ((begin, i > 0, "left"), (end, i < len(ranges) - 1, "right")):
             if inner and (side == "left" or end != begin):
-                ratio.axvline(m, color=_SPARSE, lw=0.8, zorder=1)
-                times.axvline(m, color=_SPARSE, lw=0.8, zorder=1)
+                ratio.axvline(m, color=colour, lw=0.8, zorder=1)
+                times.axvline(m, color=colour, lw=0.8, zorder=1)
                 times.annotate(  # upright, and at the top, where two near ones leave each other room
-                    f"M={m}", (m, 0.97), xycoords=("data", "axes fraction"), color=_SPARSE, fontsize=7.5,
-                    rotation=90, ha=side, va="top", xytext=(1.5 if side == "left" else -1, 0),
-                    textcoords="offset points",
+                    f"M={m}", (m, 0.97 - 0.3 * row), xycoords=("data", "axes fraction"), color=colour,
+                    fontsize=7.5, rotation=90, ha=side, va="top",
+                    xytext=(1.5 if side == "left" else -1, 0), textcoords="offset points",
                 )  # fmt: skip
-    return Patch(color=_TAKEN, label="sparse is taken")
+    name = f"{kernel} is taken"
+    return {name: Patch(color=taken_colour, label=name)}
 
 
 def _dress(times: Axes, ratio: Axes, sizes: list[int], ratios: list[float], leftmost: bool) -> None:

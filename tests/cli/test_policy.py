@@ -77,6 +77,18 @@ def test_a_plot(sparseflow: Sparseflow, own_folder: Path) -> None:
     assert "is no name of a plot" in sparseflow("policy", "show", "a100", "--plot", "a100.gif").error
 
 
+def test_points_of_the_plugin_are_listed_and_drawn(sparseflow: Sparseflow, own_folder: Path) -> None:
+    points = [
+        p.model_copy(update={"kernel": "plugin"}) if p.kernel == "sparse" else p
+        for p in make_points("o", 64, 64, {8: 2.0})
+    ]
+    (own_folder / "mine.json").write_text(make_policy(points).model_dump_json())
+    ended = sparseflow("policy", "show", "mine.json", "--plot", "mine.svg")
+    assert "o 64 64 tensorrt FP16 8 20.00 plugin 10.00 2.00×" in " ".join(ended.out.split())
+    assert "Drawn: mine.svg (tensorrt FP16)." in ended.out
+    assert "dense / plugin" in (own_folder / "mine.svg").read_text(encoding="utf-8")
+
+
 def test_ask(sparseflow: Sparseflow) -> None:
     product = ("policy", "ask", "a100", "--kind", "down", "--n", 4096, "--k", 14336)
     ended = sparseflow(*product, "--m", 600)

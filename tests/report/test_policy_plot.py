@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparseflow_trt.errors import ArtifactError, InputError, PolicyError
-from sparseflow_trt.policy import find_policy
+from sparseflow_trt.policy import Point, find_policy
 from sparseflow_trt.report.policy_plot import plot_policy
 from tests.policies import make_points, make_policy
 
@@ -41,6 +41,39 @@ def test_each_end_of_a_range_is_marked(tmp_path: Path) -> None:
     plot_policy(make_policy(points), tmp_path / "o.svg", "tensorrt", "FP16")
     marks = {t for t in _texts(tmp_path / "o.svg") if t.startswith("M=")}
     assert marks == {"M=8", "M=64", "M=4096"}
+
+
+def _of_plugin(points: list[Point]) -> list[Point]:
+    """The same with the plugin as the sparse kernel."""
+    return [p.model_copy(update={"kernel": "plugin"}) if p.kernel == "sparse" else p for p in points]
+
+
+def test_the_plugin_is_drawn_beside_the_librarys_sparse_kernels(tmp_path: Path) -> None:
+    points = make_points("o", 64, 64, {1: 1.0, 8: 1.0, 64: 2.0, 512: 2.0})
+    us = {1: 10.0, 8: 5.0, 64: 5.0, 512: 20.0}
+    plugin = [p.model_copy(update={"us": us[p.m]}) for p in _of_plugin(points) if p.kernel == "plugin"]
+    alone = make_points("down", 32, 64, {1: 2.0, 8: 2.0})
+    path = tmp_path / "three.svg"
+    plot_policy(make_policy([*alone, *points, *plugin]), path, "tensorrt", "FP16")
+    texts = _texts(path)
+    # each kernel's own crossovers: sparse from 64 on, the plugin from 8 to 64
+    assert sorted(t for t in texts if t.startswith("M=")) == ["M=64", "M=64", "M=8"]
+    legend = ["dense", "sparse", "plugin", "dense / sparse", "dense / plugin", "sparse is taken"]
+    assert [t for t in texts if t in {*legend, "plugin is taken"}] == [*legend, "plugin is taken"]
+    assert len([t for t in texts if "→" in t]) == 2
+
+
+def test_a_shape_that_the_plugin_alone_was_measured_for_is_drawn(tmp_path: Path) -> None:
+    plugin = _of_plugin(make_points("o", 64, 64, {1: 1.0, 8: 2.0}))
+    plot_policy(make_policy(plugin), tmp_path / "o.svg", "tensorrt", "FP16")
+    texts = _texts(tmp_path / "o.svg")
+    assert {"o  64 → 64", "M=8", "plugin", "dense / plugin", "plugin is taken"} <= set(texts)
+    assert not {"sparse", "dense / sparse", "sparse is taken"} & set(texts)
+
+
+def test_estimates_of_the_plugin_are_not_drawn(tmp_path: Path) -> None:
+    plot_policy(find_policy("h200"), tmp_path / "h200.svg", "torch", "FP16")
+    assert not [t for t in _texts(tmp_path / "h200.svg") if "plugin" in t]
 
 
 def test_the_same_points_make_the_same_file(tmp_path: Path) -> None:
