@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.engines.cuda_libraries import version_of_file
-from sparseflow_trt.engines.plugins import load_plugins
+from sparseflow_trt.engines.plugins import NAME, load_plugins
 from sparseflow_trt.engines.protocol import EngineOptions
+from sparseflow_trt.engines.shared_library import why_no_library
 from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
 from sparseflow_trt.errors import BuildError, NotInstalledError
 from sparseflow_trt.plan import Plan
@@ -46,7 +47,7 @@ def library_for(plan: Plan, library: Path | None, options: EngineOptions, takes_
 
     Raises:
         BuildError: An option is asked for that the plugin's layers do not have.
-        NotInstalledError: It needs one, and none is given, or there is none.
+        NotInstalledError: It needs one, and none is given, or what is given is none.
     """
     layers = [layer for product in plan.plugin_products for layer in product]
     if not layers or not takes_plugin:
@@ -67,13 +68,17 @@ def library_for(plan: Plan, library: Path | None, options: EngineOptions, takes_
 
 
 def check_library(path: Path) -> Path:
-    """The library's path, absolute.
+    """The path, absolute, of a file that is seen to be the plugin's library.
+
+    It is read and not loaded: that takes TensorRT and CUDA, which need not be where a plan is made.
 
     Raises:
-        NotInstalledError: There is none.
+        NotInstalledError: There is none, or the file is no whole shared library with the plugin in it.
     """
     if not path.is_file():
         raise NotInstalledError(f"There is no plugin library {path}.", _HOW)
+    if reason := why_no_library(path, NAME):
+        raise NotInstalledError(f"{path} is no library of the plugin: {reason}.", _HOW)
     return path.resolve()
 
 
@@ -81,7 +86,7 @@ def copy_library(path: Path, folder: Path) -> Path:
     """Copies the library to an engine's folder: an artifact runs without the one that it was built with.
 
     Raises:
-        NotInstalledError: There is none.
+        NotInstalledError: As `check_library`.
         OSError: It cannot be written.
     """
     target = folder / check_library(path).name
@@ -96,7 +101,7 @@ def load_library(flavour: Flavour, path: Path) -> None:
 
     Raises:
         BuildError: Another one is loaded.
-        NotInstalledError: It is missing or does not load, or this TensorRT takes no plugins.
+        NotInstalledError: As `check_library`; or it does not load, or this TensorRT takes no plugins.
     """
     sha256 = sha256_of(check_library(path))
     if sha256 in _loaded:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from sparseflow_trt._files import write_atomically
+from sparseflow_trt.engines.shared_library import why_no_library
 from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton_manifests import (
     ServerPlan,
@@ -26,6 +27,22 @@ def deployment_folder(repository: Path) -> Path:
     """Where the files lie: beside the repository, since Triton takes every folder in it for a model."""
     repository = repository.resolve()
     return repository.with_name(f"{repository.name}.deploy")
+
+
+def check_plugins(plugins: Iterable[Path]) -> None:
+    """Refuses what a server could not load. The libraries may be any TensorRT plugins': models bring ours.
+
+    Raises:
+        DeployError: A file does not exist, or is no whole shared library.
+    """
+    for plugin in plugins:
+        if not plugin.is_file():
+            raise DeployError(f"{plugin} does not exist.", "Check the path of the plugin's library.")
+        if reason := why_no_library(plugin):
+            raise DeployError(
+                f"{plugin} is no plugin's library: {reason}.",
+                "Name the shared library of a TensorRT plugin, compiled for the server.",
+            )
 
 
 def plan_server(repository: Path, plugins: Sequence[Path], container: str | None) -> ServerPlan:
@@ -71,7 +88,7 @@ def write_deployment_files(
     """Writes what is wanted, of "docker" and "k8s", with the start script and the plugins' libraries.
 
     Raises:
-        DeployError: Manifests are wanted and the container is not known, or a plugin's file does not exist.
+        DeployError: Manifests are wanted and the container is not known; or as `check_plugins`.
         ArtifactError: The folder is not writable.
     """
     if wanted and plan.image == _UNKNOWN:
@@ -88,9 +105,8 @@ def write_deployment_files(
     if "k8s" in wanted:
         name = re.sub(r"[^a-z0-9-]+", "-", repository.name.lower()).strip("-") or "triton"
         files |= {f"k8s/{file}": text for file, text in kubernetes_files(plan, name).items()}
+    check_plugins(plugins)
     for plugin in plugins:
-        if not plugin.is_file():
-            raise DeployError(f"{plugin} does not exist.", "Check the path of the plugin's library.")
         (folder / "plugins").mkdir(parents=True, exist_ok=True)
         # by rename: a server that runs has the earlier one mapped
         write_atomically(folder / "plugins" / plugin.name, plugin.read_bytes())

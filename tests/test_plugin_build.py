@@ -30,6 +30,7 @@ from sparseflow_trt.pipeline import BuildOptions, BuildResult, PlanOptions, buil
 from sparseflow_trt.plan import Plan, read_plan
 from sparseflow_trt.target import GraphNeeds
 from sparseflow_trt.timing import engine_file
+from tests.shared_libraries import write_library
 
 if TYPE_CHECKING:
     from tests.conftest import Duels, Models
@@ -87,10 +88,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
-    """A file in the place of the library: nothing here loads it."""
-    path = tmp_path / "libsparseflow_linear24.so"
-    path.write_bytes(b"\x7fELF")
-    return path
+    """A library in the place of the plugin's: nothing here loads it."""
+    return write_library(tmp_path / "libsparseflow_linear24.so")
 
 
 @pytest.fixture
@@ -203,7 +202,7 @@ def test_nothing_is_built_again_but_with_another_library(
     path = gated()
     assert not run(path).unchanged
     assert run(path).unchanged
-    library.write_bytes(b"\x7fELF, another")
+    library.write_bytes(library.read_bytes() + b"another")
     assert not run(path).unchanged
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.options import common_options
+from sparseflow_trt.cli.options import PluginLibrary, common_options
 from sparseflow_trt.errors import EXIT_OK, PolicyError
 from sparseflow_trt.presets import PRESETS
 
@@ -84,7 +84,7 @@ _SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
 )
 @click.option(
     "--plugin",
-    type=click.Path(path_type=Path),
+    type=PluginLibrary(),
     metavar="LIB",
     help="The 2:4 plugin's library: it is measured in TensorRT, too, against its dense kernels.",
 )

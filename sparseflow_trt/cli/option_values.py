@@ -57,9 +57,7 @@ def read_plan_options(
         ShapeError: A range, a profile, the shapes file or the traffic cannot be read, or a range is given
             twice.
         PolicyError: There is no such policy.
-        NotInstalledError: There is no such library of the plugin.
     """
-    from sparseflow_trt.engines.plugin_library import check_library
     from sparseflow_trt.pipeline import PlanOptions
     from sparseflow_trt.profile_specs import parse_profile, read_shapes_file
     from sparseflow_trt.split import Split
@@ -71,8 +69,6 @@ def read_plan_options(
         raise click.UsageError("--split makes the profiles: give the whole range with --dim or --shapes.")
     if sparsity == "plugin" and not plugin:
         raise click.UsageError("--sparsity plugin needs the plugin: --plugin LIB names its library.")
-    if plugin:
-        check_library(plugin)
     axes, inputs = read_ranges(dims, shapes)
     return PlanOptions(
         policy=find_policy_for(policy),

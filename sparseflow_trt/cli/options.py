@@ -14,6 +14,24 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 model_argument = click.argument("model", type=click.Path(path_type=Path))
 
 
+class PluginLibrary(click.Path):
+    """A file that is seen to be the plugin's library when the command line is read, before any work."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path as it was given.
+
+        Raises:
+            NotInstalledError: It is none.
+        """
+        from sparseflow_trt.engines.plugin_library import check_library
+
+        check_library(Path(value))
+        return super().convert(value, param, ctx)
+
+
 def common_options(function: _F) -> _F:
     """--json and --debug, which every command has."""
     function = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(function)
@@ -68,7 +86,7 @@ def plan_options(function: _F) -> _F:
             "plugin wherever it can run.",
         ),
         click.option(
-            "--plugin", type=click.Path(path_type=Path), metavar="LIB",
+            "--plugin", type=PluginLibrary(), metavar="LIB",
             help="The 2:4 plugin's library, as `plugin build` makes it: layers may be given to it, and a "
             "build puts it into the artifact.",
         ),

@@ -16,6 +16,7 @@ from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.journal import Identity, read_journal
 from sparseflow_trt.engines.measurers import InTurn
 from sparseflow_trt.policy import Dtype, Library, Pair, Point, read_policy
+from tests.shared_libraries import write_library
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
@@ -178,15 +179,23 @@ def test_a_journal_of_other_types_is_refused(fake: Fake, sparseflow: Sparseflow)
         (("--preset", "llama-8b", "--tensor-parallel", 3), 1, "attention heads 32 is no multiple"),
         (("missing.onnx",), 1, "missing.onnx"),
         (
-            ("--preset", "vit-b", "--plugin", "l.so", "--library", "torch"),
+            ("--preset", "vit-b", "--plugin", "lib.so", "--library", "torch"),
             2,
             "--plugin is measured in TensorRT: --library tensorrt",
+        ),
+        (("--preset", "vit-b", "--plugin", "none.so"), 6, "There is no plugin library none.so"),
+        (
+            ("--preset", "vit-b", "--plugin", "text.so"),
+            6,
+            "text.so is no library of the plugin: it is no ELF",
         ),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(
-    sparseflow: Sparseflow, arguments: tuple[object, ...], code: int, says: str
+    sparseflow: Sparseflow, own_folder: Path, arguments: tuple[object, ...], code: int, says: str
 ) -> None:
+    write_library(own_folder / "lib.so")
+    (own_folder / "text.so").write_text("no library")
     ended = sparseflow("autotune", *arguments)
     assert ended.code == code
     assert says in ended.error

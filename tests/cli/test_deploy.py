@@ -14,6 +14,7 @@ import pytest
 
 from sparseflow_trt.engines.triton_server import find_server
 from sparseflow_trt.errors import NotInstalledError
+from tests.shared_libraries import write_library
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
@@ -84,8 +85,7 @@ def test_what_cannot_be_meant_is_a_usage_error(
 
 
 def test_files_for_docker_and_kubernetes(artifact: Path, sparseflow: Sparseflow, tmp_path: Path) -> None:
-    plugin = tmp_path / "lib.so"
-    plugin.write_bytes(b"library")
+    plugin = write_library(tmp_path / "lib.so", "AnyPlugin")
     deploy = ("deploy", "triton", artifact, "--repository", "models")
     assert "name an image" in sparseflow(*deploy, "--with", "docker").error
     assert sparseflow(*deploy, "--with", "swarm").code == 2
@@ -104,6 +104,17 @@ def test_files_for_docker_and_kubernetes(artifact: Path, sparseflow: Sparseflow,
     assert dockerfile.startswith("FROM nvcr.io/nvidia/tritonserver:26.05-py3\nRUN pip install")
     # later deployments keep the plugins of earlier ones
     assert "plugins=/plugins/lib.so" in sparseflow(*deploy, "--json").json["start"]
+
+
+def test_a_plugin_that_no_server_could_load_is_refused_before_anything_is_deployed(
+    artifact: Path, sparseflow: Sparseflow, tmp_path: Path
+) -> None:
+    (tmp_path / "lib.so").write_text("INPUT(libother.so)\n")
+    deploy = ("deploy", "triton", artifact, "--repository", "models", "--plugin")
+    assert sparseflow(*deploy, "none.so").error == "none.so does not exist."
+    assert sparseflow(*deploy, "lib.so").error == "lib.so is no plugin's library: it is no ELF file."
+    assert not (tmp_path / "models").exists()
+    assert not (tmp_path / "models.deploy").exists()
 
 
 def test_an_edited_configuration_is_shown(artifact: Path, sparseflow: Sparseflow, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from tests.shared_libraries import write_library
+
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
 
@@ -130,8 +132,29 @@ def test_a_policy_that_is_none(
     assert "policy.json" in ended.error
 
 
+@pytest.mark.parametrize("command", [("plan",), ("build",), ("build", "--plan", "none.yaml")], ids=" ".join)
+def test_what_is_no_library_of_the_plugin_is_refused_before_any_work(
+    command: tuple[str, ...], sparseflow: Sparseflow, own_folder: Path
+) -> None:
+    (own_folder / "text.so").write_text("no library")
+    whole = write_library(own_folder / "cut.so").read_bytes()
+    (own_folder / "cut.so").write_bytes(whole[: len(whole) // 2])
+    write_library(own_folder / "other.so", "AnotherPlugin")
+    for library, says in (
+        ("none.so", "There is no plugin library none.so."),
+        ("temporary", "There is no plugin library temporary."),  # a folder
+        ("text.so", "it is no ELF file."),
+        ("cut.so", f"it is cut off after {len(whole) // 2} of {len(whole)} bytes."),
+        ("other.so", "it holds no SparseFlowLinear24."),
+    ):
+        ended = sparseflow(*command, "none.onnx", "--plugin", library, "--json")
+        assert ended.code == 6
+        assert ended.error in (says, f"{library} is no library of the plugin: {says}")
+        assert "hint:  Compile it with `sparseflow-trt plugin build`." in ended.err
+
+
 def test_layers_are_given_to_the_plugin(sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path) -> None:
-    (own_folder / "lib.so").write_bytes(b"")
+    write_library(own_folder / "lib.so")
     command = ("plan", mlp(), "--dim", "batch=8", "--sparsity", "plugin")
     assert "--plugin LIB names its library" in sparseflow(*command).error
     missing = sparseflow(*command, "--plugin", "none.so")

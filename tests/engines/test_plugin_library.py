@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,17 +17,22 @@ from sparseflow_trt.engines import plugin_library
 from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.outcomes import LayerOutcome, join_outcomes, precision_mismatches
 from sparseflow_trt.engines.plugin_library import (
+    check_library,
     copy_library,
+    library_for,
     load_library,
     lowered_note,
     plugin_mismatches,
 )
-from sparseflow_trt.engines.protocol import BuildRequest, LayerEvidence
+from sparseflow_trt.engines.plugins import NAME
+from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, LayerEvidence
 from sparseflow_trt.engines.tensorrt_api import Flavour, version_of
 from sparseflow_trt.errors import BuildError, NotInstalledError
 from sparseflow_trt.plan import Plan, PlannedLayer
 from sparseflow_trt.policy import Kernel
 from sparseflow_trt.shapes import Profile
+from sparseflow_trt.target import PLUGIN_OP
+from tests.shared_libraries import write_library
 
 
 def make_plan(*profiles: str, **kernels: Kernel) -> Plan:
@@ -45,7 +51,7 @@ def flavour(key: str = "tensorrt") -> Flavour:
 
 @pytest.fixture
 def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A library that adds a letter to a file whenever it is loaded."""
+    """A library with the plugin's name in it that adds a letter to a file whenever it is loaded."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
@@ -53,9 +59,55 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     source, library, trace = tmp_path / "p.cpp", tmp_path / "libp.so", tmp_path / "loaded"
     source.write_text(
         f'#include <fstream>\nstatic bool b = (std::ofstream("{trace}", std::ios::app) << "x", true);\n'
+        f'extern "C" char const* getPluginName() {{ return "{NAME}"; }}\n'
     )
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
     return library
+
+
+def test_a_library_is_looked_at_and_not_loaded(compiled: Path, tmp_path: Path) -> None:
+    assert check_library(compiled) == compiled.resolve()
+    assert not (tmp_path / "loaded").exists()
+
+
+def test_the_name_that_is_looked_for_is_the_sources() -> None:
+    header = Path(__file__).parents[2] / "plugins" / "sparse_linear" / "plugin.h"
+    assert f'kName = "{NAME}"' in header.read_text(encoding="utf-8")
+    assert NAME == PLUGIN_OP
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"no library", "it is no ELF file"),
+        (b"\x7fELF", "it is cut off after 4 bytes"),
+        (None, f"it holds no {NAME}"),
+    ],
+)
+def test_what_is_no_library_of_the_plugin_is_refused_wherever_it_is_given(
+    content: bytes | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin_library, "_loaded", set())
+    path = tmp_path / "lib.so"
+    if content is None:
+        write_library(path, "AnotherPlugin")
+    else:
+        path.write_bytes(content)
+    (tmp_path / "artifact").mkdir()
+    plan = make_plan(a="plugin")
+    uses: tuple[Callable[[], object], ...] = (
+        lambda: check_library(path),
+        lambda: copy_library(path, tmp_path / "artifact"),
+        lambda: load_library(flavour(), path),
+        lambda: library_for(plan, path, EngineOptions(), takes_plugin=True),
+    )
+    for use in uses:
+        with pytest.raises(
+            NotInstalledError, match=rf"lib\.so is no library of the plugin: {says}"
+        ) as caught:
+            use()
+        assert "`sparseflow-trt plugin build`" in caught.value.hint
+    assert not list((tmp_path / "artifact").iterdir())
 
 
 def test_a_copy_of_the_library_is_not_loaded_again(compiled: Path, tmp_path: Path) -> None:

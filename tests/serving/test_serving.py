@@ -32,6 +32,7 @@ from sparseflow_trt.served_artifact import read_artifact
 from sparseflow_trt.serving import VerifyOptions, stage_stand_in, verify
 from sparseflow_trt.validation.triton_load import find_perf_analyzer
 from tests.serving.conftest import PROFILES, write_model
+from tests.shared_libraries import write_library
 from tests.test_plugin_build import StandIn
 
 pytestmark = pytest.mark.usefixtures("tritonserver")
@@ -122,8 +123,7 @@ def test_a_plan_with_plugin_nodes_is_verified_through_the_stand_in(
 ) -> None:
     """The ONNX Runtime has no such nodes: they are written out for the stand-in and for the reference."""
     monkeypatch.setattr("sparseflow_trt.pipeline.backend_for", lambda _: (StandIn(), "It stands in."))
-    library = tmp_path / "libsparseflow_linear24.so"
-    library.write_bytes(b"library")
+    library = write_library(tmp_path / "libsparseflow_linear24.so")
     plan = PlanOptions(profiles=tuple(map(parse_profile, PROFILES)), sparsity="plugin", plugin=True)
     built = build(write_model(tmp_path / "m.onnx"), BuildOptions(tmp_path / "built", plan, plugin=library))
     assert len(built.manifest.graph.plugin) == 2 and built.manifest.engine.plugin
