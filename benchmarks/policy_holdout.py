@@ -35,7 +35,8 @@ from sparseflow_trt.presets import Product, products_of_preset
 JOURNAL = journal_beside(RESULTS / "policy_holdout.json")
 # Mistral-7B's layers are those of LLaMA-3-8B.
 MODELS = (("llama-7b", 1), ("llama-8b", 1), ("llama-8b", 4), ("llama-70b", 4), ("vit-b", 1))
-SIZES = (24, 48, 96, 192, 384, 768, 1536, 3072, 6144, 12288)
+# Off the grid: autotune measures powers of two and, where it is in doubt, half-way between two.
+SIZES = (20, 40, 80, 112, 160, 224, 320, 448, 640, 896, 1280, 1792, 2560, 3584, 5120, 7168, 10240, 14336)
 LEAST = 0.98
 MARGINS = (0.02, 0.05, 0.1, 0.2)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from sparseflow_trt.between import WAVE, wins_between
 from sparseflow_trt.engines.gpu_state import ClockState
 from sparseflow_trt.engines.medians import Median
 from sparseflow_trt.policy import Dtype, Kernel, Library, Pair, Point, SparseKernel
@@ -22,11 +23,8 @@ from sparseflow_trt.presets import Product
 RESOLUTION = 0.05
 _STEP = 8
 
-# Two neighbouring M at both of which sparse wins may hide one where it does not: libraries change kernels,
-# and like some M. On an H200 dense won half-way (M = 192, 384, 768, 1536) at six held-out products of tuned
-# shapes, between neighbours the slower of which gained 1.03 to 1.22 times (results/policy_holdout.json).
-# Where such neighbours are this far apart, half-way is measured, too.
-SURE_SPEEDUP = 1.3
+# Two neighbouring M at both of which sparse wins may hide one where it does not (`between`). Where a lookup
+# would not take sparse between them and they are this far apart, half-way is measured, too.
 _WIDE = 1.8
 
 KERNELS: tuple[SparseKernel, ...] = ("sparse", "plugin")
@@ -152,13 +150,14 @@ def find_crossovers(
 def find_doubtful(
     curves: Iterable[Curve], measured: Mapping[Request, Pair], margin: float
 ) -> tuple[Request, ...]:
-    """The M half-way between far neighbours at both of which sparse wins, and at one not by much."""
+    """The M half-way between far neighbours at both of which sparse wins, and between which it may not."""
     found = []
     for curve, low, high in _neighbours(curves, measured):
         half = (low + high) // 2 // _STEP * _STEP
         if high >= _WIDE * low and low < half:
-            ends = [measured[Request(curve, m)] for m in (low, high)]
-            if all(pair.wins(margin) for pair in ends) and min(p.speedup for p in ends) < SURE_SPEEDUP:
+            before, after = (measured[Request(curve, m)] for m in (low, high))
+            both_win = before.wins(margin) and after.wins(margin)
+            if both_win and not wins_between(before, after, margin, WAVE):
                 found.append(Request(curve, half))
     return tuple(found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from sparseflow_trt.between import WAVE
 from sparseflow_trt.engines.autotune import Curve, Request
 from sparseflow_trt.engines.gpu_state import describe_clocks
 from sparseflow_trt.engines.journal import Journal
@@ -45,6 +46,7 @@ def policy_from_journal(
         provenance="measured",
         source=_source(journal),
         margin=margin,
+        wave=WAVE,
         thresholds=derive_thresholds(points, margin),
         points=points,
     )

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from sparseflow_trt.between import time_between, wins_at
+from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
 from sparseflow_trt.policy import WHOSE, Library, Pair, Point, Policy, SparseKernel, Threshold, pairs_by_shape
-
-# A measured shape speaks for another of its kind while the two differ by at most this many octaves
-# (doublings) in N and K together. Farther ones are left to the kind's threshold.
-NEAREST_OCTAVES = 2.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,9 @@ class Expected:
     Attributes:
         dense_us: Of the dense kernel on the same weights.
         sparse_us: Of the sparse kernel that was asked for.
-        wins: Whether sparse is faster by the policy's margin at M, or at both measured M around it.
+        wins: Whether sparse is faster by the policy's margin: at M, or between the measured M around it
+            (`between.wins_between`), and where another shape speaks, at its witnesses, too.
+        doubt: Why it does not, where the times by themselves would win; else "".
         basis: Whether this very shape was measured or the nearest one of its kind.
         at: Where M lies among the measured M: on one, between two, above all or below all.
         where: The same in words.
@@ -32,6 +31,7 @@ class Expected:
     dense_us: float
     sparse_us: float
     wins: bool
+    doubt: str
     basis: Literal["exact", "nearest"]
     at: Literal["measured", "between", "above", "below"]
     where: str
@@ -64,6 +64,7 @@ class Known:
         dtype: The type of its product, and of the points and the threshold.
         shape: (N, K) of the measured shape that speaks for it, None where none is near enough.
         pairs: What was measured of that shape, by M, which grows.
+        witnesses: The same of further shapes near by, which have to agree; none where the shape is its own.
         threshold: Of its kind.
         kernel: Which sparse kernel is held against dense: the library's own, or the plugin.
         whose: Whose kernels were timed, in words.
@@ -78,6 +79,7 @@ class Known:
     dtype: str
     shape: tuple[int, int] | None
     pairs: dict[int, Pair]
+    witnesses: dict[tuple[int, int], dict[int, Pair]]
     threshold: Threshold | None
     kernel: SparseKernel
     whose: str
@@ -100,15 +102,26 @@ class Known:
             around, at, where = sizes[i - 1 : i + 1], "between", f"between M={sizes[i - 1]} and M={sizes[i]}"
         pairs = [self.pairs[size] for size in around]
         scale = self.n * self.k / math.prod(self.shape) * max(1.0, m / sizes[-1])
+        wins_around = all(pair.wins(self.margin) for pair in pairs)
+        doubt = self._doubt(m) if wins_around else ""
         return Expected(
-            dense_us=scale * _between(m, [pair.dense for pair in pairs]),
-            sparse_us=scale * _between(m, [pair.sparse for pair in pairs]),
-            wins=all(pair.wins(self.margin) for pair in pairs),
+            dense_us=scale * time_between(m, [pair.dense for pair in pairs]),
+            sparse_us=scale * time_between(m, [pair.sparse for pair in pairs]),
+            wins=wins_around and not doubt,
+            doubt=doubt,
             basis="exact" if self.shape == (self.n, self.k) else "nearest",
             at=at,
             where=where,
             points=tuple(point for pair in pairs for point in (pair.dense, pair.sparse)),
         )
+
+    def _doubt(self, m: int) -> str:
+        if not wins_at(self.pairs, m, self.margin, self.policy.wave):
+            return "one wave of tiles more would cost it"
+        for (n, k), pairs in self.witnesses.items():
+            if m >= min(pairs) and not wins_at(pairs, m, self.margin, self.policy.wave):
+                return f"{k}→{n}, near it, does not win"
+        return ""
 
     def judge(self, m: int) -> Verdict:
         """Whether the product at M should run sparse, see `judge`."""
@@ -117,13 +130,15 @@ class Known:
         expected = self.expect(m)
         if expected and self.shape and expected.at != "below":
             words = "wins" if expected.wins else f"does not win by {self.margin:.0%}"
+            words = "is not sure to win" if expected.doubt else words
             origin = f"{self.shape[1]}→{self.shape[0]}, {origin}"
             if expected.basis == "nearest":
                 origin = f"nearest shape of its kind: {origin}"
             where = expected.where
             if self.kernel == "plugin" and self.library == "torch":
                 where = where.replace("measured", "timed")  # an estimate: it was not the plugin that was
-            reason = f"{named} {words} at M={m}: {expected.speedup:.2f}× {where} ({origin})"
+            but = f", but {expected.doubt}" if expected.doubt else ""
+            reason = f"{named} {words} at M={m}: {expected.speedup:.2f}× {where}{but} ({origin})"
             return Verdict(expected.wins, expected.basis, reason, expected.speedup, expected.points)
         if limit := self.threshold:
             upper = "" if limit.max_m is None else f" and ≤ {limit.max_m}"
@@ -187,22 +202,12 @@ def known_of(
     limits = [t for t in policy.thresholds if (t.kind, t.library, t.dtype, t.kernel) == wanted]
     return Known(
         policy, kind, n, k, library, dtype, shape,
-        pairs=by_shape[shape] if shape else {}, threshold=limits[0] if limits else None, kernel=kernel,
+        pairs=by_shape[shape] if shape else {},
+        witnesses=witnesses_of(policy, n, k, dtype, shape, library, kernel),
+        threshold=limits[0] if limits else None, kernel=kernel,
         whose="the plugin against TensorRT's kernels" if kernel == "plugin" else WHOSE[library],
         margin=policy.margin,
     )  # fmt: skip
-
-
-def points_near(policy: Policy, kind: str, n: int, k: int, dtype: str) -> list[Point]:
-    """The points of a type that could speak for a layer: of its kind, or of its very shape."""
-    return [p for p in policy.points if p.dtype == dtype and (p.kind == kind or (p.n, p.k) == (n, k))]
-
-
-def nearest_shape(shapes: Iterable[tuple[int, int]], n: int, k: int) -> tuple[int, int] | None:
-    """The (N, K) that speaks for a layer: the nearest, None where none is within NEAREST_OCTAVES."""
-    far = {shape: _octaves(shape, (n, k)) for shape in shapes} if n and k else {}
-    shape = min(far, key=lambda other: far[other], default=None)
-    return shape if shape and far[shape] <= NEAREST_OCTAVES else None
 
 
 def library_of(policy: Policy, asked: Library) -> Library:
@@ -217,9 +222,9 @@ def judge(
     """Says whether a product of M×K by K×N should run sparse.
 
     In this order: the exact shape where it was measured, under whatever kind; else the nearest measured
-    shape of the same kind, within NEAREST_OCTAVES; else the kind's threshold; else dense. Between two
-    measured M sparse has to win at both; above the largest measured M what holds there holds; below the
-    smallest a shape says nothing.
+    shape of the same kind, within NEAREST_OCTAVES, if its WITNESSES agree; else the kind's threshold; else
+    dense. Between two measured M sparse has to win all the way (`between.wins_between`); above the largest
+    measured M what holds there holds; below the smallest a shape says nothing.
 
     Args:
         policy: What was measured.
@@ -263,7 +268,8 @@ def sparse_ranges(
     """The ranges of M from `low` to `high`, with whether the kernel is taken in each; neighbours differ."""
     known = known_of(policy, kind, n, k, dtype, library, kernel)
     limit = known.threshold
-    edges = {*known.pairs, *((limit.min_m, limit.max_m) if limit else ())}  # a verdict changes nowhere else
+    measured = {m for pairs in (known.pairs, *known.witnesses.values()) for m in pairs}
+    edges = {*measured, *((limit.min_m, limit.max_m) if limit else ())}  # a verdict changes nowhere else
     after = {m + step for m in edges if m is not None for step in (0, 1)}
     starts = sorted({low, *(m for m in after if low < m <= high)})
     ranges: list[tuple[int, int, bool]] = []
@@ -273,16 +279,3 @@ def sparse_ranges(
             begin = ranges.pop()[0]
         ranges.append((begin, following - 1, sparse))
     return tuple(ranges)
-
-
-def _octaves(one: tuple[int, int], other: tuple[int, int]) -> float:
-    return sum(abs(math.log2(a / b)) for a, b in zip(one, other, strict=True))
-
-
-def _between(m: int, points: list[Point]) -> float:
-    """The time at M on the line through two points, log over log; that of the only one."""
-    low, high = points[0], points[-1]
-    if low.m == high.m:
-        return low.us
-    share = math.log(m / low.m) / math.log(high.m / low.m)
-    return math.exp(math.log(low.us) + share * (math.log(high.us) - math.log(low.us)))

@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sparseflow_trt.lookup import Known, known_of, nearest_shape, points_near
+from sparseflow_trt.lookup import Known, known_of
+from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
 from sparseflow_trt.policy import Pair, Point, Policy, pairs_by_shape
 
 # By how much an estimate has to win against cuBLAS, which is not what it would take the place of. On an H200
@@ -46,6 +47,7 @@ def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known
         library="torch",
         shape=shape,
         pairs=pairs[shape] if shape else {},
+        witnesses=witnesses_of(policy, n, k, dtype, shape, "torch", "sparse"),
         threshold=None,
         whose="estimated from cuSPARSELt, whose kernels it runs, against "
         + ("TensorRT's kernels" if against == {"tensorrt"} else "cuBLAS"),

@@ -122,6 +122,8 @@ class Policy(Record):
         device: What CUDA calls the GPU, or a part of it.
         clocks: The state of the GPU's clocks while it was measured, in words.
         margin: The share by which sparse has to be faster to be taken.
+        wave: How many elements of a product the GPU computes at once, for what holds between two measured M
+            (`between`); 0 where that is not known, and times count as smooth.
         provenance: "measured" by this tool, "imported" from another's file, or "shipped" with this tool.
         source: Where the figures come from, with the command that made them.
     """
@@ -135,6 +137,7 @@ class Policy(Record):
     provenance: Literal["measured", "imported", "shipped"]
     source: str
     margin: float = Field(default=MARGIN, ge=0, lt=1)
+    wave: int = Field(default=0, ge=0)
     thresholds: tuple[Threshold, ...] = ()
     points: tuple[Point, ...] = ()
 

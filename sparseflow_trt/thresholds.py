@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import get_args
 
-from sparseflow_trt.policy import Pair, Point, SparseKernel, Threshold, pairs_by_shape
+from sparseflow_trt.between import wins_at
+from sparseflow_trt.policy import Point, SparseKernel, Threshold, pairs_by_shape
 
 
 def derive_thresholds(points: Iterable[Point], margin: float) -> tuple[Threshold, ...]:
@@ -33,7 +34,8 @@ def _threshold(members: list[Point], kernel: SparseKernel, margin: float) -> Ite
     if not shapes:
         return
     sizes = sorted({m for pairs in shapes.values() for m in pairs})
-    wins = {m: all(_wins_at(m, pairs, margin) for pairs in shapes.values()) for m in sizes}
+    # below its smallest M a shape has no say
+    wins = {m: all(m < min(p) or wins_at(p, m, margin, 0) for p in shapes.values()) for m in sizes}
     low, high = _longest_run(wins)
     yield Threshold(
         kind=members[0].kind,
@@ -44,13 +46,6 @@ def _threshold(members: list[Point], kernel: SparseKernel, margin: float) -> Ite
         max_m=None if high == sizes[-1] else high,
         shapes=tuple(shapes),
     )
-
-
-def _wins_at(m: int, pairs: dict[int, Pair], margin: float) -> bool:
-    """Whether a lookup would take sparse for one shape at M; below its smallest M the shape has no say."""
-    below = [size for size in pairs if size <= m][-1:]
-    above = [size for size in pairs if size >= m][:1]
-    return not below or all(pairs[size].wins(margin) for size in (*below, *above))
 
 
 def _longest_run(wins: dict[int, bool]) -> tuple[int | None, int | None]:

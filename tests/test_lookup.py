@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sparseflow_trt.lookup import NEAREST_OCTAVES, expect, judge, known_of, library_of, sparse_ranges
+from sparseflow_trt.lookup import expect, judge, known_of, library_of, sparse_ranges
+from sparseflow_trt.near import NEAREST_OCTAVES
 from sparseflow_trt.thresholds import derive_thresholds
 from tests.policies import make_points, make_policy
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sparseflow_trt.between import WAVE, wins_between
 from sparseflow_trt.engines.autotune import (
     RESOLUTION,
     Curve,
@@ -33,14 +34,14 @@ MARGIN = 0.02
 grids = st.sets(st.integers(1, 20000), min_size=1, max_size=12).map(sorted)
 
 
-def pair(request: Request, speedup: float) -> Pair:
-    """A dense point of 10 µs and a sparse one."""
+def pair(request: Request, speedup: float, dense_us: float = 10.0) -> Pair:
+    """A dense point and a sparse one."""
     curve = request.curve
     dense = Point(
         kind=curve.kind, n=curve.n, k=curve.k, m=request.m, dtype=curve.dtype, library=curve.library,
-        kernel="dense", us=10.0,
+        kernel="dense", us=dense_us,
     )  # fmt: skip
-    return Pair(dense, dense.model_copy(update={"kernel": "sparse", "us": 10.0 / speedup}))
+    return Pair(dense, dense.model_copy(update={"kernel": "sparse", "us": dense_us / speedup}))
 
 
 class Fake:
@@ -48,8 +49,10 @@ class Fake:
 
     library: Library = "torch"
 
-    def __init__(self, speedup: Callable[[Request], float]) -> None:
-        self.speedup = speedup
+    def __init__(
+        self, speedup: Callable[[Request], float], dense_us: Callable[[int], float] = lambda m: 10.0
+    ) -> None:
+        self.speedup, self.dense_us = speedup, dense_us
         self.asked: list[Request] = []
 
     def versions(self) -> dict[str, str]:
@@ -60,7 +63,7 @@ class Fake:
 
     def measure(self, request: Request) -> Measured:
         self.asked.append(request)
-        return Measured(request, pair(request, self.speedup(request)), 0.0)
+        return Measured(request, pair(request, self.speedup(request), self.dense_us(request.m)), 0.0)
 
 
 def run(
@@ -154,25 +157,29 @@ def test_the_middle_lies_between_on_a_multiple_of_8(low: int, high: int) -> None
         assert not is_exact(low, high)
 
 
-@given(st.floats(1.03, 1.29), st.floats(1.03, 2.0), st.integers(0, len(GRID) - 2))
-def test_a_dip_half_way_between_two_small_wins_is_found(low: float, high: float, at: int) -> None:
+@given(st.floats(1.03, 2.0), st.floats(1.03, 2.0), st.integers(2, len(GRID) - 2))
+def test_what_a_lookup_would_not_take_between_two_wins_is_measured_half_way(
+    low: float, high: float, at: int
+) -> None:
     ends = GRID[at : at + 2]
     dip = sum(ends) // 2
     speedups = dict(zip(ends, (low, high), strict=True))
-    fake = Fake(lambda request: 0.9 if request.m == dip else speedups.get(request.m, 2.0))
+    fake = Fake(lambda request: 0.9 if request.m == dip else speedups.get(request.m, 2.0), dense_us=float)
     known = run(fake)
-    wins = [known[r].wins(MARGIN) for r in sorted(known, key=lambda r: r.m)]
-    assert all(wins) is (ends[0] < 16), "below 16 there is no multiple of 8 between them"
+    before, after = (known[Request(CURVE, m)] for m in ends)
+    assert (Request(CURVE, dip) in known) is not wins_between(before, after, MARGIN, WAVE)
     assert len(set(fake.asked)) == len(fake.asked)
 
 
-def test_large_wins_and_near_neighbours_are_not_doubted() -> None:
-    assert {r.m for r in run(Fake(lambda request: 1.3))} == set(GRID)
-    near = {Request(CURVE, m): pair(Request(CURVE, m), 1.1) for m in (128, 192, 256)}
+def test_times_that_do_not_rise_and_near_neighbours_are_not_doubted() -> None:
+    assert {r.m for r in run(Fake(lambda request: 1.03))} == set(GRID)
+    near = {Request(CURVE, m): pair(Request(CURVE, m), 1.1, m) for m in (128, 192, 256)}
     assert find_doubtful([CURVE], near, MARGIN) == ()
     apart = {request: p for request, p in near.items() if request.m != 192}
     assert find_doubtful([CURVE], apart, MARGIN) == (Request(CURVE, 192),)
     assert what_is_left([CURVE], (128, 256), apart, MARGIN).points == 1
+    large = {request: pair(request, 2.0, request.m) for request in apart}
+    assert find_doubtful([CURVE], large, MARGIN) == ()
 
 
 def test_the_grid_of_all_curves_comes_before_any_crossover() -> None:

@@ -1,0 +1,68 @@
+"""What measured times of a product say of the M between them.
+
+GPUs compute y in tiles, as many at once as there are multiprocessors: a wave. Times are stairs in M, and
+dense and sparse kernels have steps of different sizes in different places. So dense may win between two M at
+both of which sparse does: on an H200 sparse takes 132 µs at M=256, 247 at 264 and 253 at 512, and dense 199,
+202 and 354 (8192→28672 in BF16, policies/h200.json).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+
+from sparseflow_trt.policy import Pair, Point
+
+# Elements of y in one wave of tiles of 64×128 on the 132 multiprocessors of an H100 or H200. Of an H200's
+# 1670 measured M, each asked for by its neighbours alone, one is lost with it at a margin of 5 %, and eight
+# without (benchmarks/ship_policy.py).
+WAVE = 132 * 64 * 128
+
+
+def time_between(m: float, points: list[Point]) -> float:
+    """The time at M on the line through two points, log over log; that of the only one."""
+    low, high = points[0], points[-1]
+    if m == low.m or low.m == high.m:
+        return low.us
+    share = math.log(m / low.m) / math.log(high.m / low.m)
+    return math.exp(math.log(low.us) + share * (math.log(high.us) - math.log(low.us)))
+
+
+def wins_between(low: Pair, high: Pair, margin: float, wave: int) -> bool:
+    """Whether sparse wins at all M between two measured ones, as far as these tell.
+
+    It has to win at both, and what it takes a wave of tiles beyond the smaller M has to win against dense at
+    the smaller: sparse may have a step to take where dense has none. Where the larger M is nearer than a
+    wave, it counts.
+
+    Args:
+        low: The times at the smaller M.
+        high: Those at the larger.
+        margin: The share by which sparse has to be faster.
+        wave: Elements of y in a wave; with 0 times count as smooth.
+    """
+    if not (low.wins(margin) and high.wins(margin)):
+        return False
+    beyond = min(low.dense.m + wave / low.dense.n, high.dense.m)
+    return low.dense.us >= (1 + margin) * time_between(beyond, [low.sparse, high.sparse])
+
+
+def wins_at(pairs: Mapping[int, Pair], m: int, margin: float, wave: int) -> bool:
+    """Whether sparse wins at M: there, or all the way between the measured M around it.
+
+    Above the largest measured M what holds there holds, and below the smallest likewise.
+
+    Args:
+        pairs: One shape's times by M, ascending.
+        m: Rows.
+        margin: As in `wins_between`.
+        wave: As in `wins_between`.
+    """
+    sizes = list(pairs)
+    i = bisect_left(sizes, m)
+    if i == len(sizes):
+        return pairs[sizes[-1]].wins(margin)
+    if i == 0 or sizes[i] == m:
+        return pairs[sizes[i]].wins(margin)
+    return wins_between(pairs[sizes[i - 1]], pairs[sizes[i]], margin, wave)
