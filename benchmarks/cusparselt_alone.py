@@ -1,7 +1,9 @@
 """cuSPARSELt's products through ctypes: what the plugin is held against, and a trial of what a GPU survives.
 
     python benchmarks/cusparselt_alone.py LIBRARY        the trial, in this process: it may not survive it
-    python benchmarks/cusparselt_alone.py LIBRARY MOST   of numbers below MOST alone: no split K, no search
+    python benchmarks/cusparselt_alone.py LIBRARY MOST [K N M]
+                        of numbers below MOST alone: no split K, no search; at that shape
+
 
 It shares no code with the plugin, so that the two can be compared. Layouts and constants are cusparseLt.h's,
 0.8 to 0.10.
@@ -258,12 +260,11 @@ def try_algorithms(file: str) -> dict[str, Any]:
     return said
 
 
-def _trial(file: str, most: int) -> None:
+def _trial(file: str, most: int, k: int = 256, n: int = 512, m: int = 64) -> None:
     cuda = Cuda()
     cuda.call("cudaFree", 0)
     library = Library(file)
     print("version", library.version(), flush=True)
-    k, n, m = 256, 512, 64
     weight = np.zeros((k, n), np.float16)
     weight[::4] = weight[1::4] = 1
     alone = Alone(cuda, library, [weight])
@@ -301,4 +302,4 @@ def _opaque() -> Any:
 
 
 if __name__ == "__main__":
-    _trial(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    _trial(sys.argv[1], *(int(number) for number in sys.argv[2:] or ["0"]))

@@ -125,13 +125,15 @@ def run_case(case: str, shape: Shape, phases: Sequence[Phase], settings: Setting
         for side, plan in plans_of(model, settings).items():
             if built_facts(model, side, settings) is None and time.monotonic() > settings.ends:
                 say(f"the time is up before {side}, M={phase.m}; the same command goes on")
-                return
+                break
             try:
                 built[side] = row["built"][side] = build_side(model, side, plan, settings)
             except SparseflowError as error:  # the other sides say something all the same
                 row["built"][side] = {"failed": f"{error.message} {error.hint}"}
                 say(f"{model.stem} {side}: {error.message}")
             write(case, shape, rows, settings)
+        if not built:
+            return
         compare(model, built, row, settings, lambda: write(case, shape, rows, settings))
         print(json.dumps({key: row.get(key) for key in ("m", "times", "dense over it", "ceiling", "errors")}))
 

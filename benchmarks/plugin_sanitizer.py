@@ -7,8 +7,9 @@ the sanitizer, since TensorRT's builder is not what is looked at. Then, in a pro
 engine is loaded, so that weights are expanded and compressed on the GPU, and two contexts of it run at once
 at random M for some minutes, every output checked. With --dense-below M rows below run dense. The plugin has
 no kernel of its own: so that reports of cuSPARSELt's kernels can be told from what the plugin does, that
-library's algorithms without the plugin (cusparselt_alone.py) are run under each tool, too. Writes
-results/plugin_sanitizer.json: what each tool counted and said first, and which kernels it named.
+library's algorithms without the plugin (cusparselt_alone.py) are run under each tool, too, at the shape of
+the engine's first layer. Writes results/plugin_sanitizer.json: what each tool counted and said first, and
+which kernels it named; of tools that are not asked for, what it has of them stays.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import write_result
-from plugin_soak import build, draw, soak
+from measure import result_that_stands, today, write_result
+from plugin_soak import MOST, K, N, build, draw, soak
 
 from sparseflow_trt.engines.plugins import load_plugins
 from sparseflow_trt.engines.tensorrt_api import load_flavour
@@ -36,6 +37,7 @@ SAID = 12  # lines of a tool that are kept
 PRINTED = 50  # reports that a tool prints in words; it counts all
 ALONE = Path(__file__).with_name("cusparselt_alone.py")
 SAFE = 36  # algorithms of FP16 that do not end the process (search.cpp)
+SHAPE = (str(K), str(N), str(MOST))
 _COUNT = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?$|hazard)")
 _KERNEL = re.compile(r"\bat (?:void )?([\w:<>, ]+?)(?:\(|\+0x)")
 _RUNS = "RUNS "
@@ -65,15 +67,18 @@ def main() -> None:
         return
     if not asked.sanitizer:
         parser.error("compute-sanitizer is not on the PATH: name it with --sanitizer.")
-    rows: dict[str, Any] = {}
+    rows: dict[str, Any] = result_that_stands("plugin_sanitizer").get("tools", {})
     with tempfile.TemporaryDirectory() as scratch:
         engine = build(flavour, Path(scratch), draw(), asked.dense_below)
         for tool in asked.tool or TOOLS:
-            rows[tool] = run_tool(asked, tool, engine)
-            figures = {
-                "sanitizer": version_of(asked.sanitizer),
+            rows[tool] = {
+                "date": today(),
                 "minutes": asked.minutes,
                 "dense_below_m": asked.dense_below,
+                **run_tool(asked, tool, engine),
+            }
+            figures = {
+                "sanitizer": version_of(asked.sanitizer),
                 "clean": all(row["clean"] for row in rows.values()),
                 "tools": rows,
             }
@@ -101,7 +106,9 @@ def run_tool(asked: argparse.Namespace, tool: str, engine: Path) -> dict[str, An
         "failed": figures.get("failed", []) if figures else done[-SAID:],
     }
     if library := asked.cusparselt or os.environ.get("SPARSEFLOW_CUSPARSELT"):
-        lines, row["cuSPARSELt alone"] = under(asked.sanitizer, tool, [str(ALONE), library, str(SAFE)])
+        lines, row["cuSPARSELt alone"] = under(
+            asked.sanitizer, tool, [str(ALONE), library, str(SAFE), *SHAPE]
+        )
         row["cuSPARSELt alone"]["right"] = sum(line.startswith("right ") for line in lines)
     return row
 

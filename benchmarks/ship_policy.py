@@ -3,8 +3,10 @@
     python benchmarks/ship_policy.py h200
 
 reads results/autotune_NAME_*.jsonl, each the journal of a run whose command stands in it. Of each run the
-products count that have all M of autotune's grid. Thresholds for TensorRT's own kernels are given, not
-derived (docs/TENSORRT.md: whole engines gained nothing), where no point of theirs is there.
+products count that have all M of autotune's grid. The plugin's points come from results/plugin_linear_*.json,
+of layers that were measured on that GPU at all M of that script. Thresholds for TensorRT's own kernels are
+given, not derived (docs/TENSORRT.md: whole engines gained nothing); the plugin has none, since the layers
+that it was measured at are large ones.
 
 The margin is the least of MARGINS at which fewer than one measured M of a thousand is lost when it is asked
 for by its neighbours alone (`gains_left_out`): between measured M times are not smooth. What is lost when a
@@ -15,15 +17,19 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from plugin_linear import SIZES
 
 from sparseflow_trt.engines.autotune import incomplete_curves
 from sparseflow_trt.engines.journal import read_journal
 from sparseflow_trt.engines.measured_policy import extend_policy, policy_from_journal
 from sparseflow_trt.lookup import known_of
-from sparseflow_trt.policy import MARGIN, SHIPPED, Policy, Threshold, json_from_policy
+from sparseflow_trt.policy import MARGIN, SHIPPED, Point, Policy, Threshold, json_from_policy
 from sparseflow_trt.thresholds import derive_thresholds
 from sparseflow_trt.tuning import GRID
 
@@ -58,17 +64,57 @@ def policy_to_ship(name: str) -> Policy:
         policy_from_journal(j, name, without=incomplete_curves({r.curve for r in j.pairs}, GRID, j.pairs))
         for j in journals
     ]
-    policy = functools.reduce(extend_policy, parts)
+    policy = functools.reduce(extend_policy, [*parts, *plugin_parts(parts[0])])
     margin = next((m for m in MARGINS if share_lost(gains_left_out(policy, m)) < MOST_LOST), MARGINS[-1])
-    given = [t for t in given_for_tensorrt() if ("tensorrt", t.dtype) not in policy.held]
     return policy.model_copy(
         update={
             "provenance": "shipped",
             "margin": margin,
-            "thresholds": (*derive_thresholds(policy.points, margin), *given),
+            "thresholds": (
+                *(t for t in derive_thresholds(policy.points, margin) if t.library == "torch"),
+                *given_for_tensorrt(),
+            ),
             "source": f"{policy.source}. TensorRT's thresholds: given, not derived (docs/TENSORRT.md).",
         }
     )
+
+
+def plugin_parts(policy: Policy) -> list[Policy]:
+    """The plugin's points of a policy's GPU, each result's as a policy of its own."""
+    parts = []
+    for path in sorted(RESULTS.glob("plugin_linear_*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        machine, rounds = result["machine"], result["timing"]["rounds"]
+        cells: dict[str, list[dict[str, Any]]] = {}
+        for cell in result["cells"]:
+            cells.setdefault(cell["layer"], []).append(cell)
+        whole = [c for layer in cells.values() if {c["m"] for c in layer} >= set(SIZES) for c in layer]
+        if not whole or machine["gpu"] != policy.device:
+            continue
+        update = {
+            "libraries": {
+                "tensorrt": result["versions"]["tensorrt"],
+                "cusparselt": result["trial"]["version"],
+            },
+            "clocks": "",
+            "source": f"the plugin: {result['command']}, {result['date']}, driver {machine['driver']}",
+            "thresholds": (),
+            "points": tuple(point for cell in whole for point in plugin_points(cell, rounds)),
+        }
+        parts.append(policy.model_copy(update=update))
+    return parts
+
+
+def plugin_points(cell: Mapping[str, Any], rounds: int) -> tuple[Point, Point]:
+    """TensorRT's dense kernel and the plugin in one product."""
+    shape = {"kind": cell["layer"], "n": cell["n"], "k": cell["k"], "m": cell["m"], "runs": rounds}
+    dense, plugin = (
+        Point.model_validate(
+            {**shape, "dtype": "FP16", "library": "tensorrt", "kernel": kernel, "us": cell[f"{kernel}_us"]}
+        )
+        for kernel in ("dense", "plugin")
+    )
+    return dense, plugin
 
 
 def given_for_tensorrt() -> tuple[Threshold, ...]:

@@ -69,6 +69,7 @@ class Known:
         kernel: Which sparse kernel is held against dense: the library's own, or the plugin.
         whose: Whose kernels were timed, in words.
         margin: The share by which sparse has to be faster.
+        below: What speaks below the smallest M of `pairs`, where something else does.
     """
 
     policy: Policy
@@ -84,11 +85,14 @@ class Known:
     kernel: SparseKernel
     whose: str
     margin: float
+    below: Known | None = None
 
     def expect(self, m: int) -> Expected | None:
         """The times to expect at M, see `expect`."""
         if not self.shape:
             return None
+        if self.below and m < min(self.pairs):
+            return self.below.expect(m)
         sizes = list(self.pairs)
         i = bisect_left(sizes, m)
         at: Literal["measured", "between", "above", "below"]
@@ -125,6 +129,8 @@ class Known:
 
     def judge(self, m: int) -> Verdict:
         """Whether the product at M should run sparse, see `judge`."""
+        if self.below and m < min(self.pairs):
+            return self.below.judge(m)
         origin = f"{self.whose}, {self.policy.device}"
         named = "the plugin" if self.kernel == "plugin" else "sparse"
         expected = self.expect(m)
@@ -268,7 +274,8 @@ def sparse_ranges(
     """The ranges of M from `low` to `high`, with whether the kernel is taken in each; neighbours differ."""
     known = known_of(policy, kind, n, k, dtype, library, kernel)
     limit = known.threshold
-    measured = {m for pairs in (known.pairs, *known.witnesses.values()) for m in pairs}
+    below = known.below.pairs if known.below else {}
+    measured = {m for pairs in (known.pairs, below, *known.witnesses.values()) for m in pairs}
     edges = {*measured, *((limit.min_m, limit.max_m) if limit else ())}  # a verdict changes nowhere else
     after = {m + step for m in edges if m is not None for step in (0, 1)}
     starts = sorted({low, *(m for m in after if low < m <= high)})

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -105,75 +104,6 @@ def test_the_page_of_families_is_what_its_result_says(monkeypatch: pytest.Monkey
     page = (ROOT / "docs" / "FAMILIES.md").read_text(encoding="utf-8")
     assert page == families.page_from_result(result)
     assert {row["family"] for row in result["rows"]} == {family.name for family in families.FAMILIES}
-
-
-def result_of(name: str) -> dict[str, Any]:
-    """A committed result of a benchmark."""
-    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
-    return found
-
-
-def prose(page: str) -> str:
-    """A page as one line."""
-    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
-
-
-def plugin_row(cell: dict[str, Any]) -> str:
-    """A measured cell as it stands in docs/PLUGIN.md."""
-    errors = [f"{100 * cell[key]:.3f} %" if key in cell else "–" for key in ("dense_error", "plugin_error")]
-    times = [f"{cell[key]:.1f}" for key in ("dense_us", "plugin_us", "cusparselt_us")]
-    gain = f"{cell['speedup']:.2f}× ({cell['speedup_low']:.2f}–{cell['speedup_high']:.2f})"
-    columns = [f"{cell['layer']}, {cell['k']}→{cell['n']}", str(cell["m"]), *times, gain, *errors]
-    return f"| {' | '.join(columns)} |"
-
-
-def test_what_is_said_of_the_plugin_is_what_its_result_says() -> None:
-    result = result_of("plugin_linear_llama-8b")
-    cells, page, readme = result["cells"], prose("docs/PLUGIN.md"), prose("README.md")
-    table = (ROOT / "docs" / "PLUGIN.md").read_text(encoding="utf-8")
-    said = [line for line in table.splitlines() if re.match(r"\| \w+, \d+→", line)]
-    assert said == [plugin_row(cell) for cell in cells]
-    low, high = (f"{limit(cell['speedup'] for cell in cells):.2f}" for limit in (min, max))
-    assert min(cell["speedup"] for cell in cells) > 1
-    mean = f"{result['geometric_mean']:.2f} in the geometric mean"
-    assert f"in each of the five cells**, by {low} to {high} times, {mean}" in page
-    (at256,) = (cell for cell in cells if cell["m"] == 256)
-    assert f"had ended at 0.88×, is at {at256['speedup']:.2f}×" in page
-    assert f"in five of five cells measured there it was {low} to {high} times as fast" in readme
-    assert f"| {low}× to {high}×, five cells |" in readme
-    over = [cell["plugin_over_cusparselt"] for cell in cells]
-    assert f"{min(over):.3f} to {max(over):.3f} of its time" in page
-    assert all(cell["plugin_error"] < cell["dense_error"] / 10 for cell in cells if "plugin_error" in cell)
-    (build,) = result["builds"]
-    dense = [cell["dense_build_s"] for cell in cells]
-    assert f"took {build['plugin_build_s']:.1f} s to build for {len(build['searched'])} M" in page
-    assert f"one M of the dense one took {min(dense):.1f} to {max(dense):.1f} s" in page
-    assert {cell["dense_engine_mb"] for cell in cells} == {352.4}
-    assert build["plugin_engine_mb"] == 198.2
-    assert {round(cell["context_bytes"]["plugin"] / 1e6) for cell in cells} == {43}
-    trial = result["trial"]
-    assert (trial["claimed"], trial["right"][-1], trial["died_of"]) == (52, "35", "algorithm 36")
-    assert trial["refused"] == [str((n, parts, mode)) for n in (0, 1) for parts in (2, 4) for mode in (1, 2)]
-
-
-def test_what_is_said_of_the_sanitizer_is_what_its_result_says() -> None:
-    tools, page = result_of("plugin_sanitizer")["tools"], prose("docs/PLUGIN.md")
-    assert {name for name, row in tools.items() if row["clean"]} == {"memcheck", "synccheck"}
-    runs = {name: sum(row["runs"]) for name, row in tools.items()}
-    assert f"found nothing, in {runs['memcheck']} and {runs['synccheck']} runs" in page
-    assert tools["racecheck"]["counted"] == [6]
-    named = [line for line in tools["racecheck"]["said"] if "access at" in line]
-    assert named
-    assert all(re.search(r"access at sm90_xmma_sparse_gemm_\w+_cusparselt\+", line) for line in named)
-    assert f"initcheck counts {tools['initcheck']['counted'][0]:,} reads" in page
-    assert f"of the {runs['racecheck']} and {runs['initcheck']} runs under the other two" in page
-    assert not any(row["failed"] for row in tools.values())
-
-
-def test_what_the_readme_says_of_ray_is_what_its_result_says() -> None:
-    result = result_of("ray_two_gpus")
-    assert f"| {result['points a minute, two over one']:.2f}× the points a minute |" in prose("README.md")
-    assert result["thresholds agree"]
 
 
 def headings(page: Path) -> set[str]:

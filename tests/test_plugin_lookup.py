@@ -48,11 +48,31 @@ def test_measured_points_always_go_before_estimates(measured: float, estimated: 
     assert said(policy, 64) == said(alone, 64)
 
 
-def test_points_of_a_shape_near_by_go_before_estimates_too() -> None:
-    policy = make_policy([*plugin_points({64: 0.9}, n=4096 - 16), *estimates({64: 2.0})])
-    wins, reason = said(policy, 64)
-    assert not wins
+def test_an_estimate_of_the_very_shape_goes_before_points_of_one_near_by() -> None:
+    near = plugin_points({64: 0.9}, n=4096 - 16)
+    wins, reason = said(make_policy([*near, *estimates({64: 2.0})]), 64)
+    assert wins
+    assert "2048→4096, estimated from cuSPARSELt" in reason
+    lost, reason = said(make_policy(near), 64)
+    assert not lost
     assert "nearest shape of its kind" in reason
+    both = [p.model_copy(update={"n": 4096 - 32}) for p in estimates({64: 2.0})]
+    assert not said(make_policy([*near, *both]), 64)[0], "of two near ones the plugin's own points count"
+
+
+def test_an_estimate_speaks_below_what_was_measured() -> None:
+    policy = make_policy([*plugin_points({64: 1.1, 128: 1.1}), *estimates({8: 1.3, 16: 0.9, 64: 0.5})])
+    assert [said(policy, m)[0] for m in (4, 8, 9, 16, 63, 64, 100)] == [
+        False, True, False, False, False, True, True,
+    ]  # fmt: skip
+    assert "estimated from cuSPARSELt" in said(policy, 8)[1]
+    assert "measured (2048→4096, the plugin" in said(policy, 64)[1]
+    known = plugin_known(policy, *SHAPE, "FP16")
+    low, high = known.expect(8), known.expect(64)
+    assert low is not None
+    assert high is not None
+    assert low.speedup == pytest.approx(1.3)
+    assert high.speedup == pytest.approx(1.1)
 
 
 def test_cusparselt_stands_for_the_plugin_where_it_wins_by_more() -> None:
@@ -108,12 +128,26 @@ def timed(n: int, us: float, m: int = 64) -> list[Point]:
 
 
 def test_one_product_of_two_pays_for_its_split() -> None:
-    policy = make_policy([*timed(4096, 10), *timed(8192, 14)])
+    points = [*timed(4096, 10), *timed(8192, 14)]
+    policy = make_policy([p.model_copy(update={"kind": "qkv"}) for p in points])
     # Splitting copies 64·8192 elements of 2 bytes, read and written, at the rate of 8192·2048 in 28 µs.
     split = 2 * 64 * 8192 * 2 / (8192 * 2048 * 2 / 28)
-    assert joined_speedup(policy, "gate_up", [4096, 4096], 2048, 64, "FP16") == pytest.approx(
-        20 / (14 + split)
-    )
+    assert joined_speedup(policy, "qkv", [4096, 4096], 2048, 64, "FP16") == pytest.approx(20 / (14 + split))
+    both = make_policy(points)
+    assert joined_speedup(both, "gate_up", [4096, 4096], 2048, 64, "FP16") == pytest.approx(20 / 14)
+
+
+def test_measured_and_estimated_times_are_not_compared_when_products_are_joined() -> None:
+    torch = [p for n, us in ((4096, 20), (8192, 25)) for p in timed(n, us)]
+    torch = [
+        p.model_copy(update={"library": "torch", "kernel": "dense" if p.kernel == "dense" else "sparse"})
+        for p in torch
+    ]
+    only = joined_speedup(make_policy(torch), "gate_up", [4096, 4096], 2048, 64, "FP16")
+    assert only is not None
+    assert only > 1
+    policy = make_policy([*torch, *timed(4096, 1)])  # one alone was measured in the plugin, too
+    assert joined_speedup(policy, "gate_up", [4096, 4096], 2048, 64, "FP16") == only
 
 
 def test_what_was_not_measured_is_not_joined() -> None:

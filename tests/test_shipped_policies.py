@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sparseflow_trt.lookup import judge, sparse_ranges
+from sparseflow_trt.plugin_lookup import plugin_known
 from sparseflow_trt.policy import Pair, Policy, find_policy, pairs_by_shape
 
 ROOT = Path(__file__).parent.parent
@@ -146,3 +147,25 @@ def test_tensorrt_on_an_h200_is_planned_dense(kind: str) -> None:
     for n, k in ((14336, 4096), (4096, 14336), (5632, 2048), (768, 768)):
         for m in (1, 64, 1024, 16384):
             assert not judge(policy, kind, n, k, m, "FP16").sparse
+
+
+def plugin_cells() -> list[dict[str, Any]]:
+    results = sorted((ROOT / "benchmarks" / "results").glob("plugin_linear_*.json"))
+    return [cell for path in results for cell in json.loads(path.read_text())["cells"]]
+
+
+def test_no_product_that_the_policy_puts_into_the_plugin_is_slower_there() -> None:
+    h200, taken_at = find_policy("h200"), []
+    for cell in plugin_cells():
+        known = plugin_known(h200, cell["layer"], cell["n"], cell["k"], "FP16")
+        if known.judge(cell["m"]).sparse:
+            taken_at.append(cell["speedup"])
+    assert min(taken_at) >= 1
+    share = f"takes the plugin in {len(taken_at)} of these {len(plugin_cells())} products"
+    assert f"{share}, the least gain {min(taken_at):.2f} times" in prose()
+
+
+def test_what_an_estimate_of_the_plugin_is_worth() -> None:
+    pairs = pairs_of("FP16")
+    off = [c["speedup"] / pairs[c["n"], c["k"]][c["m"]].speedup for c in plugin_cells()]
+    assert f"was {min(off):.2f} to {max(off):.2f} times what the estimate said" in prose()
