@@ -71,7 +71,7 @@ def policy_to_ship(name: str) -> Policy:
             "provenance": "shipped",
             "margin": margin,
             "thresholds": (
-                *(t for t in derive_thresholds(policy.points, margin) if t.library == "torch"),
+                *(t for t in derive_thresholds(policy.points, margin, policy.wave) if t.library == "torch"),
                 *given_for_tensorrt(),
             ),
             "source": f"{policy.source}. TensorRT's thresholds: given, not derived (docs/TENSORRT.md).",

@@ -47,7 +47,7 @@ def policy_from_journal(
         source=_source(journal),
         margin=margin,
         wave=WAVE,
-        thresholds=derive_thresholds(points, margin),
+        thresholds=derive_thresholds(points, margin, WAVE),
         points=points,
     )
 
@@ -70,7 +70,7 @@ def extend_policy(policy: Policy, other: Policy) -> Policy:
     keys = {_key(point) for point in policy.points}
     added = [point for point in other.points if _key(point) not in keys]
     points = tuple(sorted([*policy.points, *added], key=_key))
-    derived = {_whose(limit): limit for limit in derive_thresholds(points, policy.margin)}
+    derived = {_whose(limit): limit for limit in derive_thresholds(points, policy.margin, policy.wave)}
     given = {_whose(limit): limit for limit in (*other.thresholds, *policy.thresholds) if not limit.shapes}
     return policy.model_copy(
         update={

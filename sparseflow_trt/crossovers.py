@@ -168,13 +168,13 @@ def _expected(known: Known, choosable: bool, m: int, rate: float) -> tuple[float
     """Dense and sparse microseconds of a product at M.
 
     Where no measured time speaks for M, its arithmetic counts at the fastest measured rate, and the kernel
-    that the policy takes is the faster one by the policy's margin.
+    that the policy takes is the faster one by the policy's margin; so it is where sparse is not sure to win.
     """
     times, verdict = known.expect(m), known.judge(m)
     dense = times.dense_us if times else rate * known.n * known.k * m
     if not choosable:
         return dense, math.inf
-    if times and verdict.speedup is not None:
+    if times and verdict.speedup is not None and not times.doubt:
         return dense, times.sparse_us
     return dense, dense * (1 + known.policy.margin) ** (-1 if verdict.sparse else 1)
 

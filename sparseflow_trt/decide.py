@@ -178,7 +178,9 @@ def _with_plugin(
         return Decision(kept.kernel, f"{kept.reason}; the plugin cannot run it: {why_not}")
     if top not in wins:
         lost = f"in {top}, and a graph has one node for all profiles"
-        return Decision(kept.kernel, f"{kept.reason}; not in the plugin, which does not win {lost} ({told})")
+        return Decision(
+            kept.kernel, f"{kept.reason}; not in the plugin, which does not win for sure {lost} ({told})"
+        )
     if not given:
         return Decision(kept.kernel, f"{kept.reason}; the plugin would gain ({told}): {_GAIN}")
     below = _dense_below(known, sizes.low, sizes.at[top] or 0)

@@ -286,7 +286,10 @@ def _is_worth(group: _Group, answers: list[_Answer]) -> tuple[bool | None, str]:
         return None, f"M={group.m} is not known"
     taken = any(a.verdict.sparse for a in answers)
     unknown = all(a.verdict.basis == "none" for a in answers)
-    return None if unknown else taken, next(a.verdict.reason for a in answers if a.verdict.sparse == taken)
+    in_doubt = not taken and any(a.times and a.times.doubt for a in answers)
+    return None if unknown or in_doubt else taken, next(
+        a.verdict.reason for a in answers if a.verdict.sparse == taken
+    )
 
 
 def _basis(answer: _Answer) -> Basis:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from sparseflow_trt.between import WAVE
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.manifest import LayerRecord, Manifest, OutcomeRecord
 from sparseflow_trt.policy import MARGIN, Point, Policy, is_measured_on
@@ -48,6 +49,7 @@ def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None =
             f"policy '{into.name}' is of {into.device}, the artifacts of {device}.", "Leave --into out."
         )
     points = {_key(point): point for point in (into.points if into else ())} | found
+    wave = into.wave if into else WAVE
     said = f"TensorRT {version}'s builder, while it built {len(found) // 2} products"
     return Policy(
         schema_version=1,
@@ -59,7 +61,8 @@ def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None =
         provenance="measured",
         source=f"{into.source}; {said}" if into else said,
         margin=into.margin if into else MARGIN,
-        thresholds=derive_thresholds(points.values(), into.margin if into else MARGIN),
+        wave=wave,
+        thresholds=derive_thresholds(points.values(), into.margin if into else MARGIN, wave),
         points=tuple(points.values()),
     )
 

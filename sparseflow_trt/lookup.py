@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparseflow_trt.between import time_between, wins_at
-from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
+from sparseflow_trt.near import nearest_shape, points_by_shape, points_near, witnesses_of
 from sparseflow_trt.policy import WHOSE, Library, Pair, Point, Policy, SparseKernel, Threshold, pairs_by_shape
 
 
@@ -122,9 +122,10 @@ class Known:
     def _doubt(self, m: int) -> str:
         if not wins_at(self.pairs, m, self.margin, self.policy.wave):
             return "one wave of tiles more would cost it"
-        for (n, k), pairs in self.witnesses.items():
-            if m >= min(pairs) and not wins_at(pairs, m, self.margin, self.policy.wave):
-                return f"{k}→{n}, near it, does not win"
+        for (n, k), pairs in self.witnesses.items():  # of an M beyond those that it has, one says nothing
+            if min(pairs) <= m <= max(pairs) and not wins_at(pairs, m, self.margin, self.policy.wave):
+                words = "is not sure to either" if wins_at(pairs, m, self.margin, 0) else "does not win"
+                return f"{k}→{n}, near it, {words}"
         return ""
 
     def judge(self, m: int) -> Verdict:
@@ -204,12 +205,15 @@ def known_of(
     near = [p for p in points_near(policy, kind, n, k, dtype) if p.library == library]
     by_shape = pairs_by_shape(near, kernel)
     shape = nearest_shape(by_shape, n, k)
+    measured = points_by_shape(p for p in policy.points if (p.dtype, p.library) == (dtype, library))
     wanted = (kind, library, dtype, kernel)
     limits = [t for t in policy.thresholds if (t.kind, t.library, t.dtype, t.kernel) == wanted]
     return Known(
         policy, kind, n, k, library, dtype, shape,
         pairs=by_shape[shape] if shape else {},
-        witnesses=witnesses_of(policy, n, k, dtype, shape, library, kernel),
+        witnesses=witnesses_of(
+            shape, n, k, measured, lambda other: pairs_by_shape(measured[other], kernel).get(other, {})
+        ),
         threshold=limits[0] if limits else None, kernel=kernel,
         whose="the plugin against TensorRT's kernels" if kernel == "plugin" else WHOSE[library],
         margin=policy.margin,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from sparseflow_trt.policy import Library, Pair, Point, Policy, SparseKernel, pairs_by_shape
+from sparseflow_trt.policy import Pair, Point, Policy
+
+Shape = tuple[int, int]  # (N, K)
 
 # A measured shape speaks for another of its kind while the two differ by at most this many octaves
 # (doublings) in N and K together. Farther ones are left to the kind's threshold.
@@ -29,18 +31,40 @@ def nearest_shape(shapes: Iterable[tuple[int, int]], n: int, k: int) -> tuple[in
     return shape if shape and far[shape] <= NEAREST_OCTAVES else None
 
 
+def points_by_shape(points: Iterable[Point]) -> dict[Shape, list[Point]]:
+    """Points by their (N, K)."""
+    found: dict[Shape, list[Point]] = {}
+    for point in points:
+        found.setdefault((point.n, point.k), []).append(point)
+    return found
+
+
 def witnesses_of(
-    policy: Policy, n: int, k: int, dtype: str, shape: tuple[int, int] | None, library: Library,
-    kernel: SparseKernel,
-) -> dict[tuple[int, int], dict[int, Pair]]:  # fmt: skip
-    """The WITNESSES nearest shapes beside the one that speaks for another, whatever their kinds."""
-    if shape in (None, (n, k)):
+    speaks: Shape | None,
+    n: int,
+    k: int,
+    shapes: Iterable[Shape],
+    pairs_of: Callable[[Shape], dict[int, Pair]],
+) -> dict[Shape, dict[int, Pair]]:
+    """The WITNESSES nearest shapes beside the one that speaks for another, whatever their kinds.
+
+    Args:
+        speaks: The (N, K) that speaks for the layer; None where none does.
+        n: The layer's outputs.
+        k: Its inputs.
+        shapes: Those that were measured.
+        pairs_of: The times of one; a shape that has none is no witness.
+    """
+    if speaks in (None, (n, k)):
         return {}
-    points = (p for p in policy.points if (p.dtype, p.library) == (dtype, library))
-    by_shape = pairs_by_shape(points, kernel)
-    far = {other: _octaves(other, (n, k)) for other in by_shape if other != shape}
-    near = sorted((s for s in far if far[s] <= NEAREST_OCTAVES), key=lambda s: far[s])
-    return {other: by_shape[other] for other in near[:WITNESSES]}
+    far = {shape: _octaves(shape, (n, k)) for shape in shapes if shape != speaks}
+    found: dict[Shape, dict[int, Pair]] = {}
+    for shape in sorted((s for s in far if far[s] <= NEAREST_OCTAVES), key=lambda s: far[s]):
+        if len(found) == WITNESSES:
+            break
+        if pairs := pairs_of(shape):
+            found[shape] = pairs
+    return found
 
 
 def _octaves(one: tuple[int, int], other: tuple[int, int]) -> float:

@@ -7,11 +7,11 @@ took for the same product by cuSPARSELt ("torch" points) stands for it: an estim
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sparseflow_trt.lookup import Known, known_of
-from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
+from sparseflow_trt.near import nearest_shape, points_by_shape, points_near, witnesses_of
 from sparseflow_trt.policy import Pair, Point, Policy, pairs_by_shape
 
 # By how much an estimate has to win against cuBLAS, which is not what it would take the place of. On an
@@ -49,15 +49,22 @@ def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known
 
 
 def _estimated(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known:
-    pairs = {shape: _estimates(policy, kind, shape, dtype) for shape in _timed(policy, kind, n, k, dtype)}
-    shape = nearest_shape(pairs, n, k)
-    against = {pair.dense.library for pair in pairs[shape].values()} if shape else set()
+    measured = points_by_shape(p for p in policy.points if p.dtype == dtype)
+    timed = pairs_by_shape(p for p in points_near(policy, kind, n, k, dtype) if p.library == "torch")
+    shape = nearest_shape(timed, n, k)
+    pairs = _estimates(measured[shape]) if shape else {}
+    against = _held_against(pairs)
+
+    def witness(other: tuple[int, int]) -> dict[int, Pair]:
+        found = _estimates(measured[other])  # one against another's kernels would need another margin
+        return found if _held_against(found) == against else {}
+
     return replace(
         known_of(policy, kind, n, k, dtype, "tensorrt", "plugin"),
         library="torch",
         shape=shape,
-        pairs=pairs[shape] if shape else {},
-        witnesses=witnesses_of(policy, n, k, dtype, shape, "torch", "sparse"),
+        pairs=pairs,
+        witnesses=witnesses_of(shape, n, k, measured, witness),
         threshold=None,
         whose="estimated from cuSPARSELt, whose kernels it runs, against "
         + ("TensorRT's kernels" if against == {"tensorrt"} else "cuBLAS"),
@@ -93,15 +100,10 @@ def joined_speedup(policy: Policy, kind: str, ns: Sequence[int], k: int, m: int,
     return one / (whole.sparse_us + split_us)
 
 
-def _timed(policy: Policy, kind: str, n: int, k: int, dtype: str) -> list[tuple[int, int]]:
-    near = [p for p in points_near(policy, kind, n, k, dtype) if p.library == "torch"]
-    return list(pairs_by_shape(near))
-
-
-def _estimates(policy: Policy, kind: str, shape: tuple[int, int], dtype: str) -> dict[int, Pair]:
-    """cuSPARSELt's times of a shape, each M with TensorRT's dense time where every M has one."""
-    points = [p for p in points_near(policy, kind, *shape, dtype) if (p.n, p.k) == shape]
-    pairs = pairs_by_shape(p for p in points if p.library == "torch")[shape]
+def _estimates(points: Sequence[Point]) -> dict[int, Pair]:
+    """cuSPARSELt's times of one shape, each M with TensorRT's dense time where every M has one."""
+    timed = pairs_by_shape(p for p in points if p.library == "torch")
+    pairs = next(iter(timed.values()), {})
     dense: dict[int, Point] = {}
     for point in points:
         if (point.library, point.kernel) == ("tensorrt", "dense"):
@@ -109,3 +111,7 @@ def _estimates(policy: Policy, kind: str, shape: tuple[int, int], dtype: str) ->
     if not pairs.keys() <= dense.keys():
         return pairs
     return {m: Pair(dense[m], pair.sparse) for m, pair in pairs.items()}
+
+
+def _held_against(pairs: Mapping[int, Pair]) -> set[str]:
+    return {pair.dense.library for pair in pairs.values()}

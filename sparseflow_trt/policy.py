@@ -122,8 +122,8 @@ class Policy(Record):
         device: What CUDA calls the GPU, or a part of it.
         clocks: The state of the GPU's clocks while it was measured, in words.
         margin: The share by which sparse has to be faster to be taken.
-        wave: How many elements of a product the GPU computes at once, for what holds between two measured M
-            (`between`); 0 where that is not known, and times count as smooth.
+        wave: The elements of a product that count as computed at once, for what holds between two measured M
+            (`between`); 0 where times count as smooth.
         provenance: "measured" by this tool, "imported" from another's file, or "shipped" with this tool.
         source: Where the figures come from, with the command that made them.
     """

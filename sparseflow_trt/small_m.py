@@ -71,6 +71,7 @@ def _threshold(layer: LayerRecord, policy: Policy | None) -> int | None:
     """The M from which on sparse wins: up to any M, or up to where the policy says that it ends."""
     if policy is None:
         return None
-    ranges = sparse_ranges(policy, layer.kind, layer.n, layer.k, layer.precision.upper(), 1, _FAR)
+    smooth = policy.model_copy(update={"wave": 0})  # where it is not sure to win it need not lose
+    ranges = sparse_ranges(smooth, layer.kind, layer.n, layer.k, layer.precision.upper(), 1, _FAR)
     wins = [begin for begin, _, sparse in ranges if sparse]
     return wins[-1] if wins else None

@@ -20,6 +20,7 @@ from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.traffic import Traffic
 
 MOST_PARTS = 4
+_MOST_TOLD = 8  # sizes that a reason names one by one
 LEAST_GAIN = 0.005  # of the products' time, by each cut
 
 
@@ -161,6 +162,9 @@ def _lost(losses: Losses, low: int, high: int, traffic: Weighted) -> float:
 
 
 def _list_kinds(changes: Mapping[int, tuple[str, ...]]) -> str:
+    if len(changes) > _MOST_TOLD:
+        kinds = dict.fromkeys(kind for kinds in changes.values() for kind in kinds)
+        return f"{len(changes)} sizes from {min(changes)} to {max(changes)} ({', '.join(kinds)})"
     return ", ".join(f"{size} ({', '.join(kinds)})" for size, kinds in changes.items())
 
 

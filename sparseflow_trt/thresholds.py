@@ -9,7 +9,7 @@ from sparseflow_trt.between import wins_at
 from sparseflow_trt.policy import Point, SparseKernel, Threshold, pairs_by_shape
 
 
-def derive_thresholds(points: Iterable[Point], margin: float) -> tuple[Threshold, ...]:
+def derive_thresholds(points: Iterable[Point], margin: float, wave: int = 0) -> tuple[Threshold, ...]:
     """For each kind, library, dtype and sparse kernel the M at which it wins for every measured shape.
 
     Of several such ranges the one that spans most octaves of M is taken (of equals the one that begins
@@ -19,23 +19,27 @@ def derive_thresholds(points: Iterable[Point], margin: float) -> tuple[Threshold
     Args:
         points: Measured points; an M that lacks its dense or its sparse point is left out.
         margin: The share by which sparse has to be faster.
+        wave: The policy's, see `between.wins_between`: a range ends where a shape is not sure to win.
     """
     groups: dict[tuple[str, str, str], list[Point]] = {}
     for point in points:
         groups.setdefault((point.kind, point.library, point.dtype), []).append(point)
     found = []
     for _, members in sorted(groups.items()):
-        found += [t for kernel in get_args(SparseKernel) for t in _threshold(members, kernel, margin)]
+        found += [t for kernel in get_args(SparseKernel) for t in _threshold(members, kernel, margin, wave)]
     return tuple(found)
 
 
-def _threshold(members: list[Point], kernel: SparseKernel, margin: float) -> Iterator[Threshold]:
+def _threshold(members: list[Point], kernel: SparseKernel, margin: float, wave: int) -> Iterator[Threshold]:
     shapes = pairs_by_shape(members, kernel)
     if not shapes:
         return
     sizes = sorted({m for pairs in shapes.values() for m in pairs})
-    # below its smallest M a shape has no say
-    wins = {m: all(m < min(p) or wins_at(p, m, margin, 0) for p in shapes.values()) for m in sizes}
+    # below its smallest M a shape has no say; what it says of m + 1 holds up to its next M
+    wins = {
+        m: [all(at < min(p) or wins_at(p, at, margin, wave) for p in shapes.values()) for at in (m, m + 1)]
+        for m in sizes
+    }
     low, high = _longest_run(wins)
     yield Threshold(
         kind=members[0].kind,
@@ -48,13 +52,17 @@ def _threshold(members: list[Point], kernel: SparseKernel, margin: float) -> Ite
     )
 
 
-def _longest_run(wins: dict[int, bool]) -> tuple[int | None, int | None]:
-    """The first and the last M of the run of wins that spans most octaves; of M in ascending order."""
+def _longest_run(wins: dict[int, list[bool]]) -> tuple[int | None, int | None]:
+    """The first and the last M of the run of wins that spans most octaves.
+
+    Args:
+        wins: For M in ascending order whether it wins there, and right above.
+    """
     runs: list[list[int]] = [[]]
-    for m, won in wins.items():
-        if won:
+    for m, (here, above) in wins.items():
+        if here:
             runs[-1].append(m)
-        else:
+        if not here or not above:
             runs.append([])
     found = [(run[-1] / run[0], run[0], run[-1]) for run in runs if run]
     _, low, high = max(found, default=(0, None, None))

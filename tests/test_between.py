@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflow_trt.between import WAVE, time_between, wins_at, wins_between
-from sparseflow_trt.lookup import judge
+from sparseflow_trt.lookup import judge, sparse_ranges
 from sparseflow_trt.near import WITNESSES
 from sparseflow_trt.policy import Pair, Point, pairs_by_shape
 from tests.policies import make_points, make_policy
@@ -85,7 +85,8 @@ def test_a_shape_that_was_not_measured_is_sparse_where_the_shapes_near_it_agree(
     near = make_points("o", 4096, 1024, {64: 2.0, 256: 2.0})
     other = make_points("down", 4096, 1536, {256: 1.0})  # of another kind, and no less a product
     far = make_points("o", 64, 1024, {64: 0.5, 256: 0.5})
-    policy = make_policy([*near, *other, *far])
+    small = make_points("down", 4096, 1200, {8: 0.5, 16: 0.5})  # nothing of it was measured around 256
+    policy = make_policy([*near, *other, *far, *small])
     assert judge(policy, "o", 4096, 1024, 256, "FP16").sparse, "its own shape needs no other"
     asked = judge(policy, "o", 4096, 1100, 256, "FP16")
     assert (asked.sparse, asked.basis, asked.speedup) == (False, "nearest", 2.0)
@@ -97,6 +98,41 @@ def test_a_shape_that_was_not_measured_is_sparse_where_the_shapes_near_it_agree(
         "what was measured from 256 on says nothing of 64"
     )
     assert judge(make_policy([*near, *far]), "o", 4096, 1100, 256, "FP16").sparse
+
+
+_shapes = st.sampled_from([(64, 64), (64, 96), (96, 64), (128, 64), (64, 65), (100, 70)])
+_products = st.tuples(
+    _shapes,
+    st.sampled_from(["o", "qkv"]),
+    st.dictionaries(st.integers(1, 40), st.tuples(_times, _times), min_size=1, max_size=5),
+)
+
+
+@given(
+    st.lists(_products, min_size=1, max_size=5),
+    _shapes,
+    st.integers(0, 20000),
+    st.integers(1, 20),
+    st.integers(0, 40),
+)
+def test_ranges_agree_with_the_verdict_at_every_m(
+    products: list[tuple[tuple[int, int], str, dict[int, tuple[float, float]]]],
+    shape: tuple[int, int],
+    wave: int,
+    low: int,
+    span: int,
+) -> None:
+    points = []
+    for (n, k), kind, times in products:
+        for m, (dense, sparse) in times.items():
+            fields = {"kind": kind, "n": n, "k": k, "m": m, "dtype": "FP16", "library": "tensorrt"}
+            points += [
+                Point.model_validate({**fields, "kernel": kernel, "us": us})
+                for kernel, us in (("dense", dense), ("sparse", sparse))
+            ]
+    policy = make_policy(points).model_copy(update={"wave": wave})
+    for begin, end, taken in sparse_ranges(policy, "o", *shape, "FP16", low, low + span):
+        assert all(judge(policy, "o", *shape, m, "FP16").sparse == taken for m in range(begin, end + 1))
 
 
 def test_the_nearest_few_are_heard() -> None:

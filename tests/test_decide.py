@@ -127,7 +127,9 @@ def test_profiles_below_run_the_dense_copy_and_profiles_above_forbid_the_plugin(
     assert (below.kernel, below.dense_below_m) == ("plugin", 128)
     above = decided(policy, 512, 1024)
     assert above.kernel == "dense"
-    assert "not in the plugin, which does not win in profile 'p1024', and a graph has" in above.reason
+    assert (
+        "not in the plugin, which does not win for sure in profile 'p1024', and a graph has" in above.reason
+    )
 
 
 def test_an_unknown_m_is_not_in_the_plugin() -> None:

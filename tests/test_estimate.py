@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from sparseflow_trt.between import WAVE
 from sparseflow_trt.errors import PolicyError, ShapeError
 from sparseflow_trt.estimate import USUAL_SHARES, estimate, estimate_model
 from sparseflow_trt.estimate_record import Estimate, end_to_end, read_estimate
@@ -138,6 +139,19 @@ def test_how_it_is_known(layer: WeightedLayer, m: int, basis: str, worth: bool |
     assert (row.dense_us is not None) == (row.sparse_us is not None) == (row.policy_us is not None) == timed
     if timed and not worth:
         assert row.policy_us == row.dense_us
+
+
+def test_where_sparse_is_not_sure_to_win_it_is_not_said_that_pruning_is_not_worth_it() -> None:
+    points = [
+        p.model_copy(update={"us": p.us * p.m})
+        for p in make_points("gate_up", 256, 64, {64: 1.3, 1024: 1.3}, library="torch")
+    ]
+    policy = make_policy(points).model_copy(update={"wave": WAVE})
+    for m, worth in ((64, True), (512, None)):
+        (row,) = _estimate(_layer("a"), sizes={"batch": 1, "seq": m}, policy=policy).layers
+        assert row.worth is worth
+    assert row.policy_us == row.dense_us
+    assert "is not sure to win" in row.why
 
 
 def test_a_layer_that_can_never_be_sparse_is_dense() -> None:

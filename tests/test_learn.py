@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sparseflow_trt.between import WAVE
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.learn import learn_policy, points_from_manifest
 from sparseflow_trt.lookup import judge
@@ -117,6 +118,8 @@ def test_of_two_artifacts_the_later_counts_and_a_policy_keeps_its_other_points()
     assert (policy.device, policy.clocks) == ("H200", "1980 MHz")
     assert policy.source.startswith("a day of tuning; TensorRT 8.6.0's builder")
     assert policy.held == {("torch", "FP16"), ("tensorrt", "FP16")}
+    assert [learn_policy([DOWN], "x", into.model_copy(update={"wave": w})).wave for w in (0, 7)] == [0, 7]
+    assert learn_policy([DOWN], "x").wave == WAVE
 
 
 def test_what_does_not_belong_together_is_refused() -> None:

@@ -94,6 +94,14 @@ def test_an_estimate_is_held_against_tensorrts_dense_time_where_there_is_one() -
     assert not said(make_policy([*estimates({64: 1.3}), *slow]), 64)[0]
 
 
+def test_a_witness_of_an_estimate_is_held_against_the_same_kernels() -> None:
+    near = [p.model_copy(update={"n": 4096 - 64}) for p in estimates({64: 1.3})]
+    other = [p.model_copy(update={"n": 4096 + 256, "kind": "down"}) for p in estimates({64: 1.0})]
+    assert not said(make_policy([*near, *other]), 64)[0]
+    dense = [p for p in plugin_points({64: 2.0}, n=4096 + 256) if p.kernel == "dense"]
+    assert said(make_policy([*near, *other, *dense]), 64)[0], "it has another dense time, and is not asked"
+
+
 def test_thresholds_of_cusparselt_say_nothing_of_the_plugin() -> None:
     policy = make_policy([], "torch", {"gate_up": (1, None)})
     assert judge(policy, *SHAPE, 64, "FP16").sparse

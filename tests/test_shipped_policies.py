@@ -91,7 +91,9 @@ def test_the_step_that_the_page_shows() -> None:
 
 
 def test_what_the_page_says_of_thresholds() -> None:
-    begins = {(t.kind, t.dtype): t.min_m for t in find_policy("h200").thresholds if t.library == "torch"}
+    given = [t for t in find_policy("h200").thresholds if t.library == "torch"]
+    assert all(t.max_m is None for t in given)
+    begins = {(t.kind, t.dtype): t.min_m for t in given}
     fp16, bf16 = (begins["gate_up", dtype] for dtype in ("FP16", "BF16"))
     assert f"begin at M={fp16} (FP16) and {bf16} (BF16) for gate and up" in prose()
     fp16, bf16 = (begins["down", dtype] for dtype in ("FP16", "BF16"))

@@ -7,10 +7,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparseflow_trt.between import WAVE
+from sparseflow_trt.lookup import judge
 from sparseflow_trt.manifest import LayerRecord, Manifest
 from sparseflow_trt.policy import find_policy
 from sparseflow_trt.shapes import Profile, ShapeRange
 from sparseflow_trt.small_m import sparse_from
+from tests.policies import make_points, make_policy
 
 
 def layer(name: str, m: int | None, **changes: Any) -> LayerRecord:
@@ -52,6 +55,17 @@ def test_the_policy_says_it_where_nobody_does() -> None:
     assert (found.batch, found.m) == (2, 256)  # 128 rows an item
     (never,) = sparse_from(manifest(layer("a", 1024)), [profile(8)], find_policy("h200"), None)
     assert (never.batch, never.m, never.layer) == (None, None, "a")
+
+
+def test_where_sparse_is_not_sure_to_win_it_need_not_lose() -> None:
+    points = [
+        p.model_copy(update={"us": p.us * p.m})
+        for p in make_points("gate_up", 4096, 4096, {1: 1.3, 128: 1.3, 1024: 1.3})
+    ]
+    policy = make_policy(points).model_copy(update={"wave": WAVE})
+    assert not judge(policy, "gate_up", 4096, 4096, 200, "FP16").sparse
+    (found,) = sparse_from(manifest(layer("a", 1024, n=4096)), [profile(8)], policy, None)
+    assert (found.batch, found.m) == (1, 1)
 
 
 def test_nothing_is_known_without_sparse_layers_or_a_threshold() -> None:

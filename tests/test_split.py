@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sparseflow_trt.axis import Weighted, axis_of, opt_size, place_traffic
 from sparseflow_trt.crossovers import LayerShape, Losses, find_crossovers, measure_losses
 from sparseflow_trt.errors import ShapeError
-from sparseflow_trt.lookup import expect
+from sparseflow_trt.lookup import expect, judge
 from sparseflow_trt.policy import Point, Policy, Threshold, find_policy
 from sparseflow_trt.shapes import Dims, Profile, ShapeRange
 from sparseflow_trt.split import LEAST_GAIN, MOST_PARTS, Split, choose_cuts, split_profile
@@ -119,6 +119,28 @@ def test_traffic_gives_the_opt_and_weighs_the_cuts() -> None:
     assert why.endswith(
         "(weighed by the traffic, of which 0.0% is left out: no shape of the profile holds it)"
     )
+
+
+def test_where_sparse_is_not_sure_to_win_dense_loses_next_to_nothing() -> None:
+    gains = _policy(*_points("gate_up", lambda m: 1.25 if m >= 512 else 0.8))
+    sure, careful = (gains.model_copy(update={"wave": wave}) for wave in (0, 500 * N["gate_up"]))
+    layers = Counter({_product("gate_up"): 1})
+    assert not judge(careful, "gate_up", N["gate_up"], 64, 1500, "FP16").sparse
+    _, why = split_profile(_profile((1025, 1500, 2047)), Split("batch"), DIMS, layers, careful)
+    assert "no layer changes" in why, "dense is what the policy says at each of these M"
+    axis = axis_of(_profile((1025, 1500, 2047)), "batch", DIMS)
+    losses = [measure_losses(axis, layers, policy, [1025]).of(1025, 2047, 1500) for policy in (sure, careful)]
+    assert losses == [0, 0], "each does as it says"
+    axis = axis_of(_profile((1025, 1500, 2048)), "batch", DIMS)
+    held = measure_losses(axis, layers, careful, [1025]).of(1025, 2048, 2048)
+    assert held > 0, "sparse, which is sure at 2048 alone, may lose below"
+
+
+def test_many_changes_are_counted_and_not_listed() -> None:
+    many = _policy(*_points("gate_up", lambda m: 1.021 if round(math.log2(m)) % 2 else 1.0))
+    layers = Counter({_product("gate_up"): 1, _product("other", choosable=False): 1})
+    _, why = split_profile(_profile((1, 100, 4096)), Split("batch"), DIMS, layers, many)
+    assert "is not split: layers change at 12 sizes from 2 to 2049 (gate_up), where" in why
 
 
 def test_a_cut_that_gains_little_is_not_made() -> None:

@@ -33,6 +33,26 @@ def test_a_threshold_takes_sparse_only_where_every_shape_does(shapes: list[dict[
             assert judge(policy, "o", 64 * (i + 1), 64, m, "FP16").sparse
 
 
+_rising = st.dictionaries(
+    st.integers(1, 60), st.tuples(st.floats(0.9, 2), st.floats(1, 3)), min_size=1, max_size=6
+)
+
+
+@given(st.lists(_rising, min_size=1, max_size=3), st.integers(0, 5000), st.integers(1, 90))
+def test_where_a_threshold_holds_each_shape_is_sure_to_win(
+    shapes: list[dict[int, tuple[float, float]]], wave: int, m: int
+) -> None:
+    points = []
+    for i, measured in enumerate(shapes):
+        for point in make_points("o", 64 * (i + 1), 64, {size: gain for size, (gain, _) in measured.items()}):
+            points.append(point.model_copy(update={"us": point.us * point.m * measured[point.m][1]}))
+    (limit,) = derive_thresholds(points, MARGIN, wave)
+    policy = make_policy(points).model_copy(update={"wave": wave})
+    for i, measured in enumerate(shapes):
+        if limit.holds(m) and m >= min(measured):
+            assert judge(policy, "o", 64 * (i + 1), 64, m, "FP16").sparse
+
+
 @given(st.lists(st.integers(1, 10**5), min_size=1, max_size=9, unique=True), st.integers(0, 9))
 def test_of_one_monotone_shape_it_is_the_crossover(sizes: list[int], losing: int) -> None:
     ordered = sorted(sizes)

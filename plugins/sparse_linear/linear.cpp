@@ -11,7 +11,7 @@
 namespace sparseflow {
 namespace {
 
-constexpr size_t kMostPlans = 1024;  // of one context; with the kernel compiled for it one took 23 MB of the host (FP16)
+constexpr size_t kMostPlans = 1024;  // of one context; in FP16 one took 23 MB of the host, with its kernel
 constexpr size_t kAlignment = 256;
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }

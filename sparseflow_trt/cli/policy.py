@@ -247,6 +247,8 @@ def _print(policy: Policy) -> None:
     out.print(f"Libraries:  {libraries}")
     out.print(f"Clocks:     {policy.clocks}")
     out.print(f"Margin:     {policy.margin:.0%}")
+    if policy.wave:
+        out.print(f"Wave:       {policy.wave:,} elements, a step that times may take between measured M")
     out.print(f"Provenance: {policy.provenance}")
     out.print(f"Source:     {policy.source}")
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _DENSE, _SPARSE, _PLUGIN, _GRID = "#6b7280", "#0f766e", "#b45309", "#e5e7eb"  # the report's palette
 _MOST_COLUMNS = 4
 _COLOURS: dict[SparseKernel, str] = {"sparse": _SPARSE, "plugin": _PLUGIN}
+_APART = 1.6  # an M that is nearer to the last one written is only marked
 _TAKEN: dict[SparseKernel, tuple[str, float]] = {"sparse": ("#d7efe9", 1), "plugin": ("#f5cf9f", 0.05)}
 _NAMES = (  # in the order of the legend
     "dense", "sparse", "plugin", "dense / sparse", "dense / plugin", "sparse is taken", "plugin is taken",
@@ -176,20 +177,24 @@ def _mark_ranges(
         policy, kinds[0], n, k, one.dtype, min(pairs), max(pairs), library=one.library, kernel=kernel
     )
     colour, taken_colour, height = _COLOURS[kernel], *_TAKEN[kernel]
-    for i, (begin, end, taken) in enumerate(ranges):
-        if not taken:
+    begins = [begin for begin, _, taken in ranges[1:] if taken]
+    ends = [end for begin, end, taken in ranges[:-1] if taken and (begin != end or begin not in begins)]
+    edges = sorted([*((m, "left") for m in begins), *((m, "right") for m in ends)])
+    for begin, end, taken in ranges:
+        for axes in (times, ratio) if taken else ():
+            axes.axvspan(begin, end, 0, height, color=taken_colour, lw=1 if begin == end else 0, zorder=0)
+    told = 0.0
+    for m, side in edges:
+        ratio.axvline(m, color=colour, lw=0.8, zorder=1)
+        times.axvline(m, color=colour, lw=0.8, zorder=1)
+        if m < told * _APART:
             continue
-        for axes in (times, ratio):
-            axes.axvspan(begin, end, 0, height, color=taken_colour, lw=0, zorder=0)
-        for m, inner, side in ((begin, i > 0, "left"), (end, i < len(ranges) - 1, "right")):
-            if inner and (side == "left" or end != begin):
-                ratio.axvline(m, color=colour, lw=0.8, zorder=1)
-                times.axvline(m, color=colour, lw=0.8, zorder=1)
-                times.annotate(  # upright, and at the top, where two near ones leave each other room
-                    f"M={m}", (m, 0.97 - 0.3 * row), xycoords=("data", "axes fraction"), color=colour,
-                    fontsize=7.5, rotation=90, ha=side, va="top",
-                    xytext=(1.5 if side == "left" else -1, 0), textcoords="offset points",
-                )  # fmt: skip
+        told = m
+        times.annotate(  # upright, and at the top, where two near ones leave each other room
+            f"M={m}", (m, 0.97 - 0.3 * row), xycoords=("data", "axes fraction"), color=colour,
+            fontsize=7.5, rotation=90, ha=side, va="top",
+            xytext=(1.5 if side == "left" else -1, 0), textcoords="offset points",
+        )  # fmt: skip
     name = f"{kernel} is taken"
     return {name: Patch(color=taken_colour, label=name)}
 

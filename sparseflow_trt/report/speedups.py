@@ -14,6 +14,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 38, 20, 12, 44
 _MOST_PANELS = 12
 _Measured = tuple[tuple[int, int], bool, dict[int, Pair]]  # (N, K), whether it is the layer's own, by M
 _STEPS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+_MOST_EDGES = 4  # of ranges with more, only where the first begins and the last ends is marked
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ def _panel(policy: Policy, known: Known, layers: list[LayerRecord]) -> Panel | N
 
     ranges = sparse_ranges(policy, known.kind, known.n, known.k, known.dtype, low, high)
     taken = [(begin, end) for begin, end, sparse in ranges if sparse]
-    edges = [begin for begin, _ in taken if begin > low] + [end for _, end in taken if end < high]
+    edges = sorted({b for b, _ in taken if b > low} | {end for _, end in taken if end < high})
+    if len(edges) > _MOST_EDGES:
+        edges = [edges[0], edges[-1]]
     title = f"{known.kind} {known.k} → {known.n}"
     return Panel(
         title=f"{title} · {len(layers)} layer{'s' if len(layers) > 1 else ''}",
@@ -111,7 +114,7 @@ def _panel(policy: Policy, known: Known, layers: list[LayerRecord]) -> Panel | N
             for _, own, pairs in curves
         ),
         taken=tuple((x(begin), x(end)) for begin, end in taken),
-        crossings=tuple(Tick(x(m), f"M={m}") for m in sorted(set(edges))),
+        crossings=tuple(Tick(x(m), f"M={m}") for m in edges),
         ranges=tuple((x(a), x(b), x(c)) for a, b, c in profiles if a and b and c),
         x=tuple(Tick(x(m), f"{m:,}".replace(",", " ")) for m in _octaves(low, high)),
         y=tuple(Tick(y(step), f"{step:g}×") for step in _STEPS if bottom <= step <= top),
@@ -143,7 +146,7 @@ def _subtitle(known: Known, curves: list[_Measured]) -> str:
 
 
 def _in_words(title: str, taken: list[tuple[int, int]], curves: list[_Measured]) -> str:
-    spans = " and ".join(f"from M={begin} to M={end}" for begin, end in taken)
+    spans = " and ".join(f"from M={a} to M={b}" if a < b else f"at M={a}" for a, b in taken)
     said = f"{title}: sparse is taken {spans}." if taken else f"{title}: sparse is taken at no M shown."
     for (n, k), _, pairs in curves:
         m, best = max(pairs.items(), key=lambda item: item[1].speedup)
