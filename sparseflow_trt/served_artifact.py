@@ -118,9 +118,9 @@ def choose_route(artifact: Artifact, asked: RouteName) -> Route:
 
 # On an H200 in FP16, at 512 plans (results/plugin_soak.json).
 _NEW_M = (
-    "Each number of rows that is new makes the plugin compile a kernel for each shape of its layers: up to a "
-    "second, and some 23 MB of the host's memory that stay. Have few sizes come: pad sequences to a handful "
-    "of lengths, and batches to the preferred ones."
+    "Each number of rows that is new makes the plugin compile a kernel for each shape of its layers, until "
+    "it has some hundred: up to a second each, and 23 MB of the host's memory that stay. Have few sizes "
+    "come: pad sequences to a handful of lengths, and batches to the preferred ones."
 )
 
 

@@ -11,7 +11,8 @@
 namespace sparseflow {
 namespace {
 
-constexpr size_t kMostPlans = 1024;  // of one context; in FP16 one took 23 MB of the host, with its kernel
+constexpr size_t kMostPlans = 1024;  // of one context; in FP16 one takes 23 MB of the host, with its kernel
+constexpr size_t kMostExact = 64;    // from so many on a number of rows that is new is made of few, which are shared
 constexpr size_t kAlignment = 256;
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
@@ -202,12 +203,22 @@ Product const& Products::dense(int64_t m) {
   return keep(dense_, m, weights_->plan(m, linear_->dense_algorithm(m)));
 }
 
+// Each plan is a kernel that is compiled and kept. So, after the first kMostExact, rows are multiples of kMostCopied
+// and what is left of that, which costs a second reading of the weights.
+Split Products::parts_of(int64_t m) const {
+  auto const exact = split(m);
+  if (m <= kMostCopied || sparse_.size() < kMostExact || sparse_.count(exact.whole) != 0) {
+    return exact;
+  }
+  return {m / kMostCopied * kMostCopied, m % kMostCopied};
+}
+
 void Products::prepare(int64_t m) {
   if (is_dense(m)) {
     dense(m);
     return;
   }
-  auto const parts = split(m);
+  auto const parts = parts_of(m);
   if (parts.whole != 0) {
     sparse(parts.whole);
   }
@@ -229,7 +240,7 @@ void Products::run(int64_t m, void const* x, void* y, void* workspace, cudaStrea
     }
     return;
   }
-  auto const parts = split(m);
+  auto const parts = parts_of(m);
   if (parts.whole != 0) {
     sparse(parts.whole).run(weights_->compressed(), x, y, workspace, stream);
   }

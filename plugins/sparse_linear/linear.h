@@ -77,6 +77,7 @@ class Products {
 
  private:
   bool is_dense(int64_t m) const { return m < linear_->layer().dense_below_m; }
+  Split parts_of(int64_t m) const;
   Product const& sparse(int64_t m);
   Product const& dense(int64_t m);
 

@@ -249,10 +249,17 @@ void a_run_is_captured() {
 void more_numbers_of_rows_than_plans() {
   auto const linear = built({Type::kFp16, Activation::kNone, false, 0}, 64);
   Context context(linear, 9000);
-  for (int64_t m = 8; m <= 9000; m += 8) {
+  auto const before = fake::live();
+  for (int64_t m = 8; m <= 160; m += 8) {
     context.products.prepare(m);
   }
-  for (int64_t const m : {8, 300, 8999}) {
+  REQUIRE(fake::live() - before == 20);
+  for (int64_t m = 9000; m > 0; m -= 8) {
+    context.products.prepare(m);
+  }
+  // 64 as they came, what is left of 256 in steps of 8, and the multiples of 256
+  REQUIRE(fake::live() - before <= 64 + 256 / 8 + 9000 / 256);
+  for (int64_t const m : {8, 300, 511, 513, 2048, 4103, 8999, 9000}) {
     context.run(m, 3);
   }
 }

@@ -82,6 +82,8 @@ int allow() {
 
 int live() { return alive; }
 
+void count(int change) { alive += change; }
+
 void name_gpu(char const* name) { gpu = name; }
 
 }  // namespace fake

@@ -57,6 +57,7 @@ void submit(cudaStream_t stream, float microseconds, std::function<void()> work)
 void forbid();     // from here on nothing may be taken, given back or waited for by this thread
 int allow();       // up to here; how often it was
 int live();        // objects and memory that were made and not given back
+void count(int);   // of another library's objects: 1 for each that is made, -1 for each that is given back
 void name_gpu(char const* name);
 
 }  // namespace fake
