@@ -30,6 +30,8 @@ def products_of(times: Mapping[str, float], ran_as: Mapping[str, str]) -> dict[s
     return {
         "all_ms": round(sum(times.values()), 5),
         "products_ms": round(sum(times[name] for name in mine), 5),
+        "layers that run": sum(ms > 0 for ms in times.values()),
+        "products that run": len(mine),
         "products": {name: round(times[name], 5) for name in sorted(mine, key=lambda n: -times[n])[:10]},
         "others": {name: round(times[name], 5) for name in others[:10]},
         "planned layers not told": sum(
@@ -38,22 +40,28 @@ def products_of(times: Mapping[str, float], ran_as: Mapping[str, str]) -> dict[s
     }
 
 
-def ceilings(layers: Mapping[str, dict[str, Any]]) -> dict[str, float]:
-    """What the dense engine's run would gain by its products alone, from layers timed one by one.
+def ceilings(layers: Mapping[str, dict[str, Any]], whole_ms: Mapping[str, float]) -> dict[str, float]:
+    """What the dense engine's run would gain by its products alone.
 
-    "tensor cores" is Amdahl's bound for products that are twice as fast; the others put a side's products in
-    the place of the dense ones, and leave all else as it is in the dense engine. There is none where the time
-    of a product is not told, as in a region of TensorRT's compiler.
+    "tensor cores" is Amdahl's bound for products that are twice as fast; the others put a side's products
+    in the place of the dense ones, and leave all else as it is in the dense engine (a side whose other layers
+    change, too, may gain more). Timed one by one layers take longer than in a run: what their sum is longer
+    is taken from each in equal parts. There is none where the time of a product is not told, as in a region
+    of TensorRT's compiler.
 
     Args:
         layers: By each side `products_of` its engine.
+        whole_ms: What its run takes.
     """
     told = {side: facts for side, facts in layers.items() if not facts["planned layers not told"]}
     if "dense" not in told:
         return {}
-    whole, products = layers["dense"]["all_ms"], layers["dense"]["products_ms"]
-    found = {"tensor cores": whole / (whole - products + products / TENSOR_CORES)}
+    products = {}
     for side, facts in told.items():
-        if side != "dense":
-            found[side] = whole / (whole - products + facts["products_ms"])
+        more = max(0.0, facts["all_ms"] - whole_ms[side]) / max(facts["layers that run"], 1)
+        alone = facts["products_ms"] - more * facts["products that run"]
+        products[side] = min(max(alone, 0.0), whole_ms[side])
+    whole, dense = whole_ms["dense"], products["dense"]
+    found = {"tensor cores": whole / (whole - dense + dense / TENSOR_CORES)}
+    found |= {side: whole / (whole - dense + ms) for side, ms in products.items() if side != "dense"}
     return {side: round(gain, 4) for side, gain in found.items()}

@@ -10,7 +10,7 @@ The sides: "dense" has sparsity off, "sparse" TensorRT's own sparse kernels wher
 "plugin" every product in the plugin, "joined" the same with products of one input (q, k and v; gate and up)
 made one, and "policy" what a --policy chooses of these. Engines have fixed shapes and are timed in turn as
 CUDA graphs. Errors are against FP32 on the CPU. The ceiling is what a run would gain if each product took
-what it takes in the plugin and nothing else changed, by the layers' times of the dense and the plugin engine.
+what it takes in the plugin and nothing else changed (engine_layers.py).
 
 Writes results/plugin_decoder_CASE.json after each step. With --work, what was built and computed is found
 again: the same command goes on. --backend onnxruntime tries the script without a GPU, without a plugin.
@@ -254,7 +254,7 @@ def compare(
             row["layers"] = {
                 side: products_of(layers[side], built[side]["engine_layers"]) for side in engines
             }
-            row["ceiling"] = ceilings(row["layers"])
+            row["ceiling"] = ceilings(row["layers"], {side: t.p50 for side, t in timed.items()})
             write_row()
     if settings.reference:
         say(f"{model.stem}: FP32 on the CPU")

@@ -3,10 +3,9 @@
     python benchmarks/ship_policy.py h200
 
 reads results/autotune_NAME_*.jsonl, each the journal of a run whose command stands in it. Of each run the
-products count that have all M of autotune's grid. The plugin's points come from results/plugin_linear_*.json,
-of layers that were measured on that GPU at all M of that script. Thresholds for TensorRT's own kernels are
-given, not derived (docs/TENSORRT.md: whole engines gained nothing); the plugin has none, since the layers
-that it was measured at are large ones.
+products count that have all M of autotune's grid. The plugin's points come from results/plugin_linear_*.json
+of that GPU. Thresholds for TensorRT's own kernels are given, not derived (docs/TENSORRT.md: whole engines
+gained nothing); the plugin has none, since the layers that it was measured at are large ones.
 
 The margin is the least of MARGINS at which fewer than one measured M of a thousand is lost when it is asked
 for by its neighbours alone (`gains_left_out`): between measured M times are not smooth. What is lost when a
@@ -22,8 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from plugin_linear import SIZES
 
 from sparseflow_trt.engines.autotune import incomplete_curves
 from sparseflow_trt.engines.journal import read_journal
@@ -85,11 +82,7 @@ def plugin_parts(policy: Policy) -> list[Policy]:
     for path in sorted(RESULTS.glob("plugin_linear_*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         machine, rounds = result["machine"], result["timing"]["rounds"]
-        cells: dict[str, list[dict[str, Any]]] = {}
-        for cell in result["cells"]:
-            cells.setdefault(cell["layer"], []).append(cell)
-        whole = [c for layer in cells.values() if {c["m"] for c in layer} >= set(SIZES) for c in layer]
-        if not whole or machine["gpu"] != policy.device:
+        if machine["gpu"] != policy.device:
             continue
         update = {
             "libraries": {
@@ -99,7 +92,7 @@ def plugin_parts(policy: Policy) -> list[Policy]:
             "clocks": "",
             "source": f"the plugin: {result['command']}, {result['date']}, driver {machine['driver']}",
             "thresholds": (),
-            "points": tuple(point for cell in whole for point in plugin_points(cell, rounds)),
+            "points": tuple(point for cell in result["cells"] for point in plugin_points(cell, rounds)),
         }
         parts.append(policy.model_copy(update=update))
     return parts

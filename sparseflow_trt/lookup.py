@@ -69,7 +69,8 @@ class Known:
         kernel: Which sparse kernel is held against dense: the library's own, or the plugin.
         whose: Whose kernels were timed, in words.
         margin: The share by which sparse has to be faster.
-        below: What speaks below the smallest M of `pairs`, where something else does.
+        otherwise: What speaks where these pairs leave it open: below the smallest M, above the largest, and
+            between two at both of which sparse wins and is not sure to win between them.
     """
 
     policy: Policy
@@ -85,14 +86,14 @@ class Known:
     kernel: SparseKernel
     whose: str
     margin: float
-    below: Known | None = None
+    otherwise: Known | None = None
 
     def expect(self, m: int) -> Expected | None:
         """The times to expect at M, see `expect`."""
         if not self.shape:
             return None
-        if self.below and m < min(self.pairs):
-            return self.below.expect(m)
+        if self.otherwise and self._leaves_open(m):
+            return self.otherwise.expect(m)
         sizes = list(self.pairs)
         i = bisect_left(sizes, m)
         at: Literal["measured", "between", "above", "below"]
@@ -119,6 +120,12 @@ class Known:
             points=tuple(point for pair in pairs for point in (pair.dense, pair.sparse)),
         )
 
+    def _leaves_open(self, m: int) -> bool:
+        if not min(self.pairs) <= m <= max(self.pairs):
+            return True
+        smooth, careful = (wins_at(self.pairs, m, self.margin, wave) for wave in (0, self.policy.wave))
+        return smooth and not careful
+
     def _doubt(self, m: int) -> str:
         if not wins_at(self.pairs, m, self.margin, self.policy.wave):
             return "one wave of tiles more would cost it"
@@ -130,8 +137,8 @@ class Known:
 
     def judge(self, m: int) -> Verdict:
         """Whether the product at M should run sparse, see `judge`."""
-        if self.below and m < min(self.pairs):
-            return self.below.judge(m)
+        if self.otherwise and self._leaves_open(m):
+            return self.otherwise.judge(m)
         origin = f"{self.whose}, {self.policy.device}"
         named = "the plugin" if self.kernel == "plugin" else "sparse"
         expected = self.expect(m)
@@ -278,8 +285,8 @@ def sparse_ranges(
     """The ranges of M from `low` to `high`, with whether the kernel is taken in each; neighbours differ."""
     known = known_of(policy, kind, n, k, dtype, library, kernel)
     limit = known.threshold
-    below = known.below.pairs if known.below else {}
-    measured = {m for pairs in (known.pairs, below, *known.witnesses.values()) for m in pairs}
+    otherwise = known.otherwise.pairs if known.otherwise else {}
+    measured = {m for pairs in (known.pairs, otherwise, *known.witnesses.values()) for m in pairs}
     edges = {*measured, *((limit.min_m, limit.max_m) if limit else ())}  # a verdict changes nowhere else
     after = {m + step for m in edges if m is not None for step in (0, 1)}
     starts = sorted({low, *(m for m in after if low < m <= high)})

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sparseflow_trt.lookup import Known, known_of
+from sparseflow_trt.lookup import Expected, Known, known_of
 from sparseflow_trt.near import nearest_shape, points_by_shape, points_near, witnesses_of
 from sparseflow_trt.policy import Pair, Point, Policy, pairs_by_shape
 
@@ -24,7 +24,7 @@ _ELEMENT_BYTES = 2  # of FP16 and BF16, which is all that the plugin takes
 def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known:
     """What a policy knows of the plugin for one layer; what `wins` and `sparse` say is said of the plugin.
 
-    In this order: the plugin's points of this very shape (below their smallest M an estimate), an estimate
+    In this order: the plugin's points of this very shape (where they leave it open an estimate), an estimate
     of this very shape, the plugin's points of a shape near by, an estimate of one, a threshold of the plugin.
     An estimate is cuSPARSELt's time against TensorRT's dense time of the same product where the policy has
     that, else against cuBLAS's, and then it has to win by ESTIMATE_MARGIN. Thresholds of cuSPARSELt say
@@ -41,11 +41,11 @@ def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known
     estimated = _estimated(policy, kind, n, k, dtype)
     if measured.library != "tensorrt":
         return estimated
-    if measured.shape == (n, k):
-        return replace(measured, below=estimated) if estimated.shape == (n, k) else measured
-    near = [known for known in (measured, estimated) if known.shape]
-    own = [known for known in near if known.shape == (n, k)]
-    return next(iter([*own, *near]), measured if measured.threshold else estimated)
+    if not measured.shape:
+        return measured if measured.threshold and not estimated.shape else estimated
+    if measured.shape != (n, k) and estimated.shape == (n, k):
+        return estimated
+    return replace(measured, otherwise=estimated) if estimated.shape else measured
 
 
 def _estimated(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known:
@@ -83,21 +83,24 @@ def joined_speedup(policy: Policy, kind: str, ns: Sequence[int], k: int, m: int,
     Returns:
         The speedup; None where the policy has not measured that very product, or not each by itself.
     """
-    for ask in (plugin_known, _estimated):  # what was measured and what was estimated are not compared
-        together, *alone = (ask(policy, kind, n, k, dtype) for n in (sum(ns), *ns))
-        if len({known.library for known in (together, *alone)}) == 1:
-            break
-    whole = together.expect(m)
-    parts = [known.expect(m) for known in alone]
-    if any(p is None or p.basis != "exact" or p.at == "below" for p in (whole, *parts)) or not whole:
-        return None
-    one = math.fsum(p.sparse_us for p in parts if p)
+    for ask in (plugin_known, _estimated):
+        known = [ask(policy, kind, n, k, dtype) for n in (sum(ns), *ns)]
+        found = [e for each in known if (e := each.expect(m)) and e.basis == "exact" and e.at != "below"]
+        # what was measured and what was estimated are not compared
+        if len(found) == len(known) and len({e.points[-1].library for e in found}) == 1:
+            return _gain_of_one(found[0], found[1:], known[0], sum(ns), m, kind)
+    return None
+
+
+def _gain_of_one(
+    whole: Expected, parts: Sequence[Expected], known: Known, n: int, m: int, kind: str
+) -> float:
+    one = math.fsum(part.sparse_us for part in parts)
     if kind == "gate_up":
         return one / whole.sparse_us
-    first = together.pairs[min(together.pairs)].dense
+    first = known.pairs[min(known.pairs)].dense
     bytes_a_us = first.n * first.k * _ELEMENT_BYTES / first.us
-    split_us = 2 * m * sum(ns) * _ELEMENT_BYTES / bytes_a_us
-    return one / (whole.sparse_us + split_us)
+    return one / (whole.sparse_us + 2 * m * n * _ELEMENT_BYTES / bytes_a_us)
 
 
 def _estimates(points: Sequence[Point]) -> dict[int, Pair]:

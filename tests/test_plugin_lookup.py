@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparseflow_trt.between import WAVE
 from sparseflow_trt.lookup import judge
 from sparseflow_trt.plugin_lookup import ESTIMATE_MARGIN, joined_speedup, plugin_known
 from sparseflow_trt.policy import Point, Policy, Threshold
@@ -58,6 +59,19 @@ def test_an_estimate_of_the_very_shape_goes_before_points_of_one_near_by() -> No
     assert "nearest shape of its kind" in reason
     both = [p.model_copy(update={"n": 4096 - 32}) for p in estimates({64: 2.0})]
     assert not said(make_policy([*near, *both]), 64)[0], "of two near ones the plugin's own points count"
+
+
+def test_an_estimate_speaks_where_what_was_measured_leaves_it_open() -> None:
+    rising = [p.model_copy(update={"us": p.us * p.m}) for p in plugin_points({64: 1.3, 256: 1.3, 1024: 0.9})]
+    wins, loses = (
+        estimates(dict.fromkeys((64, 128, 2048), 1.3)),
+        estimates(dict.fromkeys((64, 128, 2048), 1.0)),
+    )
+    found = []
+    for others in (wins, loses):
+        policy = make_policy([*rising, *others]).model_copy(update={"wave": WAVE})
+        found.append([said(policy, m)[0] for m in (64, 128, 256, 300, 1024, 2048)])
+    assert found == [[True, True, True, False, False, True], [True, False, True, False, False, False]]
 
 
 def test_an_estimate_speaks_below_what_was_measured() -> None:
