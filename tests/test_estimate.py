@@ -93,7 +93,7 @@ def test_the_plugin_is_estimated_from_cusparselt() -> None:
 
 
 def test_points_of_the_plugin_go_before_estimates() -> None:
-    torch = make_points("gate_up", 256, 64, {1024: 2.0}, library="torch")
+    torch = make_points("gate_up", 256, 64, {1024: 2.0, 2048: 1.5}, library="torch")
     own = [
         p.model_copy(update={"kernel": "plugin"} if p.kernel == "sparse" else {})
         for p in make_points("gate_up", 256, 64, {1024: 1.2})
@@ -101,6 +101,12 @@ def test_points_of_the_plugin_go_before_estimates() -> None:
     (row,) = _estimate(MLP[0], policy=make_policy([*torch, *own]), plugin={}).layers
     assert row.basis == ("measured",)
     assert row.speedup == pytest.approx(1.2)
+    larger = {"batch": 1, "seq": 2048}
+    (row,) = _estimate(MLP[0], sizes=larger, policy=make_policy([*torch, *own]), plugin={}).layers
+    assert (row.basis, row.speedup) == (("estimated",), 1.5), "no M of its own is as large"
+    notes = _estimate(MLP[0], sizes=larger, policy=make_policy([*torch, *own]), plugin={}).notes
+    assert sum("Sparse is the plugin" in note for note in notes) == 1
+    assert any("estimated from cuSPARSELt" in note for note in notes)
 
 
 def test_the_ceiling_is_the_seed_analysis_one() -> None:
