@@ -4,7 +4,6 @@
     python benchmarks/cusparselt_alone.py LIBRARY MOST [K N M]
                         of numbers below MOST alone: no split K, no search; at that shape
 
-
 It shares no code with the plugin, so that the two can be compared. Layouts and constants are cusparseLt.h's,
 0.8 to 0.10.
 """

@@ -149,8 +149,8 @@ def measure(
     journal_file = (
         JOURNAL if share == (0, 1) else RESULTS / f"policy_holdout.{share[0]}-of-{share[1]}{SUFFIX}"
     )
-    with open_journal(journal_file, identify([measurer], ("FP16", "BF16"))) as (journal, appender):
-        done = {**pairs_of(all_journals()), **journal.pairs}
+    with open_journal(journal_file, identify([measurer], ("FP16", "BF16"))) as (_, appender):
+        done = pairs_of(all_journals())
         appender.add_run(Run(command=" ".join(sys.argv), date=time.strftime("%Y-%m-%d", time.gmtime())))
         for number, request in enumerate(wanted, 1):
             if time.monotonic() - begun > limit:

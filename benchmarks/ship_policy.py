@@ -141,10 +141,8 @@ def gains_apart(policy: Policy, margin: float) -> list[float]:
     for (n, k, dtype), kind in shapes_of(policy).items():
         measured = known_of(policy, kind, n, k, dtype, "torch").pairs
         others = tuple(p for p in policy.points if (p.n, p.k) != (n, k))
-        known = known_of(
-            policy.model_copy(update={"points": others, "thresholds": ()}), kind, n, k, dtype, "torch"
-        )
-        asked = replace(known, margin=margin)
+        apart = policy.model_copy(update={"points": others, "thresholds": (), "margin": margin})
+        asked = known_of(apart, kind, n, k, dtype, "torch")
         gains += [pair.speedup if asked.judge(m).sparse else 1.0 for m, pair in measured.items()]
     return gains
 

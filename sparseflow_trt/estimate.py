@@ -134,8 +134,7 @@ def estimate(
             known = plugin_known(policy, group.kind, group.n, group.k, group.dtype)
         answers[group] = _ask(sizes, known)
         if plugin is not None and known.pairs and not group.never:
-            speak = [known.otherwise if a.estimated and known.otherwise else known for a in answers[group]]
-            whose |= {one.whose for one in speak}
+            whose |= {known.at(answer.m).whose for answer in answers[group]}
     if not any(answers.values()):
         there = ", ".join(sorted({str(group.m) for group in groups})) or "it has no layer with a weight"
         raise ShapeError(
@@ -222,7 +221,7 @@ def _ask(sizes: tuple[tuple[int, float], ...], known: Known) -> list[_Answer]:
         times = known.expect(m)
         below = times is not None and times.at == "below"
         bound = times.dense_us if times and below else None
-        estimated = known.kernel == "plugin" and times is not None and times.points[-1].library == "torch"
+        estimated = known.kernel == "plugin" and known.at(m).library == "torch"
         answers.append(_Answer(m, share, known.judge(m), None if below else times, bound, estimated))
     return answers
 

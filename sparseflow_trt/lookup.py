@@ -8,8 +8,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparseflow_trt.between import time_between, wins_at
-from sparseflow_trt.near import nearest_shape, points_by_shape, points_near, witnesses_of
-from sparseflow_trt.policy import WHOSE, Library, Pair, Point, Policy, SparseKernel, Threshold, pairs_by_shape
+from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
+from sparseflow_trt.policy import (
+    WHOSE,
+    Library,
+    Pair,
+    Point,
+    Policy,
+    SparseKernel,
+    Threshold,
+    pairs_by_m,
+    pairs_by_shape,
+)
 
 
 @dataclass(frozen=True)
@@ -88,12 +98,27 @@ class Known:
     margin: float
     otherwise: Known | None = None
 
+    def at(self, m: int) -> Known:
+        """What speaks at M: this, or what speaks otherwise where these pairs leave it open."""
+        if not self.otherwise:
+            return self
+        if min(self.pairs) <= m <= max(self.pairs):
+            smooth, careful = (wins_at(self.pairs, m, self.margin, wave) for wave in (0, self.policy.wave))
+            if careful or not smooth:
+                return self
+        return self.otherwise
+
     def expect(self, m: int) -> Expected | None:
         """The times to expect at M, see `expect`."""
+        return self.at(m)._times(m)
+
+    def judge(self, m: int) -> Verdict:
+        """Whether the product at M should run sparse, see `judge`."""
+        return self.at(m)._verdict(m)
+
+    def _times(self, m: int) -> Expected | None:
         if not self.shape:
             return None
-        if self.otherwise and self._leaves_open(m):
-            return self.otherwise.expect(m)
         sizes = list(self.pairs)
         i = bisect_left(sizes, m)
         at: Literal["measured", "between", "above", "below"]
@@ -120,12 +145,6 @@ class Known:
             points=tuple(point for pair in pairs for point in (pair.dense, pair.sparse)),
         )
 
-    def _leaves_open(self, m: int) -> bool:
-        if not min(self.pairs) <= m <= max(self.pairs):
-            return True
-        smooth, careful = (wins_at(self.pairs, m, self.margin, wave) for wave in (0, self.policy.wave))
-        return smooth and not careful
-
     def _doubt(self, m: int) -> str:
         if not wins_at(self.pairs, m, self.margin, self.policy.wave):
             return "one wave of tiles more would cost it"
@@ -135,16 +154,13 @@ class Known:
                 return f"{k}→{n}, near it, {words}"
         return ""
 
-    def judge(self, m: int) -> Verdict:
-        """Whether the product at M should run sparse, see `judge`."""
-        if self.otherwise and self._leaves_open(m):
-            return self.otherwise.judge(m)
+    def _verdict(self, m: int) -> Verdict:
         origin = f"{self.whose}, {self.policy.device}"
         named = "the plugin" if self.kernel == "plugin" else "sparse"
-        expected = self.expect(m)
+        expected = self._times(m)
         if expected and self.shape and expected.at != "below":
-            words = "wins" if expected.wins else f"does not win by {self.margin:.0%}"
-            words = "is not sure to win" if expected.doubt else words
+            lost = "is not sure to win" if expected.doubt else f"does not win by {self.margin:.0%}"
+            words = "wins" if expected.wins else lost
             origin = f"{self.shape[1]}→{self.shape[0]}, {origin}"
             if expected.basis == "nearest":
                 origin = f"nearest shape of its kind: {origin}"
@@ -212,14 +228,14 @@ def known_of(
     near = [p for p in points_near(policy, kind, n, k, dtype) if p.library == library]
     by_shape = pairs_by_shape(near, kernel)
     shape = nearest_shape(by_shape, n, k)
-    measured = points_by_shape(p for p in policy.points if (p.dtype, p.library) == (dtype, library))
     wanted = (kind, library, dtype, kernel)
     limits = [t for t in policy.thresholds if (t.kind, t.library, t.dtype, t.kernel) == wanted]
     return Known(
         policy, kind, n, k, library, dtype, shape,
         pairs=by_shape[shape] if shape else {},
         witnesses=witnesses_of(
-            shape, n, k, measured, lambda other: pairs_by_shape(measured[other], kernel).get(other, {})
+            shape, n, k, (p for p in policy.points if (p.dtype, p.library) == (dtype, library)),
+            lambda points: pairs_by_m(points, kernel),
         ),
         threshold=limits[0] if limits else None, kernel=kernel,
         whose="the plugin against TensorRT's kernels" if kernel == "plugin" else WHOSE[library],

@@ -24,48 +24,40 @@ def points_near(policy: Policy, kind: str, n: int, k: int, dtype: str) -> list[P
     return [p for p in policy.points if p.dtype == dtype and (p.kind == kind or (p.n, p.k) == (n, k))]
 
 
-def nearest_shape(shapes: Iterable[tuple[int, int]], n: int, k: int) -> tuple[int, int] | None:
+def nearest_shape(shapes: Iterable[Shape], n: int, k: int) -> Shape | None:
     """The (N, K) that speaks for a layer: the nearest, None where none is within NEAREST_OCTAVES."""
     far = {shape: _octaves(shape, (n, k)) for shape in shapes} if n and k else {}
     shape = min(far, key=lambda other: far[other], default=None)
     return shape if shape and far[shape] <= NEAREST_OCTAVES else None
 
 
-def points_by_shape(points: Iterable[Point]) -> dict[Shape, list[Point]]:
-    """Points by their (N, K)."""
-    found: dict[Shape, list[Point]] = {}
-    for point in points:
-        found.setdefault((point.n, point.k), []).append(point)
-    return found
-
-
 def witnesses_of(
-    speaks: Shape | None,
-    n: int,
-    k: int,
-    shapes: Iterable[Shape],
-    pairs_of: Callable[[Shape], dict[int, Pair]],
-) -> dict[Shape, dict[int, Pair]]:
+    speaks: Shape | None, n: int, k: int, points: Iterable[Point],
+    pairs_of: Callable[[list[Point]], dict[int, Pair]],
+) -> dict[Shape, dict[int, Pair]]:  # fmt: skip
     """The WITNESSES nearest shapes beside the one that speaks for another, whatever their kinds.
 
     Args:
         speaks: The (N, K) that speaks for the layer; None where none does.
         n: The layer's outputs.
         k: Its inputs.
-        shapes: Those that were measured.
-        pairs_of: The times of one; a shape that has none is no witness.
+        points: Of all shapes; not looked at where the layer's own shape speaks.
+        pairs_of: The pairs of one shape's points; a shape that has none is no witness.
     """
     if speaks in (None, (n, k)):
         return {}
-    far = {shape: _octaves(shape, (n, k)) for shape in shapes if shape != speaks}
+    by_shape: dict[Shape, list[Point]] = {}
+    for point in points:
+        by_shape.setdefault((point.n, point.k), []).append(point)
+    far = {shape: _octaves(shape, (n, k)) for shape in by_shape if shape != speaks}
     found: dict[Shape, dict[int, Pair]] = {}
     for shape in sorted((s for s in far if far[s] <= NEAREST_OCTAVES), key=lambda s: far[s]):
         if len(found) == WITNESSES:
             break
-        if pairs := pairs_of(shape):
+        if pairs := pairs_of(by_shape[shape]):
             found[shape] = pairs
     return found
 
 
-def _octaves(one: tuple[int, int], other: tuple[int, int]) -> float:
+def _octaves(one: Shape, other: Shape) -> float:
     return sum(abs(math.log2(a / b)) for a, b in zip(one, other, strict=True))

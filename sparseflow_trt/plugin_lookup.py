@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sparseflow_trt.lookup import Expected, Known, known_of
-from sparseflow_trt.near import nearest_shape, points_by_shape, points_near, witnesses_of
-from sparseflow_trt.policy import Pair, Point, Policy, pairs_by_shape
+from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
+from sparseflow_trt.policy import Pair, Point, Policy, pairs_by_m, pairs_by_shape
 
 # By how much an estimate has to win against cuBLAS, which is not what it would take the place of. On an
 # H200 the plugin's measured gain over TensorRT 8.6's dense kernel was 0.86 to 1.33 times what the estimate
@@ -38,7 +38,7 @@ def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known
         dtype: The type of its product, such as "FP16".
     """
     measured = known_of(policy, kind, n, k, dtype, "tensorrt", "plugin")
-    estimated = _estimated(policy, kind, n, k, dtype)
+    estimated = _estimated(measured)
     if measured.library != "tensorrt":
         return estimated
     if not measured.shape:
@@ -48,27 +48,30 @@ def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known
     return replace(measured, otherwise=estimated) if estimated.shape else measured
 
 
-def _estimated(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known:
-    measured = points_by_shape(p for p in policy.points if p.dtype == dtype)
-    timed = pairs_by_shape(p for p in points_near(policy, kind, n, k, dtype) if p.library == "torch")
+def _estimated(layer: Known) -> Known:
+    """What cuSPARSELt's times say of the plugin for the layer that something is known of."""
+    policy, n, k, dtype = layer.policy, layer.n, layer.k, layer.dtype
+    timed = pairs_by_shape(p for p in points_near(policy, layer.kind, n, k, dtype) if p.library == "torch")
     shape = nearest_shape(timed, n, k)
-    pairs = _estimates(measured[shape]) if shape else {}
+    points = [p for p in policy.points if p.dtype == dtype]
+    pairs = _estimates([p for p in points if (p.n, p.k) == shape])
     against = _held_against(pairs)
 
-    def witness(other: tuple[int, int]) -> dict[int, Pair]:
-        found = _estimates(measured[other])  # one against another's kernels would need another margin
+    def witness(others: list[Point]) -> dict[int, Pair]:
+        found = _estimates(others)  # one against another's kernels would need another margin
         return found if _held_against(found) == against else {}
 
     return replace(
-        known_of(policy, kind, n, k, dtype, "tensorrt", "plugin"),
+        layer,
         library="torch",
         shape=shape,
         pairs=pairs,
-        witnesses=witnesses_of(shape, n, k, measured, witness),
+        witnesses=witnesses_of(shape, n, k, points, witness),
         threshold=None,
         whose="estimated from cuSPARSELt, whose kernels it runs, against "
         + ("TensorRT's kernels" if against == {"tensorrt"} else "cuBLAS"),
         margin=policy.margin if against == {"tensorrt"} else max(policy.margin, ESTIMATE_MARGIN),
+        otherwise=None,
     )
 
 
@@ -83,8 +86,8 @@ def joined_speedup(policy: Policy, kind: str, ns: Sequence[int], k: int, m: int,
     Returns:
         The speedup; None where the policy has not measured that very product, or not each by itself.
     """
-    for ask in (plugin_known, _estimated):
-        known = [ask(policy, kind, n, k, dtype) for n in (sum(ns), *ns)]
+    best = [plugin_known(policy, kind, n, k, dtype) for n in (sum(ns), *ns)]
+    for known in (best, [_estimated(each) for each in best]):
         found = [e for each in known if (e := each.expect(m)) and e.basis == "exact" and e.at != "below"]
         # what was measured and what was estimated are not compared
         if len(found) == len(known) and len({e.points[-1].library for e in found}) == 1:
@@ -105,8 +108,7 @@ def _gain_of_one(
 
 def _estimates(points: Sequence[Point]) -> dict[int, Pair]:
     """cuSPARSELt's times of one shape, each M with TensorRT's dense time where every M has one."""
-    timed = pairs_by_shape(p for p in points if p.library == "torch")
-    pairs = next(iter(timed.values()), {})
+    pairs = pairs_by_m(p for p in points if p.library == "torch")
     dense: dict[int, Point] = {}
     for point in points:
         if (point.library, point.kernel) == ("tensorrt", "dense"):

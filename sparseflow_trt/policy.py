@@ -209,6 +209,11 @@ def pairs_by_shape(
     return pairs
 
 
+def pairs_by_m(points: Iterable[Point], kernel: SparseKernel = "sparse") -> dict[int, Pair]:
+    """The pairs of points of one shape, as of `pairs_by_shape`; none where no M has both."""
+    return next(iter(pairs_by_shape(points, kernel).values()), {})
+
+
 def shipped_policies() -> dict[str, Path]:
     """The policies that come with the package, by name."""
     return {path.stem: path for path in sorted(SHIPPED.glob("*.json"))}

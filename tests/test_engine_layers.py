@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from tests.pages import ROOT
+
 RAN_AS = {"up": "up || gate", "gate": "up || gate", "down": "down"}
 
 
 @pytest.fixture(scope="module")
 def layers() -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
+        patch.syspath_prepend(ROOT / "benchmarks")
         return importlib.import_module("engine_layers")
 
 
@@ -44,10 +44,7 @@ def test_there_is_none_where_a_product_is_not_told(layers: ModuleType) -> None:
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=3, max_size=3), st.floats(0.3, 1))
-def test_products_alone_never_double_a_run(times: list[float], share: float) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        module = importlib.import_module("engine_layers")
-    dense = module.products_of(dict(zip(("up || gate", "down", "silu"), times, strict=True)), RAN_AS)
-    found = module.ceilings({"dense": dense}, {"dense": sum(times) * share})
+def test_products_alone_never_double_a_run(layers: ModuleType, times: list[float], share: float) -> None:
+    dense = layers.products_of(dict(zip(("up || gate", "down", "silu"), times, strict=True)), RAN_AS)
+    found = layers.ceilings({"dense": dense}, {"dense": sum(times) * share})
     assert 1 <= found["tensor cores"] <= 2

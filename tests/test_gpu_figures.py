@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Mapping
-from pathlib import Path
 from random import Random
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from tests.pages import ROOT, prose, result_of
+
 MODELS = ("llama-8b", "llama-70b", "tinyllama")
-
-
-def result_of(name: str) -> dict[str, Any]:
-    """A benchmark's committed result."""
-    text = (ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
-
-
-def prose(page: str) -> str:
-    """A page's text on one line."""
-    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
 def rows(page: str, like: str) -> list[str]:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.pages import prose, result_of
+
 TESTS = """
 import os
 
@@ -99,17 +101,15 @@ def test_results_of_another_machine_are_replaced(tmp_path: Path) -> None:
 
 
 def test_the_committed_summary_is_one_of_these_tests() -> None:
-    root = Path(__file__).parent.parent
-    text = (root / "benchmarks" / "results" / "gpu_tests.json").read_text(encoding="utf-8")
-    summary = json.loads(text)
+    summary = result_of("gpu_tests")
     outcomes = [test["outcome"] for test in summary["tests"].values()]
     assert all(outcomes.count(word) == summary[word] for word in ("passed", "failed", "skipped"))
     assert not set(summary["tests"]) & set(summary["not run"])
-    assert "/tmp" not in text
-    page = " ".join((root / "docs" / "TENSORRT.md").read_text(encoding="utf-8").split())
+    assert "/tmp" not in json.dumps(summary)
+    page = prose("docs/TENSORRT.md")
     said = "{passed} passed, {failed} failed, {skipped} were skipped".format(**summary)
     assert f"{said}, and {len(summary['not run'])} were not run" in page
-    readme = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    readme = prose("README.md")
     total = len(outcomes) + len(summary["not run"])
     assert (
         f"the {total} tests of `tests/gpu` there: {summary['passed']} passed, {summary['failed']} failed"
