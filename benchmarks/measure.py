@@ -15,7 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+# One folder holds one kind of GPU: another's results have a folder of their own (benchmarks/README.md).
+RESULTS = Path(os.environ.get("SPARSEFLOW_RESULTS") or Path(__file__).parent / "results")
 PACKAGES = ("sparseflow-trt", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "onnx-graphsurgeon",
             "tensorrt", "cuda-bindings", "tensorrt_rtx_cu13_libs", "torch", "onnxscript",
             "transformers", "nvidia-modelopt", "tritonclient")  # fmt: skip
@@ -79,7 +80,7 @@ def write_result(name: str, figures: dict[str, Any], command: str = "", show: bo
         **surroundings(),
         **figures,
     }
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=2)
     write_atomically(RESULTS / f"{name}.json", text + "\n")
     if show:

@@ -2,9 +2,9 @@
 
     python benchmarks/ship_policy.py h200
 
-reads results/autotune_NAME_*.jsonl, each the journal of a run whose command stands in it. Of each run the
-products count that have all M of autotune's grid. The plugin's points come from results/plugin_linear_*.json
-of that GPU. Thresholds for TensorRT's own kernels are given, not derived (docs/TENSORRT.md: whole engines
+reads all autotune_NAME_*.jsonl in results/ and the folders in it, each the journal of a run whose command stands in it. Of each run the
+products count that have all M of autotune's grid. The plugin's points come from the plugin_linear_*.json of
+that GPU. Thresholds for TensorRT's own kernels are given, not derived (docs/TENSORRT.md: whole engines
 gained nothing); the plugin has none, since the layers that it was measured at are large ones.
 
 The margin is the least of MARGINS at which fewer than one measured M of a thousand is lost when it is asked
@@ -56,7 +56,7 @@ def main() -> None:
 
 def policy_to_ship(name: str) -> Policy:
     """The policy of all journals of that name."""
-    journals = [read_journal(path) for path in sorted(RESULTS.glob(f"autotune_{name}_*.jsonl"))]
+    journals = [read_journal(path) for path in sorted(RESULTS.rglob(f"autotune_{name}_*.jsonl"))]
     parts = [
         policy_from_journal(j, name, without=incomplete_curves({r.curve for r in j.pairs}, GRID, j.pairs))
         for j in journals
@@ -79,7 +79,7 @@ def policy_to_ship(name: str) -> Policy:
 def plugin_parts(policy: Policy) -> list[Policy]:
     """The plugin's points of a policy's GPU, each result's as a policy of its own."""
     parts = []
-    for path in sorted(RESULTS.glob("plugin_linear_*.json")):
+    for path in sorted(RESULTS.rglob("plugin_linear_*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         machine, rounds = result["machine"], result["timing"]["rounds"]
         if machine["gpu"] != policy.device:
