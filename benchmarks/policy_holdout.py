@@ -34,7 +34,10 @@ from sparseflow_trt.presets import Product, products_of_preset
 
 JOURNAL = journal_beside(RESULTS / "policy_holdout.json")
 # Mistral-7B's layers are those of LLaMA-3-8B.
-MODELS = (("llama-7b", 1), ("llama-8b", 1), ("llama-8b", 4), ("llama-70b", 4), ("vit-b", 1))
+MODELS = (
+    ("llama-7b", 1), ("llama-8b", 1), ("llama-8b", 4), ("llama-70b", 4), ("vit-b", 1),
+    ("qwen2.5-7b", 1), ("qwen2.5-32b", 1), ("llama-3b", 1),
+)  # fmt: skip
 # Off the grid: autotune measures powers of two and, where it is in doubt, half-way between two.
 SIZES = (20, 40, 80, 112, 160, 224, 320, 448, 640, 896, 1280, 1792, 2560, 3584, 5120, 7168, 10240, 14336)
 LEAST = 0.98

@@ -46,6 +46,14 @@ _PRESETS = {
     "llama-70b": _Transformer(8192, 28672, 64, 8, gated=True),
     # TinyLlama/TinyLlama-1.1B-Chat-v1.0: hidden 2048, intermediate 5632, 32 heads, 4 key-value heads
     "tinyllama": _Transformer(2048, 5632, 32, 4, gated=True),
+    # meta-llama/Llama-3.2-3B: hidden 3072, intermediate 8192, 24 heads, 8 key-value heads
+    "llama-3b": _Transformer(3072, 8192, 24, 8, gated=True),
+    # meta-llama/Llama-2-13b-hf: hidden 5120, intermediate 13824, 40 heads, no grouped queries
+    "llama-13b": _Transformer(5120, 13824, 40, 40, gated=True),
+    # Qwen/Qwen2.5-7B: hidden 3584, intermediate 18944, 28 heads, 4 key-value heads
+    "qwen2.5-7b": _Transformer(3584, 18944, 28, 4, gated=True),
+    # Qwen/Qwen2.5-32B: hidden 5120, intermediate 27648, 40 heads, 8 key-value heads
+    "qwen2.5-32b": _Transformer(5120, 27648, 40, 8, gated=True),
     # google-bert/bert-base-uncased: hidden 768, intermediate 3072, 12 heads
     "bert-base": _Transformer(768, 3072, 12, 12, gated=False),
     # google/vit-base-patch16-224: hidden 768, intermediate 3072, 12 heads
