@@ -5,8 +5,8 @@
 reads the autotune_NAME_*.jsonl in results/ and the folders in it, each the journal of a run whose command
 stands in it. Of each run the products count that have all M of autotune's grid. The plugin's points come from
 the plugin_linear_*.json of that GPU. Thresholds for TensorRT's own kernels are given, not derived
-(docs/TENSORRT.md: whole engines gained nothing); the plugin has none, since the layers that it was measured at
-are large ones.
+(docs/TENSORRT.md: whole engines gained nothing); the plugin has none, since the layers that it was measured
+at are large ones.
 
 The margin is the least of MARGINS at which fewer than one measured M of a thousand is lost when it is asked
 for by its neighbours alone (`gains_left_out`): between measured M times are not smooth. What is lost when a

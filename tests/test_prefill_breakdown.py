@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -94,6 +96,21 @@ def test_in_fp16_sparse_wins_as_the_page_says(script: ModuleType) -> None:
     errors = {v["logits against FP32"]["relative error"] for v in (result["dense"], *result["variants"])}
     assert {f"{100 * e:.1f} %" for e in errors} == {"0.3 %"}
     assert "sparse as dense** (0.3 %)" in PROSE
+
+
+def test_what_an_h100_gave(script: ModuleType) -> None:
+    found = []
+    for dtype in script.DTYPES:
+        result = json.loads((script.RESULTS / "h100" / f"end_to_end_torch_{dtype}.json").read_text())
+        assert result["libraries"]["cusparselt"] == "0.9.1"
+        for v in result["variants"]:
+            columns = [v["products"]["speedup"], v["ceiling"], v["speedup of kernel time"]]
+            shown = " | ".join(f"{column:.3f}×" for column in columns)
+            reached = f"**{v['speedup as CUDA graphs']:.3f}×**"
+            found.append(f"| {dtype.upper()} | {v['name']} | {shown} | {reached} |")
+        won = {p["kind"] for p in result["products"] if p["speedup"] >= 1.02 and p["kind"] != "classifier"}
+        assert won == ({"down"} if dtype == "bf16" else {"down", "gate_up"})
+    assert [line for line in PAGE.splitlines() if re.match(r"\| (BF16|FP16) \|", line)] == found
 
 
 def test_the_figures_in_the_text_are_those_of_the_result(bf16: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from sparseflow_trt.lookup import judge, sparse_ranges
 from sparseflow_trt.plugin_lookup import plugin_known
-from sparseflow_trt.policy import Pair, Policy, find_policy, pairs_by_shape
+from sparseflow_trt.policy import Pair, Policy, find_policy, pairs_by_shape, policy_for_device
 from tests.pages import RESULTS, ROOT, prose, result_of
 
 PAGE = "docs/AUTOTUNED_POLICY.md"
@@ -28,8 +28,8 @@ def ship(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("ship_policy")
 
 
-def pairs_of(dtype: str) -> dict[tuple[int, int], dict[int, Pair]]:
-    points = find_policy("h200").points
+def pairs_of(dtype: str, name: str = "h200") -> dict[tuple[int, int], dict[int, Pair]]:
+    points = find_policy(name).points
     return pairs_by_shape(p for p in points if p.dtype == dtype and p.library == "torch")
 
 
@@ -44,16 +44,20 @@ def taken(policy: Policy, n: int, k: int, dtype: str) -> str:
     return ", ".join([*words, f"{ranges[-1][0]} on"])
 
 
-def test_the_table_of_the_h200_is_what_its_policy_holds() -> None:
-    h200, a100 = find_policy("h200"), find_policy("a100-80gb")
+@pytest.mark.parametrize("name", ["h200", "h100"])
+def test_the_table_is_what_the_policy_holds(name: str) -> None:
+    policy, a100 = find_policy(name), find_policy("a100-80gb")
+    beside_the_a100, alone = 10, 9  # columns behind the shape's
     rows = _ROW.findall((ROOT / PAGE).read_text(encoding="utf-8"))
-    assert len(rows) == 10
-    for k, n, cells in rows:
+    columns = beside_the_a100 if name == "h200" else alone
+    own = [row for row in rows if len(row[2].split(" | ")) == columns]
+    assert len(own) == len(rows) / 2 == 10
+    for k, n, cells in own:
         shape = int(n), int(k)
-        speedups = [f"{pairs_of(dtype)[shape][m].speedup:.2f}×" for dtype, m in COLUMNS]
+        speedups = [f"{pairs_of(dtype, name)[shape][m].speedup:.2f}×" for dtype, m in COLUMNS]
         expected = [
-            taken(a100, *shape, "FP16"), taken(h200, *shape, "BF16"), *speedups[:2],
-            taken(h200, *shape, "FP16"), *speedups[2:],
+            *([taken(a100, *shape, "FP16")] if name == "h200" else []),
+            taken(policy, *shape, "BF16"), *speedups[:2], taken(policy, *shape, "FP16"), *speedups[2:],
         ]  # fmt: skip
         assert cells.split(" | ") == expected
 
@@ -72,6 +76,49 @@ def test_what_the_page_says_of_mlps() -> None:
     assert f"win at all but {len(lost)} of {count} measured M" in PROSE
     highest = max(m for shape in MLPS for m, pair in bf16[shape].items() if not pair.wins(margin))
     assert f"win at every measured M above {highest}" in PROSE
+
+
+def test_what_the_page_says_of_mlps_on_an_h100() -> None:
+    margin = find_policy("h100").margin
+    pairs = {
+        dtype: [p for s in MLPS for p in pairs_of(dtype, "h100")[s].values()] for dtype in ("FP16", "BF16")
+    }
+    few = {dtype: [p.speedup for p in found if p.dense.m <= 64] for dtype, found in pairs.items()}
+    assert all(pair.wins(margin) for pair in pairs["FP16"])
+    assert f"win at all of {len(pairs['FP16'])} measured M**" in PROSE
+    assert (
+        f"at M=1 to 64 by {min(few['FP16']):.2f} to {max(few['FP16']):.2f} times. In BF16 they win" in PROSE
+    )
+    highest = max(pair.dense.m for pair in pairs["BF16"] if not pair.wins(margin))
+    assert f"win above M={highest}, and at M=1 to 64 are" in PROSE
+    assert f"are {min(few['BF16']):.2f} to {max(few['BF16']):.2f} times as fast" in PROSE
+
+
+def test_one_cards_policy_is_not_the_others() -> None:
+    both = []
+    for dtype in ("FP16", "BF16"):
+        there = pairs_of(dtype)
+        for shape, pairs in pairs_of(dtype, "h100").items():
+            both += [(h100, there[shape][m]) for m, h100 in pairs.items() if m in there[shape]]
+    margin = find_policy("h100").margin
+    ratios = [h100.speedup / h200.speedup for h100, h200 in both]
+    assert f"At the {len(both):,} products that both cards were measured at" in PROSE
+    assert f"the gains differ by {min(ratios):.2f} to {max(ratios):.2f} times" in PROSE
+    differ = sum(h100.wins(margin) != h200.wins(margin) for h100, h200 in both)
+    lost = sum(h200.wins(margin) and h100.speedup < 0.98 for h100, h200 in both)
+    assert f"the verdicts in {differ}: by `h200` an H100 would lose more than 2 % in {lost} of them" in PROSE
+
+
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 PCIe", ""), ("NVIDIA H100 NVL", ""), ("NVIDIA GH200 480GB", ""),
+    ],
+)  # fmt: skip
+def test_a_gpu_has_the_policy_that_was_measured_on_it(device: str, name: str) -> None:
+    policy = policy_for_device(device)
+    assert (policy.name if policy else "") == name
 
 
 def test_the_step_that_the_page_shows() -> None:
@@ -95,26 +142,35 @@ def test_what_the_page_says_of_thresholds() -> None:
     assert (begins["qkv", "FP16"], begins["qkv", "BF16"]) == (None, None)
 
 
-def test_the_page_counts_what_the_policy_holds() -> None:
-    counts = {dtype: sum(map(len, pairs_of(dtype).values())) for dtype in ("BF16", "FP16")}
-    assert f"{counts['BF16']} products in BF16 and {counts['FP16']} in FP16, 35 shapes in each" in PROSE
-    assert len(pairs_of("BF16")) == len(pairs_of("FP16")) == 35
+@pytest.mark.parametrize("name", ["h200", "h100"])
+def test_the_page_counts_what_the_policy_holds(name: str) -> None:
+    counts = {dtype: sum(map(len, pairs_of(dtype, name).values())) for dtype in ("BF16", "FP16")}
+    assert f"{counts['BF16']} products in BF16 and {counts['FP16']} in FP16" in PROSE
+    assert len(pairs_of("BF16", name)) == len(pairs_of("FP16", name)) == 35
 
 
-def test_the_h200s_policy_is_what_the_journals_make(ship: ModuleType) -> None:
-    assert ship.policy_to_ship("h200") == find_policy("h200")
+@pytest.mark.parametrize("name", ["h200", "h100"])
+def test_a_shipped_policy_is_what_its_journals_make(ship: ModuleType, name: str) -> None:
+    assert ship.policy_to_ship(name) == find_policy(name)
 
 
-def test_the_margin_is_the_least_that_loses_next_to_nothing_left_out(ship: ModuleType) -> None:
-    h200 = find_policy("h200")
-    gains = {m: ship.gains_left_out(h200, m) for m in (0.02, h200.margin)}
+@pytest.mark.parametrize("name", ["h200", "h100"])
+def test_the_margin_is_the_least_that_loses_next_to_nothing_left_out(ship: ModuleType, name: str) -> None:
+    policy = find_policy(name)
+    gains = {m: ship.gains_left_out(policy, m) for m in (0.02, policy.margin)}
     lost = {m: sum(gain < ship.LEAST for gain in found) for m, found in gains.items()}
-    assert ship.share_lost(gains[h200.margin]) < ship.MOST_LOST <= ship.share_lost(gains[0.02])
-    apart = ship.gains_apart(h200, h200.margin)
-    assert f"{lost[h200.margin]} of {len(gains[0.02]):,} at 5 %, {lost[0.02]} at 2 %;" in PROSE
-    count = sum(gain < ship.LEAST for gain in apart)
-    assert f"of {len(apart):,} products that are asked of the other shapes alone {count} are lost" in PROSE
-    assert h200.wave == 132 * 64 * 128
+    assert ship.share_lost(gains[policy.margin]) < ship.MOST_LOST <= ship.share_lost(gains[0.02])
+    apart = ship.gains_apart(policy, policy.margin)
+    count = f"{lost[policy.margin]} of {len(gains[0.02]):,}"
+    said = {
+        "h200": f"{count} at 5 %, {lost[0.02]} at 2 %;",
+        "h100": f"{count} measured M is lost at it, if each is asked of its neighbours alone, "
+        f"and {lost[0.02]} at 2 %;",
+    }
+    assert said[name] in PROSE
+    several = sum(gain < ship.LEAST for gain in apart)
+    assert f"of {len(apart):,} products that are asked of the other shapes alone {several} are lost" in PROSE
+    assert policy.wave == 132 * 64 * 128
 
 
 def row_of(found: dict[str, Any]) -> str:
@@ -124,9 +180,15 @@ def row_of(found: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-def test_the_held_out_figures_are_those_of_the_result() -> None:
-    result = result_of("policy_holdout")
-    text = (ROOT / PAGE).read_text(encoding="utf-8")
+def held_out(name: str) -> tuple[dict[str, Any], str]:
+    """The result of a policy's held-out products, and the part of the page that tells of it."""
+    h200, h100 = (ROOT / PAGE).read_text(encoding="utf-8").split("\n| H100 | cases")
+    return (result_of("policy_holdout"), h200) if name == "h200" else (result_of("h100/policy_holdout"), h100)
+
+
+@pytest.mark.parametrize("name", ["h200", "h100"])
+def test_the_held_out_figures_are_those_of_the_result(name: str) -> None:
+    result, text = held_out(name)
     for name, found in (
         ("all", result),
         ("tuned shapes, other M", result["by basis"]["exact"]),
@@ -144,24 +206,82 @@ def test_tensorrt_on_an_h200_is_planned_dense(kind: str) -> None:
             assert not judge(policy, kind, n, k, m, "FP16").sparse
 
 
-def plugin_cells() -> list[dict[str, Any]]:
-    names = sorted(path.stem for path in RESULTS.glob("plugin_linear_*.json"))
-    return [cell for name in names for cell in result_of(name)["cells"]]
+def plugin_cells(folder: str = "") -> list[dict[str, Any]]:
+    names = sorted(path.stem for path in (RESULTS / folder).glob("plugin_linear_*.json"))
+    return [cell for name in names for cell in result_of(f"{folder}{name}")["cells"]]
+
+
+def takes_plugin(policy: Policy, cell: dict[str, Any]) -> bool:
+    known = plugin_known(policy, cell["layer"], cell["n"], cell["k"], "FP16")
+    return known.judge(cell["m"]).sparse
+
+
+def test_the_h100s_plugin() -> None:
+    h100, cells = find_policy("h100"), plugin_cells("h100/")
+    taken_at = [cell["speedup"] for cell in cells if takes_plugin(h100, cell)]
+    assert len(taken_at) == len(cells)
+    assert f"takes it in all {len(cells)}, the least gain {min(taken_at):.2f} times" in PROSE
+
+
+def test_how_the_h100s_products_were_held_out() -> None:
+    result, _ = held_out("h100")
+    products = {(case["dtype"], case["n"], case["k"], case["m"]) for case in result["rows"]}
+    own = {(p.dtype, p.n, p.k, p.m) for p in find_policy("h100").points if p.library == "torch"}
+    assert not products & own
+    bf16 = sum(product[0] == "BF16" for product in products)
+    assert f"{len(products)} products in a random order, {bf16} of them in BF16" in PROSE
+    worst = result["worst cases"][0]
+    assert result["below 0.98"] == 1
+    said = f"({worst['k']}→{worst['n']} in {worst['dtype']} at M={worst['m']}: {worst['dense/policy']:.3f})"
+    assert f"One case of {result['cases']} is below 0.98, by a hair** {said}" in PROSE
+    means = [f"{result[key]:.3f}" for key in ("mean dense/policy", "mean dense/oracle")]
+    assert (
+        "gains {} times on average, where knowing the better kernel of each would gain {}".format(*means)
+        in PROSE
+    )
+    off = {basis: 100 * (1 - found["mean oracle/policy"]) for basis, found in result["by basis"].items()}
+    assert f"tuned on it is {off['exact']:.1f} % below that, **on others {off['nearest']:.1f} %**" in PROSE
+
+
+def test_the_readme_gives_the_held_out_figures() -> None:
+    h200, h100 = (held_out(name)[0] for name in ("h200", "h100"))
+    readme = prose("README.md")
+    assert (h200["below 0.98"], h100["below 0.98"]) == (0, 1)
+    counts = f"Of {h200['cases']} held-out cases `h200` loses none, of {h100['cases']} `h100` loses one"
+    assert (
+        f"[{counts}](docs/AUTOTUNED_POLICY.md#held-out), by {100 * (1 - h100['worst dense/policy']):.1f} %"
+        in readme
+    )
+    for key, words in (
+        ("mean dense/policy", "gain {:.3f} and {:.3f} times"),
+        ("mean dense/oracle", "of {:.3f} and {:.3f} that"),
+    ):
+        assert words.format(h200[key], h100[key]) in readme
+
+
+def test_a_regression_knows_no_better() -> None:
+    h200, h100 = result_of("policy_guess"), result_of("h100/policy_guess")
+    guesses = [result["by margin"]["0.1"] for result in (h100, h200)]
+    off = [f"{100 * (1 - guess['mean oracle/guess']):.1f} %" for guess in guesses]
+    assert f"within {off[0]} of the oracle on the H100 and {off[1]} on the H200" in PROSE
+    lost = [f"{g['below 0.98']} of {r['asked of']}" for g, r in zip(guesses, (h100, h200), strict=True)]
+    assert (
+        f"in {lost[0]} products and {lost[1]}, at worst {guesses[0]['worst dense/guess']:.3f} times" in PROSE
+    )
+    spread = [f"{100 * r['guess over truth, standard deviation']:.1f} %" for r in (h100, h200)]
+    assert f"off by {spread[0]} and {spread[1]}" in PROSE
 
 
 def test_no_product_that_the_policy_puts_into_the_plugin_is_slower_there() -> None:
     h200 = find_policy("h200")
     estimates = tuple(point for point in h200.points if point.library == "torch")
-
-    def takes(policy: Policy, cell: dict[str, Any]) -> bool:
-        known = plugin_known(policy, cell["layer"], cell["n"], cell["k"], "FP16")
-        return known.judge(cell["m"]).sparse
-
-    taken_at = [cell["speedup"] for cell in plugin_cells() if takes(h200, cell)]
+    taken_at = [cell["speedup"] for cell in plugin_cells() if takes_plugin(h200, cell)]
     assert min(taken_at) >= 1
     without = h200.model_copy(update={"points": estimates})
-    missed = [c["speedup"] for c in plugin_cells() if takes(h200, c) and not takes(without, c)]
-    assert f"By estimates alone it would take {sum(takes(without, c) for c in plugin_cells())}:" in PROSE
+    missed = [c["speedup"] for c in plugin_cells() if takes_plugin(h200, c) and not takes_plugin(without, c)]
+    assert (
+        f"By estimates alone it would take {sum(takes_plugin(without, c) for c in plugin_cells())}:" in PROSE
+    )
     assert f"which gain {min(missed):.2f} to {max(missed):.2f} times, would not be among them" in PROSE
     share = f"takes the plugin in {len(taken_at)} of these {len(plugin_cells())} products"
     assert f"{share}, the least gain {min(taken_at):.2f} times" in PROSE
