@@ -12,7 +12,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sparseflow_trt.between import WAVE, wins_between
+from sparseflow_trt.between import wins_between
 from sparseflow_trt.engines.gpu_state import ClockState
 from sparseflow_trt.engines.medians import Median
 from sparseflow_trt.policy import Dtype, Kernel, Library, Pair, Point, SparseKernel
@@ -148,7 +148,7 @@ def find_crossovers(
 
 
 def find_doubtful(
-    curves: Iterable[Curve], measured: Mapping[Request, Pair], margin: float
+    curves: Iterable[Curve], measured: Mapping[Request, Pair], margin: float, wave: int
 ) -> tuple[Request, ...]:
     """The M half-way between far neighbours at both of which sparse wins, and between which it may not."""
     found = []
@@ -157,7 +157,7 @@ def find_doubtful(
         if high >= _WIDE * low and low < half:
             before, after = (measured[Request(curve, m)] for m in (low, high))
             both_win = before.wins(margin) and after.wins(margin)
-            if both_win and not wins_between(before, after, margin, WAVE):
+            if both_win and not wins_between(before, after, margin, wave):
                 found.append(Request(curve, half))
     return tuple(found)
 
@@ -183,7 +183,7 @@ def incomplete_curves(
 
 
 def next_requests(
-    curves: Sequence[Curve], grid: Sequence[int], measured: Mapping[Request, Pair], margin: float
+    curves: Sequence[Curve], grid: Sequence[int], measured: Mapping[Request, Pair], margin: float, wave: int
 ) -> list[Request]:
     """What is still to be measured, as far as it is known yet: the grid, where it is in doubt, crossovers.
 
@@ -196,7 +196,7 @@ def next_requests(
         (crossover.curve, middle(crossover.low, crossover.high))
         for crossover in find_crossovers(complete, measured, margin)
     )
-    doubtful = find_doubtful(complete, measured, margin)
+    doubtful = find_doubtful(complete, measured, margin, wave)
     return [*missing, *doubtful, *(Request(curve, m) for curve, m in halves if m is not None)]
 
 
@@ -233,14 +233,14 @@ class Left:
 
 
 def what_is_left(
-    curves: Sequence[Curve], grid: Sequence[int], measured: Mapping[Request, Pair], margin: float
+    curves: Sequence[Curve], grid: Sequence[int], measured: Mapping[Request, Pair], margin: float, wave: int
 ) -> Left:
     """How much there is still to measure, for the crossovers that are seen so far.
 
     Steps of 8 can make one point more of each crossover than halves would.
     """
     missing = sum(Request(curve, m) not in measured for curve in curves for m in grid)
-    missing += len(find_doubtful(curves, measured, margin))
+    missing += len(find_doubtful(curves, measured, margin, wave))
     still = [c for c in find_crossovers(curves, measured, margin) if c.is_open]
     halvings = sum(math.ceil(math.log2(math.log(c.high / c.low) / math.log1p(RESOLUTION))) for c in still)
     return Left(missing + halvings, len(still))
@@ -252,6 +252,7 @@ def search(
     measured: Mapping[Request, Pair],
     workers: Workers,
     margin: float,
+    wave: int,
     on_measured: Callable[[Measured], None],
     go_on: Callable[[], bool] = lambda: True,
 ) -> dict[Request, Pair]:
@@ -263,6 +264,7 @@ def search(
         measured: What is known already.
         workers: Those that measure.
         margin: The share by which sparse has to be faster to win.
+        wave: Elements of y that count as computed at once (`between.wave_of`).
         on_measured: Called with each answer as it comes.
         go_on: Asked before each request; once it says no, only what is under way is waited for.
 
@@ -272,7 +274,7 @@ def search(
     known = dict(measured)
     under_way: set[Request] = set()
     while True:
-        open_requests = [r for r in next_requests(curves, grid, known, margin) if r not in under_way]
+        open_requests = [r for r in next_requests(curves, grid, known, margin, wave) if r not in under_way]
         for request in open_requests[: workers.count - len(under_way)]:
             if not go_on():
                 break

@@ -6,6 +6,7 @@ import ctypes
 from dataclasses import dataclass
 
 # CUdevice_attribute, from cuda.h; the driver's interface never renumbers them.
+_MULTIPROCESSOR_COUNT = 16
 _COMPUTE_CAPABILITY_MAJOR = 75
 _COMPUTE_CAPABILITY_MINOR = 76
 
@@ -20,6 +21,7 @@ class Gpu:
         name: As the driver names it.
         compute_capability: Such as "9.0".
         memory_bytes: All of its memory.
+        multiprocessors: How many it has.
         sparse_tensor_cores: Whether its tensor cores multiply 2:4 weights in hardware (from 8.0 on).
         driver_version: The newest CUDA that the driver supports, such as "13.0".
     """
@@ -27,6 +29,7 @@ class Gpu:
     name: str
     compute_capability: str
     memory_bytes: int
+    multiprocessors: int
     sparse_tensor_cores: bool
     driver_version: str
 
@@ -55,12 +58,13 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 def _gpu_at(cuda: ctypes.CDLL, index: int, driver: str) -> Gpu | None:
     device, memory = ctypes.c_int(), ctypes.c_size_t()
-    major, minor = ctypes.c_int(), ctypes.c_int()
+    count, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(256)
     answers = (
         cuda.cuDeviceGet(ctypes.byref(device), index),
         cuda.cuDeviceGetName(name, len(name), device),
         cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device),
+        cuda.cuDeviceGetAttribute(ctypes.byref(count), _MULTIPROCESSOR_COUNT, device),
         cuda.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device),
         cuda.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device),
     )
@@ -70,6 +74,7 @@ def _gpu_at(cuda: ctypes.CDLL, index: int, driver: str) -> Gpu | None:
         name=name.value.decode(errors="replace"),
         compute_capability=f"{major.value}.{minor.value}",
         memory_bytes=memory.value,
+        multiprocessors=count.value,
         sparse_tensor_cores=major.value >= 8,
         driver_version=driver,
     )

@@ -14,6 +14,7 @@ from typing import IO
 from pydantic import ValidationError, model_validator
 
 from sparseflow_trt._schema import Record, describe
+from sparseflow_trt.between import MULTIPROCESSORS
 from sparseflow_trt.engines.autotune import Curve, Measured, Request
 from sparseflow_trt.engines.gpu_state import ClockState
 from sparseflow_trt.errors import PolicyError
@@ -24,10 +25,14 @@ SUFFIX = ".points.jsonl"
 
 
 class Identity(Record):
-    """What a journal's figures hold for; those of another are never added to them."""
+    """What a journal's figures hold for; those of another are never added to them.
+
+    A journal that tells no multiprocessors is of an H100 or H200.
+    """
 
     device: str
     compute_capability: str
+    multiprocessors: int = MULTIPROCESSORS
     libraries: dict[str, str]
     dtypes: tuple[Dtype, ...]
 

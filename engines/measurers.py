@@ -141,6 +141,7 @@ def identify(measurers: Sequence[Measurer], dtypes: tuple[Dtype, ...]) -> Identi
     return Identity(
         device=gpu.name,
         compute_capability=gpu.compute_capability,
+        multiprocessors=gpu.multiprocessors,
         libraries=dict(sorted(libraries.items())),
         dtypes=tuple(sorted(dtypes)),
     )

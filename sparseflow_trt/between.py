@@ -14,10 +14,18 @@ from collections.abc import Mapping
 
 from sparseflow_trt.policy import Pair, Point
 
-# Elements of y in one wave of tiles of 64×128 on the 132 multiprocessors of an H100 or H200. Of an H200's
-# 1670 measured M, each asked for by its neighbours alone, one is lost with it at a margin of 5 %, and eight
-# without (benchmarks/ship_policy.py).
-WAVE = 132 * 64 * 128
+# Of an H200's 1670 measured M, each asked for by its neighbours alone, one is lost at a margin of 5 % with
+# waves of tiles of this size, and eight without (benchmarks/ship_policy.py).
+_TILE = 64 * 128
+MULTIPROCESSORS = 132  # of an H100 SXM or an H200
+
+
+def wave_of(multiprocessors: int) -> int:
+    """The elements of y in one wave: a tile for each multiprocessor."""
+    return multiprocessors * _TILE
+
+
+WAVE = wave_of(MULTIPROCESSORS)
 
 
 def time_between(m: float, points: list[Point]) -> float:

@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sparseflow_trt._files import write_atomically
+from sparseflow_trt.between import wave_of
 from sparseflow_trt.engines.autotune import (
     Crossover,
     Curve,
@@ -151,6 +152,7 @@ def autotune(
     """
     begun = time.monotonic()
     identity = crew.identify(space.dtypes)
+    wave = wave_of(identity.multiprocessors)
     curves, left_out = _measurable(space, crew)
     journal_file = journal_beside(output)
     with open_journal(journal_file, identity) as (journal, appender):
@@ -161,14 +163,14 @@ def autotune(
         def remember(answer: Measured) -> None:
             appender.add(answer)
             known[answer.request] = answer.pair
-            left = what_is_left(curves, space.grid, known, margin)
+            left = what_is_left(curves, space.grid, known, margin, wave)
             each = (time.monotonic() - begun) / (len(known) - already)
             on_progress(Progress(len(known), left, each * left.points, answer))
 
         def go_on() -> bool:
             return time_limit is None or time.monotonic() - begun < time_limit
 
-        search(curves, space.grid, journal.pairs, crew, margin, remember, go_on)
+        search(curves, space.grid, journal.pairs, crew, margin, wave, remember, go_on)
     incomplete = incomplete_curves(curves, space.grid, known)
     policy = policy_from_journal(read_journal(journal_file), name or output.stem, margin, incomplete)
     write_atomically(output, json_from_policy(policy))
@@ -176,7 +178,7 @@ def autotune(
         policy=policy,
         measured_now=len(known) - already,
         crossovers=find_crossovers(curves, known, margin),
-        left=what_is_left(curves, space.grid, known, margin),
+        left=what_is_left(curves, space.grid, known, margin, wave),
         left_out=left_out,
         seconds=time.monotonic() - begun,
     )

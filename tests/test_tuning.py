@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from sparseflow_trt.between import WAVE
 from sparseflow_trt.engines.autotune import Measured, Request
 from sparseflow_trt.engines.gpu_state import ClockState
 from sparseflow_trt.engines.journal import Identity, journal_beside, read_journal
@@ -93,6 +94,15 @@ def test_a_policy_comes_of_a_run(tmp_path: Path) -> None:
         ("o", 200, None),
         ("down", 200, None),
     }
+
+
+def test_the_wave_is_of_the_gpus_multiprocessors(tmp_path: Path) -> None:
+    def smaller(measurers: Sequence[Any], dtypes: tuple[Dtype, ...]) -> Identity:
+        return identify(measurers, dtypes).model_copy(update={"multiprocessors": 108})
+
+    made = autotune(SPACE, InTurn([Fake()], smaller), tmp_path / "a100.json").policy
+    assert made.wave == 108 * 64 * 128
+    assert tune(tmp_path / "h200.json", Fake()).policy.wave == WAVE == 132 * 64 * 128
 
 
 def test_a_shape_of_two_kinds_is_measured_once_and_stands_under_both(tmp_path: Path) -> None:

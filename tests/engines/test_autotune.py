@@ -77,7 +77,7 @@ def run(
         return len(fake.asked) < most
 
     crew = InTurn([fake], lambda measurers, dtypes: (_ for _ in ()).throw(AssertionError))
-    return search(curves, grid, known or {}, crew, MARGIN, lambda answer: None, go_on)
+    return search(curves, grid, known or {}, crew, MARGIN, WAVE, lambda answer: None, go_on)
 
 
 def is_exact(low: int, high: int) -> bool:
@@ -137,7 +137,7 @@ def test_what_is_left_is_about_what_follows(threshold: int, after: int) -> None:
         return 1.5 if request.m >= threshold else 0.9
 
     some = run(Fake(speedup), most=after)
-    left = what_is_left([CURVE], GRID, some, MARGIN)
+    left = what_is_left([CURVE], GRID, some, MARGIN, WAVE)
     rest = Fake(speedup)
     run(rest, known=some)
     complete = all(Request(CURVE, m) in some for m in GRID)
@@ -174,18 +174,19 @@ def test_what_a_lookup_would_not_take_between_two_wins_is_measured_half_way(
 def test_times_that_do_not_rise_and_near_neighbours_are_not_doubted() -> None:
     assert {r.m for r in run(Fake(lambda request: 1.03))} == set(GRID)
     near = {Request(CURVE, m): pair(Request(CURVE, m), 1.1, m) for m in (128, 192, 256)}
-    assert find_doubtful([CURVE], near, MARGIN) == ()
+    assert find_doubtful([CURVE], near, MARGIN, WAVE) == ()
     apart = {request: p for request, p in near.items() if request.m != 192}
-    assert find_doubtful([CURVE], apart, MARGIN) == (Request(CURVE, 192),)
-    assert what_is_left([CURVE], (128, 256), apart, MARGIN).points == 1
+    assert find_doubtful([CURVE], apart, MARGIN, WAVE) == (Request(CURVE, 192),)
+    assert find_doubtful([CURVE], apart, MARGIN, 0) == ()
+    assert what_is_left([CURVE], (128, 256), apart, MARGIN, WAVE).points == 1
     large = {request: pair(request, 2.0, request.m) for request in apart}
-    assert find_doubtful([CURVE], large, MARGIN) == ()
+    assert find_doubtful([CURVE], large, MARGIN, WAVE) == ()
 
 
 def test_the_grid_of_all_curves_comes_before_any_crossover() -> None:
     other = Curve("torch", "FP16", 4096, 14336, "down")
     measured = {Request(CURVE, m): pair(Request(CURVE, m), 1.5 if m > 100 else 0.9) for m in GRID}
-    wanted = next_requests([CURVE, other], GRID, measured, MARGIN)
+    wanted = next_requests([CURVE, other], GRID, measured, MARGIN, WAVE)
     assert wanted[:-1] == [Request(other, m) for m in GRID]
     assert wanted[-1] == Request(CURVE, 88)
 
@@ -229,7 +230,7 @@ def test_no_more_requests_are_under_way_than_there_are_workers() -> None:
             return Measured(request, pair(request, 1.5 if request.m >= 100 else 0.9), 0.0)
 
     workers = Three()
-    known = search([CURVE], GRID, {}, workers, MARGIN, lambda answer: None)
+    known = search([CURVE], GRID, {}, workers, MARGIN, WAVE, lambda answer: None)
     assert workers.most == 3
     assert known == run(Fake(lambda request: 1.5 if request.m >= 100 else 0.9))
     assert math.isclose(known[Request(CURVE, 512)].speedup, 1.5)

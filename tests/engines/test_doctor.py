@@ -38,7 +38,7 @@ def test_a_machine_without_a_gpu_can_build_and_not_run() -> None:
 
 
 def test_an_old_gpu_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    old = Gpu("a Turing", "7.5", 16 << 30, sparse_tensor_cores=False, driver_version="12.4")
+    old = Gpu("a Turing", "7.5", 16 << 30, 40, sparse_tensor_cores=False, driver_version="12.4")
     monkeypatch.setattr(doctor, "find_gpus", lambda: (old,))
 
     driver, gpu, *others = doctor.examine().findings

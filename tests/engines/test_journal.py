@@ -55,6 +55,17 @@ def test_what_was_added_comes_back(journal: Path) -> None:
     assert found.products == (Product("qkv", 64, 32), Product("o", 64, 32))
 
 
+def test_a_journal_that_tells_no_multiprocessors_is_of_an_h100_or_h200(journal: Path) -> None:
+    assert "multiprocessors" not in journal.read_text()
+    assert read_journal(journal).identity.multiprocessors == 132
+    other = IDENTITY.model_copy(update={"multiprocessors": 78})
+    with (
+        pytest.raises(PolicyError, match="multiprocessors 132, and here it is 78"),
+        open_journal(journal, other),
+    ):
+        pass
+
+
 def test_a_line_is_on_the_disk_before_the_next_is_measured(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     with open_journal(path, IDENTITY) as (_, appender):

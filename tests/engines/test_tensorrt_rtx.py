@@ -22,7 +22,7 @@ def ignore(progress: Progress) -> None:
 
 
 def gpu(capability: str) -> Gpu:
-    return Gpu("a GPU", capability, 1 << 30, sparse_tensor_cores=True, driver_version="13.0")
+    return Gpu("a GPU", capability, 1 << 30, 100, sparse_tensor_cores=True, driver_version="13.0")
 
 
 def test_builds_an_engine_with_two_profiles_and_says_what_is_in_it(

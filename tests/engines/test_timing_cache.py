@@ -126,7 +126,7 @@ def test_a_place_that_cannot_be_read_or_written_is_a_note(tmp_path: Path) -> Non
 
 
 def test_the_key_is_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    gpu = Gpu("a GPU", "9.0", 1 << 30, sparse_tensor_cores=True, driver_version="12.8")
+    gpu = Gpu("a GPU", "9.0", 1 << 30, 132, sparse_tensor_cores=True, driver_version="12.8")
     monkeypatch.setattr(timing_cache, "find_gpus", lambda: (gpu,))
     monkeypatch.setattr(timing_cache, "_DRIVER", tmp_path / "version")
     assert str(this_machine("8.6.0")) == "TensorRT 8.6.0 on a GPU with driver for CUDA 12.8"

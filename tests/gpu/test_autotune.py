@@ -36,6 +36,7 @@ def measurer() -> time_torch.TorchMeasurer:
 @pytest.mark.skipif(not find_gpus(), reason=NO_GPU)
 def test_the_driver_tells_cache_and_clocks() -> None:
     assert 1 << 20 <= l2_bytes() <= 1 << 30
+    assert 8 <= find_gpus()[0].multiprocessors <= 512
     state = clock_reader()()
     assert state is not None
     assert 100 < state.sm_mhz <= state.max_mhz < 5000
