@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparseflow_trt.engines.refit import refit_from_onnx
 from sparseflow_trt.engines.tensorrt_api import Flavour
 from sparseflow_trt.engines.tensorrt_log import BuildLog, make_logger
 from sparseflow_trt.errors import BuildError
@@ -48,5 +47,7 @@ def load_engine(
             "Use the TensorRT release and the kind of GPU that it was built for.",
         )
     if weights is not None:
+        from sparseflow_trt.engines.refit import refit_from_onnx
+
         refit_from_onnx(flavour, engine, weights, logger, log)
     return LoadedEngine(engine, runtime, logger)

@@ -16,10 +16,10 @@ from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.shared_library import why_no_library
 from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
 from sparseflow_trt.errors import BuildError, NotInstalledError
-from sparseflow_trt.plan import Plan
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.outcomes import LayerOutcome
+    from sparseflow_trt.plan import Plan
 
 _HOW = "Compile it with `sparseflow-trt plugin build`."
 _USED = {"cusparseLt": "cuSPARSELt", "cublasLt": "cuBLASLt"}  # what the plugin's library loads itself

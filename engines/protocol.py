@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from sparseflow_trt.plan import Plan
-from sparseflow_trt.target import GraphNeeds
-
 if TYPE_CHECKING:
     from sparseflow_trt.engines.outcomes import LayerOutcome
     from sparseflow_trt.engines.plugin_library import PluginLibrary
+    from sparseflow_trt.plan import Plan
+    from sparseflow_trt.target import GraphNeeds
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,10 @@ from sparseflow_trt.engines.builder_options import (
     lacks,
     spare_library_handles,
 )
-from sparseflow_trt.engines.like import make_selector, tactics_of
-from sparseflow_trt.engines.pin_types import pin_types
 from sparseflow_trt.engines.protocol import EngineOptions, OnProgress, Progress
 from sparseflow_trt.engines.tensorrt_log import BuildLog, clean, make_logger, sentence
 from sparseflow_trt.engines.timing_cache import caches_for, this_machine
 from sparseflow_trt.errors import BuildError, NotInstalledError
-from sparseflow_trt.manifest import read_manifest
-from sparseflow_trt.model_file import read_model
 from sparseflow_trt.shapes import Profile
 
 
@@ -143,6 +139,8 @@ def build_engine(
     if options.like and any(notes):
         raise BuildError(f"{named} cannot be asked for {options.like.name}'s tactics. {notes[0]}", _NOT_LIKE)
     if not flavour.strongly_typed:
+        from sparseflow_trt.engines.pin_types import pin_types
+
         pin_types(flavour.module, flavour.version, network, config, model)
     for profile in profiles:
         _add_profile(flavour, builder, network, config, profile, log)
@@ -209,6 +207,8 @@ def _named_node(error: Any, model: Path) -> tuple[str, str]:
     """The name and operator of the node that an error is about; 8.6 gives its number in the file alone."""
     if hasattr(error, "node_operator"):
         return error.node_name() or str(error.node()), error.node_operator()
+    from sparseflow_trt.model_file import read_model
+
     nodes = read_model(model).proto.graph.node
     number = error.node()
     return (nodes[number].name, nodes[number].op_type) if 0 <= number < len(nodes) else ("", "")
@@ -244,6 +244,9 @@ def _select_like(flavour: Flavour, config: Any, options: EngineOptions) -> Any:
         return None
     if not hasattr(flavour.module, "IAlgorithmSelector"):
         raise lacks(f"{flavour.title} {flavour.version}", "--like")
+    from sparseflow_trt.engines.like import make_selector, tactics_of
+    from sparseflow_trt.manifest import read_manifest
+
     selector = make_selector(flavour.module, tactics_of(read_manifest(options.like).engine.layers))
     config.algorithm_selector = selector
     return selector

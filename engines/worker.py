@@ -2,6 +2,9 @@
 
 The library may print to stdout, crash, or take all memory; here it harms nobody. The parent gives
 this process a log file as stdout and stderr, and a pipe, FD, for what it has to tell.
+
+Every build waits for this process to start and to end. So what few builds need is imported where they need
+it, and once its engine is told of, it leaves the libraries' own way out, which may crash, to the system.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from sparseflow_trt.engines.inspect_engine import engine_information
 from sparseflow_trt.engines.inspector import layers_from_inspector
 from sparseflow_trt.engines.plugin_library import load_library, versions_in_use
 from sparseflow_trt.engines.protocol import Progress
-from sparseflow_trt.engines.refit_engine import refit_engine
 from sparseflow_trt.engines.tactics import layers_from_log
 from sparseflow_trt.engines.tensorrt_api import build_engine, load_flavour
 from sparseflow_trt.engines.tensorrt_log import BuildLog
@@ -32,12 +34,13 @@ Send = Callable[[Message], None]
 
 
 def main() -> None:
-    """Reads a job from stdin, does it, and sends messages to the pipe named in argv."""
+    """Reads a job from stdin, does it, and sends messages to the pipe named in argv; ends the process."""
     job = Job.model_validate_json(sys.stdin.read())
     _die_with(job.parent)
     send = _sender(int(sys.argv[1]))
     try:
         send(Message(outcome=_build(job, send)))
+        os._exit(0)
     except SparseflowError as error:
         not_installed = isinstance(error, NotInstalledError)
         send(Message(refusal=Refusal(message=error.message, hint=error.hint, not_installed=not_installed)))
@@ -61,6 +64,8 @@ def _build(job: Job, send: Send) -> Outcome:
     model, engine, host_code = Path(job.model), Path(job.engine), job.options.version_compatible
     notes: tuple[str, ...] = ()
     if job.exchange:
+        from sparseflow_trt.engines.refit_engine import refit_engine
+
         on_progress(Progress("Exchanging the weights"))
         before = (Path(job.exchange.engine), Path(job.exchange.model))
         refit_engine(flavour, *before, model, engine, job.options, log)

@@ -68,6 +68,26 @@ def test_a_child_that_ends_without_a_result_is_an_error(
     assert caught.value.message.endswith("    why")
 
 
+def test_what_crashes_after_the_engine_is_told_of_fails_no_build(
+    request_for_tiny: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "import atexit, os\n"
+        "from sparseflow_trt.engines.worker import main\n"
+        "atexit.register(os.abort)\n"
+        "main()\n"
+    )
+    monkeypatch.setattr(child, "COMMAND", (sys.executable, "-c", script))
+
+    assert TensorRtRtxBackend().build(request_for_tiny, lambda progress: None).file.stat().st_size > 0
+
+
+def test_the_child_does_not_wait_for_what_it_has_no_use_for() -> None:
+    script = "import sys, sparseflow_trt.engines.worker; print(*sys.modules)"
+    loaded = subprocess.check_output((sys.executable, "-c", script), text=True).split()
+    assert not {"numpy", "onnx", "onnx_ir", "sparseflow_trt.plan", "sparseflow_trt.manifest"} & set(loaded)
+
+
 def test_a_library_that_is_missing_in_the_child_is_not_a_failed_build(
     request_for_tiny: BuildRequest, temporary_files_in: Path
 ) -> None:
