@@ -84,6 +84,11 @@ def sparsify_module(
     return Sparsified(swapped, choices, _cover(layers, policy, rows, sparse))
 
 
+def is_asked_for(layer: TorchLayer, attention: bool) -> bool:
+    """Whether a layer is of the parts that are swapped where the policy picks them, see `sparsify_module`."""
+    return layer.kind in MLP or (attention and layer.kind in ATTENTION)
+
+
 def restore_module(sparsified: Sparsified) -> None:
     """Puts the dense layers back: the module is as it was, to the bit."""
     restore_linears(sparsified.swapped)
@@ -91,10 +96,10 @@ def restore_module(sparsified: Sparsified) -> None:
 
 def _by_part(layers: Sequence[TorchLayer], attention: bool) -> tuple[Choice, ...]:
     def choose(layer: TorchLayer) -> Choice:
-        if layer.kind in MLP:
-            return Choice(layer, True, "of an MLP")
+        if is_asked_for(layer, attention):
+            return Choice(layer, True, "of an MLP" if layer.kind in MLP else "of attention")
         if layer.kind in ATTENTION:
-            return Choice(layer, attention, "of attention" if attention else "of attention, not asked for")
+            return Choice(layer, False, "of attention, not asked for")
         return Choice(layer, False, f"of kind '{layer.kind}', neither an MLP's nor attention's")
 
     return tuple(map(choose, layers))

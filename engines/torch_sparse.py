@@ -22,6 +22,8 @@ from sparseflow_trt.engines.input_sets import sets_needed
 from sparseflow_trt.engines.torch_timing import Queue
 from sparseflow_trt.torch_pattern import is_2to4
 
+NOT_2TO4 = "its weights are not 2:4"
+
 _NEEDED_FOR = "sparse layers in PyTorch"
 
 
@@ -149,7 +151,7 @@ def _why_not(torch: Any, layer: Any, kernel: SparseKernel) -> str:
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has hooks, which would be lost"
     if not is_2to4(layer.weight.detach()):
-        return "its weights are not 2:4"
+        return NOT_2TO4
     return kernel.why_not(layer.weight)
 
 
