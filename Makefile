@@ -52,7 +52,7 @@ test: setup ## run the tests (no GPU)
 # From its own folder, since here `-m` would find sparseflow_trt/ without the three folders that belong to it.
 test-gpu: ## run the tests that need a GPU, on PYTHON's packages
 	cd tests/gpu && $(if $(findstring /,$(PYTHON)),$(abspath $(PYTHON)),$(PYTHON)) -m pytest . --confcutdir=. -p no:cacheprovider \
-		--gpu-summary ../../benchmarks/results/gpu_tests.json
+		--gpu-summary $(abspath $(or $(SPARSEFLOW_RESULTS),benchmarks/results))/gpu_tests.json
 
 picture: demo browser ## the picture of the report in the README
 	$(BIN)/python demo/photograph_report.py $(OUT)/minilm.artifact docs/images/report.png

@@ -19,7 +19,7 @@ from typing import Any
 RESULTS = Path(os.environ.get("SPARSEFLOW_RESULTS") or Path(__file__).parent / "results")
 PACKAGES = ("sparseflow-trt", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "onnx-graphsurgeon",
             "tensorrt", "cuda-bindings", "tensorrt_rtx_cu13_libs", "torch", "onnxscript",
-            "transformers", "nvidia-modelopt", "tritonclient")  # fmt: skip
+            "transformers", "nvidia-modelopt", "tritonclient", "scikit-learn")  # fmt: skip
 BIN = Path(sys.executable).parent
 
 
@@ -75,7 +75,7 @@ def write_result(name: str, figures: dict[str, Any], command: str = "", show: bo
 
     result = {
         "benchmark": name,
-        "command": command or f"python benchmarks/{name}.py",
+        "command": _elsewhere() + (command or f"python benchmarks/{name}.py"),
         "date": today(),
         **surroundings(),
         **figures,
@@ -85,6 +85,12 @@ def write_result(name: str, figures: dict[str, Any], command: str = "", show: bo
     write_atomically(RESULTS / f"{name}.json", text + "\n")
     if show:
         print(text)
+
+
+def _elsewhere() -> str:
+    """What a command has before it where its results do not lie in results/ itself."""
+    folder = os.environ.get("SPARSEFLOW_RESULTS")
+    return f"SPARSEFLOW_RESULTS=benchmarks/results/{Path(folder).name} " if folder else ""
 
 
 def result_that_stands(name: str) -> dict[str, Any]:

@@ -310,6 +310,8 @@ def write(case: str, shape: Shape, rows: Sequence[dict[str, Any]], settings: Set
         "rows": shown,
     }
     command = f"python benchmarks/plugin_decoder.py {case} --plugin LIB --layers {shape.layers}"
+    command += f" --policy {settings.policy.name}" if settings.policy else ""
+    command += f" --sides {' '.join(settings.sides)}"
     write_result(name, figures, command, show=False)
 
 

@@ -21,10 +21,10 @@ import numpy as np
 from measure import write_result
 from policy_holdout import LEAST, all_journals, pairs_of
 
+from sparseflow_trt.between import MULTIPROCESSORS
 from sparseflow_trt.policy import Pair, Policy, find_policy, pairs_by_shape
 
 TILES = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128), (64, 256))
-MULTIPROCESSORS = 132  # of an H100 SXM or H200
 MARGINS = (0.0, 0.05, 0.1, 0.15, 0.2)
 TREES = 500
 

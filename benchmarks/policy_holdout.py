@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--judge-only", action="store_true")
     given = parser.parse_args()
     policy = find_policy(given.policy)
-    products = tuple(dict.fromkeys(p for name, gpus in MODELS for p in products_of_preset(name, gpus)))
+    products = all_products()
     if not given.judge_only:
         dtypes: tuple[Dtype, ...] = tuple(dict.fromkeys(d.upper() for d in given.dtype or ("fp16", "bf16")))
         measure(policy, products, dtypes, given.time_limit, given.share)
@@ -95,6 +95,11 @@ def main() -> None:
         print(case)
 
 
+def all_products() -> tuple[Product, ...]:
+    """Those of all models, each once."""
+    return tuple(dict.fromkeys(p for name, gpus in MODELS for p in products_of_preset(name, gpus)))
+
+
 def all_journals() -> list[Journal]:
     """Those of all shares."""
     return [read_journal(path) for path in sorted(RESULTS.glob(f"policy_holdout*{SUFFIX}"))]
@@ -122,6 +127,13 @@ def known(policy: Policy) -> set[Request]:
     return {Request(Curve(p.library, p.dtype, p.n, p.k, p.kind), p.m) for p in policy.points}
 
 
+def held_out_of(policy: Policy, products: Iterable[Product], dtypes: tuple[Dtype, ...]) -> list[Request]:
+    """What is asked for: each product at each of SIZES, but for what the policy has measured."""
+    tuned = known(policy)
+    curves = curves_of(products, dtypes, ("torch",))
+    return [request for curve in curves for m in SIZES if (request := Request(curve, m)) not in tuned]
+
+
 def share_from(text: str) -> tuple[int, int]:
     """Which part, from 0 on, of how many: "1/4"."""
     part, _, parts = text.partition("/")
@@ -140,13 +152,7 @@ def measure(
     """Adds to the journal what is held out and not there yet."""
     begun = time.monotonic()
     (measurer,) = make_measurers(("torch",), Effort())
-    tuned = known(policy)
-    wanted = [
-        request
-        for curve in curves_of(products, dtypes, ("torch",))
-        for m in SIZES
-        if (request := Request(curve, m)) not in tuned
-    ]
+    wanted = held_out_of(policy, products, dtypes)
     random.Random(0).shuffle(wanted)
     wanted = wanted[share[0] :: share[1]]
     journal_file = (

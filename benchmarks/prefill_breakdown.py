@@ -2,8 +2,8 @@
 
     python benchmarks/prefill_breakdown.py
 
-Reads results/end_to_end_torch_DTYPE.json, of BF16 and FP16 whichever there is. The page's text around the
-tables is written by hand; tests/test_prefill_breakdown.py holds both to the results.
+Reads results/end_to_end_torch_DTYPE.json, an H200's, of BF16 and FP16 whichever there is. The page's text
+around the tables is written by hand; tests/test_prefill_breakdown.py holds both to the results.
 """
 
 from __future__ import annotations

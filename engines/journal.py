@@ -14,7 +14,6 @@ from typing import IO
 from pydantic import ValidationError, model_validator
 
 from sparseflow_trt._schema import Record, describe
-from sparseflow_trt.between import MULTIPROCESSORS
 from sparseflow_trt.engines.autotune import Curve, Measured, Request
 from sparseflow_trt.engines.gpu_state import ClockState
 from sparseflow_trt.errors import PolicyError
@@ -27,12 +26,12 @@ SUFFIX = ".points.jsonl"
 class Identity(Record):
     """What a journal's figures hold for; those of another are never added to them.
 
-    A journal that tells no multiprocessors is of an H100 or H200.
+    A journal from before multiprocessors were recorded tells none: its wave is that of an H100 or H200.
     """
 
     device: str
     compute_capability: str
-    multiprocessors: int = MULTIPROCESSORS
+    multiprocessors: int | None = None
     libraries: dict[str, str]
     dtypes: tuple[Dtype, ...]
 
@@ -207,7 +206,7 @@ def _check_identity(found: Identity, given: Identity, path: Path) -> None:
     differ = []
     for name in Identity.model_fields:
         before, now = getattr(found, name), getattr(given, name)
-        if before != now:
+        if before != now and before is not None:
             differ.append(f"{name.replace('_', ' ')} {_shown(before)}, and here it is {_shown(now)}")
     if differ:
         raise PolicyError(f"{path} holds measurements of {'; of '.join(differ)}.", _begin_anew(path))

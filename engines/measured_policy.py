@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from sparseflow_trt.between import wave_of
+from sparseflow_trt.between import MULTIPROCESSORS, wave_of
 from sparseflow_trt.engines.autotune import Curve, Request
 from sparseflow_trt.engines.gpu_state import describe_clocks
 from sparseflow_trt.engines.journal import Journal
@@ -36,7 +36,7 @@ def policy_from_journal(
         )
     points = _points(pairs, journal.products)
     identity = journal.identity
-    wave = wave_of(identity.multiprocessors)
+    wave = wave_of(identity.multiprocessors or MULTIPROCESSORS)
     return Policy(
         schema_version=1,
         name=name,

@@ -248,10 +248,10 @@ def is_measured_on(policy: Policy, device: str) -> bool:
     """Whether a policy is of the GPU that CUDA calls `device`.
 
     All words of the policy's device have to be in it: A100 is in "NVIDIA A100-SXM4-80GB", and H200 is
-    not in "NVIDIA GH200 480GB".
+    not in "NVIDIA GH200 480GB". A part of a GPU (MIG) is not the whole.
     """
-    words = _words(policy.device)
-    return bool(words) and words <= _words(device)
+    words, here = _words(policy.device), _words(device)
+    return bool(words) and words <= here and ("mig" in words) == ("mig" in here)
 
 
 def _words(device: str) -> set[str]:

@@ -144,7 +144,9 @@ def _what_to_do(
         return "Ask for attention's projections with --attention."
     if any(choice.why == NOT_2TO4 for choice in asked):
         return _how_to_prune(source)
-    if layers and not any(layer.dtype in _DTYPES for layer in layers):
+    if layers and not (layers := [layer for layer in layers if rows.get(layer.name)]):
+        return "The module calls none of these layers on its inputs: give others."
+    if layers and not (layers := [layer for layer in layers if layer.dtype in _DTYPES]):
         return "cuSPARSELt takes FP16 and BF16: give the module in one of them (of a folder: --dtype)."
     if (nearest := _nearest_win(layers, policy, rows)) and nearest[1] != rows[nearest[0]]:
         name, m = nearest
@@ -158,7 +160,7 @@ def _what_to_do(
             "type, or measure one with `sparseflow-trt autotune MODEL.onnx --library torch --dtype "
             f"{layers[0].dtype.lower()}`."
         )
-    return "Layers that can be sparse are plain Linear ones with N and K that are multiples of 16."
+    return "Layers that can be sparse are plain Linear ones: no hooks, N and K that are multiples of 16."
 
 
 def _how_to_prune(source: str) -> str:
@@ -187,7 +189,7 @@ def _nearest_win(
     wins = [
         (max(now, m) / min(now, m), layer.name, m)
         for layer in layers
-        if (now := rows.get(layer.name, 0))
+        for now in (rows[layer.name],)
         for low, high, sparse in sparse_ranges(
             policy, layer.kind, layer.n, layer.k, layer.dtype, 1, _LARGEST_M, "torch"
         )

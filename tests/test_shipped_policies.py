@@ -114,6 +114,7 @@ def test_one_cards_policy_is_not_the_others() -> None:
     [
         ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA H200", "h200"),
         ("NVIDIA H100 PCIe", ""), ("NVIDIA H100 NVL", ""), ("NVIDIA GH200 480GB", ""),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", ""),
     ],
 )  # fmt: skip
 def test_a_gpu_has_the_policy_that_was_measured_on_it(device: str, name: str) -> None:
@@ -240,7 +241,22 @@ def test_how_the_h100s_products_were_held_out() -> None:
         in PROSE
     )
     off = {basis: 100 * (1 - found["mean oracle/policy"]) for basis, found in result["by basis"].items()}
-    assert f"tuned on it is {off['exact']:.1f} % below that, **on others {off['nearest']:.1f} %**" in PROSE
+    tuned = f"tuned on it is {off['exact']:.1f} % below that ({off['exact']:.2f}, where 2 was asked)"
+    assert f"{tuned}, **on others {off['nearest']:.1f} %**" in PROSE
+
+
+def test_how_much_is_asked_for_and_how_much_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    holdout = importlib.import_module("policy_holdout")
+    asked = {
+        name: holdout.held_out_of(find_policy(name), holdout.all_products(), ("FP16", "BF16"))
+        for name in ("h200", "h100")
+    }
+    assert f"of {len(asked['h100']):,} that it asks for" in PROSE
+    done = holdout.pairs_of(holdout.all_journals())
+    left = [request for request in asked["h200"] if request not in done]
+    fp16 = sum(request.curve.dtype == "FP16" for request in left)
+    assert f"{len(left):,} more are left, {fp16} of them in FP16" in PROSE
 
 
 def test_the_readme_gives_the_held_out_figures() -> None:

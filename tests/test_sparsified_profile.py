@@ -149,6 +149,42 @@ def test_a_type_that_the_library_does_not_take_is_said(folder: Path) -> None:
     assert "cuSPARSELt takes FP16 and BF16" in error_of("tiny", WINS, dtype="fp32").hint
 
 
+class Mlp(torch.nn.Module):  # type: ignore[misc]
+    """Two layers of an MLP, 2:4, of types that may differ."""
+
+    def __init__(self, second: Any) -> None:
+        super().__init__()
+        self.gate_proj = torch.nn.Linear(64, 128, bias=False).half()
+        self.up_proj = torch.nn.Linear(64, 128, bias=False).to(second)
+        for layer in (self.gate_proj, self.up_proj):
+            layer.weight.data[:, ::2] = 0
+
+
+def hint_of(module: Any, policy: Policy, rows: dict[str, int]) -> str:
+    choices = sparsify_module(module, policy, rows, kernel=Dense()).choices
+    assert not any(choice.taken for choice in choices)
+    return nothing_sparse("a.py:f", choices, policy, rows, attention=False).hint
+
+
+def test_a_hook_is_named_where_it_is_in_the_way() -> None:
+    module = Mlp(torch.float16)
+    for layer in (module.gate_proj, module.up_proj):
+        layer.register_forward_hook(lambda *_: None)
+    hint = hint_of(module, WINS, {"gate_proj": SEQ, "up_proj": SEQ})
+    assert hint.startswith("Layers that can be sparse are plain Linear ones: no hooks, N and K")
+
+
+def test_layers_that_are_not_called_say_nothing_of_the_policy() -> None:
+    assert "calls none of these layers" in hint_of(Mlp(torch.float16), WINS, {})
+
+
+def test_a_type_that_can_be_measured_is_asked_for() -> None:
+    hint = hint_of(
+        Mlp(torch.float32), make_policy(mlp_points({SEQ: 0.9})), {"up_proj": SEQ, "gate_proj": SEQ}
+    )
+    assert hint.endswith("--library torch --dtype fp16`.")
+
+
 def test_layers_of_another_class_stay_dense(tmp_path: Path) -> None:
     make_gpt2(torch).half().save_pretrained(tmp_path)
     points = make_points("ffn", 256, 64, {SEQ: 1.3}, library="torch")

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @click.command("estimate")
 @model_argument
-@click.option("--device", metavar="NAME", help="A GPU with a shipped policy: h200, a100. Default: this one.")
+@click.option(
+    "--device", metavar="NAME", help="A GPU with a shipped policy: h200, h100, a100. Default: this one."
+)
 @click.option("--policy", metavar="NAME|FILE", help="A policy instead of a device.")
 @click.option(
     "--dim", "dims", multiple=True, metavar="AXIS=SIZE|MIN,OPT,MAX",

@@ -55,9 +55,20 @@ def test_what_was_added_comes_back(journal: Path) -> None:
     assert found.products == (Product("qkv", 64, 32), Product("o", 64, 32))
 
 
-def test_a_journal_that_tells_no_multiprocessors_is_of_an_h100_or_h200(journal: Path) -> None:
-    assert "multiprocessors" not in journal.read_text()
-    assert read_journal(journal).identity.multiprocessors == 132
+def test_a_journal_from_before_multiprocessors_were_recorded_goes_on(journal: Path, tmp_path: Path) -> None:
+    assert read_journal(journal).identity.multiprocessors is None
+    here = IDENTITY.model_copy(update={"multiprocessors": 108})
+    with open_journal(journal, here) as (found, _):
+        assert found.measured == ANSWERS
+    with open_journal(tmp_path / "newer", here):
+        pass
+    assert read_journal(tmp_path / "newer").identity == here
+
+
+def test_a_journal_is_of_one_number_of_multiprocessors(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    with open_journal(journal, IDENTITY.model_copy(update={"multiprocessors": 132})):
+        pass
     other = IDENTITY.model_copy(update={"multiprocessors": 78})
     with (
         pytest.raises(PolicyError, match="multiprocessors 132, and here it is 78"),
