@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sparseflow_trt.lookup import judge, sparse_ranges
-from sparseflow_trt.plugin_lookup import plugin_known
+from sparseflow_trt.plugin_lookup import ESTIMATE_MARGIN, plugin_known
 from sparseflow_trt.policy import Pair, Policy, find_policy, pairs_by_shape, policy_for_device
 from tests.pages import RESULTS, ROOT, prose, result_of
 
@@ -304,6 +304,17 @@ def test_no_product_that_the_policy_puts_into_the_plugin_is_slower_there() -> No
 
 
 def test_what_an_estimate_of_the_plugin_is_worth() -> None:
-    pairs = pairs_of("FP16")
-    off = [c["speedup"] / pairs[c["n"], c["k"]][c["m"]].speedup for c in plugin_cells()]
-    assert f"was {min(off):.2f} to {max(off):.2f} times what the estimate said" in PROSE
+    said: dict[str, list[float]] = {}
+    taken_at, count = [], 0
+    for name, folder in (("h200", ""), ("h100", "h100/")):
+        pairs = pairs_of("FP16", name)
+        for cell in plugin_cells(folder):
+            estimate = pairs[cell["n"], cell["k"]][cell["m"]].speedup
+            said.setdefault(name, []).append(cell["speedup"] / estimate)
+            count += 1
+            if estimate >= 1 + ESTIMATE_MARGIN:
+                taken_at.append(cell["speedup"])
+    h200, h100 = said["h200"], said["h100"]
+    assert f"was {min(h200):.2f} to {max(h200):.2f} times what the estimate said" in PROSE
+    assert f"in {len(h100)} on an H100 {min(h100):.2f} to {max(h100):.2f} times" in PROSE
+    assert f"({len(taken_at)} of the {count}) the gain was {min(taken_at):.2f} at least" in PROSE
