@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 # One folder holds one kind of GPU: another's results have a folder of their own (benchmarks/README.md).
-RESULTS = Path(os.environ.get("SPARSEFLOW_RESULTS") or Path(__file__).parent / "results")
+_ELSEWHERE = os.environ.get("SPARSEFLOW_RESULTS", "")
+RESULTS = Path(_ELSEWHERE or Path(__file__).parent / "results")
 PACKAGES = ("sparseflow-trt", "numpy", "onnx", "onnx-ir", "onnxruntime", "polygraphy", "onnx-graphsurgeon",
             "tensorrt", "cuda-bindings", "tensorrt_rtx_cu13_libs", "torch", "onnxscript",
             "transformers", "nvidia-modelopt", "tritonclient", "scikit-learn")  # fmt: skip
@@ -75,7 +76,7 @@ def write_result(name: str, figures: dict[str, Any], command: str = "", show: bo
 
     result = {
         "benchmark": name,
-        "command": _elsewhere() + (command or f"python benchmarks/{name}.py"),
+        "command": _before_commands() + (command or f"python benchmarks/{name}.py"),
         "date": today(),
         **surroundings(),
         **figures,
@@ -87,10 +88,9 @@ def write_result(name: str, figures: dict[str, Any], command: str = "", show: bo
         print(text)
 
 
-def _elsewhere() -> str:
+def _before_commands() -> str:
     """What a command has before it where its results do not lie in results/ itself."""
-    folder = os.environ.get("SPARSEFLOW_RESULTS")
-    return f"SPARSEFLOW_RESULTS=benchmarks/results/{Path(folder).name} " if folder else ""
+    return f"SPARSEFLOW_RESULTS=benchmarks/results/{RESULTS.name} " if _ELSEWHERE else ""
 
 
 def result_that_stands(name: str) -> dict[str, Any]:

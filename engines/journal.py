@@ -14,6 +14,7 @@ from typing import IO
 from pydantic import ValidationError, model_validator
 
 from sparseflow_trt._schema import Record, describe
+from sparseflow_trt.between import MULTIPROCESSORS, wave_of
 from sparseflow_trt.engines.autotune import Curve, Measured, Request
 from sparseflow_trt.engines.gpu_state import ClockState
 from sparseflow_trt.errors import PolicyError
@@ -34,6 +35,11 @@ class Identity(Record):
     multiprocessors: int | None = None
     libraries: dict[str, str]
     dtypes: tuple[Dtype, ...]
+
+    @property
+    def wave(self) -> int:
+        """Elements of y that count as computed at once (`between.wave_of`)."""
+        return wave_of(self.multiprocessors or MULTIPROCESSORS)
 
 
 class Run(Record):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from sparseflow_trt.between import MULTIPROCESSORS, wave_of
 from sparseflow_trt.engines.autotune import Curve, Request
 from sparseflow_trt.engines.gpu_state import describe_clocks
 from sparseflow_trt.engines.journal import Journal
@@ -36,7 +35,6 @@ def policy_from_journal(
         )
     points = _points(pairs, journal.products)
     identity = journal.identity
-    wave = wave_of(identity.multiprocessors or MULTIPROCESSORS)
     return Policy(
         schema_version=1,
         name=name,
@@ -47,8 +45,8 @@ def policy_from_journal(
         provenance="measured",
         source=_source(journal),
         margin=margin,
-        wave=wave,
-        thresholds=derive_thresholds(points, margin, wave),
+        wave=identity.wave,
+        thresholds=derive_thresholds(points, margin, identity.wave),
         points=points,
     )
 

@@ -21,6 +21,8 @@ from sparseflow_trt.policy import (
     pairs_by_shape,
 )
 
+FAR = 1 << 20  # an M that nothing reaches
+
 
 @dataclass(frozen=True)
 class Expected:

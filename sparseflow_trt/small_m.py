@@ -6,12 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparseflow_trt.lookup import sparse_ranges
+from sparseflow_trt.lookup import FAR, sparse_ranges
 from sparseflow_trt.manifest import LayerRecord, Manifest
 from sparseflow_trt.policy import Policy
 from sparseflow_trt.shapes import Profile
-
-_FAR = 1 << 20  # an M that no batch reaches
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,6 @@ def _threshold(layer: LayerRecord, policy: Policy | None) -> int | None:
     if policy is None:
         return None
     smooth = policy.model_copy(update={"wave": 0})  # where it is not sure to win it need not lose
-    ranges = sparse_ranges(smooth, layer.kind, layer.n, layer.k, layer.precision.upper(), 1, _FAR)
+    ranges = sparse_ranges(smooth, layer.kind, layer.n, layer.k, layer.precision.upper(), 1, FAR)
     wins = [begin for begin, _, sparse in ranges if sparse]
     return wins[-1] if wins else None

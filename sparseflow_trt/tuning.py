@@ -10,7 +10,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sparseflow_trt._files import write_atomically
-from sparseflow_trt.between import MULTIPROCESSORS, wave_of
 from sparseflow_trt.engines.autotune import (
     Crossover,
     Curve,
@@ -152,11 +151,11 @@ def autotune(
     """
     begun = time.monotonic()
     identity = crew.identify(space.dtypes)
-    wave = wave_of(identity.multiprocessors or MULTIPROCESSORS)
     curves, left_out = _measurable(space, crew)
     journal_file = journal_beside(output)
     with open_journal(journal_file, identity) as (journal, appender):
         appender.add_run(_run_of(space, command))
+        wave = journal.identity.wave
         known = dict(journal.pairs)
         already = len(known)
 

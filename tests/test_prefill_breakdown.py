@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,11 +11,10 @@ import pytest
 
 from sparseflow_trt.lookup import judge
 from sparseflow_trt.policy import find_policy
+from tests.pages import ROOT, prose, result_of
 
-ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "PREFILL_BREAKDOWN.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROSE, SUMMARY = " ".join(PAGE.split()), " ".join(README.split())
+PROSE, SUMMARY = prose("docs/PREFILL_BREAKDOWN.md"), prose("README.md")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +98,7 @@ def test_in_fp16_sparse_wins_as_the_page_says(script: ModuleType) -> None:
 def test_what_an_h100_gave(script: ModuleType) -> None:
     found = []
     for dtype in script.DTYPES:
-        result = json.loads((script.RESULTS / "h100" / f"end_to_end_torch_{dtype}.json").read_text())
+        result = result_of(f"h100/end_to_end_torch_{dtype}")
         assert result["libraries"]["cusparselt"] == "0.9.1"
         for v in result["variants"]:
             columns = [v["products"]["speedup"], v["ceiling"], v["speedup of kernel time"]]

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from sparseflow_trt.cli.main import group
 from sparseflow_trt.engines.sparsify import sparsify_module
 from sparseflow_trt.errors import InputError
+from sparseflow_trt.nothing_sparse import nothing_sparse
 from sparseflow_trt.policy import Point, Policy
-from sparseflow_trt.sparsified_profile import nothing_sparse
 from sparseflow_trt.torch_layers import find_layers, record_rows
 from sparseflow_trt.torch_source import load_torch_model
 from tests.engines.test_torch_sparse import Dense
