@@ -21,9 +21,11 @@ import sys
 import time
 from collections.abc import Iterable
 from typing import Any
+from unittest import mock
 
 from measure import RESULTS, write_result
 
+from sparseflow_trt import forest
 from sparseflow_trt.engines.autotune import Curve, Request, curves_of
 from sparseflow_trt.engines.journal import SUFFIX, Journal, Run, journal_beside, open_journal, read_journal
 from sparseflow_trt.engines.measurers import identify, make_measurers
@@ -37,6 +39,7 @@ JOURNAL = journal_beside(RESULTS / "policy_holdout.json")
 MODELS = (
     ("llama-7b", 1), ("llama-8b", 1), ("llama-8b", 4), ("llama-70b", 4), ("vit-b", 1),
     ("qwen2.5-7b", 1), ("qwen2.5-32b", 1), ("llama-3b", 1),
+    ("qwen3-8b", 1), ("mistral-nemo", 1), ("gemma-2-9b", 1), ("phi-3-mini", 1), ("bert-large", 1),
 )  # fmt: skip
 # Off the grid: autotune measures powers of two and, where it is in doubt, half-way between two.
 SIZES = (20, 40, 80, 112, 160, 224, 320, 448, 640, 896, 1280, 1792, 2560, 3584, 5120, 7168, 10240, 14336)
@@ -75,7 +78,7 @@ def main() -> None:
         **summary(cases),
         "by basis": {
             basis: summary([case for case in cases if case["basis"] == basis])
-            for basis in ("exact", "nearest", "threshold", "none")
+            for basis in ("exact", "learned", "nearest", "threshold", "none")
             if any(case["basis"] == basis for case in cases)
         },
         "by dtype": {
@@ -86,6 +89,7 @@ def main() -> None:
             str(margin): summary(judge_all(policy.model_copy(update={"margin": margin}), products, held_out))
             for margin in MARGINS
         },
+        "other shapes, by the nearest one": by_the_nearest(policy, products, held_out),
         "worst cases": sorted(cases, key=lambda case: case["dense/policy"])[:10],
         "rows": cases,
     }
@@ -201,6 +205,15 @@ def judge_all(
                 }
             )
     return cases
+
+
+def by_the_nearest(
+    policy: Policy, products: Iterable[Product], pairs: dict[Request, Pair]
+) -> dict[str, Any]:
+    """What shapes that were not measured would get if nothing were learned of all that were."""
+    with mock.patch.object(forest, "LEAST_SHAPES", math.inf):
+        cases = judge_all(policy, products, pairs)
+    return summary([case for case in cases if case["basis"] == "nearest"])
 
 
 def summary(cases: list[dict[str, Any]]) -> dict[str, Any]:

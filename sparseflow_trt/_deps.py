@@ -30,6 +30,7 @@ _KNOWN = {
     "polygraphy": _Dependency(("polygraphy",), "0.53.4", "pip install 'polygraphy>=0.53.4'"),
     "ray": _Dependency(("ray",), "2.9", "pip install 'sparseflow-trt[ray]'"),
     "safetensors": _Dependency(("safetensors",), "0.4", "pip install 'safetensors>=0.4'"),
+    "sklearn": _Dependency(("scikit-learn",), "1.4", "pip install 'scikit-learn>=1.4'"),
     "torch": _Dependency(("torch",), "2.6", "pip install 'sparseflow-trt[torch]'"),
     "transformers": _Dependency(("transformers",), "4.50", "pip install 'sparseflow-trt[hf]'"),
     "tensorrt": _Dependency(

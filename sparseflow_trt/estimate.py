@@ -295,8 +295,8 @@ def _is_worth(group: _Group, answers: list[_Answer]) -> tuple[bool | None, str]:
 def _basis(answer: _Answer) -> Basis:
     if answer.times is None:
         return "class threshold (no time)" if answer.verdict.basis == "threshold" else "unknown"
-    if answer.times.basis == "nearest":
-        return "nearest shape"
+    if answer.times.basis != "exact":
+        return "nearest shape" if answer.times.basis == "nearest" else "learned"
     if answer.estimated:
         return "estimated"
     bases: dict[str, Basis] = {"measured": "measured", "between": "interpolated"}

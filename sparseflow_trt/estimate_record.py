@@ -16,6 +16,7 @@ Basis = Literal[
     "estimated",
     "interpolated",
     "extrapolated",
+    "learned",
     "nearest shape",
     "class threshold (no time)",
     "unknown",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sparseflow_trt.between import time_between, wins_at
+from sparseflow_trt.forest import Guess, guess_of
 from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
 from sparseflow_trt.policy import (
     WHOSE,
@@ -32,9 +33,11 @@ class Expected:
         dense_us: Of the dense kernel on the same weights.
         sparse_us: Of the sparse kernel that was asked for.
         wins: Whether sparse is faster by the policy's margin: at M, or between the measured M around it
-            (`between.wins_between`), and where another shape speaks, at its witnesses, too.
+            (`between.wins_between`); where other shapes speak, at the nearest one's witnesses, too, or for
+            sure by what all of them say (`forest`).
         doubt: Why it does not, where the times by themselves would win; else "".
-        basis: Whether this very shape was measured or the nearest one of its kind.
+        basis: Whether this very shape was measured, or what speaks for it: all measured shapes, from which
+            the speedup was learned, or the nearest one of its kind.
         at: Where M lies among the measured M: on one, between two, above all or below all.
         where: The same in words.
         points: The measured points behind it.
@@ -44,7 +47,7 @@ class Expected:
     sparse_us: float
     wins: bool
     doubt: str
-    basis: Literal["exact", "nearest"]
+    basis: Literal["exact", "learned", "nearest"]
     at: Literal["measured", "between", "above", "below"]
     where: str
     points: tuple[Point, ...]
@@ -60,7 +63,7 @@ class Verdict:
     """Whether sparse is expected to win, how that is known, what it gains, and the points behind it."""
 
     sparse: bool
-    basis: Literal["exact", "nearest", "threshold", "none"]
+    basis: Literal["exact", "learned", "nearest", "threshold", "none"]
     reason: str
     speedup: float | None = None
     points: tuple[Point, ...] = ()
@@ -81,6 +84,7 @@ class Known:
         kernel: Which sparse kernel is held against dense: the library's own, or the plugin.
         whose: Whose kernels were timed, in words.
         margin: The share by which sparse has to be faster.
+        guess: What all measured shapes say of this one; None where it was measured or they are too few.
         otherwise: What speaks where these pairs leave it open: below the smallest M, above the largest, and
             between two at both of which sparse wins and is not sure to win between them.
     """
@@ -98,6 +102,7 @@ class Known:
     kernel: SparseKernel
     whose: str
     margin: float
+    guess: Guess | None = None
     otherwise: Known | None = None
 
     def at(self, m: int) -> Known:
@@ -134,17 +139,37 @@ class Known:
             around, at, where = sizes[i - 1 : i + 1], "between", f"between M={sizes[i - 1]} and M={sizes[i]}"
         pairs = [self.pairs[size] for size in around]
         scale = self.n * self.k / math.prod(self.shape) * max(1.0, m / sizes[-1])
+        dense_us = scale * time_between(m, [pair.dense for pair in pairs])
+        points = tuple(point for pair in pairs for point in (pair.dense, pair.sparse))
+        if self.guess and at != "below":
+            return self._learned(self.guess, m, dense_us, points)
         wins_around = all(pair.wins(self.margin) for pair in pairs)
         doubt = self._doubt(m) if wins_around else ""
         return Expected(
-            dense_us=scale * time_between(m, [pair.dense for pair in pairs]),
+            dense_us=dense_us,
             sparse_us=scale * time_between(m, [pair.sparse for pair in pairs]),
             wins=wins_around and not doubt,
             doubt=doubt,
             basis="exact" if self.shape == (self.n, self.k) else "nearest",
             at=at,
             where=where,
-            points=tuple(point for pair in pairs for point in (pair.dense, pair.sparse)),
+            points=points,
+        )
+
+    def _learned(self, guess: Guess, m: int, dense_us: float, points: tuple[Point, ...]) -> Expected:
+        mean, spread = guess.gain(m)
+        least = math.log1p(self.margin)
+        sure = mean - self.policy.spreads * spread
+        unsure = mean >= least > sure
+        return Expected(
+            dense_us=dense_us,
+            sparse_us=dense_us / math.exp(mean),
+            wins=sure >= least,
+            doubt=f"no more than {math.exp(sure):.2f}× is sure" if unsure else "",
+            basis="learned",
+            at="between",
+            where=f"learned from {guess.shapes} measured shapes",
+            points=points,
         )
 
     def _doubt(self, m: int) -> str:
@@ -163,7 +188,8 @@ class Known:
         if expected and self.shape and expected.at != "below":
             lost = "is not sure to win" if expected.doubt else f"does not win by {self.margin:.0%}"
             words = "wins" if expected.wins else lost
-            origin = f"{self.shape[1]}→{self.shape[0]}, {origin}"
+            if expected.basis != "learned":
+                origin = f"{self.shape[1]}→{self.shape[0]}, {origin}"
             if expected.basis == "nearest":
                 origin = f"nearest shape of its kind: {origin}"
             where = expected.where
@@ -242,6 +268,8 @@ def known_of(
         threshold=limits[0] if limits else None, kernel=kernel,
         whose="the plugin against TensorRT's kernels" if kernel == "plugin" else WHOSE[library],
         margin=policy.margin,
+        guess=guess_of(policy, library, n, k, dtype)
+        if kernel == "sparse" and shape and shape != (n, k) else None,
     )  # fmt: skip
 
 
@@ -256,10 +284,11 @@ def judge(
 ) -> Verdict:
     """Says whether a product of M×K by K×N should run sparse.
 
-    In this order: the exact shape where it was measured, under whatever kind; else the nearest measured
-    shape of the same kind, within NEAREST_OCTAVES, if its WITNESSES agree; else the kind's threshold; else
-    dense. Between two measured M sparse has to win all the way (`between.wins_between`); above the largest
-    measured M what holds there holds; below the smallest a shape says nothing.
+    In this order: the exact shape where it was measured, under whatever kind; else, where a shape of its kind
+    within NEAREST_OCTAVES was measured, what all measured shapes say (`forest`), or that nearest one, if its
+    WITNESSES agree, where they are too few to learn from; else the kind's threshold; else dense. Between two
+    measured M sparse has to win all the way (`between.wins_between`); above the largest measured M what holds
+    there holds; below the smallest a shape says nothing.
 
     Args:
         policy: What was measured.
@@ -307,6 +336,10 @@ def sparse_ranges(
     measured = {m for pairs in (known.pairs, otherwise, *known.witnesses.values()) for m in pairs}
     edges = {*measured, *((limit.min_m, limit.max_m) if limit else ())}  # a verdict changes nowhere else
     after = {m + step for m in edges if m is not None for step in (0, 1)}
+    if known.guess:
+        learned = known.guess.sizes(low, high)
+        known.guess.ask([low, high, *learned])
+        after |= {*range(low, min(high, learned.start) + 1), *(m + 1 for m in learned)}
     starts = sorted({low, *(m for m in after if low < m <= high)})
     ranges: list[tuple[int, int, bool]] = []
     for begin, following in zip(starts, [*starts[1:], high + 1], strict=True):

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from sparseflow_trt.forest import guess_of
 from sparseflow_trt.lookup import Expected, Known, known_of
 from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
 from sparseflow_trt.policy import Pair, Point, Policy, pairs_by_m, pairs_by_shape
@@ -25,7 +26,8 @@ def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known
     """What a policy knows of the plugin for one layer; what `wins` and `sparse` say is said of the plugin.
 
     In this order: the plugin's points of this very shape (where they leave it open an estimate), an estimate
-    of this very shape, the plugin's points of a shape near by, an estimate of one, a threshold of the plugin.
+    of this very shape, the plugin's points of a shape near by, an estimate learned from all shapes or of one
+    near by, a threshold of the plugin.
     An estimate is cuSPARSELt's time against TensorRT's dense time of the same product where the policy has
     that, else against cuBLAS's, and then it has to win by ESTIMATE_MARGIN. Thresholds of cuSPARSELt say
     nothing here: they are of its margin over cuBLAS.
@@ -71,6 +73,9 @@ def _estimated(layer: Known) -> Known:
         whose="estimated from cuSPARSELt, whose kernels it runs, against "
         + ("TensorRT's kernels" if against == {"tensorrt"} else "cuBLAS"),
         margin=policy.margin if against == {"tensorrt"} else max(policy.margin, ESTIMATE_MARGIN),
+        guess=guess_of(policy, "torch", n, k, dtype)
+        if shape not in (None, (n, k)) and against == {"torch"}
+        else None,
         otherwise=None,
     )
 

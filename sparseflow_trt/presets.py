@@ -31,10 +31,11 @@ class _Transformer:
     heads: int
     kv_heads: int
     gated: bool
+    own_head: int = 0  # where a head is not hidden/heads wide
 
     @property
     def head(self) -> int:
-        return self.hidden // self.heads
+        return self.own_head or self.hidden // self.heads
 
 
 _PRESETS = {
@@ -54,8 +55,20 @@ _PRESETS = {
     "qwen2.5-7b": _Transformer(3584, 18944, 28, 4, gated=True),
     # Qwen/Qwen2.5-32B: hidden 5120, intermediate 27648, 40 heads, 8 key-value heads
     "qwen2.5-32b": _Transformer(5120, 27648, 40, 8, gated=True),
+    # Qwen/Qwen2.5-14B: hidden 5120, intermediate 13824, 40 heads, 8 key-value heads
+    "qwen2.5-14b": _Transformer(5120, 13824, 40, 8, gated=True),
+    # Qwen/Qwen3-8B: hidden 4096, intermediate 12288, 32 heads, 8 key-value heads
+    "qwen3-8b": _Transformer(4096, 12288, 32, 8, gated=True),
+    # mistralai/Mistral-Nemo-Base-2407: hidden 5120, intermediate 14336, 32 heads of 128, 8 key-value heads
+    "mistral-nemo": _Transformer(5120, 14336, 32, 8, gated=True, own_head=128),
+    # google/gemma-2-9b: hidden 3584, intermediate 14336, 16 heads of 256, 8 key-value heads
+    "gemma-2-9b": _Transformer(3584, 14336, 16, 8, gated=True, own_head=256),
+    # microsoft/Phi-3-mini-4k-instruct: hidden 3072, intermediate 8192, 32 heads, no grouped queries
+    "phi-3-mini": _Transformer(3072, 8192, 32, 32, gated=True),
     # google-bert/bert-base-uncased: hidden 768, intermediate 3072, 12 heads
     "bert-base": _Transformer(768, 3072, 12, 12, gated=False),
+    # google-bert/bert-large-uncased: hidden 1024, intermediate 4096, 16 heads
+    "bert-large": _Transformer(1024, 4096, 16, 16, gated=False),
     # google/vit-base-patch16-224: hidden 768, intermediate 3072, 12 heads
     "vit-b": _Transformer(768, 3072, 12, 12, gated=False),
 }

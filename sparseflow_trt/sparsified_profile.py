@@ -66,16 +66,17 @@ def profile_sparsified(
     model = load_torch_model(source, batch, seq, dtype)
     device, products = torch.cuda.get_device_name(), record_products(model)
     rows = record_rows(find_layers(model.module), model.run)
-    on_step("Running it dense", 0, 2)
-    dense = profile_torch_model(model, runs)
+    on_step("Choosing and compressing", 0, 2)
     done = sparsify_module(model.module, policy, rows, attention)
-    try:
+    try:  # sparse first: where nothing becomes sparse that is said at once
         if not done.swapped.dense:
             raise nothing_sparse(source, done.choices, policy, rows, attention)
-        on_step("Running it sparse", 1, 2)
+        on_step("Running it sparse", 0, 2)
         sparse = profile_torch_model(model, runs)
     finally:
         restore_module(done)
+    on_step("Running it dense", 1, 2)
+    dense = profile_torch_model(model, runs)
     gain = expected_speedup(policy, products, "torch")[0]
     profiles = [
         conclude(source, device, profile, products, gain, None, "torch") for profile in (dense, sparse)

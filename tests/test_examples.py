@@ -1,4 +1,4 @@
-"""The example workflow is one that GitHub reads, and its commands are real."""
+"""The example workflow is one that GitHub reads, with real commands; the module to time is pruned 2:4."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
+from sparseflow_trt.torch_layers import find_layers
+from sparseflow_trt.torch_source import load_torch_model
 from tests.test_docs import write_model
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -68,3 +70,15 @@ def test_the_gate_holds_a_build_to_its_baseline(steps: list[dict[str, Any]], tmp
     done = sparseflow(check, tmp_path)
     assert done.returncode == 4, done.stderr
     assert "weights 2:4 in the baseline, now not 2:4." in done.stdout
+
+
+def test_the_llama_to_time_has_2to4_mlps_and_dense_attention() -> None:
+    torch = pytest.importorskip("torch")
+    model = load_torch_model(f"{EXAMPLES / 'pruned_llama.py'}:make_one_layer", device="cpu")
+    assert model.shapes == "input_ids 1×1024"
+    layers = {layer.name: layer.weight for layer in find_layers(model.module) if "layers." in layer.name}
+    assert len(layers) == 7
+    for name, weight in layers.items():
+        kept = (weight.unflatten(1, (-1, 4)) != 0).sum(-1)
+        assert weight.dtype == torch.float16
+        assert bool((kept <= 2).all()) == (".mlp." in name)

@@ -280,15 +280,35 @@ def test_engines_with_tensorrts_own_sparse_kernels() -> None:
 
 
 def test_the_build_time_beside_polygraphys() -> None:
-    result, page = result_of("h100/build_time"), prose("docs/TENSORRT.md")
+    result, page = result_of("build_time"), prose("docs/TENSORRT.md")
     seconds = {what: times["median"] for what, times in result["seconds"].items()}
     step, same = seconds["ours, the backend's step"], seconds["polygraphy, the same engine"]
     built = seconds["ours, TensorRT's own build"]
-    assert {len(times["runs"]) for times in result["seconds"].values()} == {1}
+    assert {len(times["runs"]) for times in result["seconds"].values()} == {3}
     assert f"step took {step:.1f} s, of which TensorRT's own build {built:.1f}, and `convert` of" in page
-    assert f"of the same engine {same:.1f}: {step / same:.3f} times as long" in page
-    assert f"to TensorRT, took {seconds['polygraphy, types left to TensorRT']:.1f}." in page
+    assert f"of the same engine {same:.1f}; round by round" in page
+    ratios = {
+        other: "{median:.3f} ({min:.3f}–{max:.3f})".format(**found)
+        for other in ("the same engine", "types left to TensorRT")
+        for found in (result["ratios"][f"ours, the backend's step over polygraphy, {other}"],)
+    }
+    assert f"the step took {ratios['the same engine']} times as long" in page
+    assert f"s: the step takes {ratios['types left to TensorRT']} of that" in page
+    assert f"to TensorRT, took {seconds['polygraphy, types left to TensorRT']:.1f} s" in page
     assert f"on the CPU, took {seconds['ours, whole command']:.1f} s" in page
+    once = result_of("h100/build_time")["ratios"]
+    alone = once["ours, the backend's step over polygraphy, the same engine"]
+    assert f"on the H100, one round, it was {alone['median']:.3f}" in page
+
+
+def test_a_module_profiled_dense_and_sparse() -> None:
+    said, page = result_of("profile_sparsified")["said"], prose("docs/PYTORCH.md")
+    dense, sparse = (said[side]["ms"] for side in ("dense", "sparse"))
+    assert {name.rpartition(".")[2] for name in said["swapped"]} == {"down_proj"}
+    assert f"found down of all {len(said['swapped'])} layers to gain" in page
+    ceiling = said["dense"]["ceilings"][0]["ceiling"]
+    told = f"{dense:.2f} ms of GPU time dense and {sparse:.2f} ms so: {dense / sparse:.3f} times as fast"
+    assert f"{told}, of a ceiling of {ceiling:.3f}" in page
 
 
 def test_what_the_readme_says_of_ray_is_what_its_result_says() -> None:

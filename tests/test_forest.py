@@ -1,0 +1,124 @@
+"""What all measured shapes say of another: learned where they are enough, and sure where they agree."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparseflow_trt.forest import LEAST_SHAPES, Guess, features, guess_of
+from sparseflow_trt.lookup import expect, judge, known_of, sparse_ranges
+from sparseflow_trt.plugin_lookup import ESTIMATE_MARGIN, plugin_known
+from sparseflow_trt.policy import Point, Policy, find_policy
+from tests.policies import make_points, make_policy
+
+H200 = find_policy("h200")  # once: what is learned is kept with its points
+SIZES = (512, 1024, 2048, 4096, 8192)
+GRID = (1, 8, 64, 256, 1024, 4096)
+
+
+def speedup_of(m: int, k: int) -> float:
+    """Sparse wins from M=256 on, and more with a larger K."""
+    return 0.7 if m < 256 else 1.2 + 0.1 * math.log2(k / 512)
+
+
+def points_of(shapes: list[tuple[int, int]], noise: float = 0.0) -> list[Point]:
+    rng = np.random.default_rng(0)
+    found: list[Point] = []
+    for n, k in shapes:
+        gains = {m: speedup_of(m, k) * math.exp(noise * rng.standard_normal()) for m in GRID}
+        found += make_points("gate_up", n, k, gains)
+    return found
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return make_policy(points_of([(n, k) for n in SIZES for k in SIZES]))
+
+
+def test_a_shape_that_was_not_measured_is_learned_from_all_that_were(policy: Policy) -> None:
+    verdict = judge(policy, "gate_up", 3072, 3072, 1024, "FP16")
+    assert (verdict.sparse, verdict.basis) == (True, "learned")
+    assert verdict.speedup == pytest.approx(speedup_of(1024, 3072), rel=0.05)
+    assert verdict.points, "those of the nearest shape"
+    assert "learned from 25 measured shapes (TensorRT's kernels, GPU X)" in verdict.reason
+    assert not judge(policy, "gate_up", 3072, 3072, 64, "FP16").sparse
+
+
+def test_a_shape_that_was_measured_speaks_for_itself(policy: Policy) -> None:
+    assert judge(policy, "gate_up", 1024, 2048, 1024, "FP16").basis == "exact"
+    assert known_of(policy, "gate_up", 1024, 2048, "FP16").guess is None
+
+
+def test_of_few_shapes_the_nearest_speaks() -> None:
+    shapes = [(n, k) for n in SIZES for k in SIZES][: LEAST_SHAPES - 1]
+    assert judge(make_policy(points_of(shapes)), "gate_up", 3072, 3072, 1024, "FP16").basis == "nearest"
+
+
+def test_far_from_all_shapes_and_of_another_type_nothing_is_learned(policy: Policy) -> None:
+    assert judge(policy, "gate_up", 1 << 17, 1 << 17, 1024, "FP16").basis == "none"
+    assert judge(policy, "gate_up", 3072, 3072, 1024, "BF16").basis == "none"
+    assert judge(policy, "down", 3072, 3072, 1024, "FP16").basis == "none"
+
+
+def test_where_shapes_disagree_it_is_not_sure() -> None:
+    noisy = make_policy(points_of([(n, k) for n in SIZES for k in SIZES], noise=0.25))
+    bold, careful = (noisy.model_copy(update={"spreads": spreads}) for spreads in (0.0, 5.0))
+    assert judge(bold, "gate_up", 3072, 3072, 4096, "FP16").sparse
+    verdict = judge(careful, "gate_up", 3072, 3072, 4096, "FP16")
+    assert not verdict.sparse
+    assert "is not sure to win at M=4096" in verdict.reason
+    assert "but no more than" in verdict.reason
+
+
+def test_times_are_the_nearest_shapes_with_the_learned_gain(policy: Policy) -> None:
+    times = expect(policy, "gate_up", 2048, 3072, 1024, "FP16")
+    near = expect(policy, "gate_up", 2048, 4096, 1024, "FP16")
+    assert times is not None
+    assert near is not None
+    assert times.dense_us == pytest.approx(near.dense_us * 0.75)
+    assert times.dense_us / times.sparse_us == pytest.approx(times.speedup)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 6000), st.integers(1, 6000))
+def test_ranges_say_what_is_said_of_each_m(low: int, high: int) -> None:
+    low, high = min(low, high), max(low, high)
+    ranges = sparse_ranges(H200, "gate_up", 12288, 3072, "FP16", low, high, "torch")
+    assert (ranges[0][0], ranges[-1][1]) == (low, high)
+    known = known_of(H200, "gate_up", 12288, 3072, "FP16", "torch")
+    for begin, end, sparse in ranges:
+        assert {known.judge(m).sparse for m in {begin, (begin + end) // 2, end}} == {sparse}
+
+
+def test_the_same_points_give_the_same_answer(policy: Policy) -> None:
+    again = make_policy(list(policy.points))
+    one, other = (guess_of(p, "tensorrt", 3072, 3072, "FP16") for p in (policy, again))
+    assert isinstance(one, Guess)
+    assert isinstance(other, Guess)
+    assert one.forest is not other.forest, "learned anew"
+    assert one.gain(300) == other.gain(300) == one.gain(304), "rows are padded to multiples of 8"
+    assert one.gain(1 << 20) == one.gain(4096), "above the largest measured M what holds there holds"
+
+
+def test_one_m_and_many_are_asked_alike(policy: Policy) -> None:
+    one, many = (guess_of(policy, "tensorrt", 3072, 1536, "FP16") for _ in range(2))
+    assert one is not None
+    assert many is not None
+    many.ask(range(1, 4097))
+    for m in (1, 8, 24, 1000):
+        assert one.gain(m) == pytest.approx(many.gain(m))
+
+
+def test_what_the_trees_see_is_finite_down_to_one_row() -> None:
+    assert all(map(math.isfinite, features("FP16", 1, 1, 1)))
+
+
+def test_an_estimate_of_the_plugin_is_learned_too_and_has_to_win_by_more() -> None:
+    known = plugin_known(H200, "qkv", 4096, 5120, "FP16")
+    assert known.guess is not None
+    assert known.margin == ESTIMATE_MARGIN
+    assert "learned from 35 timed shapes (estimated from cuSPARSELt" in known.judge(4096).reason
