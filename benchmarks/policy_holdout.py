@@ -207,9 +207,7 @@ def judge_all(
     return cases
 
 
-def by_the_nearest(
-    policy: Policy, products: Iterable[Product], pairs: dict[Request, Pair]
-) -> dict[str, Any]:
+def by_the_nearest(policy: Policy, products: Iterable[Product], pairs: dict[Request, Pair]) -> dict[str, Any]:
     """What shapes that were not measured would get if nothing were learned of all that were."""
     with mock.patch.object(forest, "LEAST_SHAPES", math.inf):
         cases = judge_all(policy, products, pairs)
