@@ -7,7 +7,6 @@ opset 17's operator schemas, so that a node with no older form is an error that 
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.lower_rules import RULES
 from sparseflow_trt.exporters.node_types import schema_of
 from sparseflow_trt.exporters.rewriting import OPSET, Names, Rewriting, not_lowered, part_name
+from sparseflow_trt.infer_shapes import infer_shapes
 
 if TYPE_CHECKING:
     import onnx
@@ -90,16 +90,9 @@ def _onnx_nodes(model: ir.Model) -> tuple[ir.Node, ...]:
 
 def _infer_types(model: ir.Model) -> None:
     """Adds the types and shapes that are missing, where onnx can tell them."""
-    from onnx_ir.passes.common import ShapeInferencePass
-
     if all(v.type is not None and v.shape is not None for n in model.graph.all_nodes() for v in n.outputs):
         return
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    before, logger.disabled = logger.disabled, True  # a failure leaves them unknown: no traceback
-    try:
-        ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    finally:
-        logger.disabled = before
+    infer_shapes(model)
 
 
 def _write_out(node: ir.Node, opset: int, names: Names) -> bool:

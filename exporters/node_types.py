@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sparseflow_trt.infer_shapes import infer_shapes
+
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
@@ -27,10 +29,8 @@ class NodeTypes:
 
 def infer_types(model: ir.Model) -> None:
     """Adds the types of values that the file does not say, where onnx can tell them."""
-    from onnx_ir.passes.common import ShapeInferencePass
-
     if any(v.dtype is None for node in model.graph.all_nodes() for v in node.outputs):
-        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        infer_shapes(model)
 
 
 def floating_types() -> tuple[ir.DataType, ...]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
+from sparseflow_trt.infer_shapes import infer_shapes
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.sites import find_sites, module_of
 
@@ -101,12 +102,10 @@ def write_units(path: Path, cut: Collection[str], names: Iterable[str], output: 
 
 
 def _read(path: Path) -> OnnxModel:
-    from onnx_ir.passes.common import ShapeInferencePass
-
     model = read_model(path)
     find_sites(model)  # inlines functions, as they are in every graph that is written
     if any(v.dtype is None for node in model.ir.graph for v in node.outputs):
-        ShapeInferencePass(check_type=False, strict_mode=False)(model.ir)
+        infer_shapes(model.ir)
     return model
 
 

@@ -307,6 +307,8 @@ def read_manifest(folder: Path) -> Manifest:
         ArtifactError: The folder is no artifact, its manifest is of another schema, or a field is wrong.
     """
     path = folder / NAME
+    if not folder.exists():
+        raise ArtifactError(f"there is no artifact {folder}.", "Name the folder that `build` wrote.")
     if not path.is_file():
         raise ArtifactError(
             f"{folder} is no artifact: it has no {NAME}.", "Name the folder that `build` wrote."

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import ModelError
+from sparseflow_trt.infer_shapes import infer_shapes
 from sparseflow_trt.model_file import OnnxModel, deepest
 from sparseflow_trt.pattern import GROUP
 from sparseflow_trt.symbolic import SymbolicM
@@ -256,15 +256,7 @@ def _lacks_shapes(model: ir.Model) -> bool:
 
 def _infer_shapes(model: OnnxModel) -> None:
     """Adds what onnx's shape inference finds to the graph in memory; the file's protobuf stays as it was."""
-    from onnx_ir.passes import common
-
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    before = logger.disabled
-    logger.disabled = True  # a failure leaves shapes unknown, which each layer then says; no traceback
-    try:
-        common.ShapeInferencePass(check_type=False, strict_mode=False)(model.ir)
-    finally:
-        logger.disabled = before
+    infer_shapes(model.ir)
 
 
 def _inline_functions(model: OnnxModel) -> None:

@@ -97,3 +97,10 @@ def test_a_policy_that_takes_nothing_is_said() -> None:
         PolicyError, match="policy 'h200' runs no layer of this module sparse: no measurement"
     ):
         choose_by_policy(choices, find_policy("h200"), 1024, "FP16")
+
+
+def test_a_layer_is_taken_that_gains_in_the_plugin_alone() -> None:
+    module = torch.nn.ModuleDict({"mlp": torch.nn.ModuleDict({"down_proj": torch.nn.Linear(5632, 2048)})})
+    (choice,) = choose_by_policy(choose_by_name(find_layers(module)), find_policy("h200"), 1024, "FP16")
+    assert choice.taken
+    assert "the plugin wins at M=1024" in choice.why

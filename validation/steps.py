@@ -204,12 +204,13 @@ def _blame(
 
 
 def _changes(steps: Sequence[StepRecord], place: tuple[str, str]) -> dict[StepName, float]:
-    return {
-        step.name: found.error or 0.0 if found.equal is None else 1 - found.equal
-        for step in steps
-        for found in step.outputs
-        if (found.output, found.input_set) == place
-    }
+    changes: dict[StepName, float] = {}
+    for step in steps:
+        for found in step.outputs:
+            if (found.output, found.input_set) == place:
+                size = found.error or 0.0 if found.equal is None else 1 - found.equal
+                changes[step.name] = max(size, changes.get(step.name, 0.0))  # a step may be there twice
+    return changes
 
 
 def _restored_words(as_given: StepRecord, now: StepRecord) -> str:

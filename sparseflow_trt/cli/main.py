@@ -105,7 +105,7 @@ def _explain(error: BaseException) -> int:
         hint = f"{context.command_path} --help shows what it takes." if context else ""
         return _complain(error.format_message(), hint, error.exit_code)
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return _complain("interrupted; nothing was written.", "", EXIT_INTERRUPTED)
+        return _complain("interrupted; what was not finished was not written.", "", EXIT_INTERRUPTED)
     if isinstance(error, MemoryError):
         return _complain("there is not enough memory.", "Use a machine with more, or smaller shapes.")
     if isinstance(error, OSError) and error.strerror:

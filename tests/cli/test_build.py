@@ -286,7 +286,7 @@ def test_ctrl_c_while_the_backend_builds(start: Start, mlp: MakeModel, own_folde
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=20)
     assert running.returncode == 130
-    assert (out, err.strip()) == ("", "error: interrupted; nothing was written.")
+    assert (out, err.strip()) == ("", "error: interrupted; what was not finished was not written.")
     _wait_for(lambda: _is_gone(child))  # by the kernel, where Ctrl-C came while it was being started
     assert left(own_folder) == ["model.onnx"]
     assert left(own_folder / "temporary") == []

@@ -142,9 +142,7 @@ def test_a_changed_artifact_is_refused(
 
 
 def test_no_artifact(sparseflow: Sparseflow, mlp: MakeModel) -> None:
-    assert sparseflow("validate", "nowhere", "--reference", mlp()).error == (
-        "nowhere is no artifact: it has no manifest.json."
-    )
+    assert sparseflow("validate", "nowhere", "--reference", mlp()).error == ("there is no artifact nowhere.")
 
 
 def test_pytorch_is_not_imported(process: Sparseflow, built: Path, own_folder: Path) -> None:

@@ -188,3 +188,11 @@ def test_an_unpruned_model_that_cannot_run_is_named(
     reference = linear(tmp_path / "reference.onnx")
     with pytest.raises(InputError, match=r"odd\.onnx cannot run on input set"):
         compare(reference, [], inputs, FP16, origin=Origin(odd))
+
+
+def test_a_step_that_is_there_twice_counts_by_what_it_changes_most() -> None:
+    stages = [Stage("pruned"), Stage("over HTTP", "engine"), Stage("over gRPC", "engine")]
+    add_outputs(stages, "s", [{"y": np.array(y, np.float32)} for y in ([1.0, 0.0], [1.0, 0.1], [1.0, 0.1])])
+    found = attribute(stages)
+    assert found.blamed == "engine"
+    assert "No step changes an output" not in found.reason
