@@ -23,7 +23,7 @@ def test_only_tensorrt_engines_are_timed(sparseflow: Any, mlp: Any) -> None:
 
 
 def test_a_folder_that_is_no_artifact_is_refused(sparseflow: Any) -> None:
-    assert sparseflow("bench", "nowhere").error.startswith("nowhere is no artifact")
+    assert sparseflow("bench", "nowhere").error.startswith("there is no artifact nowhere")
 
 
 def layers(*named: tuple[str, float]) -> tuple[LayerTime, ...]:
