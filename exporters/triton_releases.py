@@ -41,14 +41,24 @@ def tensorrt_of(container: str) -> Release:
     Raises:
         DeployError: It is not in the table, or its TensorRT is unknown.
     """
+    release = release_of(container)
+    if release.tensorrt is None:
+        raise DeployError(f"the TensorRT of container {release.container} is unknown.", _PROBE)
+    return release
+
+
+def release_of(container: str) -> Release:
+    """The release of a container, whatever is known of its TensorRT.
+
+    Raises:
+        DeployError: It is not in the table.
+    """
     container = container.removesuffix("-py3")
     known = {release.container: release for release in read_releases()}
     if container not in known:
         raise DeployError(
             f"container '{container}' is not in the table, which has {', '.join(known)}.", _PROBE
         )
-    if known[container].tensorrt is None:
-        raise DeployError(f"the TensorRT of container {container} is unknown.", _PROBE)
     return known[container]
 
 

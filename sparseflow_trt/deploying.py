@@ -13,7 +13,7 @@ from sparseflow_trt.exporters.triton_batching import Batching, overlapping
 from sparseflow_trt.exporters.triton_check import check_config
 from sparseflow_trt.exporters.triton_config import PLAN_FILE, Device, Route, ServedModel, make_config
 from sparseflow_trt.exporters.triton_models import MODEL_FILE, write_model_py, write_router_py
-from sparseflow_trt.exporters.triton_releases import check_tensorrt, tensorrt_of
+from sparseflow_trt.exporters.triton_releases import check_tensorrt, release_of, tensorrt_of
 from sparseflow_trt.exporters.triton_repository import (
     NewVersion,
     Written,
@@ -258,9 +258,15 @@ def _check(ends: Ends, plan: Plan, batching: Batching, config: ModelConfig, sour
 
 
 def _target_notes(manifest: Manifest, options: DeployOptions) -> list[str]:
-    """Refuses an engine that the target would not load; says what could not be checked."""
+    """Refuses an engine that the target would not load, and a release that is not known of.
+
+    Returns:
+        What could not be checked.
+    """
     engine = manifest.engine
     if engine.backend != "tensorrt":
+        if options.container and not options.tensorrt:
+            release_of(options.container)  # its image is named in the files for Docker and Kubernetes
         return []
     compatible = bool(engine.options.get("version_compatible"))
     built = engine.versions.get("tensorrt", "")

@@ -205,6 +205,18 @@ def test_what_the_target_would_not_load_is_refused(
     assert not (tmp_path / "repository").exists()
 
 
+def test_a_release_that_nobody_knows_is_refused_whatever_the_engine(
+    ort_artifact: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DeployError, match=r"container '99\.99' is not in the table"):
+        deploy(ort_artifact, DeployOptions(tmp_path / "repository", container="99.99"))
+    assert not (tmp_path / "repository").exists()
+    deploy(
+        ort_artifact, DeployOptions(tmp_path / "repository", container="26.02")
+    )  # TensorRT does not matter
+    deploy(ort_artifact, DeployOptions(tmp_path / "r", container="99.99", tensorrt="10.16.1"))
+
+
 def test_what_the_target_loads_is_said_with_its_source(plan_artifact: Path, tmp_path: Path) -> None:
     (model,) = deploy(plan_artifact, DeployOptions(tmp_path / "repository", container="26.05"))
     assert any("nvcr.io/nvidia/tensorrt:26.05-py3" in note for note in model.notes)
