@@ -48,7 +48,7 @@ def main() -> None:
         if error.strerror is None:
             raise
         message = f"the engine cannot be written: {error.strerror}."
-        hint = "Free some space, or choose another place with --output."
+        hint = "Free some space, or choose another place."
         send(Message(refusal=Refusal(message=message, hint=hint, not_installed=False)))
 
 

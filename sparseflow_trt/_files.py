@@ -75,7 +75,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
     if target.is_symlink():
         target = target.resolve()  # the link stays and what it names is exchanged
     if target.exists() and not target.is_dir():
-        raise ArtifactError(f"{target} is a file, not a folder.", "Choose another place with --output.")
+        raise ArtifactError(f"{target} is a file, not a folder.", "Choose another place.")
     _remove_leftovers(target, "building")
     with _disk_errors(target):
         temporary = Path(tempfile.mkdtemp(prefix=_prefix(target, "building"), dir=target.parent))
@@ -145,9 +145,14 @@ def _disk_errors(path: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
     except OSError as error:
         if error.errno is None or (only and error.errno not in only):
             raise
+        if isinstance(error, FileNotFoundError) and not path.parent.exists():
+            raise ArtifactError(
+                f"{path} cannot be written: the folder {path.parent} does not exist.",
+                "Make it first, or choose another place.",
+            ) from error
         raise ArtifactError(
             f"{path} cannot be written: {error.strerror}.",
-            "Nothing was changed there. Free some space, or choose another place with --output.",
+            "Nothing was changed there. Free some space, or choose another place.",
         ) from error
 
 

@@ -88,7 +88,9 @@ def _refused(path: Path) -> ArtifactError:
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    assert "No such file" in _refused(tmp_path / "none" / "f").message
+    missing = _refused(tmp_path / "none" / "f")
+    assert missing.message.endswith(f": the folder {tmp_path / 'none'} does not exist.")
+    assert missing.hint == "Make it first, or choose another place."
     assert "Not a directory" in _refused(tmp_path / "file" / "f").message
     assert "Is a directory" in _refused(tmp_path / "folder").message
     assert "File name too long" in _refused(tmp_path / ("n" * 255)).message
