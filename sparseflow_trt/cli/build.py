@@ -142,7 +142,7 @@ def command(
             }
         )
     else:
-        _print(result)
+        _print(result, path)
     return exit_code_of(result.manifest.validation)
 
 
@@ -171,13 +171,13 @@ def _read_margin(verdict: bool, margin: float | None) -> float | None:
     return margin
 
 
-def _print(result: BuildResult) -> None:
+def _print(result: BuildResult, model: Path) -> None:
     manifest, out = result.manifest, console.out()
     if result.unchanged:
         out.print("Nothing has changed since this artifact was built; --force builds it again.")
     for note in manifest.notes:
         out.print(console.styled(note, "yellow"))
-    _print_layers(manifest)
+    _print_layers(manifest, model)
     if manifest.precision_search:
         print_search(manifest.precision_search)
     engine = manifest.engine
@@ -194,7 +194,7 @@ def _print(result: BuildResult) -> None:
     out.print(f"\nArtifact: {result.artifact}\nReport:   {result.artifact / 'report.html'}")
 
 
-def _print_layers(manifest: Manifest) -> None:
+def _print_layers(manifest: Manifest, model: Path) -> None:
     """One row for each decision that layers of one kind and shape share."""
     groups: Counter[tuple[str, ...]] = Counter()
     for layer in manifest.layers:
@@ -212,7 +212,7 @@ def _print_layers(manifest: Manifest) -> None:
     states = Counter(layer.state for layer in manifest.layers)
     if states["not-sparse"] and not states["sparse"]:
         said = f"No weights are 2:4, {states['not-sparse']} could be: nothing can run sparse."
-        out.print(console.styled(f"\n{said} `sparseflow-trt prune` makes them so.", "yellow"))
+        out.print(console.styled(f"\n{said} {_how_to_prune(manifest, model)}", "yellow"))
     islands = len(manifest.graph.islands)
     out.print(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")
     print_restored(manifest.graph)
@@ -221,3 +221,11 @@ def _print_layers(manifest: Manifest) -> None:
             f"{elements} value(s) of constant '{name}', up to {largest:.3g}, do not fit their type: clipped."
         )
         out.print(console.styled(f"{lost} If that is no mask's fill, plan its reader in fp32.", "yellow"))
+
+
+def _how_to_prune(manifest: Manifest, model: Path) -> str:
+    users = Counter(layer.weight for layer in manifest.layers)
+    if all(users[layer.weight] > 1 for layer in manifest.layers if layer.state == "not-sparse"):
+        # one weight may be read along two axes, and then no mask is 2:4 for both
+        return f"`{shlex.join(['sparseflow-trt', 'inspect', str(model)])}` says whether they can be pruned."
+    return f"`{shlex.join(['sparseflow-trt', 'prune', str(model)])}` makes them so."

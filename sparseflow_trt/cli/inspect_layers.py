@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +50,7 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
         broken = {"broken_since": [asdict(entry) for entry in breaks]} if since else {}
         console.print_json({**_json(model, found, layers, sparse), **broken})
     else:
-        _print(layers, show_all)
+        _print(model, layers, show_all)
         for given in _inputs(found):
             dims = ", ".join("?" if dim is None else str(dim) for dim in given["dims"])
             console.out().print(f"Input '{given['name']}': {given['dtype']} [{dims}]")
@@ -129,7 +130,8 @@ def _counts(layers: Any) -> dict[str, int]:
     return {state.value: sum(layer.state is state for layer in layers) for state in SparsityState}
 
 
-def _print(layers: Any, show_all: bool) -> None:
+def _print(model: Path, layers: Any, show_all: bool) -> None:
+    from sparseflow_trt.graph import prunable
     from sparseflow_trt.sites import UNSUPPORTED
 
     table = console.table("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
@@ -158,5 +160,9 @@ def _print(layers: Any, show_all: bool) -> None:
         f"{counts['not-eligible']} not eligible"
         + (f" ({hidden} of them products with no constant weight: --all lists them)" if hidden else "")
     )
-    if counts["not-sparse"]:
-        out.print("Prune them with: sparseflow-trt prune MODEL")
+    able = len(prunable(layers))
+    if able:
+        out.print(f"Prune them with: {shlex.join(['sparseflow-trt', 'prune', str(model)])}")
+    if able < counts["not-sparse"]:
+        which = "They" if not able else f"{counts['not-sparse'] - able} of them"
+        out.print(f"{which} cannot be pruned: layers that share their weight have K on another axis of it.")
