@@ -89,7 +89,7 @@ def command(
     """Build an engine from MODEL, validate it against the FP32 reference and write an artifact.
 
     MODEL is an ONNX file, or what `export` takes: that is exported first, to NAME.exported.onnx beside the
-    artifact.
+    artifact NAME.artifact.
 
     Exits with 4 where the outputs differ more than they may, with 1 where nothing could be compared; the
     artifact is kept then, marked 'fail' or 'not run'.
@@ -119,7 +119,9 @@ def command(
         force=force,
         command=shlex.join(["sparseflow-trt", *sys.argv[1:]]),
     )
-    report = _export(str(model), output.with_name(f"{stem}.exported.onnx"), export) if from_torch else None
+    # after the artifact: another one of the same source has its reference beside it
+    exported_to = output.with_name(f"{output.name.removesuffix('.artifact')}.exported.onnx")
+    report = _export(str(model), exported_to, export) if from_torch else None
     exported = {"export": plain_export(report)} if report else {}
     if report and not as_json:
         print_export(report)

@@ -82,6 +82,10 @@ def test_build_exports_first(sparseflow: Sparseflow, source: str, own_folder: Pa
     assert said["manifest"]["status"] == "pass"
     assert (own_folder / "make.exported.onnx").is_file()
     assert sparseflow(*command).json["unchanged"]  # an export of the same module is the same file
+    reference = (own_folder / "make.exported.onnx").read_bytes()
+    again = sparseflow(*command, "--opset", 19, "-o", "other.artifact").json
+    assert again["export"]["output"] == "other.exported.onnx"
+    assert (own_folder / "make.exported.onnx").read_bytes() == reference
 
 
 def test_a_configuration_alone_needs_a_word_for_its_weights(sparseflow: Sparseflow, own_folder: Path) -> None:
