@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.lookup import Known, Verdict, judge
+from sparseflow_trt.packing import why_not_in_plugin
 from sparseflow_trt.plugin_lookup import plugin_known
-from sparseflow_trt.policy import Kernel, Policy
+from sparseflow_trt.policy import Kernel, Library, Policy
 from sparseflow_trt.shapes import Dims, Profile, dims_at
 from sparseflow_trt.sites import SMALLEST_K
 
@@ -120,6 +121,24 @@ def decide(
     own = _own_kernels(layer, precision, policy, sizes)
     known = plugin_known(policy, layer.kind, layer.n, layer.k, precision.upper())
     return _with_plugin(layer, own, known, sizes, plugin.given, why_not)
+
+
+def judge_with_plugin(
+    policy: Policy, kind: str, n: int, k: int, m: int, dtype: str, library: Library = "tensorrt"
+) -> Verdict:
+    """What the better of the library's own sparse kernels and the 2:4 plugin would do with a product.
+
+    The arguments are those of `lookup.judge`. The reason names the plugin where that is what wins.
+    """
+    own = judge(policy, kind, n, k, m, dtype, library)
+    if dtype.lower() not in _PLUGIN_DTYPES or why_not_in_plugin(n, k):
+        return own
+    plugin = plugin_known(policy, kind, n, k, dtype).judge(m)
+    if plugin.sparse and not _is_beaten(plugin, own):
+        return plugin
+    if own.sparse or plugin.basis == "none":
+        return own
+    return replace(own, reason=f"{own.reason}; {plugin.reason}")
 
 
 def _sizes(layer: WeightedLayer, profiles: tuple[Profile, ...], dims: dict[str, Dims]) -> _Sizes:

@@ -111,23 +111,32 @@ def ask_policy(
     """Ask POLICY about one product, and show the points behind its answer."""
     from dataclasses import asdict
 
+    from sparseflow_trt.decide import judge_with_plugin
     from sparseflow_trt.lookup import known_of
     from sparseflow_trt.plugin_lookup import plugin_known
     from sparseflow_trt.policy import find_policy
 
+    if plugin and library == "torch":
+        raise click.UsageError("--plugin is of TensorRT's engines: leave out --library torch.")
     found = find_policy(policy)
     _check_kind(kind, found)
     asked = plugin_known(found, kind, n, k, dtype) if plugin else known_of(found, kind, n, k, dtype, library)
     verdict = asked.judge(m)
+    would_gain = ""  # by the plugin, where it was not asked for
+    if not plugin and library == "tensorrt" and not verdict.sparse:
+        better = judge_with_plugin(found, kind, n, k, m, dtype)
+        would_gain = better.reason if better.sparse else ""
     if as_json:
         points = [point.model_dump(mode="json") for point in verdict.points]
-        console.print_json({**asdict(verdict), "points": points})
+        console.print_json({**asdict(verdict), "points": points, "plugin_would_gain": would_gain})
         return EXIT_OK
     out = console.out()
     said = ("plugin" if plugin else "sparse") if verdict.sparse else "dense"
     out.print(console.styled(said, "bold"), verdict.reason, sep=": ")
     if verdict.points:
         out.print(_points_table(verdict.points))
+    if would_gain:
+        out.print(f"In its place: {would_gain}. Ask with --plugin for the points behind it.")
     return EXIT_OK
 
 

@@ -103,6 +103,19 @@ def test_ask(sparseflow: Sparseflow) -> None:
     assert "0 is not in the range" in sparseflow(*product, "--m", 0).error
 
 
+def test_ask_mentions_the_plugin_where_it_gains_and_sparse_does_not(sparseflow: Sparseflow) -> None:
+    product = ("policy", "ask", "h200", "--kind", "down", "--n", 4096, "--k", 14336)
+    said = sparseflow(*product, "--m", 1024).out
+    assert said.startswith("dense: ")
+    assert "In its place: the plugin wins at M=1024: 1.54× measured (14336→4096, " in said
+    asked = sparseflow(*product, "--m", 1024, "--json").json
+    assert (asked["sparse"], asked["plugin_would_gain"][:10]) == (False, "the plugin")
+    assert "In its place" not in sparseflow(*product, "--m", 1024, "--plugin").out
+    assert "In its place" not in sparseflow(*product, "--m", 1024, "--library", "torch").out
+    refused = sparseflow(*product, "--m", 1024, "--library", "torch", "--plugin")
+    assert (refused.code, "leave out --library torch" in refused.error) == (2, True)
+
+
 IMPORT = ("--name", "old", "--device", "NVIDIA A100", "--compute-capability", "8.0")
 
 
