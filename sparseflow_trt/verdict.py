@@ -195,6 +195,7 @@ class Attribution(Record):
     Attributes:
         blamed: The step to blame, "" where nothing changed or nothing ran.
         reason: That as a sentence, with the figures.
+        input_set: The input set that the sentence is about, "" where it is about none.
         unrestored: The pruning step as it would have been with no layer's weights restored; None where
             none were.
         layers: Each node's error, the largest own first; empty unless they were asked for.
@@ -203,6 +204,7 @@ class Attribution(Record):
 
     blamed: StepName | Literal[""]
     reason: str
+    input_set: str = ""
     steps: tuple[StepRecord, ...]
     unrestored: StepRecord | None = None
     layers: tuple[LayerError, ...] = ()

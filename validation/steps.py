@@ -77,14 +77,16 @@ def attribute(
         unrestored: The pruned model as given, beside the one with restored weights.
     """
     steps = [_record(stages, i) for i in range(1, len(stages))]
-    blamed, reason = _blame(steps, failed)
+    blamed, reason, input_set = _blame(steps, failed)
     as_given = None
     if unrestored is not None:
         as_given = StepRecord(
             name="pruning", before=stages[0].name, after=unrestored.name, outputs=tuple(unrestored.found)
         )
         reason = f"{reason} {_restored_words(as_given, steps[0])}".strip()
-    return Attribution(blamed=blamed, reason=reason, steps=tuple(steps), unrestored=as_given)
+    return Attribution(
+        blamed=blamed, reason=reason, input_set=input_set, steps=tuple(steps), unrestored=as_given
+    )
 
 
 def total_of(found: StepOutput) -> float:
@@ -164,19 +166,27 @@ def _record(stages: Sequence[Stage], index: int) -> StepRecord:
 
 def _blame(
     steps: Sequence[StepRecord], failed: Sequence[tuple[StepName, OutputVerdict]]
-) -> tuple[StepName | Literal[""], str]:
+) -> tuple[StepName | Literal[""], str, str]:
+    """The step, the sentence, and the input set that it is about."""
     ran = [step for step in steps if step.outputs]
     if not ran:
-        return "", "No step could be measured."
+        return "", "No step could be measured.", ""
     for step in ran:
         broken = [found for found in step.outputs if found.nonfinite]
         if broken:
             worst = max(broken, key=lambda found: found.nonfinite)
-            return step.name, (
+            reason = (
                 f"{_capital(_WORDS[step.name])} is to blame: it makes {worst.nonfinite} element(s) of output "
                 f"'{worst.output}' on input set '{worst.input_set}' NaN or infinite."
             )
+            return step.name, reason, worst.input_set
     judged = ran
+    if unclear := [verdict for _, verdict in failed if verdict.reference_nan]:
+        where = f"output '{unclear[0].output}' on input set '{unclear[0].input_set}'"
+        if len(unclear) == len(failed):
+            reason = f"Nothing could be compared: the reference itself has NaN in {where}."
+            return "", reason, unclear[0].input_set
+        failed = [(name, verdict) for name, verdict in failed if not verdict.reference_nan]
     places = {(found.output, found.input_set): total_of(found) for step in ran for found in step.outputs}
     if failed:
         last = failed[0][0]
@@ -187,20 +197,21 @@ def _blame(
         }
     places = {place: size for place, size in places.items() if _changes(judged, place)}
     if not places:  # its outputs were missing, or of another shape
-        return "", f"No output could be subtracted.{_not_run_words(steps)}"
+        return "", f"No output could be subtracted.{_not_run_words(steps)}", ""
     # integers (an index of the largest, say) follow from floating-point outputs where there are any
     floats = {(f.output, f.input_set) for step in ran for f in step.outputs if f.equal is None}
     place = max(places, key=lambda place: (place in floats and places[place] > 0, places[place]))
     changes = _changes(judged, place)
     blamed = max(changes, key=changes.__getitem__)
     if not changes[blamed]:
-        return "", f"No step changes an output.{_not_run_words(steps)}"
+        return "", f"No step changes an output.{_not_run_words(steps)}", ""
     where = f"output '{place[0]}' on input set '{place[1]}'"
     what = f"it changes {where} by {percent(changes[blamed])}"
     others = [f"{_WORDS[name]} by {percent(size)}" for name, size in changes.items() if name != blamed]
     beside = f", {' and '.join(others)}" if others else ""
     lead = "is to blame" if failed else "makes most of the error" if others else "makes all of the error"
-    return blamed, f"{_capital(_WORDS[blamed])} {lead}: {what}{beside}.{_not_run_words(steps)}"
+    reason = f"{_capital(_WORDS[blamed])} {lead}: {what}{beside}.{_not_run_words(steps)}"
+    return blamed, reason, place[1]
 
 
 def _changes(steps: Sequence[StepRecord], place: tuple[str, str]) -> dict[StepName, float]:

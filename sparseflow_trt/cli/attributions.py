@@ -26,7 +26,7 @@ def print_attribution(attribution: Attribution) -> None:
     for step in steps:
         as_given = step is attribution.unrestored
         name = "pruning, not restored" if as_given else step.name
-        for found in _worst(step):
+        for found in _shown(step, "" if as_given else attribution.input_set):
             table.add_row(
                 name, found.output, _percent(found.error), _percent(found.accumulated),
                 "-" if found.share is None or as_given else f"{round(100 * found.share, 1) + 0.0:.1f} %",
@@ -78,12 +78,19 @@ def _adds(layer: LayerError) -> bool:
     return bool(layer.nonfinite or layer.own or layer.own is None)
 
 
-def _worst(step: StepRecord) -> list[StepOutput]:
-    """For each output what was found on the input set where it is furthest off."""
+def _shown(step: StepRecord, input_set: str) -> list[StepOutput]:
+    """For each output what was found on one input set, else where it is furthest off.
+
+    Shares add up over the steps of one input set alone.
+    """
     return [
         max(
             (f for f in step.outputs if f.output == name),
-            key=lambda f: (f.nonfinite, 1 - f.equal if f.equal is not None else f.accumulated or 0.0),
+            key=lambda f: (
+                f.input_set == input_set,
+                f.nonfinite,
+                1 - f.equal if f.equal is not None else f.accumulated or 0.0,
+            ),
         )
         for name in dict.fromkeys(f.output for f in step.outputs)
     ]

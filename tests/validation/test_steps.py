@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sparseflow_trt.cli.attributions import print_attribution
 from sparseflow_trt.errors import InputError
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.shapes import make_profile
@@ -66,6 +67,19 @@ def test_the_step_that_changes_most_is_blamed() -> None:
         "Pruning makes most of the error: it changes output 'y' on input set 's' by 22 %, the planned "
         "precision by 0.45 % and the engine itself by 0 %."
     )
+
+
+def test_rows_are_of_the_input_set_that_is_blamed(capsys: pytest.CaptureFixture[str]) -> None:
+    """On 's' pruning changes most, on 't' the precision: a row of each would add up to nothing."""
+    stages = chain()[:3]
+    for name, values in (("s", (1.0, 1.5, 1.51)), ("t", (1.0, 0.9, 1.3))):
+        add_outputs(stages, name, [{"y": np.array([value])} for value in values])
+    found = attribute(stages)
+    assert (found.blamed, found.input_set) == ("pruning", "s")
+    print_attribution(found)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert [row[-1] for row in rows] == ["s", "s"]
+    assert sum(float(row[row.index("%", 6) - 1]) for row in rows) == pytest.approx(100)
 
 
 def test_a_step_that_was_not_run_is_left_out_and_said() -> None:
