@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.lookup import Known, Verdict, judge
-from sparseflow_trt.packing import why_not_in_plugin
-from sparseflow_trt.plugin_lookup import plugin_known
-from sparseflow_trt.policy import Kernel, Library, Policy
+from sparseflow_trt.plugin_lookup import PLUGIN_DTYPES, is_beaten, plugin_known
+from sparseflow_trt.policy import Kernel, Policy
 from sparseflow_trt.shapes import Dims, Profile, dims_at
 from sparseflow_trt.sites import SMALLEST_K
 
 SparsityMode = Literal["policy", "force", "off", "plugin"]
 
 _GAIN = "`sparseflow-trt plugin build` makes it, --plugin LIB uses it"
-_PLUGIN_DTYPES = ("fp16", "bf16")
 _ELEMENT_BYTES = 2
 
 
@@ -52,7 +50,9 @@ class PluginUse:
             return "the graph was not looked at for it"
         if reason := self.layers[name].why_not:
             return reason
-        return "" if precision in _PLUGIN_DTYPES else f"the plugin takes FP16 and BF16, not {precision}"
+        return (
+            "" if precision.upper() in PLUGIN_DTYPES else f"the plugin takes FP16 and BF16, not {precision}"
+        )
 
 
 @dataclass(frozen=True)
@@ -123,24 +123,6 @@ def decide(
     return _with_plugin(layer, own, known, sizes, plugin.given, why_not)
 
 
-def judge_with_plugin(
-    policy: Policy, kind: str, n: int, k: int, m: int, dtype: str, library: Library = "tensorrt"
-) -> Verdict:
-    """What the better of the library's own sparse kernels and the 2:4 plugin would do with a product.
-
-    The arguments are those of `lookup.judge`. The reason names the plugin where that is what wins.
-    """
-    own = judge(policy, kind, n, k, m, dtype, library)
-    if dtype.lower() not in _PLUGIN_DTYPES or why_not_in_plugin(n, k):
-        return own
-    plugin = plugin_known(policy, kind, n, k, dtype).judge(m)
-    if plugin.sparse and not _is_beaten(plugin, own):
-        return plugin
-    if own.sparse or plugin.basis == "none":
-        return own
-    return replace(own, reason=f"{own.reason}; {plugin.reason}")
-
-
 def _sizes(layer: WeightedLayer, profiles: tuple[Profile, ...], dims: dict[str, Dims]) -> _Sizes:
     at: dict[str, int | None] = {}
     ends: list[int] = []
@@ -186,7 +168,7 @@ def _with_plugin(
     layer: WeightedLayer, own: _Own, known: Known, sizes: _Sizes, given: bool, why_not: str
 ) -> Decision:
     judged = {where: known.judge(m) for where, m in sizes.at.items() if m is not None}
-    wins = {where: v for where, v in judged.items() if v.sparse and not _is_beaten(v, own.verdicts[where])}
+    wins = {where: v for where, v in judged.items() if v.sparse and not is_beaten(v, own.verdicts[where])}
     if not wins or None in sizes.at.values():
         return own.decision
     top = max(judged, key=lambda where: sizes.at[where] or 0)
@@ -210,18 +192,6 @@ def _with_plugin(
         memory = layer.n * layer.k * _ELEMENT_BYTES / 2**20
         said += f"; below M={below} its dense copy, which takes {memory:.3g} MiB more of the GPU's memory"
     return Decision("plugin", said, below)
-
-
-def _is_beaten(plugin: Verdict, own: Verdict) -> bool:
-    """Whether TensorRT's own sparse kernels are the better choice.
-
-    Where both verdicts rest on cuSPARSELt's times the plugin is the one that runs those kernels.
-    """
-    if not own.sparse or any(point.library == "torch" for point in own.points):
-        return False
-    if plugin.speedup is None or own.speedup is None:  # one rests on a threshold, and measured goes first
-        return own.speedup is not None
-    return own.speedup > plugin.speedup
 
 
 def _beside(own: Verdict, plugin: Verdict) -> str:

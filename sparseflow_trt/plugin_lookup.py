@@ -11,14 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sparseflow_trt.forest import guess_of
-from sparseflow_trt.lookup import Expected, Known, known_of
+from sparseflow_trt.lookup import Expected, Known, Verdict, judge, known_of
 from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
-from sparseflow_trt.policy import Pair, Point, Policy, pairs_by_m, pairs_by_shape
+from sparseflow_trt.packing import why_not_in_plugin
+from sparseflow_trt.policy import Library, Pair, Point, Policy, pairs_by_m, pairs_by_shape
 
 # By how much an estimate has to win against cuBLAS, which is not what it would take the place of. On an
 # H200 the plugin's measured gain over TensorRT 8.6's dense kernel was 0.86 to 1.33 times what the estimate
 # said, in 32 products of LLaMA-8B, LLaMA-70B and TinyLlama (results/plugin_linear_*.json).
 ESTIMATE_MARGIN = 0.15
+PLUGIN_DTYPES = ("FP16", "BF16")
 _ELEMENT_BYTES = 2  # of FP16 and BF16, which is all that the plugin takes
 
 
@@ -78,6 +80,36 @@ def _estimated(layer: Known) -> Known:
         else None,
         otherwise=None,
     )
+
+
+def judge_with_plugin(
+    policy: Policy, kind: str, n: int, k: int, m: int, dtype: str, library: Library = "tensorrt"
+) -> Verdict:
+    """What the better of the library's own sparse kernels and the 2:4 plugin would do with a product.
+
+    The arguments are those of `lookup.judge`. The reason names the plugin where that is what wins.
+    """
+    own = judge(policy, kind, n, k, m, dtype, library)
+    if dtype not in PLUGIN_DTYPES or why_not_in_plugin(n, k):
+        return own
+    plugin = plugin_known(policy, kind, n, k, dtype).judge(m)
+    if plugin.sparse and not is_beaten(plugin, own):
+        return plugin
+    if own.sparse or plugin.basis == "none":
+        return own
+    return replace(own, reason=f"{own.reason}; {plugin.reason}")
+
+
+def is_beaten(plugin: Verdict, own: Verdict) -> bool:
+    """Whether TensorRT's own sparse kernels are a better choice than the plugin.
+
+    Where both verdicts rest on cuSPARSELt's times the plugin is the one that runs those kernels.
+    """
+    if not own.sparse or any(point.library == "torch" for point in own.points):
+        return False
+    if plugin.speedup is None or own.speedup is None:  # one rests on a threshold, and measured goes first
+        return own.speedup is not None
+    return own.speedup > plugin.speedup
 
 
 def joined_speedup(policy: Policy, kind: str, ns: Sequence[int], k: int, m: int, dtype: str) -> float | None:

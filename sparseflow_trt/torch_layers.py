@@ -17,9 +17,8 @@ from sparseflow_trt._deps import require
 from sparseflow_trt.errors import InputError, PolicyError
 from sparseflow_trt.kinds import kind_from_names
 from sparseflow_trt.lookup import judge
-from sparseflow_trt.packing import why_not_in_plugin
 from sparseflow_trt.pattern import GROUP
-from sparseflow_trt.plugin_lookup import plugin_known
+from sparseflow_trt.plugin_lookup import judge_with_plugin
 from sparseflow_trt.policy import Dtype, Library, Policy
 from sparseflow_trt.sites import SMALLEST_K
 from sparseflow_trt.torch_pattern import Tensor
@@ -246,11 +245,8 @@ def _by_policy(
     m = rows if isinstance(rows, int) else rows.get(layer.name, 0)
     if not m:
         return Choice(layer, False, "the module does not call it, so that its M is not known")
-    product = (layer.kind, layer.n, layer.k)
-    verdict = judge(policy, *product, m, dtype or layer.dtype, library)
-    if library == "tensorrt" and not verdict.sparse and not why_not_in_plugin(layer.n, layer.k):
-        plugin = plugin_known(policy, *product, dtype or layer.dtype).judge(m)
-        verdict = plugin if plugin.sparse else verdict
+    ask = judge_with_plugin if library == "tensorrt" else judge
+    verdict = ask(policy, layer.kind, layer.n, layer.k, m, dtype or layer.dtype, library)
     return Choice(layer, verdict.sparse, verdict.reason)
 
 

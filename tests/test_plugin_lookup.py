@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from sparseflow_trt.between import WAVE
 from sparseflow_trt.lookup import judge
-from sparseflow_trt.plugin_lookup import ESTIMATE_MARGIN, joined_speedup, plugin_known
-from sparseflow_trt.policy import Point, Policy, Threshold
+from sparseflow_trt.plugin_lookup import ESTIMATE_MARGIN, joined_speedup, judge_with_plugin, plugin_known
+from sparseflow_trt.policy import Point, Policy, Threshold, find_policy
 from sparseflow_trt.thresholds import derive_thresholds
 from tests.policies import make_points, make_policy
 
@@ -180,3 +180,40 @@ def test_what_was_not_measured_is_not_joined() -> None:
         "below what was measured"
     )
     assert joined_speedup(policy, "gate_up", [4096, 2048], 2048, 64, "FP16") is None
+
+
+def test_the_plugin_counts_where_tensorrt_has_no_sparse_kernel_that_gains() -> None:
+    for name in ("h200", "h100"):
+        product = (find_policy(name), "down", 4096, 14336, 1024, "FP16")
+        assert not judge(*product).sparse
+        verdict = judge_with_plugin(*product)
+        assert verdict.sparse
+        assert verdict.reason.startswith("the plugin wins at M=1024: ")
+
+
+def test_the_better_of_the_two_is_named() -> None:
+    own = make_points("down", 128, 64, {64: 1.3})
+    timed = make_points("down", 128, 64, {64: 1.5}, library="torch")
+    slower = [point.model_copy(update={"us": 1.1 * point.us}) for point in timed]
+    both = judge_with_plugin(make_policy([*own, *slower]), "down", 128, 64, 64, "FP16")
+    assert both.sparse and both.reason.startswith("sparse wins at M=64: 1.30×")  # the plugin: 13 / 11
+    alone = judge_with_plugin(make_policy(timed), "down", 128, 64, 64, "FP16")
+    assert alone.sparse and alone.reason.startswith("the plugin wins at M=64: 1.50×")
+
+
+def test_where_neither_gains_both_are_said() -> None:
+    points = [
+        *make_points("down", 128, 64, {64: 0.9}),
+        *make_points("down", 128, 64, {64: 0.8}, library="torch"),
+    ]
+    verdict = judge_with_plugin(make_policy(points), "down", 128, 64, 64, "FP16")
+    assert not verdict.sparse
+    assert verdict.reason.startswith("sparse does not win by 2% at M=64")
+    assert "; the plugin does not win" in verdict.reason
+
+
+def test_what_the_plugin_cannot_run_it_is_not_asked_for() -> None:
+    policy = make_policy(make_points("down", 128, 60, {64: 1.5}, library="torch"))
+    assert judge_with_plugin(policy, "down", 128, 60, 64, "FP16") == judge(
+        policy, "down", 128, 60, 64, "FP16"
+    )

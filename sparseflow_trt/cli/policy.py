@@ -111,9 +111,8 @@ def ask_policy(
     """Ask POLICY about one product, and show the points behind its answer."""
     from dataclasses import asdict
 
-    from sparseflow_trt.decide import judge_with_plugin
     from sparseflow_trt.lookup import known_of
-    from sparseflow_trt.plugin_lookup import plugin_known
+    from sparseflow_trt.plugin_lookup import judge_with_plugin, plugin_known
     from sparseflow_trt.policy import find_policy
 
     if plugin and library == "torch":

@@ -210,3 +210,14 @@ def test_a_step_that_is_there_twice_counts_by_what_it_changes_most() -> None:
     found = attribute(stages)
     assert found.blamed == "engine"
     assert "No step changes an output" not in found.reason
+
+
+def test_a_reference_with_nan_is_said_and_blames_nobody() -> None:
+    arrays = ([np.nan], [np.nan], [np.nan], [np.nan])
+    wrong = OutputVerdict(
+        output="y", input_set="s", passed=False, tolerance=DEFAULTS["fp16"], reference_nan=1
+    )
+    found = attributed(*arrays, failed=[("precision", wrong), ("engine", wrong)])
+    assert (found.blamed, found.reason) == (
+        "", "Nothing could be compared: the reference itself has NaN in output 'y' on input set 's'.",
+    )  # fmt: skip
