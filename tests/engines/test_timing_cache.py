@@ -122,7 +122,7 @@ def test_a_place_that_cannot_be_read_or_written_is_a_note(tmp_path: Path) -> Non
     assert why.endswith("was not used: it cannot be read: Is a directory.")
     assert saved.startswith("The timing cache was not saved: ")
     _, why, saved = build(tmp_path / "no" / "cache")
-    assert (why, "No such file" in saved) == ("", True)
+    assert (why, f"the folder {tmp_path / 'no'} does not exist" in saved) == ("", True)
 
 
 def test_the_key_is_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

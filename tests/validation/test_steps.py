@@ -53,7 +53,7 @@ def test_shares_add_up_to_the_whole_error(arrays: Any, piece: int) -> None:
         found = [step.outputs[0] for step in attributed(*arrays).steps]
     wide = arrays.astype(np.float64)
     size, whole = np.linalg.norm(wide[0]), np.linalg.norm(wide[3] - wide[0])
-    if size and whole:
+    if size and whole > 1e-4 * np.abs(wide).max():  # of steps that all but cancel doubles keep too little
         assert sum(f.share or 0.0 for f in found) == pytest.approx(1)
         assert found[-1].accumulated == pytest.approx(whole / size)
         assert found[1].error == pytest.approx(np.linalg.norm(wide[2] - wide[1]) / size)
