@@ -27,14 +27,15 @@ _ROWS = 8  # cuSPARSELt takes multiples of that: what calls it pads
 
 @dataclass(frozen=True)
 class Guess:
-    """What the trees say of one shape, by M.
+    """What the trees say of one shape, by M. They learn once they are asked.
 
     Attributes:
-        shapes: How many (N, K) they have learned from.
+        shapes: How many (N, K) of the type they learn from.
         largest: The largest M measured; above it what holds there holds.
     """
 
-    forest: Any
+    points: _Same
+    library: Library
     n: int
     k: int
     dtype: str
@@ -42,13 +43,22 @@ class Guess:
     largest: int
     _known: dict[int, tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
 
+    @property
+    def forest(self) -> Any:
+        """The trees, the same for all shapes that these points are asked of."""
+        return _forest(self.points, self.library)
+
     def gain(self, m: int) -> tuple[float, float]:
         """The mean of the logarithm of dense over sparse at M, and its standard deviation over the trees."""
         self.ask([m])
         return self._known[self._rows(m)]
 
     def ask(self, sizes: Iterable[int]) -> None:
-        """Asks the trees for many M at once, which takes little longer than for one."""
+        """Asks the trees for many M at once, which takes little longer than for one.
+
+        Raises:
+            NotInstalledError: scikit-learn is not installed.
+        """
         import numpy as np
 
         new = sorted({self._rows(m) for m in sizes} - self._known.keys())
@@ -82,14 +92,12 @@ def guess_of(policy: Policy, library: Library, n: int, k: int, dtype: str) -> Gu
 
     Returns:
         None where fewer than LEAST_SHAPES of that type were measured.
-
-    Raises:
-        NotInstalledError: scikit-learn is not installed.
     """
-    shapes, largest = _measured(_Same(policy.points), library, dtype)
+    points = _Same(policy.points)
+    shapes, largest = _measured(points, library, dtype)
     if shapes < LEAST_SHAPES or not (n and k):
         return None
-    return Guess(_forest(_Same(policy.points), library), n, k, dtype, shapes, largest)
+    return Guess(points, library, n, k, dtype, shapes, largest)
 
 
 def features(dtype: str, n: int, k: int, m: int) -> list[float]:
@@ -107,7 +115,7 @@ def features(dtype: str, n: int, k: int, m: int) -> list[float]:
 class _Same:
     """A tuple that equals itself alone, so that thousands of points are not hashed and compared."""
 
-    points: tuple[Point, ...]
+    points: tuple[Point, ...] = field(repr=False)
 
     def __hash__(self) -> int:
         return id(self.points)
