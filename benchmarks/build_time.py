@@ -1,12 +1,13 @@
 """The time of `build` against `polygraphy convert`, for TinyLlama's MLP with 2:4 weights at M=256.
 
-    python benchmarks/build_time.py [--runs 2]
+    python benchmarks/build_time.py [--runs 2] [--free-runs N]
 
 Three commands, in turn, each run beginning with another one of them:
 
 - ours: `build --sparsity force`: plan, typed graph, build, inspector, validation against FP32;
 - the same engine: `polygraphy convert` of our typed model with the same types, sparse weights and verbosity;
-- types left to TensorRT: `polygraphy convert --fp16 --tf32 --sparse-weights` of the model as given.
+- types left to TensorRT: `polygraphy convert --fp16 --tf32 --sparse-weights` of the model as given, in the
+  first --free-runs runs alone, if that is given: it takes as long as both others.
 
 Of ours, the backend's step is what convert does (a process, the import, parsing, building), and besides it
 reads a verbose log along and asks the inspector. Writes results/build_time.json after each run.
@@ -17,13 +18,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measure import summary, timed_command, write_result
+from measure import summary, timed_command, timed_output, write_result
 from tensorrt_mlp import CASES, write_fp32
 
 from sparseflow_trt.engines.tensorrt_api import load_flavour
@@ -34,6 +36,8 @@ POLYGRAPHY = (sys.executable, "-c", "import sys; from polygraphy.tools import ma
 SPARSEFLOW = (sys.executable, "-m", "sparseflow_trt.cli.main")
 STEP, WHOLE = "ours, the backend's step", "ours, whole command"
 SAME, FREE = "polygraphy, the same engine", "polygraphy, types left to TensorRT"
+THEIR_OWN = "polygraphy, TensorRT's own build"
+_BUILT = re.compile(r"Finished engine building in ([0-9.]+) seconds")  # what Polygraphy prints
 PIN = Path(__file__).with_name("pin_network.py")
 
 Times = dict[str, list[float]]
@@ -45,6 +49,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--free-runs", type=int, help="how many of them with types left to TensorRT")
     parser.add_argument("--case", choices=CASES, default="tinyllama")
     parser.add_argument("--backend", default="tensorrt", help="tensorrt-rtx, to try this script")
     asked = parser.parse_args()
@@ -55,14 +60,16 @@ def main() -> None:
         flags = shared_flags(hidden)
         commands: list[Callable[[], dict[str, float]]] = [
             lambda: time_ours(folder, asked.backend),
-            lambda: {SAME: time_same(folder, flags, asked.backend)},
+            lambda: time_same(folder, flags, asked.backend),
             lambda: {FREE: time_free(folder, flags)},
         ]
+        free_runs = asked.runs if asked.free_runs is None else asked.free_runs
         warm_up(asked.backend)
         times: Times = {}
         for run in range(asked.runs):
-            for i in range(len(commands)):
-                for what, seconds in commands[(run + i) % len(commands)]().items():
+            now = commands if run < free_runs else commands[:2]
+            for i in range(len(now)):
+                for what, seconds in now[(run + i) % len(now)]().items():
                     times.setdefault(what, []).append(seconds)
             figures = {
                 "model": {"case": asked.case, "hidden": hidden, "intermediate": intermediate, "m": M},
@@ -110,12 +117,16 @@ def time_ours(folder: Path, backend: str) -> dict[str, float]:
     }
 
 
-def time_same(folder: Path, flags: list[str], backend: str) -> float:
-    """`polygraphy convert` of the typed model that `build` has written."""
+def time_same(folder: Path, flags: list[str], backend: str) -> dict[str, float]:
+    """`polygraphy convert` of the typed model that `build` has written, and the builder's part of it."""
     typed = folder / "ours" / "model.onnx"
     own = [str(PIN) if flag == PIN.name else flag for flag in same_flags(backend)]
     command = [*POLYGRAPHY, "convert", str(typed), *own, *flags, "-o", "same.engine"]
-    return timed_command(command, cwd=folder, env={**os.environ, "TYPED_MODEL": str(typed)})
+    seconds, printed = timed_output(command, cwd=folder, env={**os.environ, "TYPED_MODEL": str(typed)})
+    built = _BUILT.search(printed)
+    if built is None:
+        raise SystemExit(f"polygraphy does not say how long it built:\n{printed}")
+    return {SAME: seconds, THEIR_OWN: float(built[1])}
 
 
 def time_free(folder: Path, flags: list[str]) -> float:
@@ -125,9 +136,9 @@ def time_free(folder: Path, flags: list[str]) -> float:
 
 
 def compared(times: Times) -> dict[str, Any]:
-    """Every time, and the ratios run by run."""
+    """Every time, and the ratios run by run, where both were run."""
     ratios = {
-        f"{ours} over {theirs}": [a / b for a, b in zip(times[ours], times[theirs], strict=True)]
+        f"{ours} over {theirs}": [a / b for a, b in zip(times[ours], times[theirs], strict=False)]
         for ours in (STEP, WHOLE)
         for theirs in (SAME, FREE)
     }

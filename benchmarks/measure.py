@@ -29,12 +29,19 @@ def timed_command(command: Sequence[str], accept: tuple[int, ...] = (0,), **opti
 
     `options` go to subprocess.run: a current folder, an environment.
     """
+    return timed_output(command, accept, **options)[0]
+
+
+def timed_output(
+    command: Sequence[str], accept: tuple[int, ...] = (0,), **options: Any
+) -> tuple[float, str]:
+    """The same, with what the command printed to stdout."""
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     seconds = time.perf_counter() - started
     if done.returncode not in accept:
         raise SystemExit(f"{' '.join(command)} exited with {done.returncode}:\n{done.stderr or done.stdout}")
-    return seconds
+    return seconds, done.stdout
 
 
 def peak_memory(command: Sequence[str]) -> tuple[float, int]:

@@ -1,7 +1,8 @@
 """What a policy is worth on shapes and M that it was not tuned on.
 
-    python benchmarks/policy_holdout.py POLICY [--dtype fp16] [--dtype bf16] [--time-limit S] [--share I/N]
-    python benchmarks/policy_holdout.py POLICY --judge-only
+    python benchmarks/policy_holdout.py POLICY [--later] [--dtype fp16] [--dtype bf16] [--time-limit S]
+                                        [--share I/N]
+    python benchmarks/policy_holdout.py POLICY [--later] --judge-only
 
 Measures products of other models and other tensor-parallel splits, and those of tuned models, at M between
 the tuned ones, by autotune's own measurer, in a random order, so that a run that is stopped has a fair sample
@@ -9,6 +10,9 @@ of them; none of the pairs of shape and M is in the policy. --share 0/4 measures
 GPUs. Then asks the policy about each: what it takes against dense, and against an oracle that knows the
 faster of the two. The times lie in results/policy_holdout*.points.jsonl, to which a killed run goes on;
 with --judge-only they are judged again, which needs no GPU. Writes results/policy_holdout.json.
+
+The rule for shapes that were not measured was chosen with these at hand. --later asks of models that nobody
+had measured until it was settled: results/policy_holdout_later.json, with journals of its own.
 """
 
 from __future__ import annotations
@@ -34,13 +38,14 @@ from sparseflow_trt.lookup import judge
 from sparseflow_trt.policy import Dtype, Pair, Policy, find_policy
 from sparseflow_trt.presets import Product, products_of_preset
 
-JOURNAL = journal_beside(RESULTS / "policy_holdout.json")
 # Mistral-7B's layers are those of LLaMA-3-8B.
 MODELS = (
     ("llama-7b", 1), ("llama-8b", 1), ("llama-8b", 4), ("llama-70b", 4), ("vit-b", 1),
     ("qwen2.5-7b", 1), ("qwen2.5-32b", 1), ("llama-3b", 1),
     ("qwen3-8b", 1), ("mistral-nemo", 1), ("gemma-2-9b", 1), ("phi-3-mini", 1), ("bert-large", 1),
 )  # fmt: skip
+LATER = tuple((name, 1) for name in ("qwen3-14b", "qwen3-32b", "qwen2.5-72b", "gemma-2-27b", "phi-4",
+                                     "yi-34b", "starcoder2-15b"))  # fmt: skip
 # Off the grid: autotune measures powers of two and, where it is in doubt, half-way between two.
 SIZES = (20, 40, 80, 112, 160, 224, 320, 448, 640, 896, 1280, 1792, 2560, 3584, 5120, 7168, 10240, 14336)
 LEAST = 0.98
@@ -53,17 +58,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("policy")
+    parser.add_argument("--later", action="store_true")
     parser.add_argument("--dtype", action="append", choices=("fp16", "bf16"))
     parser.add_argument("--time-limit", type=float, default=math.inf)
     parser.add_argument("--share", default="0/1", type=share_from, metavar="I/N")
     parser.add_argument("--judge-only", action="store_true")
     given = parser.parse_args()
     policy = find_policy(given.policy)
-    products = all_products()
+    name = "policy_holdout_later" if given.later else "policy_holdout"
+    products = products_of(given.later)
     if not given.judge_only:
         dtypes: tuple[Dtype, ...] = tuple(dict.fromkeys(d.upper() for d in given.dtype or ("fp16", "bf16")))
-        measure(policy, products, dtypes, given.time_limit, given.share)
-    journals = all_journals()
+        measure(name, policy, products, dtypes, given.time_limit, given.share)
+    journals = all_journals(name)
     pairs = pairs_of(journals)
     tuned = known(policy)
     held_out = {request: pair for request, pair in pairs.items() if request not in tuned}
@@ -93,20 +100,26 @@ def main() -> None:
         "worst cases": sorted(cases, key=lambda case: case["dense/policy"])[:10],
         "rows": cases,
     }
-    write_result("policy_holdout", figures, f"python benchmarks/policy_holdout.py {given.policy}", show=False)
+    later = " --later" if given.later else ""
+    write_result(name, figures, f"python benchmarks/policy_holdout.py {given.policy}{later}", show=False)
     print({key: figures[key] for key in summary(cases)})
     for case in figures["worst cases"]:
         print(case)
 
 
-def all_products() -> tuple[Product, ...]:
-    """Those of all models, each once."""
-    return tuple(dict.fromkeys(p for name, gpus in MODELS for p in products_of_preset(name, gpus)))
+def products_of(later: bool) -> tuple[Product, ...]:
+    """Those of all models, each once; the later ones without shapes that were there before."""
+    first, others = (
+        tuple(dict.fromkeys(p for name, gpus in models for p in products_of_preset(name, gpus)))
+        for models in (MODELS, LATER)
+    )
+    seen = {(p.n, p.k) for p in first}
+    return tuple(p for p in others if (p.n, p.k) not in seen) if later else first
 
 
-def all_journals() -> list[Journal]:
-    """Those of all shares."""
-    return [read_journal(path) for path in sorted(RESULTS.glob(f"policy_holdout*{SUFFIX}"))]
+def all_journals(name: str) -> list[Journal]:
+    """Those of all shares of a result."""
+    return [read_journal(path) for path in sorted(RESULTS.glob(f"{name}.*{SUFFIX}"))]
 
 
 def pairs_of(journals: Iterable[Journal]) -> dict[Request, Pair]:
@@ -147,6 +160,7 @@ def share_from(text: str) -> tuple[int, int]:
 
 
 def measure(
+    name: str,
     policy: Policy,
     products: Iterable[Product],
     dtypes: tuple[Dtype, ...],
@@ -159,11 +173,10 @@ def measure(
     wanted = held_out_of(policy, products, dtypes)
     random.Random(0).shuffle(wanted)
     wanted = wanted[share[0] :: share[1]]
-    journal_file = (
-        JOURNAL if share == (0, 1) else RESULTS / f"policy_holdout.{share[0]}-of-{share[1]}{SUFFIX}"
-    )
+    whole, part = RESULTS / f"{name}.json", RESULTS / f"{name}.{share[0]}-of-{share[1]}{SUFFIX}"
+    journal_file = journal_beside(whole) if share == (0, 1) else part
     with open_journal(journal_file, identify([measurer], ("FP16", "BF16"))) as (_, appender):
-        done = pairs_of(all_journals())
+        done = pairs_of(all_journals(name))
         appender.add_run(Run(command=" ".join(sys.argv), date=time.strftime("%Y-%m-%d", time.gmtime())))
         for number, request in enumerate(wanted, 1):
             if time.monotonic() - begun > limit:

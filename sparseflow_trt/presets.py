@@ -65,6 +65,20 @@ _PRESETS = {
     "gemma-2-9b": _Transformer(3584, 14336, 16, 8, gated=True, own_head=256),
     # microsoft/Phi-3-mini-4k-instruct: hidden 3072, intermediate 8192, 32 heads, no grouped queries
     "phi-3-mini": _Transformer(3072, 8192, 32, 32, gated=True),
+    # Qwen/Qwen3-14B: hidden 5120, intermediate 17408, 40 heads of 128, 8 key-value heads
+    "qwen3-14b": _Transformer(5120, 17408, 40, 8, gated=True),
+    # Qwen/Qwen3-32B: hidden 5120, intermediate 25600, 64 heads of 128, 8 key-value heads
+    "qwen3-32b": _Transformer(5120, 25600, 64, 8, gated=True, own_head=128),
+    # Qwen/Qwen2.5-72B: hidden 8192, intermediate 29568, 64 heads, 8 key-value heads
+    "qwen2.5-72b": _Transformer(8192, 29568, 64, 8, gated=True),
+    # google/gemma-2-27b: hidden 4608, intermediate 36864, 32 heads of 128, 16 key-value heads
+    "gemma-2-27b": _Transformer(4608, 36864, 32, 16, gated=True, own_head=128),
+    # microsoft/phi-4: hidden 5120, intermediate 17920, 40 heads, 10 key-value heads
+    "phi-4": _Transformer(5120, 17920, 40, 10, gated=True),
+    # 01-ai/Yi-34B: hidden 7168, intermediate 20480, 56 heads, 8 key-value heads
+    "yi-34b": _Transformer(7168, 20480, 56, 8, gated=True),
+    # bigcode/starcoder2-15b: hidden 6144, intermediate 24576, 48 heads, 4 key-value heads
+    "starcoder2-15b": _Transformer(6144, 24576, 48, 4, gated=False),
     # google-bert/bert-base-uncased: hidden 768, intermediate 3072, 12 heads
     "bert-base": _Transformer(768, 3072, 12, 12, gated=False),
     # google-bert/bert-large-uncased: hidden 1024, intermediate 4096, 16 heads

@@ -298,11 +298,11 @@ def test_how_much_is_asked_for_and_how_much_is_left(monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     holdout = importlib.import_module("policy_holdout")
     asked = {
-        name: holdout.held_out_of(find_policy(name), holdout.all_products(), ("FP16", "BF16"))
+        name: holdout.held_out_of(find_policy(name), holdout.products_of(later=False), ("FP16", "BF16"))
         for name in ("h200", "h100")
     }
     assert f"of {len(asked['h100']):,} that it asks for" in PROSE
-    done = holdout.pairs_of(holdout.all_journals())
+    done = holdout.pairs_of(holdout.all_journals("policy_holdout"))
     left = [request for request in asked["h200"] if request not in done]
     fp16 = sum(request.curve.dtype == "FP16" for request in left)
     assert (
