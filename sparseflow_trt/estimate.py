@@ -142,12 +142,14 @@ def estimate(
         )
     rates = _usual_rates(groups, answers)
     rows = [_estimate_layers(group, groups[group], answers[group], rates) for group in groups]
-    dense = math.fsum(row.count * (row.dense_us or 0.0) for row in rows)
-    chosen = math.fsum(row.count * (row.policy_us or 0.0) for row in rows)
-    guessed = math.fsum(row.count * row.guessed_us for row in rows)
-    speedup = (dense + guessed) / (chosen + guessed) if dense else None
-    if dense + guessed:
-        rows = [_with_share(row, dense + guessed) for row in rows]
+    dense = _total((row.count, row.dense_us) for row in rows)
+    chosen = _total((row.count, row.policy_us) for row in rows)
+    guessed = _total((row.count, row.guessed_us) for row in rows)
+    unknown = guessed or 0.0
+    total = (dense or 0.0) + unknown
+    speedup = total / (chosen + unknown) if dense and chosen else None
+    if total:
+        rows = [_with_share(row, total) for row in rows]
     return Estimate(
         model=model,
         policy=policy.name,
@@ -157,6 +159,7 @@ def estimate(
         dense_us=dense,
         policy_us=chosen,
         guessed_us=guessed,
+        guessed_share=unknown / total if total else None,
         gemm_speedup=speedup,
         gemm_share=gemm_share,
         ceiling=end_to_end(speedup, gemm_share) if speedup and gemm_share else None,
@@ -165,9 +168,15 @@ def estimate(
         notes=(
             "Times are of the kernels alone, one product after the other.",
             *(f"Sparse is the plugin, {words}." for words in sorted(whose)),
-            *_notes(layers, rows, library, used, main, policy),
+            *_notes(layers, rows, library, used, main, policy, plugin is not None),
         ),
     )
+
+
+def _total(times: Iterable[tuple[int, float | None]]) -> float | None:
+    """The sum of the times that are known, each as often as it is counted; None where none is."""
+    known = [count * us for count, us in times if us is not None]
+    return math.fsum(known) if known else None
 
 
 def _main_m(groups: Mapping[_Group, int], model: str) -> SymbolicM:
@@ -252,7 +261,7 @@ def _estimate_layers(
             share * (times.sparse_us if taken else times.dense_us) for share, times, taken in timed
         )
     size = group.n * group.k
-    guesses = (a.share * (a.bound or size * max(rates[0], a.m * rates[1])) for a in answers if not a.times)
+    guesses = [a.share * (a.bound or size * max(rates[0], a.m * rates[1])) for a in answers if not a.times]
     worth, why = _is_worth(group, answers)
     return EstimatedLayers(
         kind=group.kind,
@@ -267,7 +276,7 @@ def _estimate_layers(
         dense_us=dense,
         sparse_us=sparse,
         policy_us=dense if chosen is None else chosen,
-        guessed_us=math.fsum(guesses),
+        guessed_us=math.fsum(guesses) if answers and all(guesses) else None,
         speedup=dense / sparse if dense and sparse else None,
         taken=0.0 if group.never else sum(a.share for a in answers if a.verdict.sparse),
         worth=worth,
@@ -276,7 +285,8 @@ def _estimate_layers(
 
 
 def _with_share(row: EstimatedLayers, total: float) -> EstimatedLayers:
-    return row.model_copy(update={"share": row.count * ((row.dense_us or 0.0) + row.guessed_us) / total})
+    times = [us for us in (row.dense_us, row.guessed_us) if us is not None]
+    return row.model_copy(update={"share": row.count * math.fsum(times) / total if times else None})
 
 
 def _is_worth(group: _Group, answers: list[_Answer]) -> tuple[bool | None, str]:
@@ -310,13 +320,14 @@ def _notes(
     used: Library,
     main: SymbolicM | None,
     policy: Policy,
+    plugin: bool,
 ) -> Iterator[str]:
     if asked != used:
         yield f"The policy holds nothing of {WHOSE[asked]}: these are times of {WHOSE[used]}."
-    if all(row.dense_us is None for row in rows):
+    if not plugin and all(row.dense_us is None for row in rows):  # the plugin is judged by both libraries
         for other in sorted({point.library for point in policy.points} - {used}):
-            plugin = ", or --plugin, which runs cuSPARSELt's kernels in TensorRT" if other == "torch" else ""
-            yield f"The policy holds times of {WHOSE[other]}, too: try --library {other}{plugin}."
+            more = ", or --plugin, which runs cuSPARSELt's kernels in TensorRT" if other == "torch" else ""
+            yield f"The policy holds times of {WHOSE[other]}, too: try --library {other}{more}."
     if main:
         yield f"The traffic is of M={main}; a layer with another M has it from the given sizes."
     if any(row.policy_us not in (row.dense_us, row.sparse_us) for row in rows):

@@ -40,9 +40,11 @@ class EstimatedLayers(Record):
         sparse_us: Sparse at every M; None for weights that cannot be 2:4, too.
         policy_us: Sparse where the policy takes it.
         guessed_us: What the runs with no time may take, dense: no less than at the smallest measured M
-            where theirs is below it, else as long for each element as the other layers.
+            where theirs is below it, else as long for each element as the other layers; 0 where every run
+            has a time, None where there is nothing to guess from.
         speedup: Dense time over sparse time.
-        share: Of the dense time of all products, known and guessed; None where there is none.
+        share: Of the dense time of all products, known and guessed; None where there is none of
+            this one.
         taken: The share of the runs that the policy takes sparse for.
         worth: Whether to prune them: it takes sparse for some. None where it knows nothing of them.
         why: The policy's reason, of the M with most arithmetic.
@@ -60,7 +62,7 @@ class EstimatedLayers(Record):
     dense_us: float | None
     sparse_us: float | None
     policy_us: float | None
-    guessed_us: float
+    guessed_us: float | None
     speedup: float | None
     share: float | None = None
     taken: float
@@ -75,8 +77,11 @@ class Estimate(Record):
         library: Whose kernels the times are of.
         kernel: What sparse means: the library's own kernels, or the plugin.
         dense_us: Of the products of one run that there are times for, in microseconds: the mean over runs.
+            None where there are none.
         policy_us: The same with sparse where the policy takes it.
-        guessed_us: What the others may take.
+        guessed_us: What the others may take; None where there is nothing to guess from.
+        guessed_share: The share that is guessed of the dense time of all products, known and guessed; None
+            where no time is known or guessed.
         gemm_speedup: Of all products; those with a guessed time count as dense. None where no time is known,
             and then there are no ceilings.
         gemm_share: The share of the GPU's time that these products have in the dense model, where given.
@@ -91,9 +96,10 @@ class Estimate(Record):
     device: str
     library: Library
     kernel: SparseKernel = "sparse"
-    dense_us: float = Field(ge=0, allow_inf_nan=False)
-    policy_us: float = Field(ge=0, allow_inf_nan=False)
-    guessed_us: float = Field(ge=0, allow_inf_nan=False)
+    dense_us: float | None = Field(ge=0, allow_inf_nan=False)
+    policy_us: float | None = Field(ge=0, allow_inf_nan=False)
+    guessed_us: float | None = Field(ge=0, allow_inf_nan=False)
+    guessed_share: float | None = Field(default=None, ge=0, le=1)
     gemm_speedup: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     gemm_share: float | None = Field(default=None, gt=0, le=1)
     ceiling: float | None = Field(default=None, gt=0, allow_inf_nan=False)

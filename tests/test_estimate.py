@@ -198,8 +198,16 @@ def test_torch_speaks_where_the_policy_has_no_tensorrt() -> None:
 
 def test_without_any_time_nothing_is_claimed() -> None:
     found = _estimate(_layer("a", "qkv", 8, 8))
-    assert (found.gemm_speedup, found.ceilings, found.ceiling, found.dense_us) == (None, (), None, 0.0)
-    assert found.layers[0].share is None
+    assert (found.gemm_speedup, found.ceilings, found.ceiling) == (None, (), None)
+    assert (found.dense_us, found.policy_us, found.guessed_us, found.guessed_share) == (None,) * 4
+    (row,) = found.layers
+    assert (row.dense_us, row.sparse_us, row.policy_us, row.guessed_us, row.share) == (None,) * 5
+
+
+def test_where_all_that_is_known_is_a_bound_no_time_is_said_to_be_known() -> None:
+    found = _estimate(_layer("a"), sizes={"batch": 1, "seq": 8})
+    assert (found.dense_us, found.policy_us, found.gemm_speedup) == (None, None, None)
+    assert (found.guessed_us, found.guessed_share, found.layers[0].share) == (5.0, 1.0, 1.0)
 
 
 def test_products_with_no_time_count_as_dense() -> None:
@@ -207,7 +215,8 @@ def test_products_with_no_time_count_as_dense() -> None:
     mixed = _estimate(_layer("a"), _layer("b", "qkv", 128, 128))
     assert alone.gemm_speedup == 2
     # a weight of the same size takes as long as the other, and gains nothing
-    assert (mixed.dense_us, mixed.guessed_us) == (20.0, 20.0)
+    assert (mixed.dense_us, mixed.guessed_us, mixed.guessed_share) == (20.0, 20.0, 0.5)
+    assert (alone.guessed_us, alone.guessed_share) == (0.0, 0.0)
     assert mixed.gemm_speedup == pytest.approx(40 / 30)
     assert [row.share for row in mixed.layers] == pytest.approx([0.5, 0.5])
     assert any("count as dense" in note for note in mixed.notes)
@@ -248,8 +257,9 @@ def test_traffic_is_the_mean_of_its_sizes(traffic: Traffic) -> None:
             (weight, getattr(_estimate(*MLP, sizes={"batch": 1, "seq": m}), what))
             for m, weight in traffic.sizes
         ]
-        mean = sum(weight * us for weight, us in single) / traffic.total
-        assert getattr(mixed, what) == pytest.approx(mean)
+        mean = sum(weight * us for weight, us in single if us is not None) / traffic.total
+        assert (getattr(mixed, what) or 0.0) == pytest.approx(mean)
+        assert (getattr(mixed, what) is None) == all(us is None for _, us in single)
 
 
 def test_traffic_speaks_of_the_layers_with_most_arithmetic() -> None:
@@ -261,6 +271,7 @@ def test_traffic_speaks_of_the_layers_with_most_arithmetic() -> None:
     found = _estimate(*MLP[:2], head, sizes={}, traffic=traffic)
     rows = {row.m: row for row in found.layers}
     assert (rows["batch"].sizes, rows["batch"].basis, rows["batch"].worth) == ((), ("unknown",), None)
+    assert (rows["batch"].guessed_us, rows["batch"].share) == (None, None)
     assert any("1 products whose M is not known" in note for note in found.notes)
     assert any("M=batch*seq" in note for note in found.notes)
     assert (rows["batch*seq"].taken, rows["batch*seq"].worth) == (0.5, True)

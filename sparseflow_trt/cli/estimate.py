@@ -116,8 +116,13 @@ def _print(result: Estimate) -> None:
 def _total(result: Estimate) -> str:
     if result.gemm_speedup is None:
         return "The policy has no time for any of these products: what they would gain is not known."
-    dense, chosen = _us(result.dense_us + result.guessed_us), _us(result.policy_us + result.guessed_us)
-    guessed = f" ({_us(result.guessed_us)} of both guessed)" if result.guessed_us else ""
+    unknown = result.guessed_us or 0.0
+    dense, chosen = (_us((us or 0.0) + unknown) for us in (result.dense_us, result.policy_us))
+    guessed = (
+        f" ({_us(unknown)} of both guessed, {result.guessed_share:.1%} of dense)"
+        if unknown and result.guessed_share
+        else ""
+    )
     said = (
         f"All products of one run: {dense} µs dense, {chosen} µs with the policy's choices{guessed}: "
         f"{result.gemm_speedup:.3f}×\n"

@@ -35,6 +35,11 @@ def test_a_shipped_device_and_no_gpu(sparseflow: Sparseflow, mlp: Mlp) -> None:
     assert "model.onnx on A100, by policy 'a100-80gb'" in ended.out
     assert "class threshold (no time)" in ended.out
     assert "what they would gain is not known" in ended.out
+    found = sparseflow("estimate", mlp(), "--device", "a100", "--dim", "batch=512", "--json").json
+    names = ("dense_us", "policy_us", "guessed_us", "guessed_share")
+    assert {found[name] for name in names} == {None}, "unknown is not 0"
+    rows = [line.split() for line in ended.out.splitlines() if line.startswith(("gate_up ", "down "))][:2]
+    assert [row[7:11] for row in rows] == [["-"] * 4] * 2
 
 
 def test_a_table_with_the_ceiling(sparseflow: Sparseflow, mlp: Mlp, policy: Path) -> None:
@@ -198,4 +203,7 @@ def test_times_of_the_other_library_are_pointed_to(
     assert "Plugin µs" in plugin
     assert "Sparse is the plugin, estimated from cuSPARSELt, whose kernels it runs, against cuBLAS." in plugin
     refused = sparseflow(*command, "--plugin", "--library", "torch")
+    unknown = sparseflow(*command, "--plugin", "--precision", "fp32").out
+    assert "what they would gain is not known" in unknown
+    assert "try --" not in unknown, "--plugin was given, and is judged by both libraries' times"
     assert (refused.code, "leave out --library torch" in refused.error) == (2, True)
