@@ -26,6 +26,7 @@ from sparseflow_trt.exporters.pruning_methods import (
     prune_by_sparsegpt,
     prune_by_wanda,
 )
+from sparseflow_trt.lookup import VerdictBasis
 from sparseflow_trt.torch_layers import Choice, TorchLayer, choose_by_name, find_layers, find_others
 from sparseflow_trt.torch_pattern import Tensor, is_2to4, mask_hash
 
@@ -61,16 +62,36 @@ class PrunedLayer(Record):
     mask_sha256: str
 
 
+class ChosenLayer(Record):
+    """Whether one layer was taken to be pruned, and why; the fields are those of `torch_layers.Choice`.
+
+    Attributes:
+        m: The rows of its product at which a policy was asked; None where none was.
+        basis: How the policy knows, see `lookup.Verdict`; None likewise.
+    """
+
+    name: str
+    kind: str
+    n: int
+    k: int
+    m: int | None
+    taken: bool
+    why: str
+    basis: VerdictBasis | None
+
+
 class PruneRecord(Record):
     """What pruning did to a module.
 
     Attributes:
         batches: How many calibration batches there were.
+        choices: Every layer, pruned or not, in the module's order.
         left: The layers and other parts with weights that were left alone, with the reason.
     """
 
     method: Method
     batches: int
+    choices: tuple[ChosenLayer, ...]
     layers: tuple[PrunedLayer, ...]
     left: dict[str, str]
 
@@ -149,11 +170,26 @@ def prune_module(
     return PruneRecord(
         method=method,
         batches=len(given),
+        choices=tuple(map(_record_choice, choices)),
         layers=tuple(done[layer.name] for layer in taken),
         left={
             **{choice.layer.name: choice.why for choice in choices if not choice.taken},
             **find_others(module),
         },
+    )
+
+
+def _record_choice(choice: Choice) -> ChosenLayer:
+    layer = choice.layer
+    return ChosenLayer(
+        name=layer.name,
+        kind=layer.kind,
+        n=layer.n,
+        k=layer.k,
+        m=choice.m,
+        taken=choice.taken,
+        why=choice.why,
+        basis=choice.basis,
     )
 
 

@@ -22,6 +22,7 @@ from sparseflow_trt.policy import (
     pairs_by_shape,
 )
 
+VerdictBasis = Literal["exact", "learned", "nearest", "threshold", "none"]
 FAR = 1 << 20  # an M that nothing reaches
 
 
@@ -63,7 +64,7 @@ class Verdict:
     """Whether sparse is expected to win, how that is known, what it gains, and the points behind it."""
 
     sparse: bool
-    basis: Literal["exact", "learned", "nearest", "threshold", "none"]
+    basis: VerdictBasis
     reason: str
     speedup: float | None = None
     points: tuple[Point, ...] = ()

@@ -16,7 +16,7 @@ from typing import Any
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import InputError, PolicyError
 from sparseflow_trt.kinds import kind_from_names
-from sparseflow_trt.lookup import judge
+from sparseflow_trt.lookup import VerdictBasis, judge
 from sparseflow_trt.pattern import GROUP
 from sparseflow_trt.plugin_lookup import judge_with_plugin
 from sparseflow_trt.policy import Dtype, Library, Policy
@@ -58,11 +58,18 @@ class TorchLayer:
 
 @dataclass(frozen=True)
 class Choice:
-    """A layer, whether it is taken, and why or why not."""
+    """A layer, whether it is taken, and why or why not.
+
+    Attributes:
+        m: At which a policy was asked; None where none was.
+        basis: How the policy knows; None likewise.
+    """
 
     layer: TorchLayer
     taken: bool
     why: str
+    m: int | None = None
+    basis: VerdictBasis | None = None
 
 
 def find_layers(module: Any) -> tuple[TorchLayer, ...]:
@@ -247,7 +254,7 @@ def _by_policy(
         return Choice(layer, False, "the module does not call it, so that its M is not known")
     ask = judge_with_plugin if library == "tensorrt" else judge
     verdict = ask(policy, layer.kind, layer.n, layer.k, m, dtype or layer.dtype, library)
-    return Choice(layer, verdict.sparse, verdict.reason)
+    return Choice(layer, verdict.sparse, verdict.reason, m, verdict.basis)
 
 
 def _matches(layer: TorchLayer, globs: Sequence[str]) -> bool:

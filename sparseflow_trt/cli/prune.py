@@ -166,8 +166,21 @@ def _default_output(source: str) -> Path:
 
 
 def print_record(record: PruneRecord) -> None:
-    """Prints what pruning did to each layer, and what it left alone."""
+    """Prints what pruning did to each layer, what it left alone, and what a policy took and why."""
     out = console.out()
+    asked = any(choice.basis for choice in record.choices)
+    if asked:
+        chosen = console.table("Layer", "Kind", ">N", ">K", ">M", "Taken", "Basis", "Why")
+        cells = [
+            (
+                c.name, c.kind, str(c.n), str(c.k), str(c.m or "-"), "yes" if c.taken else "no",
+                c.basis or "-", c.why,
+            )
+            for c in record.choices
+        ]  # fmt: skip
+        console.add_alike(chosen, cells, {"yes": "green", "no": "dim"})
+        out.print(chosen)
+        out.print()
     table = console.table("Layer", "Kind", ">N", ">K", "Method", ">Rows", ">Weight error", ">Output error")
     rows = [
         (
@@ -179,9 +192,11 @@ def print_record(record: PruneRecord) -> None:
     for row in rows:
         table.add_row(*row)
     out.print(table)
-    if record.left:
+    shown = {choice.name for choice in record.choices} if asked else set()
+    others = [(name, why) for name, why in record.left.items() if name not in shown]
+    if others:
         left = console.table("Layer", "Why", title="\nLeft alone")
-        console.add_alike(left, record.left.items(), {})
+        console.add_alike(left, others, {})
         out.print(left)
     if record.method != "magnitude":
         unseen = [layer.name for layer in record.layers if layer.method != record.method]

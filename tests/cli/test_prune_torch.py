@@ -82,7 +82,22 @@ def test_where_it_pays(llama: Path, sparseflow: Sparseflow) -> None:
     ended = sparseflow(*command)
     assert ended.code == 0, ended
     assert "4 layers pruned 2:4 by magnitude" in ended.out
+    lines = ended.out.splitlines()
+    assert lines[0].split() == ["Layer", "Kind", "N", "K", "M", "Taken", "Basis", "Why"]
+    assert [line.split()[:8] for line in lines if "mlp.down_proj" in line] == [
+        ["model.layers.*.mlp.down_proj", "(2)", "down", "64", "128", "256", "no", "threshold"]
+    ]
     assert "threshold of kind 'down': sparse for M ≥ 512, and M=256" in ended.out
+    assert "Left alone" not in ended.out, "the table has every layer, with the reason"
+    record = json.loads(Path("some/pruning.json").read_text())
+    rows = {row["name"]: row for row in record["choices"]}
+    assert {name for name, row in rows.items() if row["taken"]} == {row["name"] for row in record["layers"]}
+    assert {row["name"]: row["why"] for row in rows.values() if not row["taken"]} == record["left"]
+    up, head = rows["model.layers.1.mlp.up_proj"], rows["lm_head"]
+    assert (up["n"], up["k"], up["m"], up["taken"], up["basis"]) == (128, 64, 256, True, "threshold")
+    assert up["why"].startswith("threshold of kind 'gate_up': sparse for M ≥ 256, and M=256")
+    assert (head["m"], head["taken"], head["basis"]) == (None, False, None)
+    assert sparseflow(*command, "--json").json["choices"] == record["choices"]
     layers = find_layers(transformers.AutoModelForCausalLM.from_pretrained("some"))
     assert {layer.kind for layer in layers if is_2to4(layer.weight)} == {"gate_up"}
     none = sparseflow("prune", llama, "--where-it-pays", "--policy", "h200", "-o", "none")
