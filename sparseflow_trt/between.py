@@ -37,7 +37,7 @@ def time_between(m: float, points: list[Point]) -> float:
     return math.exp(math.log(low.us) + share * (math.log(high.us) - math.log(low.us)))
 
 
-def wins_between(low: Pair, high: Pair, margin: float, wave: int) -> bool:
+def wins_between(low: Pair, high: Pair, margin: float, wave: int | None) -> bool:
     """Whether sparse wins at all M between two measured ones, as far as these tell.
 
     It has to win at both, and what it takes a wave of tiles beyond the smaller M has to win against dense at
@@ -48,15 +48,17 @@ def wins_between(low: Pair, high: Pair, margin: float, wave: int) -> bool:
         low: The times at the smaller M.
         high: Those at the larger.
         margin: The share by which sparse has to be faster.
-        wave: Elements of y in a wave; with 0 times count as smooth.
+        wave: Elements of y in a wave; with 0 times count as smooth. None where it is not known: then the
+            larger M counts, however far it is.
     """
     if not (low.wins(margin) and high.wins(margin)):
         return False
-    beyond = min(low.dense.m + wave / low.dense.n, high.dense.m)
+    reach = math.inf if wave is None else wave / low.dense.n
+    beyond = min(low.dense.m + reach, high.dense.m)
     return low.dense.us >= (1 + margin) * time_between(beyond, [low.sparse, high.sparse])
 
 
-def wins_at(pairs: Mapping[int, Pair], m: int, margin: float, wave: int) -> bool:
+def wins_at(pairs: Mapping[int, Pair], m: int, margin: float, wave: int | None) -> bool:
     """Whether sparse wins at M: there, or all the way between the measured M around it.
 
     Above the largest measured M what holds there holds, and below the smallest likewise.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from sparseflow_trt.between import WAVE
+from sparseflow_trt.between import wave_of
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.manifest import LayerRecord, Manifest, OutcomeRecord
 from sparseflow_trt.policy import MARGIN, Point, Policy, is_measured_on
@@ -17,7 +17,8 @@ _DEVICE = re.compile(r"(?P<name>.+), compute capability (?P<capability>\d+\.\d),
 def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None = None) -> Policy:
     """A policy of the points that the builder's log gave for each artifact, with thresholds derived anew.
 
-    Of a product that several artifacts hold, the last one counts, and before any that `into` holds.
+    Of a product that several artifacts hold, the last one counts, and before any that `into` holds. The wave
+    is `into`'s, else of the multiprocessors that the artifacts tell, else not known.
 
     Args:
         manifests: Of artifacts that TensorRT built with sparse weights, all for one GPU and one version.
@@ -30,8 +31,11 @@ def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None =
     """
     found: dict[tuple[object, ...], Point] = {}
     devices: set[tuple[str, str, str, str]] = set()
+    counts: set[int] = set()
     for manifest in manifests:
         devices.add(_built_for(manifest))
+        if manifest.engine.multiprocessors:
+            counts.add(manifest.engine.multiprocessors)
         found |= {_key(point): point for point in points_from_manifest(manifest)}
     if len(devices) > 1:
         told = " and ".join(sorted(" ".join(device) for device in devices))
@@ -49,7 +53,9 @@ def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None =
             f"policy '{into.name}' is of {into.device}, the artifacts of {device}.", "Leave --into out."
         )
     points = {_key(point): point for point in (into.points if into else ())} | found
-    wave = into.wave if into else WAVE
+    wave = into.wave if into else None
+    if wave is None and counts:
+        wave = wave_of(max(counts))  # of two numbers for one name the larger is the careful one
     said = f"TensorRT {version}'s builder, while it built {len(found) // 2} products"
     return Policy(
         schema_version=1,

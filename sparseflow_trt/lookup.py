@@ -175,6 +175,8 @@ class Known:
 
     def _doubt(self, m: int) -> str:
         if not wins_at(self.pairs, m, self.margin, self.policy.wave):
+            if self.policy.wave is None:
+                return "how large a step times take between them is not known"
             return "one wave of tiles more would cost it"
         for (n, k), pairs in self.witnesses.items():  # of an M beyond those that it has, one says nothing
             if min(pairs) <= m <= max(pairs) and not wins_at(pairs, m, self.margin, self.policy.wave):

@@ -196,7 +196,8 @@ class EngineRecord(Record):
     """The engine: who built it, for what, and what it is not.
 
     `runs_here` and `sparse_tactics` are "" where there is nothing to say against it. `options` are those
-    that were asked for; the others were the library's own.
+    that were asked for; the others were the library's own. `multiprocessors` is how many the GPU has that it
+    was built on; None where that was not asked.
     """
 
     file: str
@@ -204,6 +205,7 @@ class EngineRecord(Record):
     chosen_because: str
     versions: dict[str, str]
     device: str
+    multiprocessors: int | None = Field(default=None, ge=1)
     build_seconds: FiniteFloat
     runs_here: str
     sparse_tactics: str

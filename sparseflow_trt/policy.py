@@ -123,7 +123,7 @@ class Policy(Record):
         clocks: The state of the GPU's clocks while it was measured, in words.
         margin: The share by which sparse has to be faster to be taken.
         wave: The elements of a product that count as computed at once, for what holds between two measured M
-            (`between`); 0 where times count as smooth.
+            (`between`); 0 where times count as smooth, None where it is not known.
         spreads: How many standard deviations of what measured shapes say of another one are taken off it, for
             what holds of a shape that was not measured (`forest`).
         provenance: "measured" by this tool, "imported" from another's file, or "shipped" with this tool.
@@ -139,7 +139,7 @@ class Policy(Record):
     provenance: Literal["measured", "imported", "shipped"]
     source: str
     margin: float = Field(default=MARGIN, ge=0, lt=1)
-    wave: int = Field(default=0, ge=0)
+    wave: int | None = Field(default=0, ge=0)
     spreads: float = Field(default=1.5, ge=0)
     thresholds: tuple[Threshold, ...] = ()
     points: tuple[Point, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from sparseflow_trt.engines.benchmark import Timing, ratio
+from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.protocol import BuiltEngine, EngineOptions
 from sparseflow_trt.exporters.apply_plan import AppliedPlan
 from sparseflow_trt.graph import WeightedLayer
@@ -81,6 +82,7 @@ def record_engine(engine: BuiltEngine, why: str, options: EngineOptions) -> Engi
         chosen_because=why,
         versions=engine.versions,
         device=engine.device,
+        multiprocessors=_multiprocessors(engine.device),
         build_seconds=round(engine.seconds, 3),
         runs_here=engine.runs_here,
         sparse_tactics=engine.sparse_tactics,
@@ -101,6 +103,12 @@ def record_engine(engine: BuiltEngine, why: str, options: EngineOptions) -> Engi
         ),
         plugin=PluginRecord(**asdict(engine.plugin)) if engine.plugin else None,
     )
+
+
+def _multiprocessors(device: str) -> int | None:
+    """Of the GPU that an engine was built for, by its words; None where that is not this machine's."""
+    gpu = next(iter(find_gpus()), None)
+    return gpu.multiprocessors if gpu and device.startswith(f"{gpu.name}, ") else None
 
 
 def record_rivals(given: InputSet, sparse: Timing, dense: Timing) -> DuelProfileRecord:

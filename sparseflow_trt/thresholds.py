@@ -9,7 +9,7 @@ from sparseflow_trt.between import wins_at
 from sparseflow_trt.policy import Point, SparseKernel, Threshold, pairs_by_shape
 
 
-def derive_thresholds(points: Iterable[Point], margin: float, wave: int = 0) -> tuple[Threshold, ...]:
+def derive_thresholds(points: Iterable[Point], margin: float, wave: int | None = 0) -> tuple[Threshold, ...]:
     """For each kind, library, dtype and sparse kernel the M at which it wins for every measured shape.
 
     Of several such ranges the one that spans most octaves of M is taken (of equals the one that begins
@@ -30,7 +30,9 @@ def derive_thresholds(points: Iterable[Point], margin: float, wave: int = 0) -> 
     return tuple(found)
 
 
-def _threshold(members: list[Point], kernel: SparseKernel, margin: float, wave: int) -> Iterator[Threshold]:
+def _threshold(
+    members: list[Point], kernel: SparseKernel, margin: float, wave: int | None
+) -> Iterator[Threshold]:
     shapes = pairs_by_shape(members, kernel)
     if not shapes:
         return

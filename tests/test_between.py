@@ -45,6 +45,8 @@ def test_of_times_that_grow_a_larger_wave_takes_less(
     low, high = _pair(128, us * gain, us), _pair(256, us * other * growth, us * growth)
     if wins_between(low, high, MARGIN, max(one, two)):
         assert wins_between(low, high, MARGIN, min(one, two))
+    if wins_between(low, high, MARGIN, None):
+        assert wins_between(low, high, MARGIN, one), "a wave that is not known is no smaller than any"
 
 
 def test_a_step_that_sparse_may_take_ahead_of_dense_counts() -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from sparseflow_trt.between import WAVE
+from sparseflow_trt.between import WAVE, wave_of
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.learn import learn_policy, points_from_manifest
 from sparseflow_trt.lookup import judge
 from sparseflow_trt.manifest import Manifest
+from sparseflow_trt.policy import Policy, json_from_policy
 from tests.policies import make_points, make_policy
 
 H200 = "NVIDIA H200, compute capability 9.0, driver 13.0"
@@ -41,6 +42,7 @@ def _manifest(
     outcomes: list[dict[str, Any]],
     device: str = H200,
     backend: str = "tensorrt",
+    multiprocessors: int | None = None,
 ) -> Manifest:
     return Manifest.model_validate(
         {
@@ -50,6 +52,7 @@ def _manifest(
             "graph": {"nodes_retyped": 0, "casts": 0, "islands": [], "clamped": []},
             "engine": {
                 "file": "model.engine", "backend": backend, "chosen_because": "", "device": device,
+                "multiprocessors": multiprocessors,
                 "versions": {"tensorrt": "8.6.0"}, "build_seconds": 0.5, "runs_here": "",
                 "sparse_tactics": "", "notes": [], "layers": [], "outcomes": outcomes,
             },
@@ -119,7 +122,28 @@ def test_of_two_artifacts_the_later_counts_and_a_policy_keeps_its_other_points()
     assert policy.source.startswith("a day of tuning; TensorRT 8.6.0's builder")
     assert policy.held == {("torch", "FP16"), ("tensorrt", "FP16")}
     assert [learn_policy([DOWN], "x", into.model_copy(update={"wave": w})).wave for w in (0, 7)] == [0, 7]
-    assert learn_policy([DOWN], "x").wave == WAVE
+
+
+def test_the_wave_is_of_the_gpu_that_built_or_not_known() -> None:
+    layers = [_layer("down", "down", 2048, 5632)]
+    wins = [_outcome("down", 0, (0.02, 0.03)), _outcome("down", 1, (0.04, 0.05))]
+    known = _manifest(
+        layers, wins, "NVIDIA A100-SXM4-80GB, compute capability 8.0, driver 13.0", "tensorrt", 108
+    )
+    assert learn_policy([known], "x").wave == wave_of(108)
+    untold = _manifest(layers, wins)
+    told = _manifest(layers, wins, multiprocessors=132)
+    assert learn_policy([untold, told], "x").wave == WAVE
+    policy = learn_policy([untold], "x")
+    assert policy.wave is None
+    assert '"wave": null' in json_from_policy(policy)
+    assert Policy.model_validate_json(json_from_policy(policy)) == policy
+    assert learn_policy([told], "x", policy).wave == WAVE
+    assert judge(policy, "down", 2048, 5632, 64, "FP16").sparse
+    verdict = judge(policy, "down", 2048, 5632, 512, "FP16")
+    assert not verdict.sparse
+    assert "but how large a step times take between them is not known (" in verdict.reason
+    assert judge(policy.model_copy(update={"wave": 0}), "down", 2048, 5632, 512, "FP16").sparse
 
 
 def test_what_does_not_belong_together_is_refused() -> None:

@@ -177,6 +177,7 @@ def test_a_policy_is_as_careful_as_was_found_enough(ship: ModuleType, name: str)
     assert asked in PROSE
     bolder = max(float(s) for s in apart if float(s) < policy.spreads)
     assert f"none is lost ({apart[str(bolder)]['lost']} with `spreads` {bolder:g})" in PROSE
+    assert policy.wave
     tiles = policy.wave / (132 * 64 * 128)
     if tiles > 1:
         narrow = ship.gains_left_out(policy.model_copy(update={"wave": 132 * 64 * 128}), policy.margin)

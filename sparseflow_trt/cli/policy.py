@@ -255,7 +255,9 @@ def _print(policy: Policy) -> None:
     out.print(f"Libraries:  {libraries}")
     out.print(f"Clocks:     {policy.clocks}")
     out.print(f"Margin:     {policy.margin:.0%}")
-    if policy.wave:
+    if policy.wave is None:
+        out.print("Wave:       not known, the larger of two measured M counts for all between")
+    elif policy.wave:
         out.print(f"Wave:       {policy.wave:,} elements, a step that times may take between measured M")
     out.print(f"Provenance: {policy.provenance}")
     out.print(f"Source:     {policy.source}")

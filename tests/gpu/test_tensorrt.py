@@ -19,6 +19,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.protocol import BuildRequest
 from sparseflow_trt.engines.runner import Engine
 from sparseflow_trt.engines.tensorrt_api import load_flavour, version_of
@@ -98,6 +99,7 @@ def test_the_engine_passes_validation_in_every_profile(mlp_build: BuildResult) -
     assert engine_verdict(manifest) == ("pass", "All 1 output(s) are within tolerance on all 6 input set(s).")
     assert manifest.status == "pass"
     assert manifest.engine.versions == {BACKEND: version_of(BACKEND)}
+    assert manifest.engine.multiprocessors == find_gpus()[0].multiprocessors
     assert manifest.engine.runs_here == manifest.engine.sparse_tactics == ""
 
 
