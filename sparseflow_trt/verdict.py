@@ -159,6 +159,28 @@ class StepRecord(Record):
     outputs: tuple[StepOutput, ...] = ()
 
 
+def shown_outputs(step: StepRecord, input_set: str) -> list[StepOutput]:
+    """For each output what was found on one input set, else where it is furthest off.
+
+    Shares add up over the steps of one input set alone: what shows steps beside each other shows these rows.
+
+    Args:
+        step: Whose outputs.
+        input_set: That of the attribution; "" for none.
+    """
+    return [
+        max(
+            (f for f in step.outputs if f.output == name),
+            key=lambda f: (
+                f.input_set == input_set,
+                f.nonfinite,
+                1 - f.equal if f.equal is not None else f.accumulated or 0.0,
+            ),
+        )
+        for name in dict.fromkeys(f.output for f in step.outputs)
+    ]
+
+
 class LayerError(Record):
     """What one node adds to the error of one step, on the input set that is named beside.
 

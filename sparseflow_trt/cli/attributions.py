@@ -8,13 +8,15 @@ from sparseflow_trt.cli import console
 
 if TYPE_CHECKING:
     from sparseflow_trt.manifest import GraphRecord
-    from sparseflow_trt.verdict import Attribution, LayerError, StepName, StepOutput, StepRecord
+    from sparseflow_trt.verdict import Attribution, LayerError, StepName
 
 _MOST_LAYERS = 10  # of each step: the rest is in the JSON
 
 
 def print_attribution(attribution: Attribution) -> None:
     """Prints the step to blame, what each step changes of each output, and the layers that add most."""
+    from sparseflow_trt.verdict import shown_outputs
+
     out = console.out()
     out.print(f"\nWhere the error comes from: {attribution.reason}")
     table = console.table(
@@ -26,7 +28,7 @@ def print_attribution(attribution: Attribution) -> None:
     for step in steps:
         as_given = step is attribution.unrestored
         name = "pruning, not restored" if as_given else step.name
-        for found in _shown(step, "" if as_given else attribution.input_set):
+        for found in shown_outputs(step, "" if as_given else attribution.input_set):
             table.add_row(
                 name, found.output, _percent(found.error), _percent(found.accumulated),
                 "-" if found.share is None or as_given else f"{round(100 * found.share, 1) + 0.0:.1f} %",
@@ -76,24 +78,6 @@ def _print_layers(attribution: Attribution, step: StepName) -> None:
 
 def _adds(layer: LayerError) -> bool:
     return bool(layer.nonfinite or layer.own or layer.own is None)
-
-
-def _shown(step: StepRecord, input_set: str) -> list[StepOutput]:
-    """For each output what was found on one input set, else where it is furthest off.
-
-    Shares add up over the steps of one input set alone.
-    """
-    return [
-        max(
-            (f for f in step.outputs if f.output == name),
-            key=lambda f: (
-                f.input_set == input_set,
-                f.nonfinite,
-                1 - f.equal if f.equal is not None else f.accumulated or 0.0,
-            ),
-        )
-        for name in dict.fromkeys(f.output for f in step.outputs)
-    ]
 
 
 def _percent(size: float | None) -> str:

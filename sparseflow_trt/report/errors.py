@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sparseflow_trt.manifest import Manifest
-from sparseflow_trt.verdict import OutputVerdict, StepOutput, StepRecord
+from sparseflow_trt.verdict import OutputVerdict, StepOutput, StepRecord, shown_outputs
 
 _SMALLEST, _LARGEST = 1e-7, 1.0  # of the bars by step, as shares of the output: log scale
 
@@ -29,7 +29,7 @@ class Gauge:
 
 @dataclass(frozen=True)
 class StepBar:
-    """What one step changed of one output, on the input set where it changed most.
+    """What one step changed of one output, on the input set that `verdict.shown_outputs` takes.
 
     Attributes:
         width: From 0 to 1 along the axis.
@@ -69,21 +69,21 @@ def draw_steps(manifest: Manifest) -> tuple[StepBars, ...]:
     attribution = manifest.validation.attribution
     if attribution is None:
         return ()
-    steps: list[tuple[str, StepRecord, bool]] = [
-        (step.name, step, step.name == attribution.blamed) for step in attribution.steps
+    steps: list[tuple[str, StepRecord, str]] = [
+        (step.name, step, attribution.input_set) for step in attribution.steps
     ]
     if attribution.unrestored:  # what pruning would have changed, had no layer its weights back
-        steps.insert(0, ("pruning, not restored", attribution.unrestored, False))
+        steps.insert(0, ("pruning, not restored", attribution.unrestored, ""))
     names = dict.fromkeys(found.output for _, step, _ in steps for found in step.outputs)
     drawn = []
     for name in names:
         bars = []
-        for title, step, blamed in steps:
-            rows = [found for found in step.outputs if found.output == name]
-            worst = max(rows, key=_change, default=None)
-            width = _along(_change(worst)) if worst else 0.0
+        for title, step, input_set in steps:
+            rows = shown_outputs(step, input_set)
+            found = next((row for row in rows if row.output == name), None)
+            width = _along(_change(found)) if found else 0.0
             between = f"{step.before} → {step.after}"
-            bars.append(StepBar(title, between, blamed, step.not_run, worst, width))
+            bars.append(StepBar(title, between, title == attribution.blamed, step.not_run, found, width))
         drawn.append(StepBars(name, tuple(bars)))
     return tuple(drawn)
 

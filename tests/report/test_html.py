@@ -13,12 +13,14 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.artifact_validation import ValidationOptions
+from sparseflow_trt.cli.attributions import print_attribution
 from sparseflow_trt.manifest import DuelRecord, Manifest
 from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
 from sparseflow_trt.policy import find_policy
 from sparseflow_trt.precision_record import PrecisionSearch
 from sparseflow_trt.report.html import write_report
 from sparseflow_trt.validation.tolerances import parse_tolerances
+from sparseflow_trt.verdict import Attribution
 
 if TYPE_CHECKING:
     from tests.conftest import Models
@@ -205,3 +207,35 @@ def test_shows_both_engines_times_and_what_the_losing_one_ran(
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "There was nothing to compare." in text
     assert "GPU times" not in text
+
+
+def test_bars_by_step_are_of_the_input_set_of_the_table(
+    manifests: Callable[..., Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Precision changes most on another input set than the one that the sentence is about."""
+    figures = {"pruning": {"s": 0.05, "t": 0.01}, "precision": {"s": 0.002, "t": 0.03}}
+    attribution = Attribution.model_validate(
+        {
+            "blamed": "pruning",
+            "reason": "Pruning makes most of the error on input set 's'.",
+            "input_set": "s",
+            "steps": [
+                {
+                    "name": name, "before": "one", "after": "other",
+                    "outputs": [
+                        {"output": "logits", "input_set": on, "error": error, "accumulated": error}
+                        for on, error in sets.items()
+                    ],
+                }
+                for name, sets in figures.items()
+            ],
+        }
+    )  # fmt: skip
+    manifest = manifests()
+    validation = manifest.validation.model_copy(update={"attribution": attribution})
+    write_report(manifest.model_copy(update={"validation": validation}), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    bars = re.findall(r'one → other, on (\w+)</span></span>.*?class="figure">([^<]*)<', page, re.DOTALL)
+    print_attribution(attribution)
+    table = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert [(row[-1], f"{row[2]} %") for row in table] == bars == [("s", "5 %"), ("s", "0.2 %")]

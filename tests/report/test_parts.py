@@ -116,5 +116,6 @@ def test_errors_are_shares_of_what_is_allowed(manifests: MakeManifest) -> None:
         ("engine", False, True),
     ]
     assert bars.bars[0].width > bars.bars[1].width > bars.bars[2].width > 0
+    assert {bar.found.input_set for bar in bars.bars if bar.found} == {"prefill:opt"}
     bare = manifest.validation.model_copy(update={"attribution": None})
     assert draw_steps(manifest.model_copy(update={"validation": bare})) == ()
