@@ -333,16 +333,21 @@ def sparse_ranges(
     library: Library = "tensorrt", kernel: SparseKernel = "sparse",
 ) -> tuple[tuple[int, int, bool], ...]:  # fmt: skip
     """The ranges of M from `low` to `high`, with whether the kernel is taken in each; neighbours differ."""
-    known = known_of(policy, kind, n, k, dtype, library, kernel)
-    limit = known.threshold
-    otherwise = known.otherwise.pairs if known.otherwise else {}
-    measured = {m for pairs in (known.pairs, otherwise, *known.witnesses.values()) for m in pairs}
-    edges = {*measured, *((limit.min_m, limit.max_m) if limit else ())}  # a verdict changes nowhere else
-    after = {m + step for m in edges if m is not None for step in (0, 1)}
-    if known.guess:
-        learned = known.guess.sizes(low, high)
-        known.guess.ask([low, high, *learned])
-        after |= {*range(low, min(high, learned.start) + 1), *(m + 1 for m in learned)}
+    return ranges_of(known_of(policy, kind, n, k, dtype, library, kernel), low, high)
+
+
+def ranges_of(known: Known, low: int, high: int) -> tuple[tuple[int, int, bool], ...]:
+    """As `sparse_ranges`, of what is known of one layer, and of what speaks where that leaves it open."""
+    after: set[int] = set()  # a verdict changes nowhere else
+    for each in (known, known.otherwise) if known.otherwise else (known,):
+        limit = each.threshold
+        measured = {m for pairs in (each.pairs, *each.witnesses.values()) for m in pairs}
+        edges = {*measured, *((limit.min_m, limit.max_m) if limit else ())}
+        after |= {m + step for m in edges if m is not None for step in (0, 1)}
+        if each.guess:
+            learned = each.guess.sizes(low, high)
+            each.guess.ask([low, high, *learned])
+            after |= {*range(low, min(high, learned.start) + 1), *(m + 1 for m in learned)}
     starts = sorted({low, *(m for m in after if low < m <= high)})
     ranges: list[tuple[int, int, bool]] = []
     for begin, following in zip(starts, [*starts[1:], high + 1], strict=True):

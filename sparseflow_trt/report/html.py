@@ -108,6 +108,7 @@ def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
         "whose": whose_times(manifest, policy),
         "panels": panels,
         "panels_left_out": panels_left_out,
+        "plugin_drawn": any(curve.plugin for panel in panels for curve in panel.curves),
         "width": WIDTH,
         "height": HEIGHT,
         "engine_types": Counter((layer.type, layer.precision) for layer in engine.layers).most_common(),

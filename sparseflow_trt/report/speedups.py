@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sparseflow_trt.lookup import Known, known_of, sparse_ranges
+from sparseflow_trt.lookup import Known, known_of, ranges_of
 from sparseflow_trt.manifest import LayerRecord, Manifest
+from sparseflow_trt.plugin_lookup import plugin_known
 from sparseflow_trt.policy import WHOSE, Pair, Policy, pairs_by_shape
 
 WIDTH, HEIGHT = 340, 210
@@ -19,10 +21,11 @@ _MOST_EDGES = 4  # of ranges with more, only where the first begins and the last
 
 @dataclass(frozen=True)
 class Curve:
-    """A line through measured points, and whether they are of the layer's own shape."""
+    """A line through measured points, whether they are of the layer's own shape, and of the plugin."""
 
     points: tuple[tuple[float, float], ...]
     own: bool
+    plugin: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Panel:
         title: Kind, shape and how many layers.
         says: The whole in words, for who does not see it.
         taken: Where along x sparse is taken.
+        taken_in_plugin: Where along x the plugin is, where it has a curve; estimates count where its points
+            leave it open.
         crossings: The M at which layers change, with their labels.
         ranges: From min to max of each profile along x, and its opt.
     """
@@ -50,6 +55,7 @@ class Panel:
     says: str
     curves: tuple[Curve, ...]
     taken: tuple[tuple[float, float], ...]
+    taken_in_plugin: tuple[tuple[float, float], ...]
     crossings: tuple[Tick, ...]
     ranges: tuple[tuple[float, float, float], ...]
     x: tuple[Tick, ...]
@@ -62,7 +68,10 @@ class Panel:
 
 
 def draw_speedups(manifest: Manifest, policy: Policy | None) -> tuple[tuple[Panel, ...], int]:
-    """A panel for each shape that the policy says anything of, the largest first; how many are left out."""
+    """A panel for each shape that the policy says anything of, the largest first; how many are left out.
+
+    The plugin has a curve where its points are of the very shape; estimates are not drawn.
+    """
     if policy is None:
         return (), 0
     shapes: dict[tuple[str, int, int, str], list[LayerRecord]] = {}
@@ -78,17 +87,18 @@ def draw_speedups(manifest: Manifest, policy: Policy | None) -> tuple[tuple[Pane
 
 
 def _panel(policy: Policy, known: Known, layers: list[LayerRecord]) -> Panel | None:
-    curves = _measured(known)
+    curves, plugin = _measured(known), _measured_in_plugin(known)
     limit = known.threshold
-    if not curves and (limit is None or limit.min_m is None):
+    if not curves and not plugin and (limit is None or limit.min_m is None):
         return None
+    drawn = [*((pairs, own, False) for _, own, pairs in curves), *([(plugin, True, True)] if plugin else [])]
     profiles = [sizes for sizes in layers[0].m.values() if None not in sizes]
-    sizes = [m for sizes in profiles for m in sizes if m] + [m for _, _, pairs in curves for m in pairs]
+    sizes = [m for sizes in profiles for m in sizes if m] + [m for pairs, _, _ in drawn for m in pairs]
     sizes += [m for m in ((limit.min_m, limit.max_m) if limit else ()) if m]
     low, high = min(sizes), max(sizes)
     if low == high:
         low, high = max(1, low // 2), high * 2
-    speedups = [pair.speedup for _, _, pairs in curves for pair in pairs.values()]
+    speedups = [pair.speedup for pairs, _, _ in drawn for pair in pairs.values()]
     bottom, top = min(0.75, *speedups, 1.0) * 0.97, max(1.5, *speedups, 1.0) * 1.03
 
     def x(m: float) -> float:
@@ -99,21 +109,24 @@ def _panel(policy: Policy, known: Known, layers: list[LayerRecord]) -> Panel | N
         share = math.log(speedup / bottom) / math.log(top / bottom)
         return round(HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM), 1)
 
-    ranges = sparse_ranges(policy, known.kind, known.n, known.k, known.dtype, low, high)
-    taken = [(begin, end) for begin, end, sparse in ranges if sparse]
+    taken = _taken(known, low, high)
+    in_plugin = (
+        _taken(plugin_known(policy, known.kind, known.n, known.k, known.dtype), low, high) if plugin else []
+    )
     edges = sorted({b for b, _ in taken if b > low} | {end for _, end in taken if end < high})
     if len(edges) > _MOST_EDGES:
         edges = [edges[0], edges[-1]]
     title = f"{known.kind} {known.k} → {known.n}"
     return Panel(
         title=f"{title} · {len(layers)} layer{'s' if len(layers) > 1 else ''}",
-        subtitle=_subtitle(known, curves),
-        says=_in_words(title, taken, curves),
+        subtitle=_subtitle(known, curves, plugin),
+        says=_in_words(title, taken, curves) + _plugin_in_words(in_plugin, plugin),
         curves=tuple(
-            Curve(tuple((x(m), y(pair.speedup)) for m, pair in pairs.items()), own)
-            for _, own, pairs in curves
+            Curve(tuple((x(m), y(pair.speedup)) for m, pair in pairs.items()), own, of_plugin)
+            for pairs, own, of_plugin in drawn
         ),
         taken=tuple((x(begin), x(end)) for begin, end in taken),
+        taken_in_plugin=tuple((x(begin), x(end)) for begin, end in in_plugin),
         crossings=tuple(Tick(x(m), f"M={m}") for m in edges),
         ranges=tuple((x(a), x(b), x(c)) for a, b, c in profiles if a and b and c),
         x=tuple(Tick(x(m), f"{m:,}".replace(",", " ")) for m in _octaves(low, high)),
@@ -133,8 +146,25 @@ def _measured(known: Known) -> list[_Measured]:
     return [(shape, False, pairs) for shape, pairs in pairs_by_shape(points).items()]
 
 
-def _subtitle(known: Known, curves: list[_Measured]) -> str:
+def _measured_in_plugin(known: Known) -> dict[int, Pair]:
+    """The plugin against TensorRT's dense kernel at the layers' own shape."""
+    plugin = known_of(known.policy, known.kind, known.n, known.k, known.dtype, "tensorrt", "plugin")
+    return plugin.pairs if plugin.shape == (known.n, known.k) else {}
+
+
+def _taken(known: Known, low: int, high: int) -> list[tuple[int, int]]:
+    return [(begin, end) for begin, end, taken in ranges_of(known, low, high) if taken]
+
+
+def _subtitle(known: Known, curves: list[_Measured], plugin: Mapping[int, Pair]) -> str:
     whose = f"{WHOSE[known.library]}, {known.policy.device}, {known.dtype}"
+    if plugin and not curves and known.threshold is None:
+        return f"this shape was measured in the plugin alone; {whose}"
+    said = _own_subtitle(known, curves, whose)
+    return f"{said}; the plugin was measured in TensorRT" if plugin else said
+
+
+def _own_subtitle(known: Known, curves: list[_Measured], whose: str) -> str:
     shapes = ", ".join(f"{k} → {n}" for (n, k), _, _ in curves)
     if known.shape and curves and curves[0][1]:
         return f"this shape was measured; {whose}"
@@ -146,12 +176,24 @@ def _subtitle(known: Known, curves: list[_Measured]) -> str:
 
 
 def _in_words(title: str, taken: list[tuple[int, int]], curves: list[_Measured]) -> str:
-    spans = " and ".join(f"from M={a} to M={b}" if a < b else f"at M={a}" for a, b in taken)
-    said = f"{title}: sparse is taken {spans}." if taken else f"{title}: sparse is taken at no M shown."
+    said = f"{title}: sparse is taken {_spans(taken)}."
     for (n, k), _, pairs in curves:
         m, best = max(pairs.items(), key=lambda item: item[1].speedup)
         said += f" The largest speedup measured at {k} → {n} is {best.speedup:.2f}, at M={m}."
     return said
+
+
+def _plugin_in_words(taken: list[tuple[int, int]], plugin: Mapping[int, Pair]) -> str:
+    if not plugin:
+        return ""
+    m, best = max(plugin.items(), key=lambda item: item[1].speedup)
+    largest = f"its largest speedup measured is {best.speedup:.2f}, at M={m}"
+    return f" The plugin is taken {_spans(taken)}; {largest}."
+
+
+def _spans(taken: list[tuple[int, int]]) -> str:
+    spans = " and ".join(f"from M={a} to M={b}" if a < b else f"at M={a}" for a, b in taken)
+    return spans or "at no M shown"
 
 
 def _octaves(low: int, high: int) -> list[int]:

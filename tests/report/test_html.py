@@ -239,3 +239,18 @@ def test_bars_by_step_are_of_the_input_set_of_the_table(
     print_attribution(attribution)
     table = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
     assert [(row[-1], f"{row[2]} %") for row in table] == bars == [("s", "5 %"), ("s", "0.2 %")]
+
+
+def test_the_plugins_curve_is_drawn_and_named(manifests: Callable[..., Manifest], tmp_path: Path) -> None:
+    pages = {}
+    for name in ("h200", "a100-80gb"):
+        write_report(manifests(), tmp_path / "report.html", find_policy(name))
+        pages[name] = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert _Page(pages[name])
+    for mark in (
+        'class="curve plugin"',
+        'class="plugin-dot"',
+        'class="taken-plugin"',
+        "the plugin, measured",
+    ):
+        assert [mark in page for page in pages.values()] == [True, False]

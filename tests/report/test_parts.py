@@ -12,6 +12,7 @@ from sparseflow_trt.report.errors import draw_gauges, draw_steps
 from sparseflow_trt.report.layer_table import layer_rows, layer_times, time_groups, whose_times
 from sparseflow_trt.report.speedups import draw_speedups
 from sparseflow_trt.report.spine import draw_spine
+from tests.policies import make_points, make_policy
 
 if TYPE_CHECKING:
     from tests.report.conftest import MakeManifest
@@ -102,6 +103,39 @@ def test_a_panel_shows_where_sparse_is_taken(manifests: MakeManifest) -> None:
     assert all(down.top <= y <= down.bottom for _, y in line.points)
     assert [low <= opt <= high for low, opt, high in down.ranges] == [True, True]
     assert draw_speedups(manifests(layers=8), None) == ((), 0)
+
+
+def test_the_plugin_has_a_curve_where_it_was_measured(manifests: MakeManifest) -> None:
+    own = make_points("down", 4096, 14336, {64: 1.5, 1024: 1.2, 2048: 0.9})
+    plugin = [p.model_copy(update={"kernel": "plugin"} if p.kernel == "sparse" else {}) for p in own]
+    torch = make_points("down", 4096, 14336, {4096: 1.5}, library="torch")
+    (down,), _ = draw_speedups(manifests(layers=4), make_policy([*plugin, *torch]))
+    (line,) = down.curves
+    assert (line.plugin, line.own, len(line.points)) == (True, True, 3)
+    assert down.taken == ()
+    (first, then) = down.taken_in_plugin
+    assert first == (line.points[0][0], line.points[1][0])
+    assert then[1] == down.right, "an estimate speaks above its largest M"
+    assert down.says == (
+        "down 14336 → 4096: sparse is taken at no M shown. The plugin is taken from M=64 to M=1024 and at "
+        "M=4096; its largest speedup measured is 1.50, at M=64."
+    )
+    assert down.subtitle == "this shape was measured in the plugin alone; TensorRT's kernels, GPU X, FP16"
+
+
+def test_the_plugins_curve_stands_beside_that_of_the_librarys_own_kernels(manifests: MakeManifest) -> None:
+    own = make_points("down", 4096, 14336, {64: 0.9, 1024: 1.2})
+    fast = [p.model_copy(update={"kernel": "plugin", "us": 8}) for p in own if p.kernel == "sparse"]
+    near = [p.model_copy(update={"kind": "o", "k": 4000}) for p in (*own, *fast) if p.kernel != "sparse"]
+    policy = make_policy([*own, *fast, *near])
+    panels, _ = draw_speedups(manifests(layers=4), policy)
+    (down,) = panels  # of 'o' a shape near by was measured, and that in the plugin alone
+    assert [curve.plugin for curve in down.curves] == [False, True]
+    assert down.subtitle == (
+        "this shape was measured; TensorRT's kernels, GPU X, FP16; the plugin was measured in TensorRT"
+    )
+    assert down.taken_in_plugin == ((down.curves[1].points[0][0], down.right),)
+    assert " The plugin is taken from M=64 to M=4096; its largest speedup measured is 1.50" in down.says
 
 
 def test_errors_are_shares_of_what_is_allowed(manifests: MakeManifest) -> None:
