@@ -21,6 +21,7 @@ from sparseflow_trt.cli.option_values import (
     take_export_options,
 )
 from sparseflow_trt.cli.options import (
+    backend_option,
     common_options,
     engine_options,
     export_options,
@@ -51,12 +52,7 @@ if TYPE_CHECKING:
     "--plan", "plan_file", type=click.Path(path_type=Path), help="A plan, as `plan` wrote it or edited."
 )
 @plan_options
-@click.option(
-    "--backend",
-    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]),
-    default="auto",
-    show_default=True,
-)
+@backend_option
 @engine_options
 @validation_options
 @export_options

@@ -138,14 +138,25 @@ def input_options(function: _F) -> _F:
     return _add(options, function)
 
 
+dense_model_option = click.option(
+    "--dense-model", type=click.Path(path_type=Path), metavar="FILE",
+    help="The model before pruning: the error that pruning makes is told, too. `build` and `refit` "
+    "give layers that are planned dense its weights, and --precision auto searches with them.",
+)  # fmt: skip
+
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]),
+    default="auto",
+    show_default=True,
+    help="What builds the engine; --precision auto takes BF16 only where it has that.",
+)
+
+
 def validation_options(function: _F) -> _F:
     """The options of a comparison with the reference."""
     options = [
-        click.option(
-            "--dense-model", type=click.Path(path_type=Path), metavar="FILE",
-            help="The model before pruning: the error that pruning makes is told, too. `build` and `refit` "
-            "give layers that are planned dense its weights.",
-        ),
+        dense_model_option,
         click.option(
             "--per-layer", is_flag=True, help="Split the error of each step among the layers, too."
         ),

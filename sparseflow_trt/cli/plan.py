@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.option_values import read_plan_options, read_validation_options
-from sparseflow_trt.cli.options import common_options, input_options, model_argument, plan_options
+from sparseflow_trt.cli.options import (
+    backend_option,
+    common_options,
+    dense_model_option,
+    input_options,
+    model_argument,
+    plan_options,
+)
 from sparseflow_trt.cli.precision import print_search
 from sparseflow_trt.errors import EXIT_OK, PlanError
+
+if TYPE_CHECKING:
+    from sparseflow_trt.engines.choose import BackendName
 
 
 @click.command("plan")
@@ -20,31 +30,37 @@ from sparseflow_trt.errors import EXIT_OK, PlanError
     "-o", "--output", type=click.Path(path_type=Path), help="Write the plan there; else it is printed."
 )
 @plan_options
+@backend_option
 @input_options
+@dense_model_option
 @common_options
 def command(
     model: Path,
     output: Path | None,
+    backend: BackendName,
     inputs: str | None,
     seed: int,
     tolerances: tuple[str, ...],
+    dense_model: Path | None,
     as_json: bool,
     **options: Any,
 ) -> int:
     """Decide for each layer of MODEL its precision and whether it runs sparse, with the reason.
 
-    Inputs and tolerances are for --precision auto, which runs the model.
+    Inputs, tolerances, --dense-model and --backend are for --precision auto, which runs the model as a build
+    with the same would.
     """
     from sparseflow_trt._files import sha256_of, write_atomically
-    from sparseflow_trt.artifact_validation import check_tolerances, input_sets
+    from sparseflow_trt.artifact_validation import check_tolerances, input_sets, read_unpruned
     from sparseflow_trt.engines.choose import backend_for
     from sparseflow_trt.pipeline import plan_for, read, settle
     from sparseflow_trt.plan import yaml_from_plan
 
     searched = options["precision"] == "auto"
-    if (inputs or seed or tolerances) and not searched:
+    if (inputs or seed or tolerances or dense_model or backend != "auto") and not searched:
         raise click.UsageError(
-            "--inputs, --seed and --tolerance are for --precision auto: nothing else runs."
+            "--inputs, --seed, --tolerance, --dense-model and --backend are for --precision auto: nothing "
+            "else runs. `build` takes them, too."
         )
     if output and output.exists() and model.exists() and output.samefile(model):
         raise PlanError(f"{output} is the model itself.", "Name another file with --output.")
@@ -53,21 +69,24 @@ def command(
         asked = read_plan_options(**options)
         plan = plan_for(found, layers, asked, sha256_of(model))
         if searched:
-            validation = read_validation_options(inputs, seed, tolerances)
+            validation = read_validation_options(inputs, seed, tolerances, dense_model)
             check_tolerances(validation.tolerances, found)
             sets = input_sets(found, plan, validation)
-            bf16 = backend_for("auto")[0].graph_needs().takes_bf16
+            bf16 = backend_for(backend)[0].graph_needs().takes_bf16
+            unpruned = read_unpruned(dense_model, found)
             step = lambda p: show(p.step, p.done, p.total)  # noqa: E731
-            plan = settle(found, layers, plan, asked, sets, validation, bf16, step)
+            plan = settle(found, layers, plan, asked, sets, validation, bf16, step, unpruned)
     if output:
         write_atomically(output, yaml_from_plan(plan))
     if as_json:
         console.print_json(plan.model_dump(mode="json"))
     elif output:
         print_plan(plan)
-        library = f" --plugin {options['plugin']}" if plan.plugin_products else ""
+        with_what = [("plugin", options["plugin"] if plan.plugin_products else None)]
+        with_what += [("dense-model", dense_model), ("backend", backend if backend != "auto" else None)]
+        more = "".join(f" --{name} {value}" for name, value in with_what if value)
         console.out().print(
-            f"\nWritten: {output}. Build it with: sparseflow-trt build {model} --plan {output}{library}"
+            f"\nWritten: {output}. Build it with: sparseflow-trt build {model} --plan {output}{more}"
         )
     else:
         click.echo(yaml_from_plan(plan), nl=False)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
 import yaml
+from onnx import numpy_helper
 
 from tests.troubled import save_transformer
 
@@ -53,7 +55,43 @@ def test_a_build_searches_once(sparseflow: Sparseflow, models: Models, own_folde
     assert (again.code, again.json["unchanged"]) == (0, True)
 
 
-@pytest.mark.parametrize("option", [("--inputs", "x.npz"), ("--seed", "1"), ("--tolerance", "atol=1")])
+def test_a_plan_searches_as_the_build_does_that_it_is_for(
+    sparseflow: Sparseflow, models: Models, own_folder: Path
+) -> None:
+    """A layer's unpruned weights reach what FP16 does not hold, and one backend has BF16 for that."""
+    unpruned = save_transformer(models, "norm", layers=2).rename(own_folder / "unpruned.onnx")
+    model = onnx.load(unpruned)
+    weight = next(w for w in model.graph.initializer if w.name == "b1.down.w")
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) / np.float32(6e4), weight.name))
+    onnx.save(model, own_folder / "pruned.onnx")
+    plan = ("plan", "pruned.onnx", "--precision", "auto", *DIMS, "--json")
+
+    def wide(*options: str) -> dict[str, str]:
+        layers = sparseflow(*plan, *options).json["layers"]
+        return {layer["name"]: layer["precision"] for layer in layers if layer["precision"] != "fp16"}
+
+    assert wide("--backend", "tensorrt-rtx") == {}
+    assert wide("--backend", "tensorrt-rtx", "--dense-model", "unpruned.onnx") == {"b1.down": "bf16"}
+    both = ("--backend", "onnxruntime", "--dense-model", "unpruned.onnx")
+    assert wide(*both) == {"b1.down": "fp32"}
+    written = sparseflow(*plan[:-1], *both, "-o", "plan.yaml")
+    told = "--plan plan.yaml --dense-model unpruned.onnx --backend onnxruntime"
+    assert told in " ".join(written.out.split())
+    built = sparseflow("build", "pruned.onnx", "--precision", "auto", *DIMS, *both, "-o", "a", "--json")
+    search = yaml.safe_load((own_folder / "plan.yaml").read_text())["search"]
+    assert built.json["manifest"]["precision_search"] == search
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--inputs", "x.npz"),
+        ("--seed", "1"),
+        ("--tolerance", "atol=1"),
+        ("--dense-model", "x.onnx"),
+        ("--backend", "onnxruntime"),
+    ],
+)
 def test_a_plan_that_runs_nothing_takes_no_inputs(
     sparseflow: Sparseflow, models: Models, option: tuple[str, str]
 ) -> None:
