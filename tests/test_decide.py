@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from sparseflow_trt.decide import Decision, PluginLayer, PluginUse, decide
 from sparseflow_trt.graph import SparsityState, WeightedLayer
+from sparseflow_trt.planning import make_plan
 from sparseflow_trt.policy import Point, Policy
 from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.split import Split
 from sparseflow_trt.symbolic import SymbolicM
 from tests.policies import make_points, make_policy
 
@@ -130,6 +132,18 @@ def test_profiles_below_run_the_dense_copy_and_profiles_above_forbid_the_plugin(
     assert (
         "not in the plugin, which does not win for sure in profile 'p1024', and a graph has" in above.reason
     )
+
+
+def test_where_it_wins_up_to_some_m_the_largest_opt_decides_and_nothing_is_cut() -> None:
+    policy = policy_of({16: 1.5, 512: 1.4, 1024: 0.9, 4096: 0.9})
+    dims: dict[str, Any] = {"x": ("batch", K)}
+    for opt, kernel in ((512, "plugin"), (1024, "dense")):
+        whole = (profile("p", 16, opt, 4096),)
+        plan = make_plan((LAYER,), whole, dims, policy, "fp16", split=Split("batch"), plugin=GIVEN)
+        assert [layer.sparsity for layer in plan.layers] == [kernel]
+        assert [p.name for p in plan.profiles] == ["p"]
+    apart = make_plan((LAYER,), (profile("p", 16, 128, 512),), dims, policy, "fp16", plugin=GIVEN)
+    assert apart.layers[0].sparsity == "plugin"
 
 
 def test_an_unknown_m_is_not_in_the_plugin() -> None:
