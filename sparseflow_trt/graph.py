@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -121,17 +121,6 @@ def read_layers(
 def all_eligible_sparse(layers: tuple[WeightedLayer, ...]) -> bool:
     """Whether no eligible layer violates 2:4."""
     return all(layer.state is not SparsityState.NOT_SPARSE for layer in layers)
-
-
-def prunable(layers: Sequence[WeightedLayer]) -> tuple[WeightedLayer, ...]:
-    """The layers that are not 2:4 and can be pruned: all that share a layer's weight have K on its axis."""
-    axes: dict[str, set[tuple[int, ...]]] = {}
-    for layer in layers:
-        if layer.eligible:
-            axes.setdefault(layer.weight, set()).add(layer.k_axes)
-    return tuple(
-        layer for layer in layers if layer.state is SparsityState.NOT_SPARSE and len(axes[layer.weight]) == 1
-    )
 
 
 def _describe(

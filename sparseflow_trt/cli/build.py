@@ -222,8 +222,10 @@ def _print_layers(manifest: Manifest, model: Path) -> None:
 
 
 def _how_to_prune(manifest: Manifest, model: Path) -> str:
-    users = Counter(layer.weight for layer in manifest.layers)
-    if all(users[layer.weight] > 1 for layer in manifest.layers if layer.state == "not-sparse"):
-        # one weight may be read along two axes, and then no mask is 2:4 for both
+    from sparseflow_trt.model_file import read_model
+    from sparseflow_trt.prunable import choose_weights
+
+    taken = {name for weight in choose_weights(read_model(model)).taken for name in weight.layers}
+    if not all(layer.name in taken for layer in manifest.layers if layer.state == "not-sparse"):
         return f"`{shlex.join(['sparseflow-trt', 'inspect', str(model)])}` says whether they can be pruned."
     return f"`{shlex.join(['sparseflow-trt', 'prune', str(model)])}` makes them so."

@@ -15,6 +15,7 @@ from sparseflow_trt.cli.options import common_options, model_argument
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
 
 if TYPE_CHECKING:
+    from sparseflow_trt.graph import WeightedLayer
     from sparseflow_trt.mask_history import Break
     from sparseflow_trt.model_file import OnnxModel
 
@@ -50,7 +51,8 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
         broken = {"broken_since": [asdict(entry) for entry in breaks]} if since else {}
         console.print_json({**_json(model, found, layers, sparse), **broken})
     else:
-        _print(model, layers, show_all)
+        _print(layers, show_all)
+        _print_what_pruning_does(model, found, layers)
         for given in _inputs(found):
             dims = ", ".join("?" if dim is None else str(dim) for dim in given["dims"])
             console.out().print(f"Input '{given['name']}': {given['dtype']} [{dims}]")
@@ -130,8 +132,7 @@ def _counts(layers: Any) -> dict[str, int]:
     return {state.value: sum(layer.state is state for layer in layers) for state in SparsityState}
 
 
-def _print(model: Path, layers: Any, show_all: bool) -> None:
-    from sparseflow_trt.graph import prunable
+def _print(layers: Any, show_all: bool) -> None:
     from sparseflow_trt.sites import UNSUPPORTED
 
     table = console.table("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
@@ -160,9 +161,25 @@ def _print(model: Path, layers: Any, show_all: bool) -> None:
         f"{counts['not-eligible']} not eligible"
         + (f" ({hidden} of them products with no constant weight: --all lists them)" if hidden else "")
     )
-    able = len(prunable(layers))
-    if able:
+
+
+def _print_what_pruning_does(model: Path, found: OnnxModel, layers: Sequence[WeightedLayer]) -> None:
+    """Says how to prune what is not 2:4, and of what pruning does not make so, why."""
+    from sparseflow_trt.graph import SparsityState
+    from sparseflow_trt.prunable import choose_weights, prunable
+
+    dense = {layer.name for layer in layers if layer.state is SparsityState.NOT_SPARSE}
+    if not dense:
+        return
+    choice = choose_weights(found)
+    out = console.out()
+    if prunable(layers, choice):
         out.print(f"Prune them with: {shlex.join(['sparseflow-trt', 'prune', str(model)])}")
-    if able < counts["not-sparse"]:
-        which = "They" if not able else f"{counts['not-sparse'] - able} of them"
-        out.print(f"{which} cannot be pruned: layers that share their weight have K on another axis of it.")
+    for verb, reasons in (("cannot be pruned", choice.conflicts), ("left alone by that", choice.skipped)):
+        told: dict[str, list[str]] = {}
+        for name, why in reasons:
+            if name in dense:
+                told.setdefault(why, []).append(f"'{name}'")
+        for why, names in told.items():
+            are = "" if verb.startswith("cannot") else "is " if len(names) == 1 else "are "
+            out.print(f"{', '.join(names)} {are}{verb}: {why}.")

@@ -40,11 +40,30 @@ def test_a_weight_on_two_axes_is_not_to_be_pruned(sparseflow: Sparseflow, models
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     models.save(models.model(nodes, {"w": weight}), "tied.onnx")
     said = sparseflow("inspect", "tied.onnx").out
-    assert "They cannot be pruned: layers that share their weight have K on another axis of it." in said
+    why = "weight 'w' is shared by layers whose K lies on different axes: 'up' against 'down'"
+    assert f"\n'up', 'down' cannot be pruned: {why}.\n" in said
     assert "sparseflow-trt prune" not in said
     built = sparseflow("build", "tied.onnx", "--dim", "batch=8", "--backend", "onnxruntime", "-o", "tied")
     assert "`sparseflow-trt inspect tied.onnx` says whether they can be pruned." in built.out
     assert sparseflow("prune", "tied.onnx").code == 3
+
+
+def test_what_pruning_leaves_is_said_beside_what_it_takes(sparseflow: Sparseflow, models: Models) -> None:
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="up"),
+        helper.make_node("MatMul", ["a", "v"], ["y"], name="down"),
+        helper.make_node("Gather", ["v", "ids"], ["z"], name="embed"),
+    ]
+    weights = {n: rng.standard_normal((64, 64)).astype(np.float32) for n in "wv"} | {"ids": np.array([1])}
+    models.save(models.model(nodes, weights, outputs=["y", "z"]), "embed.onnx")
+    said = sparseflow("inspect", "embed.onnx").out
+    assert "\nPrune them with: sparseflow-trt prune embed.onnx\n" in said
+    why = "weight 'v' is also read by Gather 'embed', which pruning would change"
+    assert f"\n'down' cannot be pruned: {why}.\n" in said
+    pruned = sparseflow("prune", "embed.onnx")
+    assert pruned.code == 3
+    assert f"not pruned 'down': {why}\n" in pruned.out
 
 
 def test_the_step_that_broke_2to4_is_named(sparseflow: Sparseflow, models: Models) -> None:
