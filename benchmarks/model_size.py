@@ -89,7 +89,7 @@ def run_whole(size: str, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     model, pruned, plan = folder / "model.onnx", folder / "model.2to4.onnx", folder / "plan.yaml"
     yield "export", step("export", str(source), *extra, "-o", str(model))
     yield "inspect", step("inspect", str(model), accept=(3,))
-    yield "prune", step("prune", str(model), "-o", str(pruned))
+    yield "prune", step("prune", str(model), "--include", "*", "-o", str(pruned))
     for file in folder.glob("model.onnx*"):
         file.unlink()
     yield "plan", step("plan", str(pruned), *POLICY, *dims, "-o", str(plan))
@@ -119,7 +119,7 @@ def run_8b(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         this = [sys.executable, __file__, "llama-8b", "--write-8b", str(folder)]
         yield "export and write shards", measured(this)
     yield "inspect", step("inspect", str(model), accept=(3,))
-    yield "prune", step("prune", str(model), "-o", str(pruned))
+    yield "prune", step("prune", str(model), "--include", "*", "-o", str(pruned))
     yield "inspect, pruned", step("inspect", str(pruned))
     yield "plan", step("plan", str(pruned), *POLICY, *DIMS, "-o", str(plan))
 

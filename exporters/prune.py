@@ -50,29 +50,31 @@ def prune_model(
     output: Path,
     exclude: tuple[str, ...] = (),
     progress: Callable[[int, int], None] | None = None,
+    include: tuple[str, ...] = (),
 ) -> PruneReport:
-    """Writes a copy of `model` whose eligible weights are 2:4 along K.
+    """Writes a copy of `model` whose eligible weights, but for classifiers', are 2:4 along K.
 
     Args:
         model: A model as read; neither the file nor its protobuf is changed.
         output: Where the copy goes; its external data goes beside it.
         exclude: Layer, module or weight names (shell patterns) that stay as they are.
         progress: Called with (bytes written, bytes to write).
+        include: Such names of what to prune, and nothing else; a classifier is pruned only where named.
 
     Raises:
         ModelError: `output` is the model itself or one of its data files, or a node says something
-            impossible; or a pattern of `exclude` matches nothing.
+            impossible; or a pattern of `include` or `exclude` matches nothing.
         ArtifactError: The output cannot be written; nothing is left of it then.
     """
     if output.exists() and output.samefile(model.path):
         raise ModelError(f"{output} is the input itself.", "Name another file with --output.")
     renamed = _output_names(model, output)
-    choice = choose_weights(model, exclude)
+    choice = choose_weights(model, include, exclude)
     jobs = choice.taken
     in_file = model.maps_itself
     if in_file and (renamed or not all(is_external(job.weight) for job in jobs)):
         # some weights are ranges of files and some are parts of the protobuf: take them all from that
-        return prune_model(read_model(model.path, inline=True), output, exclude, progress)
+        return prune_model(read_model(model.path, inline=True), output, exclude, progress, include)
     total = sum(file.stat().st_size for file in (*renamed, *([model.path] if in_file else []))) + sum(
         job.weight.tensor.nbytes for job in jobs if not is_external(job.weight)
     )

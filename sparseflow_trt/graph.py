@@ -137,7 +137,7 @@ def _describe(
         name=site.name,
         module=site.module,
         op_type=site.node.op_type,
-        kind=_kind_of(site),
+        kind=kind_of(site),
         side=site.side,
         weight=traced.name if traced else "",
         weight_shape=tuple(int(d) for d in traced.tensor.shape.numpy()) if traced else (),
@@ -170,7 +170,8 @@ def _users_by_tensor(sites: list[LayerSite]) -> dict[int, list[LayerSite]]:
     return users
 
 
-def _kind_of(site: LayerSite) -> str:
+def kind_of(site: LayerSite) -> str:
+    """What a layer is in a network, see `kinds`: by the names of its module, its weight and itself."""
     if site.node.op_type == "Conv":
         return "conv"
     weight = site.weight.name if isinstance(site.weight, TracedWeight) else ""

@@ -5,14 +5,14 @@ The one rule: `inspect` tells it, `prune` does it.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.graph import SparsityState, WeightedLayer
+from sparseflow_trt.graph import SparsityState, WeightedLayer, kind_of
+from sparseflow_trt.layer_names import is_named, why_left
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.scan import WeightReader, lay_out
 from sparseflow_trt.sites import LayerSite, find_sites, why_not_eligible
@@ -62,18 +62,20 @@ class Choice:
     skipped: Reasons
 
 
-def choose_weights(model: OnnxModel, exclude: tuple[str, ...] = ()) -> Choice:
+def choose_weights(model: OnnxModel, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> Choice:
     """Decides which weights of a model pruning takes.
 
     Args:
         model: A model as read.
-        exclude: Layer, module or weight names (shell patterns) that stay as they are.
+        include: Layer, module or weight names (shell patterns) of what to prune, and nothing else; none means
+            all but classifiers, see `layer_names`.
+        exclude: Such names of what stays as it is.
 
     Raises:
         ModelError: A node says something impossible, or a pattern matches nothing.
     """
     sites = find_sites(model)
-    _check_excluded(sites, exclude)
+    _check_named(sites, (*include, *exclude))
     storage = _Storage(model)
     taken: list[PrunableWeight] = []
     conflicts: list[tuple[str, str]] = []
@@ -85,7 +87,7 @@ def choose_weights(model: OnnxModel, exclude: tuple[str, ...] = ()) -> Choice:
             continue
         names = tuple(site.name for site, _ in able)
         site, weight = able[0]
-        if why := _why_left(able, exclude):
+        if why := _why_left(able, include, exclude):
             skipped += [(name, why) for name in names]
         elif conflict := _disagreement(able) or storage.other_use(region, [s for s, _ in able]):
             conflicts += [(name, f"weight '{weight.name}' {conflict}") for name in names]
@@ -120,10 +122,14 @@ def _users_by_region(sites: list[LayerSite]) -> dict[Region, list[tuple[LayerSit
     return users
 
 
-def _why_left(able: list[tuple[LayerSite, TracedWeight]], exclude: tuple[str, ...]) -> str:
+def _why_left(
+    able: list[tuple[LayerSite, TracedWeight]], include: tuple[str, ...], exclude: tuple[str, ...]
+) -> str:
     """Why nobody asks for the weight of these layers, or that it cannot be written; "" where neither."""
-    if any(_excluded(site, weight, exclude) for site, weight in able):
-        return "excluded"
+    names = [name for site, weight in able for name in _names_of(site, weight)]
+    kinds = [kind_of(site) for site, _ in able]
+    if why := why_left(names, "classifier" if "classifier" in kinds else "", include, exclude):
+        return why
     weight = able[0][1]
     if not is_external(weight) and not _has_proto(weight):
         return f"weight '{weight.name}' is a list of numbers, not a tensor"
@@ -203,22 +209,18 @@ def _uses(value: ir.Value) -> Iterator[tuple[ir.Node | None, int]]:
             yield node, index
 
 
-def _check_excluded(sites: list[LayerSite], exclude: tuple[str, ...]) -> None:
+def _check_named(sites: list[LayerSite], globs: tuple[str, ...]) -> None:
     """Refuses a pattern that matches nothing: a slip of the pen would prune what it was to protect."""
     weights = [(site, site.weight) for site in sites if isinstance(site.weight, TracedWeight)]
-    for glob in exclude:
-        if not any(_excluded(site, weight, (glob,)) for site, weight in weights):
+    for glob in globs:
+        if not any(is_named(_names_of(site, weight), (glob,)) for site, weight in weights):
             raise ModelError(
                 f"'{glob}' matches no layer, module or weight.", "`sparseflow-trt inspect` lists their names."
             )
 
 
-def _excluded(site: LayerSite, weight: TracedWeight, exclude: tuple[str, ...]) -> bool:
-    return any(
-        name == glob or fnmatch.fnmatchcase(name, glob)
-        for glob in exclude
-        for name in (site.name, site.module, weight.name)
-    )
+def _names_of(site: LayerSite, weight: TracedWeight) -> tuple[str, str, str]:
+    return site.name, site.module, weight.name
 
 
 def _region_of(tensor: ir.TensorProtocol) -> Region:

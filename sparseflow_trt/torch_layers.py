@@ -6,7 +6,6 @@ A layer is y[M, N] = x[M, K] · Wᵀ: torch.nn.Linear, or transformers' Conv1D (
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import InputError, PolicyError
 from sparseflow_trt.kinds import kind_from_names
+from sparseflow_trt.layer_names import is_named, why_left
 from sparseflow_trt.lookup import VerdictBasis, judge
 from sparseflow_trt.pattern import GROUP
 from sparseflow_trt.plugin_lookup import judge_with_plugin
@@ -164,8 +164,7 @@ def choose_by_name(
 ) -> tuple[Choice, ...]:
     """Takes layers by patterns of their names; with no `include`, all but classifiers.
 
-    A classifier (a language model's head) costs much accuracy for little time: it is taken where a pattern
-    of `include` names it.
+    A classifier (a language model's head) is taken where a pattern of `include` names it.
 
     Args:
         layers: Those of a module.
@@ -176,7 +175,7 @@ def choose_by_name(
         InputError: A pattern matches no layer: a slip of the pen would prune what it was to protect.
     """
     for glob in (*include, *exclude):
-        if not any(_matches(layer, (glob,)) for layer in layers):
+        if not any(is_named((layer.name,), (glob,)) for layer in layers):
             near = ", ".join(layer.name for layer in layers[:3])
             raise InputError(f"'{glob}' matches no layer of the module.", f"Its layers are {near}, …")
     return tuple(_by_name(layer, include, exclude) for layer in layers)
@@ -185,14 +184,9 @@ def choose_by_name(
 def _by_name(layer: TorchLayer, include: Sequence[str], exclude: Sequence[str]) -> Choice:
     if why := why_not_2to4(layer):
         return Choice(layer, False, why)
-    if _matches(layer, exclude):
-        return Choice(layer, False, "excluded")
-    if include:
-        named = _matches(layer, include)
-        return Choice(layer, named, "named" if named else "no pattern names it")
-    if layer.kind == "classifier":
-        return Choice(layer, False, "a classifier, which is taken only where it is named")
-    return Choice(layer, True, "every layer is")
+    if why := why_left((layer.name,), layer.kind, include, exclude):
+        return Choice(layer, False, why)
+    return Choice(layer, True, "named" if include else "every layer is")
 
 
 def judge_choices(
@@ -255,7 +249,3 @@ def _by_policy(
     ask = judge_with_plugin if library == "tensorrt" else judge
     verdict = ask(policy, layer.kind, layer.n, layer.k, m, dtype or layer.dtype, library)
     return Choice(layer, verdict.sparse, verdict.reason, m, verdict.basis)
-
-
-def _matches(layer: TorchLayer, globs: Sequence[str]) -> bool:
-    return any(layer.name == glob or fnmatch.fnmatchcase(layer.name, glob) for glob in globs)

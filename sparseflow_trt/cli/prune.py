@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sparseflow_trt.exporters.prune_torch import PruneRecord
     from sparseflow_trt.module_pruning import WhereItPays
 
-_OF_TORCH = ("calibration", "include", "where_it_pays", "policy", "batch", "seq", "dtype", "device")
+_OF_TORCH = ("calibration", "where_it_pays", "policy", "batch", "seq", "dtype", "device")
 
 
 @click.command("prune")
@@ -43,7 +43,12 @@ _OF_TORCH = ("calibration", "include", "where_it_pays", "policy", "batch", "seq"
     help="Inputs to calibrate on: an .npz, a Polygraphy JSON or loader.py:function; for a folder with a "
     "tokenizer also a .txt, one text a line.",
 )
-@click.option("--include", multiple=True, metavar="GLOB", help="Names of the layers to prune, and no others.")
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="GLOB",
+    help="Names of the layers to prune, and no others. Default: all but classifiers; '*' is all.",
+)
 @click.option(
     "--where-it-pays",
     is_flag=True,
@@ -60,13 +65,20 @@ _OF_TORCH = ("calibration", "include", "where_it_pays", "policy", "batch", "seq"
 @click.option("--device", metavar="NAME", help="Where to calibrate: cpu (the default), cuda, cuda:1.")
 @common_options
 def command(
-    model: str, output: Path | None, exclude: tuple[str, ...], method: Any, as_json: bool, **of_torch: Any
+    model: str,
+    output: Path | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    method: Any,
+    as_json: bool,
+    **of_torch: Any,
 ) -> int:
-    """Prune MODEL's eligible weights 2:4 along K. MODEL itself is not changed.
+    """Prune MODEL's eligible weights 2:4 along K, but for a classifier's. MODEL itself is not changed.
 
     MODEL is an ONNX file, or a PyTorch module: a Hugging Face folder with weights, or FILE.py:FUNCTION or
     MODULE:FUNCTION that returns (module, inputs). A folder becomes a folder like it, a function's module a
-    .safetensors file for `load_checkpoint`.
+    .safetensors file for `load_checkpoint`. A classifier (lm_head, classifier, score, a last fc or head) is
+    pruned only where --include names it.
 
     Exits with 3 where a weight of an ONNX model could not be pruned because its users disagree on the axis.
     """
@@ -77,20 +89,24 @@ def command(
             raise click.UsageError(
                 f"an ONNX model is pruned by magnitude alone: {given[0]} is for PyTorch modules."
             )
-        return _prune_onnx(Path(model), output, exclude, as_json)
+        return _prune_onnx(Path(model), output, include, exclude, as_json)
     if ":" not in model and not Path(model, "config.json").is_file():
-        return _prune_onnx(Path(model), output, exclude, as_json)  # which says what is wrong with it
-    return _prune_module(model, output, exclude, method, as_json, **of_torch)
+        return _prune_onnx(Path(model), output, include, exclude, as_json)  # which says what is wrong with it
+    return _prune_module(model, output, include, exclude, method, as_json, **of_torch)
 
 
-def _prune_onnx(model: Path, output: Path | None, exclude: tuple[str, ...], as_json: bool) -> int:
+def _prune_onnx(
+    model: Path, output: Path | None, include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool
+) -> int:
     from sparseflow_trt.exporters.prune import prune_model
     from sparseflow_trt.model_file import read_model
 
     found = read_model(model)
     output = output or model.with_name(f"{model.stem}.2to4.onnx")
     with console.progress_bar() as show:
-        report = prune_model(found, output, exclude, lambda done, total: show("Pruning", done, total))
+        report = prune_model(
+            found, output, exclude, lambda done, total: show("Pruning", done, total), include
+        )
     if as_json:
         data = dataclasses.asdict(report)
         data["output"] = str(report.output)
@@ -114,12 +130,12 @@ def _prune_onnx(model: Path, output: Path | None, exclude: tuple[str, ...], as_j
 def _prune_module(
     source: str,
     output: Path | None,
+    include: tuple[str, ...],
     exclude: tuple[str, ...],
     method: Any,
     as_json: bool,
     *,
     calibration: str | None,
-    include: tuple[str, ...],
     where_it_pays: bool,
     policy: str | None,
     batch: int | None,

@@ -463,6 +463,71 @@ def test_a_pattern_that_matches_nothing_is_refused(models: Models) -> None:
         _prune(path, exclude=("w", "lm_haed*"))
 
 
+def _with_head(
+    models: Models, weight: str = "lm_head.weight", node: str = "node_3", module: str = ""
+) -> Path:
+    """An MLP's last product, and a head behind it."""
+    head = helper.make_node("MatMul", ["a", weight], ["y"], name=node)
+    if module:
+        head.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"['', '{module}', 'linear']")
+    nodes = [helper.make_node("MatMul", ["x", "mlp.down_proj.weight"], ["a"], name="down"), head]
+    return models.save(
+        models.model(nodes, {"mlp.down_proj.weight": _random(64, 64), weight: _random(64, 32)})
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {},
+        {"weight": "onnx::MatMul_9", "node": "/lm_head/MatMul"},
+        {"weight": "val_1", "module": "classifier"},
+        {"weight": "fc.weight"},
+    ],
+)
+def test_a_classifier_is_left_alone_unless_it_is_named(models: Models, names: dict[str, str]) -> None:
+    path = _with_head(models, **names)
+    report, _ = _prune(path)
+    head = names.get("node", "node_3")
+    assert report.skipped == ((head, "a classifier, which is taken only where it is named"),)
+    assert [weight.layers for weight in report.pruned] == [("down",)]
+    for everything in ("*", head):
+        report, _ = _prune(path, include=(everything, "down"))
+        assert [weight.layers for weight in report.pruned] == [("down",), (head,)]
+        assert not report.skipped
+
+
+def test_included_layers_are_pruned_and_no_others(models: Models) -> None:
+    report, _ = _prune(_with_head(models), include=("lm_head*",))
+    assert [weight.layers for weight in report.pruned] == [("node_3",)]
+    assert report.skipped == (("down", "no pattern names it"),)
+    report, _ = _prune(_with_head(models), include=("*",), exclude=("down",))
+    assert report.skipped == (("down", "excluded"),)
+    with pytest.raises(ModelError, match="'lm_haed\\*' matches no layer, module or weight"):
+        _prune(_with_head(models), include=("lm_haed*",))
+
+
+def test_the_last_product_of_a_block_is_no_classifier(models: Models) -> None:
+    """Nothing but a name says what a model's last product is: a block exported alone ends in one, too."""
+    down = helper.make_node("MatMul", ["x", "w"], ["y"], name="down_proj")
+    report, _ = _prune(models.save(models.model([down], {"w": _random(64, 32)})))
+    assert not report.skipped
+    assert len(report.pruned) == 1
+
+
+def test_a_head_tied_to_its_embedding_is_left_as_one_that_is_not(models: Models) -> None:
+    nodes = [
+        helper.make_node("Gather", ["wte.weight", "ids"], ["e"], name="embed"),
+        helper.make_node("Gemm", ["x", "wte.weight"], ["y"], name="/lm_head/Gemm", transB=1),
+    ]
+    weights = {"wte.weight": _random(32, 64), "ids": np.array([1])}
+    path = models.save(models.model(nodes, weights, outputs=["y", "e"]))
+    report, _ = _prune(path)
+    assert report.skipped == (("/lm_head/Gemm", "a classifier, which is taken only where it is named"),)
+    assert not report.conflicts
+    assert len(_prune(path, include=("*",))[0].conflicts) == 1
+
+
 def test_not_eligible_layers_are_named(models: Models) -> None:
     report, _ = _prune(models.matmul(_random(66, 32)))
     assert report.skipped == (("mm", "K=66 is not a multiple of 4"),)
