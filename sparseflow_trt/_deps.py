@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import re
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,40 +17,40 @@ from sparseflow_trt.errors import NotInstalledError
 
 
 class _Dependency(NamedTuple):
+    """A module's distributions, any of them, its oldest version, and what to install for it.
+
+    The requirements are those of one of setup.cfg's extras: whoever lacks one mostly lacks the rest.
+    """
+
     distributions: tuple[str, ...]
     floor: str
-    install: str
+    requirements: tuple[str, ...]
 
+
+_TORCH = ("safetensors>=0.4", "torch>=2.6", "onnxscript>=0.5")
+_TENSORRT = ("cuda-bindings>=12.6", "tensorrt>=8.6")
+_RTX = ("tensorrt_rtx_cu13_libs>=1.7", "tensorrt_rtx_cu13_bindings>=1.7")
+_TRITON = _Dependency(("tritonclient",), "2.51", ("tritonclient[grpc,http]>=2.51",))
 
 _KNOWN = {
-    "onnxruntime": _Dependency(
-        ("onnxruntime", "onnxruntime-gpu"), "1.23", "pip install 'sparseflow-trt[ort]'"
-    ),
-    "matplotlib": _Dependency(("matplotlib",), "3.7", "pip install 'sparseflow-trt[plot]'"),
-    "onnxscript": _Dependency(("onnxscript",), "0.5", "pip install 'sparseflow-trt[torch]'"),
-    "polygraphy": _Dependency(("polygraphy",), "0.53.4", "pip install 'polygraphy>=0.53.4'"),
-    "ray": _Dependency(("ray",), "2.9", "pip install 'sparseflow-trt[ray]'"),
-    "safetensors": _Dependency(("safetensors",), "0.4", "pip install 'safetensors>=0.4'"),
-    "sklearn": _Dependency(("scikit-learn",), "1.4", "pip install 'scikit-learn>=1.4'"),
-    "torch": _Dependency(("torch",), "2.6", "pip install 'sparseflow-trt[torch]'"),
-    "transformers": _Dependency(("transformers",), "4.50", "pip install 'sparseflow-trt[hf]'"),
-    "tensorrt": _Dependency(
-        ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), "8.6", "pip install 'sparseflow-trt[tensorrt]'"
-    ),
-    "cuda.bindings.runtime": _Dependency(
-        ("cuda-bindings",), "12.6", "pip install 'sparseflow-trt[tensorrt]'"
-    ),
-    "tritonclient.grpc": _Dependency(("tritonclient",), "2.51", "pip install 'sparseflow-trt[triton]'"),
-    "tritonclient.http": _Dependency(("tritonclient",), "2.51", "pip install 'sparseflow-trt[triton]'"),
-    "tritonclient.grpc.aio": _Dependency(("tritonclient",), "2.51", "pip install 'sparseflow-trt[triton]'"),
-    "tritonclient.grpc.model_config_pb2": _Dependency(
-        ("tritonclient",), "2.51", "pip install 'sparseflow-trt[triton]'"
-    ),
+    "onnxruntime": _Dependency(("onnxruntime", "onnxruntime-gpu"), "1.23", ("onnxruntime>=1.23",)),
+    "matplotlib": _Dependency(("matplotlib",), "3.7", ("matplotlib>=3.7",)),
+    "onnxscript": _Dependency(("onnxscript",), "0.5", _TORCH),
+    "polygraphy": _Dependency(("polygraphy",), "0.53.4", ("polygraphy>=0.53.4",)),
+    "ray": _Dependency(("ray",), "2.9", ("ray>=2.9",)),
+    "safetensors": _Dependency(("safetensors",), "0.4", ("safetensors>=0.4",)),
+    "sklearn": _Dependency(("scikit-learn",), "1.4", ("scikit-learn>=1.4",)),
+    "torch": _Dependency(("torch",), "2.6", _TORCH),
+    "transformers": _Dependency(("transformers",), "4.50", (*_TORCH, "transformers>=4.50")),
+    "tensorrt": _Dependency(("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), "8.6", _TENSORRT),
+    "cuda.bindings.runtime": _Dependency(("cuda-bindings",), "12.6", _TENSORRT),
+    "tritonclient.grpc": _TRITON,
+    "tritonclient.http": _TRITON,
+    "tritonclient.grpc.aio": _TRITON,
+    "tritonclient.grpc.model_config_pb2": _TRITON,
     # The libraries have to be loaded before the bindings, which do not find them by themselves.
-    "tensorrt_rtx_libs": _Dependency(("tensorrt_rtx_cu13_libs",), "1.7", "pip install 'sparseflow-trt[rtx]'"),
-    "tensorrt_rtx_bindings.tensorrt_rtx": _Dependency(
-        ("tensorrt_rtx_cu13_bindings",), "1.7", "pip install 'sparseflow-trt[rtx]'"
-    ),
+    "tensorrt_rtx_libs": _Dependency(("tensorrt_rtx_cu13_libs",), "1.7", _RTX),
+    "tensorrt_rtx_bindings.tensorrt_rtx": _Dependency(("tensorrt_rtx_cu13_bindings",), "1.7", _RTX),
 }
 
 
@@ -65,7 +66,7 @@ def version_of(module: str) -> str | None:
 
 def install_line(module: str) -> str:
     """The command that installs `module`."""
-    return _KNOWN[module].install
+    return f"pip install {shlex.join(_KNOWN[module].requirements)}"
 
 
 def require(module: str, needed_for: str) -> ModuleType:
@@ -82,14 +83,16 @@ def require(module: str, needed_for: str) -> ModuleType:
     version = version_of(module)
     if version is not None and _release(version) < _release(known.floor):
         raise NotInstalledError(
-            f"{module} {version} is too old: {needed_for} needs {known.floor} or later.", known.install
+            f"{module} {version} is too old: {needed_for} needs {known.floor} or later.", install_line(module)
         )
     try:
         with _interrupts_held():
             return importlib.import_module(module)
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
         state = "is not installed" if version is None else f"{version} does not load ({error})"
-        raise NotInstalledError(f"{module} {state}: it is needed for {needed_for}.", known.install) from error
+        raise NotInstalledError(
+            f"{module} {state}: it is needed for {needed_for}.", install_line(module)
+        ) from error
 
 
 @contextlib.contextmanager

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib
 import importlib.metadata
+import re
+import shlex
 import signal
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -81,8 +85,44 @@ def test_a_package_that_is_not(
     with pytest.raises(NotInstalledError) as caught:
         _deps.require("torch", "exporting")
     assert caught.value.message.startswith(says)
-    assert caught.value.hint == _deps.install_line("torch") == "pip install 'sparseflow-trt[torch]'"
+    assert (
+        caught.value.hint
+        == _deps.install_line("torch")
+        == ("pip install 'safetensors>=0.4' 'torch>=2.6' 'onnxscript>=0.5'")
+    )
     assert caught.value.exit_code == EXIT_NOT_INSTALLED
+
+
+def _required() -> dict[str, set[str]]:
+    """What setup.cfg says: the requirements of each extra, and under "" those of the package itself."""
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
+    lists = {"": config["options"]["install_requires"], **config["options.extras_require"]}
+    return {
+        name: {line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")}
+        for name, text in lists.items()
+    }
+
+
+@pytest.mark.parametrize("module", _deps._KNOWN)
+def test_a_line_that_installs_asks_for_what_setup_cfg_asks_for(module: str) -> None:
+    """It names packages that are on PyPI, since this one is not."""
+    known = _deps._KNOWN[module]
+    assert any(set(known.requirements) <= wanted for wanted in _required().values())
+    command, action, *requirements = shlex.split(_deps.install_line(module))
+    assert (command, action, tuple(requirements)) == ("pip", "install", known.requirements)
+    own = [each for each in requirements if re.split(r"[\[>]", each)[0] in known.distributions]
+    assert [each.rpartition(">=")[2] for each in own] == [known.floor]
+
+
+def test_a_whole_extra_is_installed_where_one_is_for_the_module() -> None:
+    extras = _required()
+    for module, extra in {
+        "onnxruntime": "ort", "matplotlib": "plot", "ray": "ray", "torch": "torch", "onnxscript": "torch",
+        "transformers": "hf", "tensorrt": "tensorrt", "cuda.bindings.runtime": "tensorrt",
+        "tritonclient.http": "triton", "tensorrt_rtx_libs": "rtx",
+    }.items():  # fmt: skip
+        assert set(_deps._KNOWN[module].requirements) == extras[extra]
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,8 @@ def test_with_nothing_installed_both_ways_out_are_named(hide: set[str]) -> None:
     with pytest.raises(NotInstalledError) as caught:
         backend_for("auto")
 
-    assert "sparseflow-trt[rtx]" in caught.value.hint
-    assert "sparseflow-trt[ort]" in caught.value.hint
+    assert "tensorrt_rtx_cu13_libs>=1.7" in caught.value.hint
+    assert "onnxruntime>=1.23" in caught.value.hint
 
 
 def test_a_missing_backend_that_is_asked_for_is_not_replaced(hide: set[str]) -> None:

@@ -20,7 +20,7 @@ from sparseflow_trt.policy import Dtype, Pair, Point
 from sparseflow_trt.presets import Product
 from sparseflow_trt.tuning import Space, autotune
 
-ray: Any = pytest.importorskip("ray", reason="Ray is not installed: pip install 'sparseflow-trt[ray]'")
+ray: Any = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray>=2.9'")
 
 SPACE = Space((Product("gate_up", 256, 64), Product("down", 64, 256)), ("FP16",), (8, 64, 512))
 
