@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparseflow_trt._files import written_atomically
+from sparseflow_trt._files import check_file, written_atomically
 from sparseflow_trt.engines.cuda_libraries import wheel_folders
 from sparseflow_trt.engines.plugins import default_library
 from sparseflow_trt.errors import BuildError, NotInstalledError
@@ -91,7 +91,8 @@ def build_plugin(request: BuildRequest) -> BuiltPlugin:
     Raises:
         NotInstalledError: CMake, a compiler, or TensorRT's or CUDA's headers or libraries are missing.
         BuildError: It does not compile.
-        OSError: The library cannot be written.
+        ArtifactError: The library cannot be written.
+        OSError: Its folder cannot be made.
     """
     cmake = _tool("cmake", "pip install cmake")
     _tool(os.environ.get("CXX", "g++"), "apt install g++, or name a C++17 compiler in CXX")
@@ -102,6 +103,7 @@ def build_plugin(request: BuildRequest) -> BuiltPlugin:
     folders, notes = _library_folders(request.cusparselt)
     output = request.output or default_library(version)
     output.parent.mkdir(parents=True, exist_ok=True)
+    check_file(output)
     with (
         tempfile.TemporaryDirectory() as scratch,
         importlib.resources.as_file(importlib.resources.files(SOURCES)) as sources,

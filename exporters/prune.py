@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflow_trt._files import written_atomically
+from sparseflow_trt._files import check_file, written_atomically
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.pruned_bytes import Target, prune_file, prune_tensor
 from sparseflow_trt.model_file import OnnxModel, data_files, read_model
@@ -68,6 +68,7 @@ def prune_model(
     """
     if output.exists() and output.samefile(model.path):
         raise ModelError(f"{output} is the input itself.", "Name another file with --output.")
+    check_file(output)
     renamed = _output_names(model, output)
     choice = choose_weights(model, include, exclude)
     jobs = choice.taken

@@ -40,6 +40,31 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def check_file(path: Path) -> None:
+    """Finds out before long work what `written_atomically` would say after it.
+
+    Raises:
+        ArtifactError: The folder does not exist or is not writable, or a folder stands there.
+    """
+    _temporary_file(path).unlink()
+
+
+def check_folder(target: Path, with_parents: bool = False) -> None:
+    """Finds out before long work what `temporary_folder` would say after it.
+
+    Args:
+        target: The folder to be.
+        with_parents: Whether folders that lack on the way to it will be made.
+
+    Raises:
+        ArtifactError: The parent does not exist or is not writable, or a file stands there.
+    """
+    while with_parents and not os.path.lexists(target.parent):
+        target = target.parent
+    with temporary_folder(target):
+        pass
+
+
 @contextlib.contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; renames it to `path` when the block ends well.
@@ -48,10 +73,7 @@ def written_atomically(path: Path) -> Iterator[Path]:
         ArtifactError: The folder does not exist, is not writable, or the disk is full.
     """
     _remove_leftovers(path, "writing")
-    with _disk_errors(path):
-        handle, name = tempfile.mkstemp(prefix=_prefix(path, "writing"), dir=path.parent)
-        os.close(handle)
-    temporary = Path(name)
+    temporary = _temporary_file(path)
     try:
         with _disk_errors(path):
             yield temporary
@@ -103,6 +125,15 @@ def put_in_place(new: Path, target: Path) -> None:
             new.rename(target)
         else:
             _exchange(new, target)
+
+
+def _temporary_file(path: Path) -> Path:
+    with _disk_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        handle, name = tempfile.mkstemp(prefix=_prefix(path, "writing"), dir=path.parent)
+        os.close(handle)
+    return Path(name)
 
 
 def _exchange(new: Path, target: Path) -> None:

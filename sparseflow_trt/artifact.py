@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparseflow_trt._files import sha256_of
+from sparseflow_trt._files import check_folder, sha256_of
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.manifest import NAME, SCHEMA_VERSION, Manifest, ModelRecord, check_files, read_manifest
 from sparseflow_trt.model_file import OnnxModel, data_files
@@ -73,20 +73,17 @@ def check_place(output: Path) -> Path:
         The place itself, where `output` is a link to it, or is named "." or "..".
 
     Raises:
-        ArtifactError: Something else is there, or the folder to write in is missing.
+        ArtifactError: Something else is there, or the folder to write in is missing or not writable.
     """
     if output.is_symlink() or output.name in ("", ".."):
         output = output.resolve()
-    if not output.parent.is_dir():
-        raise ArtifactError(
-            f"{output} cannot be written: {output.parent} is no folder.", "Make it first, or name another."
-        )
     for place in dict.fromkeys((output, place_for(output, "fail"))):
         if _is_foreign(place):
             raise ArtifactError(
                 f"{place} exists and is no artifact.",
                 "Name another folder with --output, or remove it yourself.",
             )
+    check_folder(output)
     return output
 
 

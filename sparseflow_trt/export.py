@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._clock import Clock
 from sparseflow_trt._deps import require
-from sparseflow_trt._files import temporary_folder
+from sparseflow_trt._files import check_file, temporary_folder
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import InputError, ModelError
 from sparseflow_trt.exportable import Exportable, load_function
@@ -117,6 +117,7 @@ def export_model(
         NotInstalledError: PyTorch, onnxscript, transformers, ONNX Runtime or Polygraphy.
     """
     options = options or ExportOptions()
+    check_file(output)
     require("torch", "exporting PyTorch modules")
     clock = Clock()
     with clock("load"):

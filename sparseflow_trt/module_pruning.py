@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._files import put_in_place, temporary_folder, write_atomically
+from sparseflow_trt._files import check_file, check_folder, put_in_place, temporary_folder, write_atomically
 from sparseflow_trt.checkpoint_files import open_checkpoint, save_tensors
 from sparseflow_trt.errors import InputError, ModelError, NotInstalledError
 from sparseflow_trt.exporters.prune_torch import PruneRecord, prune_module
@@ -248,6 +248,7 @@ def _check_output(folder: Path | None, output: Path) -> None:
         )
     if folder is not None and (output.resolve() == folder.resolve() or output.is_file()):
         raise InputError(f"{output} is the source itself or a file.", "Give --output another folder.")
+    (check_file if folder is None else check_folder)(output)
 
 
 def _check_device(device: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._files import put_in_place, temporary_folder
+from sparseflow_trt._files import check_file, put_in_place, temporary_folder
 from sparseflow_trt._schema import Record, load_json, read_text
 from sparseflow_trt.checkpoint_files import INDEX, Checkpoint, open_checkpoint, save_tensors, write_shards
 from sparseflow_trt.errors import ModelError
@@ -151,6 +151,7 @@ def unpack_checkpoint(
                 _check_any(path, found, broken)
                 put_in_place(folder, output)
         else:
+            check_file(output)
             tensors = dict(plain(checkpoint))
             _check_any(path, found, broken)
             masks = {layer.name: layer.mask_sha256 for layer in found}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sparseflow_trt._files import write_atomically
+from sparseflow_trt._files import check_file, write_atomically
 from sparseflow_trt.engines.autotune import (
     Crossover,
     Curve,
@@ -149,6 +149,7 @@ def autotune(
         PolicyError: The journal is of another GPU, other libraries or dtypes, a product is wrong, or the
             time was too short for any.
     """
+    check_file(output)
     begun = time.monotonic()
     identity = crew.identify(space.dtypes)
     curves, left_out = _measurable(space, crew)

@@ -13,6 +13,8 @@ import pytest
 
 from sparseflow_trt import _files
 from sparseflow_trt._files import (
+    check_file,
+    check_folder,
     put_in_place,
     sha256_of,
     temporary_folder,
@@ -97,6 +99,29 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "folder"]
     with pytest.raises(ArtifactError, match="cannot be written"), temporary_folder(tmp_path / "none" / "d"):
         pass
+
+
+def test_what_cannot_be_written_is_said_before_as_after(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "none" / "f", tmp_path / "file" / "f", tmp_path / "folder", Path("/proc/f"),
+                 tmp_path / ("n" * 255)):  # fmt: skip
+        with pytest.raises(ArtifactError) as caught:
+            check_file(path)
+        assert caught.value.message == _refused(path).message
+    for path in (tmp_path / "none" / "d", tmp_path / "file" / "d", tmp_path / "file", Path("/proc/d")):
+        with pytest.raises(ArtifactError) as caught:
+            check_folder(path)
+        with pytest.raises(ArtifactError) as later, temporary_folder(path):
+            pass
+        assert caught.value.message == later.value.message
+    check_file(tmp_path / "file")
+    check_file(tmp_path / "new")
+    check_folder(tmp_path / "folder")
+    check_folder(tmp_path / "none" / "at" / "all", with_parents=True)
+    with pytest.raises(ArtifactError, match="Not a directory"):
+        check_folder(tmp_path / "file" / "d" / "e", with_parents=True)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "folder"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -366,7 +366,7 @@ def test_nothing_foreign_is_replaced(models: Models, run: Run, tmp_path: Path) -
         run(path, output=mine)
     with pytest.raises(ArtifactError, match=r"model\.onnx exists and is no artifact"):
         run(path, output=path)
-    with pytest.raises(ArtifactError, match="is no folder"):
+    with pytest.raises(ArtifactError, match="does not exist"):
         run(path, output=tmp_path / "no" / "where")
     assert (mine / "thesis.txt").read_text() == "years of work"
     check_files(good.manifest, good.artifact)

@@ -195,11 +195,18 @@ def test_the_plugin_is_measured_behind_tensorrts_own_kernels(tmp_path: Path) -> 
     assert {r.curve.kernel for r in torch.asked} == {"sparse"}
 
 
-def test_an_output_that_cannot_be_written_keeps_the_points(tmp_path: Path) -> None:
-    output = tmp_path / "p.json"
-    output.mkdir()
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "p.json").mkdir()
+    fake = Fake()
     with pytest.raises(ArtifactError):
-        tune(output, Fake())
+        tune(tmp_path / "p.json", fake)
+    assert not fake.asked
+
+
+def test_an_output_that_cannot_be_written_any_more_keeps_the_points(tmp_path: Path) -> None:
+    output = tmp_path / "p.json"
+    with pytest.raises(ArtifactError):
+        tune(output, Fake(), on_progress=lambda _: output.mkdir(exist_ok=True))
     journal = read_journal(journal_beside(output))
     assert len(policy_from_journal(journal, "p").points) == 2 * len(journal.measured) * 3 // 2
 

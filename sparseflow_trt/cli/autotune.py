@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.options import PluginLibrary, common_options
+from sparseflow_trt.cli.options import OutputFile, PluginLibrary, common_options
 from sparseflow_trt.errors import EXIT_OK, PolicyError
 from sparseflow_trt.presets import PRESETS
 
@@ -70,7 +70,7 @@ _SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutputFile(),
     help="The policy file. Points are added to its .points.jsonl as they come, from where the same command "
     "goes on. Default: named after the GPU.",
 )

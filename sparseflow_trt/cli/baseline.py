@@ -60,16 +60,17 @@ def create(
     Inputs that were drawn are kept as seeds, others compressed. Nothing is written where the outputs differ
     more than they may (exit code 4), or where nothing could be run (1).
     """
-    from sparseflow_trt._files import write_atomically
+    from sparseflow_trt._files import check_file, write_atomically
     from sparseflow_trt.baseline import json_from_baseline
     from sparseflow_trt.gate import BaselineOptions, create_baseline
 
+    path = output or Path(f"{artifact.resolve().name.removesuffix('.artifact')}.baseline.json")
+    check_file(path)
     options = BaselineOptions(
         reference, read_validation_options(inputs, seed, tolerances), metrics, max_drop, max_growth
     )
     with console.progress_bar() as show:
         made, validation = create_baseline(artifact, options, lambda p: show(p.step, p.done, p.total))
-    path = output or Path(f"{artifact.resolve().name.removesuffix('.artifact')}.baseline.json")
     text = json_from_baseline(made, round(max_size * 1e6)) if made else ""
     if made:
         write_atomically(path, text)

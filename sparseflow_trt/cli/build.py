@@ -90,6 +90,7 @@ def command(
     Exits with 4 where the outputs differ more than they may, with 1 where nothing could be compared; the
     artifact is kept then, marked 'fail' or 'not run'.
     """
+    from sparseflow_trt.artifact import check_place
     from sparseflow_trt.export import ExportOptions, is_torch_source
     from sparseflow_trt.pipeline import BuildOptions, build
     from sparseflow_trt.plan import read_plan
@@ -117,6 +118,8 @@ def command(
     )
     # after the artifact: another one of the same source has its reference beside it
     exported_to = output.with_name(f"{output.name.removesuffix('.artifact')}.exported.onnx")
+    if from_torch:
+        check_place(output)
     report = _export(str(model), exported_to, export) if from_torch else None
     exported = {"export": plain_export(report)} if report else {}
     if report and not as_json:

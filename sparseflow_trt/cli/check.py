@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.options import common_options, metric_options
+from sparseflow_trt.cli.options import OutputFile, common_options, metric_options
 from sparseflow_trt.errors import EXIT_OK, EXIT_OUTPUTS_DIFFER
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ _MOST_REASONS = 10
     "--update", is_flag=True,
     help="Where all checks pass, tighten the baseline to this build: never looser. Else it is not changed.",
 )  # fmt: skip
-@click.option(
-    "--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write the checks as JUnit XML, too."
-)
+@click.option("--junit", type=OutputFile(), metavar="FILE", help="Write the checks as JUnit XML, too.")
 @click.option(
     "--annotations", type=click.Choice(["auto", "github", "off"]), default="auto", show_default=True,
     help="Mark failed checks for GitHub, and write the job's summary; auto: where GITHUB_ACTIONS is set.",
@@ -54,11 +52,13 @@ def command(
 
     Exits with 4 where anything is worse than it may be, with 0 where nothing is.
     """
-    from sparseflow_trt._files import write_atomically
+    from sparseflow_trt._files import check_file, write_atomically
     from sparseflow_trt.baseline import MAX_BYTES, json_from_baseline
     from sparseflow_trt.gate import check_artifact
     from sparseflow_trt.report.junit import junit_from_gate
 
+    if update:
+        check_file(baseline)
     with console.progress_bar() as show:
         gate, tightened = check_artifact(
             artifact, baseline, metrics, max_drop, lambda p: show(p.step, p.done, p.total)

@@ -207,6 +207,7 @@ def verify_deployment(
 
     Exits with 4 where the outputs differ more than they may.
     """
+    from sparseflow_trt._files import check_folder
     from sparseflow_trt.engines.triton_server import Addresses
     from sparseflow_trt.serving import VerifyOptions, verify
     from sparseflow_trt.validation.triton_load import write_csv
@@ -229,6 +230,8 @@ def verify_deployment(
         perf_analyzer=perf_analyzer,
         **options,
     )
+    if output:
+        check_folder(output, with_parents=True)
     with console.progress_bar() as show:
         found = verify(artifact, asked, lambda p: show(p.step, p.done, p.total))
     files: list[Path] = []

@@ -32,6 +32,40 @@ class PluginLibrary(click.Path):
         return super().convert(value, param, ctx)
 
 
+class OutputFile(click.Path):
+    """A file to write at the end of long work, seen to be writable when the command line is read."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path as it was given.
+
+        Raises:
+            ArtifactError: It cannot be written.
+        """
+        from sparseflow_trt._files import check_file
+
+        check_file(Path(value))
+        return super().convert(value, param, ctx)
+
+
+class PlotFile(OutputFile):
+    """Such a file for a drawing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path as it was given.
+
+        Raises:
+            ArtifactError: It cannot be written.
+            InputError: It is neither .png nor .svg.
+        """
+        from sparseflow_trt.report.plots import check_plot_name
+
+        check_plot_name(Path(value))
+        return super().convert(value, param, ctx)
+
+
 def common_options(function: _F) -> _F:
     """--json and --debug, which every command has."""
     function = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(function)

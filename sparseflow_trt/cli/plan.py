@@ -10,6 +10,7 @@ import click
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.option_values import read_plan_options, read_validation_options
 from sparseflow_trt.cli.options import (
+    OutputFile,
     backend_option,
     common_options,
     dense_model_option,
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 
 @click.command("plan")
 @model_argument
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Write the plan there; else it is printed."
-)
+@click.option("-o", "--output", type=OutputFile(), help="Write the plan there; else it is printed.")
 @plan_options
 @backend_option
 @input_options

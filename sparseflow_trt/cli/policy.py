@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.options import common_options
+from sparseflow_trt.cli.options import OutputFile, PlotFile, common_options
 from sparseflow_trt.errors import EXIT_OK, PolicyError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def list_policies(as_json: bool) -> int:
 @click.option("--dtype", type=_DTYPES, help="Only this type.")
 @click.option("--kind", metavar="KIND", help="Only this kind of layer: gate_up, down, qkv, o, …")
 @click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FILE",
+    "--plot", type=PlotFile(), metavar="FILE",
     help="Draw the points to a .png or .svg file: those of one library and type.",
 )  # fmt: skip
 @common_options
@@ -148,9 +148,7 @@ def ask_policy(
     "--shape", "shapes", multiple=True, metavar="OP=N,K",
     help="N and K of an operation of a CSV, which holds none: --shape gate_proj=14336,4096.",
 )  # fmt: skip
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Write the policy there."
-)
+@click.option("-o", "--output", required=True, type=OutputFile(), help="Write the policy there.")
 @common_options
 def import_file(
     file: Path, name: str, device: str, compute_capability: str, shapes: tuple[str, ...], output: Path,
@@ -171,9 +169,7 @@ def import_file(
 @click.option(
     "--into", metavar="POLICY", help="A policy to add to: a shipped one's name, a device, or a file."
 )
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Write the policy there."
-)
+@click.option("-o", "--output", required=True, type=OutputFile(), help="Write the policy there.")
 @common_options
 def learn_from_artifacts(
     artifacts: tuple[Path, ...], name: str, into: str | None, output: Path, as_json: bool

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.options import common_options
+from sparseflow_trt.cli.options import PlotFile, common_options
 from sparseflow_trt.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option("--attention", is_flag=True, help="With --sparsify: those of attention's projections, too.")
 @click.option("--top", type=click.IntRange(0), default=15, show_default=True, help="Kernels to list.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it: a .png or .svg file.")
+@click.option("--plot", type=PlotFile(), metavar="FILE", help="Draw it: a .png or .svg file.")
 @common_options
 def command(
     source: str,

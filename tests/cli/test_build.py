@@ -188,7 +188,7 @@ def test_a_plan_that_is_none(
         (("--tolerance", "z:atol=1"), "a tolerance is for output 'z'; the model has 'y'."),
         (("-o", "taken"), "taken exists and is no artifact."),
         (("-o", "model.onnx"), "model.onnx exists and is no artifact."),
-        (("-o", "no/such/place"), "no/such is no folder."),
+        (("-o", "no/such/place"), "no/such/place cannot be written: the folder no/such does not exist."),
         (("--backend", "tensorrt"), "TensorRT is not installed:"),
     ],
 )
