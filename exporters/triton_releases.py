@@ -57,7 +57,7 @@ def release_of(container: str) -> Release:
     known = {release.container: release for release in read_releases()}
     if container not in known:
         raise DeployError(
-            f"container '{container}' is not in the table, which has {', '.join(known)}.", _PROBE
+            f"container '{container}' is not in the table, which has {', '.join(known)}.", _PROBE, usage=True
         )
     return known[container]
 

@@ -84,9 +84,8 @@ def check_name(name: str) -> str:
         DeployError: It is none.
     """
     if not _NAME.fullmatch(name):
-        raise DeployError(
-            f"'{name}' is no name for a model.", "Give one of letters, digits, _, . and -: --name."
-        )
+        hint = "Give one of letters, digits, _, . and -: --name."
+        raise DeployError(f"'{name}' is no name for a model.", hint, usage=True)
     return name
 
 

@@ -93,7 +93,9 @@ def write_deployment_files(
     """
     if wanted and plan.image == _UNKNOWN:
         raise DeployError(
-            "the files for Docker and Kubernetes name an image.", "Give its release: --container 26.05."
+            "the files for Docker and Kubernetes name an image.",
+            "Give its release: --container 26.05.",
+            usage=True,
         )
     folder, repository = deployment_folder(repository), repository.resolve()
     files = {"start-server.sh": start_script(plan)}

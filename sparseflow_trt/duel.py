@@ -67,12 +67,14 @@ def check_duel(backend: BackendName, options: EngineOptions) -> None:
         NotInstalledError: TensorRT, cuda-bindings or a GPU is missing.
     """
     if backend in ("onnxruntime", "tensorrt-rtx"):
-        raise BuildError(f"--verdict times sparse kernels against dense ones, and {backend} has none.", _HINT)
+        said = f"--verdict times sparse kernels against dense ones, and {backend} has none."
+        raise BuildError(said, _HINT, usage=True)
     if options.like or options.strip_plan:
         asked = "--like fixes one's tactics" if options.like else "--strip-plan leaves the weights out"
         raise BuildError(
             f"--verdict builds two engines and runs them, and {asked}.",
             "Build with --verdict first, then once more with that option and --plan ARTIFACT/plan.yaml.",
+            usage=True,
         )
     if why_not := TensorRtBackend().unavailable():
         raise NotInstalledError(f"--verdict times TensorRT's engines on this machine's GPU. {why_not}", _HINT)

@@ -2,6 +2,9 @@
 
 An error is one sentence of what is wrong (with which file, layer or value) and one of what to do
 about it. The CLI prints both and exits with `exit_code`; a traceback means a bug of ours.
+
+An error of the command's own words exits with EXIT_USAGE, as click's own errors do: one that would be there
+whatever the files hold and whatever the machine has. All others exit with their class's code.
 """
 
 from __future__ import annotations
@@ -23,14 +26,20 @@ def one_line(error: BaseException) -> str:
 
 
 class SparseflowError(Exception):
-    """The root of the hierarchy: what is wrong, and what to do."""
+    """The root of the hierarchy: what is wrong, and what to do.
+
+    Attributes:
+        exit_code: Of the command: the class's, or EXIT_USAGE where the command's own words are wrong.
+    """
 
     exit_code = EXIT_FAILED
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, usage: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if usage:
+            self.exit_code = EXIT_USAGE
 
 
 class ModelError(SparseflowError):

@@ -245,6 +245,7 @@ def _check_output(folder: Path | None, output: Path) -> None:
         raise InputError(
             f"{output} is no .safetensors file, which the state of a function's module is written to.",
             "Give --output NAME.safetensors.",
+            usage=True,
         )
     if folder is not None and (output.resolve() == folder.resolve() or output.is_file()):
         raise InputError(f"{output} is the source itself or a file.", "Give --output another folder.")
@@ -257,7 +258,7 @@ def _check_device(device: str) -> None:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise InputError(
-            f"'{device}' is no device of PyTorch's.", "Give --device cpu, cuda or cuda:1."
+            f"'{device}' is no device of PyTorch's.", "Give --device cpu, cuda or cuda:1.", usage=True
         ) from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise NotInstalledError(

@@ -236,9 +236,8 @@ def find_policy(name_or_path: str) -> Policy:
         return read_policy(path)
     if policy := policy_for_device(name_or_path):
         return policy
-    raise PolicyError(
-        f"there is no policy '{name_or_path}'.", f"Shipped: {', '.join(shipped)}; or give a file's path."
-    )
+    hint = f"Shipped: {', '.join(shipped)}; or give a file's path."
+    raise PolicyError(f"there is no policy '{name_or_path}'.", hint, usage=True)
 
 
 def policy_for_device(device: str) -> Policy | None:

@@ -114,18 +114,21 @@ def products_of_preset(name: str, tensor_parallel: int = 1) -> tuple[Product, ..
         PolicyError: There is no such preset, or its heads or its intermediate size cannot be shared so.
     """
     if name not in _PRESETS:
-        raise PolicyError(f"there is no preset '{name}'.", f"Choose one of: {', '.join(PRESETS)}.")
+        hint = f"Choose one of: {', '.join(PRESETS)}."
+        raise PolicyError(f"there is no preset '{name}'.", hint, usage=True)
     model = _PRESETS[name]
     for what, size in (("attention heads", model.heads), ("intermediate size", model.intermediate)):
         if tensor_parallel < 1 or size % tensor_parallel:
             raise PolicyError(
                 f"{name} cannot be shared by {tensor_parallel} GPUs: {what} {size} is no multiple of that.",
                 f"Choose one of: --tensor-parallel {_shares(model)}.",
+                usage=True,
             )
     if max(model.kv_heads, tensor_parallel) % min(model.kv_heads, tensor_parallel):
         raise PolicyError(
             f"{name} cannot be shared by {tensor_parallel} GPUs: it has {model.kv_heads} key-value heads.",
             "Choose a divisor or a multiple of that.",
+            usage=True,
         )
     query = model.heads // tensor_parallel * model.head
     key = max(1, model.kv_heads // tensor_parallel) * model.head

@@ -58,15 +58,17 @@ def parse_profile(text: str) -> ProfileSpec:
     """
     name, *ranges = (part.strip() for part in text.split(":"))
     if not name or "=" in name or not ranges:
-        raise ShapeError(f"'{text}' is no profile: a name, then a range for each axis.", _PROFILE_HINT)
+        raise ShapeError(
+            f"'{text}' is no profile: a name, then a range for each axis.", _PROFILE_HINT, usage=True
+        )
     axes: dict[str, tuple[int, int, int]] = {}
     for part in ranges:
         try:
             axis, sizes = parse_axis_range(part)
         except ShapeError as error:
-            raise ShapeError(f"profile '{name}': {error.message}", _PROFILE_HINT) from error
+            raise ShapeError(f"profile '{name}': {error.message}", _PROFILE_HINT, usage=True) from error
         if axis in axes:
-            raise ShapeError(f"profile '{name}' gives axis '{axis}' two ranges.", _PROFILE_HINT)
+            raise ShapeError(f"profile '{name}' gives axis '{axis}' two ranges.", _PROFILE_HINT, usage=True)
         axes[axis] = sizes
     return ProfileSpec(name=name, axes=axes)
 
@@ -103,11 +105,7 @@ def make_profiles(
     if not specs:
         made = make_profile(DEFAULT_PROFILE, input_dims, axes, inputs)
         return (made,) if made else ()
-    if len(specs) > MOST_PROFILES:
-        raise ShapeError(f"{len(specs)} profiles are too many: {MOST_PROFILES} at most.", "Leave some out.")
-    twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
-    if twice:
-        raise ShapeError(f"profile '{twice[0]}' is given twice.", "Give each profile a name of its own.")
+    check_specs(specs)
     profiles = []
     for spec in specs:
         _refuse_conflicts(spec, input_dims, inputs)
@@ -119,6 +117,25 @@ def make_profiles(
             )
         profiles.append(made)
     return tuple(profiles)
+
+
+def check_specs(specs: tuple[ProfileSpec, ...], usage: bool = False) -> None:
+    """Checks that profiles are not too many, and have names of their own.
+
+    Args:
+        specs: The profiles.
+        usage: Whether all of them stand in the command, and none in a file.
+
+    Raises:
+        ShapeError: They are, or two have one name.
+    """
+    if len(specs) > MOST_PROFILES:
+        said = f"{len(specs)} profiles are too many: {MOST_PROFILES} at most."
+        raise ShapeError(said, "Leave some out.", usage=usage)
+    twice = [name for name, count in Counter(spec.name for spec in specs).items() if count > 1]
+    if twice:
+        said = f"profile '{twice[0]}' is given twice."
+        raise ShapeError(said, "Give each profile a name of its own.", usage=usage)
 
 
 def _refuse_conflicts(spec: ProfileSpec, input_dims: dict[str, Dims], inputs: dict[str, ShapeRange]) -> None:

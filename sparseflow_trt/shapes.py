@@ -77,10 +77,10 @@ def parse_axis_range(text: str) -> tuple[str, tuple[int, int, int]]:
     """
     match = re.fullmatch(r"\s*([^=\s]+)\s*=\s*(\d+)(?:,(\d+),(\d+))?\s*", text)
     if not match:
-        raise ShapeError(f"'{text}' is not a range of an axis.", _HINT)
+        raise ShapeError(f"'{text}' is not a range of an axis.", _HINT, usage=True)
     low, opt, high = int(match[2]), int(match[3] or match[2]), int(match[4] or match[2])
     if not is_range(low, opt, high):
-        raise ShapeError(f"'{text}' is not a range of an axis: it has to be {ORDER}.", _HINT)
+        raise ShapeError(f"'{text}' is not a range of an axis: it has to be {ORDER}.", _HINT, usage=True)
     return match[1], (low, opt, high)
 
 
@@ -92,14 +92,14 @@ def parse_input_range(text: str) -> tuple[str, ShapeRange]:
     """
     match = re.fullmatch(r"\s*(.+):(\d+(?:x\d+)*)(?:,(\d+(?:x\d+)*),(\d+(?:x\d+)*))?\s*", text)
     if not match:
-        raise ShapeError(f"'{text}' is not a range of shapes of an input.", _HINT)
+        raise ShapeError(f"'{text}' is not a range of shapes of an input.", _HINT, usage=True)
     texts = (match[2], match[3] or match[2], match[4] or match[2])
     low, opt, high = (tuple(int(d) for d in part.split("x")) for part in texts)
     try:
         return match[1], ShapeRange(min=low, opt=opt, max=high)
     except ValueError as error:
         raise ShapeError(f"'{text}' is not a range of shapes: min, opt and max have to have one rank and to "
-                         "grow from left to right.", _HINT) from error  # fmt: skip
+                         "grow from left to right.", _HINT, usage=True) from error  # fmt: skip
 
 
 def make_profile(

@@ -34,7 +34,7 @@ def load_metric(source: str) -> TaskMetric:
     """
     target, colon, name = source.rpartition(":")
     if not colon or not target or not name.isidentifier():
-        raise InputError(f"'{source}' is no metric.", _HINT)
+        raise InputError(f"'{source}' is no metric.", _HINT, usage=True)
     try:
         function = getattr(import_user_code(target, "metric", _HINT), name)
     except InputError:

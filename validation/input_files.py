@@ -102,7 +102,7 @@ def read_sets(source: str, inputs: AbstractSet[str] = frozenset()) -> Sets:
     target, colon, function = source.rpartition(":")
     if colon and target and function.isidentifier():
         return _call_loader(target, function)
-    raise InputError(f"'{source}' is no source of inputs.", _HINT)
+    raise InputError(f"'{source}' is no source of inputs.", _HINT, usage=True)
 
 
 def _read_npz(path: Path, inputs: AbstractSet[str]) -> Sets:

@@ -124,9 +124,11 @@ def parse_tolerance(text: str) -> ToleranceOverride:
     for part in fields.split(","):
         name, equals, number = (piece.strip() for piece in part.partition("="))
         if not equals or name not in _FIELDS:
-            raise InputError(f"'{part.strip()}' in the tolerance '{text}' is no known NAME=NUMBER.", _HINT)
+            raise InputError(
+                f"'{part.strip()}' in the tolerance '{text}' is no known NAME=NUMBER.", _HINT, usage=True
+            )
         if _FIELDS[name] in values:
-            raise InputError(f"the tolerance '{text}' gives {name} twice.", _HINT)
+            raise InputError(f"the tolerance '{text}' gives {name} twice.", _HINT, usage=True)
         values[_FIELDS[name]] = _number(text, name, number)
     if "max_abs" in values:
         values.setdefault("max_abs_rms", 0.0)  # who names an absolute bound means that bound
@@ -148,6 +150,7 @@ def parse_tolerances(texts: Sequence[str]) -> Tolerances:
             if twice
             else "all outputs are given two tolerances.",
             "Join them into one: atol=1e-2,rtol=1e-2.",
+            usage=True,
         )
     return Tolerances(overrides=overrides)
 
@@ -171,9 +174,13 @@ def _number(text: str, name: str, number: str) -> float:
     try:
         value = float(number)
     except ValueError:
-        raise InputError(f"'{number}' for {name} in the tolerance '{text}' is no number.", _HINT) from None
+        raise InputError(
+            f"'{number}' for {name} in the tolerance '{text}' is no number.", _HINT, usage=True
+        ) from None
     low, high = {"cosine": (-1.0, 1.0), "equal": (0.0, 1.0)}.get(name, (0.0, math.inf))
     if not math.isfinite(value) or not low <= value <= high:
         bound = f"from {low:g} to {high:g}" if math.isfinite(high) else "finite and not negative"
-        raise InputError(f"{name} in the tolerance '{text}' is {number}; it has to be {bound}.", _HINT)
+        raise InputError(
+            f"{name} in the tolerance '{text}' is {number}; it has to be {bound}.", _HINT, usage=True
+        )
     return value

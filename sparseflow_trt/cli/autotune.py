@@ -179,7 +179,7 @@ def read_grid(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if wrong := [part for part in parts if not part.isdecimal() or not int(part)]:
         raise PolicyError(
-            f"--m holds '{wrong[0]}', which is no M.", "Give integers from 1 on: --m 1,64,1024."
+            f"--m holds '{wrong[0]}', which is no M.", "Give integers from 1 on: --m 1,64,1024.", usage=True
         )
     return tuple(sorted(set(map(int, parts))))
 

@@ -59,7 +59,7 @@ def read_plan_options(
         PolicyError: There is no such policy.
     """
     from sparseflow_trt.pipeline import PlanOptions
-    from sparseflow_trt.profile_specs import parse_profile, read_shapes_file
+    from sparseflow_trt.profile_specs import check_specs, parse_profile, read_shapes_file
     from sparseflow_trt.split import Split
     from sparseflow_trt.traffic import read_traffic
 
@@ -70,11 +70,13 @@ def read_plan_options(
     if sparsity == "plugin" and not plugin:
         raise click.UsageError("--sparsity plugin needs the plugin: --plugin LIB names its library.")
     axes, inputs = read_ranges(dims, shapes)
+    specs = tuple(map(parse_profile, profiles))
+    check_specs(specs, usage=True)
     return PlanOptions(
         policy=find_policy_for(policy),
         axes=axes,
         shapes=inputs,
-        profiles=(*map(parse_profile, profiles), *(read_shapes_file(shapes_file) if shapes_file else ())),
+        profiles=(*specs, *(read_shapes_file(shapes_file) if shapes_file else ())),
         precision=precision,
         sparsity=sparsity,
         split=Split(split, read_traffic(traffic) if traffic else None) if split else None,
@@ -102,7 +104,8 @@ def _each_once(pairs: Iterable[tuple[str, _T]], what: str) -> dict[str, _T]:
     found: dict[str, _T] = {}
     for name, value in pairs:
         if name in found:
-            raise ShapeError(f"{what} '{name}' is given two ranges.", "Give each one range: MIN,OPT,MAX.")
+            hint = "Give each one range: MIN,OPT,MAX."
+            raise ShapeError(f"{what} '{name}' is given two ranges.", hint, usage=True)
         found[name] = value
     return found
 

@@ -63,12 +63,12 @@ def command(
         )
     if output and output.exists() and model.exists() and output.samefile(model):
         raise PlanError(f"{output} is the model itself.", "Name another file with --output.")
+    asked = read_plan_options(**options)
+    validation = read_validation_options(inputs, seed, tolerances, dense_model)
     with console.progress_bar() as show:
         found, layers = read(model, lambda p: show(p.step, p.done, p.total))
-        asked = read_plan_options(**options)
         plan = plan_for(found, layers, asked, sha256_of(model))
         if searched:
-            validation = read_validation_options(inputs, seed, tolerances, dense_model)
             check_tolerances(validation.tolerances, found)
             sets = input_sets(found, plan, validation)
             bf16 = backend_for(backend)[0].graph_needs().takes_bf16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,6 +158,8 @@ def import_file(
     """Make a policy of FILE: {"ops": {"gate_proj": {"min_m": 256}}} or a CSV op,M,pruned_dense_us,…."""
     from sparseflow_trt.policy_import import import_policy
 
+    if not re.fullmatch(r"\d+\.\d", compute_capability):
+        raise click.BadParameter(f"'{compute_capability}' is not X.Y", param_hint="--compute-capability")
     if output.exists() and file.exists() and output.samefile(file):
         raise PolicyError(f"{output} is the file to import itself.", "Name another file with --output.")
     policy = import_policy(file, name, device, compute_capability, dict(map(_parse_shape, shapes)))

@@ -174,9 +174,9 @@ def test_a_journal_of_other_types_is_refused(fake: Fake, sparseflow: Sparseflow)
     [
         ((), 2, "give ONNX models, or --preset NAME"),
         (("--preset", "llama-9b"), 2, "'llama-9b' is not one of"),
-        (("--preset", "vit-b", "--m", "1,x"), 1, "--m holds 'x'"),
-        (("--preset", "vit-b", "--m", "0"), 1, "--m holds '0'"),
-        (("--preset", "llama-8b", "--tensor-parallel", 3), 1, "attention heads 32 is no multiple"),
+        (("--preset", "vit-b", "--m", "1,x"), 2, "--m holds 'x'"),
+        (("--preset", "vit-b", "--m", "0"), 2, "--m holds '0'"),
+        (("--preset", "llama-8b", "--tensor-parallel", 3), 2, "attention heads 32 is no multiple"),
         (("missing.onnx",), 1, "missing.onnx"),
         (
             ("--preset", "vit-b", "--plugin", "lib.so", "--library", "torch"),

@@ -25,8 +25,8 @@ NO_GPU = pytest.mark.skipif(not TensorRtBackend().unavailable(), reason="engines
 @pytest.mark.parametrize(
     ("backend", "code", "says"),
     [
-        ("onnxruntime", 1, "--verdict times sparse kernels against dense ones, and onnxruntime has none."),
-        ("tensorrt-rtx", 1, "--verdict times sparse kernels against dense ones, and tensorrt-rtx has none."),
+        ("onnxruntime", 2, "--verdict times sparse kernels against dense ones, and onnxruntime has none."),
+        ("tensorrt-rtx", 2, "--verdict times sparse kernels against dense ones, and tensorrt-rtx has none."),
         pytest.param("auto", 6, "--verdict times TensorRT's engines on this machine's GPU. ", marks=NO_GPU),
         pytest.param("tensorrt", 6, "--verdict times TensorRT's engines on this", marks=NO_GPU),
     ],

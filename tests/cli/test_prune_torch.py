@@ -150,7 +150,7 @@ def test_a_functions_module_becomes_a_file(own_folder: Path, sparseflow: Sparsef
         (("--method", "wanda"), 2, "--method wanda learns from inputs: give --calibration."),
         (("--policy", "h200"), 2, "--policy, --batch and --seq choose layers with --where-it-pays."),
         (("--include", "*.nothing"), 1, "'*.nothing' matches no layer of the module."),
-        (("--device", "gpu0"), 1, "'gpu0' is no device of PyTorch's."),
+        (("--device", "gpu0"), 2, "'gpu0' is no device of PyTorch's."),
         (("-o", "llama"), 1, "llama is the source itself or a file."),
         (("--method", "wanda", "--calibration", "texts.txt"), 1, "texts.txt cannot be read as text: "),
         (("--method", "wanda", "--calibration", "empty.txt"), 1, "empty.txt holds no text."),

@@ -1,0 +1,91 @@
+"""Exit code 2 is for the command's own words, 1 for what files, models and builds say to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sparseflow_trt.errors import EXIT_EVIDENCE_DIFFERS, EXIT_FAILED, EXIT_USAGE, EvidenceError, ModelError
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Sparseflow
+
+IMPORT = ("policy", "import", "seed.json", "--name", "x", "--device", "x", "-o", "x.json")
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        # a value that reads otherwise; none of the files is there
+        ("plan gone.onnx --dim batch", "'batch' is not a range of an axis."),
+        ("plan gone.onnx --dim batch=8,4,2", "'batch=8,4,2' is not a range of an axis: "),
+        ("plan gone.onnx --shapes x", "'x' is not a range of shapes of an input."),
+        ("plan gone.onnx --shapes x:8x2,4x2,4x2", "'x:8x2,4x2,4x2' is not a range of shapes: "),
+        ("plan gone.onnx --profile a", "'a' is no profile: "),
+        ("plan gone.onnx --profile a:b=2,1", "profile 'a': 'b=2,1' is not a range of an axis"),
+        ("plan gone.onnx --precision auto --tolerance atol", "'atol' in the tolerance 'atol' is no known"),
+        ("build gone.onnx --tolerance atol=-1", "atol in the tolerance 'atol=-1' is -1; it has to be finite"),
+        ("validate gone --reference gone.onnx --tolerance atol=x", "'x' for atol in the tolerance"),
+        ("baseline create gone --metric score", "'score' is no metric."),
+        ("autotune --preset vit-b --m 0", "--m holds '0', which is no M."),
+        ("profile gone.py:f --plot x.pdf", "x.pdf is no name of a plot."),
+        ("deploy triton gone --repository models --name a/b", "'a/b' is no name for a model."),
+        ("roi --cost-per-gpu-hour x", "Invalid value for '--cost-per-gpu-hour': "),
+        (
+            " ".join((*IMPORT, "--compute-capability", "new")),
+            "Invalid value for --compute-capability: 'new' is",
+        ),
+        # a name that nothing here has
+        ("plan gone.onnx --policy h2o", "there is no policy 'h2o'."),
+        ("estimate gone.onnx --device h2o", "there is no policy 'h2o'."),
+        ("autotune --preset llama-9b", "Invalid value for '--preset': 'llama-9b' is not one of "),
+        ("inspect gone.onnx --deep", "No such option '--deep'"),
+        # what contradicts itself
+        ("plan gone.onnx --dim b=1 --dim b=2", "axis 'b' is given two ranges."),
+        ("plan gone.onnx --profile a:b=1 --profile a:b=2", "profile 'a' is given twice."),
+        ("plan gone.onnx --profile a:b=1:b=2", "profile 'a' gives axis 'b' two ranges."),
+        ("plan gone.onnx --tolerance atol=1", "--inputs, --seed and --tolerance are for --precision auto"),
+        ("build gone.onnx --tolerance y:atol=1 --tolerance y:atol=2", "output 'y' is given two tolerances."),
+        ("build gone.onnx --verdict --backend onnxruntime", "--verdict times sparse kernels against"),
+        ("build gone.onnx --verdict --strip-plan", "--verdict builds two engines and runs them, and "),
+        ("build gone.onnx --task encoder", "gone.onnx is no Hugging Face folder or function"),
+        ("autotune --preset llama-8b --tensor-parallel 3", "llama-8b cannot be shared by 3 GPUs"),
+        ("prune mine.py:f --method wanda", "--method wanda learns from inputs: give --calibration."),
+        ("prune mine.py:f -o folder", "folder is no .safetensors file, "),
+    ],
+)
+def test_a_mistake_in_the_commands_own_words_is_usage(
+    command: str, says: str, sparseflow: Sparseflow
+) -> None:
+    ended = sparseflow(*command.split())
+    assert (ended.code, ended.error[: len(says)]) == (EXIT_USAGE, says)
+    assert sparseflow(*command.split(), "--json").json["error"]["exit_code"] == EXIT_USAGE
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("plan gone.onnx --dim batch=8", "gone.onnx does not exist."),
+        ("plan gone.onnx --shapes-file wrong.yaml", "wrong.yaml: profiles.0.axes"),
+        ("plan gone.onnx --split b --traffic gone.csv", "gone.csv does not exist."),
+        ("plan gone.onnx --dim batch=8 -o gone/plan.yaml", "gone/plan.yaml cannot be written: "),
+        ("plan gone.onnx --policy wrong.json", "wrong.json: "),
+        ("validate gone --reference gone.onnx", "there is no artifact gone."),
+        ("baseline create gone --metric gone.py:score", "gone.py does not exist."),
+        ("export gone", "gone is no Hugging Face folder, and names no function."),
+    ],
+)
+def test_what_files_say_is_no_usage(command: str, says: str, sparseflow: Sparseflow) -> None:
+    Path("wrong.yaml").write_text("- {name: a, axes: {b: [3, 2, 1]}}", encoding="utf-8")
+    Path("wrong.json").write_text("{}", encoding="utf-8")
+    ended = sparseflow(*command.split())
+    assert (ended.code, ended.error[: len(says)]) == (EXIT_FAILED, says)
+
+
+def test_an_error_says_whether_it_is_usage() -> None:
+    assert ModelError("it is none.").exit_code == EXIT_FAILED
+    assert ModelError("it is none.", usage=True).exit_code == EXIT_USAGE
+    assert EvidenceError("it runs otherwise.").exit_code == EXIT_EVIDENCE_DIFFERS
+    assert ModelError.exit_code == EXIT_FAILED
