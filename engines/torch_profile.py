@@ -72,7 +72,8 @@ def profile_torch_model(
         settle()
         wall_ms = (time.perf_counter() - begun) * 1000 / runs
         used = activities.CUDA if on == "cuda" else activities.CPU
-        with torch.profiler.profile(activities=[used]) as profiler:
+        # One cycle, of which nothing is cleared; PyTorch 2.10 to 2.12 warn all the same where this is off.
+        with torch.profiler.profile(activities=[used], acc_events=True) as profiler:
             for _ in range(runs):
                 model.run()
             settle()

@@ -5,6 +5,7 @@ The profile itself is of operators on the CPU here, through the same path.
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +44,24 @@ def test_a_profile_of_operators(model: TorchModel) -> None:
     assert profile.wall_ms > 0
     assert profile.gemm_share > 0.1  # 0.6 GFLOP against a quarter of a million GELUs
     assert profile.ms_of("elementwise") > 0
+
+
+def test_a_profile_warns_of_nothing(model: TorchModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.10 to 2.12 warned of cleared events whenever they were not kept, in a single cycle, too."""
+
+    of_now = torch.profiler.profile
+
+    def of_then(**options: Any) -> Any:
+        if not options.get("acc_events"):
+            warnings.warn("Profiler clears events at the end of each cycle.", UserWarning, stacklevel=2)
+        return of_now(**options)
+
+    for profiler in (of_now, of_then):
+        monkeypatch.setattr(torch.profiler, "profile", profiler)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            profile = profile_torch_model(model, runs=5, warm_up=1, on="cpu")
+        assert {k.launches for k in profile.kernels if k.name == "aten::addmm"} == {3}
 
 
 def _event(name: str, us: float, device: str = "CUDA", **more: Any) -> Any:
