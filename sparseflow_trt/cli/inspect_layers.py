@@ -175,11 +175,13 @@ def _print_what_pruning_does(model: Path, found: OnnxModel, layers: Sequence[Wei
     out = console.out()
     if prunable(layers, choice):
         out.print(f"Prune them with: {shlex.join(['sparseflow-trt', 'prune', str(model)])}")
-    for verb, reasons in (("cannot be pruned", choice.conflicts), ("left alone by that", choice.skipped)):
-        told: dict[str, list[str]] = {}
+    for told, reasons in (
+        ("{} cannot be pruned: {}.", choice.conflicts),
+        ("`prune` leaves {} alone: {}.", choice.skipped),
+    ):
+        layers_by_reason: dict[str, list[str]] = {}
         for name, why in reasons:
             if name in dense:
-                told.setdefault(why, []).append(f"'{name}'")
-        for why, names in told.items():
-            are = "" if verb.startswith("cannot") else "is " if len(names) == 1 else "are "
-            out.print(f"{', '.join(names)} {are}{verb}: {why}.")
+                layers_by_reason.setdefault(why, []).append(f"'{name}'")
+        for why, names in layers_by_reason.items():
+            out.print(told.format(", ".join(names), why))

@@ -44,7 +44,7 @@ def test_a_classifier_is_left_and_named(sparseflow: Sparseflow, models: Models) 
     weights = {name: rng.standard_normal((64, 64)).astype(np.float32) for name in ("up", "head")}
     path = models.save(models.model(nodes, weights))
     why = "a classifier, which is taken only where it is named"
-    assert f"'lm_head' is left alone by that: {why}.\n" in sparseflow("inspect", path).out
+    assert f"\n`prune` leaves 'lm_head' alone: {why}.\n" in sparseflow("inspect", path).out
     ended = sparseflow("prune", path)
     assert ended.code == 0
     assert f"left alone 'lm_head': {why}\n1 weights pruned (2048 of 4096 elements" in ended.out
