@@ -32,9 +32,7 @@ def timed_command(command: Sequence[str], accept: tuple[int, ...] = (0,), **opti
     return timed_output(command, accept, **options)[0]
 
 
-def timed_output(
-    command: Sequence[str], accept: tuple[int, ...] = (0,), **options: Any
-) -> tuple[float, str]:
+def timed_output(command: Sequence[str], accept: tuple[int, ...] = (0,), **options: Any) -> tuple[float, str]:
     """The same, with what the command printed to stdout."""
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)

@@ -8,10 +8,12 @@ the plugin_linear_*.json of that GPU. Thresholds for TensorRT's own kernels are 
 (docs/TENSORRT.md: whole engines gained nothing); the plugin has none, since the layers that it was measured
 at are large ones.
 
-Between measured M times are not smooth, so each measured M is asked of its neighbours alone
-(`gains_left_out`). The margin is the least of MARGINS at which fewer than one of a thousand is lost so, with
-whichever wave of WAVES (in tiles for each multiprocessor) loses fewest and then gains most. Each shape is
-asked of the others alone (`gains_apart`), and SPREADS gives the least caution that loses as few.
+Times are not smooth, so what the policy says of an M or a shape that was not measured is tried on those that
+were: the measured M in FOLDS parts, each asked of the others (`asked_between`), and each shape asked of the
+other shapes (`asked_apart`). For either, that caution of SPREADS is taken which loses fewest, of equals the
+least, and of MARGINS the least with which fewer than one of a thousand is lost so. The wave (in tiles for
+each multiprocessor) counts where there are too few shapes to learn from, as for the plugin; of WAVES that is
+taken which loses fewest and then gains most, each measured M asked of its neighbours alone (`gains_beside`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import argparse
 import functools
 import json
 import math
+import random
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -28,10 +31,12 @@ from typing import Any
 
 from measure import write_result
 
+from sparseflow_trt.between import MULTIPROCESSORS, wave_of
 from sparseflow_trt.engines.autotune import incomplete_curves
 from sparseflow_trt.engines.journal import read_journal
 from sparseflow_trt.engines.measured_policy import extend_policy, policy_from_journal
-from sparseflow_trt.lookup import Known, known_of
+from sparseflow_trt.known import Known
+from sparseflow_trt.lookup import known_of
 from sparseflow_trt.policy import SHIPPED, Pair, Point, Policy, Threshold, json_from_policy
 from sparseflow_trt.thresholds import derive_thresholds
 from sparseflow_trt.tuning import GRID
@@ -41,7 +46,10 @@ LEAST = 0.98  # of dense over policy: what is slower than that is lost
 MOST_LOST = 1e-3  # of all
 MARGINS = (0.05, 0.1, 0.15, 0.2)  # not less: it holds for machines of other clocks, too
 WAVES = (1, 1.5, 2)
-SPREADS = (1.0, 1.25, 1.5, 2.0, 3.0)
+SPREADS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+FOLDS = 8
+
+Asked = Sequence[tuple[Known, Mapping[int, Pair]]]
 
 
 def main() -> None:
@@ -52,18 +60,24 @@ def main() -> None:
     parser.add_argument("name")
     name = parser.parse_args().name
     policy = policy_of_journals(name)
-    apart = asked_apart(policy)
-    policy = with_care(policy, careful_enough(policy, apart))
+    between, apart = asked_between(policy), asked_apart(policy)
+    margin, in_between, of_shapes = careful_enough(between, apart)
+    care = {
+        "margin": margin,
+        "wave": best_wave(policy, margin),
+        "spreads": of_shapes,
+        "spreads_between": in_between,
+    }
+    policy = with_care(policy, care)
     (SHIPPED / f"{name}.json").write_text(json_from_policy(policy), encoding="utf-8")
     figures = {
         "policy": name,
         "points": len(policy.points),
-        "margin": policy.margin,
-        "wave": policy.wave,
-        "spreads": policy.spreads,
-        "M left out, by margin": {str(m): summary(gains_left_out(policy, m)) for m in MARGINS},
-        "shapes left out, by spreads": {
-            str(spreads): summary(gains_apart(apart, policy.margin, spreads)) for spreads in SPREADS
+        **care,
+        "M left out, by spreads": {str(s): summary(gains_of(between, margin, s)) for s in SPREADS},
+        "shapes left out, by spreads": {str(s): summary(gains_of(apart, margin, s)) for s in SPREADS},
+        "M left out, by the wave alone": {
+            str(tiles): summary(gains_beside(with_wave(policy, tiles), margin)) for tiles in (0, *WAVES)
         },
     }
     write_result("ship_policy", figures, f"python benchmarks/ship_policy.py {name}")
@@ -102,19 +116,29 @@ def with_care(policy: Policy, care: Mapping[str, Any]) -> Policy:
     )
 
 
-def careful_enough(policy: Policy, apart: Sequence[tuple[Known, Mapping[int, Pair]]]) -> dict[str, Any]:
-    """The margin, the wave and the spreads with which fewer than MOST_LOST are lost."""
+def careful_enough(between: Asked, apart: Asked) -> tuple[float, float, float]:
+    """The margin and the spreads between M and of shapes with which fewer than MOST_LOST are lost."""
     for margin in MARGINS:
-        tried = []
-        for tiles in WAVES:
-            wave = round(policy.wave * tiles)
-            gains = gains_left_out(policy.model_copy(update={"wave": wave}), margin)
-            tried.append((share_lost(gains), -sum(map(math.log, gains)), wave))
-        lost, _, wave = min(tried)
-        if lost < MOST_LOST:
+        lost = [{s: share_lost(gains_of(a, margin, s)) for s in SPREADS} for a in (between, apart)]
+        in_between, of_shapes = (min(SPREADS, key=shares.__getitem__) for shares in lost)
+        if max(lost[0][in_between], lost[1][of_shapes]) < MOST_LOST:
             break
-    spreads = next((s for s in SPREADS if share_lost(gains_apart(apart, margin, s)) < MOST_LOST), SPREADS[-1])
-    return {"margin": margin, "wave": wave, "spreads": spreads}
+    return margin, in_between, of_shapes
+
+
+def best_wave(policy: Policy, margin: float) -> int:
+    """The wave with which fewest measured M are lost when the M beside them speak alone."""
+
+    def cost(tiles: float) -> tuple[float, float]:
+        gains = gains_beside(with_wave(policy, tiles), margin)
+        return share_lost(gains), -sum(map(math.log, gains))
+
+    return with_wave(policy, min(WAVES, key=cost)).wave or 0
+
+
+def with_wave(policy: Policy, tiles: float) -> Policy:
+    """The policy with a wave of that many tiles for each multiprocessor."""
+    return policy.model_copy(update={"wave": round(tiles * wave_of(MULTIPROCESSORS))})
 
 
 def plugin_parts(policy: Policy) -> list[Policy]:
@@ -163,7 +187,7 @@ def share_lost(gains: Sequence[float]) -> float:
     return sum(gain < LEAST for gain in gains) / max(len(gains), 1)
 
 
-def gains_left_out(policy: Policy, margin: float) -> list[float]:
+def gains_beside(policy: Policy, margin: float) -> list[float]:
     """Dense over policy at each measured M, asked of its next smaller and larger M alone."""
     gains = []
     for (n, k, dtype), kind in shapes_of(policy).items():
@@ -171,9 +195,29 @@ def gains_left_out(policy: Policy, margin: float) -> list[float]:
         sizes = list(known.pairs)
         for low, m, high in zip(sizes, sizes[1:], sizes[2:], strict=False):
             around = {size: known.pairs[size] for size in (low, high)}
-            taken = replace(known, pairs=around, margin=margin).judge(m).sparse
+            taken = replace(known, pairs=around, margin=margin, guess=None).judge(m).sparse
             gains.append(known.pairs[m].speedup if taken else 1.0)
     return gains
+
+
+def asked_between(policy: Policy, parts: int = FOLDS) -> list[tuple[Known, dict[int, Pair]]]:
+    """What the rest says of those measured M that lie between others, for the first `parts` of FOLDS."""
+    sizes = sorted({(p.n, p.k, p.m) for p in policy.points if p.library == "torch"})
+    random.Random(0).shuffle(sizes)
+    found = []
+    for part in range(parts):
+        out = set(sizes[part::FOLDS])
+        rest = tuple(p for p in policy.points if (p.n, p.k, p.m) not in out)
+        less = policy.model_copy(update={"points": rest, "thresholds": ()})
+        for (n, k, dtype), kind in shapes_of(policy).items():
+            known = known_of(less, kind, n, k, dtype, "torch")
+            measured = known_of(policy, kind, n, k, dtype, "torch").pairs
+            inside = range(min(known.pairs), max(known.pairs))
+            asked = {m: pair for m, pair in measured.items() if m in inside and (n, k, m) in out}
+            if known.guess:
+                known.guess.ask(asked)  # at once: its trees are not kept for long
+            found.append((known, asked))
+    return found
 
 
 def asked_apart(
@@ -187,18 +231,20 @@ def asked_apart(
         for (*shape, dtype), kind in shapes_of(policy).items():
             if tuple(shape) == (n, k):
                 measured = known_of(policy, kind, n, k, dtype, "torch").pairs
-                found.append((known_of(apart, kind, n, k, dtype, "torch"), measured))
+                known = known_of(apart, kind, n, k, dtype, "torch")
+                if known.guess:
+                    known.guess.ask(measured)
+                found.append((known, measured))
     return found
 
 
-def gains_apart(
-    apart: Sequence[tuple[Known, Mapping[int, Pair]]], margin: float, spreads: float
-) -> list[float]:
-    """Dense over policy at each measured M of each shape, asked of the other shapes alone."""
+def gains_of(asked: Asked, margin: float, spreads: float) -> list[float]:
+    """Dense over policy at each M that is asked for, with that much care."""
     gains = []
-    for known, measured in apart:
-        asked = replace(known, margin=margin, policy=known.policy.model_copy(update={"spreads": spreads}))
-        gains += [pair.speedup if asked.judge(m).sparse else 1.0 for m, pair in measured.items()]
+    for known, measured in asked:
+        care = known.policy.model_copy(update={"spreads": spreads, "spreads_between": spreads})
+        careful = replace(known, margin=margin, policy=care)
+        gains += [pair.speedup if careful.judge(m).sparse else 1.0 for m, pair in measured.items()]
     return gains
 
 

@@ -26,7 +26,7 @@ from sparseflow_trt.exporters.pruning_methods import (
     prune_by_sparsegpt,
     prune_by_wanda,
 )
-from sparseflow_trt.lookup import VerdictBasis
+from sparseflow_trt.known import VerdictBasis
 from sparseflow_trt.torch_layers import Choice, TorchLayer, choose_by_name, find_layers, find_others
 from sparseflow_trt.torch_pattern import Tensor, is_2to4, mask_hash
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseflow_trt.axis import Axis, Weighted, median_size
-from sparseflow_trt.lookup import Known, known_of, sparse_ranges
+from sparseflow_trt.known import Known
+from sparseflow_trt.lookup import known_of, sparse_ranges
 from sparseflow_trt.policy import Policy
 from sparseflow_trt.symbolic import SymbolicM
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sparseflow_trt.graph import SparsityState, WeightedLayer
-from sparseflow_trt.lookup import Known, Verdict, judge
+from sparseflow_trt.known import Known, Verdict
+from sparseflow_trt.lookup import judge
 from sparseflow_trt.plugin_lookup import PLUGIN_DTYPES, is_beaten, plugin_known
 from sparseflow_trt.policy import Kernel, Policy
 from sparseflow_trt.shapes import Dims, Profile, dims_at

@@ -12,7 +12,8 @@ from sparseflow_trt.estimate_record import Basis, Estimate, EstimatedLayers, end
 from sparseflow_trt.exporters.apply_plan import has_half_types
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.graph import WeightedLayer
-from sparseflow_trt.lookup import Expected, Known, Verdict, known_of, library_of
+from sparseflow_trt.known import Expected, Known, Verdict
+from sparseflow_trt.lookup import known_of, library_of
 from sparseflow_trt.model_file import OnnxModel, input_dims
 from sparseflow_trt.plan import ModelPrecision
 from sparseflow_trt.planning import make_plan

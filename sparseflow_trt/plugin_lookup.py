@@ -10,15 +10,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sparseflow_trt.forest import guess_of
-from sparseflow_trt.lookup import Expected, Known, Verdict, judge, known_of
+from sparseflow_trt.known import Expected, Known, Verdict
+from sparseflow_trt.lookup import guess_for, judge, known_of
 from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
 from sparseflow_trt.packing import why_not_in_plugin
 from sparseflow_trt.policy import Library, Pair, Point, Policy, pairs_by_m, pairs_by_shape
 
 # By how much an estimate has to win against cuBLAS, which is not what it would take the place of. On an
 # H200 the plugin's measured gain over TensorRT 8.6's dense kernel was 0.86 to 1.33 times what the estimate
-# said, in 32 products of LLaMA-8B, LLaMA-70B and TinyLlama (results/plugin_linear_*.json).
+# said, in 40 products of LLaMA-8B, LLaMA-70B and TinyLlama (results/plugin_linear_*.json).
 ESTIMATE_MARGIN = 0.15
 PLUGIN_DTYPES = ("FP16", "BF16")
 _ELEMENT_BYTES = 2  # of FP16 and BF16, which is all that the plugin takes
@@ -75,9 +75,7 @@ def _estimated(layer: Known) -> Known:
         whose="estimated from cuSPARSELt, whose kernels it runs, against "
         + ("TensorRT's kernels" if against == {"tensorrt"} else "cuBLAS"),
         margin=policy.margin if against == {"tensorrt"} else max(policy.margin, ESTIMATE_MARGIN),
-        guess=guess_of(policy, "torch", n, k, dtype)
-        if shape not in (None, (n, k)) and against == {"torch"}
-        else None,
+        guess=guess_for(policy, "torch", n, k, dtype, shape) if against == {"torch"} else None,
         otherwise=None,
     )
 

@@ -126,6 +126,7 @@ class Policy(Record):
             (`between`); 0 where times count as smooth, None where it is not known.
         spreads: How many standard deviations of what measured shapes say of another one are taken off it, for
             what holds of a shape that was not measured (`forest`).
+        spreads_between: The same for what holds of a measured shape between two measured M.
         provenance: "measured" by this tool, "imported" from another's file, or "shipped" with this tool.
         source: Where the figures come from, with the command that made them.
     """
@@ -141,6 +142,7 @@ class Policy(Record):
     margin: float = Field(default=MARGIN, ge=0, lt=1)
     wave: int | None = Field(default=0, ge=0)
     spreads: float = Field(default=1.5, ge=0)
+    spreads_between: float = Field(default=1.5, ge=0)
     thresholds: tuple[Threshold, ...] = ()
     points: tuple[Point, ...] = ()
 

@@ -50,7 +50,31 @@ def test_a_shape_that_was_not_measured_is_learned_from_all_that_were(policy: Pol
 
 def test_a_shape_that_was_measured_speaks_for_itself(policy: Policy) -> None:
     assert judge(policy, "gate_up", 1024, 2048, 1024, "FP16").basis == "exact"
-    assert known_of(policy, "gate_up", 1024, 2048, "FP16").guess is None
+    assert known_of(policy, "gate_up", 1024, 2048, "FP16").guess is None, "its times count as smooth"
+
+
+def test_between_two_measured_m_that_win_all_shapes_have_to_be_sure(policy: Policy) -> None:
+    careful = policy.model_copy(update={"wave": None, "spreads_between": 1.0})
+    known = known_of(careful, "gate_up", 1024, 2048, "FP16")
+    assert known.guess
+    for m in (2048, 256, 1024, 4096):
+        assert known.judge(m).sparse, "sure between, and measured"
+    assert not known.judge(128).sparse, "one of the two beside it loses"
+    verdict = known_of(
+        careful.model_copy(update={"spreads_between": 50.0}), "gate_up", 1024, 2048, "FP16"
+    ).judge(2048)
+    assert (verdict.sparse, verdict.basis) == (False, "exact")
+    assert "sparse is not sure to win at M=2048" in verdict.reason
+    assert "× is sure there" in verdict.reason
+
+
+@given(st.integers(1, 4000), st.integers(0, 300))
+@settings(max_examples=25, deadline=None)
+def test_ranges_of_a_measured_shape_say_what_is_said_of_each_m(low: int, span: int) -> None:
+    ranges = sparse_ranges(H200, "qkv", 6144, 4096, "FP16", low, low + span, "torch")
+    for begin, end, sparse in ranges:
+        for m in range(begin, end + 1):
+            assert judge(H200, "qkv", 6144, 4096, m, "FP16", "torch").sparse == sparse
 
 
 def test_of_few_shapes_the_nearest_speaks() -> None:
@@ -121,4 +145,4 @@ def test_an_estimate_of_the_plugin_is_learned_too_and_has_to_win_by_more() -> No
     known = plugin_known(H200, "qkv", 4096, 5120, "FP16")
     assert known.guess is not None
     assert known.margin == ESTIMATE_MARGIN
-    assert "learned from 35 timed shapes (estimated from cuSPARSELt" in known.judge(4096).reason
+    assert "learned from 58 timed shapes (estimated from cuSPARSELt" in known.judge(4096).reason

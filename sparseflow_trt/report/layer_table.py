@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sparseflow_trt.lookup import Known, known_of
+from sparseflow_trt.known import Known
+from sparseflow_trt.lookup import known_of
 from sparseflow_trt.manifest import LayerRecord, Manifest, OutcomeRecord
 from sparseflow_trt.policy import WHOSE, Policy
 

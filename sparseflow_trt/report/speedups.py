@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sparseflow_trt.lookup import Known, known_of, ranges_of
+from sparseflow_trt.known import Known
+from sparseflow_trt.lookup import known_of, ranges_of
 from sparseflow_trt.manifest import LayerRecord, Manifest
 from sparseflow_trt.plugin_lookup import plugin_known
 from sparseflow_trt.policy import WHOSE, Pair, Policy, pairs_by_shape
