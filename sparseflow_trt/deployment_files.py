@@ -45,6 +45,20 @@ def check_plugins(plugins: Iterable[Path]) -> None:
             )
 
 
+def check_wanted(wanted: Collection[str], container: str | None) -> None:
+    """Refuses files that name an image where the container is not known.
+
+    Raises:
+        DeployError: "docker" or "k8s" is wanted without a container.
+    """
+    if wanted and not container:
+        raise DeployError(
+            "the files for Docker and Kubernetes name an image.",
+            "Give its release: --container 26.05.",
+            usage=True,
+        )
+
+
 def plan_server(repository: Path, plugins: Sequence[Path], container: str | None) -> ServerPlan:
     """What a server of all the models in a repository needs.
 
@@ -88,15 +102,9 @@ def write_deployment_files(
     """Writes what is wanted, of "docker" and "k8s", with the start script and the plugins' libraries.
 
     Raises:
-        DeployError: Manifests are wanted and the container is not known; or as `check_plugins`.
+        DeployError: As `check_plugins`.
         ArtifactError: The folder is not writable.
     """
-    if wanted and plan.image == _UNKNOWN:
-        raise DeployError(
-            "the files for Docker and Kubernetes name an image.",
-            "Give its release: --container 26.05.",
-            usage=True,
-        )
     folder, repository = deployment_folder(repository), repository.resolve()
     files = {"start-server.sh": start_script(plan)}
     if "docker" in wanted:

@@ -331,6 +331,8 @@ def _notes(
             yield f"The policy holds times of {WHOSE[other]}, too: try --library {other}{more}."
     if main:
         yield f"The traffic is of M={main}; a layer with another M has it from the given sizes."
+    if any(row.kind == "classifier" and row.worth and row.state == "not-sparse" for row in rows):
+        yield "`prune` takes a classifier only where it is named: --include."
     if any(row.policy_us not in (row.dense_us, row.sparse_us) for row in rows):
         yield "Where sparse wins at some M only, each M has its kernel: profiles split at those M do that."
     if any(row.guessed_us for row in rows):

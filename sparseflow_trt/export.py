@@ -177,6 +177,13 @@ def _load(source: str, options: ExportOptions) -> Exportable:
             f"{source} is no Hugging Face folder, and names no function.",
             "Give a folder with a config.json, or FILE.py:FUNCTION or MODULE:FUNCTION.",
         )
+    for option in ("task", "model_class", "dtype", "random_weights", "trust_remote_code"):
+        if getattr(options, option):
+            raise InputError(
+                f"--{option.replace('_', '-')} is for a Hugging Face folder, and {source} names a function.",
+                "Leave it out: the function makes its module as you want it.",
+                usage=True,
+            )
     return load_function(source)
 
 

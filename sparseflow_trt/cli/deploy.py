@@ -106,7 +106,12 @@ def deploy_triton(
     A configuration that was edited stays edited: what differs from the fresh one is shown.
     """
     from sparseflow_trt.deploying import DeployOptions, deploy
-    from sparseflow_trt.deployment_files import check_plugins, plan_server, write_deployment_files
+    from sparseflow_trt.deployment_files import (
+        check_plugins,
+        check_wanted,
+        plan_server,
+        write_deployment_files,
+    )
     from sparseflow_trt.exporters.triton_manifests import start_script
     from sparseflow_trt.served_artifact import model_name
 
@@ -127,6 +132,7 @@ def deploy_triton(
             f"two artifacts would both be '{twice[0]}': give them one by one, with --name."
         )
     check_plugins(plugins)
+    check_wanted(files, options["container"])
     asked = DeployOptions(repository, name, gpus=chosen, count=instances, delay_us=queue_delay, **options)
     deployed = [model for artifact in artifacts for model in deploy(artifact, asked)]
     plan = plan_server(repository, plugins, options["container"])

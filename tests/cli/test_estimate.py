@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.policies import make_points, make_policy
 
@@ -207,3 +210,27 @@ def test_times_of_the_other_library_are_pointed_to(
     assert "what they would gain is not known" in unknown
     assert "try --" not in unknown, "--plugin was given, and is judged by both libraries' times"
     assert (refused.code, "leave out --library torch" in refused.error) == (2, True)
+
+
+def test_a_classifier_that_gains_is_pruned_only_where_it_is_named(
+    sparseflow: Sparseflow, own_folder: Path
+) -> None:
+    weight = numpy_helper.from_array(np.ones((64, 128), np.float32), "head")
+    node = helper.make_node("MatMul", ["x", "head"], ["y"], "/lm_head/MatMul")
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["m", size])
+        for name, size in (("x", 64), ("y", 128))
+    ]
+    graph = helper.make_graph([node], "head", ends[:1], ends[1:], [weight])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "head.onnx"
+    )
+    points = make_points("classifier", 128, 64, {8: 2.0})
+    (own_folder / "own.json").write_text(make_policy(points).model_dump_json())
+    asked = ("head.onnx", "--policy", "own.json", "--dim", "m=8")
+    (row,) = sparseflow("estimate", *asked, "--json").json["layers"]
+    assert (row["kind"], row["worth"]) == ("classifier", True)
+    assert (
+        "`prune` takes a classifier only where it is named: --include." in sparseflow("estimate", *asked).out
+    )
+    assert "a classifier, which is taken only where it is named" in sparseflow("prune", "head.onnx").out
