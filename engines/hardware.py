@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 
 # CUdevice_attribute, from cuda.h; the driver's interface never renumbers them.
@@ -40,8 +41,19 @@ class Gpu:
         return int(major), int(minor)
 
 
+def load_kernels_lazily() -> None:
+    """Lets CUDA load a library's kernels when one is called, in this process and its children.
+
+    So it is with CUDA 12.2 and later by itself. Before, TensorRT loads all of its kernels at the start of a
+    build or run, and asks for this in its log. CUDA reads the variable once, when it is initialized. One that
+    is set stays. (CUDA Programming Guide, "Lazy Loading".)
+    """
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
+
+
 def find_gpus() -> tuple[Gpu, ...]:
     """The GPUs that CUDA sees (CUDA_VISIBLE_DEVICES counts), none where there is no working driver."""
+    load_kernels_lazily()
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:

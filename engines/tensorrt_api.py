@@ -19,6 +19,7 @@ from sparseflow_trt.engines.builder_options import (
     lacks,
     spare_library_handles,
 )
+from sparseflow_trt.engines.hardware import load_kernels_lazily
 from sparseflow_trt.engines.protocol import EngineOptions, OnProgress, Progress
 from sparseflow_trt.engines.tensorrt_log import BuildLog, clean, make_logger, sentence
 from sparseflow_trt.engines.timing_cache import caches_for, this_machine
@@ -86,6 +87,7 @@ def load_flavour(key: str) -> Flavour:
     known = _KNOWN.get(key)
     if known is None:
         raise NotInstalledError(f"There is no backend '{key}'.", f"Choose one of: {', '.join(_KNOWN)}.")
+    load_kernels_lazily()
     loaded = [_deps.require(module, f"building with {known.title}") for module in known.modules]
     version = version_of(key) or "unknown"
     return Flavour(key, known.title, loaded[-1], version, key != "tensorrt" or _release(version) >= (10, 12))
