@@ -422,3 +422,19 @@ def test_what_an_estimate_of_the_plugin_is_worth() -> None:
     assert f"was {min(h200):.2f} to {max(h200):.2f} times what the estimate said" in PROSE
     assert f"in {len(h100)} on an H100 {min(h100):.2f} to {max(h100):.2f} times" in PROSE
     assert f"({len(taken_at)} of the {count}) the gain was {min(taken_at):.2f} at least" in PROSE
+
+
+def test_the_estimate_that_the_page_shows() -> None:
+    h200, page = find_policy("h200"), (ROOT / PAGE).read_text(encoding="utf-8")
+    rows = []
+    for kind, n, k, count in (("gate_up", 14336, 4096, 2), ("down", 4096, 14336, 1)):
+        times = plugin_known(h200, kind, n, k, "FP16").expect(64)
+        assert times is not None
+        assert (times.basis, times.at) == ("exact", "measured")
+        rows.append((kind, n, k, count, times))
+    total = sum(count * times.dense_us for *_, count, times in rows)
+    for kind, n, k, count, times in rows:
+        share = count * times.dense_us / total
+        cells = [kind, str(n), str(k), str(count), "64", "FP16", "yes", f"{times.dense_us:.2f}"]
+        cells += [f"{times.sparse_us:.2f}", f"{times.speedup:.2f}×", f"{share:.1%}", "measured", "yes"]
+        assert cells in [line.split() for line in page.splitlines()]
