@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 from sparseflow_trt.errors import ShapeError
-from sparseflow_trt.estimate_record import Basis, Estimate, EstimatedLayers, end_to_end
+from sparseflow_trt.estimate_record import Estimate, EstimatedLayers, end_to_end
+from sparseflow_trt.estimate_rows import Group, ask, estimate_layers, usual_rates, with_share
 from sparseflow_trt.exporters.apply_plan import has_half_types
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.graph import WeightedLayer
-from sparseflow_trt.known import Expected, Known, Verdict
 from sparseflow_trt.lookup import known_of, library_of
 from sparseflow_trt.model_file import OnnxModel, input_dims
 from sparseflow_trt.plan import ModelPrecision
@@ -76,16 +75,6 @@ def estimate_model(
     )
 
 
-class _Group(NamedTuple):
-    kind: str
-    n: int
-    k: int
-    dtype: str
-    m: SymbolicM
-    state: str
-    never: str  # why it cannot be 2:4, or not run in the plugin, or ""
-
-
 def estimate(
     model: str,
     layers: tuple[WeightedLayer, ...],
@@ -115,14 +104,14 @@ def estimate(
     Raises:
         ShapeError: No layer's M is known, or the traffic is of no layer.
     """
-    groups: Counter[_Group] = Counter()
+    groups: Counter[Group] = Counter()
     for layer in layers:
         if layer.weight and layer.n and layer.k:
             dtype = precisions.get(layer.name, layer.dtype).upper()
             never = "" if layer.eligible else f"cannot be 2:4: {layer.reason}"
             if plugin is not None and not never and plugin.get(layer.name):
                 never = f"cannot run in the plugin: {plugin[layer.name]}"
-            group = _Group(layer.kind, layer.n, layer.k, dtype, layer.m, layer.state.value, never)
+            group = Group(layer.kind, layer.n, layer.k, dtype, layer.m, layer.state.value, never)
             groups[group] += max(layer.batch, 1)
     main = _main_m(groups, model) if traffic else None
     used = library_of(policy, library) if plugin is None else "tensorrt"
@@ -133,7 +122,7 @@ def estimate(
             known = known_of(policy, group.kind, group.n, group.k, group.dtype, used)
         else:
             known = plugin_known(policy, group.kind, group.n, group.k, group.dtype)
-        answers[group] = _ask(sizes, known)
+        answers[group] = ask(sizes, known)
         if plugin is not None and known.pairs and not group.never:
             whose |= {known.at(answer.m).whose for answer in answers[group]}
     if not any(answers.values()):
@@ -141,8 +130,8 @@ def estimate(
         raise ShapeError(
             f"{model}: no layer's M is known ({there}).", "Give each axis a size: --dim batch=8."
         )
-    rates = _usual_rates(groups, answers)
-    rows = [_estimate_layers(group, groups[group], answers[group], rates) for group in groups]
+    rates = usual_rates(groups, answers)
+    rows = [estimate_layers(group, groups[group], answers[group], rates) for group in groups]
     dense = _total((row.count, row.dense_us) for row in rows)
     chosen = _total((row.count, row.policy_us) for row in rows)
     guessed = _total((row.count, row.guessed_us) for row in rows)
@@ -150,7 +139,7 @@ def estimate(
     total = (dense or 0.0) + unknown
     speedup = total / (chosen + unknown) if dense and chosen else None
     if total:
-        rows = [_with_share(row, total) for row in rows]
+        rows = [with_share(row, total) for row in rows]
     return Estimate(
         model=model,
         policy=policy.name,
@@ -180,7 +169,7 @@ def _total(times: Iterable[tuple[int, float | None]]) -> float | None:
     return math.fsum(known) if known else None
 
 
-def _main_m(groups: Mapping[_Group, int], model: str) -> SymbolicM:
+def _main_m(groups: Mapping[Group, int], model: str) -> SymbolicM:
     """The M that most of the arithmetic has, of those with a named dimension."""
     work: Counter[SymbolicM] = Counter()
     for group, count in groups.items():
@@ -199,119 +188,6 @@ def _sizes(m: SymbolicM, dims: Mapping[str, int], traffic: Traffic | None) -> tu
         return tuple((size, weight / traffic.total) for size, weight in traffic.sizes)
     size = m.evaluate(dict(dims))
     return ((max(size, 1), 1.0),) if size is not None else ()
-
-
-class _Answer(NamedTuple):
-    """What a policy says of a product at one M.
-
-    Attributes:
-        share: Of the runs, that have this M.
-        times: What to expect, where M is not below the smallest measured one.
-        bound: The dense time at the smallest measured M where M is below it: it takes no longer.
-        estimated: Whether the plugin's times are cuSPARSELt's.
-    """
-
-    m: int
-    share: float
-    verdict: Verdict
-    times: Expected | None
-    bound: float | None
-    estimated: bool = False
-
-    @property
-    def dense_us(self) -> float | None:
-        """The dense time as far as it is known or bounded."""
-        return self.times.dense_us if self.times else self.bound
-
-
-def _ask(sizes: tuple[tuple[int, float], ...], known: Known) -> list[_Answer]:
-    """The answers for each M, the one with most arithmetic first."""
-    answers = []
-    for m, share in sorted(sizes, key=lambda size: -size[0] * size[1]):
-        times = known.expect(m)
-        below = times is not None and times.at == "below"
-        bound = times.dense_us if times and below else None
-        estimated = known.kernel == "plugin" and known.at(m).library == "torch"
-        answers.append(_Answer(m, share, known.judge(m), None if below else times, bound, estimated))
-    return answers
-
-
-def _usual_rates(
-    groups: Mapping[_Group, int], answers: Mapping[_Group, list[_Answer]]
-) -> tuple[float, float]:
-    """Dense microseconds for each element of a weight and for each multiplication, where times are known."""
-    time = elements = work = 0.0
-    for group, count in groups.items():
-        known = [(a.share, a.m, a.dense_us) for a in answers[group] if a.dense_us is not None]
-        size = count * group.n * group.k
-        time += count * math.fsum(share * us for share, _, us in known)
-        elements += size * math.fsum(share for share, _, _ in known)
-        work += size * math.fsum(share * m for share, m, _ in known)
-    return (time / elements, time / work) if work else (0.0, 0.0)
-
-
-def _estimate_layers(
-    group: _Group, count: int, answers: list[_Answer], rates: tuple[float, float]
-) -> EstimatedLayers:
-    timed = [(a.share, a.times, a.verdict.sparse) for a in answers if a.times]
-    dense = math.fsum(share * times.dense_us for share, times, _ in timed) if timed else None
-    sparse = chosen = None
-    if timed and not group.never:
-        sparse = math.fsum(share * times.sparse_us for share, times, _ in timed)
-        chosen = math.fsum(
-            share * (times.sparse_us if taken else times.dense_us) for share, times, taken in timed
-        )
-    size = group.n * group.k
-    guesses = [a.share * (a.bound or size * max(rates[0], a.m * rates[1])) for a in answers if not a.times]
-    worth, why = _is_worth(group, answers)
-    return EstimatedLayers(
-        kind=group.kind,
-        n=group.n,
-        k=group.k,
-        dtype=group.dtype,
-        m=str(group.m),
-        sizes=tuple(sorted((a.m, a.share) for a in answers)),
-        count=count,
-        state=group.state,
-        basis=tuple(dict.fromkeys(map(_basis, answers))) or ("unknown",),
-        dense_us=dense,
-        sparse_us=sparse,
-        policy_us=dense if chosen is None else chosen,
-        guessed_us=math.fsum(guesses) if answers and all(guesses) else None,
-        speedup=dense / sparse if dense and sparse else None,
-        taken=0.0 if group.never else sum(a.share for a in answers if a.verdict.sparse),
-        worth=worth,
-        why=why,
-    )
-
-
-def _with_share(row: EstimatedLayers, total: float) -> EstimatedLayers:
-    times = [us for us in (row.dense_us, row.guessed_us) if us is not None]
-    return row.model_copy(update={"share": row.count * math.fsum(times) / total if times else None})
-
-
-def _is_worth(group: _Group, answers: list[_Answer]) -> tuple[bool | None, str]:
-    if group.never:
-        return False, group.never
-    if not answers:
-        return None, f"M={group.m} is not known"
-    taken = any(a.verdict.sparse for a in answers)
-    unknown = all(a.verdict.basis == "none" for a in answers)
-    in_doubt = not taken and any(a.times and a.times.doubt for a in answers)
-    return None if unknown or in_doubt else taken, next(
-        a.verdict.reason for a in answers if a.verdict.sparse == taken
-    )
-
-
-def _basis(answer: _Answer) -> Basis:
-    if answer.times is None:
-        return "class threshold (no time)" if answer.verdict.basis == "threshold" else "unknown"
-    if answer.times.basis != "exact":
-        return "nearest shape" if answer.times.basis == "nearest" else "learned"
-    if answer.estimated:
-        return "estimated"
-    bases: dict[str, Basis] = {"measured": "measured", "between": "interpolated"}
-    return bases.get(answer.times.at, "extrapolated")
 
 
 def _notes(

@@ -1,0 +1,156 @@
+"""One row of an estimate: the layers of one kind, shape and M, with what a policy says of each M."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from sparseflow_trt.estimate_record import Basis, EstimatedLayers
+from sparseflow_trt.known import Expected, Known, Verdict
+from sparseflow_trt.symbolic import SymbolicM
+
+
+class Group(NamedTuple):
+    """What layers of one row have in common.
+
+    Attributes:
+        kind, n, k: Of the layers.
+        dtype: The type of their product, such as "FP16".
+        m: Their rows, with named dimensions.
+        state: The weights' 2:4 state.
+        never: Why they cannot be 2:4, or not run in the plugin; "" where they can.
+    """
+
+    kind: str
+    n: int
+    k: int
+    dtype: str
+    m: SymbolicM
+    state: str
+    never: str
+
+
+class Answer(NamedTuple):
+    """What a policy says of a product at one M.
+
+    Attributes:
+        share: Of the runs, that have this M.
+        times: What to expect, where M is not below the smallest measured one.
+        bound: The dense time at the smallest measured M where M is below it: it takes no longer.
+        estimated: Whether the plugin's times are cuSPARSELt's.
+    """
+
+    m: int
+    share: float
+    verdict: Verdict
+    times: Expected | None
+    bound: float | None
+    estimated: bool = False
+
+    @property
+    def dense_us(self) -> float | None:
+        """The dense time as far as it is known or bounded."""
+        return self.times.dense_us if self.times else self.bound
+
+
+def ask(sizes: tuple[tuple[int, float], ...], known: Known) -> list[Answer]:
+    """The answers for each M, the one with most arithmetic first.
+
+    Args:
+        sizes: Each M with its share of the runs.
+        known: What a policy knows of the layers.
+    """
+    answers = []
+    for m, share in sorted(sizes, key=lambda size: -size[0] * size[1]):
+        times = known.expect(m)
+        below = times is not None and times.at == "below"
+        bound = times.dense_us if times and below else None
+        estimated = known.kernel == "plugin" and known.at(m).library == "torch"
+        answers.append(Answer(m, share, known.judge(m), None if below else times, bound, estimated))
+    return answers
+
+
+def usual_rates(groups: Mapping[Group, int], answers: Mapping[Group, list[Answer]]) -> tuple[float, float]:
+    """Dense microseconds for each element of a weight and for each multiplication, where times are known."""
+    time = elements = work = 0.0
+    for group, count in groups.items():
+        known = [(a.share, a.m, a.dense_us) for a in answers[group] if a.dense_us is not None]
+        size = count * group.n * group.k
+        time += count * math.fsum(share * us for share, _, us in known)
+        elements += size * math.fsum(share for share, _, _ in known)
+        work += size * math.fsum(share * m for share, m, _ in known)
+    return (time / elements, time / work) if work else (0.0, 0.0)
+
+
+def estimate_layers(
+    group: Group, count: int, answers: list[Answer], rates: tuple[float, float]
+) -> EstimatedLayers:
+    """The row of one group.
+
+    Args:
+        group: The layers.
+        count: How many there are.
+        answers: What `ask` said of them.
+        rates: Of `usual_rates`, for an M without a time.
+    """
+    timed = [(a.share, a.times, a.verdict.sparse) for a in answers if a.times]
+    dense = math.fsum(share * times.dense_us for share, times, _ in timed) if timed else None
+    sparse = chosen = None
+    if timed and not group.never:
+        sparse = math.fsum(share * times.sparse_us for share, times, _ in timed)
+        chosen = math.fsum(
+            share * (times.sparse_us if taken else times.dense_us) for share, times, taken in timed
+        )
+    size = group.n * group.k
+    guesses = [a.share * (a.bound or size * max(rates[0], a.m * rates[1])) for a in answers if not a.times]
+    worth, why = _is_worth(group, answers)
+    return EstimatedLayers(
+        kind=group.kind,
+        n=group.n,
+        k=group.k,
+        dtype=group.dtype,
+        m=str(group.m),
+        sizes=tuple(sorted((a.m, a.share) for a in answers)),
+        count=count,
+        state=group.state,
+        basis=tuple(dict.fromkeys(map(_basis, answers))) or ("unknown",),
+        dense_us=dense,
+        sparse_us=sparse,
+        policy_us=dense if chosen is None else chosen,
+        guessed_us=math.fsum(guesses) if answers and all(guesses) else None,
+        speedup=dense / sparse if dense and sparse else None,
+        taken=0.0 if group.never else sum(a.share for a in answers if a.verdict.sparse),
+        worth=worth,
+        why=why,
+    )
+
+
+def with_share(row: EstimatedLayers, total: float) -> EstimatedLayers:
+    """The row with its share of all dense time, guesses among it; none where it has no time."""
+    times = [us for us in (row.dense_us, row.guessed_us) if us is not None]
+    return row.model_copy(update={"share": row.count * math.fsum(times) / total if times else None})
+
+
+def _is_worth(group: Group, answers: list[Answer]) -> tuple[bool | None, str]:
+    if group.never:
+        return False, group.never
+    if not answers:
+        return None, f"M={group.m} is not known"
+    taken = any(a.verdict.sparse for a in answers)
+    unknown = all(a.verdict.basis == "none" for a in answers)
+    in_doubt = not taken and any(a.times and a.times.doubt for a in answers)
+    return None if unknown or in_doubt else taken, next(
+        a.verdict.reason for a in answers if a.verdict.sparse == taken
+    )
+
+
+def _basis(answer: Answer) -> Basis:
+    if answer.times is None:
+        return "class threshold (no time)" if answer.verdict.basis == "threshold" else "unknown"
+    if answer.times.basis != "exact":
+        return "nearest shape" if answer.times.basis == "nearest" else "learned"
+    if answer.estimated:
+        return "estimated"
+    bases: dict[str, Basis] = {"measured": "measured", "between": "interpolated"}
+    return bases.get(answer.times.at, "extrapolated")
