@@ -161,7 +161,7 @@ class Known:
             dense_us=dense_us,
             sparse_us=dense_us / math.exp(mean),
             wins=sure >= least,
-            doubt=f"no more than {sure:.2f}× is sure" if unsure else "",
+            doubt=f"no more than {_at_least(sure)} is sure" if unsure else "",
             basis="learned",
             at="between",
             where=f"learned from {guess.shapes} measured shapes",
@@ -178,7 +178,7 @@ class Known:
         """Why sparse is not sure to win at M, though it does at the measured M around it; else ""."""
         if self.guess:  # this shape's own: between measured M
             sure = math.inf if m in self.pairs or m > max(self.pairs) else self._sure(self.guess, m)
-            return f"no more than {sure:.2f}× is sure there" if sure < 1 + self.margin else ""
+            return f"no more than {_at_least(sure)} is sure there" if sure < 1 + self.margin else ""
         if not wins_at(self.pairs, m, self.margin, self.policy.wave):
             if self.policy.wave is None:
                 return "how large a step times take between them is not known"
@@ -238,3 +238,8 @@ class Known:
         if self.shape:
             return f"no measurement at or below M={m} of {self.shape[1]}→{self.shape[0]} {here}"
         return f"no measurement near {self.k}→{self.n} of kind '{self.kind}' {here}"
+
+
+def _at_least(speedup: float) -> str:
+    """A speedup rounded down: what falls short of a margin is not to read as if it met it."""
+    return f"{math.floor(100 * speedup) / 100:.2f}×"
