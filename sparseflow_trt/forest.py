@@ -70,10 +70,11 @@ class Guess:
             zip(new, zip(said.mean(0).tolist(), said.std(0).tolist(), strict=True), strict=True)
         )
 
-    def sizes(self, low: int, high: int) -> range:
+    def sizes(self, low: int, high: int) -> list[int]:
         """The M from `low` to `high` after which the trees' answer may be another one."""
-        first = -(-low // _ROWS) * _ROWS
-        return range(first, min(high, self.largest) + 1, _ROWS)
+        high = min(high, self.largest)
+        first = -(-max(low, _ROWS) // _ROWS) * _ROWS
+        return [*range(low, min(high + 1, _ROWS)), *range(first, high + 1, _ROWS)]
 
     def _rows(self, m: int) -> int:
         m = min(m, self.largest)

@@ -147,15 +147,17 @@ def ranges_of(known: Known, low: int, high: int) -> tuple[tuple[int, int, bool],
 
 def _learned_edges(known: Known, guess: Guess, low: int, high: int) -> set[int]:
     """The M at which what was learned may change its mind; it is asked of all of them at once."""
-    if not known.exact:
-        learned = guess.sizes(low, high)
-        guess.ask([low, high, *learned])
-        return {*range(low, min(high, learned.start) + 1), *(m + 1 for m in learned)}
+    spans = [(low, high)]
+    if known.exact:
+        spans = [
+            (before + 1, after - 1)
+            for (before, first), (after, second) in pairwise(known.pairs.items())
+            if first.wins(known.margin) and second.wins(known.margin)
+        ]
     found: set[int] = set()
-    for (before, first), (after, second) in pairwise(known.pairs.items()):
-        if first.wins(known.margin) and second.wins(known.margin):
-            begin, end = max(low, before + 1), min(high, after - 1)
-            if begin <= end:
-                found |= {begin, end, *guess.sizes(begin, end)}
+    for begin, end in spans:
+        begin, end = max(low, begin), min(high, end)
+        if begin <= end:
+            found |= {begin, end, *guess.sizes(begin, end)}
     guess.ask(found)
     return found | {m + 1 for m in found}

@@ -77,6 +77,23 @@ def test_ranges_of_a_measured_shape_say_what_is_said_of_each_m(low: int, span: i
             assert judge(H200, "qkv", 6144, 4096, m, "FP16", "torch").sparse == sparse
 
 
+@pytest.mark.parametrize("shape", [(1024, 2048), (3072, 3072)])
+def test_ranges_tell_each_m_of_less_than_a_tile_of_rows(shape: tuple[int, int]) -> None:
+    """cuSPARSELt pads to eight rows; what the trees see of fewer is another thing for each M."""
+    finely = {1: 2.0, 2: 0.5, 3: 0.5, 4: 2.0, 5: 2.0, 6: 0.5, 7: 2.0, 8: 2.0, 16: 2.0, 64: 2.0}
+    points = []
+    for n in SIZES:
+        for k in SIZES:
+            coarse = {m: finely[m] for m in (1, 8, 64)}
+            points += make_points("gate_up", n, k, coarse if (n, k) == (1024, 2048) else finely)
+    care = {"wave": None, "spreads": 0.5, "spreads_between": 0.5}
+    policy = make_policy(points).model_copy(update=care)
+    said = [judge(policy, "gate_up", *shape, m, "FP16").sparse for m in range(1, 101)]
+    ranges = sparse_ranges(policy, "gate_up", *shape, "FP16", 1, 100)
+    assert [sparse for begin, end, sparse in ranges for _ in range(begin, end + 1)] == said
+    assert len(ranges) > 3, "it changes its mind below eight rows"
+
+
 def test_of_few_shapes_the_nearest_speaks() -> None:
     shapes = [(n, k) for n in SIZES for k in SIZES][: LEAST_SHAPES - 1]
     assert judge(make_policy(points_of(shapes)), "gate_up", 3072, 3072, 1024, "FP16").basis == "nearest"
