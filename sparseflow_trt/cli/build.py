@@ -116,11 +116,13 @@ def command(
         force=force,
         command=shlex.join(["sparseflow-trt", *sys.argv[1:]]),
     )
-    # after the artifact: another one of the same source has its reference beside it
-    exported_to = output.with_name(f"{output.name.removesuffix('.artifact')}.exported.onnx")
+    report = None
     if from_torch:
         check_place(output)
-    report = _export(str(model), exported_to, export) if from_torch else None
+        # after the artifact: another one of the same source has its reference beside it
+        named = output.resolve() if output.name in ("", "..") else output
+        exported_to = named.with_name(f"{named.name.removesuffix('.artifact')}.exported.onnx")
+        report = _export(str(model), exported_to, export)
     exported = {"export": plain_export(report)} if report else {}
     if report and not as_json:
         print_export(report)

@@ -88,6 +88,17 @@ def test_json_holds_the_manifest(sparseflow: Sparseflow, mlp: MakeModel, own_fol
     assert ended.json["manifest"] == json.loads((own_folder / "out" / "manifest.json").read_text())
 
 
+def test_the_current_folder_may_be_the_artifact(
+    sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = mlp()
+    (own_folder / "here").mkdir()
+    monkeypatch.chdir(own_folder / "here")
+    assert sparseflow("build", path, *QUICK, "-o", "..").error.endswith(" exists and is no artifact.")
+    assert sparseflow("build", path, *QUICK, "-o", ".").code == 0
+    assert (own_folder / "here" / "manifest.json").is_file()
+
+
 def test_outputs_that_differ_exit_with_4_and_are_kept(
     sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path, left: Left
 ) -> None:

@@ -88,6 +88,17 @@ def test_build_exports_first(sparseflow: Sparseflow, source: str, own_folder: Pa
     assert (own_folder / "make.exported.onnx").read_bytes() == reference
 
 
+def test_an_export_goes_beside_the_artifact_where_that_is_the_current_folder(
+    sparseflow: Sparseflow, source: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own_folder / "here").mkdir()
+    monkeypatch.chdir(own_folder / "here")
+    dims = ("--dim", "batch=1", "--dim", "seq=2")
+    command = ("build", f"../{source}", "--backend", "onnxruntime", *dims, "-o", ".", "--json")
+    assert sparseflow(*command).json["export"]["output"] == str(own_folder / "here.exported.onnx")
+    assert (own_folder / "here" / "manifest.json").is_file()
+
+
 def test_a_configuration_alone_needs_a_word_for_its_weights(sparseflow: Sparseflow, own_folder: Path) -> None:
     pytest.importorskip("transformers")
     (own_folder / "hf").mkdir()
