@@ -49,19 +49,28 @@ def check_file(path: Path) -> None:
     _temporary_file(path).unlink()
 
 
-def check_folder(target: Path, with_parents: bool = False) -> None:
+def check_folder(target: Path) -> None:
     """Finds out before long work what `temporary_folder` would say after it.
-
-    Args:
-        target: The folder to be.
-        with_parents: Whether folders that lack on the way to it will be made.
 
     Raises:
         ArtifactError: The parent does not exist or is not writable, or a file stands there.
     """
-    while with_parents and not os.path.lexists(target.parent):
-        target = target.parent
     with temporary_folder(target):
+        pass
+
+
+def check_folder_of_files(folder: Path) -> None:
+    """Finds out before long work whether files can be added to a folder, made with its parents if need be.
+
+    Unlike `check_folder` this needs no right to write beside a folder that is there.
+
+    Raises:
+        ArtifactError: It, or the nearest parent that there is, is not writable or is a file.
+    """
+    there = folder
+    while not os.path.lexists(there):
+        there = there.parent
+    with _disk_errors(folder), tempfile.TemporaryFile(dir=there):
         pass
 
 

@@ -15,6 +15,7 @@ from sparseflow_trt import _files
 from sparseflow_trt._files import (
     check_file,
     check_folder,
+    check_folder_of_files,
     put_in_place,
     sha256_of,
     temporary_folder,
@@ -118,16 +119,37 @@ def test_what_cannot_be_written_is_said_before_as_after(tmp_path: Path) -> None:
     check_file(tmp_path / "file")
     check_file(tmp_path / "new")
     check_folder(tmp_path / "folder")
-    check_folder(tmp_path / "none" / "at" / "all", with_parents=True)
-    with pytest.raises(ArtifactError, match="Not a directory"):
-        check_folder(tmp_path / "file" / "d" / "e", with_parents=True)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_folder_that_is_to_have_files_is_tried_itself(tmp_path: Path) -> None:
+    """It may be a volume, with a parent that nobody may write to."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    before = tmp_path.stat().st_mtime_ns
+    check_folder_of_files(tmp_path / "folder")
+    assert tmp_path.stat().st_mtime_ns == before, "nothing was made beside it"
+    check_folder_of_files(tmp_path / "none" / "at" / "all")
+    for path in (tmp_path / "file", tmp_path / "file" / "d" / "e"):
+        with pytest.raises(ArtifactError, match="cannot be written: Not a directory"):
+            check_folder_of_files(path)
+    (tmp_path / "nowhere").symlink_to("none")
+    with pytest.raises(ArtifactError, match="cannot be written: No such file"):
+        check_folder_of_files(tmp_path / "nowhere")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "folder", "nowhere"]
+    assert not any((tmp_path / "folder").iterdir())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_the_right_to_write(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o555)
     assert "Permission denied" in _refused(tmp_path / "locked" / "f").message
+    with pytest.raises(ArtifactError, match="Permission denied"):
+        check_folder_of_files(tmp_path / "locked" / "a" / "b")
+    (tmp_path / "locked").chmod(0o755)
+    (tmp_path / "locked" / "mine").mkdir()
+    (tmp_path / "locked").chmod(0o555)
+    check_folder_of_files(tmp_path / "locked" / "mine")
 
 
 @pytest.fixture

@@ -213,7 +213,7 @@ def verify_deployment(
 
     Exits with 4 where the outputs differ more than they may.
     """
-    from sparseflow_trt._files import check_folder
+    from sparseflow_trt._files import check_folder_of_files
     from sparseflow_trt.engines.triton_server import Addresses
     from sparseflow_trt.serving import VerifyOptions, verify
     from sparseflow_trt.validation.triton_load import write_csv
@@ -237,7 +237,7 @@ def verify_deployment(
         **options,
     )
     if output:
-        check_folder(output, with_parents=True)
+        check_folder_of_files(output)
     with console.progress_bar() as show:
         found = verify(artifact, asked, lambda p: show(p.step, p.done, p.total))
     files: list[Path] = []
