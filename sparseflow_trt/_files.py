@@ -44,7 +44,8 @@ def check_file(path: Path) -> None:
     """Finds out before long work what `written_atomically` would say after it.
 
     Raises:
-        ArtifactError: The folder does not exist or is not writable, or a folder stands there.
+        ArtifactError: The folder does not exist or is not writable, or a folder, a device or a pipe stands
+            there.
     """
     _temporary_file(path).unlink()
 
@@ -79,7 +80,8 @@ def written_atomically(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; renames it to `path` when the block ends well.
 
     Raises:
-        ArtifactError: The folder does not exist, is not writable, or the disk is full.
+        ArtifactError: The folder does not exist, is not writable, or the disk is full; or a folder, a device
+            or a pipe stands there.
     """
     _remove_leftovers(path, "writing")
     temporary = _temporary_file(path)
@@ -140,9 +142,21 @@ def _temporary_file(path: Path) -> Path:
     with _disk_errors(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if _is_special(path):
+            raise ArtifactError(
+                f"{path} cannot be written: it is a device or a pipe, and no file.",
+                "Name a file: it is written whole or not at all.",
+            )
         handle, name = tempfile.mkstemp(prefix=_prefix(path, "writing"), dir=path.parent)
         os.close(handle)
     return Path(name)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether no file may take its place: of a device, a pipe, or /dev/stdout, which is a link to /proc."""
+    if path.is_symlink() and path.readlink().parts[:2] == ("/", "proc"):
+        return True
+    return path.exists() and not path.is_file()
 
 
 def _exchange(new: Path, target: Path) -> None:

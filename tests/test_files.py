@@ -122,6 +122,22 @@ def test_what_cannot_be_written_is_said_before_as_after(tmp_path: Path) -> None:
     assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """As root a rename would do it: no machine has a /dev/null after that."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")  # as /dev/stdout is one, even to a file
+    for name in ("pipe", "link", "stdout"):
+        said = f"{tmp_path / name} cannot be written: it is a device or a pipe, and no file."
+        assert _refused(tmp_path / name).message == said
+        with pytest.raises(ArtifactError, match="it is a device or a pipe"):
+            check_file(tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["link", "pipe", "stdout"]
+    (tmp_path / "new").symlink_to("file")
+    write_atomically(tmp_path / "new", "a link to a file or to nothing is replaced")
+
+
 def test_a_folder_that_is_to_have_files_is_tried_itself(tmp_path: Path) -> None:
     """It may be a volume, with a parent that nobody may write to."""
     (tmp_path / "file").touch()
