@@ -80,6 +80,14 @@ def test_where_no_name_tells_the_shape_does(n: int, k: int, kind: str) -> None:
     assert kind_from_names(("", "val_3", "node_MatMul_12", "monkey_business"), n, k) == kind
 
 
+@pytest.mark.parametrize(
+    "names", [("head.0", "head.0.weight", "node_linear"), ("", "head.0.weight", "/head/head.0/Gemm")]
+)
+def test_a_layer_inside_of_a_head_is_no_classifier_however_it_was_exported(names: tuple[str, ...]) -> None:
+    """A head of several layers: one exporter names the module, the other a path to the node."""
+    assert kind_from_names(names, 64, 64) == "other"
+
+
 def test_a_fc_inside_of_a_module_is_no_classifier() -> None:
     assert kind_from_names(("blocks.0.se.fc", "blocks.0.se.fc.weight"), 64, 256) == "down"
 
