@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +82,12 @@ def command(
         console.print_json(plan.model_dump(mode="json"))
     elif output:
         print_plan(plan)
-        with_what = [("plugin", options["plugin"] if plan.plugin_products else None)]
+        with_what: list[tuple[str, Any]] = [("plugin", options["plugin"] if plan.plugin_products else None)]
         with_what += [("dense-model", dense_model), ("backend", backend if backend != "auto" else None)]
-        more = "".join(f" --{name} {value}" for name, value in with_what if value)
-        console.out().print(
-            f"\nWritten: {output}. Build it with: sparseflow-trt build {model} --plan {output}{more}"
-        )
+        with_what += [("inputs", inputs), ("seed", seed), *(("tolerance", text) for text in tolerances)]
+        more = [str(word) for name, value in with_what if value for word in (f"--{name}", value)]
+        build = shlex.join(["sparseflow-trt", "build", str(model), "--plan", str(output), *more])
+        console.out().print(f"\nWritten: {output}. Build it with: {build}")
     else:
         click.echo(yaml_from_plan(plan), nl=False)
     return EXIT_OK

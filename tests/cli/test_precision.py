@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,19 @@ def test_a_plan_searches_as_the_build_does_that_it_is_for(
     built = sparseflow("build", "pruned.onnx", "--precision", "auto", *DIMS, *both, "-o", "a", "--json")
     search = yaml.safe_load((own_folder / "plan.yaml").read_text())["search"]
     assert built.json["manifest"]["precision_search"] == search
+
+
+def test_the_command_that_a_plan_prints_compares_as_the_search_did(
+    sparseflow: Sparseflow, models: Models, own_folder: Path
+) -> None:
+    path = save_transformer(models, "score").rename(own_folder / "my model.onnx")
+    given = ("--seed", "3", "--tolerance", "atol=1,rtol=1")
+    ended = sparseflow("plan", path.name, "--precision", "auto", *DIMS, *given, "-o", "my plan.yaml")
+    command = " ".join(ended.out.split()).partition("Build it with: ")[2]
+    built = sparseflow(*shlex.split(command)[1:], "--backend", "onnxruntime", "-o", "a", "--json")
+    assert built.code == 0
+    command = built.json["manifest"]["command"]
+    assert shlex.split(command)[2:9] == ["my model.onnx", "--plan", "my plan.yaml", *given]
 
 
 @pytest.mark.parametrize(
