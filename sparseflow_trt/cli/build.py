@@ -231,6 +231,12 @@ def _how_to_prune(manifest: Manifest, model: Path) -> str:
     from sparseflow_trt.prunable import choose_weights
 
     taken = {name for weight in choose_weights(read_model(model)).taken for name in weight.layers}
-    if not all(layer.name in taken for layer in manifest.layers if layer.state == "not-sparse"):
-        return f"`{shlex.join(['sparseflow-trt', 'inspect', str(model)])}` says whether they can be pruned."
-    return f"`{shlex.join(['sparseflow-trt', 'prune', str(model)])}` makes them so."
+    able = [layer.name in taken for layer in manifest.layers if layer.state == "not-sparse"]
+    prune, inspect = (
+        f"`{shlex.join(['sparseflow-trt', name, str(model)])}`" for name in ("prune", "inspect")
+    )
+    if all(able):
+        return f"{prune} makes them so."
+    if any(able):
+        return f"{prune} makes {sum(able)} of them so, and {inspect} says why not the others."
+    return f"{inspect} says whether they can be pruned."

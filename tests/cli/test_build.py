@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import yaml
+from onnx import helper
 
 from sparseflow_trt._files import sha256_of
 
@@ -71,6 +72,20 @@ def test_a_model_that_nobody_pruned_is_told_to_be(sparseflow: Sparseflow, models
     ended = sparseflow(*build, "batch=1,8,16")
     assert ended.code == 0
     assert "No weights are 2:4, 1 could be: nothing can run sparse. `sparseflow-trt prune " in ended.out
+
+
+def test_what_can_be_pruned_is_told_beside_a_classifier(sparseflow: Sparseflow, models: Models) -> None:
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "up"], ["a"], name="up_proj"),
+        helper.make_node("MatMul", ["a", "head"], ["y"], name="lm_head"),
+    ]
+    weights = {name: rng.standard_normal((64, 64)).astype(np.float32) for name in ("up", "head")}
+    path = models.save(models.model(nodes, weights))
+    said = " ".join(sparseflow("build", path, "--backend", "onnxruntime", "--dim", "batch=8").out.split())
+    assert (
+        f"`sparseflow-trt prune {path}` makes 1 of them so, and `sparseflow-trt inspect {path}` says" in said
+    )
 
 
 def test_again_does_nothing(sparseflow: Sparseflow, mlp: MakeModel) -> None:
