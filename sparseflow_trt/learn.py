@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from sparseflow_trt.between import wave_of
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.manifest import LayerRecord, Manifest, OutcomeRecord
-from sparseflow_trt.policy import MARGIN, Point, Policy, is_measured_on
+from sparseflow_trt.policy import MARGIN, Point, Policy, Threshold, is_measured_on
 from sparseflow_trt.thresholds import derive_thresholds
 
 _DEVICE = re.compile(r"(?P<name>.+), compute capability (?P<capability>\d+\.\d), driver (?P<driver>.+)")
@@ -18,7 +18,8 @@ def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None =
     """A policy of the points that the builder's log gave for each artifact, with thresholds derived anew.
 
     Of a product that several artifacts hold, the last one counts, and before any that `into` holds. The wave
-    is `into`'s, else of the multiprocessors that the artifacts tell, else not known.
+    is `into`'s, else of the multiprocessors that the artifacts tell, else not known. What else `into` says of
+    how sure a win has to be stays, and so do its thresholds that were given and that no points give anew.
 
     Args:
         manifests: Of artifacts that TensorRT built with sparse weights, all for one GPU and one version.
@@ -57,6 +58,8 @@ def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None =
     if wave is None and counts:
         wave = wave_of(max(counts))  # of two numbers for one name the larger is the careful one
     said = f"TensorRT {version}'s builder, while it built {len(found) // 2} products"
+    margin = into.margin if into else MARGIN
+    care = {"spreads": into.spreads, "spreads_between": into.spreads_between} if into else {}
     return Policy(
         schema_version=1,
         name=name,
@@ -66,11 +69,19 @@ def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None =
         clocks=into.clocks if into else "not recorded",
         provenance="measured",
         source=f"{into.source}; {said}" if into else said,
-        margin=into.margin if into else MARGIN,
+        margin=margin,
         wave=wave,
-        thresholds=derive_thresholds(points.values(), into.margin if into else MARGIN, wave),
+        **care,
+        thresholds=_thresholds(derive_thresholds(points.values(), margin, wave), into),
         points=tuple(points.values()),
     )
+
+
+def _thresholds(derived: tuple[Threshold, ...], into: Policy | None) -> tuple[Threshold, ...]:
+    """Those that points give, and of a policy those that were given and that no points give anew."""
+    given = [limit for limit in (into.thresholds if into else ()) if not limit.shapes]
+    by_whose = {(t.kind, t.library, t.dtype, t.kernel): t for t in (*given, *derived)}
+    return tuple(by_whose.values())
 
 
 def points_from_manifest(manifest: Manifest) -> tuple[Point, ...]:

@@ -124,6 +124,16 @@ def test_of_two_artifacts_the_later_counts_and_a_policy_keeps_its_other_points()
     assert [learn_policy([DOWN], "x", into.model_copy(update={"wave": w})).wave for w in (0, 7)] == [0, 7]
 
 
+def test_how_sure_a_win_has_to_be_and_thresholds_that_were_given_stay() -> None:
+    limits = {"down": (None, None), "qkv": (256, None)}
+    fields = {"device": "H200", "margin": 0.05, "spreads": 2.0, "spreads_between": 1.25}
+    policy = learn_policy([DOWN], "both", make_policy([], limits=limits).model_copy(update=fields))
+    assert (policy.margin, policy.spreads, policy.spreads_between) == (0.05, 2.0, 1.25)
+    assert [(t.kind, t.min_m, t.max_m) for t in policy.thresholds] == [("down", 64, 64), ("qkv", 256, None)]
+    plain = learn_policy([DOWN], "alone")
+    assert (plain.spreads, plain.spreads_between) == (1.5, 1.5)
+
+
 def test_the_wave_is_of_the_gpu_that_built_or_not_known() -> None:
     layers = [_layer("down", "down", 2048, 5632)]
     wins = [_outcome("down", 0, (0.02, 0.03)), _outcome("down", 1, (0.04, 0.05))]
