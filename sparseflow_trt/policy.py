@@ -234,7 +234,7 @@ def find_policy(name_or_path: str) -> Policy:
     if name_or_path.lower() in shipped:
         return read_policy(shipped[name_or_path.lower()])
     path = Path(name_or_path)
-    if path.exists():
+    if path.exists() or path.suffix == ".json":  # of a file's name it says that there is none
         return read_policy(path)
     if policy := policy_for_device(name_or_path):
         return policy

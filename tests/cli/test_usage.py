@@ -78,6 +78,8 @@ def test_a_mistake_in_the_commands_own_words_is_usage(
         ("plan gone.onnx --split b --traffic gone.csv", "gone.csv does not exist."),
         ("plan gone.onnx --dim batch=8 -o gone/plan.yaml", "gone/plan.yaml cannot be written: "),
         ("plan gone.onnx --policy wrong.json", "wrong.json: "),
+        ("plan gone.onnx --policy gone.json", "gone.json does not exist."),
+        ("estimate gone.onnx --device gone.json", "gone.json does not exist."),
         ("validate gone --reference gone.onnx", "there is no artifact gone."),
         ("baseline create gone --metric gone.py:score", "gone.py does not exist."),
         ("export gone", "gone is no Hugging Face folder, and names no function."),
