@@ -87,8 +87,10 @@ def test_what_cannot_be_meant_is_a_usage_error(
 def test_files_for_docker_and_kubernetes(artifact: Path, sparseflow: Sparseflow, tmp_path: Path) -> None:
     plugin = write_library(tmp_path / "lib.so", "AnyPlugin")
     deploy = ("deploy", "triton", artifact, "--repository", "models")
-    assert "name an image" in sparseflow(*deploy, "--with", "docker").error
+    untold = sparseflow(*deploy, "--with", "docker")
+    assert (untold.code, untold.error) == (2, "the files for Docker and Kubernetes name an image.")
     assert sparseflow(*deploy, "--with", "swarm").code == 2
+    assert not (tmp_path / "models").exists(), "nothing was deployed"
     assert sparseflow(*deploy, "--with", "docker,k8s", "--container", "26.05", "--plugin", plugin).code == 0
     written = {
         str(p.relative_to(tmp_path / "models.deploy")) for p in (tmp_path / "models.deploy").rglob("*.*")
