@@ -219,8 +219,9 @@ def _check_named(sites: list[LayerSite], globs: tuple[str, ...]) -> None:
             )
 
 
-def _names_of(site: LayerSite, weight: TracedWeight) -> tuple[str, str, str]:
-    return site.name, site.module, weight.name
+def _names_of(site: LayerSite, weight: TracedWeight) -> tuple[str, ...]:
+    """The names that patterns are held against; a layer of no module has none for that."""
+    return tuple(filter(None, (site.name, site.module, weight.name)))
 
 
 def _region_of(tensor: ir.TensorProtocol) -> Region:

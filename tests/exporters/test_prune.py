@@ -463,6 +463,13 @@ def test_a_pattern_that_matches_nothing_is_refused(models: Models) -> None:
         _prune(path, exclude=("w", "lm_haed*"))
 
 
+def test_an_empty_pattern_is_not_the_name_of_layers_that_have_no_module(models: Models) -> None:
+    path = models.matmul(_random(64, 32))
+    for patterns in ({"exclude": ("",)}, {"include": ("",)}):
+        with pytest.raises(ModelError, match="'' matches no layer, module or weight"):
+            _prune(path, **patterns)
+
+
 def _with_head(
     models: Models, weight: str = "lm_head.weight", node: str = "node_3", module: str = ""
 ) -> Path:
