@@ -59,11 +59,15 @@ class PlotFile(OutputFile):
         Raises:
             ArtifactError: It cannot be written.
             InputError: It is neither .png nor .svg.
+            NotInstalledError: Matplotlib, which would draw it.
         """
+        from sparseflow_trt._deps import require
         from sparseflow_trt.report.plots import check_plot_name
 
         check_plot_name(Path(value))
-        return super().convert(value, param, ctx)
+        path = super().convert(value, param, ctx)
+        require("matplotlib", "plots")
+        return path
 
 
 def common_options(function: _F) -> _F:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from sparseflow_trt.errors import EXIT_NOT_INSTALLED
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
@@ -95,6 +98,13 @@ def test_a_baseline_to_tighten_is_looked_at_too(sparseflow: Sparseflow) -> None:
 def test_a_plot_has_a_name_of_one(sparseflow: Sparseflow) -> None:
     ended = sparseflow("profile", "mine.py:module", "--plot", "x.jpg")
     assert ended.error == "x.jpg is no name of a plot."
+    assert not Path("begun").exists()
+
+
+def test_a_plot_that_nothing_here_can_draw(sparseflow: Sparseflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    ended = sparseflow("profile", "mine.py:module", "--plot", "x.svg")
+    assert (ended.code, ended.error.startswith("matplotlib ")) == (EXIT_NOT_INSTALLED, True)
     assert not Path("begun").exists()
 
 
