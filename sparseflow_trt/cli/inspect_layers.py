@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
         console.print_json({**_json(model, found, layers, sparse), **broken})
     else:
         _print(layers, show_all)
-        _print_what_pruning_does(model, found, layers)
+        _print_what_pruning_does(model, _what_pruning_does(found, layers))
         for given in _inputs(found):
             dims = ", ".join("?" if dim is None else str(dim) for dim in given["dims"])
             console.out().print(f"Input '{given['name']}': {given['dtype']} [{dims}]")
@@ -98,6 +98,7 @@ def _json(model: Path, found: OnnxModel, layers: Any, sparse: bool) -> dict[str,
         "inputs": _inputs(found),
         "all_eligible_sparse": sparse,
         "summary": _counts(layers),
+        "prune": asdict(_what_pruning_does(found, layers)),
         "layers": [
             {
                 "name": layer.name,
@@ -163,25 +164,41 @@ def _print(layers: Any, show_all: bool) -> None:
     )
 
 
-def _print_what_pruning_does(model: Path, found: OnnxModel, layers: Sequence[WeightedLayer]) -> None:
-    """Says how to prune what is not 2:4, and of what pruning does not make so, why."""
+@dataclass(frozen=True)
+class _Pruning:
+    """What `prune` does with the layers that are not 2:4, under the names of what it prints as JSON."""
+
+    takes: tuple[str, ...]
+    conflicts: tuple[tuple[str, str], ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def _what_pruning_does(found: OnnxModel, layers: Sequence[WeightedLayer]) -> _Pruning:
     from sparseflow_trt.graph import SparsityState
     from sparseflow_trt.prunable import choose_weights, prunable
 
     dense = {layer.name for layer in layers if layer.state is SparsityState.NOT_SPARSE}
     if not dense:
-        return
+        return _Pruning((), (), ())
     choice = choose_weights(found)
+    conflicts, skipped = (
+        tuple((name, why) for name, why in reasons if name in dense)
+        for reasons in (choice.conflicts, choice.skipped)
+    )
+    return _Pruning(tuple(layer.name for layer in prunable(layers, choice)), conflicts, skipped)
+
+
+def _print_what_pruning_does(model: Path, does: _Pruning) -> None:
+    """Says how to prune what is not 2:4, and of what pruning does not make so, why."""
     out = console.out()
-    if prunable(layers, choice):
+    if does.takes:
         out.print(f"Prune them with: {shlex.join(['sparseflow-trt', 'prune', str(model)])}")
     for told, reasons in (
-        ("{} cannot be pruned: {}.", choice.conflicts),
-        ("`prune` leaves {} alone: {}.", choice.skipped),
+        ("{} cannot be pruned: {}.", does.conflicts),
+        ("`prune` leaves {} alone: {}.", does.skipped),
     ):
         layers_by_reason: dict[str, list[str]] = {}
         for name, why in reasons:
-            if name in dense:
-                layers_by_reason.setdefault(why, []).append(f"'{name}'")
+            layers_by_reason.setdefault(why, []).append(f"'{name}'")
         for why, names in layers_by_reason.items():
             out.print(told.format(", ".join(names), why))

@@ -61,6 +61,8 @@ def test_what_pruning_leaves_is_said_beside_what_it_takes(sparseflow: Sparseflow
     assert "\nPrune them with: sparseflow-trt prune embed.onnx\n" in said
     why = "weight 'v' is also read by Gather 'embed', which pruning would change"
     assert f"\n'down' cannot be pruned: {why}.\n" in said
+    told = sparseflow("inspect", "embed.onnx", "--json").json["prune"]
+    assert told == {"takes": ["up"], "conflicts": [["down", why]], "skipped": []}
     pruned = sparseflow("prune", "embed.onnx")
     assert pruned.code == 3
     assert f"not pruned 'down': {why}\n" in pruned.out
