@@ -25,7 +25,8 @@ class Expected:
             the way between them, for sure by what all measured shapes say (`forest`), or where they are too
             few by what times may do there (`between.wins_between`). Of a shape that was not measured: for
             sure by what all of them say, or at the nearest one and its witnesses.
-        doubt: Why it does not, where the times by themselves would win; else "".
+        doubt: Why it does not, where it wins at all measured M that speak, or on average by what was learned;
+            else "".
         basis: Whether this very shape was measured, or what speaks for it: all measured shapes, from which
             the speedup was learned, or the nearest one of its kind.
         at: Where M lies among the measured M: on one, between two, above all or below all.
@@ -194,7 +195,11 @@ class Known:
         named = "the plugin" if self.kernel == "plugin" else "sparse"
         expected = self._times(m)
         if expected and self.shape and expected.at != "below":
-            lost = "is not sure to win" if expected.doubt else f"does not win by {self.margin:.0%}"
+            doubt = expected.doubt
+            beside = expected.at == "between" and not expected.wins
+            if beside and not doubt and expected.speedup >= 1 + self.margin:
+                doubt = "it does not win at both"
+            lost = "is not sure to win" if doubt else f"does not win by {self.margin:.0%}"
             words = "wins" if expected.wins else lost
             if expected.basis != "learned":
                 origin = f"{self.shape[1]}→{self.shape[0]}, {origin}"
@@ -203,7 +208,7 @@ class Known:
             where = expected.where
             if self.kernel == "plugin" and self.library == "torch":
                 where = where.replace("measured", "timed")  # an estimate: it was not the plugin that was
-            but = f", but {expected.doubt}" if expected.doubt else ""
+            but = f", but {doubt}" if doubt else ""
             reason = f"{named} {words} at M={m}: {expected.speedup:.2f}× {where}{but} ({origin})"
             return Verdict(expected.wins, expected.basis, reason, expected.speedup, expected.points)
         if limit := self.threshold:

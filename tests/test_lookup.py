@@ -101,7 +101,12 @@ def test_between_two_measured_m_both_have_to_win() -> None:
     taken = {m: judge(policy, "o", 64, 64, m, "FP16").sparse for m in (1, 5, 10, 11, 99, 100, 101, 999, 1000)}
     assert [m for m, sparse in taken.items() if sparse] == [1, 5, 10, 1000]
     verdict = judge(policy, "o", 64, 64, 50, "FP16")
-    assert "between M=10 and M=100" in verdict.reason
+    assert verdict.reason.startswith(
+        "sparse is not sure to win at M=50: 1.23× between M=10 and M=100, but it does not win at both ("
+    )
+    assert judge(policy, "o", 64, 64, 99, "FP16").reason.startswith(
+        "sparse does not win by 2% at M=99: 1.00×"
+    )
     assert {p.m for p in verdict.points} == {10, 100}
 
 
