@@ -47,7 +47,7 @@ def check_file(path: Path) -> None:
         ArtifactError: The folder does not exist or is not writable, or a folder, a device or a pipe stands
             there.
     """
-    _temporary_file(path).unlink()
+    _temporary_file(_behind_link(path)).unlink()
 
 
 def check_folder(target: Path) -> None:
@@ -79,10 +79,13 @@ def check_folder_of_files(folder: Path) -> None:
 def written_atomically(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; renames it to `path` when the block ends well.
 
+    Where `path` is a link, it stays, and what it names is written.
+
     Raises:
         ArtifactError: The folder does not exist, is not writable, or the disk is full; or a folder, a device
             or a pipe stands there.
     """
+    path = _behind_link(path)
     _remove_leftovers(path, "writing")
     temporary = _temporary_file(path)
     try:
@@ -136,6 +139,11 @@ def put_in_place(new: Path, target: Path) -> None:
             new.rename(target)
         else:
             _exchange(new, target)
+
+
+def _behind_link(path: Path) -> Path:
+    """What a link to a file names: it may not be there yet."""
+    return path.resolve() if path.is_symlink() and not _is_special(path) else path
 
 
 def _temporary_file(path: Path) -> Path:
@@ -204,9 +212,9 @@ def _disk_errors(path: Path, only: tuple[int, ...] = ()) -> Iterator[None]:
                 f"{path} cannot be written: the folder {path.parent} does not exist.",
                 "Make it first, or choose another place.",
             ) from error
+        do = "Free some space, or choose another place." if error.errno in _FULL else "Choose another place."
         raise ArtifactError(
-            f"{path} cannot be written: {error.strerror}.",
-            "Nothing was changed there. Free some space, or choose another place.",
+            f"{path} cannot be written: {error.strerror}.", f"Nothing was changed there. {do}"
         ) from error
 
 

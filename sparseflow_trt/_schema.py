@@ -80,5 +80,9 @@ def read_text(path: Path, error: type[SparseflowError], what: str) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise error(f"{path} does not exist.", f"Check the path of the {what}.") from None
-    except (OSError, UnicodeDecodeError) as problem:
-        raise error(f"{path} cannot be read as a {what}: {problem}.", "Check the file.") from problem
+    except UnicodeDecodeError as problem:
+        raise error(f"{path} is no {what}: it holds no text.", f"Check the path of the {what}.") from problem
+    except OSError as problem:
+        raise error(
+            f"{path} cannot be read: {problem.strerror}.", f"Check the path of the {what}."
+        ) from problem

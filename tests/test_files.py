@@ -134,8 +134,20 @@ def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
             check_file(tmp_path / name)
     assert (tmp_path / "pipe").is_fifo()
     assert sorted(f.name for f in tmp_path.iterdir()) == ["link", "pipe", "stdout"]
-    (tmp_path / "new").symlink_to("file")
-    write_atomically(tmp_path / "new", "a link to a file or to nothing is replaced")
+
+
+def test_what_a_link_names_is_written_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder/file")
+    for text in ("where nothing was", "over what was there"):
+        check_file(tmp_path / "link")
+        write_atomically(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "folder" / "file").read_text() == text
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["file"]
+    (tmp_path / "lost").symlink_to("none/file")
+    with pytest.raises(ArtifactError, match="none does not exist"):
+        check_file(tmp_path / "lost")
 
 
 def test_a_folder_that_is_to_have_files_is_tried_itself(tmp_path: Path) -> None:

@@ -395,7 +395,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="does not exist"):
         read_plan(tmp_path / "none.yaml")
-    with pytest.raises(PlanError, match="cannot be read as a plan"):
+    with pytest.raises(PlanError, match="cannot be read: Is a directory"):
         read_plan(tmp_path)
 
 

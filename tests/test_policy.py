@@ -216,10 +216,10 @@ def test_a_file_that_is_no_policy(tmp_path: Path, content: str, says: str) -> No
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     _refused(tmp_path / "none.json", "does not exist")
-    _refused(tmp_path, "cannot be read as a policy")
+    _refused(tmp_path, "cannot be read: Is a directory")
     path = tmp_path / "policy.json"
     path.write_bytes(b"\xff\xfe\x00")
-    _refused(path, "cannot be read as a policy")
+    _refused(path, "is no policy: it holds no text")
 
 
 def test_the_docs_explain_each_field_on_a_shipped_policy() -> None:

@@ -84,7 +84,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match="does not exist"):
         read_traffic(tmp_path / "none.csv")
     (tmp_path / "bytes.csv").write_bytes(b"m,weight\n1,\xff\n")
-    with pytest.raises(ShapeError, match="cannot be read as a traffic file"):
+    with pytest.raises(ShapeError, match="is no traffic file: it holds no text"):
         read_traffic(tmp_path / "bytes.csv")
 
 

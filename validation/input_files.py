@@ -69,8 +69,20 @@ def check_ranges(sets: list[InputSet], profiles: tuple[Profile, ...]) -> None:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in given.feeds.items())
             raise InputError(
                 f"input set '{given.name}' ({shapes}) fits none of the plan's {len(profiles)} profile(s).",
-                "Give inputs within the profiles, or plan a profile for these.",
+                f"Give inputs within {_ranges(profiles)}, or plan a profile for these.",
             )
+
+
+def _ranges(profiles: tuple[Profile, ...]) -> str:
+    """The shapes that profiles take: 'default' (x 1x64 to 32x64)."""
+    said = []
+    for profile in profiles:
+        low_high = (
+            f"{name} {'x'.join(map(str, shapes.min))} to {'x'.join(map(str, shapes.max))}"
+            for name, shapes in profile.inputs.items()
+        )
+        said.append(f"'{profile.name}' ({', '.join(low_high)})")
+    return " or ".join(said)
 
 
 def _fits(given: InputSet, profile: Profile) -> bool:

@@ -10,13 +10,20 @@ import importlib
 import io
 import json
 import os
+import signal
 import sys
 import traceback
 
 import click
 
 from sparseflow_trt import __version__
-from sparseflow_trt.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, SparseflowError
+from sparseflow_trt.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_TERMINATED,
+    SparseflowError,
+)
 
 # Imported when called, so that --help does not wait for ONNX.
 _COMMANDS = {
@@ -78,6 +85,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # "×" in a locale that has none is no reason to fail
             stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         result = group.main(standalone_mode=False, prog_name="sparseflow-trt")
         sys.stdout.flush()  # here, where it can still be said that the disk is full
@@ -93,6 +101,14 @@ def main() -> None:
     sys.exit(code)
 
 
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM came: what Ctrl-C would clean up, a job that is cancelled cleans up, too."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise _TerminatedError
+
+
 def _explain(error: BaseException) -> int:
     """Says what went wrong, and returns the exit code for it."""
     if isinstance(error, SparseflowError):
@@ -104,6 +120,8 @@ def _explain(error: BaseException) -> int:
         context = getattr(error, "ctx", None)
         hint = f"{context.command_path} --help shows what it takes." if context else ""
         return _complain(error.format_message(), hint, error.exit_code)
+    if _TerminatedError in (type(error), type(error.__cause__)):  # click makes its Abort of it
+        return _complain("terminated; what was not finished was not written.", "", EXIT_TERMINATED)
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return _complain("interrupted; what was not finished was not written.", "", EXIT_INTERRUPTED)
     if isinstance(error, MemoryError):

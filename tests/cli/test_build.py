@@ -306,14 +306,20 @@ def _is_gone(pid: int) -> bool:
         return True
 
 
-def test_ctrl_c_while_the_backend_builds(start: Start, mlp: MakeModel, own_folder: Path, left: Left) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_build_that_is_stopped_leaves_nothing(
+    start: Start, mlp: MakeModel, own_folder: Path, left: Left, number: int, code: int, says: str
+) -> None:
     running = start("build", mlp(), *BATCH, "--backend", "tensorrt-rtx", "-o", "out")
     _wait_for(lambda: _children(running.pid))
     (child,) = _children(running.pid)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     out, err = running.communicate(timeout=20)
-    assert running.returncode == 130
-    assert (out, err.strip()) == ("", "error: interrupted; what was not finished was not written.")
+    assert running.returncode == code
+    assert (out, err.strip()) == ("", f"error: {says}; what was not finished was not written.")
     _wait_for(lambda: _is_gone(child))  # by the kernel, where Ctrl-C came while it was being started
     assert left(own_folder) == ["model.onnx"]
     assert left(own_folder / "temporary") == []

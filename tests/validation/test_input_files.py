@@ -10,7 +10,9 @@ from polygraphy.json import save_json
 
 from sparseflow_trt.errors import InputError
 from sparseflow_trt.model_file import OnnxModel
-from sparseflow_trt.validation.input_files import load_inputs
+from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.validation.feeds import InputSet
+from sparseflow_trt.validation.input_files import check_ranges, load_inputs
 from sparseflow_trt.validation.inputs import generate_inputs
 
 
@@ -192,3 +194,11 @@ def test_nothing_is_printed(tmp_path: Path, embedding: OnnxModel, capfd: pytest.
     capfd.readouterr()
     load_inputs(tmp_path / "a.json", embedding)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_fits_no_profile_is_told_what_they_take() -> None:
+    shapes = ShapeRange(min=(1, 4), opt=(2, 4), max=(8, 4))
+    given = InputSet("mine", {"x": np.zeros((9, 4), np.float32)}, None, "here")
+    with pytest.raises(InputError, match=r"'mine' .* fits none of the plan's 1 profile") as caught:
+        check_ranges([given], (Profile(name="small", inputs={"x": shapes}),))
+    assert caught.value.hint == "Give inputs within 'small' (x 1x4 to 8x4), or plan a profile for these."
