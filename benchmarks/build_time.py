@@ -141,6 +141,7 @@ def compared(times: Times) -> dict[str, Any]:
         f"{ours} over {theirs}": [a / b for a, b in zip(times[ours], times[theirs], strict=False)]
         for ours in (STEP, WHOLE)
         for theirs in (SAME, FREE)
+        if theirs in times
     }
     summed = {what: summary(values) for what, values in ratios.items()}
     return {
@@ -153,7 +154,7 @@ def compared(times: Times) -> dict[str, Any]:
 def engine_sizes(folder: Path) -> dict[str, int]:
     """The engines' sizes: ours and Polygraphy's are to be alike."""
     files = {"ours": "ours/model.engine", "the same engine": "same.engine", "free": "free.engine"}
-    return {what: (folder / file).stat().st_size for what, file in files.items()}
+    return {what: (folder / file).stat().st_size for what, file in files.items() if (folder / file).exists()}
 
 
 if __name__ == "__main__":

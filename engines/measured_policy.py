@@ -56,7 +56,7 @@ def extend_policy(policy: Policy, other: Policy) -> Policy:
 
     TensorRT and PyTorch are often in two environments, and measured apart. Where a library's versions differ
     both are named, each with the types of its points. Thresholds are derived anew; those that were given
-    stay where no points give one.
+    stay where no points give one. Of how sure a win has to be, the more careful of both counts.
 
     Raises:
         PolicyError: The other is of another GPU.
@@ -69,7 +69,8 @@ def extend_policy(policy: Policy, other: Policy) -> Policy:
     keys = {_key(point) for point in policy.points}
     added = [point for point in other.points if _key(point) not in keys]
     points = tuple(sorted([*policy.points, *added], key=_key))
-    derived = {_whose(limit): limit for limit in derive_thresholds(points, policy.margin, policy.wave)}
+    wave = other.wave if policy.wave is None else policy.wave
+    derived = {_whose(limit): limit for limit in derive_thresholds(points, policy.margin, wave)}
     given = {_whose(limit): limit for limit in (*other.thresholds, *policy.thresholds) if not limit.shapes}
     return policy.model_copy(
         update={
@@ -78,6 +79,9 @@ def extend_policy(policy: Policy, other: Policy) -> Policy:
             "source": _both(policy.source, other.source),
             "thresholds": tuple(({**derived, **given} | derived).values()),
             "points": points,
+            "wave": wave,
+            "spreads": max(policy.spreads, other.spreads),
+            "spreads_between": max(policy.spreads_between, other.spreads_between),
         }
     )
 

@@ -22,6 +22,7 @@ from sparseflow_trt.lookup import judge
 from sparseflow_trt.policy import Dtype, Library, Pair, Point, Policy, Threshold, read_policy
 from sparseflow_trt.presets import Product
 from sparseflow_trt.tuning import GRID, Progress, Space, Tuned, autotune, default_output, products_of
+from tests.policies import make_points, make_policy
 
 if TYPE_CHECKING:
     from tests.conftest import Models
@@ -355,3 +356,12 @@ def test_real_products_on_the_cpu_make_a_policy_that_is_asked(tmp_path: Path) ->
     assert verdict.sparse  # a quarter of the work is faster, on whatever machine
     assert verdict.speedup is not None
     assert verdict.speedup > 1.2
+
+
+def test_of_two_policies_the_more_careful_says_how_sure_a_win_has_to_be() -> None:
+    points = make_points("o", 64, 64, {8: 2.0})
+    careful = make_policy(points).model_copy(update={"spreads": 2.0, "spreads_between": 1.25, "wave": 8192})
+    bold = make_policy(points).model_copy(update={"spreads": 0.5, "spreads_between": 1.5, "wave": None})
+    for one, other in ((careful, bold), (bold, careful)):
+        both = extend_policy(one, other)
+        assert (both.spreads, both.spreads_between, both.wave) == (2.0, 1.5, 8192)

@@ -124,6 +124,9 @@ def _prune_onnx(
             f"{len(report.pruned) - already} weights pruned ({zeroed} of {elements} elements set to zero), "
             f"{already} were 2:4 already.\nWritten: {report.output}"
         )
+        if not report.pruned:
+            named = "; --include names what to take all the same" if report.skipped else ""
+            out.print(f"Nothing was pruned: what was written is as {model.name} was{named}.")
     return EXIT_NOT_SPARSE if report.conflicts else EXIT_OK
 
 

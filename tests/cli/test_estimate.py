@@ -233,4 +233,7 @@ def test_a_classifier_that_gains_is_pruned_only_where_it_is_named(
     assert (
         "`prune` takes a classifier only where it is named: --include." in sparseflow("estimate", *asked).out
     )
-    assert "a classifier, which is taken only where it is named" in sparseflow("prune", "head.onnx").out
+    said = sparseflow("prune", "head.onnx").out
+    assert "a classifier, which is taken only where it is named" in said
+    assert "Nothing was pruned: what was written is as head.onnx was; --include names" in said
+    assert "Nothing was" not in sparseflow("prune", "head.onnx", "--include", "*lm_head*").out
