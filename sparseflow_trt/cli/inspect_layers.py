@@ -16,7 +16,7 @@ from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
 
 if TYPE_CHECKING:
     from sparseflow_trt.graph import WeightedLayer
-    from sparseflow_trt.mask_history import Break
+    from sparseflow_trt.mask_history import Break, Missing
     from sparseflow_trt.model_file import OnnxModel
 
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 @click.option(
     "--since", multiple=True, type=click.Path(path_type=Path), metavar="EARLIER",
     help="A model that MODEL was made from; one option for each step, the first model first. Layers that a "
-    "step left 2:4 no more are named with it.",
+    "step left 2:4 no more, or left out, are named with it.",
 )  # fmt: skip
 @common_options
 def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool) -> int:
     """Show each weighted layer of MODEL: M, N, K, dtype, K's axis and its 2:4 state.
 
     Exits with 0 where every eligible weight is 2:4, with 3 where one is not; with --since, where a step broke
-    one.
+    one or left one out.
     """
     from sparseflow_trt.graph import all_eligible_sparse, read_layers
-    from sparseflow_trt.mask_history import find_breaks
+    from sparseflow_trt.mask_history import find_breaks, find_missing
     from sparseflow_trt.model_file import read_model
 
     history = []
@@ -45,11 +45,11 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
             found = read_model(path)
             layers = read_layers(found, lambda done, total: show("Reading the weights", done, total))
             history.append((str(path), layers))
-    breaks = find_breaks(history)
+    breaks, missing = find_breaks(history), find_missing(history)
     sparse = all_eligible_sparse(layers)
     if as_json:
-        broken = {"broken_since": [asdict(entry) for entry in breaks]} if since else {}
-        console.print_json({**_json(model, found, layers, sparse), **broken})
+        changed = {"broken_since": list(map(asdict, breaks)), "missing_since": list(map(asdict, missing))}
+        console.print_json({**_json(model, found, layers, sparse), **(changed if since else {})})
     else:
         _print(layers, show_all)
         _print_what_pruning_does(model, _what_pruning_does(found, layers))
@@ -57,19 +57,24 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
             dims = ", ".join("?" if dim is None else str(dim) for dim in given["dims"])
             console.out().print(f"Input '{given['name']}': {given['dtype']} [{dims}]")
         if since:
-            _print_breaks(breaks)
-    return EXIT_OK if not breaks and (sparse or since) else EXIT_NOT_SPARSE
+            _print_changes(breaks, missing)
+    return EXIT_OK if not (breaks or missing) and (sparse or since) else EXIT_NOT_SPARSE
 
 
-def _print_breaks(breaks: Sequence[Break]) -> None:
+def _print_changes(breaks: Sequence[Break], missing: Sequence[Missing]) -> None:
     out = console.out()
-    if not breaks:
+    if not breaks and not missing:
         out.print("Every layer that was 2:4 is so still.")
     for entry in breaks:
         where = f", the first at {list(entry.first)}" if entry.first is not None else ""
         told = (
             f"'{entry.layer}' was 2:4 in {entry.before} and is not in {entry.after}: {entry.reason}{where}."
         )
+        out.print(console.styled(told, "red"))
+    for step in missing:
+        number, names = len(step.layers), ", ".join(f"'{name}'" for name in step.layers)
+        is_was = "layer that was 2:4 in {} is" if number == 1 else "layers that were 2:4 in {} are"
+        told = f"{number} {is_was.format(step.before)} not in {step.after}: {names}."
         out.print(console.styled(told, "red"))
 
 

@@ -93,6 +93,40 @@ def test_the_step_that_broke_2to4_is_named(sparseflow: Sparseflow, models: Model
     assert "broken_since" not in sparseflow("inspect", "folded.onnx", "--json").json
 
 
+def test_layers_that_are_not_in_the_next_model_are_named(sparseflow: Sparseflow, models: Models) -> None:
+    """An exporter renames all; another model has none of them."""
+    rng = np.random.default_rng(0)
+
+    def save(name: str, prefix: str, weights: list[np.ndarray]) -> None:
+        nodes = [
+            helper.make_node("MatMul", ["x", f"{prefix}w{i}"], [f"y{i}"], name=f"{prefix}{i}")
+            for i in range(len(weights))
+        ]
+        named = {f"{prefix}w{i}": weight for i, weight in enumerate(weights)}
+        models.save(models.model(nodes, named, outputs=[f"y{i}" for i in range(len(weights))]), name)
+
+    def pruned() -> np.ndarray:
+        return prune_2to4(rng.standard_normal((64, 64)).astype(np.float32), 0)
+
+    mine = [pruned(), pruned()]
+    save("mine.onnx", "a", mine)
+    save("renamed.onnx", "b", mine)
+    save("half.onnx", "b", [mine[0], pruned()])
+    save("other.onnx", "b", [pruned(), pruned()])
+    kept = sparseflow("inspect", "renamed.onnx", "--since", "mine.onnx")
+    assert (kept.code, kept.out.splitlines()[-1]) == (0, "Every layer that was 2:4 is so still.")
+    half = sparseflow("inspect", "half.onnx", "--since", "mine.onnx")
+    assert half.code == 3
+    assert half.out.splitlines()[-1] == "1 layer that was 2:4 in mine.onnx is not in half.onnx: 'a1'."
+    other = sparseflow("inspect", "other.onnx", "--since", "mine.onnx")
+    assert other.code == 3
+    assert other.out.endswith("\n2 layers that were 2:4 in mine.onnx are not in other.onnx: 'a0', 'a1'.\n")
+    told = sparseflow("inspect", "other.onnx", "--since", "mine.onnx", "--json").json
+    assert (told["broken_since"], told["missing_since"]) == (
+        [], [{"layers": ["a0", "a1"], "before": "mine.onnx", "after": "other.onnx"}]
+    )  # fmt: skip
+
+
 def test_a_narrow_terminal_breaks_no_word_of_a_fixed_list(
     sparseflow: Sparseflow, mlp: MakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
