@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 from sparseflow_trt.errors import ShapeError
 from sparseflow_trt.estimate_record import Estimate, EstimatedLayers, end_to_end
 from sparseflow_trt.estimate_rows import Group, ask, estimate_layers, usual_rates, with_share
 from sparseflow_trt.exporters.apply_plan import has_half_types
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
-from sparseflow_trt.graph import WeightedLayer
+from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.lookup import known_of, library_of
 from sparseflow_trt.model_file import OnnxModel, input_dims
 from sparseflow_trt.plan import ModelPrecision
 from sparseflow_trt.planning import make_plan
 from sparseflow_trt.plugin_lookup import plugin_known
 from sparseflow_trt.policy import WHOSE, Library, Policy
+from sparseflow_trt.prunable import unprunable as find_unprunable
 from sparseflow_trt.shapes import DEFAULT_PROFILE, ShapeRange, dims_at, make_profile
 from sparseflow_trt.sites import UNSUPPORTED
 from sparseflow_trt.symbolic import SymbolicM
@@ -72,6 +74,7 @@ def estimate_model(
         traffic,
         gemm_share,
         {name: layer.why_not for name, layer in plugin_layers(model).items()} if plugin else None,
+        find_unprunable(model),
     )
 
 
@@ -85,6 +88,7 @@ def estimate(
     traffic: Traffic | None = None,
     gemm_share: float | None = None,
     plugin: Mapping[str, str] | None = None,
+    unprunable: Mapping[str, str] = MappingProxyType({}),
 ) -> Estimate:
     """Estimates the times of a model's products, whether or not its weights are 2:4 already.
 
@@ -100,6 +104,7 @@ def estimate(
         gemm_share: The share of the GPU's time that these products have in the dense model.
         plugin: By each layer's name why it cannot run in the plugin, "" where it can; sparse is the plugin
             then (`plugin_lookup.plugin_known`). None for the library's own sparse kernels.
+        unprunable: Why layers cannot be pruned, by their names; those that are not 2:4 yet count as dense.
 
     Raises:
         ShapeError: No layer's M is known, or the traffic is of no layer.
@@ -109,6 +114,8 @@ def estimate(
         if layer.weight and layer.n and layer.k:
             dtype = precisions.get(layer.name, layer.dtype).upper()
             never = "" if layer.eligible else f"cannot be 2:4: {layer.reason}"
+            if layer.state is SparsityState.NOT_SPARSE and layer.name in unprunable:
+                never = f"cannot be pruned: {unprunable[layer.name]}"
             if plugin is not None and not never and plugin.get(layer.name):
                 never = f"cannot run in the plugin: {plugin[layer.name]}"
             group = Group(layer.kind, layer.n, layer.k, dtype, layer.m, layer.state.value, never)

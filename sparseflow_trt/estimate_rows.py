@@ -19,7 +19,7 @@ class Group(NamedTuple):
         dtype: The type of their product, such as "FP16".
         m: Their rows, with named dimensions.
         state: The weights' 2:4 state.
-        never: Why they cannot be 2:4, or not run in the plugin; "" where they can.
+        never: Why they cannot be 2:4, be pruned, or run in the plugin; "" where they can.
     """
 
     kind: str

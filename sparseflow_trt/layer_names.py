@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 
+NOT_NAMED = "a classifier, which is taken only where it is named"
+
 
 def why_left(names: Iterable[str], kind: str, include: Sequence[str], exclude: Sequence[str]) -> str:
     """Why a layer is left alone, "" where it is taken.
@@ -22,7 +24,7 @@ def why_left(names: Iterable[str], kind: str, include: Sequence[str], exclude: S
         return "excluded"
     if include:
         return "" if is_named(names, include) else "no pattern names it"
-    return "a classifier, which is taken only where it is named" if kind == "classifier" else ""
+    return NOT_NAMED if kind == "classifier" else ""
 
 
 def is_named(names: Iterable[str], globs: Sequence[str]) -> bool:

@@ -1,6 +1,6 @@
 """Which weights of an ONNX model pruning takes, which it leaves and which it cannot take, with the reasons.
 
-The one rule: `inspect` tells it, `prune` does it.
+The one rule: `inspect` tells it, `estimate` counts by it, `prune` does it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.graph import SparsityState, WeightedLayer, kind_of
-from sparseflow_trt.layer_names import is_named, why_left
+from sparseflow_trt.layer_names import NOT_NAMED, is_named, why_left
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.scan import WeightReader, lay_out
 from sparseflow_trt.sites import LayerSite, find_sites, why_not_eligible
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Reasons = tuple[tuple[str, str], ...]
+_Users = list[tuple[LayerSite, TracedWeight]]  # those of one weight
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,34 @@ def choose_weights(model: OnnxModel, include: tuple[str, ...] = (), exclude: tup
             continue
         names = tuple(site.name for site, _ in able)
         site, weight = able[0]
-        if why := _why_left(able, include, exclude):
+        why = _why_not_asked(able, include, exclude) or _why_not_written(weight)
+        if why == NOT_NAMED:  # naming it would not help where it cannot be pruned
+            why = _why_never(able, region, storage) or why
+        if why:
             skipped += [(name, why) for name in names]
-        elif conflict := _disagreement(able) or storage.other_use(region, [s for s, _ in able]):
-            conflicts += [(name, f"weight '{weight.name}' {conflict}") for name in names]
+        elif conflict := _conflict(able, region, storage):
+            conflicts += [(name, conflict) for name in names]
         else:
             taken.append(PrunableWeight(site, weight, region, names))
     return Choice(tuple(taken), tuple(conflicts), tuple(skipped))
+
+
+def unprunable(model: OnnxModel) -> dict[str, str]:
+    """The layers that could be 2:4 and that pruning never takes, whatever is asked for, each with the reason.
+
+    Args:
+        model: A model as read.
+
+    Raises:
+        ModelError: A node says something impossible.
+    """
+    storage = _Storage(model)
+    never = {}
+    for region, shared in _users_by_region(find_sites(model)).items():
+        able = [(site, weight) for site, weight in shared if not why_not_eligible(site)]
+        if able and (why := _why_never(able, region, storage)):
+            never.update({site.name: why for site, _ in able})
+    return never
 
 
 def prunable(layers: Sequence[WeightedLayer], choice: Choice) -> tuple[WeightedLayer, ...]:
@@ -114,29 +136,39 @@ def is_external(weight: TracedWeight) -> bool:
     return isinstance(weight.tensor, ir.ExternalTensor)
 
 
-def _users_by_region(sites: list[LayerSite]) -> dict[Region, list[tuple[LayerSite, TracedWeight]]]:
-    users: dict[Region, list[tuple[LayerSite, TracedWeight]]] = {}
+def _users_by_region(sites: list[LayerSite]) -> dict[Region, _Users]:
+    users: dict[Region, _Users] = {}
     for site in sites:
         if isinstance(site.weight, TracedWeight):
             users.setdefault(_region_of(site.weight.tensor), []).append((site, site.weight))
     return users
 
 
-def _why_left(
-    able: list[tuple[LayerSite, TracedWeight]], include: tuple[str, ...], exclude: tuple[str, ...]
-) -> str:
-    """Why nobody asks for the weight of these layers, or that it cannot be written; "" where neither."""
-    names = [name for site, weight in able for name in _names_of(site, weight)]
-    kinds = [kind_of(site) for site, _ in able]
-    if why := why_left(names, "classifier" if "classifier" in kinds else "", include, exclude):
-        return why
-    weight = able[0][1]
+def _why_not_asked(users: _Users, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+    """Why nobody asks for the weight of these layers, or "" where somebody does."""
+    names = [name for site, weight in users for name in _names_of(site, weight)]
+    kinds = [kind_of(site) for site, _ in users]
+    return why_left(names, "classifier" if "classifier" in kinds else "", include, exclude)
+
+
+def _why_not_written(weight: TracedWeight) -> str:
     if not is_external(weight) and not _has_proto(weight):
         return f"weight '{weight.name}' is a list of numbers, not a tensor"
     return ""
 
 
-def _disagreement(able: list[tuple[LayerSite, TracedWeight]]) -> str:
+def _why_never(users: _Users, region: Region, storage: _Storage) -> str:
+    """Why a weight cannot be pruned, whoever asks for it, or "" where it can."""
+    return _why_not_written(users[0][1]) or _conflict(users, region, storage)
+
+
+def _conflict(users: _Users, region: Region, storage: _Storage) -> str:
+    """Which use of a weight's bytes keeps it from being pruned, or "" where none does."""
+    why = _disagreement(users) or storage.other_use(region, [site for site, _ in users])
+    return f"weight '{users[0][1].name}' {why}" if why else ""
+
+
+def _disagreement(able: _Users) -> str:
     """Why layers that share a weight see different groups of four in it, or "" where they see the same."""
     if len(able) == 1:
         return ""

@@ -16,6 +16,7 @@ from tests.policies import make_points, make_policy
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
+    from tests.conftest import Models
 
 Mlp = Callable[..., Path]
 
@@ -210,6 +211,33 @@ def test_times_of_the_other_library_are_pointed_to(
     assert "what they would gain is not known" in unknown
     assert "try --" not in unknown, "--plugin was given, and is judged by both libraries' times"
     assert (refused.code, "leave out --library torch" in refused.error) == (2, True)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_head_tied_to_its_embedding_gains_only_where_it_is_2to4(
+    sparseflow: Sparseflow, models: Models, own_folder: Path, pruned: bool
+) -> None:
+    head = np.ones((128, 64), np.float32)
+    head[:, ::2] = 0 if pruned else 1
+    nodes = [
+        helper.make_node("Gemm", ["x", "wte", ""], ["y"], "/lm_head/Gemm", transB=1),
+        helper.make_node("Gather", ["wte", "ids"], ["e"], "embed"),
+    ]
+    weights = {"wte": head, "ids": np.array([1])}
+    models.save(models.model(nodes, weights, {"x": ("m", 64)}, outputs=["y", "e"]), "tied.onnx")
+    policy = make_policy(make_points("classifier", 128, 64, {8: 2.0}))
+    (own_folder / "own.json").write_text(policy.model_dump_json())
+    asked = ("estimate", "tied.onnx", "--policy", "own.json", "--dim", "m=8")
+    (row,) = (found := sparseflow(*asked, "--json").json)["layers"]
+    assert row["worth"] is pruned
+    assert found["gemm_speedup"] == (2 if pruned else 1)
+    why = "cannot be pruned: weight 'wte' is also read by Gather 'embed', which pruning would change"
+    assert (row["why"] == why) is not pruned
+    assert (why in sparseflow(*asked).out) is not pruned
+    assert "--include" not in sparseflow(*asked).out
+    if not pruned:
+        left = "`prune` leaves '/lm_head/Gemm' alone: weight 'wte' is also read by Gather 'embed'"
+        assert left in sparseflow("inspect", "tied.onnx").out
 
 
 def test_a_classifier_that_gains_is_pruned_only_where_it_is_named(
