@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,8 @@ class PlannedLayer(Record):
             0 for none.
         joined: The first of the plugin's layers that become one product with it, itself for the first; ""
             where it is a product by itself.
+        decided: What `reason` is of, as `mark_decided` marks it, so that a kernel edited beside it is told
+            from it; "" in plans that have no such mark. Editing it changes nothing else.
     """
 
     name: str
@@ -57,6 +60,7 @@ class PlannedLayer(Record):
     reason: str
     dense_below_m: int = Field(default=0, ge=0)
     joined: str = ""
+    decided: str = ""
 
     @model_validator(mode="after")
     def _of_the_plugin(self) -> PlannedLayer:
@@ -143,7 +147,21 @@ def plan_from_yaml(text: str, source: str = "the plan") -> Plan:
     Raises:
         PlanError: It is not YAML or has wrong fields.
     """
-    return parse(Plan, load_yaml(text, source, PlanError, _HINT), source, PlanError, _HINT)
+    plan = parse(Plan, load_yaml(text, source, PlanError, _HINT), source, PlanError, _HINT)
+    return plan.model_copy(update={"layers": tuple(map(_with_edit_told, plan.layers))})
+
+
+def mark_decided(kernel: Kernel, reason: str) -> str:
+    """The mark of a decision in `PlannedLayer.decided`: its kernel, and a digest of its reason."""
+    return f"{kernel} {hashlib.sha256(reason.encode()).hexdigest()[:8]}"
+
+
+def _with_edit_told(layer: PlannedLayer) -> PlannedLayer:
+    """The layer with a reason that says so where its kernel was edited and the reason beside it was not."""
+    kernel: Any = layer.decided.partition(" ")[0]
+    if kernel == layer.sparsity or layer.decided != mark_decided(kernel, layer.reason):
+        return layer
+    return layer.model_copy(update={"reason": f"edited by hand; the plan said {kernel}: {layer.reason}"})
 
 
 def yaml_from_plan(plan: Plan) -> str:

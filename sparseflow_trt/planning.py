@@ -10,7 +10,7 @@ from sparseflow_trt.decide import Decision, PluginUse, SparsityMode, decide
 from sparseflow_trt.errors import ShapeError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.joins import find_joins
-from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan, PlannedLayer
+from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan, PlannedLayer, mark_decided
 from sparseflow_trt.policy import Policy
 from sparseflow_trt.precision_record import ModelPrecision, Precision, Precisions
 from sparseflow_trt.shapes import Dims, Profile
@@ -77,6 +77,7 @@ def make_plan(
     planned = []
     for layer, own, decision in decided.values():
         joined, why = joins.get(layer.name, ("", ""))
+        reason = f"{decision.reason}; {why}" if why else decision.reason
         planned.append(
             PlannedLayer(
                 name=layer.name,
@@ -86,9 +87,10 @@ def make_plan(
                 k=layer.k,
                 precision=own,
                 sparsity=decision.kernel,
-                reason=f"{decision.reason}; {why}" if why else decision.reason,
+                reason=reason,
                 dense_below_m=decision.dense_below_m,
                 joined=joined,
+                decided=mark_decided(decision.kernel, reason),
             )
         )
     return Plan(

@@ -254,6 +254,21 @@ def test_an_edited_plan_is_taken_back(tmp_path: Path) -> None:
     assert edited.islands == ("Softmax",)
 
 
+@pytest.mark.parametrize("kernel", ["dense", "plugin"])
+def test_a_kernel_edited_beside_its_old_reason_is_told(kernel: str) -> None:
+    plan = make_plan((_layer("a"), _layer("b")), (_profile("p", 100),), DIMS, POLICY, "fp16")
+    data = yaml.safe_load(yaml_from_plan(plan))
+    data["layers"][0]["sparsity"] = kernel
+    edited = plan_from_yaml(yaml.safe_dump(data))
+    said = f"edited by hand; the plan said sparse: {plan.layers[0].reason}"
+    assert (edited.layers[0].sparsity, edited.layers[0].reason) == (kernel, said)
+    assert edited.layers[1] == plan.layers[1]
+    assert plan_from_yaml(yaml_from_plan(edited)) == edited  # an artifact's plan says it once
+    for layer in data["layers"]:
+        del layer["decided"]
+    assert plan_from_yaml(yaml.safe_dump(data)).layers[0].reason == plan.layers[0].reason
+
+
 PLAN = make_plan((_layer("a"),), (_profile("p", 100),), DIMS, POLICY, "fp16")
 
 
