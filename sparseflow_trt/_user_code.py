@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from sparseflow_trt.errors import InputError, one_line
 
@@ -36,6 +37,33 @@ def import_user_code(target: str, what: str, hint: str) -> ModuleType:
     sys.modules[spec.name] = module  # dataclasses in it look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def call_for_module(torch: Any, source: str, hint: str) -> tuple[Any, Any, Any]:
+    """Calls a user's function for (module, inputs) or (module, inputs, axes); axes are None without.
+
+    Args:
+        torch: PyTorch.
+        source: FILE.py:FUNCTION or MODULE:FUNCTION.
+        hint: How it is to be written.
+
+    Raises:
+        InputError: It is no such source, fails, or returns something else.
+    """
+    target, colon, function = source.rpartition(":")
+    if not colon or not target or not function:
+        raise InputError(f"{source} is no PyTorch module.", hint)
+    with user_errors(source, hint):
+        made = getattr(import_user_code(target, "module", hint), function)()
+    if not isinstance(made, tuple):
+        told = f"a {type(made).__name__}"
+    elif len(made) not in (2, 3):
+        told = f"a tuple of {len(made)}"
+    elif not isinstance(made[0], torch.nn.Module):
+        told = f"a tuple that begins with a {type(made[0]).__name__}"
+    else:
+        return made[0], made[1], made[2] if len(made) == 3 else None
+    raise InputError(f"{source} returned {told} and not (module, inputs).", hint)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._user_code import import_user_code, user_errors
+from sparseflow_trt._user_code import call_for_module
 from sparseflow_trt.errors import InputError
 
 Axes = dict[int, str]
@@ -72,16 +72,9 @@ def load_function(source: str) -> Exportable:
         NotInstalledError: PyTorch.
     """
     torch = require("torch", "exporting PyTorch modules")
-    target, colon, function = source.rpartition(":")
-    if not colon or not target or not function:
-        raise InputError(f"{source} is no PyTorch module.", _HINT)
-    with user_errors(source, _HINT):
-        made = getattr(import_user_code(target, "module", _HINT), function)()
-    if not (isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], torch.nn.Module)):
-        raise InputError(f"{source} returned a {type(made).__name__} and not (module, inputs).", _HINT)
-    module, given = made[:2]
+    module, given, named = call_for_module(torch, source, _HINT)
     inputs = _named(torch, source, module, given)
-    axes = {name: dict(found) for name, found in made[2].items()} if len(made) == 3 else _guess(torch, inputs)
+    axes = _guess(torch, inputs) if named is None else {name: dict(found) for name, found in named.items()}
     unknown = sorted(set(axes) - set(inputs))
     if unknown:
         raise InputError(f"{source} gives axes for '{unknown[0]}', which is no input.", _HINT)

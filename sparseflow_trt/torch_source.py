@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._user_code import import_user_code, user_errors
+from sparseflow_trt._user_code import call_for_module
 from sparseflow_trt.errors import InputError
 from sparseflow_trt.hugging_face import TorchDtype, Weights, load_hugging_face
 
 _HINT = (
     "Give a folder with a Hugging Face config.json, that file itself, or FILE.py:FUNCTION or "
-    "MODULE:FUNCTION that returns (module, inputs): inputs are a tensor, a tuple, or a mapping by name."
+    "MODULE:FUNCTION that returns (module, inputs), with or without the axes that `export` takes: inputs are "
+    "a tensor, a tuple, or a mapping by name."
 )
 
 
@@ -66,21 +67,13 @@ def load_torch_model(
         inputs = _inputs_of(torch, module, batch, seq, device)
         model = TorchModel(module, (), inputs, _shapes_of(torch, inputs))
     else:
-        target, colon, function = source.rpartition(":")
-        if not colon or not target or not function:
-            raise InputError(f"{source} is no PyTorch module.", _HINT)
-        model = _from_function(torch, target, function, device)
+        model = _from_function(torch, source, device)
     model.module.eval()
     return model
 
 
-def _from_function(torch: Any, target: str, function: str, device: str) -> TorchModel:
-    source = f"{target}:{function}"
-    with user_errors(source, _HINT):
-        made = getattr(import_user_code(target, "module", _HINT), function)()
-    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], torch.nn.Module)):
-        raise InputError(f"{source} returned a {type(made).__name__} and not (module, inputs).", _HINT)
-    module, inputs = made
+def _from_function(torch: Any, source: str, device: str) -> TorchModel:
+    module, inputs, _ = call_for_module(torch, source, _HINT)
     named = {str(name): value for name, value in inputs.items()} if isinstance(inputs, Mapping) else {}
     args = () if named else (inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)
     args = tuple(_moved(torch, value, device) for value in args)

@@ -84,11 +84,15 @@ def single(): return torch.nn.Linear(8, 4), torch.zeros(3, 8)
 def named(): return torch.nn.Linear(8, 4), {"input": torch.zeros(3, 8)}
 def fails(): raise ValueError("no such\\nthing.")
 def no_pair(): return torch.nn.Linear(8, 4)
+def axes(): return torch.nn.Linear(8, 4), {"input": torch.zeros(3, 8)}, {"input": {0: "batch"}}
+def long(): return torch.nn.Linear(8, 4), 1, 2, 3
+def turned(): return torch.zeros(3, 8), torch.nn.Linear(8, 4)
 """
 
 
 @pytest.mark.parametrize(
-    ("name", "shapes"), [("positional", "0 3×8"), ("single", "0 3×8"), ("named", "input 3×8")]
+    ("name", "shapes"),
+    [("positional", "0 3×8"), ("single", "0 3×8"), ("named", "input 3×8"), ("axes", "input 3×8")],
 )
 def test_a_function_gives_a_module_and_inputs(name: str, shapes: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(FUNCTIONS)
@@ -102,6 +106,8 @@ def test_a_function_gives_a_module_and_inputs(name: str, shapes: str, tmp_path: 
     [
         ("mine.py:fails", "mine.py:fails failed: ValueError: no such thing."),
         ("mine.py:no_pair", "mine.py:no_pair returned a Linear and not (module, inputs)."),
+        ("mine.py:long", "mine.py:long returned a tuple of 4 and not (module, inputs)."),
+        ("mine.py:turned", "mine.py:turned returned a tuple that begins with a Tensor and not (module, "),
         ("mine.py:gone", "mine.py:gone failed: AttributeError: "),
         ("other.py:named", "other.py does not exist."),
         ("no.such.module:named", "no.such.module:named failed: ModuleNotFoundError: "),
