@@ -15,7 +15,7 @@ from sparseflow_trt.errors import InputError, one_line
 
 
 def import_user_code(target: str, what: str, hint: str) -> ModuleType:
-    """Imports a module by its name, or a file whose name ends with .py.
+    """Imports a module by its name, or a file whose name ends with .py, with what lies beside it.
 
     Args:
         target: The module or the file.
@@ -26,7 +26,9 @@ def import_user_code(target: str, what: str, hint: str) -> ModuleType:
         InputError: The file does not exist or is nothing that Python imports.
     """
     if not target.endswith(".py"):
-        return importlib.import_module(target)
+        with neighbours_importable(target):
+            importlib.invalidate_caches()  # it may have been written since that folder was looked at
+            return importlib.import_module(target)
     path = Path(target).resolve()
     if not path.is_file():
         raise InputError(f"{target} does not exist.", f"Check the path of the {what}.")
@@ -35,8 +37,25 @@ def import_user_code(target: str, what: str, hint: str) -> ModuleType:
         raise InputError(f"{target} cannot be imported.", hint)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses in it look their module up
-    spec.loader.exec_module(module)
+    with neighbours_importable(target):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def neighbours_importable(target: str) -> Iterator[None]:
+    """Lets a user's code import in the block what `python FILE.py` or `python -m MODULE` would find first.
+
+    Args:
+        target: The file, whose folder that is, or the module, for which it is the current one.
+    """
+    folder = str(Path(target).resolve().parent if target.endswith(".py") else Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # what that code itself has put there stays
+            sys.path.remove(folder)
 
 
 def call_for_module(torch: Any, source: str, hint: str) -> tuple[Any, Any, Any]:
@@ -71,14 +90,15 @@ def user_errors(source: str, hint: str) -> Iterator[None]:
     """Turns what a user's code raises in the block, which can be anything, into one sentence.
 
     Args:
-        source: What was called, as the user named it.
+        source: What is called, as the user named it: FILE.py:FUNCTION or MODULE:FUNCTION.
         hint: How it is to be written.
 
     Raises:
         InputError: It failed; its own words and traceback go along.
     """
     try:
-        yield
+        with neighbours_importable(source.rpartition(":")[0]):  # a function may import when it is called
+            yield
     except InputError:
         raise
     except Exception as error:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sparseflow_trt._user_code import import_user_code
+from sparseflow_trt._user_code import import_user_code, neighbours_importable
 from sparseflow_trt.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def load_metric(source: str) -> TaskMetric:
 
     def score(outputs: Runs, inputs: Runs) -> float:
         try:
-            value = float(function(outputs, inputs))
+            with neighbours_importable(target):
+                value = float(function(outputs, inputs))
         except Exception as error:  # or while it runs; its own words and traceback go along
             raise InputError(f"{source} failed: {type(error).__name__}: {error}.", _HINT) from error
         if not math.isfinite(value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,30 @@ def test_a_function_gives_a_module_and_inputs(name: str, shapes: str, tmp_path: 
     model = load_torch_model(f"{tmp_path}/mine.py:{name}", device="cpu")
     assert (tuple(model.run().shape), model.shapes) == ((3, 4), shapes)
     assert not model.module.training
+
+
+@pytest.mark.parametrize(("folder", "source"), [(".", "mine/model.py:make"), ("mine", "model:make")])
+def test_a_function_imports_what_lies_beside_it(
+    folder: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    for name, text in (
+        ("sizes_beside", "WIDE = 8"),
+        ("layers_beside", "import torch\ndef layer(): return torch.nn.Linear(8, 4)"),
+        (
+            "model",
+            "import torch\nfrom sizes_beside import WIDE\n"
+            "def make():\n    from layers_beside import layer\n    return layer(), torch.zeros(3, WIDE)",
+        ),
+    ):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        (tmp_path / "mine" / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path / folder)
+    before = list(sys.path)
+    assert load_torch_model(source, device="cpu").shapes == "0 3×8"
+    assert sys.path == before
+    for name in ("sizes_beside", "layers_beside", "model"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(
