@@ -42,6 +42,12 @@ def import_user_code(target: str, what: str, hint: str) -> ModuleType:
     return module
 
 
+def function_stem(source: str) -> str:
+    """What a file made of FILE.py:FUNCTION or MODULE:FUNCTION is called: files may have a function alike."""
+    target, _, function = source.rpartition(":")
+    return f"{Path(target).stem if target.endswith('.py') else target}.{function}"
+
+
 @contextlib.contextmanager
 def neighbours_importable(target: str) -> Iterator[None]:
     """Lets a user's code import in the block what `python FILE.py` or `python -m MODULE` would find first.

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from sparseflow_trt._user_code import function_stem
 from sparseflow_trt.engines.sparsify import ATTENTION, is_asked_for
 from sparseflow_trt.engines.time_torch import DTYPES
 from sparseflow_trt.engines.torch_sparse import NOT_2TO4
@@ -82,10 +83,9 @@ def _what_to_do(
 def _how_to_prune(source: str) -> str:
     path = Path(source)
     if not path.exists():
-        function = source.rpartition(":")[2]
         return (
             f"Prune it with `sparseflow-trt prune {shlex.quote(source)}`, and let the function load what "
-            f"that writes, {function}.2to4.safetensors, with `load_checkpoint`."
+            f"that writes, {function_stem(source)}.2to4.safetensors, with `load_checkpoint`."
         )
     folder = path if path.is_dir() else path.parent
     prune = f"`sparseflow-trt prune {shlex.quote(str(folder))}`"

@@ -93,9 +93,9 @@ def test_a_functions_module_is_pruned_by_the_command_that_the_hint_names(folder:
         f"    return make_llama(torch).half(), torch.ones(1, {SEQ}, dtype=torch.int64)\n"
     )
     hint = error_of("my model.py:made", WINS).hint
-    assert "let the function load what that writes, made.2to4.safetensors, with `load_checkpoint`" in hint
+    assert "load what that writes, my model.made.2to4.safetensors, with `load_checkpoint`" in hint
     assert run_command(hint) == 0
-    assert Path("made.2to4.safetensors").is_file()
+    assert Path("my model.made.2to4.safetensors").is_file()
 
 
 def test_where_the_policy_loses_at_this_m_the_nearest_that_wins_is_named(folder: Path) -> None:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="The artifact's folder. Default: MODEL.artifact here.",
+    help="The artifact's folder. Default: MODEL.artifact here, FILE.FUNCTION.artifact of a function.",
 )
 @click.option(
     "--plan", "plan_file", type=click.Path(path_type=Path), help="A plan, as `plan` wrote it or edited."

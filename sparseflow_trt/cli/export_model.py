@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 @click.command("export")
 @click.argument("source")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The ONNX file. Default: SOURCE.onnx here."
-)
+    "-o", "--output", type=click.Path(path_type=Path),
+    help="The ONNX file. Default: NAME.onnx here, FILE.FUNCTION.onnx of a function.",
+)  # fmt: skip
 @export_options
 @click.option(
     "--dim", "dims", multiple=True, metavar="AXIS=MIN,OPT,MAX",
@@ -57,10 +58,12 @@ def command(
 
 def source_stem(source: str) -> str:
     """What a file made of a source is called."""
+    from sparseflow_trt._user_code import function_stem
+
     path = Path(source)
     if path.name == "config.json":
         path = path.parent
-    return path.resolve().name if path.exists() else source.rpartition(":")[2]
+    return path.resolve().name if path.exists() else function_stem(source)
 
 
 def print_export(report: ExportReport) -> None:

@@ -25,7 +25,8 @@ _OF_TORCH = ("calibration", "where_it_pays", "policy", "batch", "seq", "dtype", 
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Default: MODEL with .2to4 in its name, beside it.",
+    help="Default: MODEL with .2to4 in its name, beside it; of a function, FILE.FUNCTION.2to4.safetensors "
+    "here.",
 )
 @click.option(
     "--exclude", multiple=True, metavar="GLOB", help="Layer, module or weight names to leave alone."
@@ -179,9 +180,11 @@ def _where_it_pays(policy: str | None, batch: int, seq: int) -> WhereItPays:
 
 
 def _default_output(source: str) -> Path:
+    from sparseflow_trt._user_code import function_stem
+
     if Path(source).is_dir():
         return Path(source).resolve().with_name(f"{Path(source).resolve().name}.2to4")
-    return Path(f"{source.rpartition(':')[2]}.2to4.safetensors")
+    return Path(f"{function_stem(source)}.2to4.safetensors")
 
 
 def print_record(record: PruneRecord) -> None:

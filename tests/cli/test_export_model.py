@@ -50,8 +50,8 @@ def test_export_says_what_it_wrote(sparseflow: Sparseflow, source: str, own_fold
     assert "Input 'x': [batch, seq, 32]" in ended.out
     assert "2 weights have their zeros where the module has them; 0 of them are 2:4." in ended.out
     assert "Validation against PyTorch: pass" in ended.out
-    assert "Written: make.onnx" in ended.out
-    assert (own_folder / "make.onnx").is_file()
+    assert "Written: mine.make.onnx" in ended.out
+    assert (own_folder / "mine.make.onnx").is_file()
 
 
 def test_json(sparseflow: Sparseflow, source: str) -> None:
@@ -77,15 +77,24 @@ def test_build_exports_first(sparseflow: Sparseflow, source: str, own_folder: Pa
     dims = ("--dim", "batch=1,2,4", "--dim", "seq=1,4,8")
     command = ("build", source, "--backend", "onnxruntime", *dims, "--json")
     said = sparseflow(*command).json
-    assert said["artifact"] == "make.artifact"
-    assert said["export"]["output"] == "make.exported.onnx"
+    assert said["artifact"] == "mine.make.artifact"
+    assert said["export"]["output"] == "mine.make.exported.onnx"
     assert said["manifest"]["status"] == "pass"
-    assert (own_folder / "make.exported.onnx").is_file()
+    assert (own_folder / "mine.make.exported.onnx").is_file()
     assert sparseflow(*command).json["unchanged"]  # an export of the same module is the same file
-    reference = (own_folder / "make.exported.onnx").read_bytes()
+    reference = (own_folder / "mine.make.exported.onnx").read_bytes()
     again = sparseflow(*command, "--opset", 19, "-o", "other.artifact").json
     assert again["export"]["output"] == "other.exported.onnx"
-    assert (own_folder / "make.exported.onnx").read_bytes() == reference
+    assert (own_folder / "mine.make.exported.onnx").read_bytes() == reference
+
+
+def test_functions_of_one_name_in_two_files_have_files_of_their_own(
+    sparseflow: Sparseflow, source: str, own_folder: Path
+) -> None:
+    (own_folder / "other.py").write_text(MODULE)
+    for named in (source, "other.py:make", "other:make"):
+        assert sparseflow("export", named, "--no-check").code == 0
+    assert sorted(file.name for file in own_folder.glob("*.onnx")) == ["mine.make.onnx", "other.make.onnx"]
 
 
 def test_an_export_goes_beside_the_artifact_where_that_is_the_current_folder(

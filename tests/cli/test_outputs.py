@@ -83,10 +83,11 @@ def test_a_default_place_is_looked_at_too(sparseflow: Sparseflow) -> None:
     Path("gone.baseline.json").mkdir()
     ended = sparseflow("baseline", "create", "gone.artifact")
     assert ended.error == "gone.baseline.json cannot be written: Is a directory."
-    Path("module.2to4.safetensors").mkdir()
+    Path("mine.module.2to4.safetensors").mkdir()
     assert sparseflow("prune", "mine.py:module").error.endswith(": Is a directory.")
-    Path("module.artifact").touch()
-    assert sparseflow("build", "mine.py:module").error == "module.artifact exists and is no artifact."
+    Path("mine.module.artifact").touch()
+    told = sparseflow("build", "mine.py:module").error
+    assert told == "mine.module.artifact exists and is no artifact."
     assert not Path("begun").exists()
 
 

@@ -138,10 +138,10 @@ def test_a_functions_module_becomes_a_file(own_folder: Path, sparseflow: Sparsef
     assert ended.code == 0, ended
     assert "2 layers pruned 2:4 by sparsegpt, on 3 batches." in ended.out
     module = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 32))
-    found = load_checkpoint(module, Path("module.2to4.safetensors"))
+    found = load_checkpoint(module, Path("mine.module.2to4.safetensors"))
     assert [layer.name for layer in found] == ["0", "2"]
     assert is_2to4(module[0].weight.detach())
-    assert json.loads(Path("module.2to4.pruning.json").read_text())["batches"] == 3
+    assert json.loads(Path("mine.module.2to4.pruning.json").read_text())["batches"] == 3
 
 
 @pytest.mark.parametrize(
