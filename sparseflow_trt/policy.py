@@ -224,12 +224,13 @@ def shipped_policies() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SHIPPED.glob("*.json"))}
 
 
-def find_policy(name_or_path: str) -> Policy:
+def find_policy(name_or_path: str | Path) -> Policy:
     """A shipped policy by its name or its device (h200, A100, "NVIDIA H200"), or one from a file.
 
     Raises:
         PolicyError: There is no such policy, or its fields are wrong.
     """
+    name_or_path = str(name_or_path)
     shipped = shipped_policies()
     if name_or_path.lower() in shipped:
         return read_policy(shipped[name_or_path.lower()])

@@ -61,7 +61,7 @@ class Unpacked:
     output: Path
 
 
-def load_checkpoint(module: Any, path: Path) -> tuple[UnpackedLayer, ...]:
+def load_checkpoint(module: Any, path: Path | str) -> tuple[UnpackedLayer, ...]:
     """Loads a checkpoint into a module, in place; where it fails the module is as it was.
 
     Args:
@@ -81,6 +81,7 @@ def load_checkpoint(module: Any, path: Path) -> tuple[UnpackedLayer, ...]:
         NotInstalledError: PyTorch or safetensors; or cuSPARSELt, for what it has packed.
     """
     torch = require("torch", _NEEDED_FOR)
+    path = Path(path)
     found: list[UnpackedLayer] = []
     state: dict[str, Tensor] = {}
     layers = {f"{layer.name}.weight": layer for layer in find_layers(module)}
@@ -109,7 +110,9 @@ def load_checkpoint(module: Any, path: Path) -> tuple[UnpackedLayer, ...]:
 
 
 def unpack_checkpoint(
-    path: Path, output: Path, on_step: Callable[[str, int, int], None] = lambda step, done, total: None
+    path: Path | str,
+    output: Path | str,
+    on_step: Callable[[str, int, int], None] = lambda step, done, total: None,
 ) -> Unpacked:
     """Writes a sparse checkpoint again with plain weights, for tools that know nothing of its form.
 
@@ -124,6 +127,7 @@ def unpack_checkpoint(
         ArtifactError: The output cannot be written.
         NotInstalledError: As for `load_checkpoint`.
     """
+    path, output = Path(path), Path(output)
     found: list[UnpackedLayer] = []
     broken: list[str] = []
 

@@ -243,7 +243,7 @@ def test_a_policy_is_found_by_name_device_or_path(tmp_path: Path) -> None:
         assert find_policy(name) == find_policy(name.upper()) == read_policy(path)
     assert find_policy("A100").name == find_policy("nvidia a100-sxm4-80gb").name == "a100-80gb"
     path = _file(tmp_path, FIELDS)
-    assert find_policy(str(path)).name == "mine"
+    assert find_policy(str(path)).name == find_policy(path).name == "mine"
     for nothing in ("nothing", "NVIDIA", "A10", "80gb"):
         with pytest.raises(PolicyError, match=f"there is no policy '{nothing}'") as caught:
             find_policy(nothing)

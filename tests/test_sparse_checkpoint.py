@@ -124,10 +124,10 @@ def test_what_modelopt_wrote_is_loaded(tmp_path: Path) -> None:
         assert not bool((state[f"{name}.weight"] == 0).any())  # it keeps them as they were
         expected = state[f"{name}.weight"] * state[f"{name}._weight_mask"]
         assert torch.equal(target.state_dict()[f"{name}.weight"], expected)
-    done = unpack_checkpoint(WRITTEN_BY_MODELOPT, tmp_path / "plain.safetensors")
+    done = unpack_checkpoint(str(WRITTEN_BY_MODELOPT), str(tmp_path / "plain.safetensors"))
     assert done.layers == found
     again = emptied(torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16)))
-    load_checkpoint(again, tmp_path / "plain.safetensors")
+    load_checkpoint(again, str(tmp_path / "plain.safetensors"))
     assert equal(again, target)
 
 
