@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,8 @@ def _parse(path: Path, inline: bool) -> onnx.ModelProto:
         raise ModelError(f"{path} does not exist.", "Check the path.") from None
     except IsADirectoryError:
         from_hub = (path / "config.json").is_file()
-        hint = f"Make one of it: sparseflow-trt export {path}" if from_hub else "Name the .onnx file in it."
+        export = shlex.join(["sparseflow-trt", "export", str(path)])
+        hint = f"Make one of it: {export}" if from_hub else "Name the .onnx file in it."
         raise ModelError(f"{path} is a folder, not an ONNX file.", hint) from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.", "Check the file.") from error

@@ -72,10 +72,12 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_hugging_face_folder_is_to_be_exported(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    folder = tmp_path / "my model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="is a folder, not an ONNX file") as caught:
-        read_model(tmp_path)
-    assert caught.value.hint == f"Make one of it: sparseflow-trt export {tmp_path}"
+        read_model(folder)
+    assert caught.value.hint == f"Make one of it: sparseflow-trt export '{folder}'"
 
 
 def test_a_truncated_model(models: Models) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -95,5 +96,6 @@ def create(
     out.print(f"  {pruned} layer(s) 2:4, {sparse} planned sparse, {ran} told to run a sparse kernel.")
     for name, metric in made.metrics.items():
         out.print(f"  {name}: {metric.score:.6g} on the reference outputs; may drop by {metric.max_drop:g}.")
-    out.print(f"\nCommit it, and in CI: sparseflow-trt check NEW.artifact --baseline {path}")
+    check = shlex.join(["sparseflow-trt", "check", "NEW.artifact", "--baseline", str(path)])
+    out.print(f"\nCommit it, and in CI: {check}")
     return exit_code_of(validation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,7 @@ def show_policy(
         held = ", ".join(sorted(" ".join(pair) for pair in found.held)) or "nothing"
         raise PolicyError(
             f"policy '{found.name}' holds nothing of that library, type and kind.",
-            f"It holds {held}; `sparseflow-trt policy show {policy}` lists it.",
+            f"It holds {held}; `sparseflow-trt policy show {shlex.quote(policy)}` lists it.",
         )
     drawn = _draw(shown, plot) if plot else ""
     if as_json:
@@ -199,7 +200,8 @@ def _write(policy: Policy, output: Path, as_json: bool) -> int:
         console.print_json(policy.model_dump(mode="json"))
         return EXIT_OK
     _print(policy)
-    console.out().print(f"\nWritten: {output}. Plan with it: sparseflow-trt plan MODEL --policy {output}")
+    plan = shlex.join(["sparseflow-trt", "plan", "MODEL", "--policy", str(output)])
+    console.out().print(f"\nWritten: {output}. Plan with it: {plan}")
     return EXIT_OK
 
 
@@ -232,7 +234,7 @@ def _draw(policy: Policy, path: Path) -> str:
     if not drawable:
         raise PolicyError(
             f"policy '{policy.name}' holds nothing to draw: no product was measured dense and sparse.",
-            f"`sparseflow-trt policy show {policy.name}` lists what it holds.",
+            f"`sparseflow-trt policy show {shlex.quote(policy.name)}` lists what it holds.",
         )
     plot_policy(policy, path, *drawable[0])
     others = ", ".join(f"--library {library} --dtype {dtype}" for library, dtype in drawable[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ def plot_policy(policy: Policy, path: Path, library: Library, dtype: Dtype) -> N
     if not panels:
         raise PolicyError(
             f"policy '{policy.name}' holds no {dtype} points of {WHOSE[library]} to draw.",
-            f"`sparseflow-trt policy show {policy.name}` lists what it holds.",
+            f"`sparseflow-trt policy show {shlex.quote(policy.name)}` lists what it holds.",
         )
     matplotlib = require("matplotlib", "plots")
     from matplotlib.figure import Figure

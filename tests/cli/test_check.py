@@ -60,6 +60,8 @@ def test_a_build_passes_its_own_baseline_which_is_small(sparseflow: Sparseflow, 
     made = sparseflow("baseline", "create", "out")
     assert (made.code, made.err) == (0, "")
     assert "3 input set(s), 3 of them kept as seeds." in made.out
+    told = sparseflow("baseline", "create", "out", "-o", "my own.json").out
+    assert told.endswith("in CI: sparseflow-trt check NEW.artifact --baseline 'my own.json'\n")
     before = Path("out.baseline.json").read_bytes()
     assert len(before) < 10_000
     ended = sparseflow("check", "out", "--baseline", "out.baseline.json")

@@ -121,11 +121,11 @@ IMPORT = ("--name", "old", "--device", "NVIDIA A100", "--compute-capability", "8
 
 def test_import_limits(sparseflow: Sparseflow, own_folder: Path) -> None:
     (own_folder / "seed.json").write_text('{"ops": {"gate_proj": {"min_m": 256, "max_m": 2048}}}')
-    ended = sparseflow("policy", "import", "seed.json", *IMPORT, "-o", "old.json")
+    ended = sparseflow("policy", "import", "seed.json", *IMPORT, "-o", "my old.json")
     assert (ended.code, ended.err) == (0, "")
     assert "gate_up, torch FP16: sparse from M=256 to 2048" in ended.out
-    assert "--policy old.json" in ended.out
-    assert sparseflow("policy", "show", "old.json", "--json").json["provenance"] == "imported"
+    assert "Plan with it: sparseflow-trt plan MODEL --policy 'my old.json'\n" in ended.out
+    assert sparseflow("policy", "show", "my old.json", "--json").json["provenance"] == "imported"
 
 
 def test_import_times(sparseflow: Sparseflow, own_folder: Path) -> None:
