@@ -114,7 +114,7 @@ def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
         _check_length(path, tensor, "and has")
         return
     location = location_of(tensor)
-    hint = f"Put the data file that was exported with the model beside it, in {path.parent}."
+    hint = f"Put the data file that was exported with the model beside it, in '{path.parent.resolve()}'."
     size = _size_inside(path.parent, location)
     if size is None:
         raise ModelError(

@@ -247,7 +247,9 @@ def test_external_data_too_short(models: Models) -> None:
     _refused(path, "'w.bin' is too short")
 
 
-def test_data_files_are_found_everywhere_and_named_once(models: Models) -> None:
+def test_data_files_are_found_everywhere_and_named_once(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def external(name: str, location: str) -> onnx.TensorProto:
         tensor = models.tensor(name, WEIGHT)
         model = models.model([helper.make_node("Identity", ["x"], ["y"])])
@@ -288,6 +290,10 @@ def test_data_files_are_found_everywhere_and_named_once(models: Models) -> None:
     assert len(list(tensor_protos(read.proto))) == 6
     (models.folder / "sub/b.bin").unlink()
     _refused(path, "'sub/b.bin' of tensor 'b' is missing")
+    monkeypatch.chdir(path.parent)
+    with pytest.raises(ModelError) as caught:
+        read_model(Path(path.name))
+    assert caught.value.hint.endswith(f"beside it, in '{path.parent}'.")
 
 
 # ---- operators
