@@ -18,10 +18,10 @@ _KINDS = [
         ("other", r"(mlp|moe)\.gate(?!_)|router|(visual|text)_projection"),
         ("classifier", r"lm_head|classifier|score"),
         ("qkv", r"[qkv]_proj|qkv(_proj)?|query_key_value|query|key|value|c_attn|in_proj(_weight)?|Wqkv"
-                r"|[qkv]_lin|SelfAttention\.[qkv]|EncDecAttention\.[qkv]|attn\.[qkv]"),
+                r"|[qkv]_lin|SelfAttention\.[qkv]|EncDecAttention\.[qkv]|attn\.[qkv]|(attention|attn)[./]w[qkv]"),
         ("o", r"o_proj|out_proj|out_lin|attention\.output\.dense|attn\.c_proj"
               r"|(SelfAttention|EncDecAttention)\.o|attention\.dense"
-              r"|self_attn\.dense|attn\.proj"),
+              r"|self_attn\.dense|attn\.proj|(attention|attn)[./]wo"),
         ("gate_up", r"gate_up_proj|gate_proj|up_proj|pwconv1|intermediate\.dense|dense_h_to_4h|fc1|fc_in|c_fc"
                     r"|lin1|linear1|wi(_\d)?|experts.*\.w[13]|feed_forward\.w[13]"),
         ("down", r"down_proj|pwconv2|output\.dense|dense_4h_to_h|fc2|fc_out|mlp\.c_proj|lin2|linear2"
