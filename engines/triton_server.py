@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -25,6 +27,8 @@ _HINT = (
     "tritonserver/bin/pip install nvidia-pytriton onnxruntime; then --server tritonserver. Or run this where "
     "`tritonserver` is on the PATH, as in NVIDIA's containers; or name a running one with --http and --grpc."
 )
+# The Python backend starts its stub through a shell, and does not quote its paths; it takes them for ASCII.
+_PLAIN = re.compile(r"[\w/.,:@+-]+", re.ASCII)
 _REASONS = ("failed to load", "error:", "Poll failed", "Invalid argument", "Internal:", "Exception")
 
 
@@ -181,19 +185,28 @@ def start_server(repository: Path, options: ServerOptions = ServerOptions()) -> 
     It is gone when the block ends, with its stubs and its shared memory; also when this process is killed.
 
     Raises:
-        DeployError: It ended before it was ready, or is not ready in time; with the log's reason.
+        DeployError: It ended before it was ready, or is not ready in time; with the log's reason. Or the
+            folder for temporary files has a name that Triton's Python backend cannot take.
         NotInstalledError: There is no tritonserver.
     """
     installed = find_server(options.server)
     at = options.addresses or free_addresses()
     prefix = f"sparseflow-{uuid.uuid4().hex[:12]}"
     with tempfile.TemporaryDirectory(prefix="sparseflow-triton-", ignore_cleanup_errors=True) as scratch:
+        if not _PLAIN.fullmatch(scratch):
+            raise DeployError(
+                "Triton's Python backend takes only paths of ASCII letters without spaces, and the folder "
+                f"for temporary files is '{tempfile.gettempdir()}'.",
+                "Name another one: TMPDIR=/tmp.",
+            )
+        linked = Path(scratch) / "repository"  # whatever its own path holds
+        linked.symlink_to(repository.resolve(), target_is_directory=True)
         backends = _stage_backends(installed, Path(scratch) / "backends", options.backends)
         log = Path(scratch) / "server.log"
         log.touch()
         command = [
             str(installed.binary),
-            *_arguments(repository, installed.caches, backends, at, prefix, options),
+            *_arguments(linked, installed.caches, backends, at, prefix, options),
         ]
         guard = subprocess.Popen(
             [
@@ -214,7 +227,9 @@ def start_server(repository: Path, options: ServerOptions = ServerOptions()) -> 
         try:
             said = guard.stdout.readline().split()
             server = Server(guard, int(said[1]) if said else 0, at, prefix, log)
-            _wait_until_ready(server, options.timeout, f"tritonserver --model-repository={repository}")
+            _wait_until_ready(
+                server, options.timeout, f"tritonserver --model-repository={shlex.quote(str(repository))}"
+            )
             yield server
         finally:
             guard.stdin.close()
@@ -262,7 +277,7 @@ def _stage_backends(installed: Installation, folder: Path, extra: Mapping[str, s
 def _arguments(
     repository: Path, caches: Path, backends: Path, at: Addresses, prefix: str, options: ServerOptions
 ) -> Iterator[str]:
-    yield f"--model-repository={repository.resolve()}"
+    yield f"--model-repository={repository}"
     yield f"--backend-directory={backends}"
     yield f"--cache-directory={caches}"
     for name, address in (("http", at.http), ("grpc", at.grpc), ("metrics", at.metrics)):

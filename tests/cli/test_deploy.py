@@ -164,9 +164,15 @@ def test_verify_needs_a_server_that_is_there(artifact: Path, sparseflow: Sparsef
 
 @pytest.mark.usefixtures("tritonserver")
 def test_ctrl_c_during_verify_leaves_no_server(
-    artifact: Path, sparseflow: Sparseflow, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    artifact: Path,
+    sparseflow: Sparseflow,
+    start: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert sparseflow("deploy", "triton", artifact, "--repository", "models").code == 0
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))  # all that is started is known by it
     tool = start(
         "deploy", "verify", artifact, "--repository", "models", "--concurrency", "2", "--seconds", "60"
     )
@@ -175,7 +181,7 @@ def test_ctrl_c_during_verify_leaves_no_server(
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                if str(tmp_path / "models").encode() in (process / "cmdline").read_bytes():
+                if str(scratch).encode() in (process / "cmdline").read_bytes():
                     found.append(process.name)
             except OSError:
                 continue

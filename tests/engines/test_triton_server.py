@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -80,6 +81,23 @@ def test_a_server_serves_and_is_gone(repository: Path) -> None:
         assert all(address.startswith("127.0.0.1:") for address in (server.at.http, server.at.grpc))
     assert server.ended()
     assert left_of(server.prefix) == []
+
+
+def test_a_repository_may_lie_where_the_python_backend_cannot_look(repository: Path) -> None:
+    folder = repository.rename(repository.with_name("a größe; it's"))
+    with start_server(folder, ServerOptions(load=["echo"], timeout=30)) as server:
+        assert server.is_ready()
+
+
+def test_temporary_files_have_to_lie_where_it_can(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder := tmp_path / "with space").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    said = pytest.raises(DeployError, match=r"the folder for temporary files is '.*with space'")
+    with said as caught, start_server(repository):
+        pytest.fail("it is not ready")
+    assert caught.value.hint == "Name another one: TMPDIR=/tmp."
 
 
 def test_a_server_that_was_killed_leaves_nothing(repository: Path) -> None:
