@@ -149,7 +149,10 @@ def deploy_triton(
     out = console.out()
     for model in deployed:
         print_model(model)
-    out.print(f"\nServe it with {written[0]}:\n")
+    seen = f"{repository} at /models"
+    if plan.plugins:
+        seen += f" and {written[0].parent / 'plugins'} at /plugins"
+    out.print(f"\nIn Triton's container, which sees {seen}, {written[0]} serves it:\n")
     out.print("\n".join(start_script(plan).splitlines()[1:]).removeprefix("exec "))
     for file in written[1:]:
         out.print(f"Written: {file}")

@@ -50,6 +50,8 @@ def test_deploy_says_what_it_wrote_and_how_to_serve_it(
         "--load-model=m",
     )
     assert " \\\n  ".join(command) in done.out
+    assert "In Triton's container, which sees models at /models, " in done.out
+    assert "models.deploy/start-server.sh serves it:" in done.out
     assert (tmp_path / "models.deploy" / "start-server.sh").stat().st_mode & 0o111
     assert (
         "version 1 stands already" in sparseflow("deploy", "triton", artifact, "--repository", "models").out
