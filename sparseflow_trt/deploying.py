@@ -246,10 +246,29 @@ def _deploy_router(
         ),
         options.keep,
     )
-    notes = (f"Batches of {least} and more go to '{parts[0].name}', smaller ones to '{parts[1].name}'.",)
+    notes = [f"Batches of {least} and more go to '{parts[0].name}', smaller ones to '{parts[1].name}'."]
+    if note := _weights_note(sparse.manifest, dense.manifest):
+        notes.append(note)
     return (
         *parts,
-        Deployed(name, "python", "router", written, batching, sparse.sparse_from, needs, notes),
+        Deployed(name, "python", "router", written, batching, sparse.sparse_from, needs, tuple(notes)),
+    )
+
+
+def _weights_note(sparse: Manifest, dense: Manifest) -> str:
+    """Whether two artifacts were built from other weights, as a sentence; "" where they were not."""
+    one, other = sparse.model, dense.model
+    if (one.sha256, one.data) == (other.sha256, other.data):
+        return ""
+    if sparse.dense_model and sparse.dense_model.sha256 == other.sha256:
+        return (
+            f"The dense artifact has the weights of '{other.file}', the unpruned model of the sparse one: "
+            "outputs depend on which of the two answers."
+        )
+    return (
+        f"The two were built from other files, '{one.file}' (SHA-256 {one.sha256[:12]}…) and '{other.file}' "
+        f"({other.sha256[:12]}…): outputs depend on which of the two answers, and `deploy verify` compares "
+        "both with one reference."
     )
 
 

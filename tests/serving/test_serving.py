@@ -260,6 +260,16 @@ def test_small_batches_are_routed_to_the_dense_engine(
             ask(client, "m", np.zeros((17, 32, 64), np.float32))
 
 
+def test_a_router_of_two_models_says_that_outputs_depend_on_which_answers(
+    ort_artifact: Path, other_artifact: Path, dense_artifact: Path, tmp_path: Path
+) -> None:
+    for dense, noted in ((dense_artifact, False), (other_artifact, True)):
+        router = deploy(ort_artifact, DeployOptions(tmp_path / dense.name, "m", dense=dense))[-1]
+        told = " ".join(router.notes)
+        assert ("outputs depend on which of the two answers" in told) == noted
+        assert ("'other.onnx'" in told) == noted
+
+
 def test_a_router_needs_a_threshold(ort_artifact: Path, dense_artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="no batch from 2 to 16 is where the sparse layers"):
         deploy(dense_artifact, DeployOptions(tmp_path / "repository", "m", dense=ort_artifact))
