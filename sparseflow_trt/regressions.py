@@ -236,9 +236,9 @@ def check_layers(was: Evidence, now: Evidence, known: Iterable[str]) -> list[Che
                 )
             )
         if before and not lost:
-            kept = f"{len(before)} layer(s)"
+            had_it, has_it = (f"{sum(map(holds, of.layers))} layer(s)" for of in (was, now))
             checks.append(
-                Check(kind="layer", name=aspect, of="", was=kept, now=kept, limit="stays", passed=True)
+                Check(kind="layer", name=aspect, of="", was=had_it, now=has_it, limit="stays", passed=True)
             )
     return checks
 

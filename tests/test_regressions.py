@@ -43,6 +43,8 @@ def test_a_layer_that_is_gone_is_lost_and_a_new_one_is_no_matter() -> None:
     checks = check_layers(evidence(SPARSE), evidence(), ["down"])
     assert {check.now for check in checks} == {"not in the model"}
     assert check_layers(evidence(), evidence(SPARSE), ["up"]) == []
+    two = check_layers(evidence(SPARSE), evidence(SPARSE, SPARSE.model_copy(update={"name": "down"})), [])
+    assert {(check.was, check.now, check.passed) for check in two} == {("1 layer(s)", "2 layer(s)", True)}
 
 
 PROFILES = st.sets(st.integers(0, 2)).map(lambda found: tuple(sorted(found)))
