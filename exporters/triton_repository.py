@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from sparseflow_trt._files import put_in_place, sha256_of, temporary_folder, write_atomically
 from sparseflow_trt._schema import read_text
@@ -151,8 +151,10 @@ def roll_back(folder: Path) -> tuple[int, int]:
         The version that was withdrawn and the one that is served now.
 
     Raises:
-        DeployError: There is no older version, or it was not written by this tool.
+        DeployError: There is no such repository or model, or no older version, or this tool did not write it.
     """
+    if not folder.is_dir():
+        _refuse_missing(folder)
     present = versions_in(folder)
     if len(present) < 2:
         raise DeployError(
@@ -172,6 +174,19 @@ def roll_back(folder: Path) -> tuple[int, int]:
     (folder / str(present[-1])).rename(target)
     _write_configs(folder, config, (folder / _CPU_CONFIG).exists())
     return present[-1], present[-2]
+
+
+def _refuse_missing(folder: Path) -> NoReturn:
+    repository = folder.parent
+    if not repository.is_dir():
+        raise DeployError(
+            f"there is no repository {repository}.", "Name the one that `deploy triton` wrote to."
+        )
+    known = sorted(entry.name for entry in repository.iterdir() if versions_in(entry))
+    raise DeployError(
+        f"{repository} has no model '{folder.name}'; it has {', '.join(known) or 'none'}.",
+        "Name one of its models with --name, or another repository.",
+    )
 
 
 def plugins_in(repository: Path) -> dict[str, str]:
