@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.cli import console
@@ -10,6 +11,8 @@ from sparseflow_trt.cli.verdicts import print_validation
 if TYPE_CHECKING:
     from sparseflow_trt.deploying import Deployed
     from sparseflow_trt.serving import Verified
+
+_MOST_BATCHES = 4  # sizes that ran most items: --json has all
 
 
 def model_json(model: Deployed) -> dict[str, Any]:
@@ -66,11 +69,10 @@ def print_verified(found: Verified) -> None:
     )
     for step in found.load:
         sparse = "" if step.in_sparse is None else f"{step.in_sparse:.0%}"
-        largest = sorted(step.batches.items(), key=lambda row: -row[0] * row[1])[:4]
-        batches = ", ".join(f"{count}×{size}" for size, count in largest)
         table.add_row(
             str(step.concurrency), str(step.requests), str(step.failed), f"{step.per_second:.0f}",
-            f"{step.p50_ms:.2f}", f"{step.p95_ms:.2f}", f"{step.p99_ms:.2f}", sparse, batches,
+            f"{step.p50_ms:.2f}", f"{step.p95_ms:.2f}", f"{step.p99_ms:.2f}", sparse,
+            batch_words(step.batches),
         )  # fmt: skip
     out.print(table)
     if found.sparse_batch:
@@ -79,3 +81,12 @@ def print_verified(found: Verified) -> None:
         out.print(
             f"Nine in ten items ran in batches of {found.sparse_batch} and more, where sparse wins, {said}."
         )
+
+
+def batch_words(batches: Mapping[int, int]) -> str:
+    """How many batches of which size, those with the most items first, and how many more sizes there were."""
+    largest = sorted(batches.items(), key=lambda row: -row[0] * row[1])
+    words = [f"{count}×{size}" for size, count in largest[:_MOST_BATCHES]]
+    if more := largest[_MOST_BATCHES:]:
+        words.append(f"… {len(more)} more")
+    return ", ".join(words)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sparseflow_trt.cli.deployments import batch_words
 from sparseflow_trt.engines.triton_server import find_server
 from sparseflow_trt.errors import NotInstalledError
 from tests.shared_libraries import write_library
@@ -151,6 +152,11 @@ def test_verify_compares_measures_and_draws(
     rows = (tmp_path / "load" / "load.csv").read_text(encoding="utf-8").splitlines()
     assert rows[0].startswith("concurrency,requests,failed,per_second,p50_ms") and len(rows) == 3
     assert "<svg" in (tmp_path / "load" / "load.svg").read_text(encoding="utf-8")
+
+
+def test_batches_that_are_left_out_are_counted() -> None:
+    assert batch_words({1: 5, 8: 63}) == "63×8, 5×1"
+    assert batch_words({1: 5, 2: 1, 3: 4, 8: 63, 7: 12, 5: 3}) == "63×8, 12×7, 3×5, 4×3, … 2 more"
 
 
 def test_verify_needs_a_server_that_is_there(artifact: Path, sparseflow: Sparseflow) -> None:
