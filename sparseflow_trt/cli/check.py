@@ -55,14 +55,20 @@ def command(
     from sparseflow_trt._files import check_file, write_atomically
     from sparseflow_trt.baseline import MAX_BYTES, json_from_baseline
     from sparseflow_trt.gate import check_artifact
-    from sparseflow_trt.report.junit import junit_from_gate
+    from sparseflow_trt.report.junit import junit_from_error, junit_from_gate
 
-    if update:
-        check_file(baseline)
-    with console.progress_bar() as show:
-        gate, tightened = check_artifact(
-            artifact, baseline, metrics, max_drop, lambda p: show(p.step, p.done, p.total)
-        )
+    try:
+        if update:
+            check_file(baseline)
+        with console.progress_bar() as show:
+            gate, tightened = check_artifact(
+                artifact, baseline, metrics, max_drop, lambda p: show(p.step, p.done, p.total)
+            )
+    except Exception as error:
+        if junit:  # CI would publish what an earlier run left there
+            message, hint = getattr(error, "message", str(error)), getattr(error, "hint", "")
+            write_atomically(junit, junit_from_error(artifact.name, message, hint))
+        raise
     if junit:
         write_atomically(junit, junit_from_gate(gate))
     if update and tightened:

@@ -1,4 +1,4 @@
-"""A gate's checks as JUnit XML, which CI systems show as tests."""
+"""A gate's checks, or why there are none, as JUnit XML, which CI systems show as tests."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 def junit_from_gate(gate: Gate) -> str:
     """One suite with a test case for each check; its class names the kind."""
-    failures = str(sum(not check.passed for check in gate.checks))
-    counts = {"tests": str(len(gate.checks)), "failures": failures, "errors": "0", "skipped": "0"}
-    root = ElementTree.Element("testsuites", {"name": _SUITE, **counts})
-    suite = ElementTree.SubElement(root, "testsuite", {"name": _printable(gate.artifact), **counts})
+    failures = sum(not check.passed for check in gate.checks)
+    root, suite = _suite(gate.artifact, len(gate.checks), failures, 0)
     for check in gate.checks:
         name = f"{check.name} ({check.of})" if check.of else check.name
         about = {"classname": f"sparseflow-trt.{check.kind}", "name": _printable(name), "time": "0"}
@@ -30,6 +28,27 @@ def junit_from_gate(gate: Gate) -> str:
         else:
             failure = ElementTree.SubElement(case, "failure", {"message": _printable(check.reason)})
             failure.text = said
+    return _text(root)
+
+
+def junit_from_error(artifact: str, message: str, hint: str) -> str:
+    """One suite with one test case, which ended with an error: nothing could be held to the baseline."""
+    root, suite = _suite(artifact, 1, 0, 1)
+    about = {"classname": "sparseflow-trt.check", "name": "held to the baseline", "time": "0"}
+    case = ElementTree.SubElement(suite, "testcase", about)
+    ElementTree.SubElement(case, "error", {"message": _printable(message)}).text = _printable(hint)
+    return _text(root)
+
+
+def _suite(
+    artifact: str, tests: int, failures: int, errors: int
+) -> tuple[ElementTree.Element, ElementTree.Element]:
+    counts = {"tests": str(tests), "failures": str(failures), "errors": str(errors), "skipped": "0"}
+    root = ElementTree.Element("testsuites", {"name": _SUITE, **counts})
+    return root, ElementTree.SubElement(root, "testsuite", {"name": _printable(artifact), **counts})
+
+
+def _text(root: ElementTree.Element) -> str:
     ElementTree.indent(root)
     text = ElementTree.tostring(root, encoding="unicode")
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'

@@ -209,6 +209,21 @@ def test_what_ci_reads(
     assert "| ❌ | weights 2:4: up&#95;proj |" in summary
 
 
+def test_an_error_is_in_what_ci_reads_in_the_place_of_an_earlier_pass(
+    sparseflow: Sparseflow, built: Path
+) -> None:
+    assert sparseflow("baseline", "create", "out").code == 0
+    check = ("check", "out", "--baseline", "out.baseline.json", "--junit", "junit.xml")
+    assert sparseflow(*check).code == 0
+    Path("out.baseline.json").write_text("{}", encoding="utf-8")
+    ended = sparseflow(*check)
+    assert ended.code == 1
+    suite = ElementTree.parse("junit.xml").getroot().find("testsuite")
+    assert suite is not None
+    assert [suite.get(count) for count in ("name", "tests", "failures", "errors")] == ["out", "1", "0", "1"]
+    assert [error.get("message") for error in suite.findall("testcase/error")] == [ended.error]
+
+
 def test_no_baseline_of_outputs_that_differ(sparseflow: Sparseflow, built: Path) -> None:
     strict = ("--tolerance", "atol=0,rtol=0,cosine=1")
     ended = sparseflow("baseline", "create", "out", "--reference", built, *strict)
