@@ -184,7 +184,7 @@ def _blame(
     if unclear := [verdict for _, verdict in failed if verdict.reference_nan]:
         where = f"output '{unclear[0].output}' on input set '{unclear[0].input_set}'"
         if len(unclear) == len(failed):
-            reason = f"Nothing could be compared: the reference itself has NaN in {where}."
+            reason = f"No step is to blame: the reference itself has NaN in {where}, which is no measure."
             return "", reason, unclear[0].input_set
         failed = [(name, verdict) for name, verdict in failed if not verdict.reference_nan]
     places = {(found.output, found.input_set): total_of(found) for step in ran for found in step.outputs}

@@ -87,8 +87,8 @@ def command(
     MODEL is an ONNX file, or what `export` takes: that is exported first, to NAME.exported.onnx beside the
     artifact NAME.artifact.
 
-    Exits with 4 where the outputs differ more than they may, with 1 where nothing could be compared; the
-    artifact is kept then, marked 'fail' or 'not run'.
+    Exits with 4 where the outputs differ more than they may or the reference itself holds NaN, with 1 where
+    nothing was run; the artifact is kept then, marked 'fail' or 'not run'.
     """
     from sparseflow_trt.artifact import check_place
     from sparseflow_trt.export import ExportOptions, is_torch_source

@@ -41,7 +41,8 @@ def command(
     ARTIFACT was built with --refit, and MODEL differs in its weights alone. Where the engine's kernels are
     sparse, or the plan says so, MODEL has to be 2:4.
 
-    Exits with 4 where the outputs differ more than they may, with 1 where nothing could be compared.
+    Exits with 4 where the outputs differ more than they may or the reference itself holds NaN, with 1 where
+    nothing was run.
     """
     from sparseflow_trt.refit import RefitOptions, refit
 

@@ -31,7 +31,8 @@ def command(
 ) -> int:
     """Compare ARTIFACT with the model it was built from, in FP32. The artifact is not changed.
 
-    Exits with 4 where the outputs differ more than they may, with 1 where nothing could be compared.
+    Exits with 4 where the outputs differ more than they may or the reference itself holds NaN, with 1 where
+    nothing was run.
     """
     from sparseflow_trt.artifact_validation import validate_artifact
 

@@ -76,7 +76,7 @@ def _times(timing: TimingRecord) -> list[str]:
 
 
 def exit_code_of(validation: Validation) -> int:
-    """What a command says of a validation to a script: one that compared nothing has not passed."""
+    """What a command says of a validation to a script: one that ran nothing has not passed."""
     return {"pass": EXIT_OK, "fail": EXIT_OUTPUTS_DIFFER, "not run": EXIT_FAILED}[validation.verdict]
 
 

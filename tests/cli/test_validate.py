@@ -44,6 +44,12 @@ def test_exits_with_4_where_outputs_differ(sparseflow: Sparseflow, built: Path) 
     assert as_json.json["verdict"] == "fail"
 
 
+def test_exits_with_4_where_the_reference_holds_nan(sparseflow: Sparseflow, built: Path) -> None:
+    np.savez("nan.npz", x=np.full((4, 64), np.nan, np.float32))
+    ended = sparseflow("validate", "out", "--reference", built, "--inputs", "nan.npz")
+    assert (ended.code, "No step is to blame: the reference itself has NaN" in ended.out) == (4, True)
+
+
 def test_real_inputs(sparseflow: Sparseflow, built: Path, own_folder: Path) -> None:
     np.savez(own_folder / "x.npz", x=np.ones((3, 64), np.float32))
     found = sparseflow("validate", "out", "--reference", built, "--inputs", "x.npz", "--json").json

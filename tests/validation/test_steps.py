@@ -219,5 +219,7 @@ def test_a_reference_with_nan_is_said_and_blames_nobody() -> None:
     )
     found = attributed(*arrays, failed=[("precision", wrong), ("engine", wrong)])
     assert (found.blamed, found.reason) == (
-        "", "Nothing could be compared: the reference itself has NaN in output 'y' on input set 's'.",
-    )  # fmt: skip
+        "",
+        "No step is to blame: the reference itself has NaN in output 'y' on input set 's', "
+        "which is no measure.",
+    )
