@@ -85,7 +85,7 @@ def test_no_shapes_file(text: str, says: str, tmp_path: Path) -> None:
 def test_a_shapes_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match="does not exist"):
         read_shapes_file(tmp_path / "none.yaml")
-    with pytest.raises(ShapeError, match="cannot be read as a shapes file"):
+    with pytest.raises(ShapeError, match="cannot be read: Is a directory"):
         read_shapes_file(tmp_path)
 
 
