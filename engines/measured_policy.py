@@ -8,9 +8,9 @@ from sparseflow_trt.engines.autotune import Curve, Request
 from sparseflow_trt.engines.gpu_state import describe_clocks
 from sparseflow_trt.engines.journal import Journal
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.policy import MARGIN, Pair, Point, Policy, Threshold
+from sparseflow_trt.policy import MARGIN, Pair, Point, Policy
 from sparseflow_trt.presets import Product
-from sparseflow_trt.thresholds import derive_thresholds
+from sparseflow_trt.thresholds import derive_thresholds, with_given
 
 
 def policy_from_journal(
@@ -70,14 +70,14 @@ def extend_policy(policy: Policy, other: Policy) -> Policy:
     added = [point for point in other.points if _key(point) not in keys]
     points = tuple(sorted([*policy.points, *added], key=_key))
     wave = other.wave if policy.wave is None else policy.wave
-    derived = {_whose(limit): limit for limit in derive_thresholds(points, policy.margin, wave)}
-    given = {_whose(limit): limit for limit in (*other.thresholds, *policy.thresholds) if not limit.shapes}
     return policy.model_copy(
         update={
             "libraries": _libraries(policy, other, added),
             "clocks": _both(policy.clocks, other.clocks),
             "source": _both(policy.source, other.source),
-            "thresholds": tuple(({**derived, **given} | derived).values()),
+            "thresholds": with_given(
+                derive_thresholds(points, policy.margin, wave), other.thresholds, policy.thresholds
+            ),
             "points": points,
             "wave": wave,
             "spreads": max(policy.spreads, other.spreads),
@@ -134,10 +134,6 @@ def _points(pairs: Mapping[Request, Pair], products: Sequence[Product]) -> tuple
             key = _key(point)
             fastest[key] = min(point, fastest.get(key, point), key=lambda p: p.us)
     return tuple(sorted(fastest.values(), key=_key))
-
-
-def _whose(limit: Threshold) -> tuple[str, str, str, str]:
-    return limit.kind, limit.library, limit.dtype, limit.kernel
 
 
 def _key(point: Point) -> tuple[str, str, str, int, int, int, str]:

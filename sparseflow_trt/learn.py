@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from sparseflow_trt.between import wave_of
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.manifest import LayerRecord, Manifest, OutcomeRecord
-from sparseflow_trt.policy import MARGIN, Point, Policy, Threshold, is_measured_on
-from sparseflow_trt.thresholds import derive_thresholds
+from sparseflow_trt.policy import MARGIN, Point, Policy, is_measured_on
+from sparseflow_trt.thresholds import derive_thresholds, with_given
 
 _DEVICE = re.compile(r"(?P<name>.+), compute capability (?P<capability>\d+\.\d), driver (?P<driver>.+)")
 
@@ -72,16 +72,11 @@ def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None =
         margin=margin,
         wave=wave,
         **care,
-        thresholds=_thresholds(derive_thresholds(points.values(), margin, wave), into),
+        thresholds=with_given(
+            derive_thresholds(points.values(), margin, wave), into.thresholds if into else ()
+        ),
         points=tuple(points.values()),
     )
-
-
-def _thresholds(derived: tuple[Threshold, ...], into: Policy | None) -> tuple[Threshold, ...]:
-    """Those that points give, and of a policy those that were given and that no points give anew."""
-    given = [limit for limit in (into.thresholds if into else ()) if not limit.shapes]
-    by_whose = {(t.kind, t.library, t.dtype, t.kernel): t for t in (*given, *derived)}
-    return tuple(by_whose.values())
 
 
 def points_from_manifest(manifest: Manifest) -> tuple[Point, ...]:

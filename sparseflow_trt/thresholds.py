@@ -30,6 +30,22 @@ def derive_thresholds(points: Iterable[Point], margin: float, wave: int | None =
     return tuple(found)
 
 
+def with_given(derived: Iterable[Threshold], *others: Iterable[Threshold]) -> tuple[Threshold, ...]:
+    """Derived thresholds, and of others those that were given and that no points give anew.
+
+    Args:
+        derived: What points give.
+        others: Of policies; where two give one for the same products, the later counts.
+    """
+    found = {_whose(limit): limit for limit in derived}
+    given = {_whose(limit): limit for limits in others for limit in limits if not limit.shapes}
+    return tuple((found | {whose: given[whose] for whose in given if whose not in found}).values())
+
+
+def _whose(limit: Threshold) -> tuple[str, str, str, str]:
+    return limit.kind, limit.library, limit.dtype, limit.kernel
+
+
 def _threshold(
     members: list[Point], kernel: SparseKernel, margin: float, wave: int | None
 ) -> Iterator[Threshold]:

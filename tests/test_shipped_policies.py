@@ -291,6 +291,12 @@ def off_in(found: dict[str, Any]) -> float:
     return 100 * (1 - float(found["mean oracle/policy"]))
 
 
+def means_of(result: dict[str, Any]) -> str:
+    """What the page says of a result's means."""
+    policy, oracle = (f"{result[key]:.3f}" for key in ("mean dense/policy", "mean dense/oracle"))
+    return f"gains {policy} times on average, where knowing the better kernel of each would gain {oracle}"
+
+
 def test_how_the_h100s_products_were_held_out() -> None:
     result, _ = held_out("h100/policy_holdout")
     products = products_in(result)
@@ -300,11 +306,7 @@ def test_how_the_h100s_products_were_held_out() -> None:
     assert f"{len(products)} products in a random order, {bf16} of them in BF16" in PROSE
     assert result["worst dense/policy"] == 1.0
     assert f"None of {result['cases']:,} cases is below 0.98** on the H100, and none below 1" in PROSE
-    means = [f"{result[key]:.3f}" for key in ("mean dense/policy", "mean dense/oracle")]
-    assert (
-        "gains {} times on average, where knowing the better kernel of each would gain {}".format(*means)
-        in PROSE
-    )
+    assert means_of(result) in PROSE
     off = {basis: off_in(found) for basis, found in result["by basis"].items()}
     assert (
         f"tuned on it is {off['exact']:.1f} % below that, **on others {off['learned']:.1f} %**, where"
@@ -321,11 +323,7 @@ def test_how_the_h200s_products_were_held_out() -> None:
     )
     assert result["worst dense/policy"] == 1.0
     assert f"None of {result['cases']} cases is below 0.98** on the H200, and none below 1" in PROSE
-    means = [f"{result[key]:.3f}" for key in ("mean dense/policy", "mean dense/oracle")]
-    assert (
-        "gains {} times on average, where knowing the better kernel of each would gain {}".format(*means)
-        in PROSE
-    )
+    assert means_of(result) in PROSE
     exact = off_in(result["by basis"]["exact"])
     assert f"{off_in(result):.2f} % below that, on shapes that it was tuned on {exact:.1f} %" in PROSE
 

@@ -121,6 +121,18 @@ def start() -> Callable[..., subprocess.Popen[str]]:
 
 
 @pytest.fixture
+def with_head(models: Models) -> Path:
+    """A saved model of up_proj and, behind it, a classifier, lm_head; neither is 2:4."""
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "up"], ["a"], name="up_proj"),
+        helper.make_node("MatMul", ["a", "head"], ["y"], name="lm_head"),
+    ]
+    weights = {name: rng.standard_normal((64, 64)).astype(np.float32) for name in ("up", "head")}
+    return models.save(models.model(nodes, weights))
+
+
+@pytest.fixture
 def mlp(models: Models) -> Callable[..., Path]:
     """Saves x (batch, k) through up_proj, Relu and down_proj; up_proj is 2:4."""
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import yaml
-from onnx import helper
 
 from sparseflow_trt._files import sha256_of
 
@@ -74,18 +73,10 @@ def test_a_model_that_nobody_pruned_is_told_to_be(sparseflow: Sparseflow, models
     assert "No weights are 2:4, 1 could be: nothing can run sparse. `sparseflow-trt prune " in ended.out
 
 
-def test_what_can_be_pruned_is_told_beside_a_classifier(sparseflow: Sparseflow, models: Models) -> None:
-    rng = np.random.default_rng(0)
-    nodes = [
-        helper.make_node("MatMul", ["x", "up"], ["a"], name="up_proj"),
-        helper.make_node("MatMul", ["a", "head"], ["y"], name="lm_head"),
-    ]
-    weights = {name: rng.standard_normal((64, 64)).astype(np.float32) for name in ("up", "head")}
-    path = models.save(models.model(nodes, weights))
-    said = " ".join(sparseflow("build", path, "--backend", "onnxruntime", "--dim", "batch=8").out.split())
-    assert (
-        f"`sparseflow-trt prune {path}` makes 1 of them so, and `sparseflow-trt inspect {path}` says" in said
-    )
+def test_what_can_be_pruned_is_told_beside_a_classifier(sparseflow: Sparseflow, with_head: Path) -> None:
+    ended = sparseflow("build", with_head, "--backend", "onnxruntime", "--dim", "batch=8")
+    prune, inspect = (f"`sparseflow-trt {name} {with_head}`" for name in ("prune", "inspect"))
+    assert f"{prune} makes 1 of them so, and {inspect} says" in " ".join(ended.out.split())
 
 
 def test_again_does_nothing(sparseflow: Sparseflow, mlp: MakeModel) -> None:

@@ -35,22 +35,15 @@ def test_json(sparseflow: Sparseflow, mlp: MakeModel) -> None:
     assert report["skipped"] == [["up_proj", "excluded"]]
 
 
-def test_a_classifier_is_left_and_named(sparseflow: Sparseflow, models: Models) -> None:
-    rng = np.random.default_rng(0)
-    nodes = [
-        helper.make_node("MatMul", ["x", "up"], ["a"], name="up_proj"),
-        helper.make_node("MatMul", ["a", "head"], ["y"], name="lm_head"),
-    ]
-    weights = {name: rng.standard_normal((64, 64)).astype(np.float32) for name in ("up", "head")}
-    path = models.save(models.model(nodes, weights))
+def test_a_classifier_is_left_and_named(sparseflow: Sparseflow, with_head: Path) -> None:
     why = "a classifier, which is taken only where it is named"
-    assert f"\n`prune` leaves 'lm_head' alone: {why}.\n" in sparseflow("inspect", path).out
-    ended = sparseflow("prune", path)
+    assert f"\n`prune` leaves 'lm_head' alone: {why}.\n" in sparseflow("inspect", with_head).out
+    ended = sparseflow("prune", with_head)
     assert ended.code == 0
     assert f"left alone 'lm_head': {why}\n1 weights pruned (2048 of 4096 elements" in ended.out
-    named = sparseflow("prune", path, "--include", "*")
+    named = sparseflow("prune", with_head, "--include", "*")
     assert "2 weights pruned (4096 of 8192 elements" in named.out
-    assert sparseflow("inspect", models.folder / "model.2to4.onnx").code == 0
+    assert sparseflow("inspect", with_head.with_name("model.2to4.onnx")).code == 0
 
 
 def test_a_conflict_is_named_with_exit_code_3(sparseflow: Sparseflow, models: Models) -> None:
