@@ -47,7 +47,7 @@ def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known
         return estimated
     if not measured.shape:
         return measured if measured.threshold and not estimated.shape else estimated
-    if measured.shape != (n, k) and estimated.shape == (n, k):
+    if estimated.exact and not measured.exact:
         return estimated
     return replace(measured, otherwise=estimated) if estimated.shape else measured
 

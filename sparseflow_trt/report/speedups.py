@@ -139,7 +139,7 @@ def _panel(policy: Policy, known: Known, layers: list[LayerRecord]) -> Panel | N
 def _measured(known: Known) -> list[_Measured]:
     """The shape that speaks for the layers, or those behind the threshold that does."""
     if known.shape:
-        return [(known.shape, known.shape == (known.n, known.k), known.pairs)]
+        return [(known.shape, known.exact, known.pairs)]
     if known.threshold is None or known.threshold.min_m is None:
         return []
     kind, library, dtype = known.threshold.kind, known.threshold.library, known.threshold.dtype
@@ -150,7 +150,7 @@ def _measured(known: Known) -> list[_Measured]:
 def _measured_in_plugin(known: Known) -> dict[int, Pair]:
     """The plugin against TensorRT's dense kernel at the layers' own shape."""
     plugin = known_of(known.policy, known.kind, known.n, known.k, known.dtype, "tensorrt", "plugin")
-    return plugin.pairs if plugin.shape == (known.n, known.k) else {}
+    return plugin.pairs if plugin.exact else {}
 
 
 def _taken(known: Known, low: int, high: int) -> list[tuple[int, int]]:
