@@ -28,8 +28,9 @@ def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known
     """What a policy knows of the plugin for one layer; what `wins` and `sparse` say is said of the plugin.
 
     In this order: the plugin's points of this very shape (where they leave it open an estimate), an estimate
-    of this very shape, the plugin's points of a shape near by, an estimate learned from all shapes or of one
-    near by, a threshold of the plugin.
+    of this very shape or learned from all measured ones, the plugin's points of a shape near by, an estimate
+    of one near by, a threshold of the plugin. What was learned rests on many more shapes than the plugin was
+    measured at, and is wrong less often for it (docs/AUTOTUNED_POLICY.md).
     An estimate is cuSPARSELt's time against TensorRT's dense time of the same product where the policy has
     that, else against cuBLAS's, and then it has to win by ESTIMATE_MARGIN. Thresholds of cuSPARSELt say
     nothing here: they are of its margin over cuBLAS.
@@ -47,7 +48,7 @@ def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known
         return estimated
     if not measured.shape:
         return measured if measured.threshold and not estimated.shape else estimated
-    if estimated.exact and not measured.exact:
+    if not measured.exact and (estimated.exact or estimated.guess):
         return estimated
     return replace(measured, otherwise=estimated) if estimated.shape else measured
 

@@ -405,6 +405,40 @@ def test_no_product_that_the_policy_puts_into_the_plugin_is_slower_there() -> No
     assert f"{share}, the least gain {min(taken_at):.2f} times" in PROSE
 
 
+def test_the_plugin_is_taken_at_no_held_out_product_where_its_kernels_lose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of shapes that it was not measured at; cuSPARSELt's kernels are its own."""
+    gains = plugin_gains()
+    assert min(taken for taken in gains if taken is not None) >= 0.98
+    count = sum(taken is not None for taken in gains)
+    monkeypatch.setattr("sparseflow_trt.plugin_lookup.guess_for", lambda *_: None)
+    lost = [taken for taken in plugin_gains() if taken is not None and taken < 0.98]
+    assert f"in {len(lost)} of the {len(gains)} held-out FP16 products of other shapes" in PROSE
+    assert f"({min(lost):.2f} at worst)" in PROSE
+    assert f"learned takes it in {count}, none of them one of those" in PROSE
+
+
+def plugin_gains() -> list[float | None]:
+    """What cuSPARSELt gains over cuBLAS in held-out products, where the plugin is taken; None elsewhere."""
+    gains: list[float | None] = []
+    for name in HELD_OUT:
+        result = result_of(name)
+        policy = find_policy(result["policy"])
+        layers: dict[tuple[str, int, int], dict[int, float]] = {}
+        for row in (row for row in result["rows"] if row["dtype"] == "FP16"):
+            by_m = layers.setdefault((row["kind"], row["n"], row["k"]), {})
+            by_m[row["m"]] = row["dense_us"] / row["sparse_us"]
+        for layer, by_m in layers.items():
+            known = plugin_known(policy, *layer, "FP16")
+            if known.exact:
+                continue
+            if known.guess:
+                known.guess.ask(by_m)  # of all at once: faster
+            gains += [gain if known.judge(m).sparse else None for m, gain in by_m.items()]
+    return gains
+
+
 def test_what_an_estimate_of_the_plugin_is_worth() -> None:
     said: dict[str, list[float]] = {}
     taken_at, count = [], 0
