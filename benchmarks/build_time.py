@@ -1,6 +1,6 @@
 """The time of `build` against `polygraphy convert`, for TinyLlama's MLP with 2:4 weights at M=256.
 
-    python benchmarks/build_time.py [--runs 2] [--free-runs N]
+    python benchmarks/build_time.py [--runs 2] [--free-runs N] [--fixed-tactics]
 
 Three commands, in turn, each run beginning with another one of them:
 
@@ -11,6 +11,10 @@ Three commands, in turn, each run beginning with another one of them:
 
 Of ours, the backend's step is what convert does (a process, the import, parsing, building), and besides it
 reads a verbose log along and asks the inspector. Writes results/build_time.json after each run.
+
+Most of a build is TensorRT timing tactics, which takes now longer, now shorter. With --fixed-tactics each
+side first builds once and then gives TensorRT the tactics of that engine (`--like`, `--load-tactics`): what
+is left to differ is what the two do besides. Writes results/build_time_fixed_tactics.json.
 """
 
 from __future__ import annotations
@@ -19,9 +23,10 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +56,26 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--free-runs", type=int, help="how many of them with types left to TensorRT")
     parser.add_argument("--case", choices=CASES, default="tinyllama")
+    parser.add_argument("--fixed-tactics", action="store_true", help="time builds whose tactics are given")
     parser.add_argument("--backend", default="tensorrt", help="tensorrt-rtx, to try this script")
     asked = parser.parse_args()
     hidden, intermediate, _ = CASES[asked.case]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         write_fp32(folder / "model.onnx", hidden, intermediate)
         flags = shared_flags(hidden)
+        warm_up(asked.backend)
+        like, replay, name = (), (), "build_time"
+        if asked.fixed_tactics:
+            like, replay, name = *fix_tactics(folder, flags, asked.backend), "build_time_fixed_tactics"
         commands: list[Callable[[], dict[str, float]]] = [
-            lambda: time_ours(folder, asked.backend),
-            lambda: time_same(folder, flags, asked.backend),
+            lambda: time_ours(folder, asked.backend, like),
+            lambda: time_same(folder, [*flags, *replay], asked.backend),
             lambda: {FREE: time_free(folder, flags)},
         ]
         free_runs = asked.runs if asked.free_runs is None else asked.free_runs
-        warm_up(asked.backend)
+        if asked.fixed_tactics:
+            free_runs = 0
         times: Times = {}
         for run in range(asked.runs):
             now = commands if run < free_runs else commands[:2]
@@ -76,11 +87,24 @@ def main() -> None:
                 **compared(times),
                 "engine bytes": engine_sizes(folder),
                 "polygraphy's flags": {
-                    "the same engine": [*same_flags(asked.backend), *flags],
+                    "the same engine": [*same_flags(asked.backend), *flags, *replay],
                     "types left to TensorRT": ["--fp16", "--tf32", *flags],
                 },
             }
-            write_result("build_time", figures, show=run + 1 == asked.runs)
+            write_result(name, figures, command_line(), show=run + 1 == asked.runs)
+
+
+def command_line() -> str:
+    """This command, to be run again."""
+    return shlex.join(["python", "benchmarks/build_time.py", *sys.argv[1:]])
+
+
+def fix_tactics(folder: Path, flags: list[str], backend: str) -> tuple[Sequence[str], Sequence[str]]:
+    """Builds once on either side, and gives the flags with which each takes its own tactics again."""
+    time_ours(folder, backend)
+    (folder / "ours").rename(folder / "first")
+    time_same(folder, [*flags, "--save-tactics", "tactics.json"], backend, typed="first/model.onnx")
+    return ("--like", "first"), ("--load-tactics", "tactics.json")
 
 
 def warm_up(backend: str) -> None:
@@ -103,10 +127,10 @@ def same_flags(backend: str) -> list[str]:
     return ["--fp16", "--precision-constraints", "obey", "--trt-network-postprocess-script", PIN.name]
 
 
-def time_ours(folder: Path, backend: str) -> dict[str, float]:
+def time_ours(folder: Path, backend: str, more: Sequence[str] = ()) -> dict[str, float]:
     """A whole `build`, and the steps of it that its manifest tells."""
     command = [*SPARSEFLOW, "build", "model.onnx", "-o", "ours", "--force", "--backend", backend,
-               "--precision", "fp16", "--sparsity", "force", "--dim", f"m=1,{M},{M}"]  # fmt: skip
+               "--precision", "fp16", "--sparsity", "force", "--dim", f"m=1,{M},{M}", *more]  # fmt: skip
     # 1: on a machine that cannot run the engine, nothing was validated
     seconds = timed_command(command, (0,) if backend == "tensorrt" else (0, 1), cwd=folder)
     manifest = json.loads((folder / "ours" / "manifest.json").read_text())
@@ -117,12 +141,14 @@ def time_ours(folder: Path, backend: str) -> dict[str, float]:
     }
 
 
-def time_same(folder: Path, flags: list[str], backend: str) -> dict[str, float]:
+def time_same(
+    folder: Path, flags: Sequence[str], backend: str, typed: str = "ours/model.onnx"
+) -> dict[str, float]:
     """`polygraphy convert` of the typed model that `build` has written, and the builder's part of it."""
-    typed = folder / "ours" / "model.onnx"
     own = [str(PIN) if flag == PIN.name else flag for flag in same_flags(backend)]
-    command = [*POLYGRAPHY, "convert", str(typed), *own, *flags, "-o", "same.engine"]
-    seconds, printed = timed_output(command, cwd=folder, env={**os.environ, "TYPED_MODEL": str(typed)})
+    command = [*POLYGRAPHY, "convert", typed, *own, *flags, "-o", "same.engine"]
+    typed_model = {"TYPED_MODEL": str(folder / typed)}
+    seconds, printed = timed_output(command, cwd=folder, env={**os.environ, **typed_model})
     built = _BUILT.search(printed)
     if built is None:
         raise SystemExit(f"polygraphy does not say how long it built:\n{printed}")
