@@ -3,10 +3,10 @@
     python benchmarks/ship_policy.py h200
 
 reads the autotune_NAME_*.jsonl in results/ and the folders in it, each the journal of a run whose command
-stands in it. Of each run the products count that have all M of autotune's grid. The plugin's points come from
-the plugin_linear_*.json of that GPU. Thresholds for TensorRT's own kernels are given, not derived
-(docs/TENSORRT.md: whole engines gained nothing); the plugin has none, since the layers that it was measured
-at are large ones.
+stands in it. Of cuSPARSELt the products count that have all M of autotune's grid; TensorRT's own kernels,
+each M of which takes a build, were measured at fewer. The plugin's points come from the plugin_linear_*.json
+of that GPU. Thresholds for TensorRT's own kernels are given, not derived (docs/TENSORRT.md: whole engines
+gained nothing); the plugin has none, since the layers that it was measured at are large ones.
 
 Times are not smooth, so what the policy says of an M or a shape that was not measured is tried on those that
 were: the measured M in FOLDS parts, each asked of the others (`asked_between`), and each shape asked of the
@@ -96,10 +96,11 @@ def summary(gains: Sequence[float]) -> dict[str, Any]:
 def policy_of_journals(name: str) -> Policy:
     """What all journals of that name and the plugin's results hold."""
     journals = [read_journal(path) for path in sorted(ALL.rglob(f"autotune_{name}_*.jsonl"))]
-    parts = [
-        policy_from_journal(j, name, without=incomplete_curves({r.curve for r in j.pairs}, GRID, j.pairs))
-        for j in journals
-    ]
+    parts = []
+    for journal in journals:
+        gridded = {r.curve for r in journal.pairs if r.curve.library == "torch"}
+        incomplete = incomplete_curves(gridded, GRID, journal.pairs)
+        parts.append(policy_from_journal(journal, name, without=incomplete))
     return functools.reduce(extend_policy, [*parts, *plugin_parts(parts[0])])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import re
 from types import ModuleType
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sparseflow_trt.engines.journal import read_journal
 from sparseflow_trt.lookup import judge, sparse_ranges
 from sparseflow_trt.plugin_lookup import ESTIMATE_MARGIN, plugin_known
 from sparseflow_trt.policy import Pair, Policy, find_policy, pairs_by_shape, policy_for_device
@@ -263,6 +265,22 @@ def test_tensorrt_on_an_h200_is_planned_dense(kind: str) -> None:
     for n, k in ((14336, 4096), (4096, 14336), (5632, 2048), (768, 768)):
         for m in (1, 64, 1024, 16384):
             assert not judge(policy, kind, n, k, m, "FP16").sparse
+
+
+def test_what_tensorrts_own_sparse_kernels_gave() -> None:
+    journal = read_journal(RESULTS / "autotune_h200_tensorrt_fp16_llama-8b.jsonl")
+    pairs = {(r.curve.n, r.curve.k, r.m): pair for r, pair in journal.pairs.items()}
+    taken_at = {at: p.speedup for at, p in pairs.items() if "a dense tactic" not in p.sparse.tactic}
+    faster = [f"{gain:.2f}" for at, gain in sorted(taken_at.items(), reverse=True) if gain > 1]
+    assert f"were measured in {len(pairs)} products" in PROSE
+    assert f"takes a sparse tactic in {len(taken_at)} of them, and is right in {len(faster)}" in PROSE
+    assert f"is {' and '.join(faster)} times as fast as its dense one" in PROSE
+    slower = [taken_at[6144, 4096, m] for m in (256, 64)]
+    assert "M=256 {:.2f} times and at M=64 {:.2f} times".format(*slower) in PROSE
+    assert all(abs(p.speedup - 1) <= 0.0101 for at, p in pairs.items() if at not in taken_at)
+    lines = (RESULTS / "autotune_h200_tensorrt_fp16_llama-8b.jsonl").read_text(encoding="utf-8").splitlines()
+    took = [seconds for line in lines if (seconds := json.loads(line).get("seconds"))]
+    assert f"A product takes {min(took):.0f} to {max(took):.0f} s" in PROSE
 
 
 def plugin_cells(folder: str = "") -> list[dict[str, Any]]:
