@@ -59,7 +59,7 @@ class Settings:
         plugin: The plugin's library; without it no side has layers in it.
         timing_cache: A file that the builds share.
         stop_at: The moment (time.monotonic) from which no further build is begun.
-        overrides: What single layers of the "sparse" side get instead, by their names.
+        overrides: What single layers get instead, by side and by name.
     """
 
     work: Path
@@ -68,7 +68,7 @@ class Settings:
     plugin: Path | None = None
     timing_cache: Path | None = None
     stop_at: float = float("inf")
-    overrides: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    overrides: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -105,10 +105,9 @@ def plans_of(model: Path, spec: ProfileSpec, settings: Settings) -> dict[str, Pl
         plan = plan_for(*read_once, options, "")
         if side == "joined":
             plan = join(model, plan)
-        if side == "sparse":
-            layers = (p.model_copy(update=dict(settings.overrides.get(p.name, {}))) for p in plan.layers)
-            plan = plan.model_copy(update={"layers": tuple(layers)})
-        plans[side] = plan
+        own = settings.overrides.get(side, {})
+        layers = (p.model_copy(update=dict(own.get(p.name, {}))) for p in plan.layers)
+        plans[side] = plan.model_copy(update={"layers": tuple(layers)})
     return plans
 
 

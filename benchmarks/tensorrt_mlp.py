@@ -4,10 +4,11 @@
         [--stop-after S]
 
 CASE: tinyllama, llama-8b, tinyllama-int8, tinyllama-mixed. Same 2:4 weights on all sides. "mixed" plans
-gate in FP16 sparse, up in FP16 dense (taken out of sparse tactics by one element) and down in FP32. For each
-M every side is an engine with one profile, M/2 ≤ m ≤ M with its opt at M, that goes through the whole
-pipeline (plan, typed graph, build, Polygraphy comparison with FP32); the engines are timed in turn, as CUDA
-graphs. With --plugin there are sides with layers in it (engine_sides.py), and a policy may choose it.
+gate in FP16 sparse, up in FP16 dense (taken out of sparse tactics by one element) and down in FP32, as it is
+on the dense side. For each M every side is an engine with one profile, M/2 ≤ m ≤ M with its opt at M, that
+goes through the whole pipeline (plan, typed graph, build, Polygraphy comparison with FP32); the engines are
+timed in turn, as CUDA graphs. With --plugin there are sides with layers in it (engine_sides.py), and a policy
+may choose it.
 
 Writes results/tensorrt_mlp_CASE.json after each M. With --work the artifacts are kept: the same command goes
 on where it was stopped, and --m adds rows. Of several GPUs, CUDA_VISIBLE_DEVICES says which one a case gets.
@@ -39,10 +40,10 @@ CASES: dict[str, tuple[int, int, tuple[int, ...]]] = {
     "tinyllama-mixed": (2048, 5632, (1024,)),
     "tiny": (64, 128, (8, 16)),  # to try this script without a GPU: --backend onnxruntime
 }
+FP32_DOWN = {"precision": "fp32", "sparsity": "dense", "reason": "asked for"}
 MIXED = {
-    "gate_proj": {"precision": "fp16", "sparsity": "sparse"},
-    "up_proj": {"precision": "fp16", "sparsity": "dense", "reason": "asked for"},
-    "down_proj": {"precision": "fp32", "sparsity": "dense", "reason": "asked for"},
+    "dense": {"down_proj": FP32_DOWN},
+    "sparse": {"up_proj": {"sparsity": "dense", "reason": "asked for"}, "down_proj": FP32_DOWN},
 }
 
 
