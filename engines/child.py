@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, cast
 
 from sparseflow_trt.engines.protocol import BuildRequest, OnProgress
 from sparseflow_trt.engines.tensorrt_api import title_of
@@ -19,6 +23,9 @@ COMMAND = (sys.executable, "-u", "-m", "sparseflow_trt.engines.worker")
 _TAIL_LINES = 8
 _TAIL_BYTES = 4096
 
+_sharing: list[None] = []  # one for each `shared_child` that is open
+_idle: dict[str, _Child] = {}  # by flavour: they have built, and may build again
+
 
 def run_build(
     flavour: str,
@@ -27,7 +34,7 @@ def run_build(
     on_progress: OnProgress,
     exchange: Exchange | None = None,
 ) -> Outcome:
-    """Builds or refits an engine in a child process and waits for it; none is left when this ends.
+    """Builds or refits an engine in a child process and waits for it; none is left but in `shared_child`.
 
     Args:
         flavour: The key of a TensorRT flavour.
@@ -54,59 +61,115 @@ def run_build(
         exchange=exchange,
         plugin=str(request.plugin.resolve()) if request.plugin else "",
     )
-    handle, name = tempfile.mkstemp(prefix=f"sparseflow-trt-{flavour}-", suffix=".log")
-    log = Path(name)
+    child = _idle.pop(flavour, None)
+    if child and not child.is_alive():
+        child.end()
+        child = None
+    child = child or _Child(flavour)
     try:
-        with os.fdopen(handle, "wb") as log_stream:
-            last, status = _run(job, log_stream.fileno(), request.folder, on_progress)
+        last = child.ask(job, on_progress)
     except BaseException:
-        log.unlink()
+        child.end()
         raise
-    if last.outcome is not None and status == 0:
-        log.unlink()
-        return last.outcome
-    if last.refusal is not None:
-        raise _refused(last.refusal, log)
-    raise _crashed(title_of(flavour), status, log)
+    if last.outcome is None:
+        raise child.failed(last)
+    if _sharing and flavour not in _idle:
+        _idle[flavour] = child
+    else:
+        child.end()
+    return last.outcome
 
 
-def _run(job: Job, log: int, folder: Path, on_progress: OnProgress) -> tuple[Message, int]:
-    """Runs the child to its end; returns its last message and its exit status."""
-    reading, writing = os.pipe()
-    with tempfile.TemporaryFile() as stdin, os.fdopen(reading, encoding="utf-8") as pipe:
-        stdin.write(job.model_dump_json().encode())
-        stdin.seek(0)
+@contextlib.contextmanager
+def shared_child() -> Iterator[None]:
+    """Builds in this block, one after another, have one child process, in which TensorRT starts once.
+
+    On an H200 that takes TensorRT 8.6 9 to 14 s, and a build of one product some 15 s more. After a build
+    that fails the next one has a new process.
+    """
+    _sharing.append(None)
+    try:
+        yield
+    finally:
+        _sharing.pop()
+        if not _sharing:
+            while _idle:
+                _idle.popitem()[1].end()
+
+
+class _Child:
+    """A process that builds one engine after another, with its log and a folder to run in."""
+
+    def __init__(self, flavour: str) -> None:
+        self._flavour = flavour
+        # `-m` puts the current folder first on the import path: one that holds nothing.
+        self._folder = tempfile.mkdtemp(prefix=f"sparseflow-trt-{flavour}-")
+        handle, name = tempfile.mkstemp(prefix=f"sparseflow-trt-{flavour}-", suffix=".log")
+        os.close(handle)
+        self._log = Path(name)
+        reading, writing = os.pipe()
         try:
-            process = subprocess.Popen(
-                (*COMMAND, str(writing)),
-                stdin=stdin,
-                stdout=log,
-                stderr=log,
-                pass_fds=(writing,),
-                # `-m` puts the current folder first on the import path: one that holds only our own files.
-                cwd=folder,
-                # Ctrl-C goes to this process alone, which then ends the child in its own way.
-                start_new_session=True,
-            )
+            with self._log.open("ab") as log:  # to its end, also once it is emptied
+                self._process = subprocess.Popen(
+                    (*COMMAND, str(writing)),
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(writing,),
+                    cwd=self._folder,
+                    # Ctrl-C goes to this process alone, which then ends the child in its own way.
+                    start_new_session=True,
+                )
         finally:
             os.close(writing)
-        last = Message()
-        try:
-            for line in pipe:
-                if not line.endswith("\n"):  # the child died in the middle of a line
-                    break
-                last = Message.model_validate_json(line)
-                if last.progress is not None:
-                    on_progress(last.progress)
-            return last, process.wait()
-        finally:
-            process.kill()
-            process.wait()
+        self._jobs = cast("IO[bytes]", self._process.stdin)
+        self._messages = os.fdopen(reading, encoding="utf-8")
+
+    def is_alive(self) -> bool:
+        """Whether it can build."""
+        return self._process.poll() is None
+
+    def ask(self, job: Job, on_progress: OnProgress) -> Message:
+        """Hands it a job; its last message, an empty one if it went without a word."""
+        os.truncate(self._log, 0)
+        with contextlib.suppress(BrokenPipeError):  # it is gone: so is what it has to say
+            self._jobs.write(job.model_dump_json().encode() + b"\n")
+            self._jobs.flush()
+        for line in self._messages:
+            if not line.endswith("\n"):  # it died in the middle of a line
+                break
+            message = Message.model_validate_json(line)
+            if message.progress is None:
+                return message
+            on_progress(message.progress)
+        return Message()
+
+    def failed(self, last: Message) -> BuildError | NotInstalledError:
+        """What went wrong, once it has ended; its log is kept but where TensorRT is missing."""
+        status = self._process.wait()
+        self._close()
+        if last.refusal is None:
+            return _crashed(title_of(self._flavour), status, self._log)
+        if last.refusal.not_installed:
+            self._log.unlink()
+        return _refused(last.refusal, self._log)
+
+    def end(self) -> None:
+        """Ends it, whatever it does, and removes its log."""
+        self._process.kill()
+        self._process.wait()
+        self._close()
+        self._log.unlink()
+
+    def _close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._jobs.close()
+        self._messages.close()
+        shutil.rmtree(self._folder)
 
 
 def _refused(refusal: Refusal, log: Path) -> BuildError | NotInstalledError:
     if refusal.not_installed:
-        log.unlink()
         return NotInstalledError(refusal.message, refusal.hint)
     return BuildError(refusal.message, f"{refusal.hint} The builder's whole log: {log}")
 

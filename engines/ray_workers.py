@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from types import TracebackType
 from typing import Any
 
 from sparseflow_trt._deps import require
 from sparseflow_trt.engines.autotune import Measured, Request
+from sparseflow_trt.engines.child import shared_child
 from sparseflow_trt.engines.journal import Identity
 from sparseflow_trt.engines.measurers import Identify, InTurn, MakeMeasurers, identify
 from sparseflow_trt.errors import PolicyError, SparseflowError
@@ -139,9 +141,11 @@ class _Worker:
         self._make = make
         self._identity = identity
         self._crew = InTurn((), identity)
+        self._shared = contextlib.ExitStack()  # ends with the process
 
     def begin(self) -> None:
         """Makes the measurers; here and not at once, so that what goes wrong is said as it is."""
+        self._shared.enter_context(shared_child())
         self._crew = InTurn(self._make(), self._identity)
 
     def libraries(self) -> tuple[Library, ...]:

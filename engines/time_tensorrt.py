@@ -9,8 +9,8 @@ tactic it would be the same engine, but for the noise of tactic timing.
 A 'plugin' point is the time of an engine of one node of the 2:4 plugin, beside the same dense engine.
 
 Each engine is loaded several times, so that the copies' weights together exceed the L2 cache, and one CUDA
-graph runs them one after the other. The two graphs are replayed in turn. A build takes a minute or so for
-each M: give a short grid.
+graph runs them one after the other. The two graphs are replayed in turn. A product of one M takes most of a
+minute: give a short grid.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The child process that a TensorRT build runs in: `python -m sparseflow_trt.engines.worker FD < JOB`.
+"""The child process that TensorRT builds run in: `python -m sparseflow_trt.engines.worker FD < JOBS`.
 
 The library may print to stdout, crash, or take all memory; here it harms nobody. The parent gives
-this process a log file as stdout and stderr, and a pipe, FD, for what it has to tell.
+this process a log file as stdout and stderr, and a pipe, FD, for what it has to tell. Jobs are lines; one
+that fails is the last.
 
-Every build waits for this process to start and to end. So what few builds need is imported where they need
-it, and once its engine is told of, it leaves the libraries' own way out, which may crash, to the system.
+A build waits for this process to start. So what few builds need is imported where they need it. After the
+last job it leaves the libraries' own way out, which may crash, to the system.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from sparseflow_trt.engines.inspect_engine import engine_information
 from sparseflow_trt.engines.inspector import layers_from_inspector
@@ -34,12 +36,16 @@ Send = Callable[[Message], None]
 
 
 def main() -> None:
-    """Reads a job from stdin, does it, and sends messages to the pipe named in argv; ends the process."""
-    job = Job.model_validate_json(sys.stdin.read())
-    _die_with(job.parent)
+    """Reads jobs from stdin, does them, and sends messages to the pipe named in argv; ends the process."""
     send = _sender(int(sys.argv[1]))
     try:
-        send(Message(outcome=_build(job, send)))
+        for line in sys.stdin:
+            job = Job.model_validate_json(line)
+            _die_with(job.parent)
+            # each job's log has a stream of its own: TensorRT may keep the logger of an earlier one
+            with os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1) as stream:
+                outcome = _build(job, stream, send)
+            send(Message(outcome=outcome))
         os._exit(0)
     except SparseflowError as error:
         not_installed = isinstance(error, NotInstalledError)
@@ -52,14 +58,14 @@ def main() -> None:
         send(Message(refusal=Refusal(message=message, hint=hint, not_installed=False)))
 
 
-def _build(job: Job, send: Send) -> Outcome:
+def _build(job: Job, stream: TextIO, send: Send) -> Outcome:
     def on_progress(progress: Progress) -> None:
         send(Message(progress=progress))
 
     flavour = load_flavour(job.flavour)
     if job.plugin:
         load_library(flavour, Path(job.plugin))
-    log = BuildLog(sys.stdout)
+    log = BuildLog(stream)
     started = time.monotonic()
     model, engine, host_code = Path(job.model), Path(job.engine), job.options.version_compatible
     notes: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from typing import Literal
 
 from sparseflow_trt._clock import Clock
 from sparseflow_trt._deps import require
+from sparseflow_trt.engines.child import shared_child
 from sparseflow_trt.engines.choose import BackendName
 from sparseflow_trt.engines.protocol import EngineOptions, OnProgress, Progress
 from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
@@ -137,9 +138,10 @@ def run_duel(
         return build(plan, folder, on_step), DuelRecord(margin=margin, ships="dense", why=_NOTHING)
     inputs = [_inputs_at_opt(model, profile) for profile in plan.profiles or (None,)]
     built = {}
-    for number, (side, its_plan) in enumerate((("sparse", plan), ("dense", _dense(plan, ""))), 1):
-        (folder / side).mkdir()
-        built[side] = build(its_plan, folder / side, _naming(f"{side} engine, {number} of 2", on_step))
+    with shared_child():
+        for number, (side, its_plan) in enumerate((("sparse", plan), ("dense", _dense(plan, ""))), 1):
+            (folder / side).mkdir()
+            built[side] = build(its_plan, folder / side, _naming(f"{side} engine, {number} of 2", on_step))
     with clock("duel"):
         profiles = _time(built, folder, inputs, on_step)
     decision = decide({p.profile: p.speedup for p in profiles}, margin)

@@ -280,7 +280,7 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
     assert all(abs(p.speedup - 1) <= 0.0101 for at, p in pairs.items() if at not in taken_at)
     lines = (RESULTS / "autotune_h200_tensorrt_fp16_llama-8b.jsonl").read_text(encoding="utf-8").splitlines()
     took = [seconds for line in lines if (seconds := json.loads(line).get("seconds"))]
-    assert f"A product takes {min(took):.0f} to {max(took):.0f} s" in PROSE
+    assert f"A product took {min(took):.0f} to {max(took):.0f} s" in PROSE
 
 
 def plugin_cells(folder: str = "") -> list[dict[str, Any]]:

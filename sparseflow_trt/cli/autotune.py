@@ -162,7 +162,10 @@ def make_crew(libraries: tuple[Any, ...], use_ray: bool, plugin: Path | None = N
 
     make = functools.partial(make_measurers, libraries, Effort(), plugin)
     if not use_ray:
-        yield InTurn(make(), identify)
+        from sparseflow_trt.engines.child import shared_child
+
+        with shared_child():
+            yield InTurn(make(), identify)
         return
     from sparseflow_trt.engines.ray_workers import RayWorkers
 

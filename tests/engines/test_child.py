@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sparseflow_trt.engines import child
-from sparseflow_trt.engines.protocol import BuildRequest, Progress
+from sparseflow_trt.engines.protocol import BuildRequest, LayerEvidence, Progress
 from sparseflow_trt.engines.tensorrt_rtx import TensorRtRtxBackend
 from sparseflow_trt.errors import BuildError, NotInstalledError
 
@@ -95,6 +95,67 @@ def test_a_library_that_is_missing_in_the_child_is_not_a_failed_build(
         child.run_build("unknown", request_for_tiny, request_for_tiny.folder / "e", lambda progress: None)
 
     assert list(temporary_files_in.iterdir()) == []
+
+
+def builder_of(request: BuildRequest, engine: str = "e") -> int:
+    """Builds an engine, and gives the process that did."""
+    seen: list[int] = []
+    child.run_build("tensorrt-rtx", request, request.folder / engine, lambda _: seen.extend(children()))
+    assert len(set(seen)) == 1
+    return seen[0]
+
+
+def test_builds_have_a_process_each(request_for_tiny: BuildRequest) -> None:
+    assert builder_of(request_for_tiny) != builder_of(request_for_tiny)
+    assert children() == []
+
+
+def test_builds_may_share_a_process(request_for_tiny: BuildRequest, temporary_files_in: Path) -> None:
+    with child.shared_child():
+        first = builder_of(request_for_tiny)
+        with child.shared_child():  # one within another ends with the outer one
+            assert builder_of(request_for_tiny, "other") == first
+        assert children() == [first]
+        assert builder_of(request_for_tiny) == first
+    assert children() == []
+    assert list(temporary_files_in.iterdir()) == []
+    sizes = {(request_for_tiny.folder / engine).stat().st_size for engine in ("e", "other")}
+    assert len(sizes) == 1
+
+
+def test_what_a_shared_process_says_of_a_build_is_of_that_build(
+    save_model: SaveModel, make_request: MakeRequest
+) -> None:
+    def built(second: str) -> tuple[LayerEvidence, ...]:
+        request = make_request(save_model(second=second), 8)
+        return child.run_build("tensorrt-rtx", request, request.folder / "e", lambda _: None).layers
+
+    operators = ("Relu", "Sigmoid", "Relu")
+    with child.shared_child():
+        shared = [built(second) for second in operators]
+    assert shared == [built(second) for second in operators]
+    assert shared[0] != shared[1]
+
+
+def test_after_a_crash_the_next_build_has_a_new_process(
+    request_for_tiny: BuildRequest, temporary_files_in: Path
+) -> None:
+    def crash(progress: Progress) -> None:
+        os.kill(children()[0], signal.SIGSEGV)
+
+    with child.shared_child():
+        first = builder_of(request_for_tiny)
+        with pytest.raises(BuildError, match="crashed"):
+            child.run_build("tensorrt-rtx", request_for_tiny, request_for_tiny.folder / "e", crash)
+        second = builder_of(request_for_tiny)
+        os.kill(second, signal.SIGKILL)  # between two builds
+        while is_running(second):
+            time.sleep(0.01)
+        third = builder_of(request_for_tiny)
+        assert len({first, second, third}) == 3
+    assert children() == []
+    (log,) = temporary_files_in.iterdir()
+    assert log.suffix == ".log"
 
 
 @pytest.mark.usefixtures("hears_ctrl_c")
