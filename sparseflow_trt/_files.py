@@ -155,6 +155,10 @@ def _temporary_file(path: Path) -> Path:
                 f"{path} cannot be written: it is a device or a pipe, and no file.",
                 "Name a file: it is written whole or not at all.",
             )
+        if str(path) == "-":  # standard output, to many commands
+            raise ArtifactError(
+                "- is no name for a file here.", "Name one: nothing is written to standard output."
+            )
         handle, name = tempfile.mkstemp(prefix=_prefix(path, "writing"), dir=path.parent)
         os.close(handle)
     return Path(name)

@@ -314,3 +314,12 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "disk" / "real" / "file").read_text() == "two"
     assert [f.name for f in (tmp_path / "disk").iterdir()] == ["real"]
     assert [f.name for f in tmp_path.iterdir() if f.name.startswith(".")] == []
+
+
+def test_a_dash_is_not_taken_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match="- is no name for a file"):
+        write_atomically(Path("-"), "text")
+    assert not list(tmp_path.iterdir())
+    write_atomically(tmp_path / "-", "text")
+    assert (tmp_path / "-").read_text() == "text"
