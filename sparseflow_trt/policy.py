@@ -239,7 +239,10 @@ def find_policy(name_or_path: str | Path) -> Policy:
         return read_policy(path)
     if policy := policy_for_device(name_or_path):
         return policy
-    hint = f"Shipped: {', '.join(shipped)}; or give a file's path."
+    hint = (
+        f"Shipped: {', '.join(shipped)}; or give a file's path. On another GPU "
+        "`sparseflow-trt autotune MODEL -o FILE` measures one."
+    )
     raise PolicyError(f"there is no policy '{name_or_path}'.", hint, usage=True)
 
 

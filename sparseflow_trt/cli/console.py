@@ -27,7 +27,7 @@ _WIDTH = 160  # of a table in a file or a pipe, where there is no terminal to as
 # Where a table is too wide these columns give way: numbers and words of a fixed list are not broken.
 _WRAPPED = {
     "Basis", "Candidate", "Finding", "Install", "Kernel or layer", "Layer", "Output", "Prune", "Reason",
-    "Source", "Thresholds", "Types", "Why",
+    "Source", "Thresholds", "Types", "Why", "Wins at M",
 }  # fmt: skip
 _GAP = 2  # between two columns
 _NUMBER = re.compile(r"\d+")

@@ -73,7 +73,7 @@ def command(
         raise PolicyError(
             "there is no policy for this machine's GPU, or no GPU.",
             "Name one that `sparseflow-trt policy list` lists, such as --device a100; "
-            "`sparseflow-trt autotune` measures one.",
+            "`sparseflow-trt autotune MODEL -o FILE` measures one on a GPU.",
         )
     found = read_model(model)
     with console.progress_bar() as show:

@@ -12,10 +12,11 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import OutputFile, PlotFile, common_options
+from sparseflow_trt.cli.policy_tables import points_table, print_policy
 from sparseflow_trt.errors import EXIT_OK, PolicyError
 
 if TYPE_CHECKING:
-    from sparseflow_trt.policy import Point, Policy, Threshold
+    from sparseflow_trt.policy import Point, Policy
 
 _DTYPES = click.Choice(["FP32", "FP16", "BF16", "INT8", "FP8"], case_sensitive=False)
 _SOURCE = 120  # characters of it in the list
@@ -35,18 +36,25 @@ def list_policies(as_json: bool) -> int:
 
     policies = [read_policy(path) for path in shipped_policies().values()]
     if as_json:
-        console.print_json([p.model_dump(mode="json", exclude={"points"}) for p in policies])
+        rows = (p.model_dump(mode="json", exclude={"points"}) for p in policies)
+        counted = ({"points": len(p.points), "types": _types_of(p)} for p in policies)
+        console.print_json([{**row, **more} for row, more in zip(rows, counted, strict=True)])
         return EXIT_OK
     table = console.table("Policy", "Device", "Capability", ">Points", "Types", "Source")
     for policy in policies:
-        types = sorted(" ".join(pair) for pair in policy.held)
+        types = ", ".join(_types_of(policy))
         table.add_row(
-            policy.name, policy.device, policy.compute_capability, str(len(policy.points)), ", ".join(types),
+            policy.name, policy.device, policy.compute_capability, str(len(policy.points)), types,
             textwrap.shorten(policy.source, _SOURCE, placeholder=" …"),
         )  # fmt: skip
     console.out().print(table)
-    console.out().print("\n`sparseflow-trt policy show NAME` shows one whole.")
+    console.out().print("\n`sparseflow-trt policy show NAME` says what one holds.")
     return EXIT_OK
+
+
+def _types_of(policy: Policy) -> list[str]:
+    """What it holds points or thresholds of: "torch FP16"."""
+    return sorted(" ".join(pair) for pair in policy.held)
 
 
 @command.command("show")
@@ -54,15 +62,22 @@ def list_policies(as_json: bool) -> int:
 @click.option("--library", type=_LIBRARIES, help="Only what was measured with it.")
 @click.option("--dtype", type=_DTYPES, help="Only this type.")
 @click.option("--kind", metavar="KIND", help="Only this kind of layer: gate_up, down, qkv, o, …")
+@click.option("--n", type=click.IntRange(1), help="Only layers with so many outputs.")
+@click.option("--k", type=click.IntRange(1), help="Only layers with so many inputs.")
+@click.option("--points", "every_point", is_flag=True, help="List every measured point.")
 @click.option(
     "--plot", type=PlotFile(), metavar="FILE",
     help="Draw the points to a .png or .svg file: those of one library and type.",
 )  # fmt: skip
 @common_options
 def show_policy(
-    policy: str, library: str | None, dtype: str | None, kind: str | None, plot: Path | None, as_json: bool
-) -> int:
-    """Show what POLICY holds: a shipped one's name, a device, or a file."""
+    policy: str, library: str | None, dtype: str | None, kind: str | None, n: int | None, k: int | None,
+    every_point: bool, plot: Path | None, as_json: bool,
+) -> int:  # fmt: skip
+    """Show what POLICY holds: a shipped one's name, a device, or a file.
+
+    A row for each shape that was measured, with the M at which sparse wins there; --points has all times.
+    """
     from sparseflow_trt.policy import find_policy
 
     found = find_policy(policy)
@@ -75,21 +90,21 @@ def show_policy(
 
     shown = found.model_copy(
         update={
-            "points": tuple(filter(chosen, found.points)),
-            "thresholds": tuple(filter(chosen, found.thresholds)),
+            "points": tuple(p for p in found.points if chosen(p) and n in (None, p.n) and k in (None, p.k)),
+            "thresholds": () if n or k else tuple(filter(chosen, found.thresholds)),
         }
     )
     if not plot and not shown.points and not shown.thresholds:
         held = ", ".join(sorted(" ".join(pair) for pair in found.held)) or "nothing"
         raise PolicyError(
-            f"policy '{found.name}' holds nothing of that library, type and kind.",
+            f"policy '{found.name}' holds nothing of that library, type, kind and shape.",
             f"It holds {held}; `sparseflow-trt policy show {shlex.quote(policy)}` lists it.",
         )
     drawn = _draw(shown, plot) if plot else ""
     if as_json:
         console.print_json(shown.model_dump(mode="json"))
         return EXIT_OK
-    _print(shown)
+    print_policy(found, shown, every_point)
     if drawn:
         console.out().print(f"\n{drawn}")
     return EXIT_OK
@@ -135,7 +150,7 @@ def ask_policy(
     said = ("plugin" if plugin else "sparse") if verdict.sparse else "dense"
     out.print(console.styled(said, "bold"), verdict.reason, sep=": ")
     if verdict.points:
-        out.print(_points_table(verdict.points))
+        out.print(points_table(verdict.points))
     if would_gain:
         out.print(f"In its place: {would_gain}. Ask with --plugin for the points behind it.")
     return EXIT_OK
@@ -199,7 +214,7 @@ def _write(policy: Policy, output: Path, as_json: bool) -> int:
     if as_json:
         console.print_json(policy.model_dump(mode="json"))
         return EXIT_OK
-    _print(policy)
+    print_policy(policy, policy)
     plan = shlex.join(["sparseflow-trt", "plan", "MODEL", "--policy", str(output)])
     console.out().print(f"\nWritten: {output}. Plan with it: {plan}")
     return EXIT_OK
@@ -239,61 +254,3 @@ def _draw(policy: Policy, path: Path) -> str:
     plot_policy(policy, path, *drawable[0])
     others = ", ".join(f"--library {library} --dtype {dtype}" for library, dtype in drawable[1:])
     return f"Drawn: {path} ({' '.join(drawable[0])})." + (f" The others: {others}." if others else "")
-
-
-def _print(policy: Policy) -> None:
-    out = console.out()
-    if policy.points:
-        out.print(_points_table(policy.points))
-    if policy.thresholds:
-        out.print(
-            "\nWhere no measured shape is near:" if policy.points else "Where no measured shape is near:"
-        )
-    for limit in policy.thresholds:
-        out.print(f"  {limit.kind}, {limit.library} {limit.dtype}: {_range_of(limit)}")
-    libraries = ", ".join(f"{name} {version}" for name, version in policy.libraries.items()) or "not recorded"
-    out.print(f"\nDevice:     {policy.device}, compute capability {policy.compute_capability}")
-    out.print(f"Libraries:  {libraries}")
-    out.print(f"Clocks:     {policy.clocks}")
-    out.print(f"Margin:     {policy.margin:.0%}")
-    if policy.wave is None:
-        out.print("Wave:       not known, the larger of two measured M counts for all between")
-    elif policy.wave:
-        out.print(f"Wave:       {policy.wave:,} elements, a step that times may take between measured M")
-    out.print(f"Provenance: {policy.provenance}")
-    out.print(f"Source:     {policy.source}")
-
-
-def _range_of(limit: Threshold) -> str:
-    if limit.min_m is None:
-        said = "dense" if limit.kernel == "sparse" else "not in the plugin"
-    else:
-        said = f"{limit.kernel} from M={limit.min_m}"
-        said += f" to {limit.max_m}" if limit.max_m is not None else ""
-    shapes = ", ".join(f"{k}→{n}" for n, k in limit.shapes)
-    return f"{said} ({shapes})" if shapes else said
-
-
-def _points_table(points: tuple[Point, ...]) -> Any:
-    """A row for each sparse point beside its dense one, and for each dense one that has none."""
-    table = console.table(
-        "Kind", ">N", ">K", "Library", "Type", ">M", ">Dense µs", "95 %", "Kernel", ">µs", "95 %", ">Speedup"
-    )
-
-    def product(p: Point) -> tuple[Any, ...]:
-        return p.kind, p.n, p.k, p.library, p.dtype, p.m
-
-    dense = {product(p): p for p in points if p.kernel == "dense"}
-    others = [p for p in points if p.kernel != "dense"]
-    alone = dense.keys() - {product(p) for p in others}
-    for p in (*others, *(dense[key] for key in dense if key in alone)):
-        base = dense.get(product(p))
-        figures = ("", "") if base is None else (f"{base.us:.2f}", _interval(base))
-        own = ("", "", "") if p is base else (p.kernel, f"{p.us:.2f}", _interval(p))
-        ratio = f"{base.us / p.us:.2f}×" if base and p is not base else ""
-        table.add_row(p.kind, str(p.n), str(p.k), p.library, p.dtype, str(p.m), *figures, *own, ratio)
-    return table
-
-
-def _interval(point: Point) -> str:
-    return "" if point.low_us is None else f"{point.low_us:.2f}–{point.high_us:.2f}"

@@ -20,7 +20,8 @@ def test_list(sparseflow: Sparseflow) -> None:
     assert "a100-80gb" in ended.out
     listed = sparseflow("policy", "list", "--json").json
     assert "a100-80gb" in [policy["name"] for policy in listed]
-    assert all("points" not in policy for policy in listed)
+    (a100,) = (policy for policy in listed if policy["name"] == "a100-80gb")
+    assert (a100["points"], a100["types"]) == (20, ["torch FP16"])
 
 
 def test_show(sparseflow: Sparseflow) -> None:
@@ -28,6 +29,14 @@ def test_show(sparseflow: Sparseflow) -> None:
     assert ended.code == 0
     assert "gate_up, torch FP16: sparse from M=256" in ended.out
     assert "Provenance: shipped" in ended.out
+    assert "Margin:     2%, by which sparse has to be faster\n" in ended.out
+    assert "Spreads:    1.5 standard deviations are taken off" in ended.out
+    lines = [" ".join(line.split()) for line in ended.out.splitlines()]
+    assert [line for line in lines if line.startswith(("gate_up ", "down "))] == [
+        "gate_up 14336 4096 torch FP16 sparse 256–4096 5 256–4096 1.33× 256",
+        "down 4096 14336 torch FP16 sparse 256–4096 5 512–4096 1.25× 1024",
+    ]
+    ended = sparseflow("policy", "show", "a100-80gb", "--points")
     assert len([line for line in ended.out.splitlines() if line.endswith("×")]) == 10
     shown = sparseflow("policy", "show", "a100-80gb", "--json").json
     assert shown["points"]
@@ -45,8 +54,8 @@ def test_show_of_a_file_with_intervals_and_filters(sparseflow: Sparseflow, own_f
     alone = make_points("qkv", 64, 32, {2: 3.0})[0]
     policy = make_policy([*points, alone], limits={"o": (8, 64), "down": (None, None)})
     (own_folder / "mine.json").write_text(policy.model_dump_json())
-    lines = sparseflow("policy", "show", "mine.json").out.splitlines()
-    assert [" ".join(line.split()) for line in lines[1:4]] == [
+    lines = sparseflow("policy", "show", "mine.json", "--points").out.splitlines()
+    assert [" ".join(line.split()) for line in lines[-3:]] == [
         "o 64 64 tensorrt FP16 8 15.00 14.00–16.00 sparse 10.00 9.00–11.00 1.50×",
         "down 64 32 torch BF16 4 8.00 7.00–9.00 sparse 10.00 9.00–11.00 0.80×",
         "qkv 64 32 tensorrt FP16 2 30.00",
@@ -55,6 +64,7 @@ def test_show_of_a_file_with_intervals_and_filters(sparseflow: Sparseflow, own_f
     assert "  down, tensorrt FP16: dense" in lines
     for option, kinds in (
         (("--library", "torch"), {"down"}), (("--dtype", "fp16"), {"o", "qkv"}), (("--kind", "qkv"), {"qkv"}),
+        (("--n", 64, "--k", 64), {"o"}), (("--k", 32), {"down", "qkv"}),
     ):  # fmt: skip
         shown = sparseflow("policy", "show", "mine.json", *option, "--json").json
         assert {point["kind"] for point in shown["points"]} == kinds
@@ -83,7 +93,7 @@ def test_points_of_the_plugin_are_listed_and_drawn(sparseflow: Sparseflow, own_f
         for p in make_points("o", 64, 64, {8: 2.0})
     ]
     (own_folder / "mine.json").write_text(make_policy(points).model_dump_json())
-    ended = sparseflow("policy", "show", "mine.json", "--plot", "mine.svg")
+    ended = sparseflow("policy", "show", "mine.json", "--plot", "mine.svg", "--points")
     assert "o 64 64 tensorrt FP16 8 20.00 plugin 10.00 2.00×" in " ".join(ended.out.split())
     assert "Drawn: mine.svg (tensorrt FP16)." in ended.out
     assert "dense / plugin" in (own_folder / "mine.svg").read_text(encoding="utf-8")
@@ -163,6 +173,11 @@ def test_an_unknown_one_names_those_that_are_there(sparseflow: Sparseflow) -> No
     ended = sparseflow("policy", "show", "mine")
     assert ended.error == "there is no policy 'mine'."
     assert "a100-80gb" in ended.err
+    product = ("--kind", "down", "--n", 4096, "--k", 14336, "--m", 700)
+    assert (
+        "`sparseflow-trt autotune MODEL -o FILE` measures one"
+        in sparseflow("policy", "ask", "l40s", *product).err
+    )
 
 
 def test_a_mistyped_kind_is_named_with_those_that_there_are(sparseflow: Sparseflow) -> None:
@@ -174,14 +189,27 @@ def test_a_mistyped_kind_is_named_with_those_that_there_are(sparseflow: Sparsefl
 
 def test_a_filter_that_leaves_nothing_says_what_there_is(sparseflow: Sparseflow) -> None:
     ended = sparseflow("policy", "show", "a100", "--dtype", "bf16")
-    assert ended.error == "policy 'a100-80gb' holds nothing of that library, type and kind."
+    assert ended.error == "policy 'a100-80gb' holds nothing of that library, type, kind and shape."
     assert "It holds torch FP16;" in ended.err
 
 
 def test_show_of_thresholds_alone_has_no_empty_table(sparseflow: Sparseflow, own_folder: Path) -> None:
     policy = make_policy([], limits={"o": (8, 64)})
     (own_folder / "mine.json").write_text(policy.model_dump_json())
-    assert sparseflow("policy", "show", "mine.json").out.startswith("Where no measured shape is near:\n")
+    shown = sparseflow("policy", "show", "mine.json").out
+    assert shown.endswith("\nWhere no measured shape is near:\n  o, tensorrt FP16: sparse from M=8 to 64\n")
+
+
+def test_show_is_short_and_points_is_whole(sparseflow: Sparseflow) -> None:
+    short = sparseflow("policy", "show", "h200").out
+    assert len(short.splitlines()) < 200
+    assert "gate_up, torch FP16: sparse from M=6144 (of 19 shapes)" in short
+    only = ("--n", 14336, "--k", 4096, "--library", "torch", "--dtype", "bf16")
+    whole = sparseflow("policy", "show", "h200", "--points", *only).out
+    held = sparseflow("policy", "show", "h200", *only, "--json").json
+    assert len([line for line in whole.splitlines() if line.endswith("×")]) == len(held["points"]) / 2 > 20
+    assert held["source"] in whole
+    assert held["source"] not in short
 
 
 def test_the_list_has_a_line_or_two_for_each(sparseflow: Sparseflow, monkeypatch: pytest.MonkeyPatch) -> None:

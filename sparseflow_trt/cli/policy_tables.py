@@ -1,0 +1,118 @@
+"""Renders policies: what one is, a row for each shape that it measured, and points with their times."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from sparseflow_trt.cli import console
+
+if TYPE_CHECKING:
+    from sparseflow_trt.measured_shapes import MeasuredShape
+    from sparseflow_trt.policy import Point, Policy, Threshold
+
+_WORDS = 240  # characters of the clocks and of the source, which --points and --json have whole
+_MOST_SHAPES = 3  # of a threshold's that are named; more are counted
+
+
+def print_policy(policy: Policy, shown: Policy, every_point: bool = False) -> None:
+    """Prints what a policy is, and of what is shown a row for each shape, or for each point.
+
+    Args:
+        policy: The whole of it, whose lookup says where sparse wins.
+        shown: The same with the points and thresholds to show.
+        every_point: A row for each point, and all words whole.
+    """
+    from sparseflow_trt.measured_shapes import measured_shapes
+
+    out = console.out()
+    for name, said in _facts(policy, every_point):
+        out.print(f"{name + ':':<12}{said}")
+    if shown.thresholds:
+        out.print("\nWhere no measured shape is near:")
+    for limit in shown.thresholds:
+        out.print(f"  {limit.kind}, {limit.library} {limit.dtype}: {_range_of(limit, every_point)}")
+    if shown.points and every_point:
+        out.print()
+        out.print(points_table(shown.points))
+    elif shown.points:
+        out.print(
+            "\nWhat was measured, at which of these M sparse wins, and where most (--points has the times):\n"
+        )
+        out.print(_shapes_table(measured_shapes(policy, shown.points)))
+
+
+def points_table(points: Iterable[Point]) -> Any:
+    """A row for each sparse point beside its dense one, and for each dense one that has none."""
+    table = console.table(
+        "Kind", ">N", ">K", "Library", "Type", ">M", ">Dense µs", "95 %", "Kernel", ">µs", "95 %", ">Speedup"
+    )
+    points = tuple(points)
+
+    def product(p: Point) -> tuple[Any, ...]:
+        return p.kind, p.n, p.k, p.library, p.dtype, p.m
+
+    dense = {product(p): p for p in points if p.kernel == "dense"}
+    others = [p for p in points if p.kernel != "dense"]
+    alone = dense.keys() - {product(p) for p in others}
+    for p in (*others, *(dense[key] for key in dense if key in alone)):
+        base = dense.get(product(p))
+        figures = ("", "") if base is None else (f"{base.us:.2f}", _interval(base))
+        own = ("", "", "") if p is base else (p.kernel, f"{p.us:.2f}", _interval(p))
+        ratio = f"{base.us / p.us:.2f}×" if base and p is not base else ""
+        table.add_row(p.kind, str(p.n), str(p.k), p.library, p.dtype, str(p.m), *figures, *own, ratio)
+    return table
+
+
+def _shapes_table(shapes: Iterable[MeasuredShape]) -> Any:
+    table = console.table(
+        "Kind", ">N", ">K", "Library", "Type", "Kernel", ">M", ">Measured", "Wins at M", ">Best", ">At M"
+    )
+    for s in shapes:
+        best = ("", "") if s.best is None else (f"{s.best.speedup:.2f}×", str(s.best.dense.m))
+        wins = ", ".join(_span(*run) for run in s.wins) or ("nowhere" if s.kernel else "")
+        table.add_row(
+            ", ".join(s.kinds), str(s.n), str(s.k), s.library, s.dtype, s.kernel or "dense alone",
+            _span(s.sizes[0], s.sizes[-1]), str(len(s.sizes)), wins, *best,
+        )  # fmt: skip
+    return table
+
+
+def _facts(policy: Policy, whole: bool) -> Iterable[tuple[str, str]]:
+    yield "Device", f"{policy.device}, compute capability {policy.compute_capability}"
+    versions = (f"{name} {version}" for name, version in policy.libraries.items())
+    yield "Libraries", ", ".join(versions) or "not recorded"
+    yield "Margin", f"{policy.margin:.0%}, by which sparse has to be faster"
+    if policy.wave is None:
+        yield "Wave", "not known, the larger of two measured M counts for all between"
+    elif policy.wave:
+        yield "Wave", f"{policy.wave:,} elements, a step that times may take between measured M"
+    yield (
+        "Spreads",
+        f"{policy.spreads:g} standard deviations are taken off what is learned of other shapes, "
+        f"{policy.spreads_between:g} between measured M",
+    )
+    yield "Provenance", policy.provenance
+    for name, words in (("Clocks", policy.clocks), ("Source", policy.source)):
+        yield name, words if whole else textwrap.shorten(words, _WORDS, placeholder=" …")
+
+
+def _range_of(limit: Threshold, whole: bool) -> str:
+    if limit.min_m is None:
+        said = "dense" if limit.kernel == "sparse" else "not in the plugin"
+    else:
+        said = f"{limit.kernel} from M={limit.min_m}"
+        said += f" to {limit.max_m}" if limit.max_m is not None else ""
+    shapes = ", ".join(f"{k}→{n}" for n, k in limit.shapes)
+    if len(limit.shapes) > _MOST_SHAPES and not whole:
+        shapes = f"of {len(limit.shapes)} shapes"
+    return f"{said} ({shapes})" if shapes else said
+
+
+def _span(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}–{last}"
+
+
+def _interval(point: Point) -> str:
+    return "" if point.low_us is None else f"{point.low_us:.2f}–{point.high_us:.2f}"
