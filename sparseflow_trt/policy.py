@@ -5,6 +5,7 @@ What follows from it for one product is `lookup`'s to say; `thresholds` derives 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -182,6 +183,11 @@ def json_from_policy(policy: Policy) -> str:
         lines = ",".join(f"\n    {_json(row.model_dump(mode='json', exclude_defaults=True))}" for row in rows)
         head += f',\n  "{name}": [{lines}' + ("\n  ]" if rows else "]")
     return head + "\n}\n"
+
+
+def digest_of(policy: Policy) -> str:
+    """The SHA-256 of a policy's content: what shows one says so which it is."""
+    return hashlib.sha256(json_from_policy(policy).encode()).hexdigest()
 
 
 def _json(data: object, indent: int | None = None) -> str:

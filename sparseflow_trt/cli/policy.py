@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,7 @@ def show_policy(
             f"policy '{found.name}' holds nothing of that library, type, kind and shape.",
             f"It holds {held}; `sparseflow-trt policy show {shlex.quote(policy)}` lists it.",
         )
-    drawn = _draw(shown, plot) if plot else ""
+    drawn = _draw(found, shown.points, plot) if plot else ""
     if as_json:
         console.print_json(shown.model_dump(mode="json"))
         return EXIT_OK
@@ -238,12 +239,12 @@ def _parse_shape(text: str) -> tuple[str, tuple[int, int]]:
     return operation.strip(), (int(numbers[0]), int(numbers[1]))
 
 
-def _draw(policy: Policy, path: Path) -> str:
+def _draw(policy: Policy, shown: Sequence[Point], path: Path) -> str:
     """Draws the first library and type that has times of both; says which, and what else there is."""
     from sparseflow_trt.report.policy_plot import curves_by_shape, plot_policy
 
     groups: dict[Any, list[Point]] = {}
-    for point in sorted(policy.points, key=lambda p: (p.library, p.dtype != "FP16", p.dtype)):
+    for point in sorted(shown, key=lambda p: (p.library, p.dtype != "FP16", p.dtype)):
         groups.setdefault((point.library, point.dtype), []).append(point)
     drawable = [group for group, points in groups.items() if curves_by_shape(points)]
     if not drawable:
@@ -251,6 +252,7 @@ def _draw(policy: Policy, path: Path) -> str:
             f"policy '{policy.name}' holds nothing to draw: no product was measured dense and sparse.",
             f"`sparseflow-trt policy show {shlex.quote(policy.name)}` lists what it holds.",
         )
-    plot_policy(policy, path, *drawable[0])
+    library, dtype = drawable[0]
+    plot_policy(policy, path, library, dtype, groups[library, dtype])
     others = ", ".join(f"--library {library} --dtype {dtype}" for library, dtype in drawable[1:])
     return f"Drawn: {path} ({' '.join(drawable[0])})." + (f" The others: {others}." if others else "")

@@ -29,15 +29,25 @@ def plot_style(seed: str) -> dict[str, Any]:
     return {"svg.hashsalt": seed, "svg.fonttype": "none", "font.size": 8}
 
 
-def save_plot(figure: Figure, path: Path) -> None:
+def save_plot(figure: Figure, path: Path, title: str = "", shows: str = "") -> None:
     """Writes a drawing, with no date in it.
+
+    Args:
+        figure: What was drawn.
+        path: A .png or .svg file.
+        title: The title in its metadata, if any.
+        shows: The description in its metadata, if any.
 
     Raises:
         ArtifactError: The file cannot be written.
     """
     kind = _kind(path)
+    named = {"Title": title, "Description": shows}
+    metadata: dict[str, str | None] = {name: text for name, text in named.items() if text}
+    if kind == "svg":
+        metadata["Date"] = None
     with written_atomically(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
+        figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
 
 
 def _kind(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,17 @@ from sparseflow_trt._deps import require
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.kinds import KINDS
 from sparseflow_trt.lookup import sparse_ranges
-from sparseflow_trt.policy import WHOSE, Dtype, Library, Pair, Point, Policy, SparseKernel, pairs_by_shape
+from sparseflow_trt.policy import (
+    WHOSE,
+    Dtype,
+    Library,
+    Pair,
+    Point,
+    Policy,
+    SparseKernel,
+    digest_of,
+    pairs_by_shape,
+)
 from sparseflow_trt.report.plots import INK, check_plot_name, plot_style, save_plot
 
 if TYPE_CHECKING:
@@ -20,9 +31,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _DENSE, _SPARSE, _PLUGIN, _GRID = "#6b7280", "#0f766e", "#b45309", "#e5e7eb"  # the report's palette
-_MOST_COLUMNS = 4
+_FEW = 16  # so many panels have four columns at most; more make about a square
 _COLOURS: dict[SparseKernel, str] = {"sparse": _SPARSE, "plugin": _PLUGIN}
-_APART = 1.6  # an M that is nearer to the last one written is only marked
+_MOST_RANGES = 8  # that are written over a panel, those that span most octaves; the others are counted
+_LETTERS = 48  # of a line over a panel
+_LINE = 0.13  # the height of one, in inches
 _TAKEN: dict[SparseKernel, tuple[str, float]] = {"sparse": ("#d7efe9", 1), "plugin": ("#f5cf9f", 0.05)}
 _NAMES = (  # in the order of the legend
     "dense", "sparse", "plugin", "dense / sparse", "dense / plugin", "sparse is taken", "plugin is taken",
@@ -30,18 +43,23 @@ _NAMES = (  # in the order of the legend
 
 Shape = tuple[tuple[str, ...], int, int]  # kinds, N, K
 Curves = dict[SparseKernel, dict[int, Pair]]  # of one shape, by kernel and by M
+Ranges = dict[SparseKernel, list[tuple[int, int]]]  # the M from and to which a lookup takes each
 
 
-def plot_policy(policy: Policy, path: Path, library: Library, dtype: Dtype) -> None:
+def plot_policy(
+    policy: Policy, path: Path, library: Library, dtype: Dtype, points: Iterable[Point] | None = None
+) -> None:
     """Draws a panel for each shape: times above, speedups below, marked where a lookup takes a sparse kernel.
 
-    TensorRT's panels show the plugin beside its own sparse kernels, each where it was measured.
+    TensorRT's panels show the plugin beside its own sparse kernels, each where it was measured. The file says
+    in its metadata which policy it shows, with `digest_of` it, and what each panel says in words.
 
     Args:
-        policy: The policy.
+        policy: The policy, whose lookup says where a kernel is taken.
         path: A .png or .svg file.
         library: Whose points.
         dtype: Of which type.
+        points: The policy's points to draw of these; all where they are not given.
 
     Raises:
         InputError: The file's name ends otherwise.
@@ -50,7 +68,7 @@ def plot_policy(policy: Policy, path: Path, library: Library, dtype: Dtype) -> N
         ArtifactError: The file cannot be written.
     """
     check_plot_name(path)
-    panels = _panels(policy, library, dtype)
+    panels = _panels(policy.points if points is None else points, library, dtype)
     if not panels:
         raise PolicyError(
             f"policy '{policy.name}' holds no {dtype} points of {WHOSE[library]} to draw.",
@@ -59,24 +77,27 @@ def plot_policy(policy: Policy, path: Path, library: Library, dtype: Dtype) -> N
     matplotlib = require("matplotlib", "plots")
     from matplotlib.figure import Figure
 
-    columns = min(_MOST_COLUMNS, len(panels)) if len(panels) != 5 else 3
+    columns = _columns(len(panels))
     rows = math.ceil(len(panels) / columns)
+    ranges = {shape: _ranges(policy, shape, curves) for shape, curves in panels.items()}
+    words = max(len(_in_lines(each)) for each in ranges.values()) * _LINE
     kernels = {kernel for curves in panels.values() for kernel in curves}
-    width, height = max(3.5 * columns, 5.5 + len(kernels)), 3.5 * rows + 1.1  # the legend takes as much
+    width, height = max(3.5 * columns, 5.5 + len(kernels)), (3.5 + words) * rows + 1.1  # the legend's width
+    title = f"{policy.device} · {WHOSE[library]} · {dtype}"
     with matplotlib.rc_context(plot_style(policy.name)):
         figure = Figure(figsize=(width, height))
         outer = figure.add_gridspec(
             rows, columns, left=0.6 / width, right=1 - 0.15 / width, bottom=0.5 / height,
-            top=1 - 1.2 / height, hspace=0.32, wspace=0.28,
+            top=1 - (1.2 + words) / height, hspace=(0.85 + words) / 2.65, wspace=0.28,
         )  # fmt: skip
         named: dict[str, Artist] = {}
         for i, (shape, curves) in enumerate(panels.items()):
             inner = outer[i // columns, i % columns].subgridspec(2, 1, height_ratios=(1.5, 1), hspace=0.09)
             times = figure.add_subplot(inner[0])
             ratio = figure.add_subplot(inner[1], sharex=times)
-            named |= _draw(times, ratio, policy, shape, curves, leftmost=i % columns == 0)
+            _write_over(times, _title_of(shape), ranges[shape])
+            named |= _draw(times, ratio, policy.margin, curves, ranges[shape], leftmost=i % columns == 0)
         lines = [named[name] for name in _NAMES if name in named]
-        title = f"{policy.device} · {WHOSE[library]} · {dtype}"
         figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=13, fontweight="bold", color=INK)
         figure.text(0.15 / width, 1 - 0.55 / height, _subtitle(policy, library), fontsize=8, color=_DENSE)
         figure.legend(
@@ -84,7 +105,9 @@ def plot_policy(policy: Policy, path: Path, library: Library, dtype: Dtype) -> N
             bbox_to_anchor=(0.15 / width, 1 - 0.66 / height), handlelength=1.6, labelcolor=INK,
             columnspacing=1.4, borderpad=0.2,
         )  # fmt: skip
-        save_plot(figure, path)
+        said = [f"{_title_of(shape)}: {', '.join(_in_words(ranges[shape]))}" for shape in panels]
+        shows = f"policy {policy.name}, sha256 {digest_of(policy)}, {library} {dtype}"
+        save_plot(figure, path, title, "\n".join([shows, *said]))
 
 
 def curves_by_shape(points: Iterable[Point]) -> dict[tuple[int, int], Curves]:
@@ -97,9 +120,15 @@ def curves_by_shape(points: Iterable[Point]) -> dict[tuple[int, int], Curves]:
     return found
 
 
-def _panels(policy: Policy, library: Library, dtype: Dtype) -> dict[Shape, Curves]:
+def _columns(panels: int) -> int:
+    if panels == 5:
+        return 3
+    return min(4, panels) if panels <= _FEW else math.ceil(math.sqrt(panels))
+
+
+def _panels(points: Iterable[Point], library: Library, dtype: Dtype) -> dict[Shape, Curves]:
     """What was measured of each shape, by its kinds, in the order of KINDS."""
-    points = [p for p in policy.points if (p.library, p.dtype) == (library, dtype)]
+    points = [p for p in points if (p.library, p.dtype) == (library, dtype)]
     order = {kind: i for i, kind in enumerate(KINDS)}
     kinds: dict[tuple[int, int], set[str]] = {}
     for p in points:
@@ -117,12 +146,55 @@ def _subtitle(policy: Policy, library: Library) -> str:
     return " · ".join([f"policy '{policy.name}', {policy.provenance}", *versions])
 
 
+def _title_of(shape: Shape) -> str:
+    kinds, n, k = shape
+    return f"{', '.join(kinds)}  {k} → {n}"
+
+
+def _ranges(policy: Policy, shape: Shape, curves: Curves) -> Ranges:
+    """Where a lookup takes each kernel, of the M that it was measured over."""
+    kinds, n, k = shape  # of the shape itself a lookup says the same for each kind
+    found: Ranges = {}
+    for kernel, pairs in curves.items():
+        one = next(iter(pairs.values())).dense
+        asked = (kinds[0], n, k, one.dtype, min(pairs), max(pairs), one.library, kernel)
+        found[kernel] = [(begin, end) for begin, end, taken in sparse_ranges(policy, *asked) if taken]
+    return found
+
+
+def _in_words(ranges: Ranges) -> list[str]:
+    """For each kernel the M at which it is taken; of very many ranges the widest."""
+    said = []
+    for kernel, spans in ranges.items():
+        widest = sorted(sorted(spans, key=lambda span: -(span[1] + 1) / span[0])[:_MOST_RANGES])
+        words = ", ".join(f"{begin}–{end}" if begin < end else str(begin) for begin, end in widest)
+        more = f" and {len(spans) - len(widest)} narrower" if len(spans) > len(widest) else ""
+        said.append(f"{kernel} at M {words}{more}" if words else f"{kernel} at no M")
+    return said
+
+
+def _in_lines(ranges: Ranges) -> list[tuple[str, SparseKernel]]:
+    """The same as lines that fit over a panel, each with its kernel."""
+    each = zip(_in_words(ranges), ranges, strict=True)
+    return [(line, kernel) for words, kernel in each for line in textwrap.wrap(words, _LETTERS)]
+
+
+def _write_over(times: Axes, title: str, ranges: Ranges) -> None:
+    """A panel's title, and below it where each kernel is taken: beside the curves there is no room for it."""
+    lines = _in_lines(ranges)
+    above = _LINE * 72  # points
+    times.set_title(title, loc="left", fontsize=9, fontweight="bold", color=INK, pad=5 + above * len(lines))
+    for i, (line, kernel) in enumerate(lines, 1):
+        times.annotate(
+            line, (0, 1), xycoords="axes fraction", color=_COLOURS[kernel], fontsize=7,
+            xytext=(0, 4 + above * (len(lines) - i)), textcoords="offset points",
+        )  # fmt: skip
+
+
 def _draw(
-    times: Axes, ratio: Axes, policy: Policy, shape: Shape, curves: Curves, leftmost: bool
+    times: Axes, ratio: Axes, margin: float, curves: Curves, ranges: Ranges, leftmost: bool
 ) -> dict[str, Artist]:
     """Draws one shape; gives the artists that a legend names."""
-    kinds, n, k = shape
-    times.set_title(f"{', '.join(kinds)}  {k} → {n}", loc="left", fontsize=9, fontweight="bold", color=INK)
     dense = {m: pair.dense for pairs in curves.values() for m, pair in pairs.items()}
     sizes = sorted(dense)
     named = _draw_times(times, "dense", _DENSE, [dense[m] for m in sizes])
@@ -141,10 +213,9 @@ def _draw(
             color=colour, alpha=0.2, lw=0,
         )  # fmt: skip
         bands += around
+        named |= _mark_ranges((times, ratio), ranges[kernel], kernel, sizes)
     ratio.axhline(1, color=_DENSE, lw=0.8, zorder=1)
-    ratio.axhline(1 + policy.margin, color=_DENSE, lw=0.8, ls=(0, (2, 2)), zorder=1)
-    for row, (kernel, pairs) in enumerate(curves.items()):
-        named |= _mark_ranges(times, ratio, policy, shape, pairs, kernel, row)
+    ratio.axhline(1 + margin, color=_DENSE, lw=0.8, ls=(0, (2, 2)), zorder=1)
     _dress(times, ratio, sizes, [end for band in bands for end in band], leftmost)
     return named
 
@@ -162,42 +233,22 @@ def _draw_times(times: Axes, name: str, colour: str, points: list[Point]) -> dic
 
 
 def _mark_ranges(
-    times: Axes, ratio: Axes, policy: Policy, shape: Shape, pairs: dict[int, Pair], kernel: SparseKernel,
-    row: int,
-) -> dict[str, Artist]:  # fmt: skip
-    """Marks where a lookup takes the kernel, and writes the M at which that begins and ends to.
+    both: tuple[Axes, Axes], ranges: list[tuple[int, int]], kernel: SparseKernel, sizes: list[int]
+) -> dict[str, Artist]:
+    """Marks where a lookup takes the kernel, and the M at which that begins and ends.
 
-    Sparse is shaded; the plugin, which may be taken where sparse is, has a strip at the bottom. `row` is
-    that of the M: those of two kernels may be near each other.
+    Sparse is shaded; the plugin, which may be taken where sparse is, has a strip at the bottom.
     """
     from matplotlib.patches import Patch
 
-    kinds, n, k = shape  # of the shape itself a lookup says the same for each kind
-    one = next(iter(pairs.values())).dense
-    ranges = sparse_ranges(
-        policy, kinds[0], n, k, one.dtype, min(pairs), max(pairs), library=one.library, kernel=kernel
-    )
-    colour, taken_colour, height = _COLOURS[kernel], *_TAKEN[kernel]
-    begins = [begin for begin, _, taken in ranges[1:] if taken]
-    ends = [end for begin, end, taken in ranges[:-1] if taken and (begin != end or begin not in begins)]
-    edges = sorted([*((m, "left") for m in begins), *((m, "right") for m in ends)])
-    for begin, end, taken in ranges:
-        for axes in (times, ratio) if taken else ():
-            axes.axvspan(begin, end, 0, height, color=taken_colour, lw=1 if begin == end else 0, zorder=0)
-    told = 0.0
-    for m, side in edges:
-        ratio.axvline(m, color=colour, lw=0.8, zorder=1)
-        times.axvline(m, color=colour, lw=0.8, zorder=1)
-        if m < told * _APART:
-            continue
-        told = m
-        times.annotate(  # upright, and at the top, where two near ones leave each other room
-            f"M={m}", (m, 0.97 - 0.3 * row), xycoords=("data", "axes fraction"), color=colour,
-            fontsize=7.5, rotation=90, ha=side, va="top",
-            xytext=(1.5 if side == "left" else -1, 0), textcoords="offset points",
-        )  # fmt: skip
+    colour, height = _TAKEN[kernel]
+    for axes in both:
+        for begin, end in ranges:
+            axes.axvspan(begin, end, 0, height, color=colour, lw=1 if begin == end else 0, zorder=0)
+        for m in {m for span in ranges for m in span} - {sizes[0], sizes[-1]}:
+            axes.axvline(m, color=_COLOURS[kernel], lw=0.5, alpha=0.4, zorder=1)
     name = f"{kernel} is taken"
-    return {name: Patch(color=taken_colour, label=name)}
+    return {name: Patch(color=colour, label=name)}
 
 
 def _dress(times: Axes, ratio: Axes, sizes: list[int], ratios: list[float], leftmost: bool) -> None:

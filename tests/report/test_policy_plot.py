@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sparseflow_trt.errors import ArtifactError, InputError, PolicyError
-from sparseflow_trt.policy import Point, find_policy
+from sparseflow_trt.lookup import sparse_ranges
+from sparseflow_trt.policy import Point, digest_of, find_policy
 from sparseflow_trt.report.policy_plot import plot_policy
+from tests.pages import ROOT
 from tests.policies import make_points, make_policy
 
 
@@ -25,8 +28,7 @@ def test_the_shipped_policy_has_a_panel_for_each_shape_with_its_crossover(tmp_pa
     texts = _texts(path)
     assert "A100 · cuSPARSELt against cuBLAS · FP16" in texts
     assert [t for t in texts if "→" in t] == ["gate_up  4096 → 14336", "down  14336 → 4096"]
-    # gate_up wins from its smallest measured M on, which is no crossover
-    assert [t for t in texts if t.startswith("M=")] == ["M=512"]
+    assert [t for t in texts if t.startswith("sparse at")] == ["sparse at M 256–4096", "sparse at M 512–4096"]
     assert {"dense", "sparse", "dense / sparse", "sparse is taken", "µs", "speedup"} <= set(texts)
 
 
@@ -36,11 +38,82 @@ def test_a_shape_of_two_kinds_is_drawn_once(tmp_path: Path) -> None:
     assert [t for t in _texts(tmp_path / "both.svg") if "→" in t] == ["qkv, o  64 → 64"]
 
 
-def test_each_end_of_a_range_is_marked(tmp_path: Path) -> None:
+def test_each_end_of_a_range_is_told(tmp_path: Path) -> None:
     points = make_points("o", 64, 64, {1: 1.0, 8: 2.0, 64: 2.0, 512: 1.0, 4096: 2.0})
     plot_policy(make_policy(points), tmp_path / "o.svg", "tensorrt", "FP16")
-    marks = {t for t in _texts(tmp_path / "o.svg") if t.startswith("M=")}
-    assert marks == {"M=8", "M=64", "M=4096"}
+    assert "sparse at M 8–64, 4096" in _texts(tmp_path / "o.svg")
+
+
+def test_of_many_ranges_the_widest_are_told_and_the_others_counted(tmp_path: Path) -> None:
+    speedups = {2**i: 2.0 if i % 2 else 1.0 for i in range(24)} | {2**24: 2.0, 2**25: 2.0}
+    plot_policy(make_policy(make_points("o", 64, 64, speedups)), tmp_path / "o.svg", "tensorrt", "FP16")
+    texts = _texts(tmp_path / "o.svg")
+    begin = next(i for i, t in enumerate(texts) if t.startswith("sparse at"))
+    over = texts[begin : begin + 3]
+    assert " ".join(over).startswith(
+        "sparse at M 2, 8, 32, 128, 512, 2048, 8192, 8388608–33554432 and 4 narrower"
+    )
+    assert all(len(line) <= 48 for line in over)
+
+
+def test_a_choice_of_points_is_drawn_by_the_whole_policys_lookup(tmp_path: Path) -> None:
+    policy = find_policy("h100")
+    few = [p for p in policy.points if (p.n, p.k, p.dtype) == (8192, 8192, "FP16")]
+    plot_policy(policy, tmp_path / "few.svg", "torch", "FP16", few)
+    texts = _texts(tmp_path / "few.svg")
+    assert [t for t in texts if "→" in t] == ["qkv, o  8192 → 8192"]
+    ranges = sparse_ranges(policy, "o", 8192, 8192, "FP16", 1, 16384, "torch")  # by trees of all shapes
+    begins = [begin for begin, _, taken in ranges if taken]
+    assert len(begins) > 2
+    assert f"{begins[-1]}–16384" in " ".join(texts)
+
+
+def _described(path: Path) -> str:
+    if path.suffix == ".png":
+        from PIL import Image
+
+        return str(Image.open(path).text["Description"])  # type: ignore[attr-defined]
+    (found,) = ET.parse(path).getroot().iter("{http://purl.org/dc/elements/1.1/}description")
+    return str(found.text)
+
+
+def test_a_file_says_which_policy_it_shows(tmp_path: Path) -> None:
+    policy = find_policy("a100-80gb")
+    for suffix in ("svg", "png"):
+        plot_policy(policy, tmp_path / f"a100.{suffix}", "torch", "FP16")
+        assert _described(tmp_path / f"a100.{suffix}").splitlines() == [
+            f"policy a100-80gb, sha256 {digest_of(policy)}, torch FP16",
+            "gate_up  4096 → 14336: sparse at M 256–4096",
+            "down  14336 → 4096: sparse at M 512–4096",
+        ]
+    other = policy.model_copy(update={"margin": 0.03})
+    assert digest_of(other) != digest_of(policy)
+
+
+IMAGES = sorted(
+    re.findall(r"\(images/(.+?)\)", (ROOT / "docs" / "AUTOTUNED_POLICY.md").read_text(encoding="utf-8"))
+)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_of_the_docs_shows_the_shipped_policy_as_it_is(name: str) -> None:
+    head, first, *_ = _described(ROOT / "docs" / "images" / name).splitlines()
+    policy, library, dtype = re.fullmatch(r"policy (\S+), sha256 \w{64}, (\w+) (\w+)", head).groups()  # type: ignore[union-attr]
+    shipped = find_policy(policy)
+    assert head == f"policy {policy}, sha256 {digest_of(shipped)}, {library} {dtype}", "draw it anew"
+    # and the lookup has not changed its mind since
+    kind, k, n = re.match(r"(\w+).*?  (\d+) → (\d+): ", first).groups()  # type: ignore[union-attr]
+    kernel = "plugin" if ": plugin" in first else "sparse"
+    sizes = [p.m for p in shipped.points if (p.n, p.k, p.library) == (int(n), int(k), library)]
+    asked: Any = (kind, int(n), int(k), dtype, min(sizes), max(sizes), library, kernel)
+    spans = [(begin, end) for begin, end, taken in sparse_ranges(shipped, *asked) if taken]
+    widest = max(spans, key=lambda span: span[1] / span[0])
+    assert f"{widest[0]}–{widest[1]}" in first
+
+
+def test_every_image_of_a_policy_is_looked_at() -> None:
+    assert len(IMAGES) == 5
+    assert {name.partition("-")[0] for name in IMAGES} == {"a100", "h100", "h200"}
 
 
 def _of_plugin(points: list[Point]) -> list[Point]:
@@ -57,7 +130,9 @@ def test_the_plugin_is_drawn_beside_the_librarys_sparse_kernels(tmp_path: Path) 
     plot_policy(make_policy([*alone, *points, *plugin]), path, "tensorrt", "FP16")
     texts = _texts(path)
     # each kernel's own crossovers: sparse from 64 on, the plugin from 8 to 64
-    assert sorted(t for t in texts if t.startswith("M=")) == ["M=64", "M=64", "M=8"]
+    assert [t for t in texts if " at M " in t] == [
+        "sparse at M 1–8", "sparse at M 64–512", "plugin at M 8–64",
+    ]  # fmt: skip
     legend = ["dense", "sparse", "plugin", "dense / sparse", "dense / plugin", "sparse is taken"]
     assert [t for t in texts if t in {*legend, "plugin is taken"}] == [*legend, "plugin is taken"]
     assert len([t for t in texts if "→" in t]) == 2
@@ -67,12 +142,14 @@ def test_a_shape_that_the_plugin_alone_was_measured_for_is_drawn(tmp_path: Path)
     plugin = _of_plugin(make_points("o", 64, 64, {1: 1.0, 8: 2.0}))
     plot_policy(make_policy(plugin), tmp_path / "o.svg", "tensorrt", "FP16")
     texts = _texts(tmp_path / "o.svg")
-    assert {"o  64 → 64", "M=8", "plugin", "dense / plugin", "plugin is taken"} <= set(texts)
+    assert {"o  64 → 64", "plugin at M 8", "plugin", "dense / plugin", "plugin is taken"} <= set(texts)
     assert not {"sparse", "dense / sparse", "sparse is taken"} & set(texts)
 
 
 def test_estimates_of_the_plugin_are_not_drawn(tmp_path: Path) -> None:
-    plot_policy(find_policy("h200"), tmp_path / "h200.svg", "torch", "FP16")
+    h200 = find_policy("h200")
+    few = [p for p in h200.points if (p.n, p.k) == (14336, 4096)]
+    plot_policy(h200, tmp_path / "h200.svg", "torch", "FP16", few)
     assert not [t for t in _texts(tmp_path / "h200.svg") if "plugin" in t]
 
 
@@ -85,7 +162,7 @@ def test_the_same_points_make_the_same_file(tmp_path: Path) -> None:
     assert one.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("shapes", [1, 2, 5, 9])
+@pytest.mark.parametrize("shapes", [1, 2, 5, 9, 17])
 def test_any_number_of_shapes_and_a_single_m_are_drawn(tmp_path: Path, shapes: int) -> None:
     points = [
         p.model_copy(update={"low_us": p.us * 0.9, "high_us": p.us * 1.1})
