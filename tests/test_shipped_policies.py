@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sparseflow_trt.engines.autotune import Curve, Request, find_crossovers
 from sparseflow_trt.engines.journal import read_journal
 from sparseflow_trt.lookup import judge, sparse_ranges
 from sparseflow_trt.plugin_lookup import ESTIMATE_MARGIN, plugin_known
@@ -155,6 +156,32 @@ def test_the_page_counts_what_the_policy_holds(name: str) -> None:
     assert shapes == {{"h200": 58, "h100": 35}[name]}
     assert "58 shapes in BF16 and 58 in FP16" in PROSE
     assert "its 35 shapes are few to learn from" in PROSE
+
+
+def crossovers_of(name: str, margin: float) -> tuple[int, int]:
+    """How many neighbouring measured M have opposite verdicts, and how many of them could be bisected."""
+    measured = {
+        Request(Curve("torch", pair.dense.dtype, n, k, pair.dense.kind), m): pair
+        for dtype in ("FP16", "BF16")
+        for (n, k), pairs in pairs_of(dtype, name).items()
+        for m, pair in pairs.items()
+    }
+    found = find_crossovers(dict.fromkeys(request.curve for request in measured), measured, margin)
+    return len(found), sum(crossover.is_open for crossover in found)
+
+
+@pytest.mark.parametrize("name", ["h200", "h100"])
+def test_the_page_counts_the_crossovers_that_are_still_wide(name: str) -> None:
+    (all_tuned, wide_tuned), (all_used, wide_used) = (crossovers_of(name, m) for m in (0.02, 0.05))
+    assert find_policy(name).margin == 0.05
+    if name == "h200":
+        assert (
+            f"of {all_tuned} neighbouring measured M with opposite verdicts {wide_tuned} are still" in PROSE
+        )
+        assert f"at which nobody bisected: there it is {wide_used} of {all_used}." in PROSE
+    else:
+        assert f"bisected {wide_tuned} of {all_tuned} crossovers are still wider than 5 %" in PROSE
+        assert f"at the 5 % that the policy decides by {wide_used} of {all_used}." in PROSE
 
 
 @pytest.mark.parametrize("name", ["h200", "h100"])
@@ -358,6 +385,35 @@ def test_the_later_models() -> None:
     )
     gain, best = (result[key] for key in ("mean dense/policy", "mean dense/oracle"))
     assert f"the mean gain of {gain:.3f} is {off_in(result):.2f} % below the oracle's {best:.3f}" in PROSE
+
+
+def test_how_the_later_models_were_judged_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    holdout = importlib.import_module("policy_holdout")
+    h200, tuned = find_policy("h200"), holdout.known(find_policy("h200"))
+    measured = holdout.pairs_of(holdout.all_journals("policy_holdout_later"))
+    pairs = {request: pair for request, pair in measured.items() if request not in tuned}
+    alike = h200.model_copy(update={"spreads": 1.0, "spreads_between": 1.0})
+    first = holdout.summary(holdout.judge_all(alike, holdout.products_of(True), pairs))
+    assert (first["cases"], first["worst dense/policy"], first["passed"]) == (595, 1.0, False)
+    off, now = off_in(first), off_in(result_of("policy_holdout_later"))
+    assert (
+        f"none of the {first['cases']} was below 1, but the mean was {off:.1f} % below the oracle's" in PROSE
+    )
+    said = f"the mean was {off:.1f} % below the best possible, then the rule was changed once"
+    assert f"{said} and they were judged again: {now:.2f} %)" in prose("README.md")
+
+
+def test_what_of_m_and_of_models_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    holdout = importlib.import_module("policy_holdout")
+    assert sum(gpus == 1 for _, gpus in holdout.MODELS) == 11
+    assert [name for name, gpus in holdout.MODELS if gpus == 4] == ["llama-8b", "llama-70b"]
+    assert "layers of 11 models and of LLaMA-8B and 70B shared by 4 GPUs" in PROSE
+    sizes = {product[3] for name in HELD_OUT for product in products_in(result_of(name))}
+    assert (min(sizes), {m for m in sizes if m % 8}) == (20, {20})
+    assert "nothing is held out below M=20, " in PROSE
+    assert "20 is the only M that is no multiple of 8" in PROSE
 
 
 def test_what_learning_from_all_shapes_gives() -> None:
