@@ -114,7 +114,7 @@ def estimate_layers(
         sizes=tuple(sorted((a.m, a.share) for a in answers)),
         count=count,
         state=group.state,
-        basis=tuple(dict.fromkeys(map(_basis, answers))) or ("unknown",),
+        basis=tuple(dict.fromkeys(basis for answer in answers for basis in _bases(answer))) or ("unknown",),
         dense_us=dense,
         sparse_us=sparse,
         policy_us=dense if chosen is None else chosen,
@@ -145,12 +145,13 @@ def _is_worth(group: Group, answers: list[Answer]) -> tuple[bool | None, str]:
     )
 
 
-def _basis(answer: Answer) -> Basis:
+def _bases(answer: Answer) -> tuple[Basis, ...]:
+    """How an answer is known; of another shape, too, that its M lies above the largest measured one."""
     if answer.times is None:
-        return "class threshold (no time)" if answer.verdict.basis == "threshold" else "unknown"
+        return ("class threshold (no time)" if answer.verdict.basis == "threshold" else "unknown",)
+    above: tuple[Basis, ...] = ("extrapolated",) if answer.times.at == "above" else ()
     if answer.times.basis != "exact":
-        return "nearest shape" if answer.times.basis == "nearest" else "learned"
+        return ("nearest shape" if answer.times.basis == "nearest" else "learned", *above)
     if answer.estimated:
-        return "estimated"
-    bases: dict[str, Basis] = {"measured": "measured", "between": "interpolated"}
-    return bases.get(answer.times.at, "extrapolated")
+        return ("estimated", *above)
+    return above or ("measured" if answer.times.at == "measured" else "interpolated",)

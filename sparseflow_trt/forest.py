@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.policy import Dtype, Library, Point, Policy, pairs_by_shape
+from sparseflow_trt.policy import Library, Pair, Point, Policy, pairs_by_shape
 
 # Fewer shapes of a library's type are no sample to learn from: then the nearest speaks (near.py).
 LEAST_SHAPES = 20
@@ -47,6 +47,22 @@ class Guess:
     def forest(self) -> Any:
         """The trees, the same for all shapes that these points are asked of."""
         return _forest(self.points, self.library)
+
+    def weights(self, m: int) -> list[tuple[float, Pair]]:
+        """The measured products that the answer at M is made of, with their shares of it, the largest first.
+
+        The mean of the trees is that of the products in the leaves where this one falls: each counts in a
+        tree as one of those in its leaf, so that all shares together are 1. Some are of the other type.
+        """
+        import numpy as np
+
+        pairs = _pairs(self.points, self.library)
+        rows = np.array([_features_of(pair) for pair in pairs], np.float32)
+        asked = np.array([features(self.dtype, self.n, self.k, self._rows(m))], np.float32)
+        beside = self.forest.apply(rows) == self.forest.apply(asked)  # products by trees
+        shares = (beside / beside.sum(0)).mean(1)
+        order = np.argsort(-shares, kind="stable")[: np.count_nonzero(shares)]
+        return [(float(shares[i]), pairs[i]) for i in order]
 
     def gain(self, m: int) -> tuple[float, float]:
         """The mean of the logarithm of dense over sparse at M, and its standard deviation over the trees."""
@@ -137,17 +153,19 @@ def _forest(points: _Same, library: Library) -> Any:
     import numpy as np
     from sklearn.ensemble import ExtraTreesRegressor
 
-    rows, gains = _lessons([p for p in points.points if p.library == library])
+    pairs = _pairs(points, library)
+    rows, gains = [_features_of(pair) for pair in pairs], [math.log(pair.speedup) for pair in pairs]
     trees = ExtraTreesRegressor(TREES, min_samples_leaf=2, max_features=0.5, random_state=0)
     return trees.fit(np.array(rows, np.float32), np.array(gains))
 
 
-def _lessons(points: Sequence[Point]) -> tuple[list[list[float]], list[float]]:
-    """The products with what dense over sparse is, as a logarithm."""
-    rows, gains = [], []
-    dtypes: list[Dtype] = sorted({p.dtype for p in points})
-    for dtype in dtypes:
-        for (n, k), pairs in pairs_by_shape(p for p in points if p.dtype == dtype).items():
-            rows += [features(dtype, n, k, m) for m in pairs]
-            gains += [math.log(pair.speedup) for pair in pairs.values()]
-    return rows, gains
+def _pairs(points: _Same, library: Library) -> list[Pair]:
+    """The products that the trees learn from, those of all types."""
+    of_library = [p for p in points.points if p.library == library]
+    dtypes = sorted({p.dtype for p in of_library})
+    by_shape = [pairs_by_shape(p for p in of_library if p.dtype == dtype) for dtype in dtypes]
+    return [pair for shapes in by_shape for pairs in shapes.values() for pair in pairs.values()]
+
+
+def _features_of(pair: Pair) -> list[float]:
+    return features(pair.dense.dtype, pair.dense.n, pair.dense.k, pair.dense.m)

@@ -29,9 +29,11 @@ class Expected:
             else "".
         basis: Whether this very shape was measured, or what speaks for it: all measured shapes, from which
             the speedup was learned, or the nearest one of its kind.
-        at: Where M lies among the measured M: on one, between two, above all or below all.
+        at: Where M lies among the measured M: on one, between two, above all or below all. What was learned
+            lies between those of all shapes, or above them.
         where: The same in words.
-        points: The measured points behind it.
+        points: The measured points behind it; of a learned speedup those of the nearest shape, of which its
+            dense time is scaled. What the speedup itself rests on `Known.learned_from` tells.
     """
 
     dense_us: float
@@ -51,7 +53,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether sparse is expected to win, how that is known, what it gains, and the points behind it."""
+    """Whether sparse is expected to win, how that is known, what it gains, and points as of `Expected`."""
 
     sparse: bool
     basis: VerdictBasis
@@ -120,6 +122,17 @@ class Known:
         """Whether the product at M should run sparse, see `judge`."""
         return self.at(m)._verdict(m)
 
+    def learned_from(self, m: int) -> list[tuple[float, Pair]]:
+        """The products that a learned answer at M rests on, with their shares; none where it is not learned.
+
+        The trees are asked for it anew, which takes a third of a second: it is for people who ask.
+        """
+        known = self.at(m)
+        expected = known._times(m)
+        if expected is None or expected.basis != "learned" or known.guess is None:
+            return []
+        return known.guess.weights(m)
+
     def _times(self, m: int) -> Expected | None:
         if not self.shape:
             return None
@@ -158,14 +171,16 @@ class Known:
         sure = self._sure(guess, m)
         least = 1 + self.margin
         unsure = math.exp(mean) >= least > sure
+        above = m > guess.largest
+        where = f"as at M={guess.largest}, the largest measured, " if above else ""
         return Expected(
             dense_us=dense_us,
             sparse_us=dense_us / math.exp(mean),
             wins=sure >= least,
             doubt=f"no more than {_at_least(sure)} is sure" if unsure else "",
             basis="learned",
-            at="between",
-            where=f"learned from {guess.shapes} measured shapes",
+            at="above" if above else "between",
+            where=f"{where}learned from {guess.shapes} measured shapes",
             points=points,
         )
 

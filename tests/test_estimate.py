@@ -147,6 +147,17 @@ def test_how_it_is_known(layer: WeightedLayer, m: int, basis: str, worth: bool |
         assert row.policy_us == row.dense_us
 
 
+def test_of_another_shape_too_it_is_said_that_m_is_above_all_measured() -> None:
+    sizes = {"batch": 1, "seq": 9999}
+    (row,) = _estimate(_layer("a", n=200), sizes=sizes).layers
+    assert row.basis == ("nearest shape", "extrapolated")
+    many = [p for n in range(64, 64 * 22, 64) for p in make_points("gate_up", n, 64, {16: 1.5, 1024: 1.5})]
+    (row,) = _estimate(_layer("a", n=200), sizes=sizes, policy=make_policy(many)).layers
+    assert row.basis == ("learned", "extrapolated")
+    (row,) = _estimate(_layer("a", n=200), policy=make_policy(many)).layers
+    assert row.basis == ("learned",)
+
+
 def test_where_sparse_is_not_sure_to_win_it_is_not_said_that_pruning_is_not_worth_it() -> None:
     points = [
         p.model_copy(update={"us": p.us * p.m})

@@ -48,6 +48,32 @@ def test_a_shape_that_was_not_measured_is_learned_from_all_that_were(policy: Pol
     assert not judge(policy, "gate_up", 3072, 3072, 64, "FP16").sparse
 
 
+def test_a_learned_answer_is_made_of_the_products_that_it_names(policy: Policy) -> None:
+    known = known_of(policy, "gate_up", 3072, 3072, "FP16")
+    for m in (64, 300, 1024):
+        weights = known.learned_from(m)
+        shares = [share for share, _ in weights]
+        assert sum(shares) == pytest.approx(1)
+        assert shares == sorted(shares, reverse=True)
+        mean = sum(share * math.log(pair.speedup) for share, pair in weights)
+        assert math.exp(mean) == pytest.approx(known.judge(m).speedup)
+    heaviest = known.learned_from(1024)[0][1].dense
+    assert (heaviest.m, heaviest.n in (2048, 4096), heaviest.k in (2048, 4096)) == (1024, True, True)
+    assert known_of(policy, "gate_up", 1024, 2048, "FP16").learned_from(1024) == []
+    assert known_of(policy, "down", 3072, 3072, "FP16").learned_from(1024) == []
+
+
+def test_above_the_largest_measured_m_a_learned_answer_is_said_to_be_of_it(policy: Policy) -> None:
+    known = known_of(policy, "gate_up", 3072, 3072, "FP16")
+    times, largest = known.expect(10 * GRID[-1]), known.expect(GRID[-1])
+    assert times
+    assert largest
+    assert (times.at, largest.at) == ("above", "between")
+    assert times.speedup == pytest.approx(largest.speedup)
+    assert "as at M=4096, the largest measured, learned from 25" in known.judge(10 * GRID[-1]).reason
+    assert "largest" not in known.judge(GRID[-1]).reason
+
+
 def test_a_shape_that_was_measured_speaks_for_itself(policy: Policy) -> None:
     assert judge(policy, "gate_up", 1024, 2048, 1024, "FP16").basis == "exact"
     assert known_of(policy, "gate_up", 1024, 2048, "FP16").guess is None, "its times count as smooth"

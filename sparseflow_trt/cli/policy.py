@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _DTYPES = click.Choice(["FP32", "FP16", "BF16", "INT8", "FP8"], case_sensitive=False)
 _SOURCE = 120  # characters of it in the list
+_HEAVIEST = 8  # products that a learned answer rests on
 _LIBRARIES = click.Choice(["tensorrt", "torch"])
 
 
@@ -143,15 +144,22 @@ def ask_policy(
     if not plugin and library == "tensorrt" and not verdict.sparse:
         better = judge_with_plugin(found, kind, n, k, m, dtype)
         would_gain = better.reason if better.sparse else ""
+    heavy = asked.learned_from(m)[:_HEAVIEST]
+    rests_on = tuple(p for _, pair in heavy for p in (pair.dense, pair.sparse)) or verdict.points
     if as_json:
-        points = [point.model_dump(mode="json") for point in verdict.points]
-        console.print_json({**asdict(verdict), "points": points, "plugin_would_gain": would_gain})
+        said_of = {"points": [point.model_dump(mode="json") for point in rests_on]}
+        shares = [round(share, 4) for share, _ in heavy]
+        answer = {**asdict(verdict), **said_of, "shares": shares, "plugin_would_gain": would_gain}
+        console.print_json(answer)
         return EXIT_OK
     out = console.out()
     said = ("plugin" if plugin else "sparse") if verdict.sparse else "dense"
     out.print(console.styled(said, "bold"), verdict.reason, sep=": ")
-    if verdict.points:
-        out.print(points_table(verdict.points))
+    if heavy:
+        share = sum(share for share, _ in heavy)
+        out.print(f"What weighs most in the trees' mean, {share:.0%} of it together:")
+    if rests_on:
+        out.print(points_table(rests_on, [share for share, _ in heavy]))
     if would_gain:
         out.print(f"In its place: {would_gain}. Ask with --plugin for the points behind it.")
     return EXIT_OK

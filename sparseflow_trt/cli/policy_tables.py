@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.cli import console
@@ -43,11 +43,17 @@ def print_policy(policy: Policy, shown: Policy, every_point: bool = False) -> No
         out.print(_shapes_table(measured_shapes(policy, shown.points)))
 
 
-def points_table(points: Iterable[Point]) -> Any:
-    """A row for each sparse point beside its dense one, and for each dense one that has none."""
+def points_table(points: Iterable[Point], shares: Sequence[float] = ()) -> Any:
+    """A row for each sparse point beside its dense one, and for each dense one that has none.
+
+    Args:
+        points: The points.
+        shares: Of each pair of dense and sparse, how much it weighs, where that is known.
+    """
     table = console.table(
-        "Kind", ">N", ">K", "Library", "Type", ">M", ">Dense µs", "95 %", "Kernel", ">µs", "95 %", ">Speedup"
-    )
+        "Kind", ">N", ">K", "Library", "Type", ">M", ">Dense µs", "95 %", "Kernel", ">µs", "95 %", ">Speedup",
+        *([">Weight"] if shares else []),
+    )  # fmt: skip
     points = tuple(points)
 
     def product(p: Point) -> tuple[Any, ...]:
@@ -56,12 +62,15 @@ def points_table(points: Iterable[Point]) -> Any:
     dense = {product(p): p for p in points if p.kernel == "dense"}
     others = [p for p in points if p.kernel != "dense"]
     alone = dense.keys() - {product(p) for p in others}
-    for p in (*others, *(dense[key] for key in dense if key in alone)):
+    for i, p in enumerate((*others, *(dense[key] for key in dense if key in alone))):
         base = dense.get(product(p))
         figures = ("", "") if base is None else (f"{base.us:.2f}", _interval(base))
         own = ("", "", "") if p is base else (p.kernel, f"{p.us:.2f}", _interval(p))
         ratio = f"{base.us / p.us:.2f}×" if base and p is not base else ""
-        table.add_row(p.kind, str(p.n), str(p.k), p.library, p.dtype, str(p.m), *figures, *own, ratio)
+        weight = [f"{shares[i]:.1%}"] if shares else []
+        table.add_row(
+            p.kind, str(p.n), str(p.k), p.library, p.dtype, str(p.m), *figures, *own, ratio, *weight
+        )
     return table
 
 

@@ -113,6 +113,25 @@ def test_ask(sparseflow: Sparseflow) -> None:
     assert "0 is not in the range" in sparseflow(*product, "--m", 0).error
 
 
+def test_ask_shows_what_a_learned_answer_rests_on(sparseflow: Sparseflow) -> None:
+    product = ("policy", "ask", "h100", "--library", "torch", "--kind", "gate_up", "--n", 17408, "--k", 5120)
+    lines = sparseflow(*product, "--m", 1024).out.splitlines()
+    assert "learned from 35 measured shapes" in lines[0]
+    weights = [float(line.split()[-1].rstrip("%")) for line in lines[3:]]
+    assert len(weights) == 8
+    assert weights == sorted(weights, reverse=True)
+    assert lines[1] == f"What weighs most in the trees' mean, {sum(weights):.0f}% of it together:"
+    asked = sparseflow(*product, "--m", 200_000, "--json").json
+    assert "as at M=16384, the largest measured, learned" in asked["reason"]
+    assert len(asked["points"]) == 2 * len(asked["shares"]) == 16
+    assert (
+        sparseflow(
+            "policy", "ask", "a100", *product[5:7], "--n", 14336, "--k", 4096, "--m", 512, "--json"
+        ).json["shares"]
+        == []
+    )
+
+
 def test_ask_mentions_the_plugin_where_it_gains_and_sparse_does_not(sparseflow: Sparseflow) -> None:
     product = ("policy", "ask", "h200", "--kind", "down", "--n", 4096, "--k", 14336)
     said = sparseflow(*product, "--m", 1024).out
