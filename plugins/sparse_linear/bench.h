@@ -40,6 +40,7 @@ class Bench {
   cuda::Memory workspace_;
   cuda::Memory copies_;
   std::vector<void const*> weights_;
+  int in_graph_;  // products in a row
 };
 
 }  // namespace sparseflow

@@ -32,6 +32,10 @@ inline bool is_same(Algorithm const& one, Algorithm const& other) {
 
 inline bool is_same(DenseAlgorithm const& one, DenseAlgorithm const& other) { return one.words == other.words; }
 
+// What a log calls them.
+std::string in_words(Algorithm const& algorithm);
+std::string in_words(DenseAlgorithm const& algorithm);
+
 template <typename AlgorithmT>
 struct ChoiceOf {
   int64_t m = 0;  // the number of rows that it was measured at
@@ -51,6 +55,9 @@ struct Choices {
   std::vector<Choice> all;
   std::vector<DenseChoice> dense;
 };
+
+// No number of cuSPARSELt's algorithms is this or more: 0.9.1 says that it has 52. More are neither tried nor read.
+constexpr int32_t kMostAlgorithms = 256;
 
 // cuSPARSELt takes x with a multiple of this many rows.
 constexpr int64_t kRows = 8;
@@ -73,10 +80,19 @@ constexpr Split split(int64_t m) {
   return m <= kMostCopied ? Split{0, m} : Split{m / kRows * kRows, m % kRows};
 }
 
+// After so many numbers of rows a context makes a new one of few, which are shared: each has a plan, which is a kernel
+// that is compiled and kept.
+constexpr size_t kMostExact = 64;
+
+// How m rows are computed then: a multiple of kMostCopied, and what is left of that.
+constexpr Split split_shared(int64_t m) {
+  return m <= kMostCopied ? split(m) : Split{m / kMostCopied * kMostCopied, m % kMostCopied};
+}
+
 // The most rows that are ever copied where there are at most m.
 constexpr int64_t most_copied(int64_t m) { return m < kMostCopied ? round_up(m, kRows) : kMostCopied; }
 
-// The numbers of rows to measure so that sparse products of min_m to max_m rows are covered.
+// The numbers of rows to measure so that sparse products of min_m to max_m rows are covered, and what they are made of.
 std::vector<int64_t> rows_to_measure(int64_t min_m, int64_t max_m);
 
 // The same for dense products, which take any number of rows.
@@ -112,6 +128,22 @@ void insert(std::vector<ChoiceT>& choices, ChoiceT const& choice) {
     *place = choice;
   } else {
     choices.insert(place, choice);
+  }
+}
+
+// Mends what one measurement alone got wrong: a choice that is slower than the fastest of those for more rows becomes
+// again(choice, that one), from the most rows to the fewest.
+template <typename ChoiceT, typename Again>
+void mend(std::vector<ChoiceT>& choices, Again const& again) {
+  ChoiceT const* fastest = nullptr;
+  for (auto choice = choices.rbegin(); choice != choices.rend(); ++choice) {
+    if (fastest != nullptr && choice->microseconds > fastest->microseconds &&
+        !is_same(choice->algorithm, fastest->algorithm)) {
+      *choice = again(*choice, *fastest);
+    }
+    if (fastest == nullptr || choice->microseconds < fastest->microseconds) {
+      fastest = &*choice;
+    }
   }
 }
 

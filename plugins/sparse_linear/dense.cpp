@@ -86,14 +86,9 @@ DenseProduct::DenseProduct(std::shared_ptr<blas::Session> session, Shape const& 
     : session_(std::move(session)), problem_(std::make_unique<Problem>(*session_, shape, m)), algorithm_(algorithm) {
   auto const& p = *problem_;
   blas::Result result;
-  if (algorithm.given() &&
-      session_->api().check(session_->handle(), p.matmul.get(), p.w.get(), p.x.get(), p.y.get(), p.y.get(), &algorithm_,
-                            &result) == 0 &&
-      result.workspace <= kMostWorkspace) {
-    workspace_ = result.workspace;
-    return;
+  if (!algorithm.given()) {
+    algorithm_ = algorithms(1).front();
   }
-  algorithm_ = algorithms(1).front();
   session_->check(session_->api().check(session_->handle(), p.matmul.get(), p.w.get(), p.x.get(), p.y.get(), p.y.get(),
                                         &algorithm_, &result),
                   "cublasLtMatmulAlgoCheck");

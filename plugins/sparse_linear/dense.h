@@ -13,8 +13,8 @@ namespace sparseflow {
 
 class DenseProduct final : public Product {
  public:
-  // With the algorithm, where the library takes it for m rows; else, and without one, as its heuristic says.
-  // Throws LibraryError where the library has none.
+  // With the algorithm; without one as the library's heuristic says. Throws LibraryError where the library does not
+  // take it for m rows, or has none.
   DenseProduct(std::shared_ptr<blas::Session> session, Shape const& shape, int64_t m, DenseAlgorithm const& algorithm);
   ~DenseProduct() override;  // not in the header: Problem is known in dense.cpp
 

@@ -12,7 +12,6 @@ namespace sparseflow {
 namespace {
 
 constexpr size_t kMostPlans = 1024;  // of one context; in FP16 one takes 23 MB of the host, with its kernel
-constexpr size_t kMostExact = 64;    // from so many on a number of rows that is new is made of few, which are shared
 constexpr size_t kAlignment = 256;
 
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
@@ -32,6 +31,47 @@ Product const& keep(std::map<int64_t, std::shared_ptr<Product const>>& products,
 std::string in_words(std::string const& gpu, int32_t library, int32_t dense_library) {
   auto const dense = dense_library == 0 ? "" : " and cuBLASLt " + std::to_string(dense_library);
   return gpu + " with cuSPARSELt " + lt::in_words(library) + dense;
+}
+
+void log_choice(Choice const& choice, std::string const& why = "") {
+  log(Severity::kVerbose, "M=" + std::to_string(choice.m) + ": algorithm " + std::to_string(choice.algorithm.id) +
+                              ", split K " + std::to_string(choice.algorithm.split_k) + ", " +
+                              std::to_string(choice.microseconds) + " us" + why);
+}
+
+void log_choice(DenseChoice const& choice, std::string const& why = "") {
+  log(Severity::kVerbose,
+      "M=" + std::to_string(choice.m) + ": dense, " + std::to_string(choice.microseconds) + " us" + why);
+}
+
+// More rows take longer: where they were not seen to, the measurement of the fewer is doubted.
+template <typename ChoiceT>
+void mend_choices(Layer const& layer, Weights const& weights, std::vector<ChoiceT>& choices) {
+  mend(choices, [&](ChoiceT const& choice, ChoiceT const& other) {
+    auto const better = faster_of(layer, weights, choice.m, choice.algorithm, other.algorithm);
+    log_choice(better, ", timed again beside the algorithm of M=" + std::to_string(other.m));
+    return better;
+  });
+}
+
+// A plan by the algorithm that was chosen or, where the library does not take it, by the library's first.
+template <typename AlgorithmT>
+std::shared_ptr<Product const> plan(Weights const& weights, int64_t m, AlgorithmT const& chosen) {
+  AlgorithmT const first{};
+  if (!is_same(chosen, first)) {
+    std::string why = "it takes more workspace than the engine has set aside";
+    try {
+      std::shared_ptr<Product const> product = weights.plan(m, chosen);
+      if (product->workspace() <= kMostWorkspace) {
+        return product;
+      }
+    } catch (LibraryError const& error) {  // one that takes the measured number of rows and not this one, or damage
+      why = error.what();
+    }
+    log(Severity::kWarning, "M=" + std::to_string(m) + ": " + in_words(chosen) + " is not used (" + why + ") but " +
+                                in_words(first));
+  }
+  return weights.plan(m, first);
 }
 
 size_t bytes_of(int64_t rows, int64_t columns) { return static_cast<size_t>(rows * columns) * sizeof(uint16_t); }
@@ -72,6 +112,8 @@ void Linear::measure_again(Weights const& weights) {
   for (auto& choice : choices_.dense) {
     choice = fastest_dense(layer_, weights, choice.m);
   }
+  mend_choices(layer_, weights, choices_.all);
+  mend_choices(layer_, weights, choices_.dense);
   choices_.gpu = gpu;
   choices_.library = library;
   choices_.dense_library = dense_library;
@@ -94,9 +136,10 @@ void Linear::measure_rows(Weights const& weights, int64_t min_m, int64_t max_m) 
       if (!is_known(choices_.dense, m)) {
         auto const choice = fastest_dense(layer_, weights, m);
         insert(choices_.dense, choice);
-        log(Severity::kVerbose, "M=" + std::to_string(m) + ": dense, " + std::to_string(choice.microseconds) + " us");
+        log_choice(choice);
       }
     }
+    mend_choices(layer_, weights, choices_.dense);
   }
   if (max_m < below) {
     return;
@@ -105,11 +148,10 @@ void Linear::measure_rows(Weights const& weights, int64_t min_m, int64_t max_m) 
     if (!is_known(choices_.all, m)) {
       auto const choice = fastest(layer_, weights, m);
       insert(choices_.all, choice);
-      log(Severity::kVerbose, "M=" + std::to_string(m) + ": algorithm " + std::to_string(choice.algorithm.id) +
-                                  ", split K " + std::to_string(choice.algorithm.split_k) + ", " +
-                                  std::to_string(choice.microseconds) + " us");
+      log_choice(choice);
     }
   }
+  mend_choices(layer_, weights, choices_.all);
 }
 
 bool Linear::is_measured() const {
@@ -185,32 +227,20 @@ Product const& Products::sparse(int64_t m) {
   if (auto const found = sparse_.find(m); found != sparse_.end()) {
     return *found->second;
   }
-  std::shared_ptr<Product const> product;
-  try {
-    product = weights_->plan(m, linear_->algorithm(m));
-  } catch (LibraryError const&) {  // an algorithm that takes the measured number of rows and not this one
-  }
-  if (!product || product->workspace() > kMostWorkspace) {
-    product = weights_->plan(m, Algorithm{});
-  }
-  return keep(sparse_, m, std::move(product));
+  return keep(sparse_, m, plan(*weights_, m, linear_->algorithm(m)));
 }
 
 Product const& Products::dense(int64_t m) {
   if (auto const found = dense_.find(m); found != dense_.end()) {
     return *found->second;
   }
-  return keep(dense_, m, weights_->plan(m, linear_->dense_algorithm(m)));
+  return keep(dense_, m, plan(*weights_, m, linear_->dense_algorithm(m)));
 }
 
-// Each plan is a kernel that is compiled and kept. So, after the first kMostExact, rows are multiples of kMostCopied
-// and what is left of that, which costs a second reading of the weights.
+// The second product of a split costs a second reading of the weights.
 Split Products::parts_of(int64_t m) const {
   auto const exact = split(m);
-  if (m <= kMostCopied || sparse_.size() < kMostExact || sparse_.count(exact.whole) != 0) {
-    return exact;
-  }
-  return {m / kMostCopied * kMostCopied, m % kMostCopied};
+  return sparse_.size() < kMostExact || sparse_.count(exact.whole) != 0 ? exact : split_shared(m);
 }
 
 void Products::prepare(int64_t m) {
@@ -247,17 +277,20 @@ void Products::run(int64_t m, void const* x, void* y, void* workspace, cudaStrea
   if (parts.tail == 0) {
     return;
   }
+  auto const* const x_tail = static_cast<char const*>(x) + bytes_of(parts.whole, weight.k);
+  auto* const y_tail = static_cast<char*>(y) + bytes_of(parts.whole, weight.n);
   auto const rows = round_up(parts.tail, kRows);
+  if (rows == parts.tail) {
+    sparse(rows).run(weights_->compressed(), x_tail, y_tail, workspace, stream);
+    return;
+  }
   auto const x_bytes = bytes_of(parts.tail, weight.k);
   auto* const x_copy = static_cast<char*>(workspace) + kMostWorkspace;
   auto* const y_copy = x_copy + aligned(bytes_of(rows, weight.k));
-  cuda::check(cudaMemcpyAsync(x_copy, static_cast<char const*>(x) + bytes_of(parts.whole, weight.k), x_bytes,
-                              cudaMemcpyDeviceToDevice, stream),
-              "copying rows");
+  cuda::check(cudaMemcpyAsync(x_copy, x_tail, x_bytes, cudaMemcpyDeviceToDevice, stream), "copying rows");
   cuda::check(cudaMemsetAsync(x_copy + x_bytes, 0, bytes_of(rows, weight.k) - x_bytes, stream), "padding rows");
   sparse(rows).run(weights_->compressed(), x_copy, y_copy, workspace, stream);
-  cuda::check(cudaMemcpyAsync(static_cast<char*>(y) + bytes_of(parts.whole, weight.n), y_copy,
-                              bytes_of(parts.tail, weight.n), cudaMemcpyDeviceToDevice, stream),
+  cuda::check(cudaMemcpyAsync(y_tail, y_copy, bytes_of(parts.tail, weight.n), cudaMemcpyDeviceToDevice, stream),
               "copying rows");
 }
 

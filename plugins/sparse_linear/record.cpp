@@ -1,6 +1,7 @@
 #include "record.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <tuple>
 
@@ -13,6 +14,7 @@ constexpr uint32_t kMagic = 0x34324653;  // "SF24"
 constexpr uint32_t kVersion = 2;
 constexpr uint64_t kMostChoices = 4096;
 constexpr int64_t kMostRows = int64_t{1} << 40;
+constexpr int32_t kMostParts = 64;  // of a split K; 2 and 4 are tried
 
 template <typename Enum>
 Enum enum_of(uint8_t value, Enum last, char const* what) {
@@ -40,6 +42,13 @@ void read(Reader& reader, Algorithm& algorithm) {
   for (auto* const part :
        {&algorithm.id, &algorithm.split_k, &algorithm.split_k_mode, &algorithm.split_k_buffers}) {
     *part = reader.number<int32_t>("choices");
+  }
+  auto const& [id, parts, mode, buffers] = algorithm;
+  auto const is_split = parts != 1;
+  if (id < 0 || id >= kMostAlgorithms || parts < 1 || parts > kMostParts || mode < (is_split ? 1 : 0) ||
+      mode > (is_split ? 2 : 0) || buffers < 0 || buffers > (is_split ? kMostParts : 0)) {
+    throw FormatError("its choices hold algorithm " + std::to_string(id) + " with K split in " + std::to_string(parts) +
+                      ", mode " + std::to_string(mode) + ", buffers " + std::to_string(buffers));
   }
 }
 
@@ -76,6 +85,9 @@ std::vector<ChoiceT> read_list(Reader& reader, int64_t multiple) {
     auto const previous = choices.empty() ? int64_t{0} : choices.back().m;
     if (choice.m <= previous || choice.m > kMostRows || choice.m % multiple != 0) {
       throw FormatError("its choices are not in order");
+    }
+    if (!(choice.microseconds >= 0 && choice.microseconds <= std::numeric_limits<float>::max())) {
+      throw FormatError("its choices hold a time that is none");
     }
     choices.push_back(choice);
   }

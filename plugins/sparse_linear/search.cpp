@@ -36,18 +36,6 @@ bool faster(Timed<AlgorithmT> const& a, Timed<AlgorithmT> const& b) {
   return a.choice.microseconds < b.choice.microseconds;
 }
 
-int compute_capability(int device) {
-  cudaDeviceProp properties{};
-  cuda::check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
-  return properties.major * 10 + properties.minor;
-}
-
-std::string in_words(Algorithm const& algorithm) {
-  return "cuSPARSELt's algorithm " + std::to_string(algorithm.id);
-}
-
-std::string in_words(DenseAlgorithm const&) { return "an algorithm of cuBLASLt"; }
-
 // Candidates are planned side by side and timed one after another; what the library or the GPU refuses is left out.
 template <typename AlgorithmT>
 class Contest {
@@ -134,14 +122,6 @@ int32_t limit_of_user() {
   return given == nullptr ? 0 : std::max(0, std::atoi(given));
 }
 
-// On an H200 the FP16 algorithms from 36 on end in an illegal instruction: seen with 0.8.0 and 0.9.1, which say that
-// they have 52.
-int32_t safe_algorithms(Weights const& weights, SparseProduct const& product) {
-  auto const count = std::max(product.algorithms(), 1);
-  auto const unsafe = weights.shape().type == Type::kFp16 && compute_capability(weights.session().device()) == 90;
-  return unsafe ? std::min(count, 36) : count;
-}
-
 std::vector<Algorithm> unsplit_algorithms(int32_t count) {
   std::vector<Algorithm> all;
   for (int32_t id = 0; id < count; ++id) {
@@ -162,52 +142,122 @@ std::vector<Algorithm> split_algorithms(std::vector<Algorithm> const& fastest) {
   return all;
 }
 
+// As the library reads them.
+struct Stored {
+  void const* weight;
+  size_t size;
+};
+
+Stored stored(Weights const& weights, Algorithm const&) { return {weights.compressed(), weights.compressed_size()}; }
+
+Stored stored(Weights const& weights, DenseAlgorithm const&) {
+  auto const& shape = weights.shape();
+  return {weights.dense(), static_cast<size_t>(shape.n * shape.k) * sizeof(uint16_t)};
+}
+
 // All are tried at each M: the fastest at one say little of another.
-Choice measure(Layer const& layer, Weights const& weights, int64_t m) {
-  Contest<Algorithm> contest(layer, weights, m, weights.compressed(), weights.compressed_size());
+void enter_all(Contest<Algorithm>& contest, Weights const& weights, int64_t m) {
   auto const limit = limit_of_user();
   auto const first = weights.plan(m, Algorithm{});  // held, so that it is one of those that are timed
-  auto const count = safe_algorithms(weights, *first);
+  auto const count = std::min({std::max(first->algorithms(), 1), weights.safe_algorithms(), kMostAlgorithms});
   contest.enter(unsplit_algorithms(limit > 0 ? std::min(limit, count) : count));
   if (limit == 0 && m <= kMostSplitRows) {
     contest.enter(split_algorithms(contest.best(kSplitOf)));
   }
-  return contest.winner();
 }
 
-DenseChoice measure_dense(Layer const& layer, Weights const& weights, int64_t m) {
-  auto const size = static_cast<size_t>(layer.weight.n * layer.weight.k) * sizeof(uint16_t);
-  Contest<DenseAlgorithm> contest(layer, weights, m, weights.dense(), size);
+void enter_all(Contest<DenseAlgorithm>& contest, Weights const& weights, int64_t m) {
   contest.enter(weights.dense_algorithms(m, kMostDense));
-  return contest.winner();
 }
 
+// What was measured in this process.
 using Key = std::tuple<int, int64_t, int64_t, Type, Activation, bool, int64_t>;
 
-template <typename ChoiceT, typename Measure>
-ChoiceT known_or(std::map<Key, ChoiceT>& known, Layer const& layer, Weights const& weights, int64_t m,
-                 Measure measured) {
-  static std::mutex mutex;  // held meanwhile: two measurements at once disturb each other
-  Key const key{weights.session().device(), layer.weight.n, layer.weight.k, layer.type, layer.activation,
-                !layer.bias.empty(), m};
-  std::lock_guard<std::mutex> const lock(mutex);
-  auto found = known.find(key);
-  if (found == known.end()) {
-    found = known.emplace(key, measured(layer, weights, m)).first;
+template <typename AlgorithmT>
+struct Pair {
+  Key key;
+  AlgorithmT one, other;
+  ChoiceOf<AlgorithmT> faster;
+};
+
+template <typename AlgorithmT>
+struct Known {
+  std::map<Key, ChoiceOf<AlgorithmT>> fastest;
+  std::vector<Pair<AlgorithmT>> pairs;
+};
+
+template <typename AlgorithmT>
+Known<AlgorithmT>& known() {
+  static Known<AlgorithmT> all;
+  return all;
+}
+
+// Held meanwhile, by measurements of both kinds: two at once disturb each other.
+std::mutex& measuring() {
+  static std::mutex mutex;
+  return mutex;
+}
+
+Key key_of(Layer const& layer, Weights const& weights, int64_t m) {
+  return {weights.session().device(), layer.weight.n, layer.weight.k, layer.type, layer.activation,
+          !layer.bias.empty(), m};
+}
+
+// The winner of a contest of those that `enter` puts into it.
+template <typename AlgorithmT, typename Enter>
+ChoiceOf<AlgorithmT> measure(Layer const& layer, Weights const& weights, int64_t m, Enter const& enter) {
+  auto const [weight, size] = stored(weights, AlgorithmT{});
+  Contest<AlgorithmT> contest(layer, weights, m, weight, size);
+  enter(contest);
+  return contest.winner();
+}
+
+template <typename AlgorithmT>
+ChoiceOf<AlgorithmT> fastest_of(Layer const& layer, Weights const& weights, int64_t m) {
+  auto const key = key_of(layer, weights, m);
+  std::lock_guard<std::mutex> const lock(measuring());
+  auto& all = known<AlgorithmT>().fastest;
+  auto found = all.find(key);
+  if (found == all.end()) {
+    auto const enter = [&](auto& contest) { enter_all(contest, weights, m); };
+    found = all.emplace(key, measure<AlgorithmT>(layer, weights, m, enter)).first;
   }
   return found->second;
+}
+
+template <typename AlgorithmT>
+ChoiceOf<AlgorithmT> faster_of_two(Layer const& layer, Weights const& weights, int64_t m, AlgorithmT const& one,
+                                   AlgorithmT const& other) {
+  auto const key = key_of(layer, weights, m);
+  std::lock_guard<std::mutex> const lock(measuring());
+  auto& all = known<AlgorithmT>().pairs;
+  for (auto const& pair : all) {
+    if (pair.key == key && is_same(pair.one, one) && is_same(pair.other, other)) {
+      return pair.faster;
+    }
+  }
+  auto const enter = [&](auto& contest) { contest.enter({one, other}); };
+  all.push_back({key, one, other, measure<AlgorithmT>(layer, weights, m, enter)});
+  return all.back().faster;
 }
 
 }  // namespace
 
 Choice fastest(Layer const& layer, Weights const& weights, int64_t m) {
-  static std::map<Key, Choice> known;
-  return known_or(known, layer, weights, m, measure);
+  return fastest_of<Algorithm>(layer, weights, m);
 }
 
 DenseChoice fastest_dense(Layer const& layer, Weights const& weights, int64_t m) {
-  static std::map<Key, DenseChoice> known;
-  return known_or(known, layer, weights, m, measure_dense);
+  return fastest_of<DenseAlgorithm>(layer, weights, m);
+}
+
+Choice faster_of(Layer const& layer, Weights const& weights, int64_t m, Algorithm const& one, Algorithm const& other) {
+  return faster_of_two(layer, weights, m, one, other);
+}
+
+DenseChoice faster_of(Layer const& layer, Weights const& weights, int64_t m, DenseAlgorithm const& one,
+                      DenseAlgorithm const& other) {
+  return faster_of_two(layer, weights, m, one, other);
 }
 
 std::string gpu_name(int device) {

@@ -17,6 +17,12 @@ Choice fastest(Layer const& layer, Weights const& weights, int64_t m);
 // The same of cuBLASLt's, among those that its heuristic names.
 DenseChoice fastest_dense(Layer const& layer, Weights const& weights, int64_t m);
 
+// The faster of two algorithms for m rows, timed in turn. Measured once in a process for a shape. Throws as `fastest`
+// does.
+Choice faster_of(Layer const& layer, Weights const& weights, int64_t m, Algorithm const& one, Algorithm const& other);
+DenseChoice faster_of(Layer const& layer, Weights const& weights, int64_t m, DenseAlgorithm const& one,
+                      DenseAlgorithm const& other);
+
 // What measurements hold for: the GPU's name, compute capability and number of multiprocessors. Throws cuda::Error.
 std::string gpu_name(int device);
 

@@ -1,21 +1,21 @@
 #include "weights.h"
 
 #include <algorithm>
-#include <atomic>
 #include <exception>
+#include <iterator>
+#include <limits>
 #include <map>
 #include <mutex>
-#include <thread>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "dense.h"
+#include "side_by_side.h"
 
 namespace sparseflow {
 namespace {
 
-constexpr size_t kMostThreads = 16;
 constexpr int64_t kRowsAtOnce = 512;  // expanded on the host: a dense copy of the whole is not needed there
 
 cuda::Memory upload_dense(Packed const& packed, cudaStream_t stream) {
@@ -42,13 +42,18 @@ class Plans {
                   algorithm.id, algorithm.split_k, algorithm.split_k_mode, algorithm.split_k_buffers};
     {
       std::lock_guard<std::mutex> const lock(mutex_);
-      if (auto found = plans_[key].lock()) {
-        return found;
+      if (auto const known = plans_.find(key); known != plans_.end()) {
+        if (auto found = known->second.lock()) {
+          return found;
+        }
       }
     }
     // Not under the lock: plans are made side by side, which cuSPARSELt 0.9.1 bears.
     auto const made = std::make_shared<SparseProduct const>(session, shape, m, algorithm);
     std::lock_guard<std::mutex> const lock(mutex_);
+    for (auto known = plans_.begin(); known != plans_.end();) {
+      known = known->second.expired() ? plans_.erase(known) : std::next(known);
+    }
     plans_[key] = made;
     return made;
   }
@@ -66,25 +71,13 @@ Plans& plans() {
   return all;
 }
 
-// Calls work(i) for i in [0, count), on as many threads as there are cores. `work` throws nothing.
-template <typename Work>
-void side_by_side(size_t count, int device, Work const& work) {
-  std::atomic<size_t> next{0};
-  auto const run = [&] {
-    cudaSetDevice(device);  // each thread has a current GPU of its own
-    for (size_t i = next++; i < count; i = next++) {
-      work(i);
-    }
-  };
-  std::vector<std::thread> threads;
-  auto const cores = std::max<size_t>(std::thread::hardware_concurrency(), 1);
-  for (size_t i = 1; i < std::min({count, cores, kMostThreads}); ++i) {
-    threads.emplace_back(run);
-  }
-  run();
-  for (auto& thread : threads) {
-    thread.join();
-  }
+// On an H200 the FP16 algorithms from 36 on end in an illegal instruction: seen with 0.8.0 and 0.9.1, which say that
+// they have 52.
+int32_t safe_algorithms_of(Type type, int device) {
+  cudaDeviceProp properties{};
+  cuda::check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  auto const unsafe = type == Type::kFp16 && properties.major == 9 && properties.minor == 0;
+  return unsafe ? 36 : std::numeric_limits<int32_t>::max();
 }
 
 }  // namespace
@@ -93,6 +86,7 @@ Weights::Weights(Layer const& layer)
     : session_(lt::session()),
       blas_(layer.dense_below_m > 0 ? blas::session() : nullptr),
       shape_{layer.weight.n, layer.weight.k, layer.type, layer.activation, nullptr} {
+  safe_algorithms_ = safe_algorithms_of(layer.type, session_->device());
   auto const stream = cuda::new_stream();
   auto const& api = session_->api();
   auto dense = upload_dense(layer.weight, stream.get());
@@ -119,6 +113,9 @@ Weights::Weights(Layer const& layer)
 }
 
 std::shared_ptr<SparseProduct const> Weights::plan(int64_t m, Algorithm const& algorithm) const {
+  if (algorithm.id >= safe_algorithms_) {
+    throw LibraryError(in_words(algorithm) + " ends in an illegal instruction on this GPU");
+  }
   return plans().find_or_make(session_, shape_, m, algorithm);
 }
 

@@ -27,7 +27,11 @@ class Weights {
   lt::Session const& session() const { return *session_; }
   int dense_version() const { return blas_ ? blas_->version() : 0; }  // cuBLASLt's; 0 where it is not used
 
-  // Plans a product. Layers of one shape, and contexts, share a plan of cuSPARSELt's that one of them has: for FP16 the
+  // How many of cuSPARSELt's algorithms, from 0 on, may run at all: the others end a process.
+  int32_t safe_algorithms() const { return safe_algorithms_; }
+
+  // Plans a product; throws LibraryError where the library does not take it, and for an algorithm that is not safe.
+  // Layers of one shape, and contexts, share a plan of cuSPARSELt's that one of them has: for FP16 the
   // library compiles its kernel, a fifth of a second of one core.
   std::shared_ptr<SparseProduct const> plan(int64_t m, Algorithm const& algorithm) const;
   std::shared_ptr<Product const> plan(int64_t m, DenseAlgorithm const& algorithm) const;
@@ -51,6 +55,7 @@ class Weights {
   std::shared_ptr<blas::Session> blas_;
   cuda::Memory compressed_;
   size_t compressed_size_ = 0;
+  int32_t safe_algorithms_ = 0;
   cuda::Memory dense_;
   cuda::Memory bias_;
   Shape shape_;

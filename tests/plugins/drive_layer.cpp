@@ -3,18 +3,23 @@
 // Exits with 1 and one line on stderr where a check fails; the sanitizers that it is compiled with say the rest.
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <mutex>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "bench.h"
 #include "fake/multiply.h"
 #include "linear.h"
 #include "log.h"
+#include "side_by_side.h"
 
 #define REQUIRE(condition) require(condition, #condition, __LINE__)
 
@@ -163,6 +168,131 @@ void the_fastest_right_algorithm_is_kept() {
   REQUIRE(logged.empty());  // nothing is measured again
 }
 
+// A measurement that something disturbed is made again beside what is faster for more rows.
+void a_bucket_slower_than_a_larger_one_is_timed_again() {
+  setenv("FAKE_SLOW", "768", 1);
+  auto const linear = built({}, 1024);
+  REQUIRE(linear->algorithm(1024).id == 3);
+  REQUIRE(linear->algorithm(768).id == 3);
+  REQUIRE(was_logged("M=768: algorithm 0, split K 1, 100.0"));
+  REQUIRE(was_logged("M=768: algorithm 3, split K 1, 10.0"));
+  REQUIRE(was_logged("timed again beside the algorithm of M=1024"));
+  REQUIRE(reloaded(*linear)->algorithm(768).id == 3);
+  auto const alike = built({}, 1024);  // another layer of this shape: nothing is measured for it
+  REQUIRE(alike->written() == linear->written());
+  logged.clear();
+  fake::name_gpu("Another");
+  auto const elsewhere = reloaded(*linear);
+  elsewhere->weights();
+  REQUIRE(elsewhere->algorithm(768).id == 3);
+}
+
+void slower_choices_are_mended_from_the_most_rows_to_the_fewest() {
+  auto const choice = [](int64_t m, int32_t id, float us) { return Choice{m, {id, 1, 0, 0}, 0, us}; };
+  std::vector<Choice> choices = {choice(8, 1, 5), choice(16, 2, 9), choice(32, 2, 8), choice(64, 3, 7),
+                                 choice(128, 4, 6), choice(256, 5, 10)};
+  std::vector<std::pair<int64_t, int64_t>> asked;
+  mend(choices, [&](Choice const& one, Choice const& other) {
+    asked.emplace_back(one.m, other.m);
+    return one.m == 32 ? choice(32, other.algorithm.id, 5.5F) : one;  // the others stay what they are
+  });
+  REQUIRE((asked == std::vector<std::pair<int64_t, int64_t>>{{64, 128}, {32, 128}, {16, 32}}));
+  REQUIRE(choices[2].algorithm.id == 4 && choices[3].algorithm.id == 3 && choices[1].algorithm.id == 2);
+}
+
+// Where the weights do not stay in the cache in a network, they do not in a measurement.
+void weights_are_timed_out_of_cache() {
+  class Seen final : public Product {
+   public:
+    size_t workspace() const override { return 0; }
+    void run(void const* weight, void const*, void*, void*, cudaStream_t stream) const override {
+      weights.insert(weight);
+      fake::submit(stream, 3, [] {});
+    }
+    mutable std::set<void const*> weights;
+  };
+  auto const record = make_record({});
+  size_t const size = 1024;
+  auto const weight = cuda::allocate(size);
+  auto const timed = [&](int cache) {
+    fake::set_cache(cache);
+    Seen product;
+    auto const microseconds = Bench(record.layer, 8, weight.get(), size).time(product, 1);
+    REQUIRE(std::abs(microseconds - 3) < 0.01);
+    return product.weights.size();
+  };
+  REQUIRE(timed(0) == 1);
+  REQUIRE(timed(1 << 12) == 9);
+  REQUIRE(timed(30 << 10) == 61);
+  REQUIRE(timed(1 << 20) == 128);  // no more, however small a weight is
+}
+
+// A record that is damaged but well-formed: what it names is not run.
+std::shared_ptr<Linear> with_choice(Linear const& linear, Choice const& choice) {
+  auto const bytes = linear.written();
+  auto record = read(bytes.data(), bytes.size());
+  record.choices.all = {choice};
+  return std::make_shared<Linear>(std::move(record));
+}
+
+void an_algorithm_that_cannot_run_is_replaced_and_said() {
+  auto const linear = built({});
+  for (auto const& [id, why] : std::map<int32_t, std::string>{
+           {40, "ends in an illegal instruction on this GPU"}, {1, "refused by the fake"}, {4, "more workspace"}}) {
+    logged.clear();
+    Context(with_choice(*linear, {64, {id, 1, 0, 0}, 0, 1}), 64).run(24, 1);
+    REQUIRE(was_logged("M=24: cuSPARSELt's algorithm " + std::to_string(id) + " is not used ("));
+    REQUIRE(was_logged(why));
+    REQUIRE(was_logged("but cuSPARSELt's algorithm 0"));
+  }
+  auto const bf16 = built({Type::kBf16});  // all of whose algorithms may run: the library decides
+  logged.clear();
+  Context(with_choice(*bf16, {64, {40, 1, 0, 0}, 0, 1}), 64).run(24, 1);
+  REQUIRE(was_logged("refused by the fake") && !was_logged("illegal instruction"));
+  logged.clear();
+  Context(with_choice(*linear, {64, {3, 1, 0, 0}, 0, 1}), 64).run(24, 1);
+  REQUIRE(logged.empty());
+}
+
+void a_dense_algorithm_that_cannot_run_is_replaced_and_said() {
+  auto const linear = built({Type::kFp16, Activation::kNone, true, 32});
+  auto const bytes = linear->written();
+  auto record = read(bytes.data(), bytes.size());
+  record.choices.dense = {{31, {{2}}, 0, 1}};  // which takes four rows at most
+  Context context(std::make_shared<Linear>(std::move(record)), 64);
+  logged.clear();
+  context.run(4, 1);
+  REQUIRE(logged.empty());
+  context.run(5, 1);
+  REQUIRE(was_logged("M=5: an algorithm of cuBLASLt is not used (cuBLASLt: cublasLtMatmulAlgoCheck failed"));
+}
+
+// Threads of which a process may start only so many.
+struct FewThreads : std::thread {
+  static inline int left = 0;
+  static unsigned hardware_concurrency() { return 8; }
+
+  template <typename Work>
+  explicit FewThreads(Work&& work) : std::thread(started(std::forward<Work>(work))) {}
+
+  template <typename Work>
+  static std::thread started(Work&& work) {
+    if (left-- <= 0) {
+      throw std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again));
+    }
+    return std::thread(std::forward<Work>(work));
+  }
+};
+
+void work_is_done_with_the_threads_that_can_be_started() {
+  for (int const threads : {0, 1, 3, 100}) {
+    FewThreads::left = threads;
+    std::vector<int> done(40);
+    side_by_side<FewThreads>(done.size(), 0, [&](size_t i) { ++done[i]; });
+    REQUIRE(done == std::vector<int>(40, 1));
+  }
+}
+
 void a_dense_algorithm_is_kept() {
   auto const linear = built({Type::kFp16, Activation::kNone, true, 32});
   REQUIRE(linear->dense_algorithm(1).words[0] == 3);
@@ -214,35 +344,103 @@ void contexts_run_at_once() {
   }
 }
 
+// Captures m rows and replays them on other numbers, while plans of other rows come and go.
+void capture(Context& context, int64_t m) {
+  auto const& layer = context.linear->layer();
+  auto const& weight = layer.weight;
+  context.products.prepare(m);
+  auto const x = cuda::allocate(static_cast<size_t>(m * weight.k) * 2);
+  auto const y = cuda::allocate(static_cast<size_t>(m * weight.n) * 2);
+  std::vector<uint16_t> exact(static_cast<size_t>(m * weight.n));
+  std::vector<uint16_t> dense(static_cast<size_t>(weight.n * weight.k));
+  expand(weight, 0, weight.n, dense.data());
+  cuda::check(cudaStreamBeginCapture(context.stream.get(), cudaStreamCaptureModeRelaxed), "capturing");
+  context.products.run(m, x.get(), y.get(), context.workspace.get(), context.stream.get());
+  cudaGraph_t graph = nullptr;
+  cuda::check(cudaStreamEndCapture(context.stream.get(), &graph), "capturing");
+  cuda::Graph const held(graph);
+  cudaGraphExec_t made = nullptr;
+  cuda::check(cudaGraphInstantiateWithFlags(&made, graph, 0), "instantiating");
+  cuda::GraphExec const replay(made);
+  for (int i = 0; i < 600; ++i) {
+    context.products.prepare(1 + i % m);
+  }
+  for (uint16_t value : {0x3C00, 0xBC00}) {
+    std::fill_n(static_cast<uint16_t*>(x.get()), m * weight.k, value);
+    cuda::check(cudaGraphLaunch(replay.get(), context.stream.get()), "launching");
+    fake::multiply({weight.n, weight.k, m, CUDA_R_16F, false, layer.bias.empty() ? nullptr : layer.bias.data()},
+                   dense.data(), static_cast<uint16_t const*>(x.get()), exact.data());
+    REQUIRE(std::equal(exact.begin(), exact.end(), static_cast<uint16_t const*>(y.get())));
+  }
+}
+
 void a_run_is_captured() {
   auto const linear = built({Type::kFp16, Activation::kNone, true, 8});
-  auto const& weight = linear->layer().weight;
   for (int64_t const m : {3, 9, 64, 301}) {
     Context context(linear, m);
+    capture(context, m);
+  }
+}
+
+// A context that has met so many numbers of rows that new ones are made of few.
+Context with_many_sizes(std::shared_ptr<Linear> const& linear) {
+  Context context(linear, 2000);
+  for (int64_t m = 8; m <= 512; m += 8) {
     context.products.prepare(m);
-    auto const x = cuda::allocate(static_cast<size_t>(m * weight.k) * 2);
-    auto const y = cuda::allocate(static_cast<size_t>(m * weight.n) * 2);
-    std::vector<uint16_t> exact(static_cast<size_t>(m * weight.n));
-    std::vector<uint16_t> dense(static_cast<size_t>(weight.n * weight.k));
-    expand(weight, 0, weight.n, dense.data());
-    cuda::check(cudaStreamBeginCapture(context.stream.get(), cudaStreamCaptureModeRelaxed), "capturing");
-    context.products.run(m, x.get(), y.get(), context.workspace.get(), context.stream.get());
-    cudaGraph_t graph = nullptr;
-    cuda::check(cudaStreamEndCapture(context.stream.get(), &graph), "capturing");
-    cuda::Graph const held(graph);
-    cudaGraphExec_t made = nullptr;
-    cuda::check(cudaGraphInstantiateWithFlags(&made, graph, 0), "instantiating");
-    cuda::GraphExec const replay(made);
-    for (int i = 0; i < 600; ++i) {  // plans of other rows come and go meanwhile
-      context.products.prepare(1 + i % m);
-    }
-    for (uint16_t value : {0x3C00, 0xBC00}) {
-      std::fill_n(static_cast<uint16_t*>(x.get()), m * weight.k, value);
-      cuda::check(cudaGraphLaunch(replay.get(), context.stream.get()), "launching");
-      fake::multiply({weight.n, weight.k, m, CUDA_R_16F, false, linear->layer().bias.data()}, dense.data(),
-                     static_cast<uint16_t const*>(x.get()), exact.data());
-      REQUIRE(std::equal(exact.begin(), exact.end(), static_cast<uint16_t const*>(y.get())));
-    }
+  }
+  return context;
+}
+
+void a_split_run_copies_no_more_than_it_has_to() {
+  auto const linear = built({}, 2000);
+  auto context = with_many_sizes(linear);
+  auto const before = fake::live();
+  for (int64_t const m : {1001, 1003, 1007}) {  // 768, and a tail that is padded
+    context.run(m, 1);
+    fake::copies();
+    context.run(m, 2);
+    REQUIRE(fake::copies() == 2);
+  }
+  for (int64_t const m : {1000, 1280, 1032}) {  // a tail that lies where it can be read, or none
+    context.run(m, 1);
+    fake::copies();
+    context.run(m, 2);
+    REQUIRE(fake::copies() == 0);
+  }
+  context.run(505, 3);  // whose first 504 have a plan of their own
+  REQUIRE(fake::live() - before == 3);  // 768, 1024 and 1280
+}
+
+void a_split_run_is_captured() {
+  auto const linear = built({}, 2000);
+  for (int64_t const m : {1000, 1003, 1280, 1999}) {
+    auto context = with_many_sizes(linear);
+    capture(context, m);
+  }
+}
+
+void contexts_with_many_sizes_run_at_once() {
+  auto const linear = built({Type::kFp16, Activation::kRelu, true, 20}, 1100);
+  std::vector<std::thread> threads;
+  std::vector<std::string> failures(3);
+  for (unsigned seed = 0; seed < 3; ++seed) {
+    threads.emplace_back([&, seed] {
+      try {
+        auto context = with_many_sizes(linear);
+        std::minstd_rand random(seed + 1);
+        for (int i = 0; i < 12; ++i) {
+          context.run(500 + static_cast<int64_t>(random() % 600), seed, i % 2 == 0);
+        }
+      } catch (std::exception const& error) {
+        failures[seed] = error.what();
+      }
+    });
+  }
+  for (auto& thread : threads) {
+    thread.join();
+  }
+  for (auto const& failure : failures) {
+    require(failure.empty(), failure.c_str(), 0);
   }
 }
 
@@ -293,10 +491,20 @@ void loads_dense() { built({Type::kFp16, Activation::kNone, true, 16}); }
 std::map<std::string, std::function<void()>> const kChecks = {
     {"every_setting_and_number_of_rows", every_setting_and_number_of_rows},
     {"the_fastest_right_algorithm_is_kept", the_fastest_right_algorithm_is_kept},
+    {"a_bucket_slower_than_a_larger_one_is_timed_again", a_bucket_slower_than_a_larger_one_is_timed_again},
+    {"slower_choices_are_mended_from_the_most_rows_to_the_fewest",
+     slower_choices_are_mended_from_the_most_rows_to_the_fewest},
+    {"weights_are_timed_out_of_cache", weights_are_timed_out_of_cache},
+    {"an_algorithm_that_cannot_run_is_replaced_and_said", an_algorithm_that_cannot_run_is_replaced_and_said},
+    {"a_dense_algorithm_that_cannot_run_is_replaced_and_said", a_dense_algorithm_that_cannot_run_is_replaced_and_said},
+    {"work_is_done_with_the_threads_that_can_be_started", work_is_done_with_the_threads_that_can_be_started},
     {"a_dense_algorithm_is_kept", a_dense_algorithm_is_kept},
     {"another_gpu_measures_again", another_gpu_measures_again},
     {"contexts_run_at_once", contexts_run_at_once},
     {"a_run_is_captured", a_run_is_captured},
+    {"a_split_run_copies_no_more_than_it_has_to", a_split_run_copies_no_more_than_it_has_to},
+    {"a_split_run_is_captured", a_split_run_is_captured},
+    {"contexts_with_many_sizes_run_at_once", contexts_with_many_sizes_run_at_once},
     {"more_numbers_of_rows_than_plans", more_numbers_of_rows_than_plans},
     {"all_is_given_back", all_is_given_back},
     {"weights_are_uploaded_once", weights_are_uploaded_once},

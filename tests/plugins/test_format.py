@@ -161,6 +161,41 @@ def test_indices_out_of_order_are_refused(tool: Tool) -> None:
         )
 
 
+# Behind the indices: the bias, which is empty, the GPU's name, two versions, how many choices, the first's m.
+_FIRST_CHOICE = 8 + 0 + 8 + len("some GPU sm90") + 4 + 4 + 8 + 8
+
+
+@pytest.mark.parametrize(
+    ("at", "new", "message"),
+    [
+        (0, -1, "algorithm -1 with"),
+        (0, 256, "algorithm 256 with"),
+        (0, 1 << 30, "algorithm 1073741824 with"),
+        (4, -7, "K split in -7"),
+        (4, 0, "K split in 0"),
+        (4, 65, "K split in 65"),
+        (4, 1, "K split in 1, mode 1"),
+        (8, 0, "mode 0"),
+        (8, 3, "mode 3"),
+        (12, -1, "buffers -1"),
+        (12, 65, "buffers 65"),
+        (24, -1, "a time that is none"),  # NaN
+        (24, 0x7F800000, "a time that is none"),  # infinite
+        (0, 255, ""),
+        (4, 4, ""),
+    ],
+)
+def test_algorithms_that_cannot_be_are_refused(tool: Tool, at: int, new: int, message: str) -> None:
+    weight = _weight()
+    record = tool.write(weight)
+    start = _HEADER + 8 + weight.nbytes // 2 + 8 + weight.size // 8 + _FIRST_CHOICE
+    assert record[start : start + 16] == np.array([1, 2, 1, 1], np.int32).tobytes()
+    damage = np.array([new], np.int64).astype(np.int32).tobytes()
+    said = tool.refusal(record[: start + at] + damage + record[start + at + 4 :])
+    assert bool(said) == bool(message)
+    assert message in said
+
+
 def test_random_damage_is_survived(tool: Tool) -> None:
     record = tool.write(_weight(16, 16), np.zeros(16, np.float16))
     rng = np.random.default_rng(0)
@@ -180,6 +215,10 @@ def test_rows_to_measure_cover_the_range(tool: Tool) -> None:
     assert rows(1, 1) == [8]
     assert rows(64, 64) == [64]
     assert rows(16, 300) == [8, 16, 32, 64, 128, 256, 304]
+    assert rows(600, 700) == [8, 700 + 4]
+    assert rows(600, 600) == [600]
+    # More sizes than a context plans one by one: what is left of a multiple of 256 is measured, too.
+    assert rows(1000, 2000) == [8, 16, 32, 64, 128, 256, 1024, 1536, 2000]
     for low, high in ((1, 8192), (100, 2000), (1001, 1001), (7, 9)):
         made = rows(low, high)
         assert made == sorted(set(made))

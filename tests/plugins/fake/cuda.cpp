@@ -34,7 +34,9 @@ std::atomic<int> alive{0};
 thread_local bool forbidden = false;
 thread_local int broken_rules = 0;
 thread_local CUstream_st* captured = nullptr;
+thread_local int copied = 0;
 std::string gpu = "Fake";
+int cache = 1 << 12;
 
 void rule() {
   broken_rules += forbidden ? 1 : 0;
@@ -86,6 +88,10 @@ void count(int change) { alive += change; }
 
 void name_gpu(char const* name) { gpu = name; }
 
+void set_cache(int bytes) { cache = bytes; }
+
+int copies() { return std::exchange(copied, 0); }
+
 }  // namespace fake
 
 extern "C" {
@@ -121,7 +127,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 1 << 16;
+  *value = cache;
   return cudaSuccess;
 }
 
@@ -197,12 +203,13 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEve
 }
 
 cudaError_t cudaMemcpyAsync(void* to, void const* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  ++copied;
   fake::submit(stream, 1, [=] { std::memcpy(to, from, bytes); });
-  return cudaSuccess;
+  return bytes == 0 && stream->capturing ? cudaErrorInvalidValue : cudaSuccess;
 }
 
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   fake::submit(stream, 1, [=] { std::memset(to, value, bytes); });
-  return cudaSuccess;
+  return bytes == 0 && stream->capturing ? cudaErrorInvalidValue : cudaSuccess;
 }
 }

@@ -1,7 +1,8 @@
 // What the plugin uses of CUDA's runtime, on a CPU: a stream runs what it is given at once, or records it.
 //
 // It is strict where a GPU is strict or slow: memory that is taken or given back and streams that are waited for
-// between forbid() and allow() are counted, and in a stream that is being captured they are errors.
+// between forbid() and allow() are counted, and in a stream that is being captured they are errors, as are copies of
+// nothing.
 #pragma once
 
 #include <cstddef>
@@ -59,5 +60,7 @@ int allow();       // up to here; how often it was
 int live();        // objects and memory that were made and not given back
 void count(int);   // of another library's objects: 1 for each that is made, -1 for each that is given back
 void name_gpu(char const* name);
+void set_cache(int bytes);
+int copies();      // of memory, since the last call of it, by this thread
 
 }  // namespace fake

@@ -1,9 +1,11 @@
 // cuSPARSELt on a CPU: the functions that the plugin calls, with the checks that the library's documentation names.
 //
 // It has six algorithms: 0 is slow, 1 is refused, 2 is the fastest and wrong, 3 is right and fast, 4 wants too much
-// workspace, and 5 is refused when it runs. K split in two kernels makes 3 faster up to 64 rows.
+// workspace, and 5 is refused when it runs. K split in two kernels makes 3 faster up to 64 rows. The environment
+// variable FAKE_SLOW names a number of rows for which the first plan of 3 is slow, as where something slows a GPU down.
 #include "cusparselt.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -27,7 +29,14 @@ struct Chosen {
 struct Planned {
   fake::Problem problem;
   int32_t id, parts, mode;
+  bool slow;
 };
+
+bool is_slowed(Chosen const& chosen) {
+  static std::atomic<int> seen{0};
+  auto const* rows = std::getenv("FAKE_SLOW");
+  return rows != nullptr && chosen.id == 3 && chosen.problem->m == std::atoi(rows) && seen++ == 0;
+}
 
 template <typename T>
 T& in(void const* opaque) {
@@ -42,6 +51,9 @@ size_t workspace_of(Planned const& plan) {
 }
 
 float microseconds_of(Planned const& plan) {
+  if (plan.slow) {
+    return 200;
+  }
   if (plan.id == 2) {
     return 1;
   }
@@ -139,7 +151,7 @@ Status cusparseLtMatmulPlanInit(Handle const*, Plan* plan, Matmul const* matmul,
       std::getenv("FAKE_REFUSES") != nullptr) {
     return kRefused;
   }
-  in<Planned>(plan) = {*chosen.problem, chosen.id, chosen.parts, chosen.mode};
+  in<Planned>(plan) = {*chosen.problem, chosen.id, chosen.parts, chosen.mode, is_slowed(chosen)};
   fake::count(1);
   return 0;
 }
