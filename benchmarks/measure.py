@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -91,6 +92,24 @@ def write_result(name: str, figures: dict[str, Any], command: str = "", show: bo
     write_atomically(RESULTS / f"{name}.json", text + "\n")
     if show:
         print(text)
+
+
+def command_line(words: Sequence[str], files: Sequence[str]) -> str:
+    """This process's command, to run it again.
+
+    Args:
+        words: `sys.argv`.
+        files: The options that name files and folders: where these lie is the machine's own affair.
+    """
+    script, *given = words
+    said: list[str] = []
+    for word in given:
+        option, equals, _ = word.partition("=")
+        if equals and option in files:
+            said.append(f"{option}=FILE")
+        else:
+            said.append("FILE" if said and said[-1] in files else word)
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *said])
 
 
 def _before_commands() -> str:

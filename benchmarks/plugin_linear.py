@@ -10,9 +10,9 @@ library is compiled here.
 Each shape is a network of a few products of random 2:4 weights, each with an input of its own: so many that
 the weights do not stay in the GPU's cache, as in a real network they do not. The plugin's engine covers every
 M; the dense one is built for each; cuSPARSELt alone runs the same products from Python, with the fastest
-algorithm of a search of its own. All are timed in turn as CUDA graphs; a time is a graph's, divided by its
-products. Before, cuSPARSELt's algorithms are tried in a process that may die of one: then only those before
-it are used.
+algorithm of a search of its own, whose finalists are timed in turn, as the plugin's are. All are timed in
+turn as CUDA graphs; a time is a graph's, divided by its products. Before, cuSPARSELt's algorithms are tried
+in a process that may die of one: then only those before it are used, by both sides, and neither splits K.
 Writes results/plugin_linear_MODEL.json after each cell; cells that it has of this kind of GPU, driver and
 versions stand and are not measured again. With --work DIR engines are kept and found again, and --stop-after
 SECONDS begins no build later than that.

@@ -8,8 +8,9 @@ engine is loaded, so that weights are expanded and compressed on the GPU, and tw
 at random M for some minutes, every output checked. With --dense-below M rows below run dense. The plugin has
 no kernel of its own: so that reports of cuSPARSELt's kernels can be told from what the plugin does, that
 library's algorithms without the plugin (cusparselt_alone.py) are run under each tool, too, at the shape of
-the engine's first layer. Writes results/plugin_sanitizer.json: what each tool counted and said first, and
-which kernels it named; of tools that are not asked for, what it has of them stays.
+the engine's first layer. Writes results/plugin_sanitizer.json: what each tool counted and said first, which
+kernels it named, of which library, and the command; of tools that are not asked for, what it has of them
+stays.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import result_that_stands, today, write_result
+from measure import command_line, result_that_stands, today, write_result
 from plugin_soak import MOST, K, N, build, draw, soak
 
+from sparseflow_trt._files import sha256_of
 from sparseflow_trt.engines.plugins import load_plugins
 from sparseflow_trt.engines.tensorrt_api import load_flavour
 
@@ -36,8 +38,9 @@ TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SAID = 12  # lines of a tool that are kept
 PRINTED = 50  # reports that a tool prints in words; it counts all
 ALONE = Path(__file__).with_name("cusparselt_alone.py")
-SAFE = 36  # algorithms of FP16 that do not end the process (search.cpp)
+SAFE = 36  # algorithms of FP16 that do not end the process (weights.cpp)
 SHAPE = (str(K), str(N), str(MOST))
+FILES = ("--plugin", "--cusparselt", "--sanitizer")
 _COUNT = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?$|hazard)")
 _KERNEL = re.compile(r"\bat (?:void )?([\w:<>, ]+?)(?:\(|\+0x)")
 _RUNS = "RUNS "
@@ -67,12 +70,15 @@ def main() -> None:
         return
     if not asked.sanitizer:
         parser.error("compute-sanitizer is not on the PATH: name it with --sanitizer.")
+    command = command_line(sys.argv, FILES)
     rows: dict[str, Any] = result_that_stands("plugin_sanitizer").get("tools", {})
     with tempfile.TemporaryDirectory() as scratch:
         engine = build(flavour, Path(scratch), draw(), asked.dense_below)
         for tool in asked.tool or TOOLS:
             rows[tool] = {
                 "date": today(),
+                "command": command,
+                "plugin_sha256": sha256_of(asked.plugin),
                 "minutes": asked.minutes,
                 "dense_below_m": asked.dense_below,
                 **run_tool(asked, tool, engine),
@@ -82,9 +88,7 @@ def main() -> None:
                 "clean": all(row["clean"] for row in rows.values()),
                 "tools": rows,
             }
-            write_result(
-                "plugin_sanitizer", figures, "python benchmarks/plugin_sanitizer.py --plugin FILE", show=False
-            )
+            write_result("plugin_sanitizer", figures, command, show=False)
             print(
                 tool,
                 {key: rows[tool][key] for key in ("clean", "counted", "runs", "seconds", "kernels named")},

@@ -7,7 +7,7 @@ y = relu(x·up + bias)·down; each context has a profile, a stream and a thread 
 Each run takes another M at random, is put on the stream before the one ahead of it is waited for, and has its
 output held against FP32 and against the bits that the same M gave at first. Writes results/plugin_soak.json:
 the largest error early and late, whether bits changed, the GPU's and the process's memory over time, and what
-a run costs the host when its M is new and when it is known.
+a run costs the host when its M is new and when it is known, and of which library all this is.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import hashlib
 import os
 import random
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -26,9 +27,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from measure import write_result
+from measure import command_line, write_result
 from onnx import TensorProto, helper, numpy_helper
 
+from sparseflow_trt._files import sha256_of
 from sparseflow_trt.engines.cuda import Cuda, DeviceMemory
 from sparseflow_trt.engines.plugins import load_plugins
 from sparseflow_trt.engines.protocol import EngineOptions
@@ -78,7 +80,8 @@ def main() -> None:
         engine = build(flavour, Path(scratch), network, asked.dense_below)
         figures = soak(flavour, engine, network, asked.minutes)
     figures |= {"minutes": asked.minutes, "dense_below_m": asked.dense_below, "shape": [K, N, MOST]}
-    write_result("plugin_soak", figures, "python benchmarks/plugin_soak.py --plugin FILE --minutes 10")
+    figures |= {"plugin_sha256": sha256_of(asked.plugin)}
+    write_result("plugin_soak", figures, command_line(sys.argv, ("--plugin", "--cusparselt")))
     if not figures["passed"]:
         raise SystemExit("not passed: see above.")
 
