@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -61,15 +60,13 @@ def run_build(
         exchange=exchange,
         plugin=str(request.plugin.resolve()) if request.plugin else "",
     )
-    child = _idle.pop(flavour, None)
-    if child and not child.is_alive():
-        child.end()
-        child = None
-    child = child or _Child(flavour)
+    child: _Child | None = None
     try:
+        child = _idle_child(flavour) or _Child(flavour)
         last = child.ask(job, on_progress)
     except BaseException:
-        child.end()
+        if child:
+            child.end()
         raise
     if last.outcome is None:
         raise child.failed(last)
@@ -97,33 +94,47 @@ def shared_child() -> Iterator[None]:
                 _idle.popitem()[1].end()
 
 
+def _idle_child(flavour: str) -> _Child | None:
+    child = _idle.pop(flavour, None)
+    if child is None or child.is_alive():
+        return child
+    child.end()
+    return None
+
+
 class _Child:
     """A process that builds one engine after another, with its log and a folder to run in."""
 
     def __init__(self, flavour: str) -> None:
         self._flavour = flavour
-        # `-m` puts the current folder first on the import path: one that holds nothing.
-        self._folder = tempfile.mkdtemp(prefix=f"sparseflow-trt-{flavour}-")
-        handle, name = tempfile.mkstemp(prefix=f"sparseflow-trt-{flavour}-", suffix=".log")
-        os.close(handle)
-        self._log = Path(name)
-        reading, writing = os.pipe()
-        try:
-            with self._log.open("ab") as log:  # to its end, also once it is emptied
-                self._process = subprocess.Popen(
-                    (*COMMAND, str(writing)),
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(writing,),
-                    cwd=self._folder,
-                    # Ctrl-C goes to this process alone, which then ends the child in its own way.
-                    start_new_session=True,
-                )
-        finally:
-            os.close(writing)
-        self._jobs = cast("IO[bytes]", self._process.stdin)
-        self._messages = os.fdopen(reading, encoding="utf-8")
+        self._keeps_log = False
+        with contextlib.ExitStack() as stack:  # a signal may come at any line
+            # `-m` puts the current folder first on the import path: one that holds nothing.
+            prefix = f"sparseflow-trt-{flavour}-"
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix))
+            handle, name = tempfile.mkstemp(prefix=prefix, suffix=".log")
+            self._log = Path(name)
+            stack.callback(self._remove_log)
+            os.close(handle)
+            reading, writing = os.pipe()
+            self._messages = stack.enter_context(os.fdopen(reading, encoding="utf-8"))
+            try:
+                with self._log.open("ab") as log:  # to its end, also once it is emptied
+                    self._process = subprocess.Popen(
+                        (*COMMAND, str(writing)),
+                        stdin=subprocess.PIPE,
+                        stdout=log,
+                        stderr=log,
+                        pass_fds=(writing,),
+                        cwd=folder,
+                        # Ctrl-C goes to this process alone, which then ends the child in its own way.
+                        start_new_session=True,
+                    )
+            finally:
+                os.close(writing)
+            stack.callback(self._stop)
+            self._jobs = cast("IO[bytes]", self._process.stdin)
+            self._ends = stack.pop_all()
 
     def is_alive(self) -> bool:
         """Whether it can build."""
@@ -147,25 +158,25 @@ class _Child:
     def failed(self, last: Message) -> BuildError | NotInstalledError:
         """What went wrong, once it has ended; its log is kept but where TensorRT is missing."""
         status = self._process.wait()
-        self._close()
+        self._keeps_log = last.refusal is None or not last.refusal.not_installed
+        self.end()
         if last.refusal is None:
             return _crashed(title_of(self._flavour), status, self._log)
-        if last.refusal.not_installed:
-            self._log.unlink()
         return _refused(last.refusal, self._log)
 
     def end(self) -> None:
-        """Ends it, whatever it does, and removes its log."""
+        """Ends it, whatever it does, and removes what it leaves."""
+        self._ends.close()
+
+    def _stop(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._close()
-        self._log.unlink()
-
-    def _close(self) -> None:
         with contextlib.suppress(BrokenPipeError):
             self._jobs.close()
-        self._messages.close()
-        shutil.rmtree(self._folder)
+
+    def _remove_log(self) -> None:
+        if not self._keeps_log:
+            self._log.unlink()
 
 
 def _refused(refusal: Refusal, log: Path) -> BuildError | NotInstalledError:
