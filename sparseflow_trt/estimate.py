@@ -18,7 +18,7 @@ from sparseflow_trt.model_file import OnnxModel, input_dims
 from sparseflow_trt.plan import ModelPrecision
 from sparseflow_trt.planning import make_plan
 from sparseflow_trt.plugin_lookup import plugin_known
-from sparseflow_trt.policy import WHOSE, Library, Policy
+from sparseflow_trt.policy import WHOSE, Library, Policy, SparseKernel
 from sparseflow_trt.prunable import unprunable as find_unprunable
 from sparseflow_trt.shapes import DEFAULT_PROFILE, ShapeRange, dims_at, make_profile
 from sparseflow_trt.sites import UNSUPPORTED
@@ -36,12 +36,15 @@ def estimate_model(
     axes: dict[str, tuple[int, int, int]],
     shapes: dict[str, ShapeRange],
     precision: ModelPrecision | None = None,
-    library: Library = "tensorrt",
+    library: Library | None = None,
     traffic: Traffic | None = None,
     gemm_share: float | None = None,
     plugin: bool = False,
 ) -> Estimate:
     """Estimates a model at the opt of its shapes, or over its traffic.
+
+    Where neither a library nor the plugin is asked for, and the policy has no time of TensorRT's own kernels
+    for any layer, the plugin stands in for them, if there are times of that.
 
     Args:
         model: A model as read.
@@ -50,7 +53,7 @@ def estimate_model(
         axes: The range (min, opt, max) of each dynamic axis; with traffic none is needed.
         shapes: The shapes of whole inputs, by name; they go before `axes`.
         precision: As for a plan: None keeps a half-precision model, and takes FP16 for one in FP32.
-        library: See `estimate`.
+        library: See `estimate`; None for TensorRT's.
         traffic: See `estimate`.
         gemm_share: See `estimate`.
         plugin: Whether sparse is the plugin, and not the library's own kernels.
@@ -64,18 +67,29 @@ def estimate_model(
         profile = make_profile(DEFAULT_PROFILE, inputs, axes, shapes)
     typed = precision or ("keep" if has_half_types(model) else "fp16")
     plan = make_plan(layers, (), inputs, None, typed, "off")
-    return estimate(
-        model.path.name,
-        layers,
-        {layer.name: layer.precision for layer in plan.layers},
-        dims_at(inputs, profile, "opt") if profile else {},
-        policy,
-        library,
-        traffic,
-        gemm_share,
-        {name: layer.why_not for name, layer in plugin_layers(model).items()} if plugin else None,
-        find_unprunable(model),
-    )
+
+    def by(kernel: SparseKernel) -> Estimate:
+        able = {name: layer.why_not for name, layer in plugin_layers(model).items()}
+        return estimate(
+            model.path.name,
+            layers,
+            {layer.name: layer.precision for layer in plan.layers},
+            dims_at(inputs, profile, "opt") if profile else {},
+            policy,
+            library or "tensorrt",
+            traffic,
+            gemm_share,
+            able if kernel == "plugin" else None,
+            find_unprunable(model),
+        )
+
+    if plugin:
+        return by("plugin")
+    found = by("sparse")
+    if library or found.library != "tensorrt" or found.dense_us is not None:
+        return found
+    other = by("plugin")
+    return found if other.dense_us is None else other.model_copy(update={"stands_in": True})
 
 
 def estimate(

@@ -530,17 +530,29 @@ def test_what_an_estimate_of_the_plugin_is_worth() -> None:
     assert f"({len(taken_at)} of the {count}) the gain was {min(taken_at):.2f} at least" in PROSE
 
 
-def test_the_estimate_that_the_page_shows() -> None:
+@pytest.mark.parametrize(
+    ("m", "state", "layers"),
+    [
+        (64, "yes", [("gate_up", 14336, 4096, 2), ("down", 4096, 14336, 1)]),
+        (2048, "no", [("gate_up", 14336, 4096, 2), ("down", 4096, 14336, 1), ("qkv", 4096, 4096, 1),
+                      ("o", 4096, 4096, 1), ("qkv", 1024, 4096, 2)]),
+    ],
+)  # fmt: skip
+def test_the_estimates_that_the_page_shows(
+    m: int, state: str, layers: list[tuple[str, int, int, int]]
+) -> None:
     h200, page = find_policy("h200"), (ROOT / PAGE).read_text(encoding="utf-8")
     rows = []
-    for kind, n, k, count in (("gate_up", 14336, 4096, 2), ("down", 4096, 14336, 1)):
-        times = plugin_known(h200, kind, n, k, "FP16").expect(64)
+    for kind, n, k, count in layers:
+        known = plugin_known(h200, kind, n, k, "FP16")
+        times = known.expect(m)
         assert times is not None
         assert (times.basis, times.at) == ("exact", "measured")
-        rows.append((kind, n, k, count, times))
-    total = sum(count * times.dense_us for *_, count, times in rows)
-    for kind, n, k, count, times in rows:
+        basis = "estimated" if known.at(m).library == "torch" else "measured"
+        rows.append((kind, n, k, count, times, basis, "yes" if times.wins else "no"))
+    total = sum(count * times.dense_us for _, _, _, count, times, _, _ in rows)
+    for kind, n, k, count, times, basis, worth in rows:
         share = count * times.dense_us / total
-        cells = [kind, str(n), str(k), str(count), "64", "FP16", "yes", f"{times.dense_us:.2f}"]
-        cells += [f"{times.sparse_us:.2f}", f"{times.speedup:.2f}×", f"{share:.1%}", "measured", "yes"]
+        cells = [kind, str(n), str(k), str(count), str(m), "FP16", state, f"{times.dense_us:.2f}"]
+        cells += [f"{times.sparse_us:.2f}", f"{times.speedup:.2f}×", f"{share:.1%}", basis, worth]
         assert cells in [line.split() for line in page.splitlines()]

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     "the arithmetic is in.",
 )  # fmt: skip
 @click.option(
-    "--library", type=click.Choice(["tensorrt", "torch"]), default="tensorrt", show_default=True,
-    help="Whose kernels will run: TensorRT's, or cuSPARSELt and cuBLAS as PyTorch calls them.",
+    "--library", type=click.Choice(["tensorrt", "torch"]),
+    help="Whose kernels will run: TensorRT's, or cuSPARSELt and cuBLAS as PyTorch calls them. Default: "
+    "TensorRT's, or --plugin where the policy has no times of those for any layer.",
 )  # fmt: skip
 @click.option(
     "--plugin", is_flag=True,
@@ -103,6 +104,11 @@ def _print(result: Estimate) -> None:
             "-" if row.share is None else f"{row.share:.1%}", ", ".join(row.basis), _prune(row),
         )  # fmt: skip
     out.print(f"{result.model} on {result.device}, by policy '{result.policy}':\n")
+    if result.stands_in:
+        out.print(
+            "TensorRT's own sparse kernels were not measured near these layers: sparse is the 2:4 plugin "
+            "here (`plan --plugin LIB`); without it they run dense.\n"
+        )
     out.print(table)
     out.print(f"\n{_total(result)}\n")
     for row in result.layers:

@@ -110,7 +110,10 @@ def _speedup(
     if measured is not None and estimate is None:
         if gemm_share is not None or realised != REALISED:
             raise click.UsageError("--gemm-share and --realised go with --estimate: --speedup is end to end.")
-        return measured, f"The speedup, {measured:.3f}×, was measured end to end, not of products alone."
+        return measured, (
+            f"The speedup, {measured:.3f}×, is as given: it counts as one that was measured end to end, and "
+            "not of products alone."
+        )
     if measured is not None or estimate is None:
         raise click.UsageError("give one of --speedup and --estimate.")
     found = read_estimate(estimate)
@@ -124,10 +127,11 @@ def _speedup(
         raise click.UsageError("the estimate has no share of the GPU's time: give --gemm-share.")
     ceiling = end_to_end(found.gemm_speedup, share)
     factor = realised_speedup(ceiling, realised)
+    in_plugin = " with the 2:4 plugin" if found.kernel == "plugin" else ""
     return factor, (
         f"The speedup, {factor:.3f}×, is not measured: {realised:.0%} of what the ceiling, {ceiling:.3f}×, "
         f"would save. By {estimate.name} ({found.model} on {found.device}) products get "
-        f"{found.gemm_speedup:.3f}× as fast, and {share:.0%} of the GPU's time is in them."
+        f"{found.gemm_speedup:.3f}× as fast{in_plugin}, and {share:.0%} of the GPU's time is in them."
     )
 
 

@@ -108,7 +108,8 @@ def test_roi_from_a_measured_speedup(sparseflow: Sparseflow) -> None:
     assert "The 2,920.00 that pruning costs once are saved after 1.0 months." in ended.out
     found = sparseflow(*command, "--json").json
     assert (found["saved_per_month"], found["break_even_months"]) == (2920.0, 1.0)
-    assert any("1.250×, was measured" in line for line in found["assumptions"])
+    (said,) = (line for line in found["assumptions"] if line.startswith("The speedup, 1.250×, "))
+    assert said.startswith("The speedup, 1.250×, is as given: it counts as one that was measured")
 
 
 def test_roi_from_requests(sparseflow: Sparseflow) -> None:
@@ -149,6 +150,11 @@ def test_roi_from_an_estimate_takes_a_part_of_the_ceiling(
     whole = sparseflow(*command, "--gemm-share", 0.5, "--realised", 1).json
     assert whole["speedup"] == pytest.approx(1.2)
     assert any("is not measured: 50% of what the ceiling, 1.200×" in line for line in half["assumptions"])
+    assert not any("plugin" in line for line in whole["assumptions"])
+    with_plugin = {**json.loads(estimate.out), "kernel": "plugin"}
+    (own_folder / "estimate.json").write_text(json.dumps(with_plugin))
+    said = sparseflow(*command, "--gemm-share", 0.5).json["assumptions"][0]
+    assert "times as fast with the 2:4 plugin, and 50%" in said.replace("× as", " times as")
     unknown = {**json.loads(estimate.out), "gemm_speedup": None}
     (own_folder / "estimate.json").write_text(json.dumps(unknown))
     assert "estimate.json holds no times" in sparseflow(*command, "--gemm-share", 0.5).error
@@ -196,21 +202,50 @@ def test_times_of_the_other_library_are_pointed_to(
     torch = make_points("gate_up", 128, 64, {8: 2.0}, library="torch")
     far = make_points("o", 8192, 8192, {8: 2.0})
     (own_folder / "two.json").write_text(make_policy([*torch, *far]).model_dump_json())
-    command = ("estimate", mlp(), "--policy", "two.json", "--dim", "batch=8")
+    default = ("estimate", mlp(), "--policy", "two.json", "--dim", "batch=8")
+    command = (*default, "--library", "tensorrt")
     note = (
         "The policy holds times of cuSPARSELt against cuBLAS, too: try --library torch, or --plugin, which "
         "runs cuSPARSELt's kernels in TensorRT."
     )
     assert note in sparseflow(*command).out.splitlines()
-    assert "too: try" not in sparseflow(*command, "--library", "torch").out
-    plugin = sparseflow(*command, "--plugin").out
+    assert "too: try" not in sparseflow(*default, "--library", "torch").out
+    plugin = sparseflow(*default, "--plugin").out
     assert "Plugin µs" in plugin
+    assert "were not measured near" not in plugin, "it was asked for"
     assert "Sparse is the plugin, estimated from cuSPARSELt, whose kernels it runs, against cuBLAS." in plugin
-    refused = sparseflow(*command, "--plugin", "--library", "torch")
-    unknown = sparseflow(*command, "--plugin", "--precision", "fp32").out
+    refused = sparseflow(*default, "--plugin", "--library", "torch")
+    unknown = sparseflow(*default, "--plugin", "--precision", "fp32").out
     assert "what they would gain is not known" in unknown
     assert "try --" not in unknown, "--plugin was given, and is judged by both libraries' times"
     assert (refused.code, "leave out --library torch" in refused.error) == (2, True)
+
+
+def test_the_plugin_stands_in_for_kernels_that_were_not_measured(
+    sparseflow: Sparseflow, mlp: Mlp, own_folder: Path
+) -> None:
+    torch = make_points("gate_up", 128, 64, {8: 2.0}, library="torch")
+    given = make_policy(torch, limits={"gate_up": (None, None)})  # as for the H200: TensorRT's own are dense
+    (own_folder / "two.json").write_text(given.model_dump_json())
+    command = ("estimate", mlp(), "--policy", "two.json", "--dim", "batch=8")
+    lines = sparseflow(*command).out.splitlines()
+    said = (
+        "TensorRT's own sparse kernels were not measured near these layers: sparse is the 2:4 plugin here "
+        "(`plan --plugin LIB`); without it they run dense."
+    )
+    assert lines[2] == said, "above the table"
+    (gate,) = (line.split() for line in lines if line.startswith("gate_up"))
+    assert gate[-6:] == ["20.00", "10.00", "2.00×", gate[-3], "estimated", "yes"]
+    found, asked = sparseflow(*command, "--json").json, sparseflow(*command, "--plugin", "--json").json
+    assert (found["kernel"], found["stands_in"], asked["stands_in"]) == ("plugin", True, False)
+    assert {**found, "stands_in": False} == asked
+    own = sparseflow(*command, "--library", "tensorrt", "--json").json
+    assert (own["kernel"], own["stands_in"], own["gemm_speedup"]) == ("sparse", False, None)
+    timed = [*torch, *make_points("down", 32, 128, {8: 1.0})]  # of one layer TensorRT's own were measured
+    (own_folder / "two.json").write_text(make_policy(timed).model_dump_json())
+    assert sparseflow(*command, "--json").json["kernel"] == "sparse"
+    nothing = sparseflow("estimate", mlp(), "--policy", "h200", "--precision", "fp32", "--dim", "batch=8")
+    assert "not measured near" not in nothing.out, "the plugin has none either"
 
 
 @pytest.mark.parametrize("pruned", [False, True])
