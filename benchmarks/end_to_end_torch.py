@@ -1,19 +1,23 @@
 """A TinyLlama prefill in PyTorch, dense against 2:4: where GPU time goes, the ceiling, what is reached.
 
     python benchmarks/end_to_end_torch.py [--dtype bf16] [--seq 1024] [--layers 22] [--samples 60] [--runs 20]
+    python benchmarks/end_to_end_torch.py --conclude FILE...
 
 TinyLlama-1.1B's architecture with random weights, all Linear layers of its blocks pruned 2:4 on both
 sides, one prompt, its key-value cache written, logits of every token. Dense is cuBLAS as PyTorch calls it;
 sparse is cuSPARSELt in the MLPs ("mlp"), in the attention's projections too ("mlp+attention"), and where a
 product by itself is faster by 2 % ("measured"). Then:
 
-- the kernel profile of each (kernel time, not wall-clock), and from the dense one the products' share g;
+- the kernel profile of each (kernel time, not wall-clock);
 - each product by itself, dense and sparse in turn, on buffers that exceed the L2 cache: from these the
-  speedup s of all products together, and with it the ceiling 1 / (1 - g + g / s);
-- the whole forward pass as a CUDA graph, the variants in turn: the speedup that is reached;
+  speedup s of all products together;
+- the whole forward pass as a CUDA graph, the variants in turn;
+- the ceiling 1 / (1 - g + g / s), with g the products' share of the dense one's time: of the kernels' time,
+  which is held against the kernels', and of the pass, which has gaps between kernels, against the pass's;
 - the error of the logits against the same weights in FP32, of each.
 
-Writes results/end_to_end_torch_DTYPE.json.
+Writes results/end_to_end_torch_DTYPE.json. With --conclude the ceilings in such files are reckoned anew from
+the times in them, which needs no GPU; what was measured stays, with its date.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from typing import Any
 
 from measure import write_result
 
+from sparseflow_trt._files import write_atomically
 from sparseflow_trt.engines.autotune import Curve, Request
 from sparseflow_trt.engines.cusparselt import load_torch
 from sparseflow_trt.engines.kernel_profile import CLASSES, KernelProfile
@@ -55,6 +60,10 @@ TINYLLAMA = {
 MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _TOP = 12
+_ONCE = (  # in place of the ceilings in earlier results, which held the pass against the kernels' ceiling
+    "share of the products", "ceiling", "speedup as CUDA graphs", "speedup of kernel time",
+    "of the ceiling's saving",
+)  # fmt: skip
 
 Shape = tuple[int, int]
 Times = Mapping[Shape, tuple[float, float]]  # dense and sparse microseconds by (N, K)
@@ -70,7 +79,12 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=TINYLLAMA["num_hidden_layers"])
     parser.add_argument("--samples", type=int, default=60, help="CUDA graph replays of each variant")
     parser.add_argument("--runs", type=int, default=20, help="runs of each kernel profile")
+    parser.add_argument("--conclude", type=Path, nargs="+", metavar="FILE", help="only reckon ceilings anew")
     asked = parser.parse_args()
+    if asked.conclude:
+        for path in asked.conclude:
+            conclude_again(path)
+        return
     torch = load_torch()
     with tempfile.TemporaryDirectory() as name:
         config = {**TINYLLAMA, "num_hidden_layers": asked.layers}
@@ -257,14 +271,13 @@ def conclude(
     times: Times,
     medians: Mapping[str, Median],
 ) -> dict[str, Any]:
-    """The ceiling of a variant, what is reached, and what part of the time that could be saved is saved."""
+    """What a variant's products gain by themselves, what is reached, and the ceilings of `ceilings_of`."""
     sparse = {layer.weight.shape for layer in variant.swapped.dense.values()}
     before = sum(count * times[p.n, p.k][0] for p, count in products.items())
     after = sum(count * times[p.n, p.k][(p.n, p.k) in sparse] for p, count in products.items())
-    share = dense.profile.gemm_share
-    ceiling = end_to_end(before / after, share)
     reached = medians["dense"].value / medians[variant.name].value
     by_kernels = dense.profile.ms / variant.profile.ms
+    whole = dense.profile.ms, medians["dense"].value
     offset = variant.logits.float() - dense.logits.float()
     return {
         "layers swapped": len(variant.swapped.dense),
@@ -273,13 +286,56 @@ def conclude(
             "us": round(after, 2),
             "speedup": round(before / after, 4),
         },
-        "share of the products": round(share, 4),
-        "ceiling": round(ceiling, 4),
-        "speedup as CUDA graphs": round(reached, 4),
-        "speedup of kernel time": round(by_kernels, 4),
-        "of the ceiling's saving": round((1 - 1 / reached) / (1 - 1 / ceiling), 4) if ceiling > 1 else None,
+        **ceilings_of(before / after, dense.profile.ms_of("gemm"), whole, (by_kernels, reached)),
         "logits against dense, relative error": float(f"{offset.norm() / dense.logits.float().norm():.3g}"),
     }
+
+
+def ceilings_of(
+    speedup: float, gemm_ms: float, whole_ms: tuple[float, float], reached: tuple[float, float]
+) -> dict[str, Any]:
+    """Ceilings of the kernels' time and of the pass, each beside what is reached of the same.
+
+    Args:
+        speedup: Of all products together, each by itself.
+        gemm_ms: The products' time in the dense pass.
+        whole_ms: The dense kernels' time, and the dense pass's as a CUDA graph.
+        reached: The speedups of these two.
+    """
+    found: dict[str, Any] = {}
+    for of, ms, by in zip(("kernel time", "the pass"), whole_ms, reached, strict=True):
+        ceiling = end_to_end(speedup, gemm_ms / ms)
+        saved = (1 - 1 / by) / (1 - 1 / ceiling) if ceiling > 1 else None
+        found[of] = {
+            "share of the products": round(gemm_ms / ms, 4),
+            "ceiling": round(ceiling, 4),
+            "speedup": round(by, 4),
+            "of the ceiling's saving": None if saved is None else round(saved, 4),
+        }
+    return found
+
+
+def conclude_again(path: Path) -> None:
+    """Reckons a result's ceilings anew from the times that it holds."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    result["variants"] = [concluded(result["dense"], variant) for variant in result["variants"]]
+    write_atomically(path, json.dumps(result, indent=2) + "\n")
+
+
+def concluded(dense: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
+    """A result's variant with the ceilings that follow from its times."""
+    ms = [(side["kernel ms"], side["graph ms"]["median"]) for side in (dense, variant)]
+    kernels, graphs = (before / after for before, after in zip(*ms, strict=True))
+    products = variant["products"]
+    speedup = products["dense us"] / products["us"]
+    ceilings = ceilings_of(speedup, dense["classes"]["gemm"]["ms"], ms[0], (kernels, graphs))
+    made: dict[str, Any] = {}
+    for key, value in variant.items():
+        if key not in (*_ONCE, *ceilings):
+            made[key] = value
+        if key == "products":
+            made |= ceilings
+    return made
 
 
 def describe_product(p: LinearProduct, count: int, times: Times) -> dict[str, Any]:
