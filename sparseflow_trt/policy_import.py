@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ _HINT = (
     "with the columns op,M,pruned_dense_us,sparse_weight_us."
 )
 _COLUMNS = ("op", "M", "pruned_dense_us", "sparse_weight_us")
+_ROUNDED = 0.01  # a speedup that is given may differ by so much from that of the times, or by half a digit
 
 
 class _Limits(Record):
@@ -49,8 +51,8 @@ def import_policy(
         shapes: (N, K) of each operation that a CSV names, since it holds none.
 
     Raises:
-        PolicyError: The file cannot be read, a field is wrong, an operation is of no known kind, or the
-            shape of one is not given.
+        PolicyError: The file cannot be read, a field is wrong, an operation is of no known kind, the shape
+            of one is not given, or a speedup is not that of the times beside it.
     """
     text = read_text(path, PolicyError, "policy").removeprefix("\ufeff")
     points: tuple[Point, ...] = ()
@@ -114,10 +116,29 @@ def _points_of_row(row: dict[str, Any], where: str, shapes: dict[str, tuple[int,
         )
     n, k = shapes[operation]
     product = {"kind": kind, "n": n, "k": k, "m": row["M"], "dtype": "FP16", "library": "torch"}
-    return [
+    points = [
         parse(Point, {**product, "kernel": kernel, "us": row[column]}, where, PolicyError, _HINT)
         for kernel, column in (("dense", "pruned_dense_us"), ("sparse", "sparse_weight_us"))
     ]
+    _check_speedup((row.get("speedup") or "").strip(), points[0].us, points[1].us, where)
+    return points
+
+
+def _check_speedup(given: str, dense_us: float, sparse_us: float, where: str) -> None:
+    """A row may give its speedup, too: if that is another one, a column is not what it is called."""
+    if not given:
+        return
+    try:
+        speedup = float(given)
+    except ValueError:
+        speedup = math.nan
+    half_a_digit = 0.5 * 10.0 ** -len(given.partition(".")[2])
+    if not abs(speedup - dense_us / sparse_us) <= max(_ROUNDED * dense_us / sparse_us, half_a_digit):
+        raise PolicyError(
+            f"{where} gives the speedup {given}, and {dense_us:g} µs dense over {sparse_us:g} µs sparse are "
+            f"{dense_us / sparse_us:.3f}.",
+            "Correct the row, or leave the column 'speedup' out: it is not needed.",
+        )
 
 
 def _kind_of(operation: str, source: str) -> str:

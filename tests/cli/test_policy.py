@@ -171,6 +171,21 @@ def test_import_times(sparseflow: Sparseflow, own_folder: Path) -> None:
     assert json.loads((own_folder / "old.json").read_text())["points"][0]["n"] == 4096
 
 
+def test_a_speedup_that_is_not_that_of_its_times_is_refused(sparseflow: Sparseflow, own_folder: Path) -> None:
+    command = ("policy", "import", "seed.csv", *IMPORT, "--shape", "down_proj=4096,14336", "-o", "old.json")
+    head = "op,M,pruned_dense_us,sparse_weight_us,speedup\ndown_proj,256,165.21,169.20,0.976\n"
+    for said in ("1.198", "1.2", "1.20", " 1.19", "", "1"):  # rounded, or not given
+        (own_folder / "seed.csv").write_text(head + f"down_proj,512,323.19,269.83,{said}\n")
+        assert sparseflow(*command).code == 0, said
+    (own_folder / "old.json").unlink()
+    for said in ("0.835", "1.31", "2", "fast", "nan", "1.3x"):
+        (own_folder / "seed.csv").write_text(head + f"down_proj,512,323.19,269.83,{said}\n")
+        assert sparseflow(*command).error == (
+            f"seed.csv, line 3 gives the speedup {said}, and 323.19 µs dense over 269.83 µs sparse are 1.198."
+        )
+    assert not (own_folder / "old.json").exists()
+
+
 @pytest.mark.parametrize("shape", ["down_proj", "down_proj=4096", "=1,2", "a=1,2,3", "a=x,2", "a=-1,2"])
 def test_a_shape_that_is_none(sparseflow: Sparseflow, shape: str) -> None:
     ended = sparseflow("policy", "import", "seed.csv", *IMPORT, "-o", "old.json", "--shape", shape)
