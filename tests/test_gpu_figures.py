@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import statistics
 from collections.abc import Mapping
 from random import Random
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from tests.pages import ROOT, prose, result_of
 
@@ -59,6 +63,28 @@ def test_the_products_of_the_plugin() -> None:
         f"that was so in {len(near)} of {len(over)}, {min(near):.3f} to {max(near):.3f}; in the other" in page
     )
     assert f"other {len(over) - len(near)} it was {min(set(over) - set(near)):.3f} to {max(over):.3f}" in page
+    far = {
+        (model, cell["layer"], cell["m"]): f"{cell['plugin_over_cusparselt']:.3f}"
+        for model in MODELS
+        for cell in result_of(f"plugin_linear_{model}")["cells"]
+        if cell["plugin_over_cusparselt"] > 1.03
+    }
+    assert set(far) == {("llama-8b", "gate_up", 4096), ("llama-8b", "gate_up", 8192)}
+    assert "`gate_up` at M=4096 ({}) and 8192 ({})".format(*far.values()) in page
+    later = [c["plugin_over_cusparselt"] for c in result_of("plugin_linear_llama-70b")["cells"]]
+    assert len(later) == 10
+    assert f"none takes more than {max(later):.3f}" in page
+    assert f'"beats" cuSPARSELt by {100 * (1 - min(later)):.0f} % ({min(later):.3f})' in page
+    worst = min(cells(), key=lambda cell: cell["speedup"])
+    assert (worst["layer"], worst["k"], worst["m"]) == ("down", 5632, 16)
+    slowest = (
+        f"TinyLlama's `down` at M=16: {worst['speedup']:.3f}, and {worst['speedup_low']:.3f} in its slowest"
+    )
+    assert slowest in page
+    assert (
+        f"{len(gains)} products (no one slower than TensorRT's dense kernel in the median, {mean:.2f}"
+        in prose("CHANGELOG.md")
+    )
     assert f"{nearer(cells())} times nearer to FP32" in page
 
 
@@ -94,6 +120,13 @@ def test_the_plugins_engines() -> None:
         assert f"{min(seconds):.0f} to {max(seconds):.0f} s for 15 M" in page
         assert f"{min(dense):.0f} to {max(dense):.0f} s for one" in page
         assert {len(build["searched"]) for build in result["builds"]} == {15}
+    searched = result_of("plugin_linear_llama-70b")["builds"][0]["searched"]
+    slower, larger = (
+        (re.findall(r"\d+", found["chosen"])[0], f"{found['us']:.1f}")
+        for found in (searched["1536"], searched["2048"])
+    )
+    assert f"algorithm {slower[0]} at {slower[1]} µs for LLaMA-70B's `gate_up` at M=1536" in page
+    assert f"and {larger[0]} at {larger[1]} for 2048" in page
     for trial in (result_of(f"plugin_linear_{model}")["trial"] for model in MODELS):
         assert (trial["claimed"], trial["right"][-1], trial["died_of"]) == (52, "35", "algorithm 36")
 
@@ -106,7 +139,102 @@ def network_row(name: str, row: Mapping[str, Any]) -> str:
     columns.append(f"{times['dense']['p50_ms']:.3f}")
     for side in ("sparse", "plugin", "joined", "policy"):
         columns.append(gain(gains[side]) if side in gains else f"as {same[side]}" if side in same else "–")
+    by_share = "" if by_the_formula(row) else " by share"
+    columns.append(f"{row['ceiling']['tensor cores']:.3f}{by_share}")
     return f"| {' | '.join(columns)} |"
+
+
+def layers_counted(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A network's layers by side, with how many ran: older files do not say, but may list all."""
+    sides = {side: dict(facts) for side, facts in (row.get("where the time goes") or row["layers"]).items()}
+    for facts in sides.values():
+        listed = [ms for part in ("products", "others") for ms in facts[part].values() if ms > 0]
+        if abs(sum(listed) - facts["all_ms"]) < 1e-4:
+            facts.setdefault("layers that run", len(listed))
+            facts.setdefault("products that run", len(facts["products"]))
+    return sides
+
+
+def by_the_formula(row: Mapping[str, Any]) -> bool:
+    """Whether there is all that benchmarks/engine_layers.py derives a ceiling from."""
+    return all("layers that run" in facts for facts in layers_counted(row).values())
+
+
+def engine_layers() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return importlib.import_module("engine_layers")
+
+
+def test_ceilings_are_those_of_the_times_beside_them() -> None:
+    formula = engine_layers()
+    without = []
+    for name in (
+        "tensorrt_mlp_tinyllama",
+        "tensorrt_mlp_llama-8b",
+        "plugin_decoder_prefill",
+        "plugin_decoder_decode",
+        "h100/tensorrt_mlp_llama-8b",
+        "h100/plugin_decoder_decode",
+    ):
+        for row in result_of(name)["rows"]:
+            whole = {side: times["p50_ms"] for side, times in row["times"].items()}
+            if by_the_formula(row):
+                assert row["ceiling"] == formula.ceilings(layers_counted(row), whole), (name, row["date"])
+            else:  # the products' share of the layers' sum
+                without.append(name)
+                facts = row["layers"]["dense"]
+                half = facts["products_ms"] / facts["all_ms"] / formula.TENSOR_CORES
+                assert row["ceiling"]["tensor cores"] == pytest.approx(1 / (1 - half), abs=1e-4)
+    assert without == ["plugin_decoder_prefill", "plugin_decoder_decode"]
+    (counted,) = result_of("h100/plugin_decoder_decode")["rows"]
+    counts = {key: counted["layers"]["dense"][key] for key in ("layers that run", "products that run")}
+    would = []
+    for name in without:
+        (row,) = result_of(name)["rows"]
+        dense = {"dense": row["layers"]["dense"] | counts}
+        would.append(formula.ceilings(dense, {"dense": row["times"]["dense"]["p50_ms"]})["tensor cores"])
+    said = f"If {counts['layers that run']} layers ran there, {counts['products that run']} of them products"
+    page = prose("docs/PLUGIN.md")
+    assert said in page
+    assert (
+        "they would be {:.3f} and {:.3f}, beside the H100's {:.3f}".format(
+            *would, counted["ceiling"]["tensor cores"]
+        )
+        in page
+    )
+
+
+def test_the_library_of_each_result_is_said() -> None:
+    known = {"70deece4": set[str](), "bb16e7f5": set[str]()}
+    for name in (f"{gpu}{kind}_{model}" for gpu in ("", "h100/") for kind, model in (
+        ("plugin_linear", "llama-8b"), ("plugin_linear", "llama-70b"), ("plugin_linear", "tinyllama"),
+        ("tensorrt_mlp", "llama-8b"), ("tensorrt_mlp", "tinyllama"), ("plugin_decoder", "prefill"),
+        ("plugin_decoder", "decode"),
+    )):  # fmt: skip
+        if not (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
+            continue
+        result = result_of(name)
+        for row in result.get("rows", [{}]):
+            earlier = row.get("of an earlier run", {}).get("plugin_sha256")
+            given = [side["plugin"]["given"] for side in row.get("built", {}).values() if "plugin" in side]
+            (library,) = {sha[:8] for sha in [earlier or result.get("plugin_sha256"), *given] if sha}
+            known[library].add(
+                f"{name} {row['profile']}" if "llama-8b" in name and "profile" in row else name
+            )
+    assert known == {
+        "70deece4": {"plugin_linear_llama-8b", "plugin_linear_tinyllama", "tensorrt_mlp_tinyllama",
+                     "tensorrt_mlp_llama-8b m1024", "plugin_decoder_prefill", "plugin_decoder_decode"},
+        "bb16e7f5": {"plugin_linear_llama-70b", "tensorrt_mlp_llama-8b m64", "h100/plugin_linear_llama-8b",
+                     "h100/tensorrt_mlp_llama-8b m256", "h100/tensorrt_mlp_llama-8b m4096",
+                     "h100/plugin_decoder_decode"},
+    }  # fmt: skip
+    said = dict(zip(known, rows("docs/PLUGIN.md", r"\| `[0-9a-f]{8}…`"), strict=True))
+    assert all(line.startswith(f"| `{library}…`") for library, line in said.items())
+    assert (
+        "products of LLaMA-8B and TinyLlama, TinyLlama's MLP blocks, LLaMA-8B's at M=1024" in said["70deece4"]
+    )
+    assert "on the H200: products of LLaMA-70B, LLaMA-8B's MLP at M=64; on the H100:" in said["bb16e7f5"]
 
 
 def test_whole_networks_with_the_plugin() -> None:
@@ -138,8 +266,6 @@ def test_whole_networks_with_the_plugin() -> None:
         (row,) = decoder["rows"]
         sizes = [row["built"][side]["engine_mb"] for side in ("dense", "joined")]
         assert f"{sizes[1]:,.0f} MB for {sizes[0]:,.0f}" in page
-        if decoder is not on_h100:
-            assert f"{row['ceiling']['tensor cores']:.2f}" in page
     for decoder, phase in ((decoders[0], "prefill"), (on_h100, "decode")):
         errors = decoder["rows"][0]["errors"]
         joined, dense = (f"{100 * errors[side]['relative_l2']:.2f} %" for side in ("joined", "dense"))
@@ -200,7 +326,19 @@ def test_racecheck_names_cusparselts_kernels_with_the_plugin_and_without() -> No
     h200, h100 = (result_of(f"{folder}plugin_sanitizer")["tools"]["racecheck"] for folder in ("", "h100/"))
     alone = h100["cuSPARSELt alone"]
     assert [found["counted"] for found in (h200, h100, alone)] == [[6], [5], [3]]
-    assert "six on the H200; on the H100 five, and three by cuSPARSELt alone" in prose("docs/PLUGIN.md")
+    smaller = h200["cuSPARSELt alone"]
+    assert (smaller["counted"], smaller["kernels named"]) == ([0], [])
+    assert rows("docs/PLUGIN.md", r"  \| H[12]00 \|") == [
+        f"  | H200 | 6 | 0, {smaller['right']} algorithms right | 256→512, M=64 |",
+        f"  | H100 | 5 | 3, {alone['right']} algorithms right | the engine's, 1024→4096, M=2048 |",
+    ]
+    assert (
+        f"in {sum(h200['runs'])} runs on the H200 and {sum(h100['runs'])} on the H100 (no rows dense)"
+        in prose("docs/PLUGIN.md")
+    )
+    assert {found["dense_below_m"] for found in (h200, h100)} == {0}
+    with_plugin = {*h200["kernels named"], *h100["kernels named"]}
+    assert not with_plugin & set(alone["kernels named"])
     family = re.compile(
         r"sm90_xmma_sparse_gemm_f16f16_f16f32_f32_tn_n_\w+_segment_k_off_kernel_5x_cusparselt"
     )
@@ -208,7 +346,6 @@ def test_racecheck_names_cusparselts_kernels_with_the_plugin_and_without() -> No
         assert found["kernels named"]
         assert all(family.fullmatch(kernel) for kernel in found["kernels named"])
     assert h100["outputs right"]
-    assert f"{alone['right']} algorithms right" in prose("docs/PLUGIN.md")
 
 
 def test_what_initcheck_counts_is_what_cusparselt_wrote() -> None:
