@@ -95,7 +95,8 @@ def decide(
         input_dims: Each input's dimensions, by name.
         policy: Where sparse wins; None plans everything dense.
         mode: "policy" asks the policy; "force" takes TensorRT's sparse kernels for every 2:4 layer, "plugin"
-            the plugin for every one that it can run; "off" neither.
+            the plugin for every one that it can run; "off" neither. (Where no layer is 2:4 a build refuses
+            both, see `planning.check_forced`.)
         plugin: Whether the plugin may be used.
     """
     if layer.state is SparsityState.NOT_ELIGIBLE:

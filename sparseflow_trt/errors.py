@@ -55,6 +55,12 @@ class PlanError(SparseflowError):
     """A plan with wrong fields, or one that does not fit its model."""
 
 
+class NotSparseError(SparseflowError):
+    """Weights that are asked to run sparse, and are not 2:4."""
+
+    exit_code = EXIT_NOT_SPARSE
+
+
 class ShapeError(SparseflowError):
     """Input shapes or optimization profiles that do not fit the model."""
 

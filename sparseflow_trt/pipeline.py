@@ -42,7 +42,7 @@ from sparseflow_trt.graph import WeightedLayer, read_layers
 from sparseflow_trt.manifest import Manifest, ModelRecord, PolicyRecord, write_manifest
 from sparseflow_trt.model_file import OnnxModel, check_operators, input_dims, read_model
 from sparseflow_trt.plan import ModelPrecision, Plan, check_plan, yaml_from_plan
-from sparseflow_trt.planning import make_plan
+from sparseflow_trt.planning import check_forced, make_plan
 from sparseflow_trt.policy import Policy
 from sparseflow_trt.precision_record import Precisions
 from sparseflow_trt.precision_search import choose_precisions
@@ -236,9 +236,12 @@ def plan_for(
         PlanError: The given plan does not fit the model's layers, or names an island that there is not.
         ShapeError: Its profiles do not fit the model's inputs, a dynamic axis has no range, or the
             profile cannot be split as asked.
+        NotSparseError: Layers are to run sparse whose weights are not 2:4: those of the given plan, or
+            whichever are, and none is.
     """
     dims = input_dims(model)
     if isinstance(plan, PlanOptions):
+        check_forced(layers, plan.sparsity, model.path)
         own: ModelPrecision = "keep" if has_half_types(model) else "fp16"
         plan = make_plan(
             layers,

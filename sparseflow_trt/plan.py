@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from sparseflow_trt._schema import Record, load_yaml, parse, read_text
 from sparseflow_trt.decide import SparsityMode as SparsityMode
-from sparseflow_trt.errors import PlanError
+from sparseflow_trt.errors import NotSparseError, PlanError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.policy import Kernel
 from sparseflow_trt.precision_record import ModelPrecision as ModelPrecision
@@ -203,9 +203,11 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
 
     Raises:
         PlanError: Every layer that does not fit is named with what was expected and what the plan says.
+        NotSparseError: All that does not fit is that layers are planned sparse whose weights are not 2:4.
     """
     known = {layer.name: layer for layer in layers if layer.weight}
     problems = []
+    not_sparse = 0
     for planned in plan.layers:
         layer = known.pop(planned.name, None)
         if layer is None:
@@ -220,6 +222,7 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
             problems.append(
                 f"'{planned.name}' is planned {planned.sparsity} and is {layer.state.value}: {layer.reason}"
             )
+            not_sparse += 1
         quantized = layer.dtype in ("INT8", "UINT8", "FP8", "FP8-E5M2")
         if quantized != (planned.precision in ("int8", "fp8")):
             problems.append(
@@ -228,4 +231,8 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
     problems += [f"'{name}' is not in the plan" for name in known]
     if problems:
         listed = "; ".join(problems)
-        raise PlanError(f"{source} does not fit the model in {len(problems)} layer(s): {listed}.", _HINT)
+        said = f"{source} does not fit the model in {len(problems)} layer(s): {listed}."
+        if len(problems) == not_sparse:
+            hint = "Plan them dense, or prune the model first: `sparseflow-trt prune MODEL`."
+            raise NotSparseError(said, hint)
+        raise PlanError(said, _HINT)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Container
+from pathlib import Path
 
 from sparseflow_trt.crossovers import LayerShape
 from sparseflow_trt.decide import Decision, PluginUse, SparsityMode, decide
-from sparseflow_trt.errors import ShapeError
+from sparseflow_trt.errors import NotSparseError, ShapeError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.joins import find_joins
 from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan, PlannedLayer, mark_decided
@@ -104,6 +106,31 @@ def make_plan(
         layers=tuple(planned),
         search=precisions.search,
     )
+
+
+def check_forced(layers: tuple[WeightedLayer, ...], sparsity: SparsityMode, model: Path) -> None:
+    """Checks that a model whose layers are to run sparse whatever a policy says has one that could.
+
+    Where some are 2:4 these are taken, and the others are planned dense with the reason.
+
+    Raises:
+        NotSparseError: Sparsity is forced, and no layer is 2:4.
+    """
+    weighted = [layer for layer in layers if layer.weight]
+    if sparsity not in ("force", "plugin") or any(x.state is SparsityState.SPARSE for x in weighted):
+        return
+    asked = f"--sparsity {sparsity} takes 2:4 weights as they are"
+    said = f"{model.name} has no weights that are 2:4, and {asked}"
+    able = [layer for layer in weighted if layer.eligible]
+    if able:
+        prune = shlex.join(["sparseflow-trt", "prune", str(model), "-o", f"{model.stem}.2to4{model.suffix}"])
+        first, more = able[0], f" (the first of {len(able)})" if len(able) > 1 else ""
+        raise NotSparseError(
+            f"{said}: of layer '{first.name}'{more} {first.reason}.",
+            f"Prune it first: `{prune}`; or leave it to a policy: --sparsity policy.",
+        )
+    why = f"layer '{weighted[0].name}' cannot be: {weighted[0].reason}" if weighted else "it has no weights"
+    raise NotSparseError(f"{said}: {why}.", "Leave it to a policy, which plans it dense: --sparsity policy.")
 
 
 def _count_products(

@@ -22,7 +22,7 @@ from sparseflow_trt.engines.like import compare_tactics
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
 from sparseflow_trt.engines.same_graph import check_same_graph
 from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
-from sparseflow_trt.errors import ArtifactError, ModelError, NotInstalledError
+from sparseflow_trt.errors import ArtifactError, NotInstalledError, NotSparseError
 from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.manifest import EngineRecord, Manifest, check_files, read_manifest, write_manifest
@@ -68,7 +68,8 @@ def refit(
 
     Raises:
         ArtifactError: The folder is no artifact, was not built to be refitted, or cannot be written.
-        ModelError: The model has another graph, or a layer that has to be 2:4 is not.
+        ModelError: The model has another graph.
+        NotSparseError: A layer that has to be 2:4 is not.
         PlanError: The model's layers are not those of the artifact's plan.
         SparseflowError: Anything else that is wrong with the model, the inputs, TensorRT or the disk;
             nothing is written then.
@@ -183,7 +184,7 @@ def check_sparse_layers(manifest: Manifest, plan: Plan, layers: tuple[WeightedLa
     the evidence tells of one, and may be so wherever a layer is planned sparse.
 
     Raises:
-        ModelError: A layer is not; it is named with its kernel.
+        NotSparseError: A layer is not; it is named with its kernel.
     """
     kernels = {o.layer: o.tactic for o in manifest.engine.outcomes if o.sparse}
     planned = {layer.name for layer in plan.layers if layer.sparsity != "dense"}
@@ -197,7 +198,7 @@ def check_sparse_layers(manifest: Manifest, plan: Plan, layers: tuple[WeightedLa
     first = wrong[0]
     runs = f"runs the sparse kernel {kernels[first.name]}" if first.name in kernels else "is planned sparse"
     more = f" The same holds of {len(wrong) - 1} more." if len(wrong) > 1 else ""
-    raise ModelError(
+    raise NotSparseError(
         f"layer '{first.name}' {runs}, and its new weights are not 2:4: {first.reason}.{more}",
         "Prune the new model with `sparseflow-trt prune`, or build it anew with `sparseflow-trt build`.",
     )

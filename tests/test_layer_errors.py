@@ -34,7 +34,7 @@ def _weight(*shape: int, seed: int = 0) -> Array:
 def _validation(
     path: Path, precision: Any = "fp16", validation: ValidationOptions = LAYERS, **options: Any
 ) -> Validation:
-    plan = PlanOptions(axes={"batch": (2, 4, 8)}, precision=precision, sparsity="force", **options)
+    plan = PlanOptions(axes={"batch": (2, 4, 8)}, precision=precision, **options)
     backend: BackendName = "tensorrt-rtx" if precision == "bf16" else "onnxruntime"
     asked = BuildOptions(path.parent / "out", plan, backend, validation)
     return build(path, asked).manifest.validation
@@ -118,7 +118,7 @@ def test_pruning_is_pinned_to_the_layer_that_was_pruned(models: Models) -> None:
     dense = _mlp(models, weights, "dense.onnx")
     path = _mlp(models, {**weights, "mid": prune_2to4(weights["mid"], 0)})
     asked = ValidationOptions(per_layer=True, dense_model=dense)
-    validation = _validation(path, "fp32", asked)
+    validation = _validation(path, "fp32", asked, sparsity="force")
     assert validation.attribution is not None
     assert validation.attribution.blamed == "pruning"
     found = _layers(validation, "pruning")

@@ -16,7 +16,14 @@ from onnx import TensorProto, helper
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.artifact_validation import ValidationOptions, validate_artifact
 from sparseflow_trt.engines.choose import BackendName
-from sparseflow_trt.errors import ArtifactError, BuildError, InputError, PlanError
+from sparseflow_trt.errors import (
+    EXIT_NOT_SPARSE,
+    ArtifactError,
+    BuildError,
+    InputError,
+    NotSparseError,
+    PlanError,
+)
 from sparseflow_trt.manifest import check_files, read_manifest
 from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.pipeline import (
@@ -262,8 +269,9 @@ def test_a_plan_that_does_not_fit_is_refused_layer_by_layer(models: Models, run:
     for name in ("'up_proj'", "'other'", "'down_proj'"):
         assert name in caught.value.message
     sparse = plan.model_copy(update={"layers": (up, down.model_copy(update={"sparsity": "sparse"}))})
-    with pytest.raises(PlanError, match="'down_proj' is planned sparse and is not-sparse"):
+    with pytest.raises(NotSparseError, match="'down_proj' is planned sparse and is not-sparse") as refused:
         run(path, sparse)
+    assert refused.value.exit_code == EXIT_NOT_SPARSE
     assert [f.name for f in models.folder.iterdir()] == ["model.onnx"]
 
 

@@ -11,18 +11,19 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseflow_trt.errors import PlanError, ShapeError
+from sparseflow_trt.errors import EXIT_NOT_SPARSE, NotSparseError, PlanError, ShapeError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.plan import (
     ModelPrecision,
     Plan,
     PlannedLayer,
+    SparsityMode,
     check_plan,
     plan_from_yaml,
     read_plan,
     yaml_from_plan,
 )
-from sparseflow_trt.planning import make_plan
+from sparseflow_trt.planning import check_forced, make_plan
 from sparseflow_trt.policy import Policy, Threshold
 from sparseflow_trt.shapes import Profile, ShapeRange
 from sparseflow_trt.split import Split
@@ -397,7 +398,7 @@ def test_a_layer_that_is_not_2to4_cannot_be_planned_for_the_plugin() -> None:
     plan = Plan.model_validate(
         {"precision": "fp16", "policy": "", "profiles": (), "layers": [_planned("a", sparsity="plugin")]}
     )
-    with pytest.raises(PlanError, match="'a' is planned plugin and is not-sparse"):
+    with pytest.raises(NotSparseError, match="'a' is planned plugin and is not-sparse"):
         check_plan(plan, (_layer("a", SparsityState.NOT_SPARSE),))
 
 
@@ -442,6 +443,45 @@ def test_every_layer_that_does_not_fit_is_named() -> None:
         "'typed' is planned fp16 and its weights are INT8; 'new' is not in the plan."
     )
     assert caught.value.hint
+
+
+def test_a_plan_that_is_wrong_of_2to4_alone_has_an_error_of_its_own() -> None:
+    planned = make_plan((_layer("a"), _layer("b")), (_profile("p", 100),), DIMS, POLICY, "fp16")
+    with pytest.raises(NotSparseError, match="does not fit the model in 1 layer") as caught:
+        check_plan(planned, (_layer("a"), _layer("b", SparsityState.NOT_SPARSE)))
+    assert caught.value.exit_code == EXIT_NOT_SPARSE
+
+
+@pytest.mark.parametrize("sparsity", ["force", "plugin"])
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ((_layer("a", SparsityState.NOT_SPARSE),), "of layer 'a' the reason"),
+        (
+            (_layer("x", SparsityState.NOT_ELIGIBLE), *(_layer(n, SparsityState.NOT_SPARSE) for n in "ab")),
+            "of layer 'a' (the first of 2) the reason",
+        ),
+        ((_layer("a", SparsityState.NOT_ELIGIBLE),), "layer 'a' cannot be: the reason"),
+        ((_layer("a", SparsityState.NOT_ELIGIBLE, weight=""),), "it has no weights"),
+        ((), "it has no weights"),
+    ],
+)
+def test_sparsity_is_not_forced_where_nothing_is_2to4(
+    sparsity: SparsityMode, layers: tuple[WeightedLayer, ...], said: str
+) -> None:
+    with pytest.raises(NotSparseError) as caught:
+        check_forced(layers, sparsity, Path("some/m.onnx"))
+    asked = f"--sparsity {sparsity} takes 2:4 weights as they are"
+    assert caught.value.message == f"m.onnx has no weights that are 2:4, and {asked}: {said}."
+    prunes = "`sparseflow-trt prune some/m.onnx -o m.2to4.onnx`" in caught.value.hint
+    assert prunes == said.startswith("of layer")
+
+
+def test_sparsity_is_forced_where_one_layer_is_2to4_and_asked_of_a_policy_anywhere() -> None:
+    dense = _layer("b", SparsityState.NOT_SPARSE)
+    check_forced((dense, _layer("a")), "force", Path("m.onnx"))
+    check_forced((dense,), "policy", Path("m.onnx"))
+    check_forced((dense,), "off", Path("m.onnx"))
 
 
 def test_a_layer_that_is_not_quantized_cannot_be_planned_so() -> None:

@@ -19,7 +19,14 @@ from onnx import helper
 from sparseflow_trt.artifact_validation import ValidationOptions
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions
 from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
-from sparseflow_trt.errors import ArtifactError, ModelError, NotInstalledError, PlanError
+from sparseflow_trt.errors import (
+    EXIT_NOT_SPARSE,
+    ArtifactError,
+    ModelError,
+    NotInstalledError,
+    NotSparseError,
+    PlanError,
+)
 from sparseflow_trt.manifest import check_files, read_manifest, write_manifest
 from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
@@ -98,8 +105,9 @@ def test_the_engine_is_loaded_as_it_was_built(artifact: Path) -> None:
 
 
 def test_a_sparse_kernel_wants_2to4_weights(artifact: Path, save: Save) -> None:
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(NotSparseError) as caught:
         refit_to(artifact, save("new.onnx", 5, dense=("up", "down")))
+    assert caught.value.exit_code == EXIT_NOT_SPARSE
     assert caught.value.message.startswith(
         f"layer 'up_proj' runs the sparse kernel {KERNEL}, and its new weights are not 2:4: 100% of 2048 "
     )
@@ -108,7 +116,8 @@ def test_a_sparse_kernel_wants_2to4_weights(artifact: Path, save: Save) -> None:
 
 
 def test_a_layer_that_is_planned_sparse_does_too(artifact: Path, save: Save) -> None:
-    with pytest.raises(ModelError, match="layer 'down_proj' is planned sparse, and its new weights are not"):
+    said = "layer 'down_proj' is planned sparse, and its new weights are not"
+    with pytest.raises(NotSparseError, match=said):
         refit_to(artifact, save("new.onnx", 5, dense=("down",)))
     assert not artifact.with_name("new.artifact").exists()
 
@@ -121,7 +130,7 @@ def test_a_sparse_kernel_that_was_planned_dense_is_guarded_too(artifact: Path, s
 
     files = {**manifest.files, "plan.yaml": sha256_of(artifact / "plan.yaml")}
     write_manifest(manifest.model_copy(update={"files": files}), artifact)
-    with pytest.raises(ModelError, match="layer 'up_proj' runs the sparse kernel"):
+    with pytest.raises(NotSparseError, match="layer 'up_proj' runs the sparse kernel"):
         refit_to(artifact, save("new.onnx", 5, dense=("up",)))
     with pytest.raises(NotInstalledError):  # down_proj may be anything
         refit_to(artifact, save("new.onnx", 5, dense=("down",)))

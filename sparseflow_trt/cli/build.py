@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from sparseflow_trt.manifest import Manifest
     from sparseflow_trt.pipeline import BuildResult
 
+_MOST_NAMED = 6  # layers, in a sentence
+
 
 @click.command("build")
 @model_argument
@@ -216,6 +218,11 @@ def _print_layers(manifest: Manifest, model: Path) -> None:
     if states["not-sparse"] and not states["sparse"]:
         said = f"No weights are 2:4, {states['not-sparse']} could be: nothing can run sparse."
         out.print(console.styled(f"\n{said} {_how_to_prune(manifest, model)}", "yellow"))
+    elif names := [layer.name for layer in manifest.layers if layer.state == "not-sparse"]:
+        said = f"{len(names)} of {len(manifest.layers)} layers could be 2:4, are not, and stay dense"
+        listed = ", ".join(f"'{name}'" for name in names[:_MOST_NAMED])
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        out.print(console.styled(f"\n{said}: {listed}{more}.", "yellow"))
     islands = len(manifest.graph.islands)
     out.print(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")
     print_restored(manifest.graph)

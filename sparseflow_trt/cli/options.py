@@ -120,8 +120,8 @@ def plan_options(function: _F) -> _F:
         click.option(
             "--sparsity", type=click.Choice(["policy", "force", "off", "plugin"]), default="policy",
             show_default=True,
-            help="Sparse where the policy says so, wherever weights are 2:4, or nowhere; plugin: in the "
-            "plugin wherever it can run.",
+            help="Sparse where the policy says so, wherever weights are 2:4 (force: refused where none are), "
+            "or nowhere; plugin: in the plugin wherever it can run.",
         ),
         click.option(
             "--plugin", type=PluginLibrary(), metavar="LIB",

@@ -44,7 +44,7 @@ class Ended:
 
         With --json, standard output says the same.
         """
-        assert self.code not in (0, 3, 4), self
+        assert self.code not in (0, 4), self
         lines = self.err.strip().splitlines()
         if self.out:
             said = self.json["error"]

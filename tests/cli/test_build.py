@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from sparseflow_trt._files import sha256_of
+from sparseflow_trt.errors import EXIT_NOT_SPARSE
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
@@ -41,6 +42,7 @@ def test_says_what_was_decided_built_and_checked(
     for words in (
         "asked for: sparsity is forced",
         "weights are not 2:4",
+        "1 of 2 layers could be 2:4, are not, and stay dense: 'down_proj'.",
         "Engine: model.engine by tensorrt-rtx (tensorrt-rtx 1.",
         "The backend is tensorrt-rtx: it was asked for.",
         "this engine runs dense, and no speedup is claimed for it.",
@@ -67,10 +69,40 @@ def test_auto_says_which_backend_and_why(sparseflow: Sparseflow, mlp: MakeModel)
 
 def test_a_model_that_nobody_pruned_is_told_to_be(sparseflow: Sparseflow, models: Models) -> None:
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
-    build = ("build", models.matmul(weight), "--sparsity", "force", "--backend", "onnxruntime", "--dim")
-    ended = sparseflow(*build, "batch=1,8,16")
+    build = ("build", models.matmul(weight), "--backend", "onnxruntime", "--dim", "batch=1,8,16")
+    ended = sparseflow(*build)
     assert ended.code == 0
     assert "No weights are 2:4, 1 could be: nothing can run sparse. `sparseflow-trt prune " in ended.out
+
+
+@pytest.mark.parametrize("command", ["build", "plan"])
+def test_what_is_not_2to4_is_not_forced(
+    command: str, sparseflow: Sparseflow, models: Models, own_folder: Path
+) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    path = models.matmul(weight)
+    ended = sparseflow(command, path, "--sparsity", "force", "--dim", "batch=1,8,16", "-o", "out")
+    assert ended.code == EXIT_NOT_SPARSE
+    assert ended.error == (
+        f"{path.name} has no weights that are 2:4, and --sparsity force takes 2:4 weights as they are: of "
+        "layer 'mm' 100% of 1024 groups hold more than two non-zeros."
+    )
+    assert f"`sparseflow-trt prune {path} -o {path.stem}.2to4.onnx`" in ended.err
+    assert "--sparsity policy" in ended.err
+    assert not (own_folder / "out").exists()
+
+
+def test_a_plan_edited_to_be_sparse_is_refused_where_weights_are_not(
+    sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    path = mlp()
+    assert sparseflow("plan", path, "--dim", "batch=1,4,8", "-o", "plan.yaml").code == 0
+    plan = own_folder / "plan.yaml"
+    plan.write_text(plan.read_text().replace("sparsity: dense", "sparsity: sparse"))
+    ended = sparseflow("build", path, "--plan", "plan.yaml", "--backend", "onnxruntime", "-o", "out")
+    assert ended.code == EXIT_NOT_SPARSE
+    assert "'down_proj' is planned sparse and is not-sparse" in ended.error
+    assert not (own_folder / "out").exists()
 
 
 def test_what_can_be_pruned_is_told_beside_a_classifier(sparseflow: Sparseflow, with_head: Path) -> None:

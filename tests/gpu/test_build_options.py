@@ -14,7 +14,7 @@ import pytest
 
 from sparseflow_trt.engines.like import compare_tactics
 from sparseflow_trt.engines.tactics import is_sparse_tactic
-from sparseflow_trt.errors import ArtifactError, BuildError, ModelError
+from sparseflow_trt.errors import ArtifactError, BuildError, NotSparseError
 from sparseflow_trt.manifest import NAME
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def test_weights_that_are_not_2to4_are_refused(
     from sparseflow_trt.refit import RefitOptions, refit
 
     dense = other_weights(mlp_model, tmp_path / "dense.onnx", sparse=False)
-    with pytest.raises(ModelError, match=r"layer 'up_proj' .* and its new weights are not 2:4"):
+    with pytest.raises(NotSparseError, match=r"layer 'up_proj' .* and its new weights are not 2:4"):
         refit(refittable.artifact, dense, RefitOptions(tmp_path / "dense.artifact"))
     assert not (tmp_path / "dense.artifact").exists()
 

@@ -24,7 +24,14 @@ from sparseflow_trt.engines.protocol import BuildRequest
 from sparseflow_trt.engines.runner import Engine
 from sparseflow_trt.engines.tensorrt_api import load_flavour, version_of
 from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
-from sparseflow_trt.errors import EXIT_EVIDENCE_DIFFERS, EXIT_INTERRUPTED, EvidenceError, InputError
+from sparseflow_trt.errors import (
+    EXIT_EVIDENCE_DIFFERS,
+    EXIT_INTERRUPTED,
+    EXIT_NOT_SPARSE,
+    EvidenceError,
+    InputError,
+    NotSparseError,
+)
 from sparseflow_trt.manifest import Manifest, OutcomeRecord
 from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, BuildResult, PlanOptions, build, plan_for, read
@@ -162,12 +169,24 @@ def test_forced_sparsity_leaves_a_layer_dense_that_is_not_2to4(
     assert (found["down_proj"].tried_sparse, found["down_proj"].sparse) == (0, False)
 
 
-def test_forced_sparsity_of_a_dense_model_builds_a_dense_engine(
+def test_sparsity_that_is_forced_on_a_dense_model_is_refused(
     write_mlp: WriteMlp, tmp_path: Path, build_variant: BuildVariant
 ) -> None:
     model = write_mlp(tmp_path / "dense.onnx", dense=("up_proj", "down_proj"))
 
-    built = build_variant(model, options_for("force"))
+    with pytest.raises(NotSparseError, match=r"dense\.onnx has no weights that are 2:4") as caught:
+        build_variant(model, options_for("force"))
+
+    assert caught.value.exit_code == EXIT_NOT_SPARSE
+    assert not (tmp_path / "variant.artifact").exists()
+
+
+def test_a_dense_model_builds_a_dense_engine(
+    write_mlp: WriteMlp, tmp_path: Path, build_variant: BuildVariant
+) -> None:
+    model = write_mlp(tmp_path / "dense.onnx", dense=("up_proj", "down_proj"))
+
+    built = build_variant(model, options_for("policy"))
 
     assert {layer.sparsity for layer in built.manifest.layers} == {"dense"}
     assert built.manifest.engine.sparse_tactics == "Sparse weights were not enabled: the plan is dense."
