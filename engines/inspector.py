@@ -16,6 +16,7 @@ from sparseflow_trt.engines.tactics import (
     precision_of,
     profile_of,
     region_profiles,
+    weight_types,
     without_profile,
 )
 from sparseflow_trt.errors import BuildError
@@ -80,11 +81,11 @@ def _entry(entry: Any) -> dict[str, Any]:
 
 def _evidence(entry: dict[str, Any], regions: dict[str, int]) -> LayerEvidence:
     name, tactic = _text(entry, "Name"), _text(entry, "TacticName")
-    sparse_weights = entry.get("HasSparseWeights")
+    sparse_weights, read = entry.get("HasSparseWeights"), _datatypes(entry.get("Inputs"))
     return LayerEvidence(
         name=without_profile(name),
         type=_text(entry, "LayerType"),
-        precision=precision_of(_datatypes(entry.get("Inputs")), _datatypes(entry.get("Outputs")), tactic),
+        precision=precision_of(read, _datatypes(entry.get("Outputs")), tactic, _weight_types(entry, read)),
         tactic=tactic,
         profile=profile_of(name, regions),
         nodes=nodes_of(_text(entry, "Metadata")),
@@ -99,6 +100,22 @@ def _datatypes(tensors: Any) -> list[str]:
         return []
     told = (_datatype(tensor) for tensor in tensors if isinstance(tensor, dict))
     return [datatype for datatype in told if datatype]
+
+
+def _weight_types(entry: dict[str, Any], read: list[str]) -> tuple[str, ...]:
+    """The types of its "Constants" that are weights, in 11; in 8.6 that of its "Weights".
+
+    8.6 may mean the weights as they were given: it counts where that type is also read.
+    """
+    if isinstance(weights := entry.get("Weights"), dict):
+        return (told,) if (told := _text(weights, "Type")) in read else ()
+    listed = entry.get("Constants")
+    constants = [c for c in listed if isinstance(c, dict)] if isinstance(listed, list) else []
+    return weight_types((_sizes(c.get("Dimensions")), _datatype(c)) for c in constants if _datatype(c))
+
+
+def _sizes(dimensions: Any) -> list[int]:
+    return [d for d in dimensions if isinstance(d, int)] if isinstance(dimensions, list) else []
 
 
 def _datatype(tensor: dict[str, Any]) -> str:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sparseflow_trt.engines.protocol import LayerEvidence
 
 _LINE = re.compile(
-    r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: (?P<inputs>\[.*?\]), Constants: \[.*\], "
-    r"Outputs: (?P<outputs>\[.*\]), TacticName: (?P<tactic>.*?), StreamId: \d+, Metadata: (?P<metadata>.*)$",
+    r"^Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: (?P<inputs>\[.*?\]), "
+    r"Constants: (?P<constants>\[.*\]), Outputs: (?P<outputs>\[.*\]), TacticName: (?P<tactic>.*?), "
+    r"StreamId: \d+, Metadata: (?P<metadata>.*)$",
     re.MULTILINE,
 )
 _PROFILE = re.compile(r" \[profile (\d+)\]")
 _REGION = re.compile(r"_myl(\d+)_\d+$")
 _DATATYPE = re.compile(r"Datatype: (\w+)")
+_CONSTANT = re.compile(r"Dimensions: \[([\d,]*)\][^{}]*? Datatype: (\w+)")
 # A node's own name may hold brackets: it ends where the next entry or the text's end follows.
 _NODE = re.compile(r"\[ONNX Layer: (.*?)(?: \[profile \d+\])?\](?=\s*(?:\[ONNX Layer: |$))")
 _SPARSE = re.compile(r"spars|spmma|sptensor|spgemm", re.IGNORECASE)
 _QUANTIZED = {"Int8", "FP8"}
+_FLOATS = {"Float", "Half", "BFloat16"}
 
 _TYPES_BY_CODE = {
     "f32": "Float", "tf32": "TF32", "f16": "Half", "bf16": "BFloat16", "i8": "Int8", "i32": "Int32",
@@ -41,7 +44,13 @@ def layers_from_log(text: str) -> tuple[LayerEvidence, ...]:
             name=without_profile(line["name"]),
             type=line["type"],
             precision=precision_of(
-                _DATATYPE.findall(line["inputs"]), _DATATYPE.findall(line["outputs"]), line["tactic"]
+                _DATATYPE.findall(line["inputs"]),
+                _DATATYPE.findall(line["outputs"]),
+                line["tactic"],
+                weight_types(
+                    ([int(d) for d in dims.split(",") if d], datatype)
+                    for dims, datatype in _CONSTANT.findall(line["constants"])
+                ),
             ),
             tactic=line["tactic"],
             profile=profile_of(line["name"], regions),
@@ -56,20 +65,40 @@ def is_sparse_tactic(name: str) -> bool:
     return _SPARSE.search(name) is not None
 
 
-def precision_of(read: Iterable[str], written: Iterable[str], tactic: str = "") -> str:
+def precision_of(
+    read: Iterable[str], written: Iterable[str], tactic: str = "", weights: Iterable[str] = ()
+) -> str:
     """What a layer computes in, in TensorRT's words; "" where neither its types nor its tactic tell.
 
-    It is the type of its outputs. A layer that reads INT8 or FP8 and writes something else is put as
-    "Int8->Half", as its products are INT8. Where the tactic's name agrees about the outputs, it also
-    tells what is multiplied: "Half->Float" for FP16 products written as FP32, "TF32" for those in TF32.
+    What is multiplied counts: where the layer's weights are of a type that it also reads, it is that one, and
+    "Half->Float" says that the products are written in another. TensorRT's compiler fuses the cast behind a
+    product into it, so the type of the outputs alone tells nothing of a layer that reads another, too. But
+    one that reads INT8 or FP8 and writes something else is put as "Int8->Half" without its weights, too.
+    Where the tactic's name agrees about the outputs, it tells: "TF32" for products in TF32.
+
+    Args:
+        read: The types of the layer's inputs.
+        written: Of its outputs.
+        tactic: The tactic's name.
+        weights: The types of its weights, where they are told.
     """
-    outputs = sorted(set(written))
-    quantized = sorted(_QUANTIZED.intersection(read).difference(outputs))
+    inputs, outputs, own = set(read), sorted(set(written)), set(weights)
+    quantized = sorted(_QUANTIZED.intersection(inputs).difference(outputs))
     told = "->".join(part for part in ("+".join(quantized), "+".join(outputs)) if part)
     named = precision_of_tactic(tactic)
     if not outputs or named.rpartition("->")[2] == told or (named, told) == ("TF32", "Float"):
         return named or told
-    return told
+    if len(own) == 1 and own <= inputs:
+        multiplied = own.pop()
+        return multiplied if outputs == [multiplied] else f"{multiplied}->{'+'.join(outputs)}"
+    # There is a cast in it, and on which side of the product is not told.
+    mixed = len((_FLOATS | _QUANTIZED) & (inputs | set(outputs))) > 1 and not quantized
+    return "" if mixed or (own and inputs) else told
+
+
+def weight_types(constants: Iterable[tuple[Sequence[int], str]]) -> tuple[str, ...]:
+    """The types of those of a layer's constants that are matrices or more: biases and factors are not."""
+    return tuple(datatype for shape, datatype in constants if sum(size > 1 for size in shape) > 1)
 
 
 def precision_of_tactic(name: str) -> str:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
 from sparseflow_trt.engines.like import compare_tactics, read_like
-from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches
+from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches, untold
 from sparseflow_trt.engines.plugin_library import lowered_note
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions, OnProgress
 from sparseflow_trt.engines.tensorrt_api import install_line, version_of
+from sparseflow_trt.errors import EvidenceError
 from sparseflow_trt.target import GraphNeeds
 
 _KEY = "tensorrt-rtx"
@@ -20,6 +21,11 @@ _DENSE = "TensorRT-RTX ignores SPARSE_WEIGHTS: this engine runs dense, and no sp
 _JIT = (
     "TensorRT-RTX picks its matrix kernels on the device at the first run: the engine tells types and "
     "fusions, not which kernel runs."
+)
+# 1.7.1 does so where nothing but these casts is around a product: 1e6 in its weights is infinite then.
+_DIFFERS = (
+    "TensorRT-RTX makes an FP16 product of an FP32 one between casts from and to FP16. Plan these layers in "
+    "the precision that they run in, or what follows them in FP32, or build with another backend."
 )
 
 
@@ -47,6 +53,7 @@ class TensorRtRtxBackend:
         Raises:
             ArtifactError: The artifact that this one shall be like is not of this TensorRT-RTX.
             BuildError: TensorRT-RTX refused the model or a profile, or crashed.
+            EvidenceError: A layer runs in another precision than planned.
             NotInstalledError: TensorRT-RTX is missing or does not load.
         """
         file = request.folder / _ENGINE
@@ -55,9 +62,9 @@ class TensorRtRtxBackend:
         options = replace(request.options, timing_cache=None, like=None)
         outcome = run_build(_KEY, replace(request, options=options), file, on_progress)
         outcomes = join_outcomes(request.plan, outcome.layers)
-        # A fusion's type is that of what it writes, which a cast in it may have changed.
-        products = {layer.name for layer in outcome.layers if layer.type == "gemm"}
-        alone = tuple(o for o in outcomes if o.engine_layer in products)
+        told = tuple(outcome for outcome in outcomes if outcome.precision)
+        if differing := precision_mismatches(request.plan, told):
+            raise EvidenceError(f"the engine does not run as planned: {' '.join(differing)}", _DIFFERS)
         return BuiltEngine(
             file=file,
             files=(file,),
@@ -71,7 +78,7 @@ class TensorRtRtxBackend:
             outcomes=outcomes,
             notes=(
                 _JIT,
-                *precision_mismatches(request.plan, alone),
+                *filter(None, [untold(request.plan, outcomes)]),
                 *lowered_note(request.plan, "TensorRT-RTX"),
                 *_ignored(request.options),
                 *((compare_tactics(like.name, before, outcome.layers),) if like else ()),

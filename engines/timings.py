@@ -82,7 +82,8 @@ class LayerTimings:
         skipped: How many were given up: too slow in the first run (8.6 gives that run's time all the
             same, and it is counted as tried), short of memory, failed, or without a finite time.
         without_tactics: Runners that had nothing to offer, in any format combination.
-        precisions: What the measured format combinations compute in; one alone is what the layer runs in.
+        precisions: What the measured format combinations compute in, "" for those that do not tell; one alone
+            is what the layer runs in.
     """
 
     layer: str
@@ -132,7 +133,8 @@ class _Layer:
         self.tried[sparse] += 1
         if sparse not in self.best or timing.ms < self.best[sparse].ms:
             self.best[sparse] = timing
-        if precision := _precision(timing):
+        precision = _precision(timing)
+        if precision or timing.formats:  # "" is one, too: of formats between which a cast may be
             self.precisions[precision] = None
 
     def freeze(self) -> LayerTimings:

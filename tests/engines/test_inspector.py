@@ -104,6 +104,28 @@ def test_precision(inputs: str, outputs: str, tactic: str, precision: str) -> No
     assert evidence.precision == precision
 
 
+def test_the_type_of_the_weights_tells_what_is_multiplied() -> None:
+    def fusion(weights: str, outputs: str) -> dict[str, Any]:
+        constants = [
+            {"Name": "bias", "Dimensions": [1, 64], "Datatype": "Float"},
+            {"Name": "w", "Dimensions": [64, 32], "Datatype": weights},
+            {"Name": "odd", "Dimensions": None, "Datatype": "Float"},
+            {"Name": "untold", "Dimensions": [64, 32]},
+        ]
+        return layer("__myl_FcCast_myl0_3", "Half", outputs, "Datatype", Constants=constants)
+
+    def precision(entry: dict[str, Any]) -> str:
+        (evidence,) = layers_from_inspector(text(entry))
+        return evidence.precision
+
+    assert precision(fusion("Half", "Float")) == "Half->Float"
+    assert precision(fusion("Float", "Float")) == ""
+    assert precision(layer("mm", "Half", "Float")) == ""
+    assert precision(layer("mm", HALF, "Float", Weights={"Type": "Half", "Count": 8})) == "Half->Float"
+    given = {"Type": "Float", "Count": 8}
+    assert precision(layer("mm", HALF, HALF, Weights=given)) == "Half", "8.6 tells them as they were given"
+
+
 def test_the_schema_of_11() -> None:
     layers = [
         layer(

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sparseflow_trt.engines.protocol import LayerEvidence
 from sparseflow_trt.engines.tactics import layers_from_log
 
 
-def line(name: str, kind: str, inputs: str, outputs: str, tactic: str = "", metadata: str = "") -> str:
-    def tensors(types: str) -> str:
-        return ", ".join(f"{{ Name: t, Dimensions: [64], Datatype: {t}, Format: F }}" for t in types.split())
+def line(
+    name: str, kind: str, inputs: str, outputs: str, tactic: str = "", metadata: str = "", weights: str = ""
+) -> str:
+    def tensors(types: str, shape: str = "64") -> str:
+        return ", ".join(
+            f"{{ Name: t, Dimensions: [{shape}], Strides: [1], Datatype: {t}, Format: F }}"
+            for t in types.split()
+        )
 
+    constants = ", ".join(filter(None, (tensors(weights, "64,32"), tensors("Float", "1"))))
     return (
-        f"Name: {name}, LayerType: {kind}, Inputs: [ {tensors(inputs)}], Constants: [], "
+        f"Name: {name}, LayerType: {kind}, Inputs: [ {tensors(inputs)}], Constants: [ {constants}], "
         f"Outputs: [ {tensors(outputs)}], TacticName: {tactic}, StreamId: 0, Metadata: {metadata}"
     )
 
@@ -44,6 +52,33 @@ def test_quantized_inputs_are_told_and_types_are_named_once() -> None:
     (layer,) = layers_from_log(line("mm", "gemm", "Int8 Int8 Half", "Half Half"))
 
     assert layer.precision == "Int8->Half"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "weights", "outputs", "precision"),
+    [
+        ("Half", "Half", "Float", "Half->Float"),  # FcCast
+        ("Float Half", "Half", "Float", "Half->Float"),  # FcCastAdd: what is added is FP32
+        ("Float", "Float", "Half", "Float->Half"),
+        ("Half", "Half", "Half", "Half"),
+        ("BFloat16", "BFloat16", "Float", "BFloat16->Float"),
+        ("Int8", "Int8", "Half", "Int8->Half"),
+        # The weights' type is not that of what they are multiplied by: which of the two is not known.
+        ("Float", "Half", "Float", ""),
+        ("Float", "Int8", "Float", ""),
+        ("Half", "Half Float", "Half", ""),
+        # No weights are told: there is a cast before the product or behind it.
+        ("Half", "", "Float", ""),
+        ("Float Half", "", "Float", ""),
+        ("Half", "", "Half Float", ""),
+        ("Half Int64", "", "Half", "Half"),
+        ("", "", "Half", "Half"),
+    ],
+)
+def test_what_is_multiplied_counts(inputs: str, weights: str, outputs: str, precision: str) -> None:
+    (layer,) = layers_from_log(line("__myl_Fc_myl0_3", "runtime_fusion", inputs, outputs, weights=weights))
+
+    assert layer.precision == precision
 
 
 def test_a_log_without_layers_has_none() -> None:

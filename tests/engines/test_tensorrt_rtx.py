@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.engines.hardware import Gpu
 from sparseflow_trt.engines.protocol import BuildRequest, Progress
 from sparseflow_trt.engines.tensorrt_rtx import TensorRtRtxBackend, why_not_here
-from sparseflow_trt.errors import BuildError
+from sparseflow_trt.errors import EXIT_EVIDENCE_DIFFERS, BuildError, EvidenceError
+from sparseflow_trt.plan import PlannedLayer, Precision
 
 SaveModel = Callable[..., Path]
 MakeRequest = Callable[..., BuildRequest]
+
+K = 64
 
 
 def ignore(progress: Progress) -> None:
@@ -142,3 +148,86 @@ def test_other_gpus_are_named(capability: str) -> None:
 
 def test_no_gpu_is_said() -> None:
     assert "no NVIDIA GPU" in why_not_here(())
+
+
+def save_typed(path: Path, nodes: list[onnx.NodeProto], half: str, single: str = "") -> Path:
+    """Saves nodes from x to y, FP32 of `batch` rows and 64 columns, with square weights of two types."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((K, K)).astype(np.float16) for name in half.split()}
+    weights |= {name: np.full((K, K), 1e6, np.float32) for name in single.split()}  # no FP16 holds it
+    graph = helper.make_graph(
+        nodes,
+        "typed",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", K])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", K])],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, path)
+    return path
+
+
+def planned(request: BuildRequest, **precisions: Precision) -> BuildRequest:
+    """The request with a plan of these layers."""
+    layers = tuple(
+        PlannedLayer(name=name, kind="other", n=K, k=K, precision=precision, sparsity="dense", reason="")
+        for name, precision in precisions.items()
+    )
+    return replace(request, plan=request.plan.model_copy(update={"layers": layers}))
+
+
+def test_an_fp16_product_that_is_fused_with_the_cast_behind_it_runs_as_planned(
+    tmp_path: Path, make_request: MakeRequest
+) -> None:
+    half, single = TensorProto.FLOAT16, TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Cast", ["x"], ["x16"], name="cast_in", to=half),
+        helper.make_node("MatMul", ["x16", "gate"], ["g"], name="gate_proj"),
+        helper.make_node("MatMul", ["x16", "up"], ["u"], name="up_proj"),
+        helper.make_node("Sigmoid", ["g"], ["s"], name="sigmoid"),
+        helper.make_node("Mul", ["g", "s"], ["silu"], name="silu"),
+        helper.make_node("Mul", ["silu", "u"], ["h"], name="product"),
+        helper.make_node("MatMul", ["h", "down"], ["y16"], name="down_proj"),
+        helper.make_node("Cast", ["y16"], ["y"], name="cast_out", to=single),
+    ]
+    request = make_request(save_typed(tmp_path / "gated.onnx", nodes, "gate up down"), 8, 64)
+    fp16 = planned(request, gate_proj="fp16", up_proj="fp16", down_proj="fp16")
+
+    built = TensorRtRtxBackend().build(fp16, ignore)
+
+    fused = {o.engine_layer for o in built.outcomes if o.layer == "down_proj"}
+    assert all("Cast" in layer for layer in fused), "else this tests nothing"
+    assert {(o.layer, o.precision) for o in built.outcomes} == {
+        ("gate_proj", "Half"), ("up_proj", "Half"), ("down_proj", "Half->Float"),
+    }  # fmt: skip
+    with pytest.raises(EvidenceError) as caught:
+        TensorRtRtxBackend().build(planned(request, up_proj="fp16", down_proj="fp32"), ignore)
+    assert caught.value.message == (
+        "the engine does not run as planned: 'down_proj' is planned fp32 and runs in Half->Float (profile "
+        "'to8'). 'down_proj' is planned fp32 and runs in Half->Float (profile 'to64')."
+    )
+    assert caught.value.exit_code == EXIT_EVIDENCE_DIFFERS
+
+
+def test_an_fp32_product_that_is_made_fp16_between_casts_is_refused(
+    tmp_path: Path, make_request: MakeRequest
+) -> None:
+    half, single = TensorProto.FLOAT16, TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Cast", ["x"], ["x16"], name="cast_in", to=half),
+        helper.make_node("MatMul", ["x16", "a"], ["h"], name="first"),
+        helper.make_node("Cast", ["h"], ["h32"], name="up", to=single),
+        helper.make_node("MatMul", ["h32", "b"], ["m"], name="middle"),
+        helper.make_node("Cast", ["m"], ["m16"], name="down", to=half),
+        helper.make_node("MatMul", ["m16", "c"], ["y16"], name="last"),
+        helper.make_node("Cast", ["y16"], ["y"], name="cast_out", to=single),
+    ]
+    model = save_typed(tmp_path / "chain.onnx", nodes, "a c", single="b")
+
+    with pytest.raises(EvidenceError, match="'middle' is planned fp32 and runs in Half") as caught:
+        TensorRtRtxBackend().build(
+            planned(make_request(model, 8), first="fp16", middle="fp32", last="fp16"), ignore
+        )
+
+    assert "'first'" not in caught.value.message
+    assert "build with another backend" in caught.value.hint
