@@ -209,11 +209,15 @@ def _print_layers(manifest: Manifest, model: Path) -> None:
             layer.reason,
         )  # fmt: skip
         groups[row] += 1
-    table = console.table(">Layers", "Kind", ">M (opt)", ">N", ">K", "Weights", "Precision", "Plan", "Reason")
-    for decision, count in groups.items():
-        table.add_row(str(count), *decision)
+    columns = (">Layers", "Kind", ">M (opt)", ">N", ">K", "Weights", "Precision", "Plan", "Reason")
+    rows, reasons = console.fold_last(columns, [(str(count), *row) for row, count in groups.items()])
+    table = console.table(*columns)
+    for cells in rows:
+        table.add_row(*cells)
     out = console.out()
     out.print(table)
+    for reason in reasons:
+        out.print(reason)
     states = Counter(layer.state for layer in manifest.layers)
     if states["not-sparse"] and not states["sparse"]:
         said = f"No weights are 2:4, {states['not-sparse']} could be: nothing can run sparse."

@@ -7,9 +7,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.progress import (
@@ -30,6 +31,8 @@ _WRAPPED = {
     "Source", "Thresholds", "Types", "Why", "Wins at M",
 }  # fmt: skip
 _GAP = 2  # between two columns
+_ROOM = 40  # for sentences beside the other columns; with less they stand below the table
+_NAME = 36  # of a name that is not broken
 _NUMBER = re.compile(r"\d+")
 _LEAST_BYTES = 10_000_000  # a step that counts further counts bytes: nothing else comes in such numbers
 _NARROWEST = 9  # that such a column gets where it holds longer words
@@ -75,6 +78,32 @@ def table(*columns: str, title: str | None = None) -> Table:
             no_wrap=name not in _WRAPPED,
         )
     return made
+
+
+def fold_last(
+    columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Rows whose last cell, a sentence, has room, and the lines to print below their table.
+
+    Where the other columns leave it little room, a cell becomes a number and the sentence a line behind that
+    number, once.
+
+    Args:
+        columns: As `table` takes them.
+        rows: Plain cells.
+    """
+    used = 0
+    for place, name in enumerate(columns[:-1]):
+        widest = max(cell_len(cell) for cell in (name.lstrip(">"), *(row[place] for row in rows)))
+        used += _GAP + (min(widest, _NAME) if name in _WRAPPED else widest)
+    longest = max((cell_len(row[-1]) for row in rows), default=0)
+    if out().width - used >= min(_ROOM, longest):
+        return list(rows), []
+    numbers = {
+        sentence: f"[{number}]" for number, sentence in enumerate(dict.fromkeys(r[-1] for r in rows), 1)
+    }
+    lines = [f"{number} {sentence}" for sentence, number in numbers.items()]
+    return [(*row[:-1], numbers[row[-1]]) for row in rows], lines
 
 
 def add_alike(table: Table, rows: Iterable[tuple[str, ...]], colours: Mapping[str, str]) -> None:

@@ -10,9 +10,15 @@ from sparseflow_trt.cli import console
 if TYPE_CHECKING:
     from sparseflow_trt.manifest import LayerRecord, Manifest, OutcomeRecord
 
+_MOST_MERGED = 3  # other layers, in a sentence
+
 
 def print_evidence(manifest: Manifest) -> None:
-    """Prints a row for each kind, shape and profile whose layers fared alike, where the builder tells."""
+    """Prints a row for each kind, shape and profile whose layers fared alike, where the builder tells.
+
+    Below the table there is a line of each row: why, the tactic that runs, the fastest of either kind, how
+    many were tried, and what the layer was merged with.
+    """
     outcomes = manifest.engine.outcomes
     if not any(o.tried_dense or o.tried_sparse or o.plugin for o in outcomes):
         return
@@ -21,28 +27,24 @@ def print_evidence(manifest: Manifest) -> None:
     for outcome in outcomes:
         groups.setdefault(_key(layers[outcome.layer], outcome), []).append(outcome)
     table = console.table(
-        ">Layers",
-        "Kind",
-        ">N",
-        ">K",
-        "Profile",
-        "Planned",
-        "Runs",
-        ">Best sparse ms",
-        ">Best dense ms",
-        "Why",
+        "#", ">Layers", "Kind", ">N", ">K", "Profile", "Plan", "Runs", ">Sparse ms", ">Dense ms"
     )
-    for (kind, n, k, profile, planned, runs, _), alike in groups.items():
-        others = f" (the first of {len(alike)})" if len({o.why for o in alike}) > 1 else ""
+    lines = []
+    for number, ((kind, n, k, profile, planned, runs, _), alike) in enumerate(groups.items(), 1):
         table.add_row(
-            str(len(alike)), kind, n, k, profile, planned,
+            f"[{number}]", str(len(alike)), kind, n, k, profile, planned,
             console.styled(runs, "green" if runs in ("sparse", "plugin") else "dim"),
             _range([o.best_sparse_ms for o in alike]), _range([o.best_dense_ms for o in alike]),
-            alike[0].why + others,
         )  # fmt: skip
+        others = f" (the first of {len(alike)})" if len({_told(o) for o in alike}) > 1 else ""
+        lines.append(f"[{number}] {_told(alike[0])}{others}")
     out = console.out()
-    out.print("\nWhat the engine runs, by the builder's own measurements:")
+    out.print(
+        "\nWhat the engine runs, by the builder's own measurements (the best tactic's time of each kind):"
+    )
     out.print(table)
+    for line in lines:
+        out.print(line)
     sparse, plugin = sum(o.sparse for o in outcomes), sum(o.plugin for o in outcomes)
     inside = f", {plugin} of them in the plugin" if plugin else ""
     out.print(f"{sparse} of {len(outcomes)} layers and profiles run a sparse kernel{inside}.")
@@ -63,6 +65,23 @@ def _key(layer: LayerRecord, outcome: OutcomeRecord) -> tuple[str, ...]:
         runs,
         re.sub(r"[\d.]+", "#", outcome.why),
     )
+
+
+def _told(outcome: OutcomeRecord) -> str:
+    """All that is known of a layer but its times, as one line."""
+    parts = [outcome.why]
+    if outcome.tactic and not outcome.plugin:
+        parts.append(f"tactic {outcome.tactic}")
+    for kind, best in (("sparse", outcome.best_sparse_tactic), ("dense", outcome.best_dense_tactic)):
+        if best and best != outcome.tactic:
+            parts.append(f"best {kind} {best}")
+    if "tactics tried" not in outcome.why and (outcome.tried_sparse or outcome.tried_dense):
+        parts.append(f"{outcome.tried_sparse} sparse and {outcome.tried_dense} dense tactics tried")
+    if outcome.merged_with and not outcome.plugin:  # whose reason names them
+        shown = ", ".join(f"'{name}'" for name in outcome.merged_with[:_MOST_MERGED])
+        more = len(outcome.merged_with) - _MOST_MERGED
+        parts.append(f"merged with {shown}" + (f" and {more} more" if more > 0 else ""))
+    return "; ".join(parts)
 
 
 def _range(times: list[float | None]) -> str:

@@ -95,17 +95,21 @@ def command(
 
 def print_plan(plan: Any) -> None:
     """Prints each layer's decision and the reason for it."""
-    table = console.table("Layer", "Kind", ">N", ">K", "Precision", "Sparsity", "Reason")
-    rows = (
+    columns = ("Layer", "Kind", ">N", ">K", "Precision", "Sparsity", "Reason")
+    cells = [
         (
             layer.module or layer.name, layer.kind, str(layer.n), str(layer.k), layer.precision,
             layer.sparsity, layer.reason,
         )
         for layer in plan.layers
-    )  # fmt: skip
+    ]  # fmt: skip
+    rows, reasons = console.fold_last(columns, cells)
+    table = console.table(*columns)
     console.add_alike(table, rows, {"sparse": "green", "plugin": "green", "dense": "dim"})
     out = console.out()
     out.print(table)
+    for reason in reasons:
+        out.print(reason)
     if plan.search:
         print_search(plan.search)
     if plan.split:

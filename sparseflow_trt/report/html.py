@@ -169,10 +169,10 @@ def _percent(share: float) -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """A dotted name that may be broken behind its dots."""
+    """A name that may be broken behind its dots and underscores."""
     from markupsafe import Markup, escape
 
-    return Markup(escape(name).replace(".", Markup(".<wbr>")))
+    return Markup(escape(name).replace(".", Markup(".<wbr>")).replace("_", Markup("_<wbr>")))
 
 
 def _time(microseconds: float) -> str:

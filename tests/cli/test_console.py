@@ -79,3 +79,24 @@ def test_progress_on_a_terminal_shows_bytes_and_the_time_left(monkeypatch: pytes
     assert "Pruning" in written.getvalue()
     assert "1.1 GB of 2.2 GB" in written.getvalue()
     assert "left" in written.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_sentences_with_no_room_stand_below_their_table(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    columns = ("Kind", ">N", "Reason")
+    why = "sparse for M of 256 and more, and M is 1024 in this profile"
+    rows = [("x" * 40, "14336", why), ("y", "1", "short"), ("z", "2", why)]
+    if width == 160:
+        assert console.fold_last(columns, rows) == (rows, [])
+    else:
+        folded, lines = console.fold_last(columns, rows)
+        assert folded == [("x" * 40, "14336", "[1]"), ("y", "1", "[2]"), ("z", "2", "[1]")]
+        assert lines == [f"[1] {why}", "[2] short"]
+
+
+def test_a_sentence_that_is_short_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    rows = [("x" * 40, "short")]
+    assert console.fold_last(("Kind", "Reason"), rows) == (rows, [])
+    assert console.fold_last(("Kind", "Reason"), []) == ([], [])

@@ -177,8 +177,9 @@ def test_shows_both_engines_times_and_what_the_losing_one_ran(
     assert 'id="duel"' not in text
     times = {"p50": 1.5, "p90": 1.625, "p99": 1.75, "low": 1.25, "high": 1.875}
     outcome = {
-        "layer": EVIL, "profile": 0, "engine_layer": "", "merged_with": [], "tactic": "", "sparse": False,
-        "precision": "", "best_sparse_ms": 0.125, "best_sparse_tactic": "", "best_dense_ms": None,
+        "layer": EVIL, "profile": 0, "engine_layer": "", "merged_with": ["up", EVIL], "tactic": "",
+        "sparse": False, "precision": "", "best_sparse_ms": 0.125, "best_sparse_tactic": "sm90_sparse_gemm",
+        "best_dense_ms": None,
         "best_dense_tactic": "", "tried_sparse": 1, "tried_dense": 0, "why": "the dense one is faster",
     }  # fmt: skip
     row = {
@@ -199,7 +200,8 @@ def test_shows_both_engines_times_and_what_the_losing_one_ran(
         f"{EVIL} ids 4×64, mask 4 sparse 1.5000 (1.2500–1.8750) 1.6250 1.7500 0.917× (0.900–0.950)",
         "dense 1.3750 (1.2500–1.8750) 1.6250 1.7500",
         "What became of each layer in the sparse engine, which does not ship",
-        f"{EVIL} 0 – ? no 0.125 – the dense one is faster",
+        f"{EVIL} merged with up, {EVIL} 0 – ? no 0.125 – 1 sparse 0 dense best sparse sm90_ sparse_ gemm",
+        "gemm the dense one is faster",
     ):  # fmt: skip
         assert words in said, said
     bare = {"duel": DuelRecord(margin=0.02, ships="dense", why="There was nothing to compare.")}
