@@ -44,6 +44,11 @@ def apply_options(trt: ModuleType, title: str, config: Any, options: EngineOptio
         if not hasattr(levels, "AMPERE_PLUS"):
             raise lacks(title, "--hardware-compatible")
         config.hardware_compatibility_level = levels.AMPERE_PLUS
+    if hasattr(trt.BuilderFlag, "TF32"):
+        # The plan's "fp32" means FP32: TF32, which is on by default, keeps 10 bits of the mantissa.
+        (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    elif options.tf32:
+        raise lacks(title, "--tf32")
     for option, asked, flag in (
         ("--version-compatible", options.version_compatible, "VERSION_COMPATIBLE"),
         ("--refit", options.refit, "REFIT"),

@@ -85,17 +85,21 @@ def join_outcomes(
     )
 
 
-def precision_mismatches(plan: Plan, outcomes: tuple[LayerOutcome, ...]) -> tuple[str, ...]:
+def precision_mismatches(
+    plan: Plan, outcomes: tuple[LayerOutcome, ...], tf32: bool = False
+) -> tuple[str, ...]:
     """The layers that do not run as precisely as planned, one sentence each: expected and got.
 
     INT8 and FP8 layers may write another type ("Int8->Half"), and so may the others: what is multiplied
-    counts. A layer whose precision is not told is named as unknown, never taken for a match.
+    counts. A layer whose precision is not told is named as unknown, never taken for a match. With `tf32` a
+    layer planned fp32 may run in TF32.
     """
     planned = {layer.name: layer.precision for layer in plan.layers}
     sentences = []
     for outcome in outcomes:
         expected = planned[outcome.layer]
-        if outcome.precision.partition("->")[0] == _TENSORRT_TYPES[expected]:
+        multiplied = outcome.precision.partition("->")[0]
+        if multiplied == _TENSORRT_TYPES[expected] or (tf32 and (expected, multiplied) == ("fp32", "TF32")):
             continue
         if outcome.precision:
             got = f"runs in {outcome.precision}"

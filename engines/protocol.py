@@ -28,6 +28,7 @@ class EngineOptions:
         strip_plan: Whether the engine is written without weights: it takes those of the typed model when
             it is loaded.
         like: An artifact whose tactics are asked for again.
+        tf32: Whether FP32 products may run in TF32, which keeps 10 bits of the mantissa, as FP16 does.
     """
 
     workspace: int | None = None
@@ -38,6 +39,7 @@ class EngineOptions:
     refit: bool = False
     strip_plan: bool = False
     like: Path | None = None
+    tf32: bool = False
 
     def asked(self) -> dict[str, bool | int | str]:
         """What is not left to the library, by name, as plain data."""

@@ -25,6 +25,7 @@ from sparseflow_trt.engines.tensorrt_log import BuildLog, clean, make_logger, se
 from sparseflow_trt.engines.timing_cache import caches_for, this_machine
 from sparseflow_trt.errors import BuildError, NotInstalledError
 from sparseflow_trt.shapes import Profile
+from sparseflow_trt.target import GraphNeeds
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,34 @@ def load_flavour(key: str) -> Flavour:
     load_kernels_lazily()
     loaded = [_deps.require(module, f"building with {known.title}") for module in known.modules]
     version = version_of(key) or "unknown"
-    return Flavour(key, known.title, loaded[-1], version, key != "tensorrt" or _release(version) >= (10, 12))
+    return Flavour(key, known.title, loaded[-1], version, is_strongly_typed(key, version))
+
+
+def is_strongly_typed(key: str, version: str) -> bool:
+    """Whether its networks take their types from the graph: TensorRT's from 10.12 on, RTX's always."""
+    return key != "tensorrt" or _release(version) >= (10, 12)
+
+
+def graph_needs_of(key: str, version: str | None) -> GraphNeeds:
+    """What a flavour needs of the graph.
+
+    SPARSE_WEIGHTS is one switch for all of TensorRT's layers, and TensorRT-RTX ignores it. 8.6 reads opset 17
+    at most, and has no BF16.
+
+    Args:
+        key: The flavour.
+        version: Of its package; None, where it is not installed, has the needs of the newest.
+    """
+    if key != "tensorrt":
+        return GraphNeeds()
+    before_10 = version is not None and _release(version) < (9,)
+    return GraphNeeds(
+        17 if before_10 else None,
+        spells_out=before_10,
+        opts_out_dense=True,
+        takes_plugin=True,
+        takes_bf16=not before_10,
+    )
 
 
 def build_engine(
@@ -222,8 +250,6 @@ def _unreadable(flavour: Flavour, model: Path, reason: str) -> BuildError:
 
 def _configure(flavour: Flavour, config: Any, sparse: bool, on_progress: OnProgress) -> None:
     trt = flavour.module
-    # The plan's "fp32" means FP32: TF32, which is on by default, keeps 10 bits of the mantissa.
-    config.clear_flag(trt.BuilderFlag.TF32)
     if sparse:
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     # Without it the layers are listed by name only, with neither type nor tactic.

@@ -12,7 +12,8 @@ from sparseflow_trt.engines.like import compare_tactics, read_like
 from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches, untold
 from sparseflow_trt.engines.plugin_library import PluginLibrary, copy_library, plugin_mismatches
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, OnProgress
-from sparseflow_trt.engines.tensorrt_api import install_line, version_of
+from sparseflow_trt.engines.tensorrt_api import graph_needs_of, install_line, version_of
+from sparseflow_trt.engines.timing_cache import driver_of
 from sparseflow_trt.engines.wire import Exchange, Outcome
 from sparseflow_trt.errors import EvidenceError
 from sparseflow_trt.target import GraphNeeds
@@ -41,15 +42,8 @@ class TensorRtBackend:
         return {_KEY: version} if version else {}
 
     def graph_needs(self) -> GraphNeeds:
-        """SPARSE_WEIGHTS is one switch for all layers; 8.6 reads opset 17 at most, and has no BF16."""
-        before_10 = self.versions().get(_KEY, "").startswith("8.")
-        return GraphNeeds(
-            17 if before_10 else None,
-            spells_out=before_10,
-            opts_out_dense=True,
-            takes_plugin=True,
-            takes_bf16=not before_10,
-        )
+        """What the installed version needs of the graph."""
+        return graph_needs_of(_KEY, version_of(_KEY))
 
     def build(self, request: BuildRequest, on_progress: OnProgress) -> BuiltEngine:
         """Builds an engine in a child process.
@@ -91,7 +85,7 @@ class TensorRtBackend:
         file = request.folder / _ENGINE
         outcomes = join_outcomes(request.plan, outcome.layers, outcome.timings)
         told = tuple(outcome for outcome in outcomes if outcome.precision)
-        if differing := precision_mismatches(request.plan, told):
+        if differing := precision_mismatches(request.plan, told, request.options.tf32):
             raise EvidenceError(
                 f"the engine does not run as planned: {' '.join(differing)}",
                 "Plan these layers in the precision that they run in, or build with another TensorRT.",
@@ -139,4 +133,4 @@ def _with_library(request: BuildRequest) -> BuildRequest:
 
 
 def _device(gpu: Gpu) -> str:
-    return f"{gpu.name}, compute capability {gpu.compute_capability}, driver {gpu.driver_version}"
+    return f"{gpu.name}, compute capability {gpu.compute_capability}, driver {driver_of(gpu)}"

@@ -10,7 +10,7 @@ from sparseflow_trt.engines.like import compare_tactics, read_like
 from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches, untold
 from sparseflow_trt.engines.plugin_library import lowered_note
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions, OnProgress
-from sparseflow_trt.engines.tensorrt_api import install_line, version_of
+from sparseflow_trt.engines.tensorrt_api import graph_needs_of, install_line, version_of
 from sparseflow_trt.errors import EvidenceError
 from sparseflow_trt.target import GraphNeeds
 
@@ -22,6 +22,7 @@ _JIT = (
     "TensorRT-RTX picks its matrix kernels on the device at the first run: the engine tells types and "
     "fusions, not which kernel runs."
 )
+_TF32 = "Whether FP32 products run in TF32 is TensorRT-RTX's choice at the first run."
 # 1.7.1 does so where nothing but these casts is around a product: 1e6 in its weights is infinite then.
 _DIFFERS = (
     "TensorRT-RTX makes an FP16 product of an FP32 one between casts from and to FP16. Plan these layers in "
@@ -45,7 +46,7 @@ class TensorRtRtxBackend:
 
     def graph_needs(self) -> GraphNeeds:
         """Nothing: it reads any opset, and has no sparse kernels to be taken out of."""
-        return GraphNeeds()
+        return graph_needs_of(_KEY, version_of(_KEY))
 
     def build(self, request: BuildRequest, on_progress: OnProgress) -> BuiltEngine:
         """Builds an engine in a child process.
@@ -63,7 +64,7 @@ class TensorRtRtxBackend:
         outcome = run_build(_KEY, replace(request, options=options), file, on_progress)
         outcomes = join_outcomes(request.plan, outcome.layers)
         told = tuple(outcome for outcome in outcomes if outcome.precision)
-        if differing := precision_mismatches(request.plan, told):
+        if differing := precision_mismatches(request.plan, told, request.options.tf32):
             raise EvidenceError(f"the engine does not run as planned: {' '.join(differing)}", _DIFFERS)
         return BuiltEngine(
             file=file,
@@ -89,6 +90,7 @@ class TensorRtRtxBackend:
 def _ignored(options: EngineOptions) -> tuple[str, ...]:
     cache, device = options.timing_cache, options.hardware_compatible
     return (
+        *((_TF32,) if options.tf32 else ()),
         *((f"TensorRT-RTX times no kernels: the timing cache {cache.name} was ignored.",) if cache else ()),
         *(
             (

@@ -153,7 +153,7 @@ def validate(
         reference,
         candidates,
         inputs,
-        options.tolerances.for_plan(shipped.plan),
+        options.tolerances.for_plan(shipped.plan, bool(shipped.engine.options.get("tf32"))),
         lambda done, total: on_step(Progress("Comparing with the FP32 reference", done, total)),
         origin,
     )

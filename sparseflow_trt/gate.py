@@ -112,7 +112,7 @@ def create_baseline(
             model = read_model(given)
             check_shipped(folder, manifest, model)
             reference = reference_for(model, Path(scratch) / "reference.onnx")
-        limits = options.validation.tolerances.for_plan(plan)
+        limits = options.validation.tolerances.for_plan(plan, bool(manifest.engine.options.get("tf32")))
         progress = _progress(on_step, "Running the artifact")
         validation = compare(reference, candidates, inputs, limits, progress, on_outputs=keep)
     if given and sha256_of(given) != manifest.model.sha256:

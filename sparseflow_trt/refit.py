@@ -174,6 +174,7 @@ def built_with(manifest: Manifest, folder: Path) -> EngineOptions:
         version_compatible=bool(engine.options.get("version_compatible")),
         refit=True,
         strip_plan=bool(engine.options.get("strip_plan")),
+        tf32=bool(engine.options.get("tf32")),
     )
 
 

@@ -87,9 +87,14 @@ class Tolerances(Record):
 
     overrides: tuple[ToleranceOverride, ...] = ()
 
-    def for_plan(self, plan: Plan) -> OutputTolerances:
-        """The tolerances for a model that runs as planned: those that its precisions were searched for."""
+    def for_plan(self, plan: Plan, tf32: bool = False) -> OutputTolerances:
+        """The tolerances for a model that runs as planned: those that its precisions were searched for.
+
+        With `tf32` FP32 products may run in TF32, whose unit roundoff is FP16's.
+        """
         precision = plan.search.held_to if plan.search else plan_precision(plan)
+        if tf32 and precision == "fp32":
+            precision = "fp16"
         return output_tolerances(DEFAULTS[precision], self.overrides)
 
 

@@ -238,6 +238,10 @@ def engine_options(function: _F) -> _F:
             help="Ask for the tactics of an earlier build by the same TensorRT on the same GPU and driver; "
             "what differs is said.",
         ),
+        click.option(
+            "--tf32", is_flag=True,
+            help="FP32 products may run in TF32, which rounds as FP16 does: outputs may differ as much.",
+        ),
     ]  # fmt: skip
     return _add(options, function)
 

@@ -38,6 +38,9 @@ class Flags:
         if not (flag in self.exclusive and self.on.intersection(self.exclusive)):
             self.on.add(flag)
 
+    def clear_flag(self, flag: str) -> None:
+        self.on.discard(flag)
+
     def get_flag(self, flag: str) -> bool:
         return flag in self.on
 
@@ -104,6 +107,26 @@ def test_rtx_has_no_tactics_to_ask_for(
     request = replace(make_request(save_model(), 8), options=EngineOptions(like=tmp_path))
     with pytest.raises(BuildError, match=r"TensorRT-RTX [\d.]+ has no --like"):
         run_build("tensorrt-rtx", request, request.folder / "e", lambda progress: None)
+
+
+def test_tf32_is_off_unless_asked_for() -> None:
+    module = cast("ModuleType", SimpleNamespace(BuilderFlag=SimpleNamespace(TF32="tf32")))
+    for asked in (False, True):
+        config = Flags()
+        config.set_flag("tf32")  # TensorRT's default
+        apply_options(module, "TensorRT", config, EngineOptions(tf32=asked))
+        assert config.get_flag("tf32") == asked
+    without = cast("ModuleType", SimpleNamespace(BuilderFlag=SimpleNamespace()))
+    apply_options(without, "TensorRT 99", Flags(), EngineOptions())
+    with pytest.raises(BuildError, match="TensorRT 99 has no --tf32"):
+        apply_options(without, "TensorRT 99", Flags(), EngineOptions(tf32=True))
+    assert EngineOptions(tf32=True).asked() == {"tf32": True}, "what a manifest and a build's key hold"
+
+
+def test_rtx_takes_tf32_and_says_what_it_means(build: Build) -> None:
+    said = "Whether FP32 products run in TF32 is TensorRT-RTX's choice at the first run."
+    assert said in build(tf32=True).notes
+    assert said not in build().notes
 
 
 def test_onnx_runtime_says_what_it_ignores(

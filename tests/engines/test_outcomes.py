@@ -280,6 +280,16 @@ def test_precision(planned: Precision, precision: str, matches: bool) -> None:
     assert said == (() if matches else (f"'mm' is planned {planned} and runs in {precision}.",))
 
 
+@pytest.mark.parametrize(
+    ("planned", "precision", "matches"),
+    [("fp32", "TF32", True), ("fp32", "Float", True), ("fp16", "TF32", False)],
+)
+def test_tf32_is_a_match_where_it_was_asked_for(planned: Precision, precision: str, matches: bool) -> None:
+    plan = make_plan(precision=planned, mm=True)
+    outcomes = join_outcomes(plan, (replace(GEMM, precision=precision),))
+    assert (precision_mismatches(plan, outcomes, tf32=True) == ()) == matches
+
+
 def test_a_precision_that_is_not_known_is_never_a_match() -> None:
     plan = make_plan(mm=True, other=True)
     outcomes = join_outcomes(plan, (replace(GEMM, precision="", tactic=""),))

@@ -14,7 +14,14 @@ from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import Gpu
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions
 from sparseflow_trt.engines.tensorrt_log import BuildLog
-from sparseflow_trt.engines.timing_cache import KEPT, Machine, TimingCache, caches_for, this_machine
+from sparseflow_trt.engines.timing_cache import (
+    KEPT,
+    Machine,
+    TimingCache,
+    caches_for,
+    driver_of,
+    this_machine,
+)
 
 HERE = Machine(tensorrt="8.6.0", device="a GPU", driver="570.1")
 
@@ -132,6 +139,7 @@ def test_the_key_is_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert str(this_machine("8.6.0")) == "TensorRT 8.6.0 on a GPU with driver for CUDA 12.8"
     (tmp_path / "version").write_text("570.1\n")
     assert this_machine("8.6.0") == HERE
+    assert driver_of(gpu) == "570.1", "not the CUDA that it is for: an engine's device says the same"
 
 
 def test_an_editable_cache_is_kept_with_the_engine(tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ def test_the_coarsest_precision_counts(found: Plan, expected: Precision) -> None
     assert Tolerances().for_plan(found).of("y") == DEFAULTS[expected]
 
 
+def test_tf32_is_held_to_fp16s_tolerance_where_fp32_is_planned() -> None:
+    assert Tolerances().for_plan(plan("fp32"), tf32=True).of("y") == DEFAULTS["fp16"]
+    assert Tolerances().for_plan(plan("bf16"), tf32=True).of("y") == DEFAULTS["bf16"]
+
+
 def test_a_coarser_precision_is_allowed_more() -> None:
     ordered = [DEFAULTS[p] for p in ("fp32", "fp16", "bf16", "int8", "fp8")]
     for fine, coarse in itertools.pairwise(ordered):
