@@ -154,6 +154,28 @@ def make_profile(
     return profile
 
 
+def with_something(profile: Profile, input_dims: dict[str, Dims]) -> Profile:
+    """The profile with 1 in place of each 0 in its min, and with the sums that follow from it ("past + seq").
+
+    An axis that is 0 at min is 1 at least at opt, so what comes of it is within the profile.
+    """
+    at_min = dims_at(input_dims, profile, "min")
+    raised = {axis: 1 if size == 0 else size for axis, size in at_min.items()}
+    for axis in at_min:
+        parts = terms(axis)
+        if len(parts) > 1 and all(part in raised for part in parts):
+            raised[axis] = at_min[axis] + sum(raised[part] - at_min[part] for part in parts)
+    inputs = {}
+    for name, shapes in profile.inputs.items():
+        dims = input_dims.get(name, (None,) * len(shapes.min))
+        low = (
+            raised[dim] if isinstance(dim, str) else max(size, 1)
+            for dim, size in zip(dims, shapes.min, strict=True)
+        )
+        inputs[name] = shapes.model_copy(update={"min": tuple(low)})
+    return profile.model_copy(update={"inputs": inputs})
+
+
 def terms(axis: str) -> tuple[str, ...]:
     """The axes that one is the sum of ("past + seq"), or the one itself."""
     parts = tuple(part.strip() for part in axis.split(" + "))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sparseflow_trt._schema import Record
@@ -14,8 +14,9 @@ from sparseflow_trt.engines.runner import Engine
 from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.manifest import EngineRecord, Manifest, check_files, read_manifest
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model_file import OnnxModel, input_dims, read_model
 from sparseflow_trt.plan import read_plan
+from sparseflow_trt.shapes import Profile, with_something
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.inputs import generate_inputs
 
@@ -132,6 +133,9 @@ def time_artifacts(
 ) -> tuple[TimedShapes, ...]:
     """Times an artifact's engine, in turn with another's, on seeded inputs of its own profiles.
 
+    A profile whose min is empty (a KV cache that holds nothing yet) is timed at its smallest shapes that are
+    not, and its row says so: an engine is given no empty tensors here.
+
     Args:
         folder: The artifact.
         against: Another one that takes the same inputs; its time over the first's is the speedup.
@@ -148,9 +152,19 @@ def time_artifacts(
     """
     folders = [folder, *([against] if against else [])]
     files = [engine_file(f, tensorrt_manifest(f, "timed").engine) for f in folders]
-    inputs = generate_inputs(read_model(folder / "model.onnx"), read_plan(folder / "plan.yaml").profiles)
+    inputs = _timed_inputs(read_model(folder / "model.onnx"), read_plan(folder / "plan.yaml").profiles)
     timed = time_engines(files, inputs, rounds, launches, progress, layers)
     return tuple(_timed_shapes(given, timings) for given, timings in zip(inputs, timed, strict=True))
+
+
+def _timed_inputs(model: OnnxModel, profiles: tuple[Profile, ...]) -> list[InputSet]:
+    dims = input_dims(model)
+    filled = tuple(with_something(profile, dims) for profile in profiles)
+    empty = {f"{given.name}:min" for given, changed in zip(profiles, filled, strict=True) if given != changed}
+    return [
+        replace(given, name=f"{given.name}, not empty") if given.name in empty else given
+        for given in generate_inputs(model, filled)
+    ]
 
 
 def _timed_shapes(given: InputSet, timings: tuple[Timing, ...]) -> TimedShapes:

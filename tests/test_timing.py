@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from sparseflow_trt.engines.benchmark import Ratio, Timing
 from sparseflow_trt.errors import ArtifactError
@@ -64,6 +65,33 @@ def test_one_artifact_is_timed_at_min_opt_and_max(
         (1, 15, None, None)
     ] * 3
     assert files == [EngineFile(folder / "model.ort.onnx", host_code=False)]
+
+
+def test_an_empty_cache_is_timed_with_one_entry_and_the_row_says_so(
+    models: Models, tmp_path: Path, files: list[EngineFile]
+) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["new"], name="k_proj"),
+        helper.make_node("Concat", ["past_key", "new"], ["all"], name="cache", axis=1),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["wide"], name="widen"),
+        helper.make_node("Mul", ["all", "wide"], ["y"], name="masked"),
+    ]
+    inputs = {
+        "x": ("batch", "seq", 32), "past_key": ("batch", "past", 32), "mask": ("batch", "past + seq")
+    }  # fmt: skip
+    weights = {"w": np.ones((32, 32), np.float32), "last": np.array([-1])}
+    path = models.save(models.model(nodes, weights, inputs), "cache.onnx")
+    axes = {"batch": (1, 2, 4), "seq": (1, 1, 8), "past": (0, 8, 16)}
+    folder = build(path, BuildOptions(tmp_path / "cache", PlanOptions(axes=axes), "onnxruntime")).artifact
+    data = json.loads((folder / "manifest.json").read_text())
+    data["engine"] |= {"backend": "tensorrt"}
+    (folder / "manifest.json").write_text(json.dumps(data))
+    rows = time_artifacts(folder, None, 1, 1)
+    assert [row.shapes for row in rows] == [
+        "default:min, not empty: x 1×1×32, past_key 1×1×32, mask 1×2",
+        "default:opt: x 2×1×32, past_key 2×8×32, mask 2×9",
+        "default:max: x 4×8×32, past_key 4×16×32, mask 4×24",
+    ]
 
 
 def test_the_others_time_over_the_firsts_is_the_speedup(

@@ -32,7 +32,10 @@ _MOST_LAYERS = 15
 def command(
     artifact: Path, against: Path | None, rounds: int, launches: int, layers: bool, as_json: bool
 ) -> int:
-    """Time ARTIFACT's engine on this machine's GPU, as a CUDA graph, at each profile's min, opt and max."""
+    """Time ARTIFACT's engine on this machine's GPU, as a CUDA graph, at each profile's min, opt and max.
+
+    Where min is empty (a KV cache that holds nothing yet) it is timed with one element in its place.
+    """
     from sparseflow_trt.timing import time_artifacts
 
     with console.progress_bar() as show:
