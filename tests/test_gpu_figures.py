@@ -277,13 +277,36 @@ def test_no_engine_of_the_policy_is_slower_than_dense_by_more_than_2_percent() -
         for row in result_of(name)["rows"]:
             assert not row["slower than dense by more than 2 %"]["policy"], row["profile"]
             for side, error in row["error against FP32"].items():
-                excused = name.endswith("llama-8b") and side in EXCUSED
-                assert error["y"]["cosine"] >= 0.9999 or excused
-                assert error["y"]["relative_l2"] <= 5e-3 or excused
+                over = name.endswith("llama-8b") and side in SUM_UP_IN_FP16
+                assert error["y"]["cosine"] >= 0.9999
+                assert (error["y"]["relative_l2"] > 5e-3) == over, (
+                    "docs/TENSORRT.md names those that are over"
+                )
 
 
-# K = 14336 summed up in FP16 by TensorRT's own kernels (docs/TENSORRT.md)
-EXCUSED = ("dense", "sparse")
+# K = 14336 in TensorRT's own kernels
+SUM_UP_IN_FP16 = ("dense", "sparse")
+
+
+def test_the_errors_of_tensorrts_own_kernels() -> None:
+    page = prose("docs/TENSORRT.md")
+    big = [
+        100 * row["error against FP32"][side]["y"]["relative_l2"]
+        for name in ("tensorrt_mlp_llama-8b", "h100/tensorrt_mlp_llama-8b")
+        for row in result_of(name)["rows"]
+        for side in SUM_UP_IN_FP16
+    ]
+    assert f"over what was asked**: relative L2 {min(big):.2f} to {max(big):.2f} %, dense and sparse" in page
+    small = [row["error against FP32"] for row in result_of("tensorrt_mlp_tinyllama")["rows"]]
+    dense, sparse = ([100 * row[side]["y"]["relative_l2"] for row in small] for side in SUM_UP_IN_FP16)
+    told = f"{min(dense):.2f} to {max(dense):.2f} % dense and {min(sparse):.2f} to {max(sparse):.2f} % sparse"
+    assert f"TinyLlama: relative L2 {told}" in page
+    resnet = [
+        100 * error["logits"]["relative_l2"]
+        for row in result_of("tensorrt_resnet50")["rows"]
+        for error in row["error against FP32"].values()
+    ]
+    assert f"ResNet-50: relative L2 {min(resnet):.3f} to {max(resnet):.3f} %" in page
 
 
 def test_ten_minutes_of_load() -> None:
@@ -384,6 +407,17 @@ def test_the_tactics_of_tensorrt() -> None:
     assert rows("docs/TENSORRT.md", r"\| .*\| (gate and up, merged|down) \|") == found
 
 
+def test_the_tactics_of_int8() -> None:
+    up, down = result_of("tensorrt_mlp_tinyllama-int8")["layers"]
+    text = (ROOT / "docs" / "TENSORRT.md").read_text(encoding="utf-8")
+    best = [f"{up[key]:.4f}" for key in ("best_sparse_ms", "best_dense_ms")]
+    assert line_of("TinyLlama up and down, INT8", "1024", "up, Relu (INT8 behind it)", *best, "dense") in text
+    assert not up["sparse"]
+    assert not down["tried_sparse"]
+    assert line_of("", "", "down (FP32 behind it)", "not offered", "–", "dense") in text
+    assert f"{up['tried_sparse']} beside {up['tried_dense']} for the INT8 one" in prose("docs/TENSORRT.md")
+
+
 def line_of(*columns: str) -> str:
     """A table's row."""
     return " ".join(f"| {' | '.join(columns)} |".split())
@@ -409,6 +443,14 @@ def test_engines_with_tensorrts_own_sparse_kernels() -> None:
     ):
         for line in engine_rows(name, words):
             assert line in text
+    (int8,) = result_of("tensorrt_mlp_tinyllama-int8")["times"]
+    times = [f"{int8[side]['p50_ms']:.4f}" for side in ("dense", "sparse")]
+    assert line_of("TinyLlama INT8", str(int8["m"]), *times, gain(int8["dense over sparse"])) in text
+    minilm = result_of("tensorrt_minilm")["bench: against is the dense engine"]
+    for row, first, at in zip(minilm[1:], ("MiniLM-L6, FP16", ""), ("8×128", "32×256"), strict=True):
+        assert f"input_ids {at}," in row["shapes"]
+        times = [f"{row[key]:.4f}" for key in ("against_p50_ms", "p50_ms")]
+        assert line_of(first, at, *times, gain(row["speedup"])) in text
     resnet, page = result_of("tensorrt_resnet50"), prose("docs/TENSORRT.md")
     tried = {row["built"]["sparse"]["layers tried sparse"] for row in resnet["rows"]}
     ran = [row["built"]["sparse"]["layers that run sparse"] for row in resnet["rows"]]
@@ -440,7 +482,13 @@ def test_the_build_time_beside_polygraphys() -> None:
     left = "polygraphy, types left to TensorRT"
     assert f"took {medians[0][left]:.1f} s in one round, {medians[1][left]:.1f} earlier" in page
     assert f"the step takes {now['ratios'][free]['median']:.3f} of that, {before} earlier" in page
-    assert f"on the CPU, took {medians[0]['ours, whole command']:.1f} s" in page
+    whole = "{median:.3f} ({min:.3f}–{max:.3f})".format(
+        **now["ratios"]["ours, whole command over polygraphy, the same engine"]
+    )
+    assert f"on the CPU, took {medians[0]['ours, whole command']:.1f} s, {whole} times as long as" in page
+    own = [medians[0][f"{whose}, TensorRT's own build"] for whose in ("ours", "polygraphy")]
+    assert f"is {own[0]:.1f} s of ours with the builder's creation" in page
+    assert f"and {own[1]:.1f} s of Polygraphy's, which is the engine alone" in page
     added = [
         a - b
         for a, b in zip(
