@@ -1,4 +1,4 @@
-"""sparseflow-trt export: a PyTorch module or a Hugging Face folder to ONNX."""
+"""sparseflow-trt export: a PyTorch module, a Hugging Face folder or an artifact to ONNX."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path),
-    help="The ONNX file. Default: NAME.onnx here, FILE.FUNCTION.onnx of a function.",
+    help="The ONNX file. Default: NAME.onnx here, FILE.FUNCTION.onnx of a function, NAME.typed.onnx of "
+    "NAME.artifact.",
 )  # fmt: skip
 @export_options
 @click.option(
@@ -37,13 +38,21 @@ def command(
 ) -> int:
     """Export SOURCE to ONNX, and compare the file with PyTorch at several shapes.
 
+    An artifact's folder gives its typed model, with each weight as it was before the build took its layer out
+    of sparse kernels.
+
     SOURCE is a folder with a Hugging Face config.json and weights, or FILE.py:FUNCTION or MODULE:FUNCTION
     that returns (module, inputs) or (module, inputs, axes). Nothing is downloaded. Where the outputs differ
     nothing is written, and it exits with 4.
     """
-    from sparseflow_trt.export import export_model
+    from sparseflow_trt.artifact_export import is_artifact
+    from sparseflow_trt.export import ExportOptions, export_model
 
     asked = take_export_options(options)
+    if is_artifact(source):
+        if asked != ExportOptions() or dims or no_check:
+            raise click.UsageError(f"{source} is an artifact: its model is written as it is typed.")
+        return _export_artifact(Path(source), output, as_json)
     sizes, _ = read_ranges(dims, ())
     asked = dataclasses.replace(asked, check=not no_check, sizes=sizes)
     output = output or Path(f"{source_stem(source)}.onnx")
@@ -54,6 +63,28 @@ def command(
     else:
         print_export(report)
     return exit_code_of(report.validation) if report.validation else EXIT_OK
+
+
+def _export_artifact(folder: Path, output: Path | None, as_json: bool) -> int:
+    from sparseflow_trt.artifact_export import export_artifact
+
+    name = folder.resolve().name.removesuffix(".artifact")
+    with console.progress_bar() as show:
+        done = export_artifact(
+            folder, output or Path(f"{name}.typed.onnx"), lambda p: show(p.step, p.done, p.total)
+        )
+    if as_json:
+        files = [str(file) for file in done.files]
+        console.print_json(
+            {"output": files[-1], "files": files, "bytes": done.bytes, "put_back": list(done.put_back)}
+        )
+        return EXIT_OK
+    out = console.out()
+    named = ", ".join(f"'{name}'" for name in done.put_back)
+    said = f"Put back bit for bit, one element each: the weights of {len(done.put_back)} layer(s): {named}."
+    out.print(said if named else "No layer was taken out of sparse kernels: there was nothing to put back.")
+    out.print(f"Written: {', '.join(map(str, done.files))} ({console.size(done.bytes)})")
+    return EXIT_OK
 
 
 def source_stem(source: str) -> str:

@@ -364,3 +364,18 @@ def test_a_killed_build_leaves_the_old_artifact_and_the_next_one_cleans_up(
     assert len(left(own_folder)) == 3, "what it had begun"
     assert sparseflow("build", path, *QUICK, "-o", "out", "--force").code == 0
     assert left(own_folder) == ["model.onnx", "out"]
+
+
+def test_an_artifacts_typed_model_is_exported(
+    sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    assert sparseflow("build", mlp(), *QUICK, "-o", "some.artifact").code == 0
+    ended = sparseflow("export", "some.artifact")
+    assert (ended.code, ended.err) == (0, "")
+    assert "there was nothing to put back." in ended.out
+    assert "some.typed.onnx" in ended.out
+    assert (own_folder / "some.typed.onnx").is_file()
+    said = sparseflow("export", "some.artifact", "-o", "other.onnx", "--json").json
+    assert (said["output"], said["put_back"]) == ("other.onnx", [])
+    refused = sparseflow("export", "some.artifact", "--no-check")
+    assert (refused.code, "is an artifact: its model is written as it is typed" in refused.error) == (2, True)
