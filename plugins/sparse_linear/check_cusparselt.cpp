@@ -1,8 +1,7 @@
 // Compiled where cuSPARSELt's header is at hand, run never: holds cusparselt.h against it.
 #include <cusparseLt.h>
 
-#include <type_traits>
-
+#include "check_signatures.h"
 #include "cusparselt.h"
 
 namespace sparseflow::lt {
@@ -28,86 +27,6 @@ static_assert(int{kSplitKBuffers} == int{CUSPARSELT_MATMUL_SPLIT_K_BUFFERS});
 static_assert(int{kOneKernel} == int{CUSPARSELT_SPLIT_K_MODE_ONE_KERNEL});
 static_assert(int{kTwoKernels} == int{CUSPARSELT_SPLIT_K_MODE_TWO_KERNELS});
 static_assert(int{CUSPARSE_STATUS_SUCCESS} == 0);
-
-// One parameter as the ABI passes it: pointers alike, enumerators as int.
-template <typename T>
-struct Passed {
-  using type = T;
-};
-template <typename T>
-struct Passed<T*> {
-  using type = void*;
-};
-template <>
-struct Passed<cusparseStatus_t> {
-  using type = int;
-};
-template <>
-struct Passed<cusparseOperation_t> {
-  using type = int;
-};
-template <>
-struct Passed<Operation> {
-  using type = int;
-};
-template <>
-struct Passed<cusparseOrder_t> {
-  using type = int;
-};
-template <>
-struct Passed<Order> {
-  using type = int;
-};
-template <>
-struct Passed<cusparseLtSparsity_t> {
-  using type = int;
-};
-template <>
-struct Passed<Sparsity> {
-  using type = int;
-};
-template <>
-struct Passed<cusparseComputeType> {
-  using type = int;
-};
-template <>
-struct Passed<Compute> {
-  using type = int;
-};
-template <>
-struct Passed<cusparseLtMatmulDescAttribute_t> {
-  using type = int;
-};
-template <>
-struct Passed<MatmulAttribute> {
-  using type = int;
-};
-template <>
-struct Passed<cusparseLtMatmulAlg_t> {
-  using type = int;
-};
-template <>
-struct Passed<Default> {
-  using type = int;
-};
-template <>
-struct Passed<cusparseLtMatmulAlgAttribute_t> {
-  using type = int;
-};
-template <>
-struct Passed<AlgorithmAttribute> {
-  using type = int;
-};
-
-template <typename Function>
-struct Signature;
-template <typename Result, typename... Parameters>
-struct Signature<Result (*)(Parameters...)> {
-  using type = typename Passed<Result>::type (*)(typename Passed<Parameters>::type...);
-};
-
-template <typename Ours, typename Theirs>
-constexpr bool alike = std::is_same_v<typename Signature<Ours>::type, typename Signature<Theirs>::type>;
 
 static_assert(alike<decltype(Api::init), decltype(&cusparseLtInit)>);
 static_assert(alike<decltype(Api::destroy), decltype(&cusparseLtDestroy)>);

@@ -1,6 +1,6 @@
 // cuBLASLt, found when a layer first has a dense weight: the plugin is not linked to it, and needs none of its headers.
 //
-// What is declared here is what the releases of CUDA 12 and 13 share.
+// What is declared here is what the releases of CUDA 12 and 13 share (check_cublaslt.cpp holds it against a header).
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -18,7 +18,14 @@ HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "plugins" / "sparse_linear"
 FAKE = HERE / "fake"
 CHECKS = re.findall(r'{"(\w+)",\s+\1},', (HERE / "drive_layer.cpp").read_text())
-NEED_TENSORRT = {"fields.cpp", "log.cpp", "plugin.cpp", "check_cusparselt.cpp", "format_tool.cpp"}
+NEED_TENSORRT = {
+    "fields.cpp",
+    "log.cpp",
+    "plugin.cpp",
+    "check_cusparselt.cpp",
+    "check_cublaslt.cpp",
+    "format_tool.cpp",
+}
 FLAGS = ("-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined",
          "-fno-sanitize-recover=all", f"-I{FAKE}", f"-I{SOURCES}")  # fmt: skip
 
