@@ -129,7 +129,7 @@ def test_a_layer_that_is_2to4_no_more_fails_though_outputs_agree(
     sparseflow: Sparseflow, built: Path, rebuilt: Callable[..., None]
 ) -> None:
     assert sparseflow("baseline", "create", "out").code == 0
-    rebuilt(lambda name, w: np.where(w == 0, 1e-6, w) if name == "up" else w)
+    rebuilt(lambda name, w: np.where(w == 0, 1e-6, w) if name == "up" else w, "--sparsity", "policy")
     found = failed(sparseflow("check", "new", "--baseline", "out.baseline.json", "--json"))
     assert found == {("layer", "weights 2:4: up_proj"), ("layer", "planned sparse: up_proj")}
 
@@ -186,7 +186,7 @@ def test_what_ci_reads(
     sparseflow: Sparseflow, built: Path, rebuilt: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sparseflow("baseline", "create", "out").code == 0
-    rebuilt(lambda name, w: np.where(w == 0, 1e-6, w) if name == "up" else w)
+    rebuilt(lambda name, w: np.where(w == 0, 1e-6, w) if name == "up" else w, "--sparsity", "policy")
     check = ("check", "new", "--baseline", "out.baseline.json", "--junit", "junit.xml")
     assert "::error" not in sparseflow(*check).out
     suite = ElementTree.parse("junit.xml").getroot().find("testsuite")
