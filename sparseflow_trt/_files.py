@@ -108,6 +108,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         ArtifactError: The parent does not exist or is not writable, a file stands there, or the disk
             is full.
     """
+    _check_name(target)
     if target.is_symlink():
         target = target.resolve()  # the link stays and what it names is exchanged
     if target.exists() and not target.is_dir():
@@ -155,13 +156,15 @@ def _temporary_file(path: Path) -> Path:
                 f"{path} cannot be written: it is a device or a pipe, and no file.",
                 "Name a file: it is written whole or not at all.",
             )
-        if str(path) == "-":  # standard output, to many commands
-            raise ArtifactError(
-                "- is no name for a file here.", "Name one: nothing is written to standard output."
-            )
+        _check_name(path)
         handle, name = tempfile.mkstemp(prefix=_prefix(path, "writing"), dir=path.parent)
         os.close(handle)
     return Path(name)
+
+
+def _check_name(path: Path) -> None:
+    if str(path) == "-":  # standard output, to many commands
+        raise ArtifactError("- is no name here.", "Name a place: nothing is written to standard output.")
 
 
 def _is_special(path: Path) -> bool:

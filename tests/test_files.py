@@ -318,8 +318,10 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
 
 def test_a_dash_is_not_taken_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ArtifactError, match="- is no name for a file"):
+    with pytest.raises(ArtifactError, match="- is no name here"):
         write_atomically(Path("-"), "text")
+    with pytest.raises(ArtifactError, match="- is no name here"):
+        check_folder(Path("-"))
     assert not list(tmp_path.iterdir())
     write_atomically(tmp_path / "-", "text")
     assert (tmp_path / "-").read_text() == "text"

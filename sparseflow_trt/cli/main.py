@@ -19,6 +19,7 @@ import click
 from sparseflow_trt import __version__
 from sparseflow_trt.errors import (
     EXIT_FAILED,
+    EXIT_HUNG_UP,
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_TERMINATED,
@@ -85,7 +86,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # "×" in a locale that has none is no reason to fail
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _terminate)
+    for number, handler in ((signal.SIGTERM, _terminate), (signal.SIGHUP, _hang_up)):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, handler)
     try:
         result = group.main(standalone_mode=False, prog_name="sparseflow-trt")
         sys.stdout.flush()  # here, where it can still be said that the disk is full
@@ -105,8 +108,16 @@ class _TerminatedError(KeyboardInterrupt):
     """SIGTERM came: what Ctrl-C would clean up, a job that is cancelled cleans up, too."""
 
 
+class _HungUpError(_TerminatedError):
+    """SIGHUP came: so does a terminal or a connection that is gone."""
+
+
 def _terminate(number: int, frame: object) -> None:
     raise _TerminatedError
+
+
+def _hang_up(number: int, frame: object) -> None:
+    raise _HungUpError
 
 
 def _explain(error: BaseException) -> int:
@@ -120,8 +131,12 @@ def _explain(error: BaseException) -> int:
         context = getattr(error, "ctx", None)
         hint = f"{context.command_path} --help shows what it takes." if context else ""
         return _complain(error.format_message(), hint, error.exit_code)
-    if _TerminatedError in (type(error), type(error.__cause__)):  # click makes its Abort of it
-        return _complain("terminated; what was not finished was not written.", "", EXIT_TERMINATED)
+    stopped = error.__cause__ if isinstance(error, click.Abort) else error  # click makes its Abort of it
+    if isinstance(stopped, _TerminatedError):
+        code = EXIT_HUNG_UP if isinstance(stopped, _HungUpError) else EXIT_TERMINATED
+        with contextlib.suppress(OSError):  # a terminal that is gone takes no words
+            _complain("terminated; what was not finished was not written.", "", code)
+        return code
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return _complain("interrupted; what was not finished was not written.", "", EXIT_INTERRUPTED)
     if isinstance(error, MemoryError):

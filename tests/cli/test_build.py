@@ -331,7 +331,11 @@ def _is_gone(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     ("number", "code", "says"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "terminated"),
+    ],
 )
 def test_a_build_that_is_stopped_leaves_nothing(
     start: Start, mlp: MakeModel, own_folder: Path, left: Left, number: int, code: int, says: str
