@@ -14,7 +14,7 @@ def derive_thresholds(points: Iterable[Point], margin: float, wave: int | None =
 
     Of several such ranges the one that spans most octaves of M is taken (of equals the one that begins
     later), since a threshold speaks for shapes that nobody measured: it is to be sure, not to be greedy.
-    It has no upper end where sparse still won at the largest M of every shape.
+    It has no upper end where sparse still won at the largest M of every shape, and spans an octave more then.
 
     Args:
         points: Measured points; an M that lacks its dense or its sparse point is left out.
@@ -82,6 +82,7 @@ def _longest_run(wins: dict[int, list[bool]]) -> tuple[int | None, int | None]:
             runs[-1].append(m)
         if not here or not above:
             runs.append([])
-    found = [(run[-1] / run[0], run[0], run[-1]) for run in runs if run]
+    last = max(wins)
+    found = [(run[-1] / run[0] * (2 if run[-1] == last else 1), run[0], run[-1]) for run in runs if run]
     _, low, high = max(found, default=(0, None, None))
     return low, high

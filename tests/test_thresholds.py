@@ -73,18 +73,24 @@ def test_of_the_ranges_that_win_none_spans_more_octaves(shapes: list[dict[int, f
         all(m < low or judge(policy, "o", n, 64, m, "FP16").sparse for n, policy, low in policies)
         for m in sizes
     ]
+    ends = [*sizes[:-1], 2 * sizes[-1]]  # what wins at the largest holds above it
     spans = [
-        sizes[j] / sizes[i] for i in range(len(sizes)) for j in range(i, len(sizes)) if all(won[i : j + 1])
+        ends[j] / sizes[i] for i in range(len(sizes)) for j in range(i, len(sizes)) if all(won[i : j + 1])
     ]
     if limit.min_m is None:
         assert not spans
     else:
-        assert (limit.max_m or sizes[-1]) / limit.min_m == max(spans)
+        assert (limit.max_m or ends[-1]) / limit.min_m == max(spans)
 
 
 def test_of_two_equal_ranges_the_later_is_taken() -> None:
     limit = _derive({1: 2.0, 2: 2.0, 4: 1.0, 8: 2.0, 16: 2.0, 32: 1.0})
     assert (limit.min_m, limit.max_m) == (8, 16)
+
+
+def test_a_short_range_does_not_hide_that_sparse_wins_at_the_largest() -> None:
+    limit = _derive({1000: 2.0, 1100: 2.0, 2000: 1.0, 4000: 2.0})
+    assert (limit.min_m, limit.max_m) == (4000, None)
 
 
 def test_it_has_an_end_where_sparse_stops_winning() -> None:
