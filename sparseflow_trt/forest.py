@@ -66,8 +66,10 @@ class Guess:
 
     def gain(self, m: int) -> tuple[float, float]:
         """The mean of the logarithm of dense over sparse at M, and its standard deviation over the trees."""
-        self.ask([m])
-        return self._known[self._rows(m)]
+        rows = self._rows(m)
+        if rows not in self._known:
+            self.ask([m])
+        return self._known[rows]
 
     def ask(self, sizes: Iterable[int]) -> None:
         """Asks the trees for many M at once, which takes little longer than for one.
@@ -77,7 +79,7 @@ class Guess:
         """
         import numpy as np
 
-        new = sorted({self._rows(m) for m in sizes} - self._known.keys())
+        new = sorted({size for m in sizes if (size := self._rows(m)) not in self._known})
         if not new:
             return
         rows = np.array([features(self.dtype, self.n, self.k, m) for m in new], np.float32)

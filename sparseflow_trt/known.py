@@ -184,6 +184,10 @@ class Known:
             points=points,
         )
 
+    def is_sure(self, guess: Guess, m: int) -> bool:
+        """Whether all measured shapes are sure that sparse wins at M by the margin."""
+        return self._sure(guess, m) >= 1 + self.margin
+
     def _sure(self, guess: Guess, m: int) -> float:
         """The speedup at M that all measured shapes are sure of."""
         mean, spread = guess.gain(m)

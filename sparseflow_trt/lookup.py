@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 from sparseflow_trt.forest import Guess, guess_of
@@ -145,8 +146,13 @@ def ranges_of(known: Known, low: int, high: int) -> tuple[tuple[int, int, bool],
     return tuple(ranges)
 
 
+def widest(ranges: Iterable[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    """Of ranges of M those that span most octaves, at most so many, in the order of M."""
+    return sorted(sorted(ranges, key=lambda span: -(span[1] + 1) / span[0])[:most])
+
+
 def _learned_edges(known: Known, guess: Guess, low: int, high: int) -> set[int]:
-    """The M at which what was learned may change its mind; it is asked of all of them at once."""
+    """The M at which what was learned changes its mind; it is asked of all of them at once."""
     spans = [(low, high)]
     if known.exact:
         spans = [
@@ -154,10 +160,11 @@ def _learned_edges(known: Known, guess: Guess, low: int, high: int) -> set[int]:
             for (before, first), (after, second) in pairwise(known.pairs.items())
             if first.wins(known.margin) and second.wins(known.margin)
         ]
+    within = [(max(low, begin), min(high, end)) for begin, end in spans]
+    asked = [sorted({begin, end, *guess.sizes(begin, end)}) for begin, end in within if begin <= end]
+    guess.ask(m for sizes in asked for m in sizes)
     found: set[int] = set()
-    for begin, end in spans:
-        begin, end = max(low, begin), min(high, end)
-        if begin <= end:
-            found |= {begin, end, *guess.sizes(begin, end)}
-    guess.ask(found)
-    return found | {m + 1 for m in found}
+    for sizes in asked:
+        sure = [known.is_sure(guess, m) for m in sizes]
+        found |= {m + 1 for m, (now, then) in zip(sizes, pairwise(sure), strict=False) if now != then}
+    return found

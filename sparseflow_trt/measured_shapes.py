@@ -1,4 +1,4 @@
-"""What a policy measured, a row for each shape and kernel: over which M, and at which of them sparse wins."""
+"""What a policy measured, a row for each shape and kernel: over which M, and at which M sparse wins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from sparseflow_trt.kinds import KINDS
-from sparseflow_trt.lookup import known_of
+from sparseflow_trt.lookup import sparse_ranges
 from sparseflow_trt.policy import Dtype, Library, Pair, Point, Policy, SparseKernel, pairs_by_m
 
 
@@ -23,8 +23,9 @@ class MeasuredShape:
         dtype: The type of the product.
         kernel: What was held against dense; None where dense alone was measured.
         sizes: The M that were measured dense and by that kernel (or dense alone), ascending.
-        wins: The runs of those M, first and last, at which a lookup takes the kernel. What it does between
-            two of them is `lookup.sparse_ranges`'s to say.
+        wins: The M from and to which a lookup takes the kernel, of all M from the smallest to the largest
+            that was measured, those between among them (`lookup.sparse_ranges`).
+        won: At how many of the measured M it does.
         best: The pair with the largest speedup; None where dense alone was measured.
     """
 
@@ -36,6 +37,7 @@ class MeasuredShape:
     kernel: SparseKernel | None
     sizes: tuple[int, ...]
     wins: tuple[tuple[int, int], ...]
+    won: int
     best: Pair | None
 
 
@@ -63,23 +65,14 @@ def _rows(policy: Policy, points: list[Point]) -> Iterable[MeasuredShape]:
     for kernel in get_args(SparseKernel):
         pairs = pairs_by_m(points, kernel)
         if pairs:
-            known = known_of(policy, kinds[0], one.n, one.k, one.dtype, one.library, kernel)
-            taken = [known.judge(m).sparse for m in pairs]
+            asked = (kinds[0], one.n, one.k, one.dtype, min(pairs), max(pairs), one.library, kernel)
+            wins = tuple((low, high) for low, high, taken in sparse_ranges(policy, *asked) if taken)
+            won = sum(low <= m <= high for m in pairs for low, high in wins)
             best = max(pairs.values(), key=lambda pair: pair.speedup)
-            yield MeasuredShape(*shape, kernel, tuple(pairs), _runs(tuple(pairs), taken), best)
+            yield MeasuredShape(*shape, kernel, tuple(pairs), wins, won, best)
             paired |= pairs.keys()
     if alone := sorted({p.m for p in points if p.kernel == "dense"} - paired):
-        yield MeasuredShape(*shape, None, tuple(alone), (), None)
-
-
-def _runs(sizes: tuple[int, ...], taken: list[bool]) -> tuple[tuple[int, int], ...]:
-    runs: list[list[int]] = [[]]
-    for m, wins in zip(sizes, taken, strict=True):
-        if wins:
-            runs[-1].append(m)
-        elif runs[-1]:
-            runs.append([])
-    return tuple((run[0], run[-1]) for run in runs if run)
+        yield MeasuredShape(*shape, None, tuple(alone), (), 0, None)
 
 
 def _order(kind: str) -> tuple[int, str]:

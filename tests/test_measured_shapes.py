@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from sparseflow_trt.lookup import judge
 from sparseflow_trt.measured_shapes import MeasuredShape, measured_shapes
-from sparseflow_trt.policy import Point, find_policy
+from sparseflow_trt.policy import Point, SparseKernel, find_policy
 from tests.policies import make_points, make_policy
 
 
@@ -12,9 +14,10 @@ def _of(points: list[Point]) -> tuple[MeasuredShape, ...]:
     return measured_shapes(make_policy(points), points)
 
 
-def test_runs_of_measured_m_at_which_sparse_wins() -> None:
+def test_ranges_of_m_at_which_sparse_wins() -> None:
     (row,) = _of(make_points("o", 64, 32, {1: 1.5, 8: 1.2, 16: 1.0, 32: 1.3, 64: 0.9, 128: 2.0, 256: 1.9}))
     assert row.wins == ((1, 8), (32, 32), (128, 256))
+    assert row.won == 5
     assert row.sizes == (1, 8, 16, 32, 64, 128, 256)
     assert (row.kinds, row.n, row.k, row.library, row.dtype, row.kernel) == (
         ("o",), 64, 32, "tensorrt", "FP16", "sparse",
@@ -22,7 +25,19 @@ def test_runs_of_measured_m_at_which_sparse_wins() -> None:
     assert row.best is not None
     assert (row.best.dense.m, row.best.speedup) == (128, 2.0)
     (none,) = _of(make_points("o", 64, 32, {1: 0.5}))
-    assert none.wins == ()
+    assert (none.wins, none.won) == ((), 0)
+
+
+@pytest.mark.parametrize("kernel", ["sparse", "plugin"])
+def test_between_measured_m_it_has_to_be_sure(kernel: SparseKernel) -> None:
+    points = [
+        p.model_copy(update={"kernel": kernel}) if p.kernel == "sparse" else p
+        for p in make_points("o", 64, 32, {1: 1.5, 8: 1.5})
+    ]
+    grown = [p.model_copy(update={"us": 4 * p.us}) if p.m == 8 else p for p in points]
+    policy = make_policy(grown).model_copy(update={"wave": None})  # the larger of two counts for all between
+    (row,) = measured_shapes(policy, grown)
+    assert (row.kernel, row.wins, row.won) == (kernel, ((1, 1), (8, 8)), 2)
 
 
 def test_rows_are_of_one_shape_type_library_and_kernel() -> None:
@@ -41,7 +56,7 @@ def test_rows_are_of_one_shape_type_library_and_kernel() -> None:
         (("o",), "tensorrt", "BF16", "sparse"),
         (("mine",), "tensorrt", "FP16", None),
     ]
-    assert (rows[-1].sizes, rows[-1].wins, rows[-1].best) == ((4,), (), None)
+    assert (rows[-1].sizes, rows[-1].wins, rows[-1].won, rows[-1].best) == ((4,), (), 0, None)
 
 
 def test_the_ranges_are_the_lookups() -> None:
@@ -49,6 +64,8 @@ def test_the_ranges_are_the_lookups() -> None:
     rows = [row for row in measured_shapes(policy, policy.points) if row.library == "torch"]
     assert len(rows) == 70
     for row in rows[::9]:
-        for m in row.sizes:
-            verdict = judge(policy, row.kinds[0], row.n, row.k, m, row.dtype, row.library)
-            assert verdict.sparse == any(low <= m <= high for low, high in row.wins)
+        taken = {m: any(low <= m <= high for low, high in row.wins) for m in (*row.sizes, 150, 790, 2100)}
+        assert sum(taken[m] for m in row.sizes) == row.won
+        for m, sparse in taken.items():
+            assert judge(policy, row.kinds[0], row.n, row.k, m, row.dtype, row.library).sparse == sparse
+    assert any(low < 2100 < high for row in rows for low, high in row.wins)

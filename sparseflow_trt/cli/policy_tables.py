@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 _WORDS = 240  # characters of the clocks and of the source, which --points and --json have whole
 _MOST_SHAPES = 3  # of a threshold's that are named; more are counted
+_MOST_RANGES = 3  # of the M at which a kernel wins
+_WHAT = """
+Of each shape: at how many of the measured M the kernel wins ("Won"), and at which M a lookup takes it,
+those between measured M among them, where it has to be sure to win (the widest ranges; the plugin's by
+its own points, to which `policy ask --plugin` adds estimates). "Best" is the largest measured speedup.
+--points has the times.
+"""
 
 
 def print_policy(policy: Policy, shown: Policy, every_point: bool = False) -> None:
@@ -37,9 +44,7 @@ def print_policy(policy: Policy, shown: Policy, every_point: bool = False) -> No
         out.print()
         out.print(points_table(shown.points))
     elif shown.points:
-        out.print(
-            "\nWhat was measured, at which of these M sparse wins, and where most (--points has the times):\n"
-        )
+        out.print(_WHAT)
         out.print(_shapes_table(measured_shapes(policy, shown.points)))
 
 
@@ -76,16 +81,26 @@ def points_table(points: Iterable[Point], shares: Sequence[float] = ()) -> Any:
 
 def _shapes_table(shapes: Iterable[MeasuredShape]) -> Any:
     table = console.table(
-        "Kind", ">N", ">K", "Library", "Type", "Kernel", ">M", ">Measured", "Wins at M", ">Best", ">At M"
+        "Kind", ">N", ">K", "Library", "Type", "Kernel", ">M", ">Won", "Wins at M", ">Best", ">At M"
     )
     for s in shapes:
         best = ("", "") if s.best is None else (f"{s.best.speedup:.2f}×", str(s.best.dense.m))
-        wins = ", ".join(_span(*run) for run in s.wins) or ("nowhere" if s.kernel else "")
+        won = f"{s.won} of {len(s.sizes)}" if s.kernel else f"{len(s.sizes)} dense"
         table.add_row(
             ", ".join(s.kinds), str(s.n), str(s.k), s.library, s.dtype, s.kernel or "dense alone",
-            _span(s.sizes[0], s.sizes[-1]), str(len(s.sizes)), wins, *best,
+            _span(s.sizes[0], s.sizes[-1]), won, _wins(s), *best,
         )  # fmt: skip
     return table
+
+
+def _wins(shape: MeasuredShape) -> str:
+    from sparseflow_trt.lookup import widest
+
+    if not shape.wins:
+        return "nowhere" if shape.kernel else ""
+    said = ", ".join(_span(*span) for span in widest(shape.wins, _MOST_RANGES))
+    more = len(shape.wins) - _MOST_RANGES
+    return f"{said} and {more} more" if more > 0 else said
 
 
 def _facts(policy: Policy, whole: bool) -> Iterable[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.kinds import KINDS
-from sparseflow_trt.lookup import sparse_ranges
+from sparseflow_trt.lookup import sparse_ranges, widest
 from sparseflow_trt.policy import (
     WHOSE,
     Dtype,
@@ -166,9 +166,9 @@ def _in_words(ranges: Ranges) -> list[str]:
     """For each kernel the M at which it is taken; of very many ranges the widest."""
     said = []
     for kernel, spans in ranges.items():
-        widest = sorted(sorted(spans, key=lambda span: -(span[1] + 1) / span[0])[:_MOST_RANGES])
-        words = ", ".join(f"{begin}–{end}" if begin < end else str(begin) for begin, end in widest)
-        more = f" and {len(spans) - len(widest)} narrower" if len(spans) > len(widest) else ""
+        shown = widest(spans, _MOST_RANGES)
+        words = ", ".join(f"{begin}–{end}" if begin < end else str(begin) for begin, end in shown)
+        more = f" and {len(spans) - len(shown)} narrower" if len(spans) > len(shown) else ""
         said.append(f"{kernel} at M {words}{more}" if words else f"{kernel} at no M")
     return said
 

@@ -33,8 +33,8 @@ def test_show(sparseflow: Sparseflow) -> None:
     assert "Spreads:    1.5 standard deviations are taken off" in ended.out
     lines = [" ".join(line.split()) for line in ended.out.splitlines()]
     assert [line for line in lines if line.startswith(("gate_up ", "down "))] == [
-        "gate_up 14336 4096 torch FP16 sparse 256–4096 5 256–4096 1.33× 256",
-        "down 4096 14336 torch FP16 sparse 256–4096 5 512–4096 1.25× 1024",
+        "gate_up 14336 4096 torch FP16 sparse 256–4096 5 of 5 256–4096 1.33× 256",
+        "down 4096 14336 torch FP16 sparse 256–4096 4 of 5 512–4096 1.25× 1024",
     ]
     ended = sparseflow("policy", "show", "a100-80gb", "--points")
     assert len([line for line in ended.out.splitlines() if line.endswith("×")]) == 10
@@ -244,6 +244,15 @@ def test_show_is_short_and_points_is_whole(sparseflow: Sparseflow) -> None:
     assert len([line for line in whole.splitlines() if line.endswith("×")]) == len(held["points"]) / 2 > 20
     assert held["source"] in whole
     assert held["source"] not in short
+
+
+def test_show_says_of_each_m_what_ask_says(sparseflow: Sparseflow) -> None:
+    only = ("h200", "--library", "torch", "--dtype", "fp16", "--kind", "gate_up", "--n", 14336, "--k", 4096)
+    row = " ".join(sparseflow("policy", "show", *only).out.splitlines()[-1].split())
+    assert " 1–16384 21 of 21 1–128, 657–768, 817–16384 and 5 more " in row
+    product = [value for value in only if value != "show"]
+    for m, sparse in ((128, True), (150, False), (700, True), (790, False), (900, True)):
+        assert sparseflow("policy", "ask", *product, "--m", m, "--json").json["sparse"] is sparse
 
 
 def test_the_list_has_a_line_or_two_for_each(sparseflow: Sparseflow, monkeypatch: pytest.MonkeyPatch) -> None:
