@@ -87,15 +87,21 @@ def why_not_eligible(site: LayerSite) -> str:
     if isinstance(site.weight, Untraceable):
         return site.weight.reason
     dtype = product_dtype(site.weight)
+    if dtype in SMALLEST_K and site.node.op_type == "Conv" and site.pattern_k % GROUP:
+        return f"input channels a group={site.pattern_k} is not a multiple of {GROUP}"
+    if dtype in SMALLEST_K and not (site.n and site.batch):
+        return "too small: the weight is empty"
+    return why_not_2to4(dtype, site.k)
+
+
+def why_not_2to4(dtype: str, k: int) -> str:
+    """Why no weight of a type and a K can be 2:4 in a sparse kernel, or "" where one can."""
     if dtype not in SMALLEST_K:
         return f"no sparse tensor core product for {dtype} weights"
-    if site.pattern_k % GROUP:
-        what = "input channels a group" if site.node.op_type == "Conv" else "K"
-        return f"{what}={site.pattern_k} is not a multiple of {GROUP}"
-    if not site.n or not site.batch:
-        return "too small: the weight is empty"
-    if site.k < SMALLEST_K[dtype]:
-        return f"too small: K={site.k}, a sparse {dtype} instruction takes {SMALLEST_K[dtype]}"
+    if k % GROUP:
+        return f"K={k} is not a multiple of {GROUP}"
+    if k < SMALLEST_K[dtype]:
+        return f"too small: K={k}, a sparse {dtype} instruction takes {SMALLEST_K[dtype]}"
     return ""
 
 

@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparseflow_trt import sites
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import InputError, PolicyError
 from sparseflow_trt.kinds import kind_from_names
 from sparseflow_trt.known import VerdictBasis
 from sparseflow_trt.layer_names import is_named, why_left
 from sparseflow_trt.lookup import judge
-from sparseflow_trt.pattern import GROUP
 from sparseflow_trt.plugin_lookup import judge_with_plugin
 from sparseflow_trt.policy import Dtype, Library, Policy
-from sparseflow_trt.sites import SMALLEST_K
 from sparseflow_trt.torch_pattern import Tensor
 
 _DTYPES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
@@ -122,7 +121,7 @@ def why_not_2to4(layer: TorchLayer) -> str:
     """Why a layer's weight cannot be pruned 2:4, "" where it can."""
     torch = require("torch", _NEEDED_FOR)
     weight = layer.module.weight
-    if layer.dtype not in SMALLEST_K:
+    if layer.dtype not in sites.SMALLEST_K:
         return f"no sparse tensor core product for {layer.dtype} weights"
     if weight.is_meta:
         return "its weight is not loaded (it is on PyTorch's meta device)"
@@ -130,11 +129,7 @@ def why_not_2to4(layer: TorchLayer) -> str:
         return "its weight is computed from others (a parametrization)"
     if layer.shared_with:
         return f"its weight is also that of '{layer.shared_with}'"
-    if layer.k % GROUP:
-        return f"K={layer.k} is not a multiple of {GROUP}"
-    if layer.k < SMALLEST_K[layer.dtype]:
-        return f"too small: K={layer.k}, a sparse {layer.dtype} instruction takes {SMALLEST_K[layer.dtype]}"
-    return ""
+    return sites.why_not_2to4(layer.dtype, layer.k)
 
 
 def record_rows(layers: Iterable[TorchLayer], run: Callable[[], object]) -> dict[str, int]:

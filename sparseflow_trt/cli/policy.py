@@ -13,7 +13,7 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import OutputFile, PlotFile, common_options
-from sparseflow_trt.cli.policy_tables import points_table, print_policy
+from sparseflow_trt.cli.policy_tables import nearest_points, points_table, print_policy
 from sparseflow_trt.errors import EXIT_OK, PolicyError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _DTYPES = click.Choice(["FP32", "FP16", "BF16", "INT8", "FP8"], case_sensitive=False)
 _SOURCE = 120  # characters of it in the list
 _HEAVIEST = 8  # products that a learned answer rests on
+_LIMITED = {"torch": "cuSPARSELt"}  # the plugin runs its kernels, and takes the same sizes
 _LIBRARIES = click.Choice(["tensorrt", "torch"])
 
 
@@ -79,6 +80,7 @@ def show_policy(
     """Show what POLICY holds: a shipped one's name, a device, or a file.
 
     A row for each shape that was measured, with the M at which sparse wins there; --points has all times.
+    --json has the file whole, or with the points and thresholds that the options choose.
     """
     from sparseflow_trt.policy import find_policy
 
@@ -90,12 +92,17 @@ def show_policy(
         asked = ((library, row.library), (dtype, row.dtype), (kind, row.kind))
         return all(wanted in (None, given) for wanted, given in asked)
 
-    shown = found.model_copy(
-        update={
-            "points": tuple(p for p in found.points if chosen(p) and n in (None, p.n) and k in (None, p.k)),
-            "thresholds": () if n or k else tuple(filter(chosen, found.thresholds)),
-        }
+    def of_shape(shape: tuple[int, int]) -> bool:
+        return n in (None, shape[0]) and k in (None, shape[1])
+
+    points = tuple(p for p in found.points if chosen(p) and of_shape((p.n, p.k)))
+    kinds = {p.kind for p in points}  # a threshold that names no shapes is of all of its kind
+    limits = tuple(
+        limit
+        for limit in filter(chosen, found.thresholds)
+        if (any(map(of_shape, limit.shapes)) if limit.shapes else not (n or k) or limit.kind in kinds)
     )
+    shown = found.model_copy(update={"points": points, "thresholds": limits})
     if not plot and not shown.points and not shown.thresholds:
         held = ", ".join(sorted(" ".join(pair) for pair in found.held)) or "nothing"
         raise PolicyError(
@@ -130,6 +137,7 @@ def ask_policy(
     """Ask POLICY about one product, and show the points behind its answer."""
     from dataclasses import asdict
 
+    from sparseflow_trt.known import Verdict
     from sparseflow_trt.lookup import known_of
     from sparseflow_trt.plugin_lookup import judge_with_plugin, plugin_known
     from sparseflow_trt.policy import find_policy
@@ -139,30 +147,54 @@ def ask_policy(
     found = find_policy(policy)
     _check_kind(kind, found)
     asked = plugin_known(found, kind, n, k, dtype) if plugin else known_of(found, kind, n, k, dtype, library)
-    verdict = asked.judge(m)
+    never = _why_never(n, k, dtype, "the plugin" if plugin else _LIMITED.get(asked.library, ""))
+    verdict = Verdict(False, "none", never) if never else asked.judge(m)
     would_gain = ""  # by the plugin, where it was not asked for
-    if not plugin and library == "tensorrt" and not verdict.sparse:
+    if not plugin and library == "tensorrt" and not verdict.sparse and not never:
         better = judge_with_plugin(found, kind, n, k, m, dtype)
         would_gain = better.reason if better.sparse else ""
-    heavy = asked.learned_from(m)[:_HEAVIEST]
+    heavy = [] if never else asked.learned_from(m)[:_HEAVIEST]
     rests_on = tuple(p for _, pair in heavy for p in (pair.dense, pair.sparse)) or verdict.points
+    kernel = ("plugin" if plugin else "sparse") if verdict.sparse else "dense"
     if as_json:
-        said_of = {"points": [point.model_dump(mode="json") for point in rests_on]}
+        said_of = {"kernel": kernel, "points": [point.model_dump(mode="json") for point in rests_on]}
         shares = [round(share, 4) for share, _ in heavy]
         answer = {**asdict(verdict), **said_of, "shares": shares, "plugin_would_gain": would_gain}
         console.print_json(answer)
         return EXIT_OK
     out = console.out()
-    said = ("plugin" if plugin else "sparse") if verdict.sparse else "dense"
-    out.print(console.styled(said, "bold"), verdict.reason, sep=": ")
+    out.print(console.styled(kernel, "bold"), verdict.reason, sep=": ")
     if heavy:
         share = sum(share for share, _ in heavy)
         out.print(f"What weighs most in the trees' mean, {share:.0%} of it together:")
     if rests_on:
-        out.print(points_table(rests_on, [share for share, _ in heavy]))
+        shown, more = nearest_points(rests_on, m)
+        out.print(points_table(shown, [share for share, _ in heavy]))
+        if more:
+            out.print(f"and {more} more, further from M={m} (--json has all)")
+    elif verdict.basis == "threshold":
+        out.print("There are no points behind this threshold: it was given, and not derived from any.")
     if would_gain:
         out.print(f"In its place: {would_gain}. Ask with --plugin for the points behind it.")
     return EXIT_OK
+
+
+def _why_never(n: int, k: int, dtype: str, limited: str) -> str:
+    """Why no layer of these sizes can run sparse, whatever was measured; "" where one can.
+
+    Args:
+        n: Its outputs.
+        k: Its inputs.
+        dtype: The type of its product.
+        limited: What runs it, where that takes not every size: the plugin, or cuSPARSELt; else "".
+    """
+    from sparseflow_trt.packing import why_not_in_plugin
+    from sparseflow_trt.sites import why_not_2to4
+
+    if why := why_not_2to4(dtype, k):
+        return f"cannot be 2:4: {why}"
+    why = why_not_in_plugin(n, k) if limited else ""
+    return f"cannot run in {limited}: {why}" if why else ""
 
 
 @command.command("import")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _WORDS = 240  # characters of the clocks and of the source, which --points and --json have whole
 _MOST_SHAPES = 3  # of a threshold's that are named; more are counted
+_MOST_ROWS = 20  # of points behind an answer; a threshold may have hundreds
 _MOST_RANGES = 3  # of the M at which a kernel wins
 _WHAT = """
 Of each shape: at how many of the measured M the kernel wins ("Won"), and at which M a lookup takes it,
@@ -61,14 +63,11 @@ def points_table(points: Iterable[Point], shares: Sequence[float] = ()) -> Any:
     )  # fmt: skip
     points = tuple(points)
 
-    def product(p: Point) -> tuple[Any, ...]:
-        return p.kind, p.n, p.k, p.library, p.dtype, p.m
-
-    dense = {product(p): p for p in points if p.kernel == "dense"}
+    dense = {_product_of(p): p for p in points if p.kernel == "dense"}
     others = [p for p in points if p.kernel != "dense"]
-    alone = dense.keys() - {product(p) for p in others}
+    alone = dense.keys() - {_product_of(p) for p in others}
     for i, p in enumerate((*others, *(dense[key] for key in dense if key in alone))):
-        base = dense.get(product(p))
+        base = dense.get(_product_of(p))
         figures = ("", "") if base is None else (f"{base.us:.2f}", _interval(base))
         own = ("", "", "") if p is base else (p.kernel, f"{p.us:.2f}", _interval(p))
         ratio = f"{base.us / p.us:.2f}×" if base and p is not base else ""
@@ -77,6 +76,19 @@ def points_table(points: Iterable[Point], shares: Sequence[float] = ()) -> Any:
             p.kind, str(p.n), str(p.k), p.library, p.dtype, str(p.m), *figures, *own, ratio, *weight
         )
     return table
+
+
+def nearest_points(points: Sequence[Point], m: int) -> tuple[Sequence[Point], int]:
+    """Of very many points those of the products whose M is nearest, and how many rows are left out."""
+    products = list(dict.fromkeys(_product_of(point) for point in points))
+    if len(products) <= _MOST_ROWS:
+        return points, 0
+    nearest = set(sorted(products, key=lambda product: abs(math.log(product[-1] / m)))[:_MOST_ROWS])
+    return [point for point in points if _product_of(point) in nearest], len(products) - _MOST_ROWS
+
+
+def _product_of(point: Point) -> tuple[Any, ...]:
+    return point.kind, point.library, point.dtype, point.n, point.k, point.m
 
 
 def _shapes_table(shapes: Iterable[MeasuredShape]) -> Any:

@@ -145,6 +145,66 @@ def test_ask_mentions_the_plugin_where_it_gains_and_sparse_does_not(sparseflow: 
     assert (refused.code, "leave out --library torch" in refused.error) == (2, True)
 
 
+def test_ask_says_dense_of_what_cannot_be_2to4(sparseflow: Sparseflow) -> None:
+    asked = ("policy", "ask", "h200", "--kind", "qkv", "--m", 16384)
+    torch = ("--library", "torch")
+    for product, says in (
+        (("--n", 4096, "--k", 1001, *torch), "cannot be 2:4: K=1001 is not a multiple of 4"),
+        (("--n", 4096, "--k", 1001), "cannot be 2:4: K=1001 is not a multiple of 4"),
+        (("--n", 4096, "--k", 12), "cannot be 2:4: too small: K=12, a sparse FP16 instruction takes 16"),
+        (("--n", 4096, "--k", 1001, "--plugin"), "cannot be 2:4: K=1001 is not a multiple of 4"),
+        (
+            ("--n", 3001, "--k", 4096, "--plugin"),
+            "cannot run in the plugin: N=3001 and K=4096 are not both multiples of 16",
+        ),
+        (
+            ("--n", 3001, "--k", 4096, *torch),
+            "cannot run in cuSPARSELt: N=3001 and K=4096 are not both multiples of 16",
+        ),
+    ):
+        assert sparseflow(*asked, *product).out == f"dense: {says}\n"
+        said = sparseflow(*asked, *product, "--json").json
+        assert (said["sparse"], said["kernel"], said["points"], said["plugin_would_gain"]) == (
+            False, "dense", [], "",
+        )  # fmt: skip
+
+
+def test_ask_lists_the_nearest_of_very_many_points(sparseflow: Sparseflow) -> None:
+    asked = ("policy", "ask", "h200", "--kind", "gate_up", "--n", 400_000, "--k", 400_000, "--m", 700)
+    _, _, *rows, last = sparseflow(*asked, "--library", "torch").out.splitlines()
+    assert len(rows) == 20
+    assert all(512 <= int(row.split()[5]) <= 956 for row in rows)
+    points = sparseflow(*asked, "--library", "torch", "--json").json["points"]
+    assert last == f"and {len(points) // 2 - 20} more, further from M=700 (--json has all)"
+
+
+def test_ask_says_that_a_threshold_has_no_points(sparseflow: Sparseflow) -> None:
+    asked = ("policy", "ask", "h200", "--kind", "down", "--n", 320, "--k", 12800, "--m", 512)
+    assert sparseflow(*asked).out.splitlines()[1:2] == [
+        "There are no points behind this threshold: it was given, and not derived from any."
+    ]
+
+
+def test_ask_names_the_kernel(sparseflow: Sparseflow) -> None:
+    product = ("--kind", "down", "--n", 4096, "--k", 14336, "--m", 1024, "--json")
+    for options, kernel in (((), "dense"), (("--library", "torch"), "sparse"), (("--plugin",), "plugin")):
+        said = sparseflow("policy", "ask", "h200", *product, *options).json
+        assert (said["kernel"], said["sparse"]) == (kernel, kernel != "dense")
+
+
+def test_json_has_the_file_whole_or_what_was_chosen(sparseflow: Sparseflow) -> None:
+    from sparseflow_trt.policy import find_policy
+
+    whole = find_policy("h200").model_dump(mode="json")
+    assert sparseflow("policy", "show", "h200", "--json").json == whole
+    for library, n, k in (("tensorrt", 2048, 5632), ("torch", 2048, 5632), ("torch", 4096, 14336)):
+        shape = ("--n", n, "--k", k, "--library", library, "--json")
+        found = sparseflow("policy", "show", "h200", *shape).json
+        assert {(p["library"], p["n"], p["k"]) for p in found["points"]} == {(library, n, k)}
+        limits = [t for t in whole["thresholds"] if (t["library"], t["kind"]) == (library, "down")]
+        assert found["thresholds"] == [t for t in limits if not t["shapes"] or [n, k] in t["shapes"]] != []
+
+
 IMPORT = ("--name", "old", "--device", "NVIDIA A100", "--compute-capability", "8.0")
 
 
