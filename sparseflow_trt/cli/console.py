@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.cells import cell_len
@@ -30,6 +31,8 @@ _WRAPPED = {
     "Basis", "Candidate", "Finding", "Install", "Kernel or layer", "Layer", "Output", "Prune", "Reason",
     "Source", "Thresholds", "Types", "Why", "Wins at M",
 }  # fmt: skip
+# Of those, the ones that hold numbers and words of a fixed list: they are broken between them alone.
+_WHOLE_WORDS = {"Basis", "Prune", "Types", "Wins at M"}
 _GAP = 2  # between two columns
 _ROOM = 40  # for sentences beside the other columns; with less they stand below the table
 _NAME = 36  # of a name that is not broken
@@ -39,16 +42,38 @@ _NARROWEST = 9  # that such a column gets where it holds longer words
 
 
 class _Table(Table):
-    """A table that is wider than the terminal rather than with numbers cut: 102 is not 1024."""
+    """A table that is wider than the terminal rather than with numbers cut: 102 is not 1024.
+
+    Before it is, it leaves out the columns that can be spared, in their order, and says which.
+    """
+
+    spared: tuple[str, ...] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         unbounded = options.update(width=10_000)
         for column in self.columns:
             widths = [Measurement.get(console, unbounded, cell) for cell in (column.header, *column.cells)]
             whole, longest_word = (max(width[i] for width in widths) for i in (1, 0))
-            column.min_width = whole if column.no_wrap else min(longest_word, _NARROWEST)
-        least = sum(column.min_width or 0 for column in self.columns) + _GAP * (len(self.columns) - 1)
-        yield from super().__rich_console__(console, options.update(width=max(options.max_width, least)))
+            word = longest_word if column.header in _WHOLE_WORDS else min(longest_word, _NARROWEST)
+            column.min_width = whole if column.no_wrap else word
+        every = self.columns
+        left_out: list[str] = []
+        for name in self.spared:
+            if self._least() <= options.max_width:
+                break
+            left_out.append(name)
+            kept = [column for column in self.columns if column.header != name]
+            self.columns = [replace(column, _index=i) for i, column in enumerate(kept)]
+        wide = options.update(width=max(options.max_width, self._least()))
+        try:
+            yield from super().__rich_console__(console, wide)
+        finally:
+            self.columns = every
+        if left_out:
+            yield Text(f"Not shown for want of width: {', '.join(left_out)}.", "dim")
+
+    def _least(self) -> int:
+        return sum(column.min_width or 0 for column in self.columns) + _GAP * (len(self.columns) - 1)
 
 
 def out() -> Console:
@@ -67,9 +92,16 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2, allow_nan=False))
 
 
-def table(*columns: str, title: str | None = None) -> Table:
-    """A table with these columns; those that begin with '>' are aligned to the right."""
+def table(*columns: str, title: str | None = None, spared: tuple[str, ...] = ()) -> Table:
+    """A table with these columns; those that begin with '>' are aligned to the right.
+
+    Args:
+        columns: Their names.
+        title: Above it.
+        spared: Names of columns to leave out where the terminal is too narrow, the first one first.
+    """
     made = _Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    made.spared = spared
     for name in columns:
         made.add_column(
             name.lstrip(">"),

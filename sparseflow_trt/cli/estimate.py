@@ -94,7 +94,7 @@ def _print(result: Estimate) -> None:
     sparse = "Plugin" if result.kernel == "plugin" else "Sparse"
     table = console.table(
         "Kind", ">N", ">K", ">Count", ">M", "Type", "2:4", ">Dense µs", f">{sparse} µs", ">Speedup", ">Share",
-        "Basis", "Prune",
+        "Basis", "Prune", spared=("Type", f"{sparse} µs", "Count", "2:4"),
     )  # fmt: skip
     for row in result.layers:
         table.add_row(

@@ -59,7 +59,7 @@ def points_table(points: Iterable[Point], shares: Sequence[float] = ()) -> Any:
     """
     table = console.table(
         "Kind", ">N", ">K", "Library", "Type", ">M", ">Dense µs", "95 %", "Kernel", ">µs", "95 %", ">Speedup",
-        *([">Weight"] if shares else []),
+        *([">Weight"] if shares else []), spared=("95 %", "Kind", "Library"),
     )  # fmt: skip
     points = tuple(points)
 
@@ -93,8 +93,9 @@ def _product_of(point: Point) -> tuple[Any, ...]:
 
 def _shapes_table(shapes: Iterable[MeasuredShape]) -> Any:
     table = console.table(
-        "Kind", ">N", ">K", "Library", "Type", "Kernel", ">M", ">Won", "Wins at M", ">Best", ">At M"
-    )
+        "Kind", ">N", ">K", "Library", "Type", "Kernel", ">M", ">Won", "Wins at M", ">Best", ">At M",
+        spared=("At M", "M", "Best"),
+    )  # fmt: skip
     for s in shapes:
         best = ("", "") if s.best is None else (f"{s.best.speedup:.2f}×", str(s.best.dense.m))
         won = f"{s.won} of {len(s.sizes)}" if s.kernel else f"{len(s.sizes)} dense"

@@ -27,6 +27,46 @@ def test_no_number_is_ever_cut(
     )
 
 
+@pytest.mark.parametrize("width", [20, 60, 80, 160])
+def test_ranges_and_words_of_a_list_are_not_broken(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    table = console.table("Kind", ">N", "Wins at M", "Basis", "Prune")
+    table.add_row("gate_up", "14336", "1–128, 2048–16384 and 5 more", "estimated, extrapolated", "unknown")
+    console.out().print(table)
+    words = capsys.readouterr().out.split()
+    assert {"1–128,", "2048–16384", "estimated,", "extrapolated", "unknown"} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("width", "header", "below"),
+    [
+        (40, ["Kind", "Type", "Share", "Basis"], None),
+        (31, ["Kind", "Share", "Basis"], "Not shown for want of width: Type."),
+        (28, ["Kind", "Basis"], "Not shown for want of width: Type, Share."),
+        (10, ["Kind", "Basis"], "Not shown for want of width: Type, Share."),
+    ],
+)
+def test_columns_that_can_be_spared_make_room(
+    width: int,
+    header: list[str],
+    below: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    table = console.table("Kind", "Type", ">Share", "Basis", spared=("Type", "Share"))
+    table.add_row("gate_up", "FP16", "100.0%", "extrapolated")
+    for _ in range(2):  # a table can be printed twice
+        console.out().print(table)
+        first, row, *rest = capsys.readouterr().out.splitlines()
+        assert first.split() == header
+        assert len(row.split()) == len(header)
+        assert rest == ([below] if below else [])
+        assert len(row) <= max(width, 21)
+
+
 def test_a_table_that_fits_keeps_to_the_width(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
