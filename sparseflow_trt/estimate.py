@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from sparseflow_trt.errors import ShapeError
+from sparseflow_trt.estimate_advice import advise
 from sparseflow_trt.estimate_record import Estimate, EstimatedLayers, end_to_end
 from sparseflow_trt.estimate_rows import Group, ask, estimate_layers, usual_rates, with_share
 from sparseflow_trt.exporters.apply_plan import has_half_types
@@ -21,7 +22,7 @@ from sparseflow_trt.plugin_lookup import plugin_known
 from sparseflow_trt.policy import WHOSE, Library, Policy, SparseKernel
 from sparseflow_trt.prunable import unprunable as find_unprunable
 from sparseflow_trt.shapes import DEFAULT_PROFILE, ShapeRange, dims_at, make_profile
-from sparseflow_trt.sites import UNSUPPORTED
+from sparseflow_trt.sites import UNSUPPORTED, find_sites
 from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.traffic import Traffic
 
@@ -68,7 +69,7 @@ def estimate_model(
     typed = precision or ("keep" if has_half_types(model) else "fp16")
     plan = make_plan(layers, (), inputs, None, typed, "off")
 
-    def by(kernel: SparseKernel) -> Estimate:
+    def by(kernel: SparseKernel, whose: Library) -> Estimate:
         able = {name: layer.why_not for name, layer in plugin_layers(model).items()}
         return estimate(
             model.path.name,
@@ -76,20 +77,23 @@ def estimate_model(
             {layer.name: layer.precision for layer in plan.layers},
             dims_at(inputs, profile, "opt") if profile else {},
             policy,
-            library or "tensorrt",
+            whose,
             traffic,
             gemm_share,
             able if kernel == "plugin" else None,
             find_unprunable(model),
         )
 
-    if plugin:
-        return by("plugin")
-    found = by("sparse")
-    if library or found.library != "tensorrt" or found.dense_us is not None:
+    found = by("plugin" if plugin else "sparse", library or "tensorrt")
+    if found.dense_us is not None:
         return found
-    other = by("plugin")
-    return found if other.dense_us is None else other.model_copy(update={"stands_in": True})
+    if not (plugin or library) and found.library == "tensorrt":
+        other = by("plugin", "tensorrt")
+        if other.dense_us is not None:
+            return other.model_copy(update={"stands_in": True})
+    sites = (site for site in find_sites(model) if site.batch != 1 or site.pattern_k != site.k)
+    more = advise(found, policy, by, model.path, {(site.n, site.k) for site in sites})
+    return found.model_copy(update={"notes": (*found.notes, *more)})
 
 
 def estimate(
@@ -179,7 +183,7 @@ def estimate(
         notes=(
             "Times are of the kernels alone, one product after the other.",
             *(f"Sparse is the plugin, {words}." for words in sorted(whose)),
-            *_notes(layers, rows, library, used, main, policy, plugin is not None),
+            *_notes(layers, rows, library, used, main),
         ),
     )
 
@@ -217,15 +221,9 @@ def _notes(
     asked: Library,
     used: Library,
     main: SymbolicM | None,
-    policy: Policy,
-    plugin: bool,
 ) -> Iterator[str]:
     if asked != used:
         yield f"The policy holds nothing of {WHOSE[asked]}: these are times of {WHOSE[used]}."
-    if not plugin and all(row.dense_us is None for row in rows):  # the plugin is judged by both libraries
-        for other in sorted({point.library for point in policy.points} - {used}):
-            more = ", or --plugin, which runs cuSPARSELt's kernels in TensorRT" if other == "torch" else ""
-            yield f"The policy holds times of {WHOSE[other]}, too: try --library {other}{more}."
     if main:
         yield f"The traffic is of M={main}; a layer with another M has it from the given sizes."
     if any(row.kind == "classifier" and row.worth and row.state == "not-sparse" for row in rows):

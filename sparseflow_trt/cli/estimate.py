@@ -120,6 +120,11 @@ def _print(result: Estimate) -> None:
 
 
 def _total(result: Estimate) -> str:
+    if result.gemm_speedup is None and any("class threshold (no time)" in row.basis for row in result.layers):
+        return (
+            "The policy has no time for any of these products, only thresholds: they say whether sparse wins "
+            "(Prune), and not by how much."
+        )
     if result.gemm_speedup is None:
         return "The policy has no time for any of these products: what they would gain is not known."
     unknown = result.guessed_us or 0.0

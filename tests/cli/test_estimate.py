@@ -38,7 +38,8 @@ def test_a_shipped_device_and_no_gpu(sparseflow: Sparseflow, mlp: Mlp) -> None:
     assert (ended.code, ended.err) == (0, "")
     assert "model.onnx on A100, by policy 'a100-80gb'" in ended.out
     assert "class threshold (no time)" in ended.out
-    assert "what they would gain is not known" in ended.out
+    assert "only thresholds: they say whether sparse wins (Prune), and not by how much." in ended.out
+    assert "gain is not known" not in ended.out
     found = sparseflow("estimate", mlp(), "--device", "a100", "--dim", "batch=512", "--json").json
     names = ("dense_us", "policy_us", "guessed_us", "guessed_share")
     assert {found[name] for name in names} == {None}, "unknown is not 0"
@@ -219,6 +220,41 @@ def test_times_of_the_other_library_are_pointed_to(
     assert "what they would gain is not known" in unknown
     assert "try --" not in unknown, "--plugin was given, and is judged by both libraries' times"
     assert (refused.code, "leave out --library torch" in refused.error) == (2, True)
+
+
+def _conv(models: Models, window: int) -> str:
+    weight = np.ones((32, 16, window, window), np.float32)
+    weight[:, ::2] = 0
+    node = helper.make_node("Conv", ["x", "w"], ["y"], "conv1")
+    models.save(models.model([node], {"w": weight}, {"x": ("b", 16, 32, 32)}), "conv24.onnx")
+    return "conv24.onnx"
+
+
+@pytest.mark.parametrize("options", [(), ("--library", "torch"), ("--library", "tensorrt")])
+def test_nobody_is_sent_to_a_library_that_holds_nothing_either(
+    sparseflow: Sparseflow, models: Models, own_folder: Path, options: tuple[str, ...]
+) -> None:
+    asked = ("--device", "h200", "--dim", "b=8", *options)
+    out = sparseflow("estimate", _conv(models, 3), *asked).out
+    assert "too: try" not in out
+    assert "Whatever the library, the policy holds nothing near 144→32 of kind 'conv'." in out.splitlines()
+    assert "`autotune` measures FP16 and BF16 alone, and no Conv with a window or in groups." in out
+    assert "`sparseflow-trt autotune conv24.onnx" not in out
+    out = sparseflow("estimate", _conv(models, 1), *asked).out  # a plain product
+    assert "`sparseflow-trt autotune conv24.onnx --dtype fp16 -o FILE` measures it, on that GPU." in out
+    assert "no Conv with a window" not in out
+
+
+def test_of_a_type_that_no_library_has_it_is_said_what_measures_it(
+    sparseflow: Sparseflow, mlp: Mlp, policy: Path
+) -> None:
+    asked = ("estimate", mlp(), "--policy", policy, "--dim", "batch=8", "--precision")
+    lines = sparseflow(*asked, "bf16").out.splitlines()
+    assert lines[-2] == "Whatever the library, the policy holds nothing of BF16."
+    assert "--dtype bf16 -o FILE` measures it, on that GPU." in lines[-1]
+    lines = sparseflow(*asked, "fp32").out.splitlines()
+    assert lines[-2] == "Whatever the library, the policy holds nothing of FP32."
+    assert "`build --verdict` measures what such an engine gains" in lines[-1]
 
 
 def test_the_plugin_stands_in_for_kernels_that_were_not_measured(
