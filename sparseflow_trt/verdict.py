@@ -5,7 +5,8 @@ Every number is finite or null: JSON has no word for NaN and infinity. What was 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
@@ -17,6 +18,9 @@ StepName = Literal["pruning", "precision", "engine"]
 NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 Cosine = Annotated[FiniteFloat, Field(ge=-1, le=1)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+
+_LEAST_SHRUNK = 0.01  # of the error so far: less is rounding
+_LEAST_BEYOND = 0.0005  # of shares beyond 0 and 1: less is shown as 0.0 % and 100.0 %
 
 
 class Tolerance(Record):
@@ -125,7 +129,8 @@ class StepOutput(Record):
             element is finite in every model.
         accumulated: The same of all steps up to this one.
         share: e·E / E·E: what of the whole error is this step's. The shares of all steps add up to 1; one
-            that makes up for others' errors has a negative one. Null where nothing changed.
+            that makes up for others' errors has a negative one, and `left_after_cancelling` says where they
+            are no parts of a whole. Null where nothing is left of all changes.
         max_abs: The largest element of |e|.
         equal: The share of elements that the step left equal, for outputs that are not floating-point.
         nonfinite: How many elements it made NaN or infinite.
@@ -179,6 +184,25 @@ def shown_outputs(step: StepRecord, input_set: str) -> list[StepOutput]:
         )
         for name in dict.fromkeys(f.output for f in step.outputs)
     ]
+
+
+def left_after_cancelling(steps: Sequence[StepRecord], output: str, input_set: str) -> float | None:
+    """The error after all steps of an output where they cancel, None where they do not.
+
+    They do where a step takes back what others added: the error so far shrinks, or a share is negative. The
+    shares are no parts of a whole then.
+
+    Args:
+        steps: All steps of the chain.
+        output: Its name.
+        input_set: Likewise.
+    """
+    found = [f for step in steps for f in step.outputs if (f.output, f.input_set) == (output, input_set)]
+    sizes = [f.accumulated for f in found if f.accumulated is not None]
+    shares = [f.share for f in found if f.share is not None]
+    shrinks = any(after < (1 - _LEAST_SHRUNK) * before for before, after in pairwise(sizes))
+    beyond = any(not -_LEAST_BEYOND < share < 1 + _LEAST_BEYOND for share in shares)
+    return sizes[-1] if sizes and (shrinks or beyond) else None
 
 
 class LayerError(Record):

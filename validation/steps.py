@@ -11,7 +11,14 @@ from typing import Any, Literal
 import numpy as np
 
 from sparseflow_trt.validation.feeds import Array
-from sparseflow_trt.verdict import Attribution, OutputVerdict, StepName, StepOutput, StepRecord
+from sparseflow_trt.verdict import (
+    Attribution,
+    OutputVerdict,
+    StepName,
+    StepOutput,
+    StepRecord,
+    left_after_cancelling,
+)
 
 Outputs = Mapping[str, Array]
 
@@ -206,12 +213,20 @@ def _blame(
     if not changes[blamed]:
         return "", f"No step changes an output.{_not_run_words(steps)}", ""
     where = f"output '{place[0]}' on input set '{place[1]}'"
+    left = left_after_cancelling(steps, *place)
     what = f"it changes {where} by {percent(changes[blamed])}"
     others = [f"{_WORDS[name]} by {percent(size)}" for name, size in changes.items() if name != blamed]
     beside = f", {' and '.join(others)}" if others else ""
-    lead = "is to blame" if failed else "makes most of the error" if others else "makes all of the error"
-    reason = f"{_capital(_WORDS[blamed])} {lead}: {what}{beside}.{_not_run_words(steps)}"
+    most = "makes most of the error" if left is None else "is the largest step"
+    lead = "is to blame" if failed else most if others else "makes all of the error"
+    reason = f"{_capital(_WORDS[blamed])} {lead}: {what}{beside}.{_cancel_words(left)}{_not_run_words(steps)}"
     return blamed, reason, place[1]
+
+
+def _cancel_words(left: float | None) -> str:
+    if left is None:
+        return ""
+    return f" A step takes back what another added: the error after all of them is {percent(left)}."
 
 
 def _changes(steps: Sequence[StepRecord], place: tuple[str, str]) -> dict[StepName, float]:

@@ -10,28 +10,34 @@ if TYPE_CHECKING:
     from sparseflow_trt.manifest import GraphRecord
     from sparseflow_trt.verdict import Attribution, LayerError, StepName
 
+_MOST_OUTPUTS = 3  # in a sentence
 _MOST_LAYERS = 10  # of each step: the rest is in the JSON
 
 
 def print_attribution(attribution: Attribution) -> None:
     """Prints the step to blame, what each step changes of each output, and the layers that add most."""
-    from sparseflow_trt.verdict import shown_outputs
+    from sparseflow_trt.verdict import left_after_cancelling, shown_outputs
 
     out = console.out()
     out.print(f"\nWhere the error comes from: {attribution.reason}")
     table = console.table(
         "Step", "Output", ">Error", ">So far", ">Share", ">Max abs", ">Equal", ">Not finite", "Input set"
     )
-    steps = list(attribution.steps)
+    steps, cancelling = list(attribution.steps), dict[tuple[str, str], float]()
     if attribution.unrestored:
         steps.insert(0, attribution.unrestored)
     for step in steps:
         as_given = step is attribution.unrestored
         name = "pruning, not restored" if as_given else step.name
         for found in shown_outputs(step, "" if as_given else attribution.input_set):
+            place = (found.output, found.input_set)
+            left = None if as_given else left_after_cancelling(attribution.steps, *place)
+            if left is not None:
+                cancelling[place] = left
+            share = None if as_given or left is not None else found.share
             table.add_row(
                 name, found.output, _percent(found.error), _percent(found.accumulated),
-                "-" if found.share is None or as_given else f"{round(100 * found.share, 1) + 0.0:.1f} %",
+                "-" if share is None else f"{round(100 * share, 1) + 0.0:.1f} %",
                 "-" if found.max_abs is None else f"{found.max_abs:.2e}",
                 "-" if found.equal is None else f"{found.equal:.4f}", str(found.nonfinite or "-"),
                 found.input_set,
@@ -40,6 +46,15 @@ def print_attribution(attribution: Attribution) -> None:
             table.add_row(name, "not run")
     if steps:
         out.print(table)
+    if cancelling:
+        named = [
+            f"'{output}' on '{on}' (an error of {_percent(left)} is left)"
+            for (output, on), left in cancelling.items()
+        ]
+        more = f" and {len(named) - _MOST_OUTPUTS} more" if len(named) > _MOST_OUTPUTS else ""
+        out.print(
+            f"  No shares where steps take back what others added: {', '.join(named[:_MOST_OUTPUTS])}{more}."
+        )
     for name in dict.fromkeys(layer.step for layer in attribution.layers):
         _print_layers(attribution, name)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sparseflow_trt.manifest import Manifest
 from sparseflow_trt.policy import Policy
 from sparseflow_trt.precision_record import by_need
-from sparseflow_trt.report.errors import Gauge, draw_gauges, draw_steps
+from sparseflow_trt.report.errors import Gauge, cancelling, draw_gauges, draw_steps, shipped_gauges
 from sparseflow_trt.report.layer_table import layer_rows, time_groups, was_told, whose_times
 from sparseflow_trt.report.speedups import HEIGHT, WIDTH, draw_speedups
 from sparseflow_trt.report.spine import draw_spine
@@ -94,6 +94,7 @@ def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
         "tiles": _tiles(manifest, gauges),
         "gauges": gauges,
         "steps": draw_steps(manifest),
+        "cancelling": cancelling(manifest),
         "restored": sum(record.route == "restored" for record in manifest.graph.restored),
         "guarded": sum(check.read for check in manifest.graph.mask_checks),
         "spine": draw_spine(manifest),
@@ -137,12 +138,14 @@ def _tiles(manifest: Manifest, gauges: tuple[Gauge, ...]) -> list[Tile]:
     if manifest.duel and manifest.duel.speedup:
         shipped = f"{manifest.duel.ships} ships"
         tiles.append(Tile("Sparse engine", f"{manifest.duel.speedup:.3f}×", "as fast as dense", shipped))
-    cosines = [gauge.worst.cosine for gauge in gauges if gauge.worst.cosine is not None]
+    of_shipped, whose = shipped_gauges(manifest, gauges)
+    cosines = [gauge.worst.cosine for gauge in of_shipped if gauge.worst.cosine is not None]
     if cosines:
-        tiles.append(Tile("Least cosine", f"{min(cosines):.7f}", "", "to the FP32 reference"))
-    used = max((gauge.used for gauge in gauges if gauge.used is not None), default=None)
+        tiles.append(Tile("Least cosine", f"{min(cosines):.7f}", "", f"to the FP32 reference, {whose}"))
+    used = max((gauge.used for gauge in of_shipped if gauge.used is not None), default=None)
     if used is not None:
-        tiles.append(Tile("Largest error", _percent(used), "", "of what an element may be off by"))
+        said = f"of what an element may be off by, {whose}"
+        tiles.append(Tile("Largest error", _percent(used), "", said))
     islands = len(manifest.graph.islands)
     tiles.append(Tile("Kept in FP32", str(islands), "nodes", f"{manifest.graph.casts} casts added"))
     built = f"{manifest.engine.build_seconds:.1f}"

@@ -107,7 +107,8 @@ def test_the_error_is_told_by_step_and_by_layer(
     again = ("validate", "out", "--reference", "pruned.onnx", "--dense-model", dense, "--per-layer")
     ended = sparseflow(*again)
     assert ended.code == 0
-    assert "\nWhere the error comes from: The planned precision makes " in ended.out
+    assert "\nWhere the error comes from: The planned precision is the largest step: " in ended.out
+    assert " A step takes back what another added: the error after all of them is " in ended.out
     assert "Layers by what they add themselves, step 'precision', input set 'default:" in ended.out
     rows = [line.split()[:2] for line in ended.out.splitlines()]
     assert ["up_proj", "MatMul"] in rows

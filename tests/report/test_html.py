@@ -216,7 +216,7 @@ def test_bars_by_step_are_of_the_input_set_of_the_table(
     manifests: Callable[..., Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Precision changes most on another input set than the one that the sentence is about."""
-    figures = {"pruning": {"s": 0.05, "t": 0.01}, "precision": {"s": 0.002, "t": 0.03}}
+    figures = {"pruning": {"s": 0.05, "t": 0.01}, "precision": {"s": 0.002, "t": 0.06}}
     attribution = Attribution.model_validate(
         {
             "blamed": "pruning",
@@ -226,7 +226,8 @@ def test_bars_by_step_are_of_the_input_set_of_the_table(
                 {
                     "name": name, "before": "one", "after": "other",
                     "outputs": [
-                        {"output": "logits", "input_set": on, "error": error, "accumulated": error}
+                        {"output": "logits", "input_set": on, "error": error,
+                         "accumulated": error + (name == "precision") * figures["pruning"][on]}
                         for on, error in sets.items()
                     ],
                 }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sparseflow_trt.manifest import DuelRecord
 from sparseflow_trt.policy import find_policy
-from sparseflow_trt.report.errors import draw_gauges, draw_steps
+from sparseflow_trt.report.errors import cancelling, draw_gauges, draw_steps, shipped_gauges
 from sparseflow_trt.report.layer_table import layer_rows, layer_times, time_groups, whose_times
 from sparseflow_trt.report.speedups import draw_speedups
 from sparseflow_trt.report.spine import draw_spine
@@ -153,3 +154,25 @@ def test_errors_are_shares_of_what_is_allowed(manifests: MakeManifest) -> None:
     assert {bar.found.input_set for bar in bars.bars if bar.found} == {"prefill:opt"}
     bare = manifest.validation.model_copy(update={"attribution": None})
     assert draw_steps(manifest.model_copy(update={"validation": bare})) == ()
+
+
+def test_figures_at_the_top_are_of_what_ships(manifests: MakeManifest) -> None:
+    manifest = manifests()
+    (gauge,) = gauges = draw_gauges(manifest)
+    assert shipped_gauges(manifest, gauges) == (gauges, "of the typed model on the CPU")
+    engine = replace(gauge, candidate=f"engine ({manifest.engine.backend})", used=0.004)
+    assert shipped_gauges(manifest, (gauge, engine)) == ((engine,), "of the engine")
+
+
+def test_where_steps_cancel_is_found_with_what_is_left(manifests: MakeManifest) -> None:
+    manifest = manifests()
+    assert cancelling(manifest) == {}
+    attribution = manifest.validation.attribution
+    assert attribution is not None
+    last = attribution.steps[1].outputs[0].model_copy(update={"accumulated": 0.01, "share": 0.2})
+    steps = (attribution.steps[0], attribution.steps[1].model_copy(update={"outputs": (last,)}))
+    changed = attribution.model_copy(update={"steps": steps})
+    validation = manifest.validation.model_copy(update={"attribution": changed})
+    assert cancelling(manifest.model_copy(update={"validation": validation})) == {
+        ("logits", "prefill:opt"): 0.01
+    }

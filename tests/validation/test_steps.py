@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,33 @@ def test_the_step_that_changes_most_is_blamed() -> None:
         "Pruning makes most of the error: it changes output 'y' on input set 's' by 22 %, the planned "
         "precision by 0.45 % and the engine itself by 0 %."
     )
+
+
+@pytest.mark.parametrize(
+    ("engine", "left", "shares"),
+    [
+        ([1.0001, 2.0], "0.0045 %", 3 * [None]),  # takes back 0.9 of what the precision added
+        ([1.00096, 2.0], "0.043 %", 3 * [None]),  # shares would be 104.2 % and -4.2 %
+        ([1.0, 2.0009], "0.04 %", 3 * [None]),  # shares would be 0 and 100 %, of an error that shrinks
+        ([1.0, 2.0], "0 %", 3 * [None]),
+        ([0.997, 2.0], "0.13 %", 3 * [None]),  # beyond: the error grows, one share is below 0
+        ([1.001, 2.0005], "", ["0.0", "80.0", "20.0"]),
+        ([1.001, 2.0], "", ["0.0", "100.0", "0.0"]),
+    ],
+)
+def test_steps_that_cancel_are_said_to(
+    engine: list[float], left: str, shares: list[str | None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = attributed([1.0, 2.0], [1.0, 2.0], [1.001, 2.0], engine)
+    said = f"A step takes back what another added: the error after all of them is {left}."
+    assert (said in found.reason) == bool(left)
+    assert (" is the largest step: it changes output 'y'" in found.reason) == bool(left)
+    print_attribution(found)
+    out = capsys.readouterr().out
+    rows = re.findall(r"^(?:pruning|precision|engine) .*", out, re.MULTILINE)
+    assert [(re.findall(r"(-?\d+\.\d) %  \d", row) or [None])[-1] for row in rows] == shares
+    below = "No shares where steps take back what others added: 'y' on 's' (an error of "
+    assert (below in out) == bool(left)
 
 
 def test_rows_are_of_the_input_set_that_is_blamed(capsys: pytest.CaptureFixture[str]) -> None:
