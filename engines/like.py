@@ -34,6 +34,7 @@ _PROFILE = re.compile(r" \[profile (\d+)\]")
 _UNSIGNED = (1 << 64) - 1
 _COPIES = ("NoOp", "Reformat")  # types of layers that compute nothing
 _STUB = "__myelin"  # a name that stands for a kernel which is chosen later
+_GENERATED = "kgen"  # the type of layers whose kernel is compiled from what they compute: nothing was chosen
 _SHOWN = 5
 
 
@@ -137,7 +138,15 @@ def compare_tactics(
         after: The new engine's layers.
     """
     copies = {(layer.name, layer.profile) for layer in (*before, *after) if layer.type in _COPIES}
+    stubs = sum(layer.tactic.startswith(_STUB) for layer in before)
+    if stubs:  # where products tell nothing, names made from what generated kernels compute say no more
+        copies |= {(layer.name, layer.profile) for layer in (*before, *after) if layer.type == _GENERATED}
     was, now = _told(before, copies), _told(after, copies)
+    if stubs and not was:
+        return (
+            f"The engine of {name} tells no tactics: {stubs} of its layers name a stub for a kernel that is "
+            "picked at the first run. Whether these are the same is not known."
+        )
     if not was:
         return f"No layer of {name} tells its tactic: whether these are the same is not known."
     differing = [

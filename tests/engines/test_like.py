@@ -115,6 +115,25 @@ def test_equal_engines_are_said_to_be_equal() -> None:
     assert compare_tactics("a", silent, evidence()).startswith("No layer of a tells its tactic: ")
 
 
+def test_a_stub_is_no_tactic() -> None:
+    """As TensorRT-RTX tells of its layers: of products a stub, of generated kernels what they compute."""
+    before = [
+        LayerEvidence("up_myl0_1", "gemm", "Half", "__myelin_CASK_STUB"),
+        LayerEvidence("down_myl0_3", "gemm", "Half", "__myelin_CASK_STUB"),
+        LayerEvidence("relu_myl0_2", "kgen", "Half", "__myl_Relu_0x1f"),
+        LayerEvidence("gelu_myl0_4", "runtime_fusion", "", ""),
+    ]
+    assert compare_tactics("a", before, before) == (
+        "The engine of a tells no tactics: 2 of its layers name a stub for a kernel that is picked at the "
+        "first run. Whether these are the same is not known."
+    )
+    chosen = LayerEvidence("out", "gemm", "Half", "sm80_xmma_gemm")
+    said = compare_tactics("a", [*before, chosen], [*before, chosen])
+    assert said == "All 1 engine layers of a that tell their tactic run it here, too."
+    generated = before[2:]  # where nothing is a stub they are told, as by TensorRT's own compiler
+    assert compare_tactics("a", generated, generated).startswith("All 1 engine layers")
+
+
 def test_copies_are_not_compared() -> None:
     before = records(evidence())
     assert any(e.type == "Reformat" for e in before)
