@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,18 +88,26 @@ def _load(
     if gpus is not None:
         if throughput is not None or peak != 1:
             raise click.UsageError("--throughput and --peak go with requests, not with --gpus.")
-        said = f"The load takes {gpus} GPUs today, dense, which are busy for {busy:.0%} of their time."
-        return gpus * busy, said
+        many = f"{gpus:,} GPUs today, dense, which are busy for {busy:.0%} of their time."
+        one = f"1 GPU today, dense, which is busy for {busy:.0%} of its time."
+        return gpus * busy, f"The load takes {one if gpus == 1 else many}"
     if peak < 1:
         raise click.UsageError("--peak is below 1: the busiest hour has no fewer requests than the mean.")
     if throughput is None:
         raise click.UsageError("requests take --throughput: what one GPU serves, dense.")
     mean = by_second if by_second is not None else (by_month or 0) / (HOURS_A_MONTH * 3600)
-    spread = "evenly" if peak == 1 else f"with {peak:g} times as many in the busiest hour, which is counted"
-    said = (
-        f"{mean:.3g} requests a second come {spread}; a GPU that is always busy serves {throughput:g}, dense."
+    many = f"with {_plain(peak, 6)} times as many in the busiest hour, which is counted"
+    come = "1 request a second comes" if mean == 1 else f"{_plain(mean, 3)} requests a second come"
+    return mean * peak / throughput, (
+        f"{come} {'evenly' if peak == 1 else many}; a GPU that is always busy serves "
+        f"{_plain(throughput, 6)}, dense."
     )
-    return mean * peak / throughput, said
+
+
+def _plain(number: float, digits: int) -> str:
+    """A number above 0 to so many digits, its whole part always to the last one: 1,000 and not 1e+03."""
+    places = digits - 1 - math.floor(math.log10(number))
+    return f"{number:,.{places}f}".rstrip("0").rstrip(".") if places > 0 else f"{number:,.0f}"
 
 
 def _speedup(

@@ -188,6 +188,31 @@ def test_what_roi_does_not_take(
     assert says in ended.error
 
 
+@pytest.mark.parametrize(
+    ("load", "says"),
+    [
+        (("--gpus", 1), "The load takes 1 GPU today, dense, which is busy for 70% of its time."),
+        (("--gpus", 2000), "The load takes 2,000 GPUs today, dense, which are busy for 70% of their time."),
+        (
+            ("--requests-per-second", 1000, "--throughput", 1250.5),
+            "1,000 requests a second come evenly; a GPU that is always busy serves 1,250.5, dense.",
+        ),
+        (
+            ("--requests-per-second", 1, "--throughput", 1e6),
+            "1 request a second comes evenly; a GPU that is always busy serves 1,000,000, dense.",
+        ),
+        (
+            ("--requests-per-month", 730 * 3.6, "--throughput", 0.00004, "--peak", 1000),
+            "0.001 requests a second come with 1,000 times as many in the busiest hour, which is counted; a "
+            "GPU that is always busy serves 0.00004, dense.",
+        ),
+    ],
+)
+def test_roi_says_numbers_plainly(sparseflow: Sparseflow, load: tuple[str | float, ...], says: str) -> None:
+    out = sparseflow("roi", *load, "--cost-per-gpu-hour", 1, "--speedup", 1.5).out
+    assert says in [line.strip() for line in out.splitlines()]
+
+
 def test_roi_takes_the_largest_figures(sparseflow: Sparseflow) -> None:
     ended = sparseflow(
         "roi", "--requests-per-second", 1e15, "--throughput", 1e-14, "--busy", 1e-14, "--peak", 1000,
