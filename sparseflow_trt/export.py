@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _SIZES: dict[str, tuple[int, int, int]] = {
     "batch": (1, 2, 3), "images": (1, 2, 3), "seq": (1, 7, 16), "past": (0, 5, 9),
 }  # fmt: skip
+_ONNX_BEGINS = b"\x08"  # the key of a ModelProto's first field, its IR version
 _PRECISIONS: dict[str, Precision] = {"BFLOAT16": "bf16", "FLOAT16": "fp16"}  # the coarsest first
 
 
@@ -117,6 +119,7 @@ def export_model(
         NotInstalledError: PyTorch, onnxscript, transformers, ONNX Runtime or Polygraphy.
     """
     options = options or ExportOptions()
+    _refuse_onnx(source)
     check_file(output)
     require("torch", "exporting PyTorch modules")
     clock = Clock()
@@ -161,9 +164,22 @@ def export_model(
     return report
 
 
+def _refuse_onnx(source: str) -> None:
+    path = Path(source)
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        begins = file.read(1)
+    if path.suffix == ".onnx" or begins == _ONNX_BEGINS:
+        raise InputError(
+            f"{source} is an ONNX model already: it needs no export.",
+            f"Give it as it is, such as to `sparseflow-trt build {shlex.quote(source)}`.",
+        )
+
+
 def _load(source: str, options: ExportOptions) -> Exportable:
     path = Path(source)
-    if path.exists() and not source.endswith(".py"):
+    if path.is_dir() or (path.is_file() and path.suffix == ".json"):
         return load_exportable(
             path,
             task=options.task,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
+
+MakeModel = Callable[..., Path]
 
 MODULE = """
 import torch
@@ -119,6 +122,39 @@ def test_export_options_are_for_sources(sparseflow: Sparseflow) -> None:
     ended = sparseflow("build", "model.onnx", "--random-weights")
     assert ended.code == 2
     assert "it has nothing to export" in ended.error
+
+
+def test_an_onnx_model_needs_no_export(sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path) -> None:
+    for name in ("model.onnx", "no_suffix"):
+        before = Path(mlp(name)).read_bytes()
+        ended = sparseflow("export", name, "-o", "x.onnx")
+        assert ended.code == 1
+        assert f"{name} is an ONNX model already: it needs no export." in ended.error
+        assert f"sparseflow-trt build {name}" in ended.err
+        assert (own_folder / name).read_bytes() == before
+    assert not (own_folder / "x.onnx").exists()
+
+
+def test_a_file_of_something_else_is_no_source(sparseflow: Sparseflow, own_folder: Path) -> None:
+    (own_folder / "model.safetensors").write_bytes(b"\xff\xfe")
+    ended = sparseflow("export", "model.safetensors")
+    assert "model.safetensors is no Hugging Face folder, and names no function." in ended.error
+
+
+def test_an_artifact_is_exported_whether_or_not_it_passed(
+    sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    build = ("build", mlp("model.onnx"), "--dim", "batch=1,4,8", "--backend", "onnxruntime")
+    assert sparseflow(*build).code == 0
+    assert sparseflow(*build, "--force", "--tolerance", "atol=0,rtol=0,cosine=1").code == 4
+    for name, file in (
+        ("model.artifact", "model.typed.onnx"),
+        ("model.artifact.failed", "model.artifact.failed.typed.onnx"),
+    ):
+        ended = sparseflow("export", name)
+        assert ended.code == 0, ended.err
+        assert "No layer was taken out of sparse kernels: there was nothing to put back." in ended.out
+        assert (own_folder / file).is_file()
 
 
 def test_a_source_that_is_none(sparseflow: Sparseflow) -> None:
