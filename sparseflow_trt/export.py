@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +100,11 @@ def is_torch_source(text: str) -> bool:
 
 
 def export_model(
-    source: str, output: Path, options: ExportOptions | None = None, on_step: OnProgress = lambda _: None
+    source: str,
+    output: Path,
+    options: ExportOptions | None = None,
+    on_step: OnProgress = lambda _: None,
+    check_inputs: Callable[[dict[str, Dims]], None] = lambda _: None,
 ) -> ExportReport:
     """Exports a module to ONNX, and compares the file with the module before it is put in place.
 
@@ -111,6 +115,8 @@ def export_model(
         output: The ONNX file. Weights above 256 MiB stand in OUTPUT.data.
         options: How.
         on_step: Told how far it is.
+        check_inputs: Given the dimensions of the module's inputs before anything is exported; what it raises
+            ends this.
 
     Raises:
         InputError: The source cannot be read, or no model can be made of it.
@@ -126,6 +132,7 @@ def export_model(
     with clock("load"):
         on_step(Progress("Loading the module"))
         found = _load(source, options)
+        check_inputs(_dims(found))
     with temporary_folder(output.with_name(f"{output.name}.export")) as folder:
         with clock("export"):
             on_step(Progress("Exporting through torch"))
@@ -201,6 +208,13 @@ def _load(source: str, options: ExportOptions) -> Exportable:
                 usage=True,
             )
     return load_function(source)
+
+
+def _dims(found: Exportable) -> dict[str, Dims]:
+    return {
+        name: tuple(found.axes.get(name, {}).get(i, int(size)) for i, size in enumerate(tensor.shape))
+        for name, tensor in found.inputs.items()
+    }
 
 
 def _check_masks(

@@ -20,6 +20,7 @@ from sparseflow_trt.shapes import (
     is_range,
     make_profile,
     parse_axis_range,
+    terms,
 )
 
 _PROFILE_HINT = "Name one and give it ranges by axis: --profile prefill:batch=1,4,8:seq=128,512,1024."
@@ -117,6 +118,35 @@ def make_profiles(
             )
         profiles.append(made)
     return tuple(profiles)
+
+
+def check_before_export(
+    specs: tuple[ProfileSpec, ...],
+    input_dims: dict[str, Dims],
+    axes: dict[str, tuple[int, int, int]],
+    inputs: dict[str, ShapeRange],
+) -> None:
+    """Raises what `make_profiles` will of a module's export, as far as its inputs tell that beforehand.
+
+    An input that the module does not read is none of its export. So an axis that only one of several inputs
+    has may be missing here: it is asked for when the file is there.
+
+    Args:
+        specs: What each profile says of itself.
+        input_dims: The dimensions of the module's inputs, by name.
+        axes: Ranges of the axes that a profile leaves out.
+        inputs: Ranges of the inputs that a profile leaves out.
+
+    Raises:
+        ShapeError: As `make_profiles` does.
+    """
+    among = Counter(
+        axis
+        for dims in input_dims.values()
+        for axis in {term for dim in dims if isinstance(dim, str) for term in terms(dim)}
+    )
+    unsure = {axis: (1, 1, 1) for axis, count in among.items() if count == 1 and len(input_dims) > 1}
+    make_profiles(specs, input_dims, {**unsure, **axes}, inputs)
 
 
 def check_specs(specs: tuple[ProfileSpec, ...], usage: bool = False) -> None:

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from sparseflow_trt.errors import ShapeError
-from sparseflow_trt.profile_specs import ProfileSpec, make_profiles, parse_profile, read_shapes_file
+from sparseflow_trt.profile_specs import (
+    ProfileSpec,
+    check_before_export,
+    make_profiles,
+    parse_profile,
+    read_shapes_file,
+)
 from sparseflow_trt.shapes import Dims, ShapeRange, make_profile
 
 DIMS: dict[str, Dims] = {"ids": ("batch", "seq"), "mask": ("batch", "seq"), "image": ("batch", 3, 8)}
@@ -153,3 +159,26 @@ def test_profiles_that_do_not_fit_are_named(
         make_profiles(asked, dims, axes, ranges)
     assert says in caught.value.message
     assert caught.value.hint
+
+
+def test_before_an_export_only_what_is_certain_is_missing() -> None:
+    """An axis of one input of several may be of an input that nothing reads."""
+    both: dict[str, Dims] = {"x": ("batch", "src"), "y": ("batch", "tgt"), "z": (4,)}
+    with pytest.raises(ShapeError, match="input 'x' has dynamic dimensions batch and no profile says"):
+        check_before_export((), both, {}, {})
+    check_before_export((), both, {"batch": (1, 2, 4)}, {})
+    with pytest.raises(ShapeError, match="axis 'seq' is not in the model"):
+        check_before_export((), both, {"batch": (1, 2, 4), "seq": (1, 2, 4)}, {})
+    with pytest.raises(ShapeError, match="input 'x' has dynamic dimensions src and no profile says"):
+        check_before_export((), {"x": both["x"]}, {"batch": (1, 2, 4)}, {})
+    cached: dict[str, Dims] = {
+        "ids": ("batch", "seq"),
+        "past": ("batch", "past"),
+        "mask": ("batch", "past + seq"),
+    }
+    check_before_export((), cached, dict.fromkeys(("batch", "seq", "past"), (1, 2, 4)), {})
+    with pytest.raises(ShapeError, match="profile 'p' does not say"):
+        check_before_export(
+            (ProfileSpec(name="p", axes={"seq": (1, 2, 4)}),), cached, {"past": (0, 1, 2)}, {}
+        )
+    check_before_export((), {"x": (2, 3)}, {}, {})

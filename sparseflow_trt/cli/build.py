@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from sparseflow_trt.engines.choose import BackendName
     from sparseflow_trt.export import ExportOptions, ExportReport
     from sparseflow_trt.manifest import Manifest
-    from sparseflow_trt.pipeline import BuildResult
+    from sparseflow_trt.pipeline import BuildResult, PlanOptions
+    from sparseflow_trt.plan import Plan
+    from sparseflow_trt.shapes import Dims
 
 _MOST_NAMED = 6  # layers, in a sentence
 
@@ -124,7 +126,7 @@ def command(
         # after the artifact: another one of the same source has its reference beside it
         named = output.resolve() if output.name in ("", "..") else output
         exported_to = named.with_name(f"{named.name.removesuffix('.artifact')}.exported.onnx")
-        report = _export(str(model), exported_to, export)
+        report = _export(str(model), exported_to, export, plan)
     exported = {"export": plain_export(report)} if report else {}
     if report and not as_json:
         print_export(report)
@@ -151,11 +153,17 @@ def command(
     return exit_code_of(result.manifest.validation)
 
 
-def _export(source: str, onnx: Path, options: ExportOptions) -> ExportReport:
+def _export(source: str, onnx: Path, options: ExportOptions, plan: Plan | PlanOptions) -> ExportReport:
     from sparseflow_trt.export import export_model
+    from sparseflow_trt.plan import Plan
+    from sparseflow_trt.profile_specs import check_before_export
+
+    def check(dims: dict[str, Dims]) -> None:
+        if not isinstance(plan, Plan):  # whose profiles are checked when the file is there
+            check_before_export(plan.profiles, dims, plan.axes, plan.shapes)
 
     with console.progress_bar() as show:
-        return export_model(source, onnx, options, lambda p: show(p.step, p.done, p.total))
+        return export_model(source, onnx, options, lambda p: show(p.step, p.done, p.total), check)
 
 
 def _refuse_both(options: dict[str, Any]) -> None:

@@ -118,6 +118,22 @@ def test_a_configuration_alone_needs_a_word_for_its_weights(sparseflow: Sparsefl
     assert "holds a configuration and no weights" in sparseflow("export", "hf").error
 
 
+def test_missing_ranges_are_said_before_the_export(
+    sparseflow: Sparseflow, source: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[object] = []
+    monkeypatch.setattr("sparseflow_trt.export.export_module", lambda *given: exported.append(given))
+    for dims, missing in (((), "batch, seq"), (("--dim", "batch=1,2,4"), "seq")):
+        ended = sparseflow("build", source, "--backend", "onnxruntime", *dims)
+        assert ended.code == 1
+        said = f"input 'x' has dynamic dimensions {missing} and no profile says their ranges."
+        assert said in ended.error
+    unknown = sparseflow("build", source, "--dim", "batch=1", "--dim", "seq=2", "--dim", "sequence=3")
+    assert "axis 'sequence' is not in the model, which has: batch, seq." in unknown.error
+    assert exported == []
+    assert not list(own_folder.glob("*.export*"))
+
+
 def test_export_options_are_for_sources(sparseflow: Sparseflow) -> None:
     ended = sparseflow("build", "model.onnx", "--random-weights")
     assert ended.code == 2
