@@ -32,7 +32,7 @@ _WRAPPED = {
     "Source", "Thresholds", "Types", "Why", "Wins at M",
 }  # fmt: skip
 # Of those, the ones that hold numbers and words of a fixed list: they are broken between them alone.
-_WHOLE_WORDS = {"Basis", "Prune", "Types", "Wins at M"}
+_WHOLE_WORDS = {"Basis", "Candidate", "Prune", "Types", "Wins at M"}
 _GAP = 2  # between two columns
 _ROOM = 40  # for sentences beside the other columns; with less they stand below the table
 _NAME = 36  # of a name that is not broken
@@ -54,6 +54,8 @@ class _Table(Table):
         for column in self.columns:
             widths = [Measurement.get(console, unbounded, cell) for cell in (column.header, *column.cells)]
             whole, longest_word = (max(width[i] for width in widths) for i in (1, 0))
+            if self.spared and column.header == "Output" and whole <= _NAME:
+                column.no_wrap = True  # the figures give way first
             word = longest_word if column.header in _WHOLE_WORDS else min(longest_word, _NARROWEST)
             column.min_width = whole if column.no_wrap else word
         every = self.columns
@@ -62,8 +64,8 @@ class _Table(Table):
             if self._least() <= options.max_width:
                 break
             left_out.append(name)
-            kept = [column for column in self.columns if column.header != name]
-            self.columns = [replace(column, _index=i) for i, column in enumerate(kept)]
+            rest = [column for column in self.columns if column.header != name]
+            self.columns = [replace(column, _index=i) for i, column in enumerate(rest)]
         wide = options.update(width=max(options.max_width, self._least()))
         try:
             yield from super().__rich_console__(console, wide)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
 from sparseflow_trt.cli import console
+from sparseflow_trt.cli.verdicts import print_validation
+from sparseflow_trt.verdict import Validation
 
 
 @pytest.mark.parametrize("width", [20, 60, 80, 100, 160])
@@ -140,3 +143,34 @@ def test_a_sentence_that_is_short_has_room(monkeypatch: pytest.MonkeyPatch) -> N
     rows = [("x" * 40, "short")]
     assert console.fold_last(("Kind", "Reason"), rows) == (rows, [])
     assert console.fold_last(("Kind", "Reason"), []) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("width", "output", "columns"),
+    [
+        (72, "sentence_embedding", 6),
+        (80, "sentence_embedding", 7),
+        (80, "y", 8),
+        (90, "y", 9),
+        (160, "sentence_embedding", 9),
+    ],
+)
+def test_names_of_candidates_are_broken_at_spaces_alone(
+    width: int, output: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    figures = {"max_abs": 9e-4, "mean_abs": 1e-4, "cosine": 0.999, "psnr": 74.2}
+    bounds = {"max_abs": 1.0, "max_rel": 1.0, "min_cosine": 0.9}
+    found = {"output": output, "input_set": "s", "passed": True, "tolerance": bounds, **figures}
+    names = ("typed model, rounded as typed, CPU", "engine (tensorrt-rtx)")
+    candidates = [
+        {"name": name, "file": "f", "verdict": verdict, "reason": "", "outputs": outputs}
+        for name, verdict, outputs in zip(names, ("pass", "not run"), ([found], []), strict=True)
+    ]
+    said = {"verdict": "pass", "reason": "", "reference": "r", "reference_runtime": "", "compared_by": ""}
+    print_validation(Validation.model_validate({**said, "input_sets": [], "candidates": candidates}))
+    lines = capsys.readouterr().out.splitlines()[3:]
+    words = {word for line in lines for word in line.split()}
+    assert {*" ".join(names).split(), output, "9.00e-04", "0.999000"} <= words
+    assert len(re.split(r"  +", lines[0].strip())) == columns
+    assert max(map(len, lines)) <= width
