@@ -23,14 +23,13 @@ import argparse
 import json
 import os
 import re
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from measure import summary, timed_command, timed_output, write_result
+from measure import command_line, summary, timed_command, timed_output, write_result
 from tensorrt_mlp import CASES, write_fp32
 
 from sparseflow_trt.engines.tensorrt_api import load_flavour
@@ -68,14 +67,13 @@ def main() -> None:
         like, replay, name = (), (), "build_time"
         if asked.fixed_tactics:
             like, replay, name = *fix_tactics(folder, flags, asked.backend), "build_time_fixed_tactics"
+            asked.free_runs = 0  # TensorRT's own choice of types is not of those tactics
         commands: list[Callable[[], dict[str, float]]] = [
             lambda: time_ours(folder, asked.backend, like),
             lambda: time_same(folder, [*flags, *replay], asked.backend),
             lambda: {FREE: time_free(folder, flags)},
         ]
         free_runs = asked.runs if asked.free_runs is None else asked.free_runs
-        if asked.fixed_tactics:
-            free_runs = 0
         times: Times = {}
         for run in range(asked.runs):
             now = commands if run < free_runs else commands[:2]
@@ -91,12 +89,7 @@ def main() -> None:
                     "types left to TensorRT": ["--fp16", "--tf32", *flags],
                 },
             }
-            write_result(name, figures, command_line(), show=run + 1 == asked.runs)
-
-
-def command_line() -> str:
-    """This command, to be run again."""
-    return shlex.join(["python", "benchmarks/build_time.py", *sys.argv[1:]])
+            write_result(name, figures, command_line(sys.argv, ()), show=run + 1 == asked.runs)
 
 
 def fix_tactics(folder: Path, flags: list[str], backend: str) -> tuple[Sequence[str], Sequence[str]]:

@@ -60,10 +60,6 @@ TINYLLAMA = {
 MLP = ("gate_proj", "up_proj", "down_proj")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _TOP = 12
-_ONCE = (  # in place of the ceilings in earlier results, which held the pass against the kernels' ceiling
-    "share of the products", "ceiling", "speedup as CUDA graphs", "speedup of kernel time",
-    "of the ceiling's saving",
-)  # fmt: skip
 
 Shape = tuple[int, int]
 Times = Mapping[Shape, tuple[float, float]]  # dense and sparse microseconds by (N, K)
@@ -329,13 +325,7 @@ def concluded(dense: dict[str, Any], variant: dict[str, Any]) -> dict[str, Any]:
     products = variant["products"]
     speedup = products["dense us"] / products["us"]
     ceilings = ceilings_of(speedup, dense["classes"]["gemm"]["ms"], ms[0], (kernels, graphs))
-    made: dict[str, Any] = {}
-    for key, value in variant.items():
-        if key not in (*_ONCE, *ceilings):
-            made[key] = value
-        if key == "products":
-            made |= ceilings
-    return made
+    return {**variant, **ceilings}
 
 
 def describe_product(p: LinearProduct, count: int, times: Times) -> dict[str, Any]:
