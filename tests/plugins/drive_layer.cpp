@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "bench.h"
+#include "fake/at_once.h"
 #include "fake/multiply.h"
 #include "linear.h"
 #include "log.h"
@@ -321,24 +322,13 @@ void another_gpu_measures_again() {
 
 void contexts_run_at_once() {
   auto const linear = built({Type::kFp16, Activation::kRelu, true, 20});
-  std::vector<std::thread> threads;
-  std::vector<std::string> failures(4);
-  for (unsigned seed = 0; seed < 4; ++seed) {
-    threads.emplace_back([&, seed] {
-      try {
-        Context context(linear, 64);
-        std::minstd_rand random(seed + 1);
-        for (int i = 0; i < 40; ++i) {
-          context.run(1 + static_cast<int64_t>(random() % 64), seed, i % 2 == 0);
-        }
-      } catch (std::exception const& error) {
-        failures[seed] = error.what();
-      }
-    });
-  }
-  for (auto& thread : threads) {
-    thread.join();
-  }
+  auto const failures = at_once(4, [&](unsigned seed) {
+    Context context(linear, 64);
+    std::minstd_rand random(seed + 1);
+    for (int i = 0; i < 40; ++i) {
+      context.run(1 + static_cast<int64_t>(random() % 64), seed, i % 2 == 0);
+    }
+  });
   for (auto const& failure : failures) {
     require(failure.empty(), failure.c_str(), 0);
   }
@@ -421,24 +411,13 @@ void a_split_run_is_captured() {
 
 void contexts_with_many_sizes_run_at_once() {
   auto const linear = built({Type::kFp16, Activation::kRelu, true, 20}, 1100);
-  std::vector<std::thread> threads;
-  std::vector<std::string> failures(3);
-  for (unsigned seed = 0; seed < 3; ++seed) {
-    threads.emplace_back([&, seed] {
-      try {
-        auto context = with_many_sizes(linear);
-        std::minstd_rand random(seed + 1);
-        for (int i = 0; i < 12; ++i) {
-          context.run(500 + static_cast<int64_t>(random() % 600), seed, i % 2 == 0);
-        }
-      } catch (std::exception const& error) {
-        failures[seed] = error.what();
-      }
-    });
-  }
-  for (auto& thread : threads) {
-    thread.join();
-  }
+  auto const failures = at_once(3, [&](unsigned seed) {
+    auto context = with_many_sizes(linear);
+    std::minstd_rand random(seed + 1);
+    for (int i = 0; i < 12; ++i) {
+      context.run(500 + static_cast<int64_t>(random() % 600), seed, i % 2 == 0);
+    }
+  });
   for (auto const& failure : failures) {
     require(failure.empty(), failure.c_str(), 0);
   }

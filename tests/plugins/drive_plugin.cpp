@@ -10,8 +10,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <random>
-#include <thread>
 
+#include "fake/at_once.h"
 #include "fake/multiply.h"
 
 #define REQUIRE(condition) require(condition, #condition, __LINE__)
@@ -184,20 +184,7 @@ void build_and_run() {
   REQUIRE(unlike != nullptr && unlike->initialize() == 0 && fake::live() > once);
   unlike->terminate();
   unlike->destroy();
-  std::vector<std::thread> threads;
-  std::vector<std::string> failures(3);
-  for (unsigned seed = 0; seed < 3; ++seed) {
-    threads.emplace_back([&, seed] {
-      try {
-        run_context(*engine, node, workspace, seed);
-      } catch (std::exception const& error) {
-        failures[seed] = error.what();
-      }
-    });
-  }
-  for (auto& thread : threads) {
-    thread.join();
-  }
+  auto const failures = at_once(3, [&](unsigned seed) { run_context(*engine, node, workspace, seed); });
   for (auto const& failure : failures) {
     require(failure.empty(), failure.c_str(), 0);
   }
