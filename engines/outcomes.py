@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sparseflow_trt.engines.protocol import LayerEvidence
 from sparseflow_trt.engines.tactics import is_sparse_tactic
 from sparseflow_trt.engines.timings import LayerTimings, Timing
+from sparseflow_trt.errors import EvidenceError
 from sparseflow_trt.plan import Plan, PlannedLayer
 from sparseflow_trt.target import PLUGIN_OP
 
@@ -110,6 +111,17 @@ def precision_mismatches(
         where = f" (profile '{plan.profiles[outcome.profile].name}')" if len(plan.profiles) > 1 else ""
         sentences.append(f"'{outcome.layer}' is planned {expected} and {got}{where}.")
     return tuple(sentences)
+
+
+def check_precisions(plan: Plan, outcomes: tuple[LayerOutcome, ...], tf32: bool, hint: str) -> None:
+    """Checks that each layer whose precision the engine tells runs as precisely as planned.
+
+    Raises:
+        EvidenceError: The layers that do not, as `precision_mismatches` names them; with the hint.
+    """
+    told = tuple(outcome for outcome in outcomes if outcome.precision)
+    if differing := precision_mismatches(plan, told, tf32):
+        raise EvidenceError(f"the engine does not run as planned: {' '.join(differing)}", hint)
 
 
 def _find(name: str, layers: list[LayerEvidence]) -> LayerEvidence | None:

@@ -9,7 +9,7 @@ from sparseflow_trt._files import sha256_of
 from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
 from sparseflow_trt.engines.like import compare_tactics, read_like
-from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches, untold
+from sparseflow_trt.engines.outcomes import check_precisions, join_outcomes, untold
 from sparseflow_trt.engines.plugin_library import PluginLibrary, copy_library, plugin_mismatches
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, OnProgress
 from sparseflow_trt.engines.tensorrt_api import graph_needs_of, install_line, version_of
@@ -20,6 +20,7 @@ from sparseflow_trt.target import GraphNeeds
 
 _KEY = "tensorrt"
 _ENGINE = "model.engine"
+_DIFFERS = "Plan these layers in the precision that they run in, or build with another TensorRT."
 _STRIPPED = "The engine holds no weights: it takes those of model.onnx, beside it, when it is loaded."
 
 
@@ -84,12 +85,7 @@ class TensorRtBackend:
     def _built(self, request: BuildRequest, outcome: Outcome) -> BuiltEngine:
         file = request.folder / _ENGINE
         outcomes = join_outcomes(request.plan, outcome.layers, outcome.timings)
-        told = tuple(outcome for outcome in outcomes if outcome.precision)
-        if differing := precision_mismatches(request.plan, told, request.options.tf32):
-            raise EvidenceError(
-                f"the engine does not run as planned: {' '.join(differing)}",
-                "Plan these layers in the precision that they run in, or build with another TensorRT.",
-            )
+        check_precisions(request.plan, outcomes, request.options.tf32, _DIFFERS)
         if elsewhere := plugin_mismatches(request.plan, outcomes):
             raise EvidenceError(
                 f"the engine does not run as planned: {' '.join(elsewhere)}",

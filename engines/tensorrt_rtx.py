@@ -7,11 +7,10 @@ from dataclasses import replace
 from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
 from sparseflow_trt.engines.like import compare_tactics, read_like
-from sparseflow_trt.engines.outcomes import join_outcomes, precision_mismatches, untold
+from sparseflow_trt.engines.outcomes import check_precisions, join_outcomes, untold
 from sparseflow_trt.engines.plugin_library import lowered_note
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions, OnProgress
 from sparseflow_trt.engines.tensorrt_api import graph_needs_of, install_line, version_of
-from sparseflow_trt.errors import EvidenceError
 from sparseflow_trt.target import GraphNeeds
 
 _KEY = "tensorrt-rtx"
@@ -63,9 +62,7 @@ class TensorRtRtxBackend:
         options = replace(request.options, timing_cache=None, like=None)
         outcome = run_build(_KEY, replace(request, options=options), file, on_progress)
         outcomes = join_outcomes(request.plan, outcome.layers)
-        told = tuple(outcome for outcome in outcomes if outcome.precision)
-        if differing := precision_mismatches(request.plan, told, request.options.tf32):
-            raise EvidenceError(f"the engine does not run as planned: {' '.join(differing)}", _DIFFERS)
+        check_precisions(request.plan, outcomes, request.options.tf32, _DIFFERS)
         return BuiltEngine(
             file=file,
             files=(file,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -69,8 +70,13 @@ def estimate_model(
     typed = precision or ("keep" if has_half_types(model) else "fp16")
     plan = make_plan(layers, (), inputs, None, typed, "off")
 
+    unprunable = find_unprunable(model)
+
+    @functools.cache
+    def in_plugin() -> Mapping[str, str]:
+        return {name: layer.why_not for name, layer in plugin_layers(model).items()}
+
     def by(kernel: SparseKernel, whose: Library) -> Estimate:
-        able = {name: layer.why_not for name, layer in plugin_layers(model).items()}
         return estimate(
             model.path.name,
             layers,
@@ -80,8 +86,8 @@ def estimate_model(
             whose,
             traffic,
             gemm_share,
-            able if kernel == "plugin" else None,
-            find_unprunable(model),
+            in_plugin() if kernel == "plugin" else None,
+            unprunable,
         )
 
     found = by("plugin" if plugin else "sparse", library or "tensorrt")

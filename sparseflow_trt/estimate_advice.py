@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from sparseflow_trt._listing import listed
 from sparseflow_trt.estimate_record import Estimate, EstimatedLayers
 from sparseflow_trt.policy import WHOSE, Library, Policy, SparseKernel
 
@@ -64,8 +65,7 @@ def _what_measures(
             for row in rows
         )
     )
-    more = f" and {len(said) - _MOST} more" if len(said) > _MOST else ""
-    yield f"Whatever the library, the policy holds nothing {', '.join(said[:_MOST])}{more}."
+    yield f"Whatever the library, the policy holds nothing {listed(said, _MOST)}."
     plain = [row for row in rows if row.dtype in _AUTOTUNED and (row.n, row.k) not in no_product]
     if plain:
         options = "".join(f" --dtype {dtype.lower()}" for dtype in sorted({row.dtype for row in plain}))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparseflow_trt._deps import require
+from sparseflow_trt._listing import listed
 from sparseflow_trt.errors import InputError, one_line
 
 TorchDtype = Literal["fp32", "fp16", "bf16"]
@@ -168,10 +169,9 @@ def _from_checkpoint(
     )
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would draw them at random and go on
-        named = ", ".join(missing[:_MOST_NAMED])
-        more = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
         raise InputError(
-            f"{folder}: the checkpoint lacks {named}{more}, which a {type(module).__name__} has.",
+            f"{folder}: the checkpoint lacks {listed(missing, _MOST_NAMED)}, which a "
+            f"{type(module).__name__} has.",
             "Choose a class that the checkpoint was saved from, or complete the checkpoint.",
         )
     return module

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from sparseflow_trt.forest import Guess, guess_of
 from sparseflow_trt.known import Expected, Known, Verdict
 from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
-from sparseflow_trt.policy import WHOSE, Library, Policy, SparseKernel, pairs_by_m, pairs_by_shape
+from sparseflow_trt.policy import WHOSE, Library, Pair, Policy, SparseKernel, pairs_by_m, pairs_by_shape
 
 FAR = 1 << 20  # an M that nothing reaches
 
@@ -144,6 +144,20 @@ def ranges_of(known: Known, low: int, high: int) -> tuple[tuple[int, int, bool],
             begin = ranges.pop()[0]
         ranges.append((begin, following - 1, sparse))
     return tuple(ranges)
+
+
+def taken_ranges(known: Known, low: int, high: int) -> list[tuple[int, int]]:
+    """The ranges of M from `low` to `high` in which the kernel is taken."""
+    return [(begin, end) for begin, end, taken in ranges_of(known, low, high) if taken]
+
+
+def taken_where_measured(
+    policy: Policy, kind: str, pairs: Mapping[int, Pair], kernel: SparseKernel
+) -> list[tuple[int, int]]:
+    """The same of one measured shape, from the smallest to the largest M of its pairs, those between too."""
+    one = next(iter(pairs.values())).dense
+    known = known_of(policy, kind, one.n, one.k, one.dtype, one.library, kernel)
+    return taken_ranges(known, min(pairs), max(pairs))
 
 
 def widest(ranges: Iterable[tuple[int, int]], most: int) -> list[tuple[int, int]]:

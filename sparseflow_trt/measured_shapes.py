@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from sparseflow_trt.kinds import KINDS
-from sparseflow_trt.lookup import sparse_ranges
+from sparseflow_trt.lookup import taken_where_measured
 from sparseflow_trt.policy import Dtype, Library, Pair, Point, Policy, SparseKernel, pairs_by_m
 
 
@@ -65,8 +65,7 @@ def _rows(policy: Policy, points: list[Point]) -> Iterable[MeasuredShape]:
     for kernel in get_args(SparseKernel):
         pairs = pairs_by_m(points, kernel)
         if pairs:
-            asked = (kinds[0], one.n, one.k, one.dtype, min(pairs), max(pairs), one.library, kernel)
-            wins = tuple((low, high) for low, high, taken in sparse_ranges(policy, *asked) if taken)
+            wins = tuple(taken_where_measured(policy, kinds[0], pairs, kernel))
             won = sum(low <= m <= high for m in pairs for low, high in wins)
             best = max(pairs.values(), key=lambda pair: pair.speedup)
             yield MeasuredShape(*shape, kernel, tuple(pairs), wins, won, best)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from sparseflow_trt._listing import listed
 from sparseflow_trt.exporters.measured import PRODUCTS
 from sparseflow_trt.exporters.precision_groups import Atom, Group
 from sparseflow_trt.node_range import LARGEST_FP16, fp16_sum_error
@@ -12,6 +13,7 @@ from sparseflow_trt.plan import Precision
 from sparseflow_trt.precision_record import COSTS, Sensitivity
 from sparseflow_trt.validation.feeds import InputSet
 
+_MOST_NAMED = 3  # nodes, in a sentence
 _LOSES = 0.01  # what adding up in FP16 may be off by before it is said
 _GIVEN = "CPU runs add up in FP32: they show the rounding of tensors and types, not a GPU's accumulators."
 
@@ -55,13 +57,15 @@ def notes(
     if over:
         said.append(
             f"{len(over)} product(s) in FP16 have partial sums that may be beyond {LARGEST_FP16:.0f}, though "
-            f"their sums are not: an engine that adds up in FP16 could overflow there: {_listed(over)}."
+            f"their sums are not: an engine that adds up in FP16 could overflow there: "
+            f"{listed(over, _MOST_NAMED)}."
         )
     if fp16_sum_error(longest) > _LOSES:
         lossy = [a.name for a in in_fp16 if a.range and fp16_sum_error(a.range.k) > _LOSES]
         said.append(
             f"Adding up in FP16 one by one would be off by about {100 * fp16_sum_error(longest):.1f} % for "
-            f"K = {longest}: {len(lossy)} product(s) lose more than {100 * _LOSES:.0f} %: {_listed(lossy)}."
+            f"K = {longest}: {len(lossy)} product(s) lose more than {100 * _LOSES:.0f} %: "
+            f"{listed(lossy, _MOST_NAMED)}."
         )
     if any(given.seed is not None for given in inputs):
         said.append(
@@ -111,7 +115,3 @@ def _accumulation(atom: Atom) -> str:
         return f"partial sums may reach {atom.range.sum_bound:.3g}: beyond FP16 accumulators"
     lost = fp16_sum_error(atom.range.k)
     return f"K = {atom.range.k}: FP16 accumulators may lose {100 * lost:.1f} %" if lost > _LOSES else ""
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -12,6 +12,7 @@ from typing import Any
 
 from sparseflow_trt._deps import require
 from sparseflow_trt._files import check_file, put_in_place, temporary_folder
+from sparseflow_trt._listing import listed
 from sparseflow_trt._schema import Record, load_json, read_text
 from sparseflow_trt.checkpoint_files import INDEX, Checkpoint, open_checkpoint, save_tensors, write_shards
 from sparseflow_trt.errors import ModelError
@@ -189,8 +190,7 @@ def _check_fits(module: Any, state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(f"'{name}'" for name in names[:_MOST_NAMED]) + more
+    return listed([f"'{name}'" for name in names], _MOST_NAMED)
 
 
 def _copy_others(source: Path, target: Path) -> None:

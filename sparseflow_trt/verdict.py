@@ -186,6 +186,13 @@ def shown_outputs(step: StepRecord, input_set: str) -> list[StepOutput]:
     ]
 
 
+def cancelling(steps: Sequence[StepRecord]) -> dict[tuple[str, str], float]:
+    """Where steps take back what others added, by output and input set: the error that this leaves."""
+    places = dict.fromkeys((found.output, found.input_set) for step in steps for found in step.outputs)
+    left = {place: left_after_cancelling(steps, *place) for place in places}
+    return {place: error for place, error in left.items() if error is not None}
+
+
 def left_after_cancelling(steps: Sequence[StepRecord], output: str, input_set: str) -> float | None:
     """The error after all steps of an output where they cancel, None where they do not.
 

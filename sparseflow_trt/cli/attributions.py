@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sparseflow_trt._listing import listed
 from sparseflow_trt.cli import console
 
 if TYPE_CHECKING:
@@ -16,14 +17,15 @@ _MOST_LAYERS = 10  # of each step: the rest is in the JSON
 
 def print_attribution(attribution: Attribution) -> None:
     """Prints the step to blame, what each step changes of each output, and the layers that add most."""
-    from sparseflow_trt.verdict import left_after_cancelling, shown_outputs
+    from sparseflow_trt.verdict import cancelling, shown_outputs
 
     out = console.out()
     out.print(f"\nWhere the error comes from: {attribution.reason}")
     table = console.table(
         "Step", "Output", ">Error", ">So far", ">Share", ">Max abs", ">Equal", ">Not finite", "Input set"
     )
-    steps, cancelling = list(attribution.steps), dict[tuple[str, str], float]()
+    steps, without_shares = list(attribution.steps), dict[tuple[str, str], float]()
+    left = cancelling(steps)
     if attribution.unrestored:
         steps.insert(0, attribution.unrestored)
     for step in steps:
@@ -31,10 +33,9 @@ def print_attribution(attribution: Attribution) -> None:
         name = "pruning, not restored" if as_given else step.name
         for found in shown_outputs(step, "" if as_given else attribution.input_set):
             place = (found.output, found.input_set)
-            left = None if as_given else left_after_cancelling(attribution.steps, *place)
-            if left is not None:
-                cancelling[place] = left
-            share = None if as_given or left is not None else found.share
+            if place in left and not as_given:
+                without_shares[place] = left[place]
+            share = None if as_given or place in left else found.share
             table.add_row(
                 name, found.output, _percent(found.error), _percent(found.accumulated),
                 "-" if share is None else f"{round(100 * share, 1) + 0.0:.1f} %",
@@ -46,15 +47,13 @@ def print_attribution(attribution: Attribution) -> None:
             table.add_row(name, "not run")
     if steps:
         out.print(table)
-    if cancelling:
+    if without_shares:
         named = [
-            f"'{output}' on '{on}' (an error of {_percent(left)} is left)"
-            for (output, on), left in cancelling.items()
+            f"'{output}' on '{on}' (an error of {_percent(error)} is left)"
+            for (output, on), error in without_shares.items()
         ]
-        more = f" and {len(named) - _MOST_OUTPUTS} more" if len(named) > _MOST_OUTPUTS else ""
-        out.print(
-            f"  No shares where steps take back what others added: {', '.join(named[:_MOST_OUTPUTS])}{more}."
-        )
+        said = listed(named, _MOST_OUTPUTS)
+        out.print(f"  No shares where steps take back what others added: {said}.")
     for name in dict.fromkeys(layer.step for layer in attribution.layers):
         _print_layers(attribution, name)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparseflow_trt._listing import listed
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.attributions import print_restored
 from sparseflow_trt.cli.evidence import print_evidence
@@ -232,9 +233,8 @@ def _print_layers(manifest: Manifest, model: Path) -> None:
         out.print(console.styled(f"\n{said} {_how_to_prune(manifest, model)}", "yellow"))
     elif names := [layer.name for layer in manifest.layers if layer.state == "not-sparse"]:
         said = f"{len(names)} of {len(manifest.layers)} layers could be 2:4, are not, and stay dense"
-        listed = ", ".join(f"'{name}'" for name in names[:_MOST_NAMED])
-        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-        out.print(console.styled(f"\n{said}: {listed}{more}.", "yellow"))
+        named = listed([f"'{name}'" for name in names], _MOST_NAMED)
+        out.print(console.styled(f"\n{said}: {named}.", "yellow"))
     islands = len(manifest.graph.islands)
     out.print(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")
     print_restored(manifest.graph)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from sparseflow_trt._listing import listed
 from sparseflow_trt.cli import console
 
 if TYPE_CHECKING:
@@ -78,9 +79,8 @@ def _told(outcome: OutcomeRecord) -> str:
     if "tactics tried" not in outcome.why and (outcome.tried_sparse or outcome.tried_dense):
         parts.append(f"{outcome.tried_sparse} sparse and {outcome.tried_dense} dense tactics tried")
     if outcome.merged_with and not outcome.plugin:  # whose reason names them
-        shown = ", ".join(f"'{name}'" for name in outcome.merged_with[:_MOST_MERGED])
-        more = len(outcome.merged_with) - _MOST_MERGED
-        parts.append(f"merged with {shown}" + (f" and {more} more" if more > 0 else ""))
+        others = [f"'{name}'" for name in outcome.merged_with]
+        parts.append(f"merged with {listed(others, _MOST_MERGED)}")
     return "; ".join(parts)
 
 

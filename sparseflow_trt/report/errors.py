@@ -6,13 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sparseflow_trt.manifest import Manifest
-from sparseflow_trt.verdict import (
-    OutputVerdict,
-    StepOutput,
-    StepRecord,
-    left_after_cancelling,
-    shown_outputs,
-)
+from sparseflow_trt.verdict import OutputVerdict, StepOutput, StepRecord, shown_outputs
 
 _SMALLEST, _LARGEST = 1e-7, 1.0  # of the bars by step, as shares of the output: log scale
 
@@ -92,14 +86,6 @@ def draw_steps(manifest: Manifest) -> tuple[StepBars, ...]:
             bars.append(StepBar(title, between, title == attribution.blamed, step.not_run, found, width))
         drawn.append(StepBars(name, tuple(bars)))
     return tuple(drawn)
-
-
-def cancelling(manifest: Manifest) -> dict[tuple[str, str], float]:
-    """Where steps take back what others added, by output and input set: the error that this leaves."""
-    steps = manifest.validation.attribution.steps if manifest.validation.attribution else ()
-    places = dict.fromkeys((found.output, found.input_set) for step in steps for found in step.outputs)
-    left = {place: left_after_cancelling(steps, *place) for place in places}
-    return {place: error for place, error in left.items() if error is not None}
 
 
 def shipped_gauges(manifest: Manifest, gauges: tuple[Gauge, ...]) -> tuple[tuple[Gauge, ...], str]:

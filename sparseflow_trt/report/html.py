@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from sparseflow_trt.manifest import Manifest
 from sparseflow_trt.policy import Policy
 from sparseflow_trt.precision_record import by_need
-from sparseflow_trt.report.errors import Gauge, cancelling, draw_gauges, draw_steps, shipped_gauges
+from sparseflow_trt.report.errors import Gauge, draw_gauges, draw_steps, shipped_gauges
 from sparseflow_trt.report.layer_table import layer_rows, time_groups, was_told, whose_times
 from sparseflow_trt.report.speedups import HEIGHT, WIDTH, draw_speedups
 from sparseflow_trt.report.spine import draw_spine
+from sparseflow_trt.verdict import cancelling
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -70,7 +71,7 @@ def write_report(manifest: Manifest, path: Path, policy: Policy | None = None) -
 
 
 def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
-    engine = manifest.engine
+    engine, attribution = manifest.engine, manifest.validation.attribution
     rows = layer_rows(manifest, policy)
     gauges = draw_gauges(manifest)
     groups, groups_left_out = time_groups(manifest, policy)
@@ -94,7 +95,7 @@ def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
         "tiles": _tiles(manifest, gauges),
         "gauges": gauges,
         "steps": draw_steps(manifest),
-        "cancelling": cancelling(manifest),
+        "cancelling": cancelling(attribution.steps if attribution else ()),
         "restored": sum(record.route == "restored" for record in manifest.graph.restored),
         "guarded": sum(check.read for check in manifest.graph.mask_checks),
         "spine": draw_spine(manifest),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.kinds import KINDS
-from sparseflow_trt.lookup import sparse_ranges, widest
+from sparseflow_trt.lookup import taken_where_measured, widest
 from sparseflow_trt.policy import (
     WHOSE,
     Dtype,
@@ -153,13 +153,8 @@ def _title_of(shape: Shape) -> str:
 
 def _ranges(policy: Policy, shape: Shape, curves: Curves) -> Ranges:
     """Where a lookup takes each kernel, of the M that it was measured over."""
-    kinds, n, k = shape  # of the shape itself a lookup says the same for each kind
-    found: Ranges = {}
-    for kernel, pairs in curves.items():
-        one = next(iter(pairs.values())).dense
-        asked = (kinds[0], n, k, one.dtype, min(pairs), max(pairs), one.library, kernel)
-        found[kernel] = [(begin, end) for begin, end, taken in sparse_ranges(policy, *asked) if taken]
-    return found
+    kind = shape[0][0]  # of the shape itself a lookup says the same for each of its kinds
+    return {kernel: taken_where_measured(policy, kind, pairs, kernel) for kernel, pairs in curves.items()}
 
 
 def _in_words(ranges: Ranges) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparseflow_trt.known import Known
-from sparseflow_trt.lookup import known_of, ranges_of
+from sparseflow_trt.lookup import known_of, taken_ranges
 from sparseflow_trt.manifest import LayerRecord, Manifest
 from sparseflow_trt.plugin_lookup import plugin_known
 from sparseflow_trt.policy import WHOSE, Pair, Policy, pairs_by_shape
@@ -110,9 +110,11 @@ def _panel(policy: Policy, known: Known, layers: list[LayerRecord]) -> Panel | N
         share = math.log(speedup / bottom) / math.log(top / bottom)
         return round(HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM), 1)
 
-    taken = _taken(known, low, high)
+    taken = taken_ranges(known, low, high)
     in_plugin = (
-        _taken(plugin_known(policy, known.kind, known.n, known.k, known.dtype), low, high) if plugin else []
+        taken_ranges(plugin_known(policy, known.kind, known.n, known.k, known.dtype), low, high)
+        if plugin
+        else []
     )
     edges = sorted({b for b, _ in taken if b > low} | {end for _, end in taken if end < high})
     if len(edges) > _MOST_EDGES:
@@ -151,10 +153,6 @@ def _measured_in_plugin(known: Known) -> dict[int, Pair]:
     """The plugin against TensorRT's dense kernel at the layers' own shape."""
     plugin = known_of(known.policy, known.kind, known.n, known.k, known.dtype, "tensorrt", "plugin")
     return plugin.pairs if plugin.exact else {}
-
-
-def _taken(known: Known, low: int, high: int) -> list[tuple[int, int]]:
-    return [(begin, end) for begin, end, taken in ranges_of(known, low, high) if taken]
 
 
 def _subtitle(known: Known, curves: list[_Measured], plugin: Mapping[int, Pair]) -> str:
