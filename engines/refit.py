@@ -24,7 +24,8 @@ from sparseflow_trt.model_file import read_model
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_BUILD_NEW = "Build the new model instead: `sparseflow-trt build`."
+_BUILD_NEW = "Build the new model: `sparseflow-trt build MODEL --like ARTIFACT` asks for the same kernels."
+_OF_SPARSE_KERNELS = "Weights of a layer that runs a sparse kernel have to be 2:4. "
 
 
 def refit_from_onnx(
@@ -66,10 +67,10 @@ def refit_from_onnx(
     done = taken and refitter.refit_cuda_engine()
     del arrays  # TensorRT read them in place until here
     if not done:
+        said = log.take_errors()
         raise BuildError(
-            f"{flavour.title} {flavour.version} does not take the weights of {model.name}: "
-            f"{log.take_errors()}",
-            f"Weights of a layer that runs a sparse kernel have to be 2:4. {_BUILD_NEW}",
+            f"{flavour.title} {flavour.version} does not take the weights of {model.name}: {said}",
+            (_OF_SPARSE_KERNELS if "sparse" in said else "") + _BUILD_NEW,
         )
 
 

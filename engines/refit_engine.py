@@ -1,4 +1,4 @@
-"""Makes an engine file with another model's weights from one that was built to be refitted."""
+"""Makes an engine file with another model's weights from one built for that, and tries whether one can be."""
 
 from __future__ import annotations
 
@@ -13,6 +13,34 @@ from sparseflow_trt.engines.tensorrt_api import Flavour
 from sparseflow_trt.engines.tensorrt_log import BuildLog
 from sparseflow_trt.errors import BuildError
 from sparseflow_trt.model_file import read_model
+
+
+def check_refittable(
+    flavour: Flavour, engine: Path, model: Path, options: EngineOptions, log: BuildLog
+) -> None:
+    """Exchanges an engine's weights for those that it has, and writes nothing: what fails now fails later.
+
+    TensorRT 8.6.0 builds engines with the flag for it that it cannot refit (docs/TENSORRT.md).
+
+    Args:
+        flavour: The TensorRT that built it.
+        engine: The engine's file.
+        model: The typed ONNX file that it was built from.
+        options: What it was built with.
+        log: Takes what TensorRT says.
+
+    Raises:
+        BuildError: TensorRT does not exchange them.
+    """
+    try:
+        held = load_engine(flavour, engine, log, options.version_compatible)
+        refit_from_onnx(flavour, held.engine, model, held.logger, log)
+    except BuildError as error:
+        raise BuildError(
+            f"the engine was built and cannot be refitted: {error.message}",
+            "Build with one profile, or without --refit: `sparseflow-trt build MODEL --like ARTIFACT` "
+            "gives another model's weights the same kernels.",
+        ) from error
 
 
 def refit_engine(

@@ -78,6 +78,11 @@ def _build(job: Job, stream: TextIO, send: Send) -> Outcome:
     else:
         notes = build_engine(flavour, model, engine, job.profiles, job.sparse, job.options, log, on_progress)
     seconds = time.monotonic() - started
+    if job.options.refit and not job.exchange and flavour.key != "tensorrt-rtx":
+        from sparseflow_trt.engines.refit_engine import check_refittable
+
+        on_progress(Progress("Trying an exchange of the weights"))
+        check_refittable(flavour, engine, model, job.options, log)
     if flavour.key == "tensorrt-rtx":  # no engine of it loads without a GPU that it runs on
         layers = layers_from_log(log.layers)
     else:

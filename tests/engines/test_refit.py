@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.refit import refit_from_onnx, serialized
+from sparseflow_trt.engines.refit_engine import check_refittable
 from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
 from sparseflow_trt.engines.tensorrt_log import BuildLog
 from sparseflow_trt.errors import BuildError
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Models
 
+NO_REGION = "globWriter.cpp::reserveRegionForHunk: Cuda Runtime .invalid argument."
 UP = np.arange(8, dtype=np.float16).reshape(4, 2)
 
 
@@ -28,7 +31,7 @@ class Refitter:
     """What TensorRT 8.6's Refitter has, over a dictionary of weights that the "engine" holds."""
 
     def __init__(self, engine: Any, logger: Any) -> None:
-        self.engine = engine
+        self.engine, self.logger = engine, logger
         self.given: dict[str, Any] = {}
 
     def get_all_weights(self) -> list[str]:
@@ -45,23 +48,28 @@ class Refitter:
 
     def refit_cuda_engine(self) -> bool:
         self.engine.weights.update({name: np.array(w.numpy()) for name, w in self.given.items()})
-        return not self.engine.refuses
+        return not refused(self.engine, self.logger)
 
 
 class ParserRefitter:
     """What OnnxParserRefitter has."""
 
     def __init__(self, refitter: Refitter, logger: Any) -> None:
-        self.refitter = refitter
+        self.refitter, self.logger = refitter, logger
 
     def refit_from_file(self, path: str) -> bool:
         self.refitter.engine.read_from = path
-        return not self.refitter.engine.refuses
+        return not refused(self.refitter.engine, self.logger)
 
 
-def make_engine(
-    *names: str, bound: tuple[str, ...] = (), refuses: bool = False, refittable: bool = True
-) -> Any:
+def refused(engine: Any, log: BuildLog) -> bool:
+    """Whether it refuses, which it says."""
+    if engine.refuses:
+        log.record("ERROR", engine.refuses)
+    return bool(engine.refuses)
+
+
+def make_engine(*names: str, bound: tuple[str, ...] = (), refuses: str = "", refittable: bool = True) -> Any:
     weights = {name: np.zeros(8) for name in names}
     return SimpleNamespace(weights=weights, bound=bound, refuses=refuses, refittable=refittable)
 
@@ -75,7 +83,8 @@ def flavour(version: str) -> Flavour:
 
 
 def refit(engine: Any, model: Path, version: str = "8.6.0", changed: tuple[str, ...] = ()) -> None:
-    refit_from_onnx(flavour(version), engine, model, None, BuildLog(io.StringIO()), changed)
+    log = BuildLog(io.StringIO())
+    refit_from_onnx(flavour(version), engine, model, log, log, changed)
 
 
 @pytest.fixture
@@ -124,13 +133,32 @@ def test_weights_that_are_wanted_and_that_no_model_has(model: Path) -> None:
 
 @pytest.mark.parametrize("version", ["8.6.0", "10.8.0"])
 def test_what_tensorrt_refuses(model: Path, version: str) -> None:
-    with pytest.raises(
-        BuildError, match=r"TensorRT [\d.]+ does not take the weights of model\.onnx"
-    ) as caught:
-        refit(make_engine("up", refuses=True), model, version)
-    assert "have to be 2:4" in caught.value.hint
+    for says, of_2to4 in (("dense weights provided for the sparse layer", True), (NO_REGION, False)):
+        with pytest.raises(
+            BuildError, match=rf"TensorRT [\d.]+ does not take the weights of model\.onnx: {says}"
+        ) as caught:
+            refit(make_engine("up", refuses=says), model, version)
+        assert ("have to be 2:4" in caught.value.hint) == of_2to4
     with pytest.raises(BuildError, match="it was not built for it"):
         refit(make_engine("up", refittable=False), model, version)
+
+
+def test_an_engine_that_cannot_be_refitted_is_told_when_it_is_built(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: dict[Path, Any] = {}
+    monkeypatch.setattr(
+        "sparseflow_trt.engines.refit_engine.load_engine",
+        lambda flavour, path, log, host_code: SimpleNamespace(engine=built[path], logger=log),
+    )
+    path, log = model.with_name("model.engine"), BuildLog(io.StringIO())
+    built[path] = make_engine("up")
+    check_refittable(flavour("8.6.0"), path, model, EngineOptions(refit=True), log)
+    assert np.array_equal(built[path].weights["up"], UP.ravel())
+    built[path] = make_engine("up", refuses=NO_REGION)
+    with pytest.raises(BuildError, match=f"was built and cannot be refitted: .*{NO_REGION}") as caught:
+        check_refittable(flavour("8.6.0"), path, model, EngineOptions(refit=True), log)
+    assert "one profile" in caught.value.hint
 
 
 def test_a_weight_of_another_size_is_named(model: Path) -> None:
