@@ -8,9 +8,9 @@ engine is loaded, so that weights are expanded and compressed on the GPU, and tw
 at random M for some minutes, every output checked. With --dense-below M rows below run dense. The plugin has
 no kernel of its own: so that reports of cuSPARSELt's kernels can be told from what the plugin does, that
 library's algorithms without the plugin (cusparselt_alone.py) are run under each tool, too, at the shape of
-the engine's first layer. Writes results/plugin_sanitizer.json: what each tool counted and said first, which
-kernels it named, of which library, and the command; of tools that are not asked for, what it has of them
-stays.
+the engine's first layer. A process that has not ended after --limit seconds is stopped. Writes
+results/plugin_sanitizer.json: what each tool counted and said first, which kernels it named, of which
+library, and the command; of tools that are not asked for, what it has of them stays.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0.5, help="of each tool, loading not counted")
     parser.add_argument("--tool", action="append", choices=TOOLS)
     parser.add_argument("--dense-below", type=int, default=0, metavar="M")
+    parser.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="of each process")
     parser.add_argument("--sanitizer", default=shutil.which("compute-sanitizer"), help="its program")
     parser.add_argument("--engine", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -99,7 +101,7 @@ def main() -> None:
 def run_tool(asked: argparse.Namespace, tool: str, engine: Path) -> dict[str, Any]:
     """What a tool says of a process that loads the engine and runs it, and of cuSPARSELt alone."""
     child = ["--plugin", str(asked.plugin), "--engine", str(engine), "--minutes", str(asked.minutes)]
-    done, seen = under(asked.sanitizer, tool, [__file__, *child])
+    done, seen = under(asked, tool, [__file__, *child])
     (figures,) = [json.loads(line[len(_RUNS) :]) for line in done if line.startswith(_RUNS)] or [{}]
     ran = bool(figures) and not figures["failed"] and figures["outputs_right"]
     row = {
@@ -110,28 +112,35 @@ def run_tool(asked: argparse.Namespace, tool: str, engine: Path) -> dict[str, An
         "failed": figures.get("failed", []) if figures else done[-SAID:],
     }
     if library := asked.cusparselt or os.environ.get("SPARSEFLOW_CUSPARSELT"):
-        lines, row["cuSPARSELt alone"] = under(
-            asked.sanitizer, tool, [str(ALONE), library, str(SAFE), *SHAPE]
-        )
+        lines, row["cuSPARSELt alone"] = under(asked, tool, [str(ALONE), library, str(SAFE), *SHAPE])
         row["cuSPARSELt alone"]["right"] = sum(line.startswith("right ") for line in lines)
     return row
 
 
-def under(sanitizer: str, tool: str, script: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The lines of a Python script under a tool, and what the tool said of it."""
+def under(asked: argparse.Namespace, tool: str, script: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The lines of a Python script under a tool, and what the tool said of it, whether it ended or not."""
     flags = ["--show-backtrace", "no", "--print-limit", str(PRINTED)]
     started = time.monotonic()
-    done = subprocess.run(
-        [sanitizer, "--tool", tool, *flags, sys.executable, *script],
-        capture_output=True,
+    process = subprocess.Popen(
+        [asked.sanitizer, "--tool", tool, *flags, sys.executable, *script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
+        start_new_session=True,
     )
-    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    ended = True
+    try:
+        output, errors = process.communicate(timeout=asked.limit)
+    except subprocess.TimeoutExpired:
+        ended = False
+        os.killpg(process.pid, signal.SIGKILL)  # the script, too, which is the tool's child
+        output, errors = process.communicate()
+    lines = [*output.splitlines(), *errors.splitlines()]
     said = [line.removeprefix("=========").strip() for line in lines if line.startswith("=========")]
     return lines, {
         "counted": [int(found[1]) for line in said if (found := _COUNT.search(line))],
-        "exit code": done.returncode,
+        "exit code": process.returncode,
+        "ended": ended,
         "seconds": round(time.monotonic() - started, 1),
         "kernels named": sorted({found for line in said for found in _KERNEL.findall(line)}),
         "said": [without_folders(line) for line in said[:SAID]],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,6 +31,21 @@ def test_a_result_has_the_command_that_made_it(benchmarks: Any) -> None:
         "--minutes 0.4 --tool memcheck --dense-below 64"
     )
     assert measure.command_line(["x.py"], files) == "python benchmarks/x.py"
+
+
+def test_a_sanitizer_that_does_not_end_is_stopped_with_what_it_started(
+    benchmarks: Any, tmp_path: Path
+) -> None:
+    tool = tmp_path / "sanitizer"
+    tool.write_text(f"#!/bin/sh\necho ========= HELLO\nsleep 60 & echo $! > {tmp_path}/pid\nwait\n")
+    tool.chmod(0o755)
+    under = benchmarks("plugin_sanitizer").under
+    lines, row = under(argparse.Namespace(sanitizer=str(tool), limit=1), "initcheck", [])
+    assert (lines, row["said"], row["ended"], row["exit code"]) == (["========= HELLO"], ["HELLO"], False, -9)
+    state = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+    lines, row = under(argparse.Namespace(sanitizer="/bin/true", limit=60), "initcheck", [])
+    assert (row["ended"], row["exit code"]) == (True, 0)
 
 
 def test_cusparselts_finalists_are_timed_in_turn(benchmarks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
