@@ -205,7 +205,8 @@ def test_few_rows_run_dense(
     engine, log = dense_file
     assert re.search(r"M=1: dense, [0-9.]+ us", log)
     assert re.search(rf"M={DENSE_BELOW - 1}: dense, [0-9.]+ us", log)
-    assert not re.search(r"M=(16|32): algorithm", log)  # 8 rows: what is left of any M above 256
+    for m in (8, 16, 32):  # what is left of a large M that is made of two products, whatever runs dense
+        assert re.search(rf"M={m}: algorithm", log)
     content = engine.read_bytes()  # TensorRT writes a plugin's layer once for each of the two profiles
     assert len(content) < 2 * engine_file.stat().st_size + 65536
     assert all(np.ascontiguousarray(tensors[name].T).tobytes() not in content for name in ("up", "down"))
