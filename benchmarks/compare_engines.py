@@ -145,12 +145,14 @@ def facts(result: BuildResult) -> dict[str, Any]:
         "timing cache": timing_cache_use(manifest),
         "layers": len(layers),
         "layers planned sparse": sum(layer.sparsity == "sparse" for layer in layers),
-        "layers tried sparse": len({o.layer for o in outcomes if o.tried_sparse}),
+        "layers tried sparse": len({o.layer for o in outcomes if o.tried_sparse and not o.timed_as}),
         "layers that run sparse": len({o.layer for o in outcomes if o.sparse and not o.plugin}),
         "layers in the plugin": len({o.layer for o in outcomes if o.plugin}),
         "layers whose kernel is not told": len({o.layer for o in outcomes if not o.tactic}),
         # TensorRT takes the times of a layer like it, a timing cache's, or a compiled region's
-        "layers with no times of their own": len({o.layer for o in outcomes if not o.tried_dense}),
+        "layers with no times of their own": len(
+            {o.layer for o in outcomes if not o.tried_dense or o.timed_as}
+        ),
         "opted out": {o.layer: o.reason for o in manifest.graph.opted_out},
         "notes": list(manifest.engine.notes),
     }
@@ -167,7 +169,7 @@ def timing_cache_use(manifest: Manifest) -> str:
 def layer_rows(manifest: Manifest) -> list[dict[str, Any]]:
     """What became of each layer: its tactic, and the best of both kinds."""
     keys = ("layer", "engine_layer", "merged_with", "tactic", "sparse", "precision", "best_sparse_ms",
-            "best_dense_ms", "tried_sparse", "tried_dense", "why")  # fmt: skip
+            "best_dense_ms", "tried_sparse", "tried_dense", "timed_as", "why")  # fmt: skip
     planned = {layer.name: layer.reason for layer in manifest.layers}
     return [
         {**{key: outcome.model_dump(mode="json")[key] for key in keys}, "plan": planned[outcome.layer]}

@@ -30,6 +30,9 @@ _TYPES_BY_FORMAT = {
     "BOOL": "Bool", "FP8": "FP8",
 }  # fmt: skip
 _WORD = re.compile(r"\w+")
+_NOT_PARAMETERS = {
+    "Name", "LayerType", "Inputs", "Outputs", "TacticName", "TacticValue", "StreamId", "Metadata",
+}  # fmt: skip
 
 
 def layers_from_inspector(*texts: str) -> tuple[LayerEvidence, ...]:
@@ -91,7 +94,20 @@ def _evidence(entry: dict[str, Any], regions: dict[str, int]) -> LayerEvidence:
         nodes=nodes_of(_text(entry, "Metadata")),
         sparse_weights=bool(sparse_weights) if isinstance(sparse_weights, int) else None,
         tactic_id=_text(entry, "TacticValue"),
+        parameters=_parameters(entry),
     )
+
+
+def _parameters(entry: dict[str, Any]) -> str:
+    if not isinstance(entry.get("Weights"), dict):  # 11 tells less
+        return ""
+    told = {key: value for key, value in entry.items() if key not in _NOT_PARAMETERS}
+    for key in ("Inputs", "Outputs"):
+        tensors = entry.get(key)
+        if not isinstance(tensors, list) or not all(isinstance(tensor, dict) for tensor in tensors):
+            return ""
+        told[key] = [(tensor.get("Dimensions"), _datatype(tensor)) for tensor in tensors]
+    return json.dumps(told, sort_keys=True)
 
 
 def _datatypes(tensors: Any) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sparseflow_trt.engines.protocol import LayerEvidence
 from sparseflow_trt.engines.tactics import is_sparse_tactic
 from sparseflow_trt.engines.timings import LayerTimings, Timing
+from sparseflow_trt.engines.twins import Twins, find_twins
 from sparseflow_trt.errors import EvidenceError
 from sparseflow_trt.plan import Plan, PlannedLayer
 from sparseflow_trt.target import PLUGIN_OP
@@ -23,6 +24,7 @@ _JOINED = re.compile(r" \+ | \|\| ")
 _STUB = "__myelin"
 
 _TENSORRT_TYPES = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "int8": "Int8", "fp8": "FP8"}
+_AS = "; timed as '{}', which is like it: TensorRT times one for all"
 _NO_TIMES = "the log has no times of it (TensorRT takes those of a layer like it, or a timing cache's)"
 
 
@@ -46,6 +48,8 @@ class LayerOutcome:
         tried_dense: The same of dense ones.
         why: In words: what runs, and why sparse was or was not taken.
         plugin: Whether it runs in the plugin, whose kernels are sparse; `sparse` is True then.
+        timed_as: TensorRT's name of the layer that these times and counts are of, where the builder timed
+            one for several that are alike; "" where they are its own.
     """
 
     layer: str
@@ -63,10 +67,14 @@ class LayerOutcome:
     tried_dense: int = 0
     why: str = ""
     plugin: bool = False
+    timed_as: str = ""
 
 
 def join_outcomes(
-    plan: Plan, layers: tuple[LayerEvidence, ...], timings: tuple[LayerTimings, ...] = ()
+    plan: Plan,
+    layers: tuple[LayerEvidence, ...],
+    timings: tuple[LayerTimings, ...] = (),
+    earlier_times: bool = False,
 ) -> tuple[LayerOutcome, ...]:
     """What became of each planned layer: plan order, each with its profiles in theirs.
 
@@ -74,12 +82,15 @@ def join_outcomes(
         plan: What was asked for.
         layers: What the engine says of itself.
         timings: What the builder's log says it measured; none where there is no such log.
+        earlier_times: Whether the builder was given times of earlier builds. Then a layer that its log has
+            none of may have those, and is given no other layer's.
     """
     profiles = range(max(1, len(plan.profiles)))
     measured = {(t.layer, t.profile): t for t in timings}
+    twins = {} if earlier_times else find_twins(layers, timings)
     per_profile = [[e for e in layers if e.profile == number] for number in profiles]
     return tuple(
-        _outcome(planned, plan, number, _find(planned.name, per_profile[number]), measured)
+        _outcome(planned, plan, number, _find(planned.name, per_profile[number]), measured, twins)
         or _hidden(planned, number, per_profile[number])
         for planned in plan.layers
         for number in profiles
@@ -175,16 +186,19 @@ def _outcome(
     profile: int,
     found: LayerEvidence | None,
     measured: dict[tuple[str, int], LayerTimings],
+    twins: Twins,
 ) -> LayerOutcome | None:
     if found is None:
         return None
-    timings = _timings_of(planned.name, found, profile, measured)
+    own = _timings_of(planned.name, found, profile, measured)
+    twin = twins.get((found.name, profile), "")
+    timings = measured[twin, profile] if twin else own
     nodes = _nodes(found)
     merged = [other for other in plan.layers if other.name in nodes and other.name != planned.name]
     if _is_plugin(found):
         return _plugin_outcome(planned, profile, found, merged)
     # One type in all that was measured is what runs, whichever tactic was picked.
-    precision = found.precision or (timings.precisions[0] if len(timings.precisions) == 1 else "")
+    precision = found.precision or (own.precisions[0] if len(own.precisions) == 1 else "")
     return LayerOutcome(
         layer=planned.name,
         profile=profile,
@@ -199,7 +213,8 @@ def _outcome(
         best_dense_tactic=timings.best_dense.tactic if timings.best_dense else "",
         tried_sparse=timings.tried_sparse,
         tried_dense=timings.tried_dense,
-        why=_why(planned, found, timings, merged, precision),
+        why=_why(planned, found, timings, merged, precision) + (_AS.format(twin) if twin else ""),
+        timed_as=twin,
     )
 
 

@@ -84,7 +84,8 @@ class TensorRtBackend:
 
     def _built(self, request: BuildRequest, outcome: Outcome) -> BuiltEngine:
         file = request.folder / _ENGINE
-        outcomes = join_outcomes(request.plan, outcome.layers, outcome.timings)
+        earlier_times = bool(request.options.timing_cache or request.options.like)
+        outcomes = join_outcomes(request.plan, outcome.layers, outcome.timings, earlier_times)
         check_precisions(request.plan, outcomes, request.options.tf32, _DIFFERS)
         if elsewhere := plugin_mismatches(request.plan, outcomes):
             raise EvidenceError(

@@ -16,7 +16,7 @@ is the one that NVIDIA's sampleEditableTimingCache prints and parses; no such lo
 
 Only runners that multiply are counted: conversions between formats, pointwise runners and whole regions
 of TensorRT's compiler have no dense and sparse tactics to compare. A table's operators are all kept.
-A layer that is like another one is timed once, and has no lines of its own here.
+A layer that is like one that was timed before has no lines of its own here (twins.py finds whose it took).
 """
 
 from __future__ import annotations

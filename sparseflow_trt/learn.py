@@ -103,6 +103,8 @@ def _pair(members: list[LayerRecord], outcome: OutcomeRecord) -> Iterator[Point]
     m = opts[outcome.profile] if outcome.profile < len(opts) else None
     if not m or outcome.best_sparse_ms is None or outcome.best_dense_ms is None or first.batch != 1:
         return
+    if outcome.timed_as:  # the measurement is another layer's, which gives its points
+        return
     for kernel, ms, tactic in (
         ("dense", outcome.best_dense_ms, outcome.best_dense_tactic),
         ("sparse", outcome.best_sparse_ms, outcome.best_sparse_tactic),

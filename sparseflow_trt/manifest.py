@@ -173,7 +173,11 @@ class EngineLayerRecord(Record):
 
 
 class OutcomeRecord(Record):
-    """What became of one planned layer in one profile of the engine, with the times behind it."""
+    """What became of one planned layer in one profile of the engine, with the times behind it.
+
+    `timed_as` is TensorRT's name of the layer that the times and counts are of, where its builder timed one
+    for several that are alike; "" where they are this layer's own.
+    """
 
     layer: str
     profile: int
@@ -190,6 +194,7 @@ class OutcomeRecord(Record):
     tried_dense: int
     why: str
     plugin: bool = False
+    timed_as: str = ""
 
 
 class EngineRecord(Record):

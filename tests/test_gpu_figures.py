@@ -477,6 +477,35 @@ def test_engines_with_tensorrts_own_sparse_kernels() -> None:
     assert f"{ran[0]} run sparse at batch 1 and {ran[1]} at 32" in page
 
 
+def shape_in_resnet50(layer: str) -> tuple[int, ...]:
+    """Channels in and out, kernel, stride and the input's height of one of its convolutions."""
+    found = re.fullmatch(r"layer(\d)\.(\d)\.(.*)", layer)
+    if not found:
+        return (7, 1000 if layer == "fc" else 64)
+    stage, block, part = int(found[1]), int(found[2]), found[3]
+    width, height = 32 << stage, 112 >> stage
+    stride = 2 if stage > 1 and not block else 1
+    channels = 4 * width if block else 64 if stage == 1 else 2 * width
+    return {
+        "conv1": (channels, width, 1, 1, stride * height),
+        "conv2": (width, width, 3, stride, stride * height),
+        "conv3": (width, 4 * width, 1, 1, height),
+        "downsample": (channels, 4 * width, 1, stride, stride * height),
+    }[part]
+
+
+def test_resnets_layers_without_times_run_the_tactic_of_the_one_that_is_like_them() -> None:
+    for row in result_of("tensorrt_resnet50")["rows"]:
+        alike: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+        for layer in row["layers"]["sparse"]:
+            fused = [part in layer["engine_layer"] for part in (".add", ".relu")]
+            alike.setdefault((*shape_in_resnet50(layer["layer"]), *fused), []).append(layer)
+        assert sum(not layer["tried_dense"] for group in alike.values() for layer in group) == 29
+        for group in alike.values():
+            assert [bool(layer["tried_dense"]) for layer in group].count(True) == 1
+            assert len({layer["tactic"] for layer in group}) == 1
+
+
 def test_the_build_time_beside_polygraphys() -> None:
     page = prose("docs/TENSORRT.md")
     same, free = (

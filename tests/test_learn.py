@@ -71,6 +71,15 @@ DOWN = _manifest(
 )
 
 
+def test_times_of_another_layer_give_no_points_twice() -> None:
+    layers = [_layer(name, "down", 2048, 5632) for name in ("down", "down_2")]
+    own = _outcome("down", 0, (0.02, 0.03))
+    taken = {**_outcome("down_2", 0, (0.02, 0.03)), "timed_as": "down"}
+    alone = points_from_manifest(_manifest(layers, [own]))
+    assert points_from_manifest(_manifest(layers, [own, taken])) == alone
+    assert len(points_from_manifest(_manifest(layers, [own, {**taken, "timed_as": ""}]))) == 2 * len(alone)
+
+
 def test_each_profile_gives_a_point_of_either_kernel_at_its_opt() -> None:
     points = points_from_manifest(DOWN)
     assert [(p.m, p.kernel, p.us) for p in points] == [

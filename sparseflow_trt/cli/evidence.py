@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sparseflow_trt.manifest import LayerRecord, Manifest, OutcomeRecord
 
 _MOST_MERGED = 3  # other layers, in a sentence
+_AS_ANOTHER = "*"  # behind a time
 
 
 def print_evidence(manifest: Manifest) -> None:
@@ -35,7 +36,8 @@ def print_evidence(manifest: Manifest) -> None:
         table.add_row(
             f"[{number}]", str(len(alike)), kind, n, k, profile, planned,
             console.styled(runs, "green" if runs in ("sparse", "plugin") else "dim"),
-            _range([o.best_sparse_ms for o in alike]), _range([o.best_dense_ms for o in alike]),
+            _range([o.best_sparse_ms for o in alike], alike[0].timed_as),
+            _range([o.best_dense_ms for o in alike], alike[0].timed_as),
         )  # fmt: skip
         others = f" (the first of {len(alike)})" if len({_told(o) for o in alike}) > 1 else ""
         lines.append(f"[{number}] {_told(alike[0])}{others}")
@@ -44,6 +46,8 @@ def print_evidence(manifest: Manifest) -> None:
         "\nWhat the engine runs, by the builder's own measurements (the best tactic's time of each kind):"
     )
     out.print(table)
+    if any(o.timed_as for o in outcomes):
+        out.print(f"{_AS_ANOTHER} The times of another layer, which is like it and is named below.")
     for line in lines:
         out.print(line)
     sparse, plugin = sum(o.sparse for o in outcomes), sum(o.plugin for o in outcomes)
@@ -56,7 +60,7 @@ def _key(layer: LayerRecord, outcome: OutcomeRecord) -> tuple[str, ...]:
     profile = names[outcome.profile] if outcome.profile < len(names) else str(outcome.profile)
     told = outcome.sparse or (outcome.tactic and not outcome.tactic.startswith("__myelin"))
     runs = "plugin" if outcome.plugin else "sparse" if outcome.sparse else "dense" if told else "not told"
-    # alike are those whose reasons differ in their figures alone
+    # alike are those whose reasons, which name a layer that was timed for them, differ in figures alone
     return (
         layer.kind,
         str(layer.n),
@@ -84,9 +88,9 @@ def _told(outcome: OutcomeRecord) -> str:
     return "; ".join(parts)
 
 
-def _range(times: list[float | None]) -> str:
+def _range(times: list[float | None], timed_as: str) -> str:
     known = sorted(time for time in times if time is not None)
     if not known:
         return "-"
     low, high = f"{known[0]:.3g}", f"{known[-1]:.3g}"
-    return low if low == high else f"{low}–{high}"
+    return (low if low == high else f"{low}–{high}") + (_AS_ANOTHER if timed_as else "")

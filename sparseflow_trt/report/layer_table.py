@@ -20,6 +20,7 @@ class Times:
 
     Attributes:
         measured: Whether this build's own builder timed it; else they are expected by the policy.
+        timed_as: The engine's layer that it timed for several that are alike; "" where it timed this one.
     """
 
     profile: str
@@ -27,6 +28,7 @@ class Times:
     dense: float
     sparse: float
     measured: bool
+    timed_as: str = ""
 
     @property
     def speedup(self) -> float:
@@ -57,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True)
 class TimeGroup:
-    """Layers of one shape in one profile, their times the mean."""
+    """Layers of one shape in one profile, their times the mean; `timed_as_others` have those of others."""
 
     kind: str
     k: int
@@ -65,6 +67,7 @@ class TimeGroup:
     precision: str
     layers: int
     times: Times
+    timed_as_others: int = 0
 
 
 def layer_rows(manifest: Manifest, policy: Policy | None) -> tuple[Row, ...]:
@@ -102,6 +105,7 @@ def time_groups(manifest: Manifest, policy: Policy | None) -> tuple[tuple[TimeGr
         TimeGroup(
             kind, k, n, precision, len(alike),
             Times(profile, m, _mean(t.dense for t in alike), _mean(t.sparse for t in alike), measured),
+            sum(bool(t.timed_as) for t in alike),
         )
         for (kind, k, n, precision, profile, m, measured), alike in found.items()
     ]  # fmt: skip
@@ -139,6 +143,10 @@ def whose_times(manifest: Manifest, policy: Policy | None) -> str:
     parts = []
     if any(one.measured for one in all_times):
         parts.append("TensorRT's builder, which times kernels one by one with warm caches while it builds")
+    if any(one.timed_as for one in all_times):
+        parts.append(
+            "of layers that are alike it times one for all, and the table of layers marks the others"
+        )
     if policy and any(not one.measured for one in all_times):
         library = known_of(policy, "", 0, 0, "FP16").library
         parts.append(
@@ -151,7 +159,7 @@ def _measured(profiles: list[str], layer: LayerRecord, outcome: OutcomeRecord) -
     name = profiles[outcome.profile] if outcome.profile < len(profiles) else str(outcome.profile)
     m = layer.m[name][1] if name in layer.m else None
     dense, sparse = outcome.best_dense_ms or 0.0, outcome.best_sparse_ms or 0.0
-    return Times(name, m, 1000 * dense, 1000 * sparse, measured=True)
+    return Times(name, m, 1000 * dense, 1000 * sparse, measured=True, timed_as=outcome.timed_as)
 
 
 def _expected(layer: LayerRecord, known: Known) -> Iterable[Times]:

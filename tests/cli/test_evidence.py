@@ -80,6 +80,21 @@ def test_tactics_counts_and_merged_layers_stand_below_a_table_that_fits(
     assert printed[-1] == "2 of 3 layers and profiles run a sparse kernel."
 
 
+def test_times_of_another_layer_are_marked(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
+    why = "eligible and slower; timed as 'gate_proj', which is like it: TensorRT times one for all"
+    up = outcome("up_proj", timed_as="gate_proj", why=why, best_sparse_ms=None)
+    print_evidence(told(manifest, outcome("gate_proj"), up))
+    printed = capsys.readouterr().out.splitlines()
+    first, second = (
+        line.split() for line in printed if line.startswith(("[1]", "[2]")) and "gate_up" in line
+    )
+    assert (first[-2:], second[-2:]) == (["0.0302", "0.0257"], ["-", "0.0257*"])
+    assert "* The times of another layer, which is like it and is named below." in printed
+    assert any(line.startswith(f"[2] {why};") for line in printed)
+    print_evidence(told(manifest, outcome("gate_proj")))
+    assert "*" not in capsys.readouterr().out
+
+
 def test_many_merged_layers_are_counted(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
     print_evidence(told(manifest, outcome("gate_proj", merged_with=("a", "b", "c", "d", "e"))))
     assert "merged with 'a', 'b', 'c' and 2 more" in capsys.readouterr().out

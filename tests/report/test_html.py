@@ -212,6 +212,21 @@ def test_shows_both_engines_times_and_what_the_losing_one_ran(
     assert "GPU times" not in text
 
 
+def test_times_of_another_layer_are_marked(manifests: Callable[..., Manifest], tmp_path: Path) -> None:
+    def said_of(manifest: Manifest) -> str:
+        write_report(manifest, tmp_path / "report.html")
+        page = _Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+        return re.sub(r"\s+", " ", " ".join(page.text))
+
+    manifest = manifests()
+    assert "as another" not in said_of(manifest)
+    outcomes = [o.model_copy(update={"timed_as": f"{EVIL} fused"}) for o in manifest.engine.outcomes]
+    engine = manifest.engine.model_copy(update={"outcomes": tuple(outcomes)})
+    said = said_of(manifest.model_copy(update={"engine": engine}))
+    for words in (f"qkv_0 timed as {EVIL} fused", "7.69 as another", "4 of 4 as others that are alike"):
+        assert words in said, words
+
+
 def test_bars_by_step_are_of_the_input_set_of_the_table(
     manifests: Callable[..., Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,6 +43,24 @@ def test_times_of_a_sparse_engine_that_does_not_ship_are_told(manifests: MakeMan
     assert all(t.measured for times in found.values() for t in times)
 
 
+def test_times_of_another_layer_are_said_to_be(manifests: MakeManifest) -> None:
+    manifest = manifests(layers=16)
+    assert "of layers that are alike" not in whose_times(manifest, None)
+    names = [layer.name for layer in manifest.layers]
+    outcomes = tuple(
+        o.model_copy(update={"timed_as": f"{names[0]} fused"}) if o.layer == names[4] else o
+        for o in manifest.engine.outcomes
+    )
+    told = manifest.model_copy(update={"engine": manifest.engine.model_copy(update={"outcomes": outcomes})})
+    rows = [row.times.timed_as for row in layer_rows(told, None) if row.times]
+    assert [i for i, timed_as in enumerate(rows) if timed_as] == [4]
+    groups, _ = time_groups(told, None)
+    assert {(g.kind, g.timed_as_others) for g in groups} == {
+        ("qkv", 1), ("o", 0), ("gate_up", 0), ("down", 0),
+    }  # fmt: skip
+    assert "of layers that are alike it times one for all" in whose_times(told, None)
+
+
 def test_alike_layers_are_one_group_and_the_longest_comes_first(manifests: MakeManifest) -> None:
     groups, left_out = time_groups(manifests(layers=16), None)
     assert (len(groups), left_out) == (8, 0), "four shapes in two profiles"
