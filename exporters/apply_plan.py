@@ -35,7 +35,7 @@ class AppliedPlan:
     `opted_out` the layers that were taken out of sparse tactics; `lowered` how many nodes of each operator
     were rewritten for an older opset; `restored` the layers planned dense whose weights were pruned;
     `mask_checks` what each step did to the weights that have to stay 2:4; `plugin` the plugin's nodes;
-    `spine` the islands' operators, by the planned layer before them.
+    `spine` the islands' operators, by the planned layer before them and their module.
     """
 
     model: Path
@@ -48,7 +48,7 @@ class AppliedPlan:
     restored: tuple[Restored, ...] = ()
     mask_checks: tuple[MaskCheck, ...] = ()
     plugin: tuple[PluginNode, ...] = ()
-    spine: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    spine: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
 
 
 def apply_plan(

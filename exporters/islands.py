@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan
+from sparseflow_trt.sites import module_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -65,8 +66,8 @@ def fp32_islands(model: ir.Model, plan: Plan) -> set[ir.Node]:
 
 def islands_by_layer(
     model: ir.Model, islands: Collection[ir.Node], layers: Mapping[ir.Node, str]
-) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """The operators of the islands between one layer and the next, in the graph's order.
+) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """The operators of the islands between one layer and the next, module by module, in the graph's order.
 
     Args:
         model: The model.
@@ -74,15 +75,18 @@ def islands_by_layer(
         layers: The names of those that are weighted layers.
 
     Returns:
-        For each layer with islands behind it its name ("" for those before the first) and their operators.
+        For each layer with islands behind it its name ("" for those before the first), the module that they
+        are of and their operators. The module is the torch module that the exporter left, else what stands
+        before the last slash of the node's name, else "".
     """
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     last = ""
     for node in model.graph.all_nodes():
         last = layers.get(node, last)
         if node in islands and node not in layers:
-            found.setdefault(last, []).append(node.op_type)
-    return tuple((layer, tuple(operators)) for layer, operators in found.items())
+            module = module_of(node) or (node.name or "").rpartition("/")[0]
+            found.setdefault((last, module), []).append(node.op_type)
+    return tuple((layer, module, tuple(operators)) for (layer, module), operators in found.items())
 
 
 def _belongs(node: ir.Node, decomposed: set[ir.Node], named: set[str]) -> bool:

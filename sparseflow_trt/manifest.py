@@ -134,15 +134,17 @@ class PluginRecord(Record):
 
 
 class IslandsRecord(Record):
-    """FP32 islands between two weighted layers, in the graph's order.
+    """FP32 islands of one module between two weighted layers, in the graph's order.
 
     Attributes:
         after: The layer before them, "" for those before the first.
         operators: Of each island.
+        module: The torch module they are of, or the path in their names; "" where neither tells.
     """
 
     after: str
     operators: tuple[str, ...]
+    module: str = ""
 
 
 class GraphRecord(Record):

@@ -70,7 +70,7 @@ def record_graph(applied: AppliedPlan) -> GraphRecord:
         restored=tuple(RestoreRecord(**asdict(record)) for record in applied.restored),
         mask_checks=tuple(MaskCheckRecord(**asdict(check)) for check in applied.mask_checks),
         plugin=tuple(PluginNodeRecord(**asdict(node)) for node in applied.plugin),
-        spine=tuple(IslandsRecord(after=after, operators=ops) for after, ops in applied.spine),
+        spine=tuple(IslandsRecord(after=after, module=of, operators=ops) for after, of, ops in applied.spine),
     )
 
 

@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
-from sparseflow_trt.manifest import LayerRecord, Manifest
+from sparseflow_trt.manifest import IslandsRecord, LayerRecord, Manifest
 
 _NUMBER = re.compile(r"\d+")
 _MOST_BLOCKS = 40
@@ -55,20 +56,33 @@ class Spine:
 
 def draw_spine(manifest: Manifest) -> Spine:
     """The spine of a build's graph."""
-    behind = {run.after: run.operators for run in manifest.graph.spine}
-    groups: list[tuple[str, list[Mark]]] = []
-    if "" in behind:
-        groups.append(("", [_island(behind[""])]))
-    for layer in manifest.layers:
-        label = _block_of(layer.module or layer.name)
-        if not groups or groups[-1][0] != label:
-            groups.append((label, []))
-        marks = groups[-1][1]
-        marks.append(_layer(layer, label))
-        if layer.name in behind:
-            marks.append(_island(behind[layer.name]))
+    behind: dict[str, list[IslandsRecord]] = {}
+    for run in manifest.graph.spine:
+        behind.setdefault(run.after, []).append(run)
+    labels = ["", *(_block_of(layer.module or layer.name) for layer in manifest.layers), ""]
+    placed = _placed(behind.get("", []), *labels[:2])
+    for layer, label, following in zip(manifest.layers, labels[1:], labels[2:], strict=False):
+        placed.append((label, _layer(layer, label)))
+        placed += _placed(behind.get(layer.name, []), label, following)
+    groups = [(label, [mark for _, mark in marks]) for label, marks in groupby(placed, lambda mark: mark[0])]
     blocks = list(_joined(groups))
     return Spine(tuple(blocks[:_MOST_BLOCKS]), max(0, len(blocks) - _MOST_BLOCKS))
+
+
+def _placed(runs: list[IslandsRecord], before: str, behind: str) -> list[tuple[str, Mark]]:
+    """The islands between two layers, each beside the label of its block, those of one block as one mark.
+
+    A block's first normalisation stands behind the last layer of the block before: its module tells whose it
+    is. One whose module is of neither layer's block nor outside of blocks stays with the layer before.
+    """
+    operators: dict[str, list[str]] = {}
+    for run in runs:
+        own = _block_of(run.module)
+        outside = not own and before != behind  # such as the norm before a head
+        told = bool(run.module) and (outside or own in (before, behind))
+        operators.setdefault(own if told else before, []).extend(run.operators)
+    ordered = dict.fromkeys((before, "", behind))
+    return [(label, _island(tuple(operators[label]))) for label in ordered if label in operators]
 
 
 def _joined(groups: list[tuple[str, list[Mark]]]) -> Iterable[Block]:

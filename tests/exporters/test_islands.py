@@ -71,6 +71,29 @@ def test_islands_are_found_behind_their_layer_in_the_graphs_order(model: OnnxMod
     layers = {site.node: site.name for site in find_sites(model)}
     plan = _plan(model, "Softmax")
     islands = fp32_islands(model.ir, plan)
-    assert islands_by_layer(model.ir, islands, layers) == (("first", ("Softmax", "Softmax")),)
-    assert islands_by_layer(model.ir, islands, {}) == (("", ("Softmax", "Softmax")),)
+    assert islands_by_layer(model.ir, islands, layers) == (("first", "inner", ("Softmax", "Softmax")),)
+    assert islands_by_layer(model.ir, islands, {}) == (("", "inner", ("Softmax", "Softmax")),)
     assert islands_by_layer(model.ir, (), layers) == ()
+
+
+def test_islands_between_two_layers_are_told_apart_by_their_modules(models: Models) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Softmax", ["a"], ["b"], name="node_Softmax_1"),
+        helper.make_node("Softmax", ["b"], ["c"], name="node_Softmax_2"),
+        helper.make_node("Softmax", ["c"], ["d"], name="/blocks.1/norm/Softmax"),
+        helper.make_node("Softmax", ["d"], ["e"], name="node_Softmax_3"),
+        helper.make_node("MatMul", ["e", "w"], ["y"], name="second"),
+    ]
+    model = models.model(nodes, {"w": np.zeros((64, 64), np.float32)})
+    for node in model.graph.node[1:3]:
+        scopes = node.metadata_props.add()
+        scopes.key, scopes.value = "pkg.torch.onnx.name_scopes", "['', 'blocks.0.norm', 'softmax']"
+    read = read_model(models.save(model))
+    islands = fp32_islands(read.ir, _plan(read, "Softmax"))
+    layers = {site.node: site.name for site in find_sites(read)}
+    assert islands_by_layer(read.ir, islands, layers) == (
+        ("first", "blocks.0.norm", ("Softmax", "Softmax")),
+        ("first", "/blocks.1/norm", ("Softmax",)),
+        ("first", "", ("Softmax",)),
+    )

@@ -6,15 +6,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from onnx import helper
 
 from sparseflow_trt.manifest import Manifest
+from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
 from sparseflow_trt.policy import Policy, find_policy
 from sparseflow_trt.report.html import write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+    from tests.conftest import Models
     from tests.report.conftest import MakeManifest
 
 EVIL = '</script></style><img src=x onerror="window.evil=1"><script>window.evil=1</script>&amp;\'"`{{7*7}}'
@@ -148,6 +152,39 @@ def test_drawings_and_tables_have_words(opened: Open, manifests: MakeManifest) -
     assert "1 layers that run dense" in page.locator("#graph").inner_text()
     assert "Layer tied keeps its pruned weight: it is tied." in page.locator("#graph").inner_text()
     assert page.get_by_text("No GPU.").count() >= 1
+
+
+def test_a_blocks_first_normalisation_is_drawn_in_it(opened: Open, models: Models, tmp_path: Path) -> None:
+    """Of a model whose nodes tell their modules by PyTorch's name scopes, and by no name."""
+    rng = np.random.default_rng(0)
+    nodes, scopes = [], []
+    weights: dict[str, np.ndarray[Any, Any]] = {"scale": np.ones(64, np.float32)}
+    value = "x"
+    for i in range(3):
+        nodes += [
+            helper.make_node("LayerNormalization", [value, "scale"], [f"n{i}"]),
+            helper.make_node("MatMul", [f"n{i}", f"w{i}"], [f"h{i}"]),
+        ]
+        scopes += [f"blocks.{i}.norm", f"blocks.{i}.up"]
+        weights[f"w{i}"] = rng.standard_normal((64, 64)).astype(np.float32) / 8
+        value = f"h{i}"
+    nodes += [
+        helper.make_node("LayerNormalization", [value, "scale"], ["last"]),
+        helper.make_node("MatMul", ["last", "w0"], ["y"]),
+    ]
+    model = models.model(nodes, weights)
+    for node, module in zip(model.graph.node, [*scopes, "norm", "head"], strict=True):
+        told = node.metadata_props.add()
+        told.key, told.value = "pkg.torch.onnx.name_scopes", f"['', '{module}', 'op']"
+    plan = PlanOptions(axes={"batch": (2, 4, 8)}, precision="fp16")
+    options = BuildOptions(tmp_path / "out", plan, "onnxruntime")
+    page = opened(build(models.save(model), options).manifest)
+    assert page.locator(".spine .block").all_inner_texts() == ["blocks.0 … 2 ×3", "outside of blocks"]
+    drawn = [
+        [text.splitlines()[0] for text in block.locator(".mark").all_inner_texts()]
+        for block in page.locator(".spine > li").all()
+    ]
+    assert drawn == [["LayerNormalization", "up"], ["LayerNormalization", "head"]]
 
 
 def test_two_thousand_layers_stay_quick(opened: Open, manifests: MakeManifest) -> None:

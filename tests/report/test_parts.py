@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sparseflow_trt.manifest import DuelRecord
+from sparseflow_trt.manifest import DuelRecord, IslandsRecord
 from sparseflow_trt.policy import find_policy
 from sparseflow_trt.report.errors import draw_gauges, draw_steps, shipped_gauges
 from sparseflow_trt.report.layer_table import layer_rows, layer_times, time_groups, whose_times
@@ -83,6 +83,30 @@ def test_islands_stand_on_the_spine_where_the_graph_has_them(manifests: MakeMani
     assert [mark.role for mark in second.marks] == ["sparse", "island", "dense", "sparse", "sparse"]
     assert second.marks[1].text == "ReduceMean, Softmax"
     assert second.marks[1].title == "Kept in FP32: Pow, ReduceMean, Softmax"
+
+
+def test_islands_stand_in_the_block_that_their_module_names(manifests: MakeManifest) -> None:
+    manifest = manifests(layers=12)
+    before, *_, last = ("", *(layer.name for layer in manifest.layers[3::4]))
+    runs = [
+        IslandsRecord(after=name, operators=("LayerNormalization",), module=f"model.layers.{i}.norm")
+        for i, name in enumerate((before, manifest.layers[3].name, manifest.layers[7].name))
+    ]
+    runs += [
+        IslandsRecord(after=manifest.layers[3].name, operators=("Softmax",), module="model.layers.0"),
+        IslandsRecord(after=manifest.layers[1].name, operators=("Exp",), module="model.rotary"),
+        IslandsRecord(after=manifest.layers[1].name, operators=("Sqrt",), module="model.layers.7"),
+        IslandsRecord(after=last, operators=("ReduceMean",), module="model.norm"),
+    ]
+    graph = manifest.graph.model_copy(update={"spine": tuple(runs)})
+    blocks = draw_spine(manifest.model_copy(update={"graph": graph})).blocks
+    assert [(block.label, block.count) for block in blocks] == [
+        ("model.layers.0", 1), ("model.layers.1 … 2", 2), ("", 1),
+    ]  # fmt: skip
+    first, second, third = ([mark.text for mark in block.marks] for block in blocks)
+    assert first == ["LayerNormalization", "qkv_0", "o_1", "Exp, Sqrt", "gate_up_2", "down_3", "Softmax"]
+    assert second == ["LayerNormalization", "qkv_4", "o_5", "gate_up_6", "down_7"]
+    assert third == ["ReduceMean"]
 
 
 def test_blocks_that_differ_are_not_joined(manifests: MakeManifest) -> None:
