@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 
 NOT_NAMED = "a classifier, which is taken only where it is named"
+WHERE_NAMED = "which takes a classifier only where --include names it"  # of `prune`
 
 
 def why_left(names: Iterable[str], kind: str, include: Sequence[str], exclude: Sequence[str]) -> str:

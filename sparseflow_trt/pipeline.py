@@ -241,7 +241,7 @@ def plan_for(
     """
     dims = input_dims(model)
     if isinstance(plan, PlanOptions):
-        check_forced(layers, plan.sparsity, model.path)
+        check_forced(layers, plan.sparsity, model)
         own: ModelPrecision = "keep" if has_half_types(model) else "fp16"
         plan = make_plan(
             layers,

@@ -17,6 +17,7 @@ from sparseflow_trt._schema import Record, load_yaml, parse, read_text
 from sparseflow_trt.decide import SparsityMode as SparsityMode
 from sparseflow_trt.errors import NotSparseError, PlanError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
+from sparseflow_trt.layer_names import WHERE_NAMED
 from sparseflow_trt.policy import Kernel
 from sparseflow_trt.precision_record import ModelPrecision as ModelPrecision
 from sparseflow_trt.precision_record import Precision as Precision
@@ -207,7 +208,7 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
     """
     known = {layer.name: layer for layer in layers if layer.weight}
     problems = []
-    not_sparse = 0
+    not_sparse: list[WeightedLayer] = []
     for planned in plan.layers:
         layer = known.pop(planned.name, None)
         if layer is None:
@@ -222,7 +223,7 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
             problems.append(
                 f"'{planned.name}' is planned {planned.sparsity} and is {layer.state.value}: {layer.reason}"
             )
-            not_sparse += 1
+            not_sparse.append(layer)
         quantized = layer.dtype in ("INT8", "UINT8", "FP8", "FP8-E5M2")
         if quantized != (planned.precision in ("int8", "fp8")):
             problems.append(
@@ -232,7 +233,8 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
     if problems:
         listed = "; ".join(problems)
         said = f"{source} does not fit the model in {len(problems)} layer(s): {listed}."
-        if len(problems) == not_sparse:
-            hint = "Plan them dense, or prune the model first: `sparseflow-trt prune MODEL`."
+        if len(problems) == len(not_sparse):
+            named = f", {WHERE_NAMED}" if any(layer.kind == "classifier" for layer in not_sparse) else ""
+            hint = f"Plan them dense, or prune the model first: `sparseflow-trt prune MODEL`{named}."
             raise NotSparseError(said, hint)
         raise PlanError(said, _HINT)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Container
-from pathlib import Path
 
 from sparseflow_trt.crossovers import LayerShape
 from sparseflow_trt.decide import Decision, PluginUse, SparsityMode, decide
 from sparseflow_trt.errors import NotSparseError, ShapeError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.joins import find_joins
+from sparseflow_trt.layer_names import NOT_NAMED
+from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan, PlannedLayer, mark_decided
 from sparseflow_trt.policy import Policy
 from sparseflow_trt.precision_record import ModelPrecision, Precision, Precisions
+from sparseflow_trt.prunable import choose_weights, prunable
 from sparseflow_trt.shapes import Dims, Profile
 from sparseflow_trt.split import Split, split_profile
 
@@ -108,7 +110,7 @@ def make_plan(
     )
 
 
-def check_forced(layers: tuple[WeightedLayer, ...], sparsity: SparsityMode, model: Path) -> None:
+def check_forced(layers: tuple[WeightedLayer, ...], sparsity: SparsityMode, model: OnnxModel) -> None:
     """Checks that a model whose layers are to run sparse whatever a policy says has one that could.
 
     Where some are 2:4 these are taken, and the others are planned dense with the reason.
@@ -120,17 +122,33 @@ def check_forced(layers: tuple[WeightedLayer, ...], sparsity: SparsityMode, mode
     if sparsity not in ("force", "plugin") or any(x.state is SparsityState.SPARSE for x in weighted):
         return
     asked = f"--sparsity {sparsity} takes 2:4 weights as they are"
-    said = f"{model.name} has no weights that are 2:4, and {asked}"
+    said = f"{model.path.name} has no weights that are 2:4, and {asked}"
     able = [layer for layer in weighted if layer.eligible]
     if able:
-        prune = shlex.join(["sparseflow-trt", "prune", str(model), "-o", f"{model.stem}.2to4{model.suffix}"])
         first, more = able[0], f" (the first of {len(able)})" if len(able) > 1 else ""
         raise NotSparseError(
-            f"{said}: of layer '{first.name}'{more} {first.reason}.",
-            f"Prune it first: `{prune}`; or leave it to a policy: --sparsity policy.",
+            f"{said}: of layer '{first.name}'{more} {first.reason}.", _how_to_prune(able, model)
         )
     why = f"layer '{weighted[0].name}' cannot be: {weighted[0].reason}" if weighted else "it has no weights"
     raise NotSparseError(f"{said}: {why}.", "Leave it to a policy, which plans it dense: --sparsity policy.")
+
+
+def _how_to_prune(able: list[WeightedLayer], model: OnnxModel) -> str:
+    """What makes layers that are not 2:4 so, of all that `prune` leaves alone, too."""
+    policy = "leave it to a policy: --sparsity policy."
+    choice = choose_weights(model)
+    left = {**dict(choice.conflicts), **dict(choice.skipped)}
+    written = f"{model.path.stem}.2to4{model.path.suffix}"
+    command = ["sparseflow-trt", "prune", str(model.path), "-o", written]
+    if prunable(able, choice):
+        return f"Prune it first: `{shlex.join(command)}`; or {policy}"
+    if named := [layer.name for layer in able if left.get(layer.name) == NOT_NAMED]:
+        command += [word for name in named for word in ("--include", name)]
+        return (
+            "`prune` takes a classifier only where it is named, as it costs much accuracy for little time: "
+            f"`{shlex.join(command)}`; or {policy}"
+        )
+    return f"`prune` cannot make it so: {left[able[0].name]}. So {policy}"
 
 
 def _count_products(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper
 
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, NotSparseError, PlanError, ShapeError
-from sparseflow_trt.graph import SparsityState, WeightedLayer
+from sparseflow_trt.exporters.prune import prune_model
+from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
+from sparseflow_trt.model_file import OnnxModel, read_model
+from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.plan import (
     ModelPrecision,
     Plan,
@@ -28,6 +34,9 @@ from sparseflow_trt.policy import Policy, Threshold
 from sparseflow_trt.shapes import Profile, ShapeRange
 from sparseflow_trt.split import Split
 from sparseflow_trt.symbolic import SymbolicM
+
+if TYPE_CHECKING:
+    from tests.conftest import Models
 
 POLICY = Policy(
     schema_version=1,
@@ -452,36 +461,85 @@ def test_a_plan_that_is_wrong_of_2to4_alone_has_an_error_of_its_own() -> None:
     assert caught.value.exit_code == EXIT_NOT_SPARSE
 
 
+def _products(models: Models, *names: str, k: int = 64, sparse: str = "") -> OnnxModel:
+    """Products one after the other, named, whose weights are not 2:4 but for `sparse`."""
+    rng = np.random.default_rng(0)
+    chain = ["x", *(f"h_{name}" for name in names[:-1]), "y"]
+    nodes = [
+        helper.make_node("MatMul", [read, f"{name}.w"], [written], name=name)
+        for name, read, written in zip(names, chain, chain[1:], strict=False)
+    ]
+    nodes = nodes or [helper.make_node("Relu", ["x"], ["y"])]
+    weights = {f"{name}.w": rng.standard_normal((k, k)).astype(np.float32) for name in names}
+    if sparse:
+        weights[f"{sparse}.w"] = np.asarray(prune_2to4(weights[f"{sparse}.w"], 0))
+    return read_model(models.save(models.model(nodes, weights, {"x": ("batch", k)}), "m.onnx"))
+
+
 @pytest.mark.parametrize("sparsity", ["force", "plugin"])
 @pytest.mark.parametrize(
-    ("layers", "said"),
+    ("names", "k", "said", "options"),
     [
-        ((_layer("a", SparsityState.NOT_SPARSE),), "of layer 'a' the reason"),
-        (
-            (_layer("x", SparsityState.NOT_ELIGIBLE), *(_layer(n, SparsityState.NOT_SPARSE) for n in "ab")),
-            "of layer 'a' (the first of 2) the reason",
-        ),
-        ((_layer("a", SparsityState.NOT_ELIGIBLE),), "layer 'a' cannot be: the reason"),
-        ((_layer("a", SparsityState.NOT_ELIGIBLE, weight=""),), "it has no weights"),
-        ((), "it has no weights"),
+        (("a",), 64, "of layer 'a' 100% of 1024 groups", ""),
+        (("a", "b"), 64, "of layer 'a' (the first of 2) 100%", ""),
+        (("lm_head", "b"), 64, "of layer 'lm_head' (the first of 2) 100%", ""),
+        (("lm_head",), 64, "of layer 'lm_head' 100%", " --include lm_head"),
+        (("lm_head", "score"), 64, "of layer 'lm_head' (the", " --include lm_head --include score"),
+        (("a",), 6, "layer 'a' cannot be: K=6 is not a multiple of 4", None),
+        ((), 64, "it has no weights", None),
     ],
 )
 def test_sparsity_is_not_forced_where_nothing_is_2to4(
-    sparsity: SparsityMode, layers: tuple[WeightedLayer, ...], said: str
+    sparsity: SparsityMode, names: tuple[str, ...], k: int, said: str, options: str | None, models: Models
 ) -> None:
+    model = _products(models, *names, k=k)
     with pytest.raises(NotSparseError) as caught:
-        check_forced(layers, sparsity, Path("some/m.onnx"))
+        check_forced(read_layers(model), sparsity, model)
     asked = f"--sparsity {sparsity} takes 2:4 weights as they are"
-    assert caught.value.message == f"m.onnx has no weights that are 2:4, and {asked}: {said}."
-    prunes = "`sparseflow-trt prune some/m.onnx -o m.2to4.onnx`" in caught.value.hint
-    assert prunes == said.startswith("of layer")
+    assert caught.value.message.startswith(f"m.onnx has no weights that are 2:4, and {asked}: {said}")
+    (command,) = re.findall("`(sparseflow-trt .*)`", caught.value.hint) or [None]
+    assert command == (
+        f"sparseflow-trt prune {model.path} -o m.2to4.onnx{options}" if k == 64 and names else None
+    )
+    named = "`prune` takes a classifier only where it is named" in caught.value.hint
+    assert named == bool(options)
+    if command:  # what it says to do does it
+        output = models.folder / "pruned.onnx"
+        prune_model(model, output, include=tuple((options or "").split()[1::2]))
+        pruned = read_model(output)
+        check_forced(read_layers(pruned), sparsity, pruned)
 
 
-def test_sparsity_is_forced_where_one_layer_is_2to4_and_asked_of_a_policy_anywhere() -> None:
-    dense = _layer("b", SparsityState.NOT_SPARSE)
-    check_forced((dense, _layer("a")), "force", Path("m.onnx"))
-    check_forced((dense,), "policy", Path("m.onnx"))
-    check_forced((dense,), "off", Path("m.onnx"))
+def test_where_pruning_takes_nothing_it_is_not_advised(models: Models) -> None:
+    weight = np.ones((64, 64), np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="a"),
+        helper.make_node("Add", ["h", "w"], ["y"], name="other"),
+    ]
+    model = read_model(models.save(models.model(nodes, {"w": weight})))
+    with pytest.raises(NotSparseError) as caught:
+        check_forced(read_layers(model), "force", model)
+    assert caught.value.hint == (
+        "`prune` cannot make it so: weight 'w' is also read by Add 'other', which pruning would change. "
+        "So leave it to a policy: --sparsity policy."
+    )
+
+
+def test_sparsity_is_forced_where_one_layer_is_2to4_and_asked_of_a_policy_anywhere(models: Models) -> None:
+    one = _products(models, "a", "b", sparse="a")
+    check_forced(read_layers(one), "force", one)
+    none = _products(models, "a", "b")
+    for sparsity in ("policy", "off"):
+        check_forced(read_layers(none), sparsity, none)
+
+
+@pytest.mark.parametrize(("kind", "named"), [("classifier", True), ("qkv", False)])
+def test_where_a_classifier_is_not_2to4_pruning_is_said_to_want_its_name(kind: str, named: bool) -> None:
+    layers = (_layer("a", SparsityState.NOT_SPARSE, kind=kind), _layer("b"))
+    plan = PLAN.model_copy(update={"layers": tuple(_decision(_layer(name), 100) for name in "ab")})
+    with pytest.raises(NotSparseError) as caught:
+        check_plan(plan, layers)
+    assert ("takes a classifier only where --include names it" in caught.value.hint) == named
 
 
 def test_a_layer_that_is_not_quantized_cannot_be_planned_so() -> None:

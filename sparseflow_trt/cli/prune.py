@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,7 @@ def _prune_onnx(
     model: Path, output: Path | None, include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool
 ) -> int:
     from sparseflow_trt.exporters.prune import prune_model
+    from sparseflow_trt.layer_names import NOT_NAMED
     from sparseflow_trt.model_file import read_model
 
     found = read_model(model)
@@ -125,8 +127,10 @@ def _prune_onnx(
             f"{len(report.pruned) - already} weights pruned ({zeroed} of {elements} elements set to zero), "
             f"{already} were 2:4 already.\nWritten: {report.output}"
         )
-        if not report.pruned:
-            named = "; --include names what to take all the same" if report.skipped else ""
+        if not zeroed:
+            classifiers = [layer for layer, why in report.skipped if why == NOT_NAMED]
+            names = " ".join(shlex.join(["--include", name]) for name in classifiers)
+            named = f"; {names} takes a classifier all the same" if names else ""
             out.print(f"Nothing was pruned: what was written is as {model.name} was{named}.")
     return EXIT_NOT_SPARSE if report.conflicts else EXIT_OK
 

@@ -359,5 +359,7 @@ def test_a_classifier_that_gains_is_pruned_only_where_it_is_named(
     )
     said = sparseflow("prune", "head.onnx").out
     assert "a classifier, which is taken only where it is named" in said
-    assert "Nothing was pruned: what was written is as head.onnx was; --include names" in said
+    told = "; --include /lm_head/MatMul takes a classifier all the same."
+    assert f"Nothing was pruned: what was written is as head.onnx was{told}" in said
+    assert "1 weights pruned" in sparseflow("prune", "head.onnx", "--include", "/lm_head/MatMul").out
     assert "Nothing was" not in sparseflow("prune", "head.onnx", "--include", "*lm_head*").out
