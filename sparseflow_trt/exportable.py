@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from sparseflow_trt._deps import require
 from sparseflow_trt._user_code import call_for_module
@@ -74,7 +76,7 @@ def load_function(source: str) -> Exportable:
     torch = require("torch", "exporting PyTorch modules")
     module, given, named = call_for_module(torch, source, _HINT)
     inputs = _named(torch, source, module, given)
-    axes = _guess(torch, inputs) if named is None else {name: dict(found) for name, found in named.items()}
+    axes = _guess(torch, inputs) if named is None else _checked(source, named)
     unknown = sorted(set(axes) - set(inputs))
     if unknown:
         raise InputError(f"{source} gives axes for '{unknown[0]}', which is no input.", _HINT)
@@ -94,6 +96,8 @@ def _named(torch: Any, source: str, module: Any, given: Any) -> dict[str, Any]:
     if isinstance(given, Mapping):
         inputs = {str(name): value for name, value in given.items()}
     else:
+        if not isinstance(given, torch.Tensor | Iterable):
+            raise InputError(f"{source} gives a {type(given).__name__} as inputs.", _HINT)
         values = (given,) if isinstance(given, torch.Tensor) else tuple(given)
         parameters = inspect.signature(module.forward).parameters.values()
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -103,6 +107,18 @@ def _named(torch: Any, source: str, module: Any, given: Any) -> dict[str, Any]:
         if not isinstance(value, torch.Tensor):
             raise InputError(f"{source} gives '{name}' as a {type(value).__name__}, not a tensor.", _HINT)
     return inputs
+
+
+def _checked(source: str, named: Any) -> dict[str, Axes]:
+    """The axes that a function gave, where they are such."""
+    try:
+        return TypeAdapter(dict[str, Axes]).validate_python(named)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise InputError(
+            f"{source} gives axes that name no dimensions{f' of {where!r}' if where else ''}: {named!r}.",
+            f"{_HINT} How far one varies is said to `build`: --dim batch=1,8,16.",
+        ) from error
 
 
 def _guess(torch: Any, inputs: Mapping[str, Any]) -> dict[str, Axes]:

@@ -83,6 +83,10 @@ def by_value():
     return ByValue(), torch.randn(2, 16)
 def wrong_axes():
     return Outer(), torch.randn(2, 5, 16), {"y": {0: "batch"}}
+def axes_as_ranges():
+    return torch.nn.Linear(8, 8), torch.ones(2, 8), {"input": (1, 8, 16)}
+def no_inputs():
+    return torch.nn.Linear(8, 8), 5
 def no_tensor():
     return Outer(), {"x": 3}
 """
@@ -163,6 +167,8 @@ def test_an_export_that_does_something_else_is_not_written(modules: str, tmp_pat
     [
         ("by_value", ModelError, "torch cannot export the ByValue: "),
         ("wrong_axes", InputError, "gives axes for 'y', which is no input"),
+        ("axes_as_ranges", InputError, "gives axes that name no dimensions of 'input'"),
+        ("no_inputs", InputError, "gives a int as inputs"),
         ("no_tensor", InputError, "gives 'x' as a int, not a tensor"),
         ("missing", InputError, "failed: AttributeError"),
     ],
