@@ -54,6 +54,10 @@ class OnnxRuntimeBackend:
         version = _deps.version_of("onnxruntime")
         return {"onnxruntime": version} if version else {}
 
+    def device(self) -> str:
+        """Any CPU: its layout of tensors is left to the run."""
+        return "any CPU"
+
     def graph_needs(self) -> GraphNeeds:
         """No BF16, which its CPU has no products for; any opset, and no sparse kernels to be taken out of."""
         return GraphNeeds(takes_bf16=False)
@@ -80,7 +84,7 @@ class OnnxRuntimeBackend:
             files=written,
             backend=self.name,
             versions=self.versions(),
-            device="any CPU",
+            device=self.device(),
             seconds=seconds,
             runs_here="",
             sparse_tactics=_DENSE,

@@ -152,6 +152,10 @@ class Backend(Protocol):
         """The installed versions of the libraries that would build, by package name."""
         ...
 
+    def device(self) -> str:
+        """What an engine is for that is built here, in words: it may load nowhere else."""
+        ...
+
     def graph_needs(self) -> GraphNeeds:
         """What it needs of the graph."""
         ...

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.engines.child import run_build
-from sparseflow_trt.engines.hardware import NO_GPU, Gpu, find_gpus
+from sparseflow_trt.engines.hardware import NO_GPU, find_gpus
 from sparseflow_trt.engines.like import compare_tactics, read_like
 from sparseflow_trt.engines.outcomes import check_precisions, join_outcomes, untold
 from sparseflow_trt.engines.plugin_library import PluginLibrary, copy_library, plugin_mismatches
@@ -42,6 +42,11 @@ class TensorRtBackend:
         version = version_of(_KEY)
         return {_KEY: version} if version else {}
 
+    def device(self) -> str:
+        """The GPU that kernels are timed on, with its driver; where there is one (see `unavailable`)."""
+        gpu = find_gpus()[0]
+        return f"{gpu.name}, compute capability {gpu.compute_capability}, driver {driver_of(gpu)}"
+
     def graph_needs(self) -> GraphNeeds:
         """What the installed version needs of the graph."""
         return graph_needs_of(_KEY, version_of(_KEY))
@@ -57,7 +62,7 @@ class TensorRtBackend:
         """
         request = _with_library(request)
         like = request.options.like
-        before = read_like(like, _KEY, self.versions(), _device(find_gpus()[0])) if like else None
+        before = read_like(like, _KEY, self.versions(), self.device()) if like else None
         built = self._built(request, run_build(_KEY, request, request.folder / _ENGINE, on_progress))
         if like and before:
             compared = compare_tactics(like.name, before.engine.layers, built.layers)
@@ -101,7 +106,7 @@ class TensorRtBackend:
             else None,
             backend=self.name,
             versions={_KEY: outcome.version},
-            device=_device(find_gpus()[0]),
+            device=self.device(),
             seconds=outcome.seconds,
             runs_here="",
             sparse_tactics=_not_enabled(request),
@@ -127,7 +132,3 @@ def _with_library(request: BuildRequest) -> BuildRequest:
     if request.plugin is None or not request.plan.plugin_products:
         return replace(request, plugin=None)
     return replace(request, plugin=copy_library(request.plugin, request.folder))
-
-
-def _device(gpu: Gpu) -> str:
-    return f"{gpu.name}, compute capability {gpu.compute_capability}, driver {driver_of(gpu)}"

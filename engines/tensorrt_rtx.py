@@ -43,6 +43,10 @@ class TensorRtRtxBackend:
         version = version_of(_KEY)
         return {_KEY: version} if version else {}
 
+    def device(self) -> str:
+        """Whatever GPUs it builds for: kernels are picked at the first run."""
+        return f"NVIDIA GPUs of {_RUNS_ON}"
+
     def graph_needs(self) -> GraphNeeds:
         """Nothing: it reads any opset, and has no sparse kernels to be taken out of."""
         return graph_needs_of(_KEY, version_of(_KEY))
@@ -57,8 +61,8 @@ class TensorRtRtxBackend:
             NotInstalledError: TensorRT-RTX is missing or does not load.
         """
         file = request.folder / _ENGINE
-        device, like = f"NVIDIA GPUs of {_RUNS_ON}", request.options.like
-        before = read_like(like, _KEY, self.versions(), device).engine.layers if like else ()
+        like = request.options.like
+        before = read_like(like, _KEY, self.versions(), self.device()).engine.layers if like else ()
         options = replace(request.options, timing_cache=None, like=None)
         outcome = run_build(_KEY, replace(request, options=options), file, on_progress)
         outcomes = join_outcomes(request.plan, outcome.layers)
@@ -68,7 +72,7 @@ class TensorRtRtxBackend:
             files=(file,),
             backend=self.name,
             versions={_KEY: outcome.version},
-            device=device,
+            device=self.device(),
             seconds=outcome.seconds,
             runs_here=why_not_here(find_gpus()),
             sparse_tactics=_DENSE,

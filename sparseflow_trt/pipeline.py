@@ -138,7 +138,7 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
             model=record.model_dump(),
             plan=plan.model_dump(mode="json"),
             policy=policy.model_dump(mode="json") if policy else None,
-            backend=[backend.name, backend.versions()],
+            backend=[backend.name, backend.versions(), backend.device()],
             options={
                 **options.engine.asked(),
                 **like_facts(options.engine.like),

@@ -171,6 +171,10 @@ class Duels:
         """Of the stand-in."""
         return {"stand-in": "1"}
 
+    def device(self) -> str:
+        """Of the stand-in."""
+        return "any CPU"
+
     def graph_needs(self) -> Any:
         """As TensorRT's: one switch for all layers, so that dense ones have to be opted out."""
         from sparseflow_trt.target import GraphNeeds

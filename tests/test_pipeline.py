@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.artifact_validation import ValidationOptions, validate_artifact
 from sparseflow_trt.engines.choose import BackendName
+from sparseflow_trt.engines.ort import OnnxRuntimeBackend
 from sparseflow_trt.errors import (
     EXIT_NOT_SPARSE,
     ArtifactError,
@@ -309,6 +310,17 @@ def test_nothing_changed_does_nothing(models: Models, run: Run, tmp_path: Path) 
     assert not run(path, validation=ValidationOptions(seed=1)).unchanged, "a damaged one is replaced"
     models.save(_mlp(models, np.float16))
     assert not run(path, validation=ValidationOptions(seed=1)).unchanged, "the model has"
+
+
+def test_an_engine_for_another_device_is_built_again(
+    models: Models, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = models.save(_mlp(models))
+    run(path)
+    assert run(path).unchanged
+    monkeypatch.setattr(OnnxRuntimeBackend, "device", lambda _: "another CPU")
+    assert not run(path).unchanged
+    assert run(path).unchanged
 
 
 def test_a_loader_that_yields_other_values_builds_again(models: Models, run: Run, tmp_path: Path) -> None:

@@ -49,6 +49,10 @@ class StandIn:
         """Of the stand-in."""
         return {"stand-in": "1"}
 
+    def device(self) -> str:
+        """Of the stand-in."""
+        return "any CPU"
+
     def graph_needs(self) -> GraphNeeds:
         """As TensorRT 8.6's."""
         return GraphNeeds(17, spells_out=True, opts_out_dense=True, takes_plugin=True)

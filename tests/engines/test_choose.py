@@ -6,7 +6,9 @@ import importlib.metadata
 
 import pytest
 
+from sparseflow_trt.engines import tensorrt_backend
 from sparseflow_trt.engines.choose import BackendName, backend_for
+from sparseflow_trt.engines.hardware import Gpu
 from sparseflow_trt.errors import EXIT_NOT_INSTALLED, NotInstalledError
 
 
@@ -31,6 +33,16 @@ def test_a_backend_that_is_asked_for_is_taken(name: BackendName) -> None:
 
     assert backend.name == name
     assert why == f"The backend is {name}: it was asked for."
+
+
+def test_only_tensorrt_builds_for_the_gpu_that_it_builds_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu("NVIDIA H200", "9.0", 1 << 37, 132, sparse_tensor_cores=True, driver_version="13.0")
+    monkeypatch.setattr(tensorrt_backend, "find_gpus", lambda: (gpu,))
+    monkeypatch.setattr(tensorrt_backend, "driver_of", lambda gpu: "580.1")
+    built_for = tensorrt_backend.TensorRtBackend().device()
+    assert built_for == "NVIDIA H200, compute capability 9.0, driver 580.1"
+    assert backend_for("onnxruntime")[0].device() == "any CPU"
+    assert backend_for("tensorrt-rtx")[0].device().startswith("NVIDIA GPUs of compute capability")
 
 
 def test_auto_prefers_tensorrt_rtx() -> None:
