@@ -32,7 +32,7 @@ from sparseflow_trt.decide import PluginUse, SparsityMode
 from sparseflow_trt.duel import Built, check_duel, run_duel
 from sparseflow_trt.engines.choose import BackendName, backend_for
 from sparseflow_trt.engines.like import like_facts
-from sparseflow_trt.engines.plugin_library import library_for
+from sparseflow_trt.engines.plugin_library import check_library, library_for
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
 from sparseflow_trt.exporters.apply_plan import apply_plan, has_half_types, restore_planned_dense
 from sparseflow_trt.exporters.islands import check_islands
@@ -133,7 +133,11 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
         check_tolerances(options.validation.tolerances, model)
         inputs = input_sets(model, plan, options.validation)
         backend, why = backend_for(options.backend)
-        library = library_for(plan, options.plugin, options.engine, backend.graph_needs().takes_plugin)
+        needs = backend.graph_needs()
+        searched = isinstance(options.plan, PlanOptions) and options.plan.precision == "auto"
+        library = library_for(plan, options.plugin, options.engine, needs.takes_plugin)
+        if searched and options.plugin and needs.takes_plugin:
+            library = check_library(options.plugin)  # what is found may put other layers into the plugin
         key = build_key(
             model=record.model_dump(),
             plan=plan.model_dump(mode="json"),
@@ -149,23 +153,24 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
             tolerances=options.validation.tolerances.model_dump(),
             dense_model=dense_record.model_dump() if dense_record else None,
             per_layer=options.validation.per_layer,
-            searched=isinstance(options.plan, PlanOptions) and options.plan.precision == "auto",
+            searched=searched,
             tool=__version__,
         )
         if not options.force and (stands := built_before(output, key)):
             return BuildResult(output, stands, unchanged=True)
-    if isinstance(options.plan, PlanOptions) and options.plan.precision == "auto":
+    if isinstance(options.plan, PlanOptions) and searched:
         with clock("precision"):
-            bf16 = backend.graph_needs().takes_bf16
+            bf16 = needs.takes_bf16
             plan = settle(
                 model, layers, plan, options.plan, inputs, options.validation, bf16, on_step, unpruned
             )
+            library = library_for(plan, options.plugin, options.engine, needs.takes_plugin)
 
     def build_engine(plan: Plan, place: Path, on_step: OnProgress) -> Built:
         with clock("rewrite"):
             on_step(Progress("Rewriting the graph for the plan"))
             typed = place / "model.onnx"
-            applied = apply_plan(read_model(path), plan, typed, backend.graph_needs(), unpruned)
+            applied = apply_plan(read_model(path), plan, typed, needs, unpruned)
         with clock("backend"):
             request = BuildRequest(applied.model, plan, place, plan.wants_sparse, options.engine, library)
             engine = record_engine(backend.build(request, on_step), why, options.engine)

@@ -21,6 +21,7 @@ from sparseflow_trt.engines.plugin_library import PluginLibrary, copy_library
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions, LayerEvidence
 from sparseflow_trt.errors import ArtifactError, BuildError, NotInstalledError
 from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
+from sparseflow_trt.exporters.prune import prune_model
 from sparseflow_trt.exporters.saving import plugin_nodes, save_model
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.manifest import check_files, read_manifest
@@ -30,7 +31,9 @@ from sparseflow_trt.pipeline import BuildOptions, BuildResult, PlanOptions, buil
 from sparseflow_trt.plan import Plan, read_plan
 from sparseflow_trt.target import GraphNeeds
 from sparseflow_trt.timing import engine_file
+from tests.policies import make_points, make_policy
 from tests.shared_libraries import write_library
+from tests.troubled import save_transformer
 
 if TYPE_CHECKING:
     from tests.conftest import Duels, Models
@@ -231,6 +234,26 @@ def test_a_plan_with_plugin_layers_needs_the_library(
     assert "--plugin LIB" in caught.value.hint
     with pytest.raises(NotInstalledError, match=r"no plugin library .*absent\.so"):
         run(gated(), plugin=tmp_path / "absent.so")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_layer_that_goes_to_the_plugin_in_the_precision_that_is_found(
+    run: Callable[..., BuildResult], models: Models, library: Path
+) -> None:
+    given = read_model(save_transformer(models, "norm"))  # FP16 does not hold b1.down, BF16 does
+    path = prune_model(given, models.folder / "sparse.onnx").output
+    timed = make_points("down", 32, 64, dict.fromkeys((1, 4, 16, 64), 2.0), "BF16")
+    points = [p if p.kernel == "dense" else p.model_copy(update={"kernel": "plugin"}) for p in timed]
+    axes = {"batch": (1, 2, 2), "seq": (4, 8, 16)}
+    plan = PlanOptions(policy=make_policy(points), axes=axes, precision="auto", plugin=True)
+    result = run(path, plan)
+    assert [(p.layers, p.dtype) for p in result.manifest.graph.plugin] == [(("b1.down",), "BF16")]
+    assert result.manifest.engine.plugin is not None
+    assert run(path, plan).unchanged
+    library.write_bytes(library.read_bytes() + b"another")
+    assert not run(path, plan).unchanged
+    with pytest.raises(NotInstalledError, match=r"gives 1 layer\(s\) to the plugin.*'b1.down'"):
+        run(path, plan, plugin=None)
 
 
 @pytest.mark.usefixtures("stand_in")
