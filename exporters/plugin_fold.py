@@ -89,12 +89,13 @@ def bias_of(value: ir.Value, n: int, rank: int | None) -> Array | None:
 
 
 def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The one node that reads a value, if it is of a type and the value is no output."""
-    uses = value.uses()
-    if value.is_graph_output() or len(uses) != 1:
+    """The one node that reads a value, if it is of a type, in the same graph, and the value is no output."""
+    uses, maker = value.uses(), value.producer()
+    if value.is_graph_output() or len(uses) != 1 or maker is None:
         return None
     user = next(iter(uses)).node
-    return user if user.op_type == op_type and user.domain in ("", "ai.onnx") else None
+    beside = user.graph is maker.graph  # and not in the body of an If
+    return user if beside and user.op_type == op_type and user.domain in ("", "ai.onnx") else None
 
 
 def drop_unused(value: ir.Value) -> None:

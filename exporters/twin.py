@@ -12,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparseflow_trt.exporters.rewriting import Names
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model_file import OnnxModel
 
@@ -34,11 +35,12 @@ def write_twin(model: OnnxModel, output: Path) -> None:
         model: A model as read, not used for anything afterwards: its graph is rewritten in place.
         output: The file to write, in an existing folder.
     """
+    names = Names(model.ir)
     for graph in model.ir.graphs():
         widened: dict[ir.Value, ir.Value] = {}
         for node in tuple(graph):
             if _touches_half(node):
-                _wrap(graph, node, widened)
+                _wrap(graph, node, widened, names)
     save_model(model.ir, output)
 
 
@@ -58,22 +60,22 @@ def _touches_half(node: ir.Node) -> bool:
     return any(v is not None and v.dtype in _half_types() for v in (*node.inputs, *node.outputs))
 
 
-def _wrap(graph: ir.Graph, node: ir.Node, widened: dict[ir.Value, ir.Value]) -> None:
+def _wrap(graph: ir.Graph, node: ir.Node, widened: dict[ir.Value, ir.Value], names: Names) -> None:
     import onnx_ir as ir
 
     for i, value in enumerate(node.inputs):
         if value is None or value.dtype not in _half_types():
             continue
         if value not in widened:
-            widened[value] = _cast(graph, node, value, ir.DataType.FLOAT, before=True)
+            widened[value] = _cast(graph, node, value, ir.DataType.FLOAT, names, before=True)
         node.replace_input_with(i, widened[value])
     for output in node.outputs:
         dtype = output.dtype
         if dtype is None or dtype not in _half_types():
             continue
         readers = list(output.uses())
-        name, output.name = output.name, f"{output.name}_wide"
-        rounded = _cast(graph, node, output, dtype, before=False)
+        name, output.name = output.name, names.new(f"{output.name}_wide")
+        rounded = _cast(graph, node, output, dtype, names, before=False)
         rounded.name = name
         output.dtype = ir.DataType.FLOAT
         if node.op_type == "ConstantOfShape":  # its type is its attribute's
@@ -86,11 +88,12 @@ def _wrap(graph: ir.Graph, node: ir.Node, widened: dict[ir.Value, ir.Value]) -> 
                 graph.outputs[i] = rounded
 
 
-def _cast(graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType, before: bool) -> ir.Value:
+def _cast(
+    graph: ir.Graph, node: ir.Node, value: ir.Value, dtype: ir.DataType, names: Names, before: bool
+) -> ir.Value:
     import onnx_ir as ir
 
-    scope = node.graph.name if node.graph is not None else ""
-    name = f"{value.name}_in_{scope}_{dtype.short_name()}"
+    name = names.new(f"{value.name}_{dtype.short_name()}")
     cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", dtype)], name=f"Cast_{name}")
     made = cast.outputs[0]
     made.name, made.dtype, made.shape = name, dtype, value.shape

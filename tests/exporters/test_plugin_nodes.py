@@ -30,6 +30,7 @@ _TYPES = {
     "bfloat16": TensorProto.BFLOAT16,
     "float32": TensorProto.FLOAT,
     "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
 }
 
 
@@ -268,6 +269,25 @@ def test_what_cannot_be_folded_stays(
     if behind != ["Erf"]:  # which ONNX Runtime's CPU has not in FP16
         x = _x(2, 4, K)
         np.testing.assert_allclose(_run(expanded, x), _run(model, x), rtol=2e-3, atol=4e-3)
+
+
+def test_what_stands_in_the_body_of_an_if_stays_there(tmp_path: Path) -> None:
+    def body(name: str, op_type: str, inputs: list[str]) -> onnx.GraphProto:
+        output = helper.make_tensor_value_info(name, TensorProto.FLOAT16, None)
+        return helper.make_graph([node(op_type, inputs, [name], op_type.lower())], name, [], [output])
+
+    bodies = {"then_branch": body("t", "Add", ["p", "b"]), "else_branch": body("e", "Identity", ["x"])}
+    nodes = [
+        node("MatMul", ["x", "w"], ["p"], "layer"),
+        node("If", ["always"], ["y"], "if", **bodies),
+    ]
+    square = {"w": _weight(K, K), "b": _bias(K), "always": np.array(True)}
+    model = _save(tmp_path, nodes, square, outputs={"y": ("batch", "seq", K)})
+    plugin, expanded = _through_plugin(model)
+    assert [one.op_type for one in _nodes(plugin)] == [OP_TYPE, "If"]
+    assert "bias" not in _attributes(_nodes(plugin)[0])
+    x = _x(2, 4, K)
+    np.testing.assert_allclose(_run(expanded, x), _run(model, x), rtol=2e-3, atol=4e-3)
 
 
 def test_bf16_runs_on_the_cpu_when_expanded(tmp_path: Path) -> None:

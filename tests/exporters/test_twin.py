@@ -78,15 +78,17 @@ def test_shapes_are_filled_in_the_type_that_runs(models: Models) -> None:
     np.testing.assert_array_equal(_twin_of(models, nodes, {"w": w}), expected)
 
 
-def test_bodies_of_if_read_values_from_around_them(models: Models) -> None:
+@pytest.mark.parametrize("bodies", [("then", "else"), ("main", "main")])  # the graph around is "main"
+def test_bodies_of_if_read_values_from_around_them(models: Models, bodies: tuple[str, str]) -> None:
     def output(name: str) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 32])
 
-    then = helper.make_graph([helper.make_node("Relu", ["a"], ["t"])], "then", [], [output("t")])
-    other = helper.make_graph([helper.make_node("Neg", ["a"], ["e"])], "else", [], [output("e")])
+    then = helper.make_graph([helper.make_node("Relu", ["a"], ["t"])], bodies[0], [], [output("t")])
+    other = helper.make_graph([helper.make_node("Neg", ["a"], ["e"])], bodies[1], [], [output("e")])
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["a"]),
-        helper.make_node("ReduceMax", ["x"], ["top"], keepdims=0),
+        helper.make_node("Abs", ["a"], ["size"]),
+        helper.make_node("ReduceMax", ["size"], ["top"], keepdims=0),
         helper.make_node("Greater", ["top", "zero"], ["cond"]),
         helper.make_node("If", ["cond"], ["b"], then_branch=then, else_branch=other),
         helper.make_node("Add", ["a", "b"], ["y"]),
@@ -95,6 +97,18 @@ def test_bodies_of_if_read_values_from_around_them(models: Models) -> None:
     a = _rounded(_rounded(X) @ _rounded(w))
     given = _twin_of(models, nodes, {"w": w, "zero": np.asarray(np.float32(0))})
     np.testing.assert_array_equal(given, _rounded(a + np.maximum(a, 0)))
+
+
+def test_values_may_be_named_as_those_of_the_twin(models: Models) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Neg", ["a"], ["a_wide"]),
+        helper.make_node("Abs", ["a_wide"], ["a_f32"]),
+        helper.make_node("Add", ["a_f32", "a"], ["y"]),
+    ]
+    w = _weight(64, 32)
+    a = _rounded(_rounded(X) @ _rounded(w))
+    np.testing.assert_array_equal(_twin_of(models, nodes, {"w": w}), _rounded(np.abs(a) + a))
 
 
 def test_quantized_weights_are_scaled_to_bf16(models: Models) -> None:
