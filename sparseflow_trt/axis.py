@@ -18,7 +18,7 @@ Weighted = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Axis:
-    """A named dimension with a range, and the other dimensions at their opt."""
+    """A named dimension with a range, from 1 on (at 0 nothing is computed), and the others at their opt."""
 
     name: str
     low: int
@@ -47,7 +47,7 @@ def axis_of(profile: Profile, name: str, input_dims: dict[str, Dims]) -> Axis:
     if name not in opt:
         known = ", ".join(sorted(opt)) or "none"
         raise ShapeError(f"axis '{name}' is not in the model, which has: {known}.", "Name one of these.")
-    return Axis(name, low[name], opt[name], high[name], opt)
+    return Axis(name, max(low[name], 1), opt[name], high[name], opt)
 
 
 def main_m(axis: Axis, work: Mapping[SymbolicM, float]) -> SymbolicM:

@@ -15,7 +15,7 @@ from itertools import pairwise
 from sparseflow_trt.axis import Axis, Weighted, axis_of, main_m, opt_size, place_traffic
 from sparseflow_trt.crossovers import LayerShape, Losses, find_crossovers, measure_losses
 from sparseflow_trt.policy import Policy
-from sparseflow_trt.shapes import POINTS, Dims, Profile, ShapeRange, terms
+from sparseflow_trt.shapes import POINTS, Dims, Profile, ShapeRange, dims_at, terms
 from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.traffic import Traffic
 
@@ -82,10 +82,16 @@ def split_profile(
         if outside:
             weighed += f", of which {outside:.1%} is left out: no shape of the profile holds it"
     cuts, why = _find_cuts(axis, products, policy, traffic)
-    bounds = [axis.low, *cuts, axis.high + 1]
+    low = dims_at(input_dims, profile, "min")[axis.name]  # 0 where it may be empty
     parts = tuple(
-        _part(profile, axis, input_dims, (low, opt_size(axis, low, after - 1, traffic), after - 1))
-        for low, after in pairwise(bounds)
+        _part(
+            profile,
+            axis.name,
+            input_dims,
+            (low, axis.opt, axis.high),
+            (begin, opt_size(axis, max(begin, axis.low), after - 1, traffic), after - 1),
+        )
+        for begin, after in pairwise([low, *cuts, axis.high + 1])
     )
     if not cuts:
         parts = tuple(part.model_copy(update={"name": profile.name}) for part in parts)
@@ -168,17 +174,23 @@ def _list_kinds(changes: Mapping[int, tuple[str, ...]]) -> str:
     return ", ".join(f"{size} ({', '.join(kinds)})" for size, kinds in changes.items())
 
 
-def _part(profile: Profile, axis: Axis, input_dims: dict[str, Dims], sizes: tuple[int, int, int]) -> Profile:
+def _part(
+    profile: Profile,
+    axis: str,
+    input_dims: dict[str, Dims],
+    whole: tuple[int, int, int],
+    sizes: tuple[int, int, int],
+) -> Profile:
+    """The profile with an axis of other sizes at min, opt and max; `whole` are those that it has there."""
     inputs = {}
-    whole = (axis.low, axis.opt, axis.high)
     for name, given in profile.inputs.items():
         low, opt, high = (
             tuple(
                 # a sum of axes ("past + seq") moves with this one of its terms
-                old + size - was if isinstance(dim, str) and axis.name in terms(dim) else old
+                old + size - was if isinstance(dim, str) and axis in terms(dim) else old
                 for dim, old in zip(input_dims[name], given.at(point), strict=True)
             )
             for point, size, was in zip(POINTS, sizes, whole, strict=True)
         )
         inputs[name] = ShapeRange(min=low, opt=opt, max=high)
-    return Profile(name=f"{axis.name}-{sizes[0]}-{sizes[2]}", inputs=inputs)
+    return Profile(name=f"{axis}-{sizes[0]}-{sizes[2]}", inputs=inputs)

@@ -95,6 +95,17 @@ def test_a_profile_is_split_where_layers_change() -> None:
     assert "assumed" not in why
 
 
+def test_an_axis_that_may_be_empty_is_split_as_from_1_on() -> None:
+    profiles, why = split_profile(_profile((0, 100, 4096)), Split("batch"), DIMS, LAYERS, TWO)
+    from_1, why_from_1 = split_profile(_profile((1, 100, 4096)), Split("batch"), DIMS, LAYERS, TWO)
+    assert _batches(profiles) == [(0, round(math.sqrt(15)), 15), *_batches(from_1)[1:]]
+    assert profiles[0].name == "batch-0-15"
+    assert why == why_from_1
+    traffic = Traffic(((1, 1.0), (512, 1.0)))
+    profiles, _ = split_profile(_profile((0, 100, 4096)), Split("batch", traffic), DIMS, LAYERS, TWO)
+    assert _batches(profiles) == [(0, 1, 15), (16, 512, 4096)]
+
+
 def test_m_may_be_a_product_with_other_axes_at_their_opt() -> None:
     profile = _profile((1, 2, 64), (16, 32, 64))
     profiles, _ = split_profile(profile, Split("batch"), DIMS, LAYERS, TWO)
