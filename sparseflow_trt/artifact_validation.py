@@ -33,7 +33,7 @@ from sparseflow_trt.validation.compare import compare
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.input_files import check_ranges, load_inputs
 from sparseflow_trt.validation.inputs import generate_inputs
-from sparseflow_trt.validation.tolerances import Tolerances
+from sparseflow_trt.validation.tolerances import OutputTolerances, Tolerances
 from sparseflow_trt.validation.trial import Candidate
 from sparseflow_trt.verdict import StepName, Validation
 
@@ -115,6 +115,11 @@ def check_tolerances(tolerances: Tolerances, model: OnnxModel) -> None:
         )
 
 
+def limits_for(plan: Plan, engine: EngineRecord, tolerances: Tolerances) -> OutputTolerances:
+    """How far outputs may be off: as a user asked for it, else by the plan, and by TF32 where that is on."""
+    return tolerances.for_plan(plan, bool(engine.options.get("tf32")))
+
+
 def validate(
     model: OnnxModel,
     unpruned: OnnxModel | None,
@@ -153,7 +158,7 @@ def validate(
         reference,
         candidates,
         inputs,
-        options.tolerances.for_plan(shipped.plan, bool(shipped.engine.options.get("tf32"))),
+        limits_for(shipped.plan, shipped.engine, options.tolerances),
         lambda done, total: on_step(Progress("Comparing with the FP32 reference", done, total)),
         origin,
     )

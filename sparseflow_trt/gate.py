@@ -17,6 +17,7 @@ from sparseflow_trt.artifact_validation import (
     check_shipped,
     check_tolerances,
     input_sets,
+    limits_for,
     reference_for,
 )
 from sparseflow_trt.baseline import (
@@ -112,7 +113,7 @@ def create_baseline(
             model = read_model(given)
             check_shipped(folder, manifest, model)
             reference = reference_for(model, Path(scratch) / "reference.onnx")
-        limits = options.validation.tolerances.for_plan(plan, bool(manifest.engine.options.get("tf32")))
+        limits = limits_for(plan, manifest.engine, options.validation.tolerances)
         progress = _progress(on_step, "Running the artifact")
         validation = compare(reference, candidates, inputs, limits, progress, on_outputs=keep)
     if given and sha256_of(given) != manifest.model.sha256:

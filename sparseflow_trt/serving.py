@@ -13,6 +13,7 @@ from sparseflow_trt.artifact_validation import (
     ValidationOptions,
     candidates_of,
     input_sets,
+    limits_for,
     reference_for,
 )
 from sparseflow_trt.engines.hardware import find_gpus
@@ -110,7 +111,7 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
                 _reference(artifact, options.reference, Path(scratch)),
                 _candidates(read, name, at, standing_in),
                 inputs,
-                options.validation.tolerances.for_plan(read.plan),
+                limits_for(read.plan, read.manifest.engine, options.validation.tolerances),
                 lambda done, total: on_step(Progress("Comparing with the FP32 reference", done, total)),
             )
         # both candidates are the whole way from the reference to the answer: no chain of steps

@@ -20,6 +20,7 @@ from onnx import numpy_helper
 from sparseflow_trt.artifact_validation import ValidationOptions
 from sparseflow_trt.deploying import DeployOptions, deploy
 from sparseflow_trt.deployment_files import plan_server
+from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.triton_server import Addresses, Server, ServerOptions, start_server
 from sparseflow_trt.errors import ArtifactError, DeployError
 from sparseflow_trt.exporters.triton_config import parse_config
@@ -30,6 +31,7 @@ from sparseflow_trt.policy import find_policy
 from sparseflow_trt.profile_specs import parse_profile
 from sparseflow_trt.served_artifact import read_artifact
 from sparseflow_trt.serving import VerifyOptions, stage_stand_in, verify
+from sparseflow_trt.validation.tolerances import DEFAULTS
 from sparseflow_trt.validation.triton_load import find_perf_analyzer
 from tests.serving.conftest import PROFILES, write_model
 from tests.shared_libraries import write_library
@@ -86,6 +88,18 @@ def test_perf_analyzer_measures_where_it_is_found(ort_artifact: Path, tmp_path: 
     assert step.by == "perf_analyzer, gRPC" and step.per_second > 0
     assert 0 < step.p50_ms <= step.p95_ms <= step.p99_ms
     assert max(step.batches) > 1
+
+
+def test_what_may_run_in_tf32_is_held_to_what_its_build_was(tmp_path: Path) -> None:
+    plan = PlanOptions(profiles=tuple(map(parse_profile, PROFILES)), precision="fp32")
+    engine = EngineOptions(tf32=True)
+    model = write_model(tmp_path / "mlp.onnx")
+    built = build(model, BuildOptions(tmp_path / "mlp", plan, "onnxruntime", engine=engine))
+    deploy(built.artifact, DeployOptions(tmp_path / "repository"))
+    found = verify(built.artifact, VerifyOptions(tmp_path / "repository", concurrencies=()))
+    validated = {output.tolerance for c in built.manifest.validation.candidates for output in c.outputs}
+    assert {output.tolerance for c in found.validation.candidates for output in c.outputs} == validated
+    assert validated == {DEFAULTS["fp16"]}  # TF32 rounds as FP16 does
 
 
 def test_another_build_and_changed_files_are_refused_before_a_server_starts(
