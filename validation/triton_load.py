@@ -21,7 +21,13 @@ from sparseflow_trt._deps import require
 from sparseflow_trt.errors import DeployError
 from sparseflow_trt.load_record import LoadStep
 from sparseflow_trt.validation.feeds import Array
-from sparseflow_trt.validation.triton_runner import ServedAt, triton_client, triton_inputs
+from sparseflow_trt.validation.triton_runner import (
+    ServedAt,
+    max_batch_size,
+    model_metadata,
+    triton_client,
+    triton_inputs,
+)
 
 Feeds = dict[str, Array]
 OnStep = Callable[[int, int], None]  # steps done, steps in all
@@ -53,11 +59,11 @@ def sweep(
         NotInstalledError: tritonclient is missing.
     """
     steps = []
-    with_types = _types(at)
+    with_types, batched = _described(at)
     for number, concurrency in enumerate(concurrencies):
         before = batch_counts(at)
         if perf_analyzer:
-            measured = _run_perf_analyzer(perf_analyzer, at, items, concurrency, seconds)
+            measured = _run_perf_analyzer(perf_analyzer, at, items, concurrency, seconds, batched)
         else:
             measured = _run(_send(at, with_types, items, concurrency, seconds))
         formed = {
@@ -132,10 +138,12 @@ def _share(batches: dict[int, int], least: int | None) -> float | None:
     return round(sum(size * count for size, count in batches.items() if size >= least) / total, 4)
 
 
-def _types(at: ServedAt) -> dict[str, str]:
+def _described(at: ServedAt) -> tuple[dict[str, str], bool]:
+    """Triton's type of each input, and whether requests share batches."""
     with contextlib.closing(triton_client(at)) as client:
-        said = client.get_model_metadata(at.model, at.version, as_json=True)
-    return {tensor["name"]: tensor["datatype"] for tensor in said["inputs"]}
+        inputs = model_metadata(client, at)["inputs"]
+        most = max_batch_size(client, at)
+    return {tensor["name"]: tensor["datatype"] for tensor in inputs}, most > 0
 
 
 async def _send(
@@ -180,16 +188,13 @@ def _figures(requests: int, failed: int, rate: float, quantiles: Sequence[float]
 
 
 def _run_perf_analyzer(
-    program: str, at: ServedAt, items: Sequence[Feeds], concurrency: int, seconds: float
+    program: str, at: ServedAt, items: Sequence[Feeds], concurrency: int, seconds: float, batched: bool
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="sparseflow-perf-") as folder:
         data, out = Path(folder) / "data.json", Path(folder) / "out.csv"
-        # perf_analyzer adds the batch itself
+        own = 1 if batched else 0  # perf_analyzer adds a batch of 1 itself
         rows = [
-            {
-                name: {"content": a[0].ravel().tolist(), "shape": list(a.shape[1:])}
-                for name, a in feeds.items()
-            }
+            {name: {"content": a.ravel().tolist(), "shape": list(a.shape[own:])} for name, a in feeds.items()}
             for feeds in items
         ]
         data.write_text(json.dumps({"data": rows}), encoding="utf-8")

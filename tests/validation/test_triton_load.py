@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
 from sparseflow_trt.validation import triton_load
+from sparseflow_trt.validation.triton_runner import ServedAt
 
 
 def test_a_load_is_sent_where_a_loop_runs_already() -> None:
@@ -15,3 +22,33 @@ def test_a_load_is_sent_where_a_loop_runs_already() -> None:
         return triton_load._run(sent())
 
     assert triton_load._run(sent()) == triton_load._run(in_a_notebook()) == {"requests": 1}
+
+
+@pytest.mark.parametrize(("batched", "shape"), [(True, [4]), (False, [1, 4])])
+def test_perf_analyzer_is_given_whole_requests(tmp_path: Path, batched: bool, shape: list[int]) -> None:
+    """A program that keeps what it is given, and answers as perf_analyzer does, stands in for it."""
+    program, kept = tmp_path / "perf_analyzer", tmp_path / "kept.json"
+    answer = "Inferences/Second,p50 latency,p95 latency,p99 latency\\n250,1000,2000,3000\\n"
+    program.write_text(
+        f"""#!/bin/sh
+while [ $# -gt 0 ]; do
+    case $1 in
+        --input-data) cp "$2" {shlex.quote(str(kept))} ;;
+        -f) printf '{answer}' > "$2" ;;
+    esac
+    shift
+done
+""",
+        encoding="utf-8",
+    )
+    program.chmod(0o755)
+    item = {"x": np.arange(4, dtype=np.float32).reshape(1, 4)}
+    at = ServedAt("grpc", "127.0.0.1:1", "model")
+    found = triton_load._run_perf_analyzer(str(program), at, [item], 2, 1.0, batched)
+    assert json.loads(kept.read_text()) == {"data": [{"x": {"content": [0, 1, 2, 3], "shape": shape}}]}
+    assert (found["requests"], found["per_second"], found["p50_ms"], found["p99_ms"]) == (
+        250,
+        250.0,
+        1.0,
+        3.0,
+    )
