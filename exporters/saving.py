@@ -22,8 +22,9 @@ OP_TYPE = PLUGIN_OP
 def save_model(model: ir.Model, output: Path) -> None:
     """Saves a model; constants larger than INLINE_BYTES go to `output`.data, one at a time.
 
-    An IR version beyond IR_VERSION is lowered to what the model's opsets need: ONNX Runtime and TensorRT
-    read new ones a few releases after onnx writes them.
+    Large Constant nodes become initializers of their names, in the graph in memory, too: only these are
+    written beside the file. An IR version beyond IR_VERSION is lowered to what the model's opsets need: ONNX
+    Runtime and TensorRT read new ones a few releases after onnx writes them.
 
     Raises:
         OSError: The disk is full, or the folder cannot be written to.
@@ -31,6 +32,7 @@ def save_model(model: ir.Model, output: Path) -> None:
     import onnx
     import onnx_ir as ir
 
+    _gather_constants(model)
     if model.ir_version > IR_VERSION:
         opsets = [
             onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()
@@ -43,6 +45,30 @@ def save_model(model: ir.Model, output: Path) -> None:
         if error.errno is None:  # NumPy's "262144 requested and 200000 written" does not say why
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output)) from error
         raise
+
+
+def _gather_constants(model: ir.Model) -> None:
+    """Makes initializers of large Constant nodes, and takes other tensors that nodes hold into memory.
+
+    A tensor that was read is a range of the file that it stands in, which lies elsewhere.
+    """
+    import onnx_ir as ir
+
+    for node in tuple(model.graph.all_nodes()):
+        for attribute in tuple(node.attributes.values()):
+            if attribute.type != ir.AttributeType.TENSOR or (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
+                continue
+            tensor, value, graph = attribute.as_tensor(), node.outputs[0], node.graph
+            lifted = node.op_type == "Constant" and not value.is_graph_output()
+            if lifted and tensor.nbytes > INLINE_BYTES and isinstance(graph, ir.Graph):
+                tensor.name = value.name
+                made = ir.Value(name=value.name, type=value.type, shape=value.shape, const_value=tensor)
+                value.replace_all_uses_with(made)
+                graph.remove(node, safe=True)
+                graph.register_initializer(made)
+            elif isinstance(tensor, ir.ExternalTensor):
+                held = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+                node.attributes.add(ir.AttrTensor(attribute.name, held))
 
 
 def save_plugin_model(model: ir.Model, output: Path) -> None:

@@ -28,6 +28,7 @@ from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.plan import ModelPrecision, Plan
 from sparseflow_trt.planning import make_plan
+from tests.conftest import set_external
 
 if TYPE_CHECKING:
     from tests.conftest import Array, Models
@@ -118,6 +119,38 @@ def test_large_constants_lie_beside_the_file(mlp: Path) -> None:
     assert {t.data_location for t in model.graph.initializer} == {TensorProto.EXTERNAL}
     assert (applied.model.parent / "model.onnx.data").stat().st_size >= 2 * (64 * 128 + 128 * 32)
     assert applied.model.stat().st_size < 2 * INLINE_BYTES
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("precision", ["fp16", "keep"])
+def test_large_constant_nodes_lie_there_too(
+    models: Models, precision: ModelPrecision, external: bool
+) -> None:
+    mask, out = np.tril(np.ones((64, 64), bool)), np.ones((64, 32), np.float32)
+
+    def constant(name: str, values: Array) -> onnx.NodeProto:
+        tensor = models.tensor("", values)
+        if external:
+            (models.folder / f"{name}.bin").write_bytes(tensor.raw_data)
+            set_external(tensor, f"{name}.bin")
+        return helper.make_node("Constant", [], [name], value=tensor)
+
+    nodes = [
+        constant("mask", mask),
+        constant("w", _weight(64, 32)),
+        constant("out", out),
+        helper.make_node("Where", ["mask", "x", "zero"], ["masked"], name="where"),
+        helper.make_node("MatMul", ["masked", "w"], ["y"], name="product"),
+    ]
+    model = models.model(nodes, {"zero": np.zeros((), np.float32)}, {"x": (64, 64)}, ("y", "out"))
+    path = models.save(model)
+    applied, typed = _apply(path, _plan(path, precision))
+    assert not any(node.op_type == "Constant" and node.output[0] != "out" for node in typed.graph.node)
+    x = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32)
+    session = onnxruntime.InferenceSession(str(applied.model), providers=["CPUExecutionProvider"])
+    y, given = session.run(None, {"x": x})
+    np.testing.assert_allclose(y, np.where(mask, x, 0) @ _weight(64, 32), rtol=2e-2, atol=2e-2)
+    np.testing.assert_array_equal(given, out)
 
 
 def test_names_that_are_taken_are_not_given_again(models: Models) -> None:
