@@ -29,7 +29,6 @@ from measure import write_result
 
 from sparseflow_trt.artifact_validation import ValidationOptions
 from sparseflow_trt.exporters.apply_plan import apply_plan, save_model
-from sparseflow_trt.exporters.islands import name_of
 from sparseflow_trt.exporters.measured import MOVERS, OUTPUT, PRODUCTS, add_measurements, first_float
 from sparseflow_trt.exporters.node_types import infer_types
 from sparseflow_trt.exporters.precision_groups import find_groups
@@ -38,6 +37,7 @@ from sparseflow_trt.model_file import read_model
 from sparseflow_trt.node_range import NodeRange
 from sparseflow_trt.pipeline import PlanOptions, plan_for, read, settle
 from sparseflow_trt.precision_trials import Question, Trials
+from sparseflow_trt.sites import name_of
 from sparseflow_trt.validation.compare import compare_one, reference_outputs
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.input_files import load_inputs

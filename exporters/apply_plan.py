@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import ModelError, PlanError
-from sparseflow_trt.exporters.islands import fp32_islands, islands_by_layer, name_of, quantized_region
+from sparseflow_trt.exporters.islands import fp32_islands, islands_by_layer, quantized_region
 from sparseflow_trt.exporters.lower import lower_to_opset17
 from sparseflow_trt.exporters.mask_guard import MaskCheck, check_written, mask_stage
 from sparseflow_trt.exporters.opt_out import OptedOut, opt_out
@@ -20,7 +20,7 @@ from sparseflow_trt.exporters.spell_out import fold_integer_biases, spell_out
 from sparseflow_trt.graph import SparsityState, read_layers
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.plan import Plan, PlannedLayer
-from sparseflow_trt.sites import find_sites
+from sparseflow_trt.sites import find_sites, name_of
 from sparseflow_trt.target import ANYTHING, GraphNeeds
 
 if TYPE_CHECKING:
@@ -81,10 +81,8 @@ def apply_plan(
     guarded = {layer.name for layer in plan.layers if layer.sparsity == "sparse"}
     given = find_sites(model)
     stages = [mask_stage("Reading the model", given, guarded)]
-    for site in given:
-        site.node.name = site.node.name or site.name  # a nameless node is known by an output that may change
     for node in model.ir.graph.all_nodes():
-        node.name = name_of(node)
+        node.name = name_of(node)  # a nameless node is known by an output that may change
     restored: tuple[Restored, ...] = ()
     if unpruned is not None:
         restored = restore_planned_dense(model, plan, unpruned)

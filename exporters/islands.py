@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan
-from sparseflow_trt.sites import module_of
+from sparseflow_trt.sites import module_of, name_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,11 +41,6 @@ def check_islands(model: ir.Model, plan: Plan) -> None:
             f"the plan's island '{unknown[0]}' is neither an operator of ONNX nor a node of the model.",
             f"Did you mean {' or '.join(near)}?" if near else "Name an operator's type, or a node.",
         )
-
-
-def name_of(node: ir.Node) -> str:
-    """What a node is called in a plan: its name, or its operator and its first output where it has none."""
-    return node.name or f"{node.op_type}:{node.outputs[0].name}"
 
 
 def fp32_islands(model: ir.Model, plan: Plan) -> set[ir.Node]:

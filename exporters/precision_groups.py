@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.exporters.islands import fp32_islands, name_of, quantized_region
+from sparseflow_trt.exporters.islands import fp32_islands, quantized_region
 from sparseflow_trt.exporters.measured import MOVERS, PRODUCTS, first_float
 from sparseflow_trt.node_range import LARGEST_FP16, NodeRange
 from sparseflow_trt.plan import Plan, Precision
-from sparseflow_trt.sites import find_sites
+from sparseflow_trt.sites import find_sites, name_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -71,8 +71,6 @@ def find_groups(
         ranges: By node name; nodes without one are switched last.
         limit: The relative error of one node from which it is suspected.
     """
-    for site in find_sites(model):
-        site.node.name = site.node.name or site.name
     finder = _Finder(model, plan, ranges, limit)
     finder.ride_along()
     atoms = {nodes[0]: finder.atom(nodes) for nodes in finder.parts()}
@@ -90,7 +88,7 @@ def quantized_atoms(
     planned = {layer.name: layer.precision for layer in plan.layers if layer.precision in ("int8", "fp8")}
     return tuple(
         (
-            Atom((), (site.name,), site.node.op_type, ranges.get(site.node.name or site.name)),
+            Atom((), (site.name,), site.node.op_type, ranges.get(name_of(site.node))),
             planned[site.name],
         )
         for site in find_sites(model)

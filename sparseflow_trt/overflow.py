@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import SparseflowError
-from sparseflow_trt.exporters.islands import name_of
 from sparseflow_trt.exporters.measured import OUTPUT, add_measurements
 from sparseflow_trt.exporters.node_types import infer_types
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.node_range import LARGEST_FP16, NodeRange
+from sparseflow_trt.sites import name_of
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.ranges import measure_ranges
 from sparseflow_trt.verdict import CandidateVerdict, Validation

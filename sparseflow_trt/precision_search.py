@@ -143,8 +143,7 @@ def _measure(reference: Path, question: Question, scratch: Path, on_step: OnProg
     step = "Measuring ranges and sensitivities"
     on_step(Progress(step, 0, len(question.inputs)))
     model = read_model(reference)
-    for site in find_sites(model):  # inlines functions
-        site.node.name = site.node.name or site.name
+    find_sites(model)  # inlines functions
     infer_types(model.ir)
     rows = add_measurements(model.ir, narrower=True)
     path = scratch / "measured.onnx"

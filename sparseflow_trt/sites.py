@@ -122,12 +122,12 @@ def _walk(graph: ir.Graph, prefix: str) -> Iterator[tuple[str, ir.Node]]:
     for node in graph:
         yield prefix, node
         for attribute in node.attributes.values():
-            name = node.name or node.op_type
+            inside = f"{prefix}{name_of(node)}/{attribute.name}"
             if attribute.type == ir.AttributeType.GRAPH:
-                yield from _walk(attribute.as_graph(), f"{prefix}{name}/{attribute.name}/")
+                yield from _walk(attribute.as_graph(), f"{inside}/")
             elif attribute.type == ir.AttributeType.GRAPHS:
                 for i, body in enumerate(attribute.as_graphs()):
-                    yield from _walk(body, f"{prefix}{name}/{attribute.name}{i}/")
+                    yield from _walk(body, f"{inside}{i}/")
 
 
 def _multiplies_otherwise(node: ir.Node) -> bool:
@@ -139,7 +139,7 @@ def _multiplies_otherwise(node: ir.Node) -> bool:
 
 
 def _layer_name(prefix: str, node: ir.Node, used: set[str]) -> str:
-    first = name = prefix + (node.name or f"{node.op_type}:{node.outputs[0].name}")
+    first = name = prefix + name_of(node)
     number = 1
     while name in used:
         number += 1
@@ -278,6 +278,11 @@ def _inline_functions(model: OnnxModel) -> None:
             f"{model.path}: a function of the model cannot be inlined: {deepest(error)}.",
             "Inline the model's functions with onnx.inliner, or export it without functions.",
         ) from error
+
+
+def name_of(node: ir.Node) -> str:
+    """What a node is called in a plan: its name, or its operator and its first output where it has none."""
+    return node.name or f"{node.op_type}:{node.outputs[0].name}"
 
 
 def module_of(node: ir.Node) -> str:

@@ -153,6 +153,28 @@ def test_large_constant_nodes_lie_there_too(
     np.testing.assert_array_equal(given, out)
 
 
+def test_layers_in_nameless_bodies_get_what_is_planned(models: Models) -> None:
+    def body(name: str) -> onnx.GraphProto:
+        output = helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, ["batch", 64])
+        node = helper.make_node("MatMul", ["x", name], [f"{name}_out"])
+        return helper.make_graph([node], name, [], [output])
+
+    nodes = [
+        helper.make_node("If", ["always"], ["a"], then_branch=body("v"), else_branch=body("w")),
+        helper.make_node("Add", ["a", "x"], ["y"]),
+    ]
+    weights = {name: prune_2to4(_weight(64, 64), 0) for name in "vw"}
+    path = models.save(models.model(nodes, {**weights, "always": np.array(True)}))
+    plan = _plan(path)
+    first, second = (layer.name for layer in plan.layers)
+    assert (first, second) == ("If:a/else_branch/MatMul:w_out", "If:a/then_branch/MatMul:v_out")
+    wide = plan.layers[1].model_copy(update={"precision": "fp32"})
+    applied, _ = _apply(path, plan.model_copy(update={"layers": (plan.layers[0], wide)}))
+    assert applied.mask_checks[-1].read == 2
+    written = {layer.name: layer for layer in read_layers(read_model(applied.model))}
+    assert {name: layer.dtype for name, layer in written.items()} == {first: "FP16", second: "FP32"}
+
+
 def test_names_that_are_taken_are_not_given_again(models: Models) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["a"], name="fc"),
