@@ -80,6 +80,8 @@ def why_no_plugin(site: LayerSite, dtype: str = "") -> str:
         return weight.reason
     if node.op_type not in ("MatMul", "Gemm"):
         return f"the plugin computes MatMul and Gemm, not {node.op_type}"
+    if weight.value.is_graph_input():
+        return "the weight is an input of its graph, too, which may be given another one"
     if site.side != "right":
         return "the weight is the left operand"
     if len(weight.operand_shape) != 2:

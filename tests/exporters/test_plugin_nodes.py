@@ -14,13 +14,16 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from sparseflow_trt.decide import PluginUse
 from sparseflow_trt.errors import ModelError, PlanError
-from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
+from sparseflow_trt.exporters.plugin_nodes import plugin_layers, put_into_plugin
 from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
 from sparseflow_trt.exporters.saving import OP_TYPE, save_model, save_plugin_model
+from sparseflow_trt.graph import read_layers
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.packing import Packed24, pack_2to4, unpack_2to4
 from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.planning import make_plan
 
 Array = npt.NDArray[Any]
 node = helper.make_node
@@ -338,6 +341,20 @@ def test_layers_that_cannot_run_in_the_plugin_are_refused(
     model = _save(tmp_path, nodes, tensors, kind, dims=(1, 4, K), outputs={"y": None})
     with pytest.raises(PlanError, match=message):
         put_into_plugin(read_model(model), ["layer"])
+
+
+def test_a_weight_that_is_an_input_too_is_left_where_it_is(tmp_path: Path) -> None:
+    model = _save(tmp_path, _linear(add=""), {"w": _weight(kind=np.float32)}, TensorProto.FLOAT)
+    proto = onnx.load(model)
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, (K, N)))
+    onnx.save(proto, model)  # as old exporters write all weights
+    said = plugin_layers(read_model(model))["layer"].why_not
+    assert said == "the weight is an input of its graph, too, which may be given another one"
+    plan = make_plan(
+        read_layers(read_model(model)), (), {}, None, "fp16", "plugin",
+        plugin=PluginUse(True, plugin_layers(read_model(model))),
+    )  # fmt: skip
+    assert [(layer.sparsity, said in layer.reason) for layer in plan.layers] == [("dense", True)]
 
 
 def test_sizes_that_are_no_multiple_of_sixteen_are_refused(tmp_path: Path) -> None:
