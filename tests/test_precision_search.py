@@ -115,6 +115,14 @@ def test_a_searched_plan_is_read_back_and_held_to_fp16(search: Search, models: M
     assert Tolerances().for_plan(edited).default == DEFAULTS["bf16"]
 
 
+def test_a_model_with_no_node_to_choose_for_is_left_as_it_is(search: Search, models: Models) -> None:
+    weights = {"w": np.random.default_rng(0).standard_normal((64, 32))}
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="double")
+    path = models.save(models.model([node], weights, dtype=TensorProto.DOUBLE))
+    plan, found = search(path, PlanOptions(precision="auto", axes={"batch": (1, 4, 8)}))
+    assert (_islands(plan), found.groups, [run.passed for run in found.runs]) == (set(), 0, [True])
+
+
 def test_int8_layers_stay_int8(search: Search, models: Models) -> None:
     rng = np.random.default_rng(0)
     nodes = [
