@@ -19,7 +19,7 @@ import numpy as np
 
 from sparseflow_trt.decide import PluginLayer
 from sparseflow_trt.errors import PlanError
-from sparseflow_trt.exporters.plugin_fold import drop_unused, fold, why_not_gemm
+from sparseflow_trt.exporters.plugin_fold import Folded, drop_unused, fold, why_not_gemm
 from sparseflow_trt.exporters.rewriting import Names
 from sparseflow_trt.exporters.saving import DOMAIN, OP_TYPE
 from sparseflow_trt.model_file import OnnxModel
@@ -180,40 +180,70 @@ def _replace(
     """Puts one node in the place of layers of one input; of several, with a Split behind it."""
     import onnx_ir as ir
 
-    first = sites[0].node
-    x, graph = first.inputs[0], first.graph
-    assert x is not None and graph is not None
-    folds = [fold(site) for site in sites]
-    if not all(folded.relu for folded in folds):
-        folds = [folded.without_relu() for folded in folds]
+    first, n = sites[0], sum(site.n for site in sites)
+    folds = _folded_alike(sites)
     parts = _joined([_pack(site, packed) for site in sites])
-    n, dtype = sum(site.n for site in sites), parts.values.dtype
-    attributes: dict[str, Any] = {
+    attributes = {
         "n": n,
-        "k": sites[0].k,
+        "k": first.k,
         "activation": int(folds[0].relu),
         "values": parts.values,
         "indices": parts.indices,
         "plugin_version": PLUGIN_VERSION,
         "plugin_namespace": "",
+        **({"dense_below_m": dense_below_m} if dense_below_m else {}),
+        **_bias(sites, folds, parts.values.dtype),
     }
-    if dense_below_m:
-        attributes["dense_below_m"] = dense_below_m
-    if any(folded.bias is not None for folded in folds):
-        rows = [np.zeros(s.n) if f.bias is None else f.bias for s, f in zip(sites, folds, strict=True)]
-        bias = np.concatenate([row.astype(dtype.numpy()) for row in rows])
-        attributes["bias"] = ir.Tensor(bias, dtype=dtype, name="bias")
     name = JOINED.join(site.node.name or site.name for site in sites)
-    new = ir.node(OP_TYPE, [x], attributes, domain=DOMAIN, name=name)
-    new.metadata_props.update(first.metadata_props)
+    new = ir.node(OP_TYPE, [first.node.inputs[0]], attributes, domain=DOMAIN, name=name)
+    new.metadata_props.update(first.node.metadata_props)
+    _put_in_place(new, sites, folds, names)
+    return PluginNode(
+        layer=name,
+        layers=tuple(site.name for site in sites),
+        n=n,
+        k=first.k,
+        dtype=dtype_name(parts.values),
+        folded=tuple(gone.name or gone.op_type for folded in folds for gone in folded.nodes[1:]),
+        packed_bytes=parts.values.nbytes + parts.indices.nbytes,
+        dense_bytes=n * first.k * parts.values.dtype.numpy().itemsize,
+        dense_below_m=dense_below_m,
+    )
+
+
+def _folded_alike(sites: Sequence[LayerSite]) -> list[Folded]:
+    """What is folded into each layer; a ReLU where all have one, since their node has one activation."""
+    folds = [fold(site) for site in sites]
+    return folds if all(folded.relu for folded in folds) else [folded.without_relu() for folded in folds]
+
+
+def _bias(sites: Sequence[LayerSite], folds: Sequence[Folded], dtype: ir.DataType) -> dict[str, Any]:
+    """The attribute of the layers' biases, one behind the other; nothing where none has one."""
+    import onnx_ir as ir
+
+    if all(folded.bias is None for folded in folds):
+        return {}
+    rows = [np.zeros(s.n) if f.bias is None else f.bias for s, f in zip(sites, folds, strict=True)]
+    bias = np.concatenate([row.astype(dtype.numpy()) for row in rows])
+    return {"bias": ir.Tensor(bias, dtype=dtype, name="bias")}
+
+
+def _put_in_place(new: ir.Node, sites: Sequence[LayerSite], folds: Sequence[Folded], names: Names) -> None:
+    """Has a node make what the layers made, and removes what only they read."""
+    import onnx_ir as ir
+
+    first = sites[0].node
+    x, graph = first.inputs[0], first.graph
+    assert graph is not None
     ends = [folded.output for folded in folds]
     made = [new] if len(sites) == 1 else [new, _split(new, [site.n for site in sites], names, graph)]
     for value, end in zip(made[-1].outputs, ends, strict=True):
         value.name, value.type, value.shape = end.name, end.type, end.shape
     if len(sites) > 1:
-        shape = None if ends[0].shape is None else ir.Shape([*ends[0].shape[:-1], n])
-        new.outputs[0].name, new.outputs[0].type = names.new(f"{ends[0].name}_joined"), ends[0].type
-        new.outputs[0].shape = shape
+        whole, end = new.outputs[0], ends[0]
+        whole.name, whole.type = names.new(f"{end.name}_joined"), end.type
+        n = sum(site.n for site in sites)
+        whole.shape = None if end.shape is None else ir.Shape([*end.shape[:-1], n])
     old = [node for folded in folds for node in folded.nodes]
     constants = [value for gone in old for value in gone.inputs if value is not None and value is not x]
     # of several all read what stands before the first, and others may read that one's output soon
@@ -221,17 +251,6 @@ def _replace(
     ir.convenience.replace_nodes_and_values(graph, place, old, made, ends, made[-1].outputs)
     for value in constants:
         drop_unused(value)
-    return PluginNode(
-        layer=name,
-        layers=tuple(site.name for site in sites),
-        n=n,
-        k=sites[0].k,
-        dtype=dtype_name(parts.values),
-        folded=tuple(gone.name or gone.op_type for folded in folds for gone in folded.nodes[1:]),
-        packed_bytes=parts.values.nbytes + parts.indices.nbytes,
-        dense_bytes=n * sites[0].k * dtype.numpy().itemsize,
-        dense_below_m=dense_below_m,
-    )
 
 
 def _split(node: ir.Node, sizes: Sequence[int], names: Names, graph: Any) -> ir.Node:
