@@ -178,49 +178,70 @@ def _blame(
     ran = [step for step in steps if step.outputs]
     if not ran:
         return "", "No step could be measured.", ""
-    for step in ran:
-        broken = [found for found in step.outputs if found.nonfinite]
-        if broken:
-            worst = max(broken, key=lambda found: found.nonfinite)
-            reason = (
-                f"{_capital(_WORDS[step.name])} is to blame: it makes {worst.nonfinite} element(s) of output "
-                f"'{worst.output}' on input set '{worst.input_set}' NaN or infinite."
-            )
-            return step.name, reason, worst.input_set
-    judged = ran
-    if unclear := [verdict for _, verdict in failed if verdict.reference_nan]:
-        where = f"output '{unclear[0].output}' on input set '{unclear[0].input_set}'"
-        if len(unclear) == len(failed):
-            reason = f"No step is to blame: the reference itself has NaN in {where}, which is no measure."
-            return "", reason, unclear[0].input_set
-        failed = [(name, verdict) for name, verdict in failed if not verdict.reference_nan]
-    places = {(found.output, found.input_set): total_of(found) for step in ran for found in step.outputs}
-    if failed:
-        last = failed[0][0]
-        judged = [step for step in ran if step.name in ("precision", last)]
-        wrong = {(v.output, v.input_set) for name, v in failed if name == last}
-        places = {
-            place: max(_changes(judged, place).values(), default=0.0) for place in places if place in wrong
-        }
-    places = {place: size for place, size in places.items() if _changes(judged, place)}
-    if not places:  # its outputs were missing, or of another shape
+    if broken := _first_broken(ran):
+        step, found = broken
+        reason = (
+            f"{_capital(_WORDS[step])} is to blame: it makes {found.nonfinite} element(s) of output "
+            f"'{found.output}' on input set '{found.input_set}' NaN or infinite."
+        )
+        return step, reason, found.input_set
+    clear = [(name, verdict) for name, verdict in failed if not verdict.reference_nan]
+    if failed and not clear:
+        unclear = failed[0][1]
+        where = f"output '{unclear.output}' on input set '{unclear.input_set}'"
+        reason = f"No step is to blame: the reference itself has NaN in {where}, which is no measure."
+        return "", reason, unclear.input_set
+    judged = [step for step in ran if not clear or step.name in ("precision", clear[0][0])]
+    place = _worst_place(ran, judged, clear)
+    if place is None:  # its outputs were missing, or of another shape
         return "", f"No output could be subtracted.{_not_run_words(steps)}", ""
-    # integers (an index of the largest, say) follow from floating-point outputs where there are any
-    floats = {(f.output, f.input_set) for step in ran for f in step.outputs if f.equal is None}
-    place = max(places, key=lambda place: (place in floats and places[place] > 0, places[place]))
     changes = _changes(judged, place)
     blamed = max(changes, key=changes.__getitem__)
     if not changes[blamed]:
         return "", f"No step changes an output.{_not_run_words(steps)}", ""
-    where = f"output '{place[0]}' on input set '{place[1]}'"
     left = left_after_cancelling(steps, *place)
-    what = f"it changes {where} by {percent(changes[blamed])}"
     others = [f"{_WORDS[name]} by {percent(size)}" for name, size in changes.items() if name != blamed]
     beside = f", {' and '.join(others)}" if others else ""
     most = "makes most of the error" if left is None else "is the largest step"
-    lead = "is to blame" if failed else most if others else "makes all of the error"
-    reason = f"{_capital(_WORDS[blamed])} {lead}: {what}{beside}.{_cancel_words(left)}{_not_run_words(steps)}"
+    lead = "is to blame" if clear else most if others else "makes all of the error"
+    reason = (
+        f"{_capital(_WORDS[blamed])} {lead}: it changes output '{place[0]}' on input set '{place[1]}' by "
+        f"{percent(changes[blamed])}{beside}.{_cancel_words(left)}{_not_run_words(steps)}"
+    )
     return blamed, reason, place[1]
+
+
+def _first_broken(ran: Sequence[StepRecord]) -> tuple[StepName, StepOutput] | None:
+    """The first step that makes elements NaN or infinite, with the output that has most of them."""
+    for step in ran:
+        worst = max(step.outputs, key=lambda found: found.nonfinite)
+        if worst.nonfinite:
+            return step.name, worst
+    return None
+
+
+def _worst_place(
+    ran: Sequence[StepRecord],
+    judged: Sequence[StepRecord],
+    failed: Sequence[tuple[StepName, OutputVerdict]],
+) -> tuple[str, str] | None:
+    """The output that is furthest off, and its input set: of the first candidate that failed, else of all.
+
+    None where no step tells of any.
+    """
+    sizes = {(found.output, found.input_set): total_of(found) for step in ran for found in step.outputs}
+    if failed:
+        wrong = {(v.output, v.input_set) for name, v in failed if name == failed[0][0]}
+        sizes = {
+            place: max(_changes(judged, place).values(), default=0.0) for place in sizes if place in wrong
+        }
+    # integers (an index of the largest, say) follow from floating-point outputs where there are any
+    floats = {(f.output, f.input_set) for step in ran for f in step.outputs if f.equal is None}
+    return max(
+        (place for place in sizes if _changes(judged, place)),
+        key=lambda place: (place in floats and sizes[place] > 0, sizes[place]),
+        default=None,
+    )
 
 
 def _cancel_words(left: float | None) -> str:
