@@ -11,13 +11,12 @@ from typing import Literal
 
 from sparseflow_trt import __version__
 from sparseflow_trt._clock import Clock
-from sparseflow_trt._files import put_in_place, sha256_of, temporary_folder
+from sparseflow_trt._files import sha256_of, temporary_folder
 from sparseflow_trt.artifact import (
     build_key,
     built_before,
     check_place,
     hash_arrays,
-    place_for,
     record_model,
 )
 from sparseflow_trt.artifact_validation import (
@@ -39,7 +38,7 @@ from sparseflow_trt.exporters.islands import check_islands
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.graph import WeightedLayer, read_layers
-from sparseflow_trt.manifest import Manifest, ModelRecord, PolicyRecord, write_manifest
+from sparseflow_trt.manifest import Manifest, ModelRecord, PolicyRecord
 from sparseflow_trt.model_file import OnnxModel, check_operators, input_dims, read_model
 from sparseflow_trt.plan import ModelPrecision, Plan, check_plan, yaml_from_plan
 from sparseflow_trt.planning import check_forced, make_plan
@@ -48,8 +47,7 @@ from sparseflow_trt.precision_record import Precisions
 from sparseflow_trt.precision_search import choose_precisions
 from sparseflow_trt.precision_trials import Question
 from sparseflow_trt.profile_specs import ProfileSpec, make_profiles
-from sparseflow_trt.record import record_engine, record_graph, record_layers
-from sparseflow_trt.report.html import write_report
+from sparseflow_trt.record import put_artifact, record_engine, record_graph, record_layers
 from sparseflow_trt.shapes import ShapeRange, check_profiles
 from sparseflow_trt.split import Split
 from sparseflow_trt.validation.feeds import InputSet
@@ -208,16 +206,9 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
                 validation=verdict,
                 notes=_notes(plan, record),
                 seconds=clock.rounded(),
-                files={f.name: sha256_of(f) for f in sorted(folder.iterdir()) if f.is_file()},
+                files={},
             )
-            report = folder / "report.html"
-            write_report(manifest, report, policy)
-            manifest = manifest.model_copy(
-                update={"files": {**manifest.files, report.name: sha256_of(report)}}
-            )
-            write_manifest(manifest, folder)
-            target = place_for(output, manifest.status)
-            put_in_place(folder, target)
+            target, manifest = put_artifact(manifest, policy, folder, output)
     return BuildResult(target, manifest, unchanged=False)
 
 

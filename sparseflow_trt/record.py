@@ -1,9 +1,12 @@
-"""Turns what a build did into the records of its manifest."""
+"""Turns what a build did into the records of its manifest, and its folder into an artifact."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
+from sparseflow_trt._files import put_in_place, sha256_of
+from sparseflow_trt.artifact import place_for
 from sparseflow_trt.engines.benchmark import Timing, ratio
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.protocol import BuiltEngine, EngineOptions
@@ -16,6 +19,7 @@ from sparseflow_trt.manifest import (
     GraphRecord,
     IslandsRecord,
     LayerRecord,
+    Manifest,
     MaskCheckRecord,
     OptOutRecord,
     OutcomeRecord,
@@ -23,10 +27,42 @@ from sparseflow_trt.manifest import (
     PluginRecord,
     RestoreRecord,
     TimingRecord,
+    write_manifest,
 )
 from sparseflow_trt.plan import Plan
+from sparseflow_trt.policy import Policy
+from sparseflow_trt.report.html import write_report
 from sparseflow_trt.shapes import POINTS, Dims, Profile, dims_at
 from sparseflow_trt.validation.feeds import InputSet
+
+
+def put_artifact(
+    manifest: Manifest, policy: Policy | None, folder: Path, output: Path
+) -> tuple[Path, Manifest]:
+    """Writes the report and the manifest of a folder that has all else, and puts it in its place.
+
+    Args:
+        manifest: But for the hashes of the folder's files.
+        policy: What was decided from, for the report.
+        folder: A temporary one, beside `output`.
+        output: Where a passed one goes, and a failed one where none that passed is there.
+
+    Returns:
+        Where it lies now, and its manifest.
+
+    Raises:
+        ArtifactError: It cannot be put there.
+        OSError: The disk is full.
+    """
+    files = {f.name: sha256_of(f) for f in sorted(folder.iterdir()) if f.is_file()}
+    manifest = manifest.model_copy(update={"files": files})
+    report = folder / "report.html"
+    write_report(manifest, report, policy)
+    manifest = manifest.model_copy(update={"files": {**files, report.name: sha256_of(report)}})
+    write_manifest(manifest, folder)
+    target = place_for(output, manifest.status)
+    put_in_place(folder, target)
+    return target, manifest
 
 
 def record_layers(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from sparseflow_trt import __version__
 from sparseflow_trt._clock import Clock
-from sparseflow_trt._files import put_in_place, sha256_of, temporary_folder
-from sparseflow_trt.artifact import build_key, check_place, hash_arrays, place_for, record_model
+from sparseflow_trt._files import temporary_folder
+from sparseflow_trt.artifact import build_key, check_place, hash_arrays, record_model
 from sparseflow_trt.artifact_validation import (
     Shipped,
     ValidationOptions,
@@ -26,12 +26,11 @@ from sparseflow_trt.errors import ArtifactError, NotInstalledError, NotSparseErr
 from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.layer_names import WHERE_NAMED
-from sparseflow_trt.manifest import EngineRecord, Manifest, check_files, read_manifest, write_manifest
+from sparseflow_trt.manifest import EngineRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.model_file import check_operators, input_dims, read_model
 from sparseflow_trt.plan import Plan, check_plan, read_plan
 from sparseflow_trt.policy import read_policy
-from sparseflow_trt.record import record_engine, record_graph, record_layers
-from sparseflow_trt.report.html import write_report
+from sparseflow_trt.record import put_artifact, record_engine, record_graph, record_layers
 from sparseflow_trt.shapes import check_profiles
 
 _POLICY = "policy.json"
@@ -140,17 +139,11 @@ def refit(
                     "validation": verdict,
                     "notes": (),
                     "seconds": clock.rounded(),
-                    "files": {f.name: sha256_of(f) for f in sorted(place.iterdir()) if f.is_file()},
                 }
             )
-            report = place / "report.html"
             kept = place / _POLICY
-            write_report(manifest, report, read_policy(kept) if kept.is_file() else None)
-            files = {**manifest.files, report.name: sha256_of(report)}
-            manifest = manifest.model_copy(update={"files": files})
-            write_manifest(manifest, place)
-            target = place_for(output, manifest.status)
-            put_in_place(place, target)
+            policy = read_policy(kept) if kept.is_file() else None
+            target, manifest = put_artifact(manifest, policy, place, output)
     return RefitResult(target, manifest)
 
 
