@@ -117,41 +117,45 @@ def make_profile(
     known_axes = {d for dims in input_dims.values() for d in dims if isinstance(d, str)}
     known_axes |= {term for d in known_axes for term in terms(d)}
     axes = _with_sums(axes, known_axes)
-    default = name == DEFAULT_PROFILE  # which nobody named: messages leave it out
-    where = "" if default else f"profile '{name}': "
+    # the default is a name that nobody gave: messages leave it out
+    where = "" if name == DEFAULT_PROFILE else f"profile '{name}': "
     _refuse_unknown(axes, known_axes, f"{where}axis")
     _refuse_unknown(inputs, set(input_dims), f"{where}input")
     if all(isinstance(d, int) for dims in input_dims.values() for d in dims) and not inputs:
         return None
-    ranges: dict[str, ShapeRange] = {}
-    for input_name, dims in input_dims.items():
-        if input_name in inputs:
-            ranges[input_name] = inputs[input_name]
-            continue
-        lacking = [d for d in dims if not isinstance(d, int) and d not in axes]
-        missing = [t for d in lacking for t in (terms(d) if d else ("(unnamed)",)) if t not in axes]
-        if missing:
-            teller = "no profile says" if default else f"profile '{name}' does not say"
-            raise ShapeError(
-                f"input '{input_name}' has dynamic dimensions {', '.join(missing)} and {teller} their "
-                "ranges.",
-                _HINT,
-            )
-        low, opt, high = (
-            tuple(axes[d][i] if isinstance(d, str) else int(d or 0) for d in dims) for i in range(3)
-        )
-        try:
-            ranges[input_name] = ShapeRange(min=low, opt=opt, max=high)
-        except ValueError as error:
-            raise ShapeError(
-                f"{where}input '{input_name}' would get the shapes {low}, {opt}, {high}, which are not "
-                "0 ≤ min ≤ opt ≤ max "
-                "with opt > 0.",
-                _HINT,
-            ) from error
+    ranges = {
+        input_name: inputs.get(input_name) or _range_of(input_name, dims, axes, name)
+        for input_name, dims in input_dims.items()
+    }
     profile = Profile(name=name, inputs=ranges)
     check_profile(profile, input_dims)
     return profile
+
+
+def _range_of(input_name: str, dims: Dims, axes: dict[str, tuple[int, int, int]], profile: str) -> ShapeRange:
+    """The shapes of one input that follow from the ranges of axes.
+
+    Raises:
+        ShapeError: A dynamic dimension has no range, or they are no shapes of a profile.
+    """
+    default = profile == DEFAULT_PROFILE
+    lacking = [d for d in dims if not isinstance(d, int) and d not in axes]
+    missing = [t for d in lacking for t in (terms(d) if d else ("(unnamed)",)) if t not in axes]
+    if missing:
+        teller = "no profile says" if default else f"profile '{profile}' does not say"
+        raise ShapeError(
+            f"input '{input_name}' has dynamic dimensions {', '.join(missing)} and {teller} their ranges.",
+            _HINT,
+        )
+    low, opt, high = (
+        tuple(axes[d][i] if isinstance(d, str) else int(d or 0) for d in dims) for i in range(3)
+    )
+    try:
+        return ShapeRange(min=low, opt=opt, max=high)
+    except ValueError as error:
+        where = "" if default else f"profile '{profile}': "
+        said = f"{where}input '{input_name}' would get the shapes {low}, {opt}, {high}"
+        raise ShapeError(f"{said}, which are not {ORDER}.", _HINT) from error
 
 
 def with_something(profile: Profile, input_dims: dict[str, Dims]) -> Profile:
