@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sparseflow_trt.engines.context import Bound
 from sparseflow_trt.engines.cuda import Cuda, Graph, stream_handle
 from sparseflow_trt.engines.device_tensor import DeviceTensor
-from sparseflow_trt.errors import InputError
+from sparseflow_trt.errors import BuildError, InputError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -50,7 +51,9 @@ class CapturedRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # after an error of CUDA's nothing goes on: what is to be told is the first
+        with contextlib.suppress(*((BuildError,) if error else ())):
+            self.close()
 
     def close(self) -> None:
         """Gives the graph back; the tensors live as long as somebody holds them."""

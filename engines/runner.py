@@ -20,7 +20,7 @@ from sparseflow_trt.engines.engine_tensors import Array, shapes_of
 from sparseflow_trt.engines.layer_times import LayerTime, layer_times
 from sparseflow_trt.engines.placement import MemoryFor, Placement
 from sparseflow_trt.engines.tensorrt_api import Flavour
-from sparseflow_trt.errors import InputError
+from sparseflow_trt.errors import BuildError, InputError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -72,18 +72,24 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # after an error of CUDA's nothing goes on: what is to be told is the first
+        with contextlib.suppress(*((BuildError,) if error else ())):
+            self.close()
 
     def close(self) -> None:
         """Gives the device memory back, but for the tensors that somebody still holds."""
         if self._closed:
             return
-        with self.using(self.stream):
-            self.settle(self.stream, {})
-            self._places.clear()
-            self._context.close()
-            self.cuda.call("cudaStreamDestroy", self.stream)
-        self._closed = True
+        try:
+            with self.using(self.stream):
+                try:
+                    self.settle(self.stream, {})
+                finally:
+                    self._places.clear()
+                    self._context.close()
+                self.cuda.call("cudaStreamDestroy", self.stream)
+        finally:
+            self._closed = True
 
     @property
     def profile(self) -> int:

@@ -415,6 +415,23 @@ def test_a_run_that_fails_says_so_and_ends_the_capture(load: Load, gpu: Any) -> 
         assert not gpu.graphs
 
 
+def test_the_first_error_is_told_where_cuda_does_not_go_on_after_it(
+    load: Load, gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends_everything(*_: Any) -> tuple[int]:
+        return (1,)
+
+    engine = load(fails=True)
+    with pytest.raises(BuildError, match="the engine failed to run"), engine:
+        monkeypatch.setattr(type(gpu), "_StreamSynchronize", ends_everything)
+        engine.run({"x": rows(1)})
+    with pytest.raises(InputError, match="the engine is closed"):
+        engine.run({"x": rows(1)})
+    other = load()
+    with pytest.raises(BuildError, match="cudaStreamSynchronize failed"), other:
+        pass
+
+
 def test_static_inputs_need_no_profile(load: Load) -> None:
     static = {"x": {"input": True, "shape": [2, 2]}, "y": {"input": False, "shape": [2, 2]}}
     with load(tensors=static) as engine:
