@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sparseflow_trt.between import time_between, wins_at
@@ -80,7 +80,8 @@ class Known:
         guess: What all measured shapes say of this one; None where they are too few. Where it was measured
             it speaks between measured M alone, and not where times count as smooth.
         otherwise: What speaks where these pairs leave it open: below the smallest M, above the largest, and
-            between two at both of which sparse wins and is not sure to win between them.
+            between two at both of which sparse wins and is not sure to win between them. It never promises
+            more there than these pairs do: as at the nearest M beyond them, interpolated between two.
     """
 
     policy: Policy
@@ -116,11 +117,15 @@ class Known:
 
     def expect(self, m: int) -> Expected | None:
         """The times to expect at M, see `expect`."""
-        return self.at(m)._times(m)
+        known = self.at(m)
+        times = known._times(m)
+        most = self._times(m) if known is not self else None
+        return _held_to(most, times, self.margin) if most and times else times
 
     def judge(self, m: int) -> Verdict:
         """Whether the product at M should run sparse, see `judge`."""
-        return self.at(m)._verdict(m)
+        known = self.at(m)
+        return known._verdict(m, self._times(m) if known is not self else None)
 
     def learned_from(self, m: int) -> list[tuple[float, Pair]]:
         """The products that a learned answer at M rests on, with their shares; none where it is not learned.
@@ -209,7 +214,8 @@ class Known:
                 return f"{k}→{n}, near it, {words}"
         return ""
 
-    def _verdict(self, m: int) -> Verdict:
+    def _verdict(self, m: int, most: Expected | None) -> Verdict:
+        """What is said at M, of a gain of no more than `most`, where that is given."""
         origin = f"{self.whose}, {self.policy.device}"
         named = "the plugin" if self.kernel == "plugin" else "sparse"
         expected = self._times(m)
@@ -218,8 +224,10 @@ class Known:
             beside = expected.at == "between" and not expected.wins
             if beside and not doubt and expected.speedup >= 1 + self.margin:
                 doubt = "it does not win at both"
-            lost = "is not sure to win" if doubt else f"does not win by {self.margin:.0%}"
-            words = "wins" if expected.wins else lost
+            held = _held_to(most, expected, self.policy.margin) if most else expected
+            margin = self.policy.margin if expected.wins else self.margin
+            lost = "is not sure to win" if doubt else f"does not win by {margin:.0%}"
+            words = "wins" if held.wins else lost
             if expected.basis != "learned":
                 origin = f"{self.shape[1]}→{self.shape[0]}, {origin}"
             if expected.basis == "nearest":
@@ -228,8 +236,11 @@ class Known:
             if self.kernel == "plugin" and self.library == "torch":
                 where = where.replace("measured", "timed")  # an estimate: it was not the plugin that was
             but = f", but {doubt}" if doubt else ""
-            reason = f"{named} {words} at M={m}: {expected.speedup:.2f}× {where}{but} ({origin})"
-            return Verdict(expected.wins, expected.basis, reason, expected.speedup, expected.points)
+            said = f"{expected.speedup:.2f}× {where}{but}"
+            if most and held is not expected:
+                said = f"{most.speedup:.2f}× at most by its own points {most.where}; {said}"
+            reason = f"{named} {words} at M={m}: {said} ({origin})"
+            return Verdict(held.wins, held.basis, reason, held.speedup, held.points)
         if limit := self.threshold:
             upper = "" if limit.max_m is None else f" and ≤ {limit.max_m}"
             said = (
@@ -262,6 +273,18 @@ class Known:
         if self.shape:
             return f"no measurement at or below M={m} of {self.shape[1]}→{self.shape[0]} {here}"
         return f"no measurement near {self.k}→{self.n} of kind '{self.kind}' {here}"
+
+
+def _held_to(most: Expected, times: Expected, margin: float) -> Expected:
+    """Times whose gain is no more than the one that points of the layer's own promise, by the margin, too."""
+    if times.speedup <= most.speedup:
+        return times
+    return replace(
+        times,
+        sparse_us=times.dense_us / most.speedup,
+        wins=times.wins and most.dense_us >= most.sparse_us * (1 + margin),
+        points=(*most.points, *times.points),
+    )
 
 
 def _at_least(speedup: float) -> str:

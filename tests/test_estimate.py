@@ -103,7 +103,8 @@ def test_points_of_the_plugin_go_before_estimates() -> None:
     assert row.speedup == pytest.approx(1.2)
     larger = {"batch": 1, "seq": 2048}
     (row,) = _estimate(MLP[0], sizes=larger, policy=make_policy([*torch, *own]), plugin={}).layers
-    assert (row.basis, row.speedup) == (("estimated",), 1.5), "no M of its own is as large"
+    assert row.basis == ("estimated",), "no M of its own is as large"
+    assert row.speedup == pytest.approx(1.2), "but an estimate promises no more than they do"
     notes = _estimate(MLP[0], sizes=larger, policy=make_policy([*torch, *own]), plugin={}).notes
     assert sum("Sparse is the plugin" in note for note in notes) == 1
     assert any("estimated from cuSPARSELt" in note for note in notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ def test_an_estimate_speaks_where_what_was_measured_leaves_it_open() -> None:
     for others in (wins, loses):
         policy = make_policy([*rising, *others]).model_copy(update={"wave": WAVE})
         found.append([said(policy, m)[0] for m in (64, 128, 256, 300, 1024, 2048)])
-    assert found == [[True, True, True, False, False, True], [True, False, True, False, False, False]]
+    assert found == [[True, True, True, False, False, False], [True, False, True, False, False, False]]
 
 
 def test_an_estimate_speaks_below_what_was_measured() -> None:
@@ -85,8 +86,51 @@ def test_an_estimate_speaks_below_what_was_measured() -> None:
     low, high = known.expect(8), known.expect(64)
     assert low is not None
     assert high is not None
-    assert low.speedup == pytest.approx(1.3)
+    assert low.speedup == pytest.approx(1.1), "an estimate promises no more than the nearest point"
     assert high.speedup == pytest.approx(1.1)
+
+
+def test_an_estimate_promises_no_more_than_what_was_measured_beside_it() -> None:
+    own, others = plugin_points({64: 1.2, 128: 1.3}), dict.fromkeys((32, 64, 128, 256), 1.5)
+    wins, reason = said(make_policy([*own, *estimates(others)]), 129)
+    assert wins
+    assert reason.startswith(
+        "the plugin wins at M=129: 1.30× at most by its own points as at M=128, the largest measured; 1.50×"
+        " between M=128 and M=256 (2048→4096, estimated from cuSPARSELt, "
+    )
+    known = plugin_known(make_policy([*own, *estimates(others)]), *SHAPE, "FP16")
+    assert [round(known.judge(m).speedup or 0, 6) for m in (40, 300)] == [1.2, 1.3]
+    behind = [(p.library, p.kernel, p.m) for p in known.judge(300).points]
+    assert behind[:2] == [("tensorrt", "dense", 128), ("tensorrt", "plugin", 128)]
+    assert behind[2:] == [("torch", "dense", 256), ("torch", "sparse", 256)]
+    lost, reason = said(make_policy([*plugin_points({128: 1.01}), *estimates(others)]), 256)
+    assert not lost, "nor does it win where the nearest point does not"
+    assert reason.startswith("the plugin does not win by 2% at M=256: 1.01× at most by its own points as at ")
+    less = plugin_known(make_policy([*own, *estimates(dict.fromkeys(others, 1.25))]), *SHAPE, "FP16")
+    assert less.judge(256).reason.startswith("the plugin wins at M=256: 1.25× timed (")
+
+
+GAINS = st.dictionaries(st.sampled_from([8 << i for i in range(12)]), st.floats(0.5, 2), min_size=1)
+
+
+@given(own=GAINS, estimated=GAINS, apart=st.sampled_from([0, 16]))
+def test_one_row_beyond_what_was_measured_promises_no_more(
+    own: dict[int, float], estimated: dict[int, float], apart: int
+) -> None:
+    near = [p.model_copy(update={"n": p.n - apart}) for p in estimates(estimated)]  # or of the very shape
+    policy = make_policy([*plugin_points(own, n=4096 + apart), *near]).model_copy(update={"wave": WAVE})
+    known = plugin_known(policy, *SHAPE, "FP16")
+    assert known.otherwise is not None
+    for last, first in ((max(own), max(own) + 1), (min(own), min(own) - 1)):
+        found, verdict = known.expect(first), known.judge(first)
+        assert found is not None
+        assert max(found.speedup, verdict.speedup or 0) <= own[last] * (1 + 1e-9)
+        if verdict.sparse:
+            assert known.otherwise.judge(first).sparse, "it is no less careful than the estimate alone"
+            assert own[last] >= (1 + policy.margin) * (1 - 1e-9)
+    for low, high in pairwise(sorted(own)):
+        assert (found := known.expect(low + 1)) is not None
+        assert found.speedup <= max(own[low], own[high]) * (1 + 1e-9)
 
 
 def test_cusparselt_stands_for_the_plugin_where_it_wins_by_more() -> None:
@@ -170,6 +214,20 @@ def test_measured_and_estimated_times_are_not_compared_when_products_are_joined(
     assert only > 1
     policy = make_policy([*torch, *timed(4096, 1)])  # one alone was measured in the plugin, too
     assert joined_speedup(policy, "gate_up", [4096, 4096], 2048, 64, "FP16") == only
+
+
+def test_what_holds_an_estimate_back_does_not_speak_for_joining() -> None:
+    torch = [
+        p.model_copy(update={"us": us * (2 if p.kernel == "dense" else 1), "n": n})
+        for n, us in ((4096, 20), (8192, 45))
+        for p in estimates({64: 1, 128: 1})
+    ]
+    slow = plugin_points({64: 1.1})  # of one alone: above it an estimate takes longer, and both together not
+    asked = ("gate_up", [4096, 4096], 2048, 128, "FP16")
+    held = plugin_known(make_policy([*torch, *slow]), *SHAPE, "FP16").expect(128)
+    assert held is not None
+    assert held.sparse_us == pytest.approx(40 / 1.1)
+    assert joined_speedup(make_policy([*torch, *slow]), *asked) == pytest.approx(40 / 45)
 
 
 def test_what_was_not_measured_is_not_joined() -> None:

@@ -513,6 +513,28 @@ def plugin_gains() -> list[float | None]:
     return gains
 
 
+@pytest.mark.parametrize("name", ["h200", "h100"])
+def test_one_row_beyond_the_plugins_points_no_more_is_promised(name: str) -> None:
+    policy = find_policy(name)
+    layers = {(p.kind, p.n, p.k, p.dtype) for p in policy.points if p.kernel == "plugin"}
+    assert len(layers) >= 2
+    for layer in layers:
+        known = plugin_known(policy, *layer)
+        low, high = min(known.pairs), max(known.pairs)
+        for last, first in ((low, low - 1), (high, high + 1)):
+            found = known.expect(first)
+            assert found is not None
+            assert found.speedup <= known.pairs[last].speedup * (1 + 1e-9)
+
+
+def test_the_gate_one_row_beyond_the_plugins_points() -> None:
+    known = plugin_known(find_policy("h200"), "gate_up", 14336, 4096, "FP16")
+    assert known.otherwise is not None
+    gains = [found.judge(m).speedup for found, m in ((known, 8192), (known, 8193), (known.otherwise, 8193))]
+    said = "{:.2f} times as fast at M=8192, is {:.2f} times as fast at M=8193, though the estimate is {:.2f}."
+    assert f"LLaMA-8B's gate on `h200`, {said.format(*gains)}" in PROSE
+
+
 def test_what_an_estimate_of_the_plugin_is_worth() -> None:
     said: dict[str, list[float]] = {}
     taken_at, count = [], 0

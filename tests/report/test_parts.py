@@ -150,7 +150,7 @@ def test_a_panel_shows_where_sparse_is_taken(manifests: MakeManifest) -> None:
 
 
 def test_the_plugin_has_a_curve_where_it_was_measured(manifests: MakeManifest) -> None:
-    own = make_points("down", 4096, 14336, {64: 1.5, 1024: 1.2, 2048: 0.9})
+    own = make_points("down", 4096, 14336, {64: 1.5, 1024: 1.2, 2048: 1.1})
     plugin = [p.model_copy(update={"kernel": "plugin"} if p.kernel == "sparse" else {}) for p in own]
     torch = make_points("down", 4096, 14336, {4096: 1.5}, library="torch")
     (down,), _ = draw_speedups(manifests(layers=4), make_policy([*plugin, *torch]))
@@ -158,10 +158,10 @@ def test_the_plugin_has_a_curve_where_it_was_measured(manifests: MakeManifest) -
     assert (line.plugin, line.own, len(line.points)) == (True, True, 3)
     assert down.taken == ()
     (first, then) = down.taken_in_plugin
-    assert first == (line.points[0][0], line.points[1][0])
+    assert first == (line.points[0][0], line.points[2][0])
     assert then[1] == down.right, "an estimate speaks above its largest M"
     assert down.says == (
-        "down 14336 → 4096: sparse is taken at no M shown. The plugin is taken from M=64 to M=1024 and at "
+        "down 14336 → 4096: sparse is taken at no M shown. The plugin is taken from M=64 to M=2048 and at "
         "M=4096; its largest speedup measured is 1.50, at M=64."
     )
     assert down.subtitle == "this shape was measured in the plugin alone; TensorRT's kernels, GPU X, FP16"
