@@ -226,7 +226,8 @@ def judge_all(
 def by_the_nearest(policy: Policy, products: Iterable[Product], pairs: dict[Request, Pair]) -> dict[str, Any]:
     """What shapes that were not measured would get if nothing were learned of all that were."""
     with mock.patch.object(forest, "LEAST_SHAPES", math.inf):
-        cases = judge_all(policy, products, pairs)
+        # a copy: what is known of a policy's layers is kept with it
+        cases = judge_all(policy.model_copy(), products, pairs)
     return summary([case for case in cases if case["basis"] == "nearest"])
 
 

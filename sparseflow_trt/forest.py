@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sparseflow_trt._deps import require
+from sparseflow_trt._same import Same
 from sparseflow_trt.policy import Library, Pair, Point, Policy, pairs_by_shape
 
 # Fewer shapes of a library's type are no sample to learn from: then the nearest speaks (near.py).
@@ -34,7 +35,7 @@ class Guess:
         largest: The largest M measured; above it what holds there holds.
     """
 
-    points: _Same
+    points: Same[tuple[Point, ...]]
     library: Library
     n: int
     k: int
@@ -57,19 +58,21 @@ class Guess:
         import numpy as np
 
         pairs = _pairs(self.points, self.library)
-        rows = np.array([_features_of(pair) for pair in pairs], np.float32)
-        asked = np.array([features(self.dtype, self.n, self.k, self._rows(m))], np.float32)
-        beside = self.forest.apply(rows) == self.forest.apply(asked)  # products by trees
+        asked = features(self.dtype, self.n, self.k, [self._rows(m)])
+        beside = self.forest.apply(_features_of(pairs)) == self.forest.apply(asked)  # products by trees
         shares = (beside / beside.sum(0)).mean(1)
         order = np.argsort(-shares, kind="stable")[: np.count_nonzero(shares)]
         return [(float(shares[i]), pairs[i]) for i in order]
 
     def gain(self, m: int) -> tuple[float, float]:
         """The mean of the logarithm of dense over sparse at M, and its standard deviation over the trees."""
-        rows = self._rows(m)
-        if rows not in self._known:
-            self.ask([m])
-        return self._known[rows]
+        return self.gains([m])[0]
+
+    def gains(self, sizes: Iterable[int]) -> list[tuple[float, float]]:
+        """The same at each of many M."""
+        sizes = list(sizes)
+        self.ask(sizes)
+        return [self._known[self._rows(m)] for m in sizes]
 
     def ask(self, sizes: Iterable[int]) -> None:
         """Asks the trees for many M at once, which takes little longer than for one.
@@ -82,11 +85,13 @@ class Guess:
         new = sorted({size for m in sizes if (size := self._rows(m)) not in self._known})
         if not new:
             return
-        rows = np.array([features(self.dtype, self.n, self.k, m) for m in new], np.float32)
-        said = np.array([tree.predict(rows, check_input=False) for tree in self.forest.estimators_])
-        self._known.update(
-            zip(new, zip(said.mean(0).tolist(), said.std(0).tolist(), strict=True), strict=True)
-        )
+        rows = features(self.dtype, self.n, self.k, new)
+        said = np.array([tree.tree_.predict(rows)[:, 0] for tree in self.forest.estimators_])
+        means = said.mean(0)
+        said -= means  # in place: there are many trees and many M
+        np.square(said, out=said)
+        spreads = np.sqrt(said.mean(0))
+        self._known.update(zip(new, zip(means.tolist(), spreads.tolist(), strict=True), strict=True))
 
     def sizes(self, low: int, high: int) -> list[int]:
         """The M from `low` to `high` after which the trees' answer may be another one."""
@@ -112,62 +117,65 @@ def guess_of(policy: Policy, library: Library, n: int, k: int, dtype: str) -> Gu
     Returns:
         None where fewer than LEAST_SHAPES of that type were measured.
     """
-    points = _Same(policy.points)
+    points = Same(policy.points)
     shapes, largest = _measured(points, library, dtype)
     if shapes < LEAST_SHAPES or not (n and k):
         return None
     return Guess(points, library, n, k, dtype, shapes, largest)
 
 
-def features(dtype: str, n: int, k: int, m: int) -> list[float]:
-    """What the trees see of a product y[M, N] = x[M, K] · Wᵀ."""
-    found = [math.log2(size) for size in (n, k, m, m * n, m * n * k)]
-    found += [float(dtype == "FP16"), math.log2((n * k + m * k + m * n) / (m * n * k))]
+def features(
+    dtypes: str | Sequence[str], ns: int | Sequence[int], ks: int | Sequence[int], ms: Sequence[int]
+) -> Any:
+    """What the trees see of products y[M, N] = x[M, K] · Wᵀ: float32, a row for each.
+
+    Args:
+        dtypes: The types of the products, or the one of all.
+        ns: Their N, likewise.
+        ks: Their K, likewise.
+        ms: Their M.
+    """
+    import numpy as np
+
+    given = (np.asarray(dtypes) == "FP16", ns, ks, ms)
+    is_half, n, k, m = np.broadcast_arrays(*(np.asarray(each, np.float64) for each in given))
+    found = [np.log2(size) for size in (n, k, m, m * n, m * n * k)]
+    found += [is_half, np.log2((n * k + m * k + m * n) / (m * n * k))]
     for rows, columns in _TILES:
-        waves = math.ceil(m / rows) * math.ceil(n / columns) / _MULTIPROCESSORS
-        found += [math.log2(waves), math.ceil(waves) / waves]
-    found += [m / (math.ceil(m / rows) * rows) for rows in (64, 128, 256)]
-    return found + [n / (math.ceil(n / columns) * columns) for columns in (128, 256)]
-
-
-@dataclass(frozen=True, eq=False)
-class _Same:
-    """A tuple that equals itself alone, so that thousands of points are not hashed and compared."""
-
-    points: tuple[Point, ...] = field(repr=False)
-
-    def __hash__(self) -> int:
-        return id(self.points)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.points is other.points
+        waves = np.ceil(m / rows) * np.ceil(n / columns) / _MULTIPROCESSORS
+        found += [np.log2(waves), np.ceil(waves) / waves]
+    found += [m / (np.ceil(m / rows) * rows) for rows in (64, 128, 256)]
+    found += [n / (np.ceil(n / columns) * columns) for columns in (128, 256)]
+    return np.stack(found, axis=-1).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=8)
-def _measured(points: _Same, library: Library, dtype: str) -> tuple[int, int]:
-    found = pairs_by_shape(p for p in points.points if (p.library, p.dtype) == (library, dtype))
+def _measured(points: Same[tuple[Point, ...]], library: Library, dtype: str) -> tuple[int, int]:
+    found = pairs_by_shape(p for p in points.value if (p.library, p.dtype) == (library, dtype))
     return len(found), max((max(pairs) for pairs in found.values()), default=0)
 
 
 @functools.lru_cache(maxsize=2)
-def _forest(points: _Same, library: Library) -> Any:
+def _forest(points: Same[tuple[Point, ...]], library: Library) -> Any:
     require("sklearn", "judging shapes that a policy has not measured")
-    import numpy as np
     from sklearn.ensemble import ExtraTreesRegressor
 
     pairs = _pairs(points, library)
-    rows, gains = [_features_of(pair) for pair in pairs], [math.log(pair.speedup) for pair in pairs]
+    gains = [math.log(pair.speedup) for pair in pairs]
     trees = ExtraTreesRegressor(TREES, min_samples_leaf=2, max_features=0.5, random_state=0)
-    return trees.fit(np.array(rows, np.float32), np.array(gains))
+    return trees.fit(_features_of(pairs), gains)
 
 
-def _pairs(points: _Same, library: Library) -> list[Pair]:
+def _pairs(points: Same[tuple[Point, ...]], library: Library) -> list[Pair]:
     """The products that the trees learn from, those of all types."""
-    of_library = [p for p in points.points if p.library == library]
+    of_library = [p for p in points.value if p.library == library]
     dtypes = sorted({p.dtype for p in of_library})
     by_shape = [pairs_by_shape(p for p in of_library if p.dtype == dtype) for dtype in dtypes]
     return [pair for shapes in by_shape for pairs in shapes.values() for pair in pairs.values()]
 
 
-def _features_of(pair: Pair) -> list[float]:
-    return features(pair.dense.dtype, pair.dense.n, pair.dense.k, pair.dense.m)
+def _features_of(pairs: list[Pair]) -> Any:
+    dense = [pair.dense for pair in pairs]
+    return features(
+        [p.dtype for p in dense], [p.n for p in dense], [p.k for p in dense], [p.m for p in dense]
+    )

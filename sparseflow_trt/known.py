@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from sparseflow_trt._same import Same
 from sparseflow_trt.between import time_between, wins_at
 from sparseflow_trt.forest import Guess
 from sparseflow_trt.policy import Library, Pair, Point, Policy, SparseKernel, Threshold
@@ -173,7 +176,7 @@ class Known:
 
     def _learned(self, guess: Guess, m: int, dense_us: float, points: tuple[Point, ...]) -> Expected:
         mean, _ = guess.gain(m)
-        sure = self._sure(guess, m)
+        (sure,) = self._sure(guess, [m])
         least = 1 + self.margin
         unsure = math.exp(mean) >= least > sure
         above = m > guess.largest
@@ -189,20 +192,20 @@ class Known:
             points=points,
         )
 
-    def is_sure(self, guess: Guess, m: int) -> bool:
-        """Whether all measured shapes are sure that sparse wins at M by the margin."""
-        return self._sure(guess, m) >= 1 + self.margin
+    def where_sure(self, guess: Guess, sizes: Sequence[int]) -> list[bool]:
+        """At which of many M all measured shapes are sure that sparse wins by the margin."""
+        return [sure >= 1 + self.margin for sure in self._sure(guess, sizes)]
 
-    def _sure(self, guess: Guess, m: int) -> float:
-        """The speedup at M that all measured shapes are sure of."""
-        mean, spread = guess.gain(m)
+    def _sure(self, guess: Guess, sizes: Sequence[int]) -> list[float]:
+        """The speedups at many M that all measured shapes are sure of."""
         care = self.policy.spreads_between if self.exact else self.policy.spreads
-        return math.exp(mean - care * spread)
+        return [math.exp(mean - care * spread) for mean, spread in guess.gains(sizes)]
 
     def _doubt(self, m: int) -> str:
         """Why sparse is not sure to win at M, though it does at the measured M around it; else ""."""
         if self.guess:  # this shape's own: between measured M
-            sure = math.inf if m in self.pairs or m > max(self.pairs) else self._sure(self.guess, m)
+            alone = m in self.pairs or m > max(self.pairs)
+            sure = math.inf if alone else self._sure(self.guess, [m])[0]
             return f"no more than {_at_least(sure)} is sure there" if sure < 1 + self.margin else ""
         if not wins_at(self.pairs, m, self.margin, self.policy.wave):
             if self.policy.wave is None:
@@ -249,18 +252,9 @@ class Known:
                 else f"{named} for M ≥ {limit.min_m}{upper}, and M={m}"
             )
             reason = f"threshold of kind '{self.kind}': {said} ({origin})"
-            return Verdict(limit.holds(m), "threshold", reason, None, self._behind(limit))
+            behind = _behind(Same(self.policy.points), limit)
+            return Verdict(limit.holds(m), "threshold", reason, None, behind)
         return Verdict(False, "none", self._nothing(m))
-
-    def _behind(self, limit: Threshold) -> tuple[Point, ...]:
-        whose = (limit.kind, limit.library, limit.dtype)
-        return tuple(
-            p
-            for p in self.policy.points
-            if (p.kind, p.library, p.dtype) == whose
-            and p.kernel in ("dense", limit.kernel)
-            and (p.n, p.k) in limit.shapes
-        )
 
     def _nothing(self, m: int) -> str:
         here = f"in policy '{self.policy.name}'"
@@ -273,6 +267,19 @@ class Known:
         if self.shape:
             return f"no measurement at or below M={m} of {self.shape[1]}→{self.shape[0]} {here}"
         return f"no measurement near {self.k}→{self.n} of kind '{self.kind}' {here}"
+
+
+@functools.lru_cache(maxsize=64)
+def _behind(points: Same[tuple[Point, ...]], limit: Threshold) -> tuple[Point, ...]:
+    """The points that a threshold was derived from."""
+    whose = (limit.kind, limit.library, limit.dtype)
+    return tuple(
+        p
+        for p in points.value
+        if (p.kind, p.library, p.dtype) == whose
+        and p.kernel in ("dense", limit.kernel)
+        and (p.n, p.k) in limit.shapes
+    )
 
 
 def _held_to(most: Expected, times: Expected, margin: float) -> Expected:

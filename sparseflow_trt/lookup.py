@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
+from sparseflow_trt._same import Same
 from sparseflow_trt.forest import Guess, guess_of
 from sparseflow_trt.known import Expected, Known, Verdict
 from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
@@ -33,6 +35,14 @@ def known_of(
         library: Whose kernels will run.
         kernel: Which sparse kernel. For the plugin `plugin_known` also takes estimates.
     """
+    return _known_of(Same(policy), kind, n, k, dtype, library, kernel)
+
+
+@functools.lru_cache(maxsize=256)  # the layers of a model are alike, and are asked of each profile
+def _known_of(
+    same: Same[Policy], kind: str, n: int, k: int, dtype: str, library: Library, kernel: SparseKernel
+) -> Known:
+    policy = same.value
     library = library_of(policy, library)
     near = [p for p in points_near(policy, kind, n, k, dtype) if p.library == library]
     by_shape = pairs_by_shape(near, kernel)
@@ -179,6 +189,6 @@ def _learned_edges(known: Known, guess: Guess, low: int, high: int) -> set[int]:
     guess.ask(m for sizes in asked for m in sizes)
     found: set[int] = set()
     for sizes in asked:
-        sure = [known.is_sure(guess, m) for m in sizes]
+        sure = known.where_sure(guess, sizes)
         found |= {m + 1 for m, (now, then) in zip(sizes, pairwise(sure), strict=False) if now != then}
     return found

@@ -6,10 +6,12 @@ took for the same product by cuSPARSELt ("torch" points) stands for it: an estim
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from sparseflow_trt._same import Same
 from sparseflow_trt.known import Expected, Known, Verdict
 from sparseflow_trt.lookup import guess_for, judge, known_of
 from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
@@ -42,6 +44,12 @@ def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known
         k: Its inputs.
         dtype: The type of its product, such as "FP16".
     """
+    return _plugin_known(Same(policy), kind, n, k, dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _plugin_known(same: Same[Policy], kind: str, n: int, k: int, dtype: str) -> Known:
+    policy = same.value
     measured = known_of(policy, kind, n, k, dtype, "tensorrt", "plugin")
     estimated = _estimated(measured)
     if measured.library != "tensorrt":

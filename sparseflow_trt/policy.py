@@ -5,6 +5,7 @@ What follows from it for one product is `lookup`'s to say; `thresholds` derives 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -15,6 +16,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from sparseflow_trt._same import Same
 from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import PolicyError
 
@@ -148,10 +150,9 @@ class Policy(Record):
     points: tuple[Point, ...] = ()
 
     @property
-    def held(self) -> set[tuple[Library, Dtype]]:
+    def held(self) -> frozenset[tuple[Library, Dtype]]:
         """Whose kernels of which type it holds points or thresholds of."""
-        points = {(point.library, point.dtype) for point in self.points}
-        return points | {(limit.library, limit.dtype) for limit in self.thresholds}
+        return _held(Same(self.points), Same(self.thresholds))
 
     @model_validator(mode="after")
     def _unique(self) -> Policy:
@@ -162,6 +163,14 @@ class Policy(Record):
                 raise ValueError(f"two thresholds for {' '.join(key)}")
             seen.add(key)
         return self
+
+
+@functools.lru_cache(maxsize=16)
+def _held(
+    points: Same[tuple[Point, ...]], thresholds: Same[tuple[Threshold, ...]]
+) -> frozenset[tuple[Library, Dtype]]:
+    of_points = {(point.library, point.dtype) for point in points.value}
+    return frozenset(of_points | {(limit.library, limit.dtype) for limit in thresholds.value})
 
 
 def read_policy(path: Path) -> Policy:

@@ -175,13 +175,41 @@ def test_one_m_and_many_are_asked_alike(policy: Policy) -> None:
     one, many = (guess_of(policy, "tensorrt", 3072, 1536, "FP16") for _ in range(2))
     assert one is not None
     assert many is not None
-    many.ask(range(1, 4097))
+    found = dict(zip(range(1, 4097), many.gains(range(1, 4097)), strict=True))
     for m in (1, 8, 24, 1000):
-        assert one.gain(m) == pytest.approx(many.gain(m))
+        assert one.gain(m) == pytest.approx(found[m])
 
 
-def test_what_the_trees_see_is_finite_down_to_one_row() -> None:
-    assert all(map(math.isfinite, features("FP16", 1, 1, 1)))
+def test_a_gain_is_the_mean_of_the_trees_and_the_spread_theirs(policy: Policy) -> None:
+    guess = guess_of(policy, "tensorrt", 3072, 1536, "FP16")
+    assert guess is not None
+    rows = features("FP16", 3072, 1536, [64, 304])
+    said = np.array([tree.predict(rows) for tree in guess.forest.estimators_])
+    assert guess.gains([64, 300]) == list(zip(said.mean(0), said.std(0), strict=True))
+    assert [mean for mean, _ in guess.gains([64, 304])] == pytest.approx(list(guess.forest.predict(rows)))
+
+
+SIZE = st.integers(1, 1 << 16)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["FP16", "BF16"]), SIZE, SIZE, SIZE), min_size=1))
+def test_what_the_trees_see_of_many_products_is_what_they_see_of_each(
+    products: list[tuple[str, int, int, int]],
+) -> None:
+    found = features(*zip(*products, strict=True))
+    assert np.isfinite(found).all(), "down to one row"
+    for row, (dtype, n, k, m) in zip(found, products, strict=True):
+        assert row == pytest.approx(features(dtype, n, k, [m])[0], rel=1e-6)
+        logs = [math.log2(size) for size in (n, k, m, m * n, m * n * k)]
+        assert row[:7] == pytest.approx(
+            [*logs, float(dtype == "FP16"), math.log2((n * k + m * k + m * n) / (m * n * k))],
+            rel=1e-6,
+            abs=1e-6,
+        )
+        waves = math.ceil(m / 64) * math.ceil(n / 128) / 132  # of tiles of 64 rows and 128 columns
+        assert row[9:11] == pytest.approx([math.log2(waves), math.ceil(waves) / waves], rel=1e-6, abs=1e-6)
+        full = [m / (math.ceil(m / 256) * 256), n / (math.ceil(n / 128) * 128)]
+        assert [row[23], row[24]] == pytest.approx(full, rel=1e-6)
 
 
 def test_an_estimate_of_the_plugin_is_learned_too_and_has_to_win_by_more() -> None:

@@ -242,3 +242,23 @@ def test_ranges_agree_with_the_verdict_at_every_m(
     for begin, end, sparse in ranges:
         for m in range(begin, end + 1):
             assert judge(policy, "o", *shape, m, "FP16").sparse == sparse
+
+
+def test_what_is_known_of_a_layer_is_found_once_for_each_policy() -> None:
+    policy, product = make_policy(GATE), ("gate_up", 4096, 1024, "FP16")
+    assert known_of(policy, *product) is known_of(policy, *product)
+    bolder = policy.model_copy(update={"margin": 0.0})
+    assert judge(policy, "gate_up", 4096, 1024, 256, "FP16").sparse is False
+    assert judge(bolder, "gate_up", 4096, 1024, 256, "FP16").sparse is True
+    slower = policy.model_copy(update={"points": tuple(make_points("gate_up", 4096, 1024, {1024: 0.5}))})
+    assert [judge(each, *product[:3], 1024, "FP16").speedup for each in (policy, slower)] == [2.0, 0.5]
+    assert known_of(make_policy(GATE), *product) == known_of(policy, *product)
+
+
+def test_what_a_policy_holds_is_that_of_its_own_points() -> None:
+    policy = make_policy(GATE)
+    assert policy.held == {("tensorrt", "FP16")}
+    other = make_points("gate_up", 4096, 1024, {64: 1.0}, dtype="BF16", library="torch")
+    assert policy.model_copy(update={"points": tuple(other)}).held == {("torch", "BF16")}
+    limits = make_policy(other, "tensorrt", {"down": (1, None)})
+    assert limits.held == {("torch", "BF16"), ("tensorrt", "FP16")}
