@@ -8,7 +8,7 @@ algorithm by shape and rows, is searched once and kept (`torch_sparse`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sparseflow_trt.engines.torch_sparse import SparseKernel, Swapped, restore_linears, swap_linears
@@ -111,7 +111,7 @@ def _as_swapped(choice: Choice, swapped: Swapped) -> Choice:
     why = swapped.kept.get(
         choice.layer.name, f"it is a {type(choice.layer.module).__name__}, not a plain Linear"
     )
-    return Choice(choice.layer, False, why)
+    return replace(choice, taken=False, why=why)
 
 
 def _cover(

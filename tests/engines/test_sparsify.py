@@ -47,6 +47,8 @@ def test_the_mlp_is_swapped_first_and_attention_on_request(llama: Any) -> None:
     ]  # fmt: skip
     why = {choice.layer.name: choice.why for choice in done.choices}
     assert why["model.layers.1.mlp.up_proj"] == "its weights are not 2:4"
+    (kept,) = (each for each in done.choices if each.layer.name == "model.layers.1.mlp.up_proj")
+    assert (kept.taken, kept.m, kept.basis) == (False, 32, "exact"), "the policy was asked all the same"
     assert why["model.layers.0.self_attn.q_proj"] == "of attention, not asked for"
     assert why["lm_head"] == "of kind 'classifier', neither an MLP's nor attention's"
     assert "sparse wins at M=32" in why["model.layers.0.mlp.gate_proj"]
