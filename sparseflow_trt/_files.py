@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import os
 import re
@@ -102,7 +103,7 @@ def written_atomically(path: Path) -> Iterator[Path]:
 def temporary_folder(target: Path) -> Iterator[Path]:
     """Gives an empty folder beside `target`, removed when the block ends unless it was put in place.
 
-    Leftovers of killed processes are removed first.
+    Leftovers of processes that were killed on this machine are removed first.
 
     Raises:
         ArtifactError: The parent does not exist or is not writable, a file stands there, or the disk
@@ -191,12 +192,24 @@ def _exchange(new: Path, target: Path) -> None:
 
 
 def _prefix(target: Path, doing: str) -> str:
-    return f".{target.name}.{doing}-{os.getpid()}-"
+    return f".{target.name}.{doing}-{_machine()}-{os.getpid()}-"
+
+
+@functools.cache
+def _machine() -> str:
+    """Where process numbers mean the same as here, in eight letters: a machine, or a container of it."""
+    numbers = ""
+    with contextlib.suppress(OSError):
+        numbers = str(Path("/proc/self/ns/pid").readlink())
+    return hashlib.sha256(f"{os.uname().nodename} {numbers}".encode()).hexdigest()[:8]
 
 
 def _remove_leftovers(target: Path, doing: str) -> None:
-    """Removes the temporary files or folders of processes that were killed over the same target."""
-    ours = re.compile(rf"{re.escape(f'.{target.name}.{doing}-')}(\d+)-[^-]*")
+    """Removes the temporary files or folders of processes that were killed over the same target.
+
+    Those of another machine that shares the disk stay: whether its processes live cannot be told here.
+    """
+    ours = re.compile(rf"{re.escape(f'.{target.name}.{doing}-{_machine()}-')}(\d+)-[^-]*")
     with contextlib.suppress(OSError):  # a parent that cannot be listed is reported when it is written to
         for entry in target.parent.iterdir():
             match = ours.fullmatch(entry.name)
@@ -231,6 +244,11 @@ def _flush(path: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    """The mask of this process, read without a change of it: other threads make files meanwhile."""
+    with contextlib.suppress(OSError):
+        told = re.search(r"^Umask:\s*([0-7]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if told:
+            return int(told[1], 8)
+    mask = os.umask(0)  # Linux before 4.7
     os.umask(mask)
     return mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -57,6 +58,16 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
         assert os.umask(before) == umask  # nothing changed it for good
     assert (tmp_path / "f").stat().st_mode & 0o777 == 0o666 & ~umask
     assert (tmp_path / "d").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_the_umask_is_never_changed_where_another_thread_would_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads that each set it for a moment may leave it at 0: anybody could write what comes next."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail(f"the umask was set to {mask:o}"))
+    write_atomically(tmp_path / "f", "text")
+    with temporary_folder(tmp_path / "d") as folder:
+        put_in_place(folder, tmp_path / "d")
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
@@ -210,7 +221,8 @@ def test_a_full_disk(small_disk: Path) -> None:
 
 
 def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
-    dead, alive = _dead_pid(), os.getpid()
+    here = _files._machine()
+    dead, alive = f"{here}-{_dead_pid()}", f"{here}-{os.getpid()}"
     for name in (f".a[1].writing-{dead}-abc", f".a[1].building-{dead}-abc"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
@@ -220,6 +232,7 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
         f".b.writing-{dead}-abc",
         ".a[1].writing-",
         f".a1.writing-{dead}-abc",
+        f".a[1].writing-0123abcd-{_dead_pid()}-abc",  # of another machine that shares the disk
     ]
     for name in kept:
         (tmp_path / name).touch()
@@ -229,6 +242,21 @@ def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
     with temporary_folder(tmp_path / "a[1]"):
         pass
     assert {f.name for f in tmp_path.iterdir()} == set(kept)
+
+
+def test_a_build_on_another_machine_that_shares_the_disk_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as there, contextlib.ExitStack() as theirs:
+        there.setattr(_files, "_machine", lambda: "0123abcd")
+        there.setattr(os, "getpid", _dead_pid)  # a number that no process has here
+        folder = theirs.enter_context(temporary_folder(tmp_path / "d"))
+        (folder / "engine").write_text("half")
+        there.undo()
+        with temporary_folder(tmp_path / "d"):
+            pass
+        assert (folder / "engine").read_text() == "half"
+    assert not any(tmp_path.iterdir())
 
 
 # ---- folders
