@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import hashlib
 import os
@@ -141,6 +142,44 @@ def put_in_place(new: Path, target: Path) -> None:
             new.rename(target)
         else:
             _exchange(new, target)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Lets one process at a time change what a folder holds; the next one waits here until it is done.
+
+    The folder is made where it is missing, and goes again if nothing was put into it. The lock is the
+    folder's own, so that no file stays; on a file system that has none for folders (NFS) nobody waits.
+
+    Raises:
+        ArtifactError: The folder cannot be made or read, or a file stands there.
+    """
+    with _disk_errors(folder):
+        made = not folder.exists()
+        handle = _lock(folder)
+    try:
+        yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+        os.close(handle)
+
+
+def _lock(folder: Path) -> int:
+    """The folder, made, opened and locked, where it can be. Whoever had the lock may have removed it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if folder.is_dir() and os.path.samestat(os.fstat(handle), folder.stat()):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def _behind_link(path: Path) -> Path:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparseflow_trt._files import alone_in
 from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton_batching import Batching, overlapping
 from sparseflow_trt.exporters.triton_check import check_config
@@ -95,18 +96,21 @@ class Deployed:
 def deploy(artifact: Path, options: DeployOptions) -> tuple[Deployed, ...]:
     """Writes an artifact into a repository: one model, or three where batches are routed between two engines.
 
+    Of several at a time each waits for the one before, so that each gets a version of its own.
+
     Raises:
-        ArtifactError: The folder is no artifact, its files have changed, or the disk is full.
+        ArtifactError: The folder is no artifact, its files have changed, or the disk is full or not writable.
         DeployError: The target would not load the engine, Triton could not serve it, a configuration that
             was edited does not fit it, or its clients would break.
         NotInstalledError: tritonclient is missing.
     """
     name = model_name(artifact, options.name)
     read = read_artifact(artifact, options.sparse_from, options.delay_us)
-    if options.dense is None:
-        return (_deploy_engine(name, read, options),)
-    dense = read_artifact(options.dense, options.sparse_from, options.delay_us)
-    return _deploy_router(name, read, dense, options)
+    dense = read_artifact(options.dense, options.sparse_from, options.delay_us) if options.dense else None
+    with alone_in(options.repository):
+        if dense is None:
+            return (_deploy_engine(name, read, options),)
+        return _deploy_router(name, read, dense, options)
 
 
 def _deploy_engine(name: str, artifact: Artifact, options: DeployOptions) -> Deployed:

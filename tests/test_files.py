@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import hashlib
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import pytest
 
 from sparseflow_trt import _files
 from sparseflow_trt._files import (
+    alone_in,
     check_file,
     check_folder,
     check_folder_of_files,
@@ -353,3 +357,41 @@ def test_a_dash_is_not_taken_for_a_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list(tmp_path.iterdir())
     write_atomically(tmp_path / "-", "text")
     assert (tmp_path / "-").read_text() == "text"
+
+
+# ---- one process at a time
+
+
+def test_the_next_one_waits_until_the_folder_is_free(tmp_path: Path) -> None:
+    """Also where the one before made the folder, and took it away again."""
+    code = """
+import sys, time
+from pathlib import Path
+from sparseflow_trt._files import alone_in
+with alone_in(Path(sys.argv[1]) / "new" / "folder"):
+    order = Path(sys.argv[1]) / "order"
+    with order.open("a") as stream: stream.write("in ")
+    time.sleep(0.3)
+    with order.open("a") as stream: stream.write("out ")
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert (tmp_path / "order").read_text() == "in out " * 3
+    assert [f.name for f in (tmp_path / "new").iterdir()] == []
+
+
+def test_what_was_put_into_a_new_folder_stays(tmp_path: Path) -> None:
+    with alone_in(tmp_path / "folder"):
+        (tmp_path / "folder" / "file").touch()
+    assert [f.name for f in (tmp_path / "folder").iterdir()] == ["file"]
+    with pytest.raises(ArtifactError, match="file cannot be written"), alone_in(tmp_path / "folder" / "file"):
+        pass
+
+
+def test_a_disk_without_locks_is_used_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.EBADF, "as NFS says of folders")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with alone_in(tmp_path):
+        (tmp_path / "file").touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,7 @@ def deploy_triton(
 
     A configuration that was edited stays edited: what differs from the fresh one is shown.
     """
+    from sparseflow_trt._files import alone_in
     from sparseflow_trt.deploying import DeployOptions, deploy
     from sparseflow_trt.deployment_files import (
         check_plugins,
@@ -135,8 +137,9 @@ def deploy_triton(
     check_wanted(files, options["container"])
     asked = DeployOptions(repository, name, gpus=chosen, count=instances, delay_us=queue_delay, **options)
     deployed = [model for artifact in artifacts for model in deploy(artifact, asked)]
-    plan = plan_server(repository, plugins, options["container"])
-    written = write_deployment_files(repository, plan, plugins, files)
+    with alone_in(repository):  # the files are of all models that are there by now
+        plan = plan_server(repository, plugins, options["container"])
+        written = write_deployment_files(repository, plan, plugins, files)
     if as_json:
         console.print_json(
             {
@@ -286,9 +289,12 @@ def roll_back_model(repository: Path, name: str, as_json: bool) -> int:
 
     A running server is told by its load request: POST /v2/repository/models/NAME/load.
     """
+    from sparseflow_trt._files import alone_in
     from sparseflow_trt.exporters.triton_repository import check_name, roll_back
 
-    withdrawn, serves = roll_back(repository / check_name(name))
+    folder = repository / check_name(name)
+    with alone_in(repository) if repository.is_dir() else contextlib.nullcontext():
+        withdrawn, serves = roll_back(folder)
     if as_json:
         console.print_json({"name": name, "withdrawn": withdrawn, "version": serves})
         return EXIT_OK

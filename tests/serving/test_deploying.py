@@ -9,16 +9,19 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from sparseflow_trt import deploying
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.deploying import DeployOptions, deploy
 from sparseflow_trt.deployment_files import plan_server
 from sparseflow_trt.errors import ArtifactError, DeployError
-from sparseflow_trt.exporters.triton_config import parse_config
+from sparseflow_trt.exporters.triton_config import ServedModel, make_config, parse_config
 from sparseflow_trt.exporters.triton_manifests import server_command
 from sparseflow_trt.exporters.triton_repository import roll_back
 from sparseflow_trt.exporters.triton_version import check_version, read_record, versions_in
@@ -107,6 +110,27 @@ def test_versions_are_kept_and_withdrawn(
     with pytest.raises(DeployError, match="has 1 version"):
         roll_back(folder)
     assert deploy(builds[0], options)[0].written.version == 4  # a number is never used for two builds
+
+
+def test_deployments_at_the_same_time_get_a_version_each(
+    ort_artifact: Path, other_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both took number 1, and the one that ended later removed what the other had deployed."""
+
+    def slowly(model: ServedModel) -> object:
+        time.sleep(0.5)  # the number is chosen, and nothing has it yet
+        return make_config(model)
+
+    monkeypatch.setattr(deploying, "make_config", slowly)
+    options = DeployOptions(tmp_path / "repository", "m")
+    builds = (ort_artifact, other_artifact)
+    with ThreadPoolExecutor(2) as threads:
+        versions = [model[0].written.version for model in threads.map(lambda b: deploy(b, options), builds)]
+    assert sorted(versions) == [1, 2]
+    folder = tmp_path / "repository" / "m"
+    for artifact, version in zip(builds, versions, strict=True):
+        key = json.loads((artifact / "manifest.json").read_text())["build_key"]
+        assert check_version(folder, version).build_key == key
 
 
 def test_a_rollback_brings_the_older_configuration(
