@@ -23,6 +23,8 @@ from sparseflow_trt.presets import Product
 
 SUFFIX = ".points.jsonl"
 
+_HEAD = b'{"journal": '  # what every journal begins with
+
 
 class Identity(Record):
     """What a journal's figures hold for; those of another are never added to them.
@@ -168,6 +170,8 @@ def open_journal(path: Path, identity: Identity) -> Iterator[tuple[Journal, Appe
             journal = _read(whole, path)
             _check_identity(journal.identity, identity, path)
         else:
+            if data[: len(_HEAD)] != _HEAD[: len(data)]:  # no head that a run was killed over
+                raise PolicyError(f"{path} is no journal of measurements.", _begin_anew(path))
             journal = Journal(identity, (), ())
         if len(whole) < len(data):
             stream.truncate(len(whole))

@@ -137,6 +137,7 @@ def test_figures_of_something_else_are_not_added(
         ('{"run": {"command": "", "date": ""}}\n', "is no journal"),
         ("{}\n", "a line is a journal's head, a run or a pair"),
         ('{"journal": 1}\n', "line 1: journal"),
+        ('[{"m": 64}, {"m": 128}]', "is no journal"),
     ],
 )
 def test_what_is_no_journal_is_said_and_left_alone(tmp_path: Path, text: str, says: str) -> None:
