@@ -61,11 +61,7 @@ def extend_policy(policy: Policy, other: Policy) -> Policy:
     Raises:
         PolicyError: The other is of another GPU.
     """
-    if (policy.device, policy.compute_capability) != (other.device, other.compute_capability):
-        raise PolicyError(
-            f"policy '{other.name}' is of {other.device}, and '{policy.name}' of {policy.device}.",
-            "Only measurements of one kind of GPU go into one policy.",
-        )
+    check_gpu(other, policy.device, policy.compute_capability)
     keys = {_key(point) for point in policy.points}
     added = [point for point in other.points if _key(point) not in keys]
     points = tuple(sorted([*policy.points, *added], key=_key))
@@ -84,6 +80,20 @@ def extend_policy(policy: Policy, other: Policy) -> Policy:
             "spreads_between": max(policy.spreads_between, other.spreads_between),
         }
     )
+
+
+def check_gpu(policy: Policy, device: str, compute_capability: str) -> None:
+    """Checks that a policy's points may go beside those of a GPU.
+
+    Raises:
+        PolicyError: It is of another GPU.
+    """
+    if (policy.device, policy.compute_capability) != (device, compute_capability):
+        raise PolicyError(
+            f"policy '{policy.name}' is of {policy.device} ({policy.compute_capability}), and not of "
+            f"{device} ({compute_capability}).",
+            "Only measurements of one kind of GPU go into one policy.",
+        )
 
 
 def _libraries(policy: Policy, other: Policy, added: Iterable[Point]) -> dict[str, str]:

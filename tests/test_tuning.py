@@ -240,7 +240,7 @@ def test_policies_of_one_gpu_are_joined(tmp_path: Path) -> None:
     assert (limits["o", "FP8"], limits["down", "FP16"]) == (7, 200)  # given, and derived
     assert extend_policy(torch, versions) == versions  # what is there already changes nothing
     other = tensorrt.model_copy(update={"device": "NVIDIA A100"})
-    with pytest.raises(PolicyError, match="is of NVIDIA A100, and 'torch' of NVIDIA H200"):
+    with pytest.raises(PolicyError, match=r"is of NVIDIA A100 \(9.0\), and not of NVIDIA H200"):
         extend_policy(torch, other)
 
 

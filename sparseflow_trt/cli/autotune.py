@@ -112,7 +112,7 @@ def command(
     """
     from sparseflow_trt._files import write_atomically
     from sparseflow_trt.engines.journal import journal_beside
-    from sparseflow_trt.engines.measured_policy import extend_policy
+    from sparseflow_trt.engines.measured_policy import check_gpu, extend_policy
     from sparseflow_trt.policy import find_policy, json_from_policy
     from sparseflow_trt.tuning import GRID, Space, autotune, default_output, products_of
 
@@ -128,7 +128,10 @@ def command(
         plugin=plugin is not None,
     )
     with make_crew(libraries, use_ray, plugin) as crew, shown() as show:
-        file = output or default_output(crew.identify(space.dtypes).device)
+        here = crew.identify(space.dtypes)
+        for other in added:
+            check_gpu(other, here.device, here.compute_capability)
+        file = output or default_output(here.device)
         try:
             tuned = autotune(
                 space, crew, file, name, _command_line(), time_limit=time_limit, on_progress=show

@@ -155,7 +155,16 @@ def test_another_policys_points_are_put_beside(fake: Fake, sparseflow: Sparseflo
     policy = read_policy(Path("both.json"))
     assert {p.library for p in policy.points} == {"tensorrt", "torch"}
     assert policy.libraries == {"tensorrt": "1.0", "torch": "1.0"}
-    assert "of NVIDIA H200" in sparseflow(*command[:-1], "a100-80gb").error
+
+
+def test_another_gpus_points_are_refused_before_anything_is_measured(
+    fake: Fake, sparseflow: Sparseflow
+) -> None:
+    ended = sparseflow("autotune", "--preset", "vit-b", "--m", "64", "-o", "p.json", "--add", "a100-80gb")
+    assert ended.code == 1
+    assert "and not of NVIDIA H200 (9.0)" in ended.error
+    assert not fake.asked
+    assert not list(Path.cwd().glob("p.json*"))
 
 
 def test_a_journal_of_other_types_is_refused(fake: Fake, sparseflow: Sparseflow) -> None:
