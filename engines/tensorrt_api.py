@@ -99,6 +99,11 @@ def is_strongly_typed(key: str, version: str) -> bool:
     return key != "tensorrt" or _release(version) >= (10, 12)
 
 
+def takes_int64(version: str) -> bool:
+    """Whether a TensorRT's engines have INT64 inputs and outputs; before 9 they are INT32 there."""
+    return not version or _release(version) >= (9,)
+
+
 def graph_needs_of(key: str, version: str | None) -> GraphNeeds:
     """What a flavour needs of the graph.
 

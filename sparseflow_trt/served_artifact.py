@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sparseflow_trt.engine_ends import ends_of_engine
 from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton_batching import Batching, choose_batching
 from sparseflow_trt.exporters.triton_config import Route
@@ -61,6 +62,7 @@ def read_artifact(folder: Path, least_m: int | None = None, delay_us: int | None
     plan = read_plan(folder / "plan.yaml")
     shapes = _seen_shapes(manifest)
     ends = read_ends(read_model(folder / "model.onnx"), [seen for _, seen in shapes])
+    ends = ends_of_engine(ends, manifest.engine)
     policy = folder / "policy.json"
     found = find_policy(str(policy)) if policy.name in manifest.files else None
     begins = sparse_from(manifest, plan.profiles, found, least_m)

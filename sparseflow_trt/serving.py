@@ -16,6 +16,7 @@ from sparseflow_trt.artifact_validation import (
     limits_for,
     reference_for,
 )
+from sparseflow_trt.engine_ends import narrow_integers, narrows_integers
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.engines.triton_server import Addresses, ServerOptions, find_server, is_ready, start_server
@@ -208,13 +209,18 @@ def stage_stand_in(model: Path, artifact: Artifact, repository: Path) -> Path:
     """A repository of links to a model's files, with the ONNX that a stand-in answers from by each plan.
 
     That is what `validate` runs on the CPU: the typed model, its plugin nodes and types written out where the
-    ONNX Runtime has none of them.
+    ONNX Runtime has none of them, with the engine's integers at its ends.
     """
     target = repository / model.name
     shutil.copytree(model, target, copy_function=_link, ignore=shutil.ignore_patterns(".*"))
     for version in versions_in(target):
         place = target / str(version)
         typed = candidates_of(artifact.folder, artifact.manifest.engine, place)[0].path
+        if narrows_integers(artifact.manifest.engine):
+            narrowed = read_model(typed)
+            narrow_integers(narrowed)
+            save_model(narrowed.ir, place / "model.onnx")
+            continue
         _link(typed, place / "model.onnx")
         if (weights := artifact.folder / "model.onnx.data").is_file() and typed.parent == artifact.folder:
             _link(weights, place / weights.name)

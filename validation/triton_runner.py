@@ -58,15 +58,36 @@ def triton_inputs(protocol: Protocol, types: dict[str, str], feeds: dict[str, Ar
     Args:
         protocol: Which of tritonclient's modules.
         types: Triton's type of each input.
-        feeds: An array for each.
+        feeds: An array for each; integers are converted where they fit.
+
+    Raises:
+        InputError: An integer does not fit.
+        NotInstalledError: tritonclient is missing.
     """
     module = require(f"tritonclient.{protocol}", "asking a Triton server")
     inputs = []
     for name, array in feeds.items():
         given = module.InferInput(name, list(array.shape), types[name])
-        given.set_data_from_numpy(np.ascontiguousarray(array))  # BF16 is given as FP32, and rounded
+        given.set_data_from_numpy(_as_served(name, array, types[name]))
         inputs.append(given)
     return inputs
+
+
+def _as_served(name: str, array: Array, kind: str) -> Array:
+    """An array as an input of a Triton type takes it; BF16 is given as FP32, and rounded.
+
+    An engine of TensorRT 8.6 has INT32 where its model has INT64.
+    """
+    dtype = np.dtype(_TYPES[kind])
+    if array.dtype.kind in "iu" and dtype.kind in "iu" and array.dtype != dtype:
+        limits = np.iinfo(dtype)
+        if array.size and not limits.min <= array.min() <= array.max() <= limits.max:
+            raise InputError(
+                f"input '{name}' holds integers that {kind}, the served model's type, has not.",
+                "Give smaller ones.",
+            )
+        array = array.astype(dtype)
+    return np.ascontiguousarray(array)
 
 
 def model_metadata(client: Any, at: ServedAt) -> dict[str, Any]:

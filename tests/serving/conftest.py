@@ -48,6 +48,27 @@ def write_model(path: Path, seed: int = 0) -> Path:
     return path
 
 
+def write_model_of_ids(path: Path) -> Path:
+    """ids[batch, seq] in INT64 to y[batch, seq, 64] and the place of each row's largest, in INT64, too."""
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((100, 64)).astype(np.float32)
+    weight = prune_2to4(rng.standard_normal((64, 64)).astype(np.float32) / 8, 0)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["x"]),
+        helper.make_node("MatMul", ["x", "weight"], ["y"], "o_proj"),
+        helper.make_node("ArgMax", ["y"], ["best"], axis=-1, keepdims=0),
+    ]
+    ends = [
+        helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "seq"]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "seq", 64]),
+        helper.make_tensor_value_info("best", TensorProto.INT64, ["batch", "seq"]),
+    ]
+    weights = [numpy_helper.from_array(table, "table"), numpy_helper.from_array(weight, "weight")]
+    graph = helper.make_graph(nodes, "ids", ends[:1], ends[1:], weights)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    return path
+
+
 def build_artifact(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
     """Builds one with the ONNX Runtime; its model lies beside it as NAME.onnx."""
     model = write_model(folder / f"{name}.onnx", seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ from sparseflow_trt.served_artifact import read_artifact
 from sparseflow_trt.serving import VerifyOptions, stage_stand_in, verify
 from sparseflow_trt.validation.tolerances import DEFAULTS
 from sparseflow_trt.validation.triton_load import find_perf_analyzer
-from tests.serving.conftest import PROFILES, write_model
+from tests.serving.conftest import PROFILES, write_model, write_model_of_ids
 from tests.shared_libraries import write_library
 from tests.test_plugin_build import StandIn
 
@@ -133,6 +134,28 @@ def test_a_plan_without_a_gpu_is_verified_through_the_stand_in(
     assert any("The plan was not run" in note for note in found.notes)
     files = {p.name for p in (tmp_path / "repository" / "mlp" / "1").iterdir()}
     assert files == {"model.plan", "sparseflow.json"}  # what stands in is not left behind
+
+
+@pytest.mark.parametrize(("tensorrt", "kind"), [("8.6.1", "INT32"), ("10.16.1.11", "INT64")])
+def test_integers_are_those_of_the_engine(
+    as_tensorrt: AsTensorrt, tmp_path: Path, tensorrt: str, kind: str
+) -> None:
+    """TensorRT 8.6 makes INT32 of the model's INT64, and Triton refuses a configuration of another type."""
+    model = write_model_of_ids(tmp_path / "ids.onnx")
+    plan = PlanOptions(profiles=tuple(map(parse_profile, PROFILES)), precision="fp32")
+    built = build(model, BuildOptions(tmp_path / "built", plan, "onnxruntime"))
+    artifact = as_tensorrt(built.artifact, tmp_path / "artifact", "ids", versions={"tensorrt": tensorrt})
+    (deployed,) = deploy(artifact, DeployOptions(tmp_path / "repository"))
+    config = (tmp_path / "repository" / "ids" / "config.pbtxt").read_text(encoding="utf-8")
+    found = re.findall(r'name: "(\w+)"\n  data_type: TYPE_(\w+)', config)
+    assert found == [("ids", kind), ("y", "FP32"), ("best", kind)]
+    assert deployed.batching.max_batch_size == 16
+    options = VerifyOptions(tmp_path / "repository", concurrencies=(2,), seconds=0.2)
+    for reference in (None, model):
+        verified = verify(artifact, replace(options, reference=reference))
+        assert [c.verdict for c in verified.validation.candidates] == ["pass", "pass", "not run"]
+        assert {o.output for o in verified.validation.candidates[0].outputs} == {"y", "best"}
+        assert verified.load[0].requests and not verified.load[0].failed
 
 
 def test_a_plan_with_plugin_nodes_is_verified_through_the_stand_in(
