@@ -183,6 +183,8 @@ def sparse_linear_class() -> Any:
             return self.packed
 
         def forward(self, x: Tensor) -> Tensor:
+            if not x.numel():  # of no rows, as an expert gets that no token is sent to
+                return x.new_empty(*x.shape[:-1], self.out_features)
             flat = x.reshape(-1, self.in_features)
             rows = cusparselt.pad_rows(flat)
             shape = (self.out_features, self.in_features)

@@ -99,6 +99,18 @@ def test_what_can_be_swapped_is_and_computes_the_same(model: Any) -> None:
         assert len(kernel.searched) == len(swapped.algorithms) == 4
 
 
+def test_no_rows_give_none_as_in_a_dense_layer(model: Any) -> None:
+    """An expert of a mixture gets no token now and then: there is no product of none to search."""
+    kernel = Dense()
+    for shape in ((0, 32), (2, 0, 32)):
+        expected = model(torch.empty(shape))
+        swapped = swap_linears(model, lambda name, layer: True, kernel)
+        found = model(torch.empty(shape))
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype) == (shape, torch.float32)
+        restore_linears(swapped)
+    assert not kernel.searched
+
+
 def test_a_swap_is_undone(model: Any) -> None:
     modules, state = dict(model.named_modules()), {k: v.clone() for k, v in model.state_dict().items()}
     swapped = swap_linears(model, lambda name, layer: name.endswith("up_proj"), Dense())
