@@ -8,6 +8,7 @@ from typing import Any
 from sparseflow_trt.engines.load_engine import load_engine
 from sparseflow_trt.engines.tensorrt_api import Flavour
 from sparseflow_trt.engines.tensorrt_log import BuildLog
+from sparseflow_trt.errors import BuildError
 from sparseflow_trt.shapes import Profile
 
 _DEFAULT_STREAM = 0
@@ -34,7 +35,7 @@ def engine_information(
         weights: The typed ONNX file whose weights a stripped engine gets.
 
     Raises:
-        BuildError: The engine does not load on this GPU, or does not take the weights.
+        BuildError: The engine does not load on this GPU, or does not take the weights or a profile's shapes.
     """
     held = load_engine(flavour, engine, log, host_code, weights)
     inspector = held.engine.create_engine_inspector()
@@ -44,13 +45,19 @@ def engine_information(
         return (inspector.get_engine_information(form),)
     texts = []
     for number, profile in enumerate(profiles):
-        _set_shapes(context, number, profile)
+        if not _set_shapes(context, number, profile):
+            raise BuildError(
+                f"{flavour.title} {flavour.version} built an engine that does not take the opt of its "
+                f"profile '{profile.name}': {log.take_errors()}",
+                "Change the profile's shapes, or build with another release.",
+            )
         inspector.execution_context = context
         texts.append(inspector.get_engine_information(form))
     return tuple(texts) or (inspector.get_engine_information(form),)
 
 
-def _set_shapes(context: Any, number: int, profile: Profile) -> None:
-    context.set_optimization_profile_async(number, _DEFAULT_STREAM)
-    for name, shapes in profile.inputs.items():
-        context.set_input_shape(name, shapes.opt)
+def _set_shapes(context: Any, number: int, profile: Profile) -> bool:
+    """Whether the context takes them: it says so, and raises nothing."""
+    return bool(context.set_optimization_profile_async(number, _DEFAULT_STREAM)) and all(
+        context.set_input_shape(name, shapes.opt) for name, shapes in profile.inputs.items()
+    )
