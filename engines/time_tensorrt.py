@@ -70,7 +70,7 @@ class _Side:
 
 
 class TensorRtMeasurer:
-    """Measures on the first visible GPU. It keeps the weights of the last product, and dense engines."""
+    """Measures on the first visible GPU. It keeps the last weights, and dense engines for the plugin."""
 
     library: Library = "tensorrt"
 
@@ -146,15 +146,16 @@ class TensorRtMeasurer:
 
     def _dense_side(self, folder: Path, request: Request) -> _Side:
         """The dense engine, that of an earlier request for the same product where there was one."""
-        if _product(request) not in self._dense:
-            self._keep(request, self._build(folder / "model.onnx", request, "dense"))
-        return self._dense[_product(request)]
+        kept = self._dense.get(_product(request))
+        return kept or self._keep(request, self._build(folder / "model.onnx", request, "dense"))
 
-    def _keep(self, request: Request, side: _Side) -> None:
-        """Keeps a dense engine."""
-        file = Path(self._kept.name) / f"{len(self._dense)}.engine"
-        shutil.copyfile(side.file, file)
-        self._dense[_product(request)] = _Side(file, side.outcome)
+    def _keep(self, request: Request, side: _Side) -> _Side:
+        """Keeps a dense engine where the plugin is held against it, too: one may have half a gigabyte."""
+        if self._plugin:
+            file = Path(self._kept.name) / f"{len(self._dense)}.engine"
+            shutil.copyfile(side.file, file)
+            side = self._dense[_product(request)] = _Side(file, side.outcome)
+        return side
 
     def _build(self, model: Path, request: Request, kernel: Kernel) -> _Side:
         place = model.parent / kernel

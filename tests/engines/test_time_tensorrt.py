@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
+from sparseflow_trt.engines import time_tensorrt
 from sparseflow_trt.engines.autotune import Curve, Request
 from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import find_gpus
@@ -102,6 +106,49 @@ def test_a_sparse_point_says_what_ran() -> None:
         "best dense tactic 150.0 µs)"
     )
     assert told_tactic(LayerOutcome("product", 0)) == "not told (a dense tactic)"
+
+
+@pytest.mark.parametrize("with_plugin", [False, True])
+@pytest.mark.parametrize("wins", [False, True])
+def test_dense_engines_are_kept_for_the_plugin_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_plugin: bool, wins: bool
+) -> None:
+    """A long run without one had filled the disk with engines that nobody asks for again."""
+    built: list[Kernel] = []
+
+    class Backend:
+        unavailable = staticmethod(lambda: "")
+
+        def build(self, asked: BuildRequest, on_progress: object) -> SimpleNamespace:
+            kernel = asked.plan.layers[0].sparsity
+            built.append(kernel)
+            (asked.folder / "model.engine").write_text(kernel)
+            outcome = LayerOutcome("product", 0, sparse=kernel == "plugin" or (kernel == "sparse" and wins))
+            return SimpleNamespace(file=asked.folder / "model.engine", outcomes=(outcome,))
+
+    timed: list[tuple[str, str]] = []
+
+    def time_nothing(
+        _: object, request: Request, weight: object, dense: Any, sparse: Any
+    ) -> tuple[None, None]:
+        timed.append((dense.file.read_text(), sparse.file.read_text()))
+        return None, None
+
+    monkeypatch.setattr(time_tensorrt, "TensorRtBackend", Backend)
+    for name in ("load_flavour", "require", "l2_bytes", "clock_reader", "load_library"):
+        monkeypatch.setattr(time_tensorrt, name, lambda *_: None)
+    monkeypatch.setattr(TensorRtMeasurer, "_time", time_nothing)
+    measurer = TensorRtMeasurer(plugin=tmp_path / "lib.so" if with_plugin else None)
+    curve = Curve("tensorrt", "FP16", 128, 64, "gate_up")
+    measurer.measure(Request(curve, 24))
+    kept = list(Path(measurer._kept.name).iterdir())
+    dense: Kernel = "dense" if wins else "sparse"  # a sparse build that took a dense kernel is as good
+    assert timed == [(dense, "sparse")]
+    assert len(kept) == with_plugin
+    if with_plugin:
+        measurer.measure(Request(replace(curve, kernel="plugin"), 24))
+        assert timed[1:] == [(dense, "plugin")]
+        assert built == ["sparse", *(["dense"] if wins else []), "plugin"]
 
 
 @pytest.mark.skipif(
