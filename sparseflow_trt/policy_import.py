@@ -93,7 +93,7 @@ def _threshold(kind: str, limits: list[_Limits]) -> Threshold:
 
 def _points_from_csv(text: str, source: str, shapes: dict[str, tuple[int, int]]) -> tuple[Point, ...]:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    points = []
+    points: list[Point] = []
     try:
         if lacking := [column for column in _COLUMNS if column not in (reader.fieldnames or ())]:
             raise PolicyError(f"{source} has no column '{lacking[0]}'.", _HINT)
@@ -103,7 +103,16 @@ def _points_from_csv(text: str, source: str, shapes: dict[str, tuple[int, int]])
         raise PolicyError(f"{source} is not CSV: {error}.", _HINT) from error
     if not points:
         raise PolicyError(f"{source} holds no measurements.", _HINT)
-    return tuple(points)
+    return _fastest(points)
+
+
+def _fastest(points: list[Point]) -> tuple[Point, ...]:
+    """One point of each product and kernel: gate_proj and up_proj are one product, measured twice."""
+    found: dict[tuple[object, ...], Point] = {}
+    for point in points:
+        key = (point.kind, point.n, point.k, point.m, point.kernel)
+        found[key] = min(found.get(key, point), point, key=lambda p: p.us)
+    return tuple(found.values())
 
 
 def _points_of_row(row: dict[str, Any], where: str, shapes: dict[str, tuple[int, int]]) -> list[Point]:

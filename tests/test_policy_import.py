@@ -45,6 +45,19 @@ def _refused(folder: Path, content: Any, *says: str, **options: Any) -> None:
     assert caught.value.hint
 
 
+def test_of_a_product_that_was_measured_twice_the_fastest_times_count(tmp_path: Path) -> None:
+    """`policy show --points` had put each sparse time beside the last dense one."""
+    rows = "gate_proj,256,100,80,\nup_proj,256,90,95,\ngate_proj,256,110,70,\ngate_proj,512,200,150,\n"
+    shapes = {"gate_proj": (14336, 4096), "up_proj": (14336, 4096)}
+    policy = _import(tmp_path, HEADER + rows, ".csv", shapes)
+    assert [(p.kind, p.m, p.kernel, p.us) for p in policy.points] == [
+        ("gate_up", 256, "dense", 90.0),
+        ("gate_up", 256, "sparse", 70.0),
+        ("gate_up", 512, "dense", 200.0),
+        ("gate_up", 512, "sparse", 150.0),
+    ]
+
+
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_limits(tmp_path: Path, wrapped: bool) -> None:
     limits = {"gate_proj": {"min_m": 256, "max_m": 2048}, "down_proj": {"min_m": 512}}
