@@ -21,7 +21,7 @@ from sparseflow_trt.exporters.triton_repository import (
     plugins_in,
     write_version,
 )
-from sparseflow_trt.exporters.triton_tensors import Ends
+from sparseflow_trt.exporters.triton_tensors import Ends, ServedTensor
 from sparseflow_trt.manifest import EngineRecord, Manifest
 from sparseflow_trt.plan import Plan
 from sparseflow_trt.served_artifact import (
@@ -229,7 +229,14 @@ def _deploy_router(
     def configure(number: int, place: Path) -> ModelConfig:
         return make_config(
             ServedModel(
-                name, "python", "cpu", sparse.ends, (), batching, count=options.count, cache=options.cache
+                name,
+                "python",
+                "cpu",
+                _of_router(sparse.ends, batching),
+                (),
+                batching,
+                count=options.count,
+                cache=options.cache,
             )
         )
 
@@ -257,6 +264,17 @@ def _deploy_router(
         *parts,
         Deployed(name, "python", "router", written, batching, sparse.sparse_from, needs, tuple(notes)),
     )
+
+
+def _of_router(ends: Ends, batching: Batching) -> Ends:
+    """What a router takes and gives: [batch] as [batch, 1], as its two models have it for clients."""
+    if not batching.max_batch_size:
+        return ends
+
+    def as_column(tensor: ServedTensor) -> ServedTensor:
+        return replace(tensor, dims=(*tensor.dims, 1)) if len(tensor.dims) == 1 else tensor
+
+    return Ends(tuple(map(as_column, ends.inputs)), tuple(map(as_column, ends.outputs)))
 
 
 def _weights_note(sparse: Manifest, dense: Manifest) -> str:

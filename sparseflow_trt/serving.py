@@ -32,9 +32,10 @@ from sparseflow_trt.validation.compare import compare
 from sparseflow_trt.validation.feeds import Array, InputSet
 from sparseflow_trt.validation.trial import Candidate
 from sparseflow_trt.validation.triton_load import find_perf_analyzer, sweep
-from sparseflow_trt.validation.triton_runner import ServedAt
+from sparseflow_trt.validation.triton_runner import Protocol, ServedAt
 from sparseflow_trt.verdict import Validation
 
+_PROTOCOLS: tuple[tuple[str, Protocol], ...] = (("HTTP", "http"), ("gRPC", "grpc"))
 _STANDS_IN = "a stand-in for Triton's TensorRT backend, which answers from the typed ONNX"
 
 
@@ -120,7 +121,7 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
         load: tuple[LoadStep, ...] = ()
         if options.concurrencies:
             load = sweep(
-                ServedAt("grpc", at.grpc, name),
+                _served_at(read, name, at, "grpc"),
                 _items(inputs, read),
                 options.concurrencies,
                 options.seconds,
@@ -235,13 +236,21 @@ def _candidates(artifact: Artifact, name: str, at: Addresses, standing_in: bool)
     file = artifact.folder / artifact.manifest.engine.file
     what = "stand-in" if standing_in else "engine"
     found = [
-        Candidate(f"Triton over HTTP ({what})", file, "server", server=ServedAt("http", at.http, name)),
-        Candidate(f"Triton over gRPC ({what})", file, "server", server=ServedAt("grpc", at.grpc, name)),
+        Candidate(
+            f"Triton over {title} ({what})", file, "server", server=_served_at(artifact, name, at, protocol)
+        )
+        for title, protocol in _PROTOCOLS
     ]
     if standing_in:
         why = "Triton's TensorRT backend needs a GPU, and comes with NVIDIA's containers."
         found.append(Candidate("Triton's TensorRT backend", file, "server", not_run=why))
     return found
+
+
+def _served_at(artifact: Artifact, name: str, at: Addresses, protocol: Protocol) -> ServedAt:
+    tensors = (*artifact.ends.inputs, *artifact.ends.outputs)
+    columns = frozenset(tensor.name for tensor in tensors if len(tensor.dims) == 1)
+    return ServedAt(protocol, at.http if protocol == "http" else at.grpc, name, columns=columns)
 
 
 def _items(inputs: Sequence[InputSet], artifact: Artifact) -> list[dict[str, Array]]:

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.errors import DeployError
+from sparseflow_trt.errors import DeployError, one_line
 from sparseflow_trt.load_record import LoadStep
 from sparseflow_trt.validation.feeds import Array
 from sparseflow_trt.validation.triton_runner import (
     ServedAt,
-    max_batch_size,
-    model_metadata,
+    ServedModel,
+    asked,
+    describe_model,
     triton_client,
     triton_inputs,
 )
@@ -55,17 +56,19 @@ def sweep(
         on_step: Told of each step as it ends.
 
     Raises:
-        DeployError: perf_analyzer failed.
+        DeployError: perf_analyzer failed, or the server refuses the requests.
+        InputError: The server does not know the model, or an item does not fit.
         NotInstalledError: tritonclient is missing.
     """
     steps = []
-    with_types, batched = _described(at)
+    with contextlib.closing(triton_client(at)) as client:
+        served = asked(describe_model, client, at)
     for number, concurrency in enumerate(concurrencies):
         before = batch_counts(at)
         if perf_analyzer:
-            measured = _run_perf_analyzer(perf_analyzer, at, items, concurrency, seconds, batched)
+            measured = _run_perf_analyzer(perf_analyzer, at, items, concurrency, seconds, served)
         else:
-            measured = _run(_send(at, with_types, items, concurrency, seconds))
+            measured = _run(_send(at, served, items, concurrency, seconds))
         formed = {
             size: n - before.get(size, 0) for size, n in batch_counts(at).items() if n > before.get(size, 0)
         }
@@ -138,25 +141,25 @@ def _share(batches: dict[int, int], least: int | None) -> float | None:
     return round(sum(size * count for size, count in batches.items() if size >= least) / total, 4)
 
 
-def _described(at: ServedAt) -> tuple[dict[str, str], bool]:
-    """Triton's type of each input, and whether requests share batches."""
-    with contextlib.closing(triton_client(at)) as client:
-        inputs = model_metadata(client, at)["inputs"]
-        most = max_batch_size(client, at)
-    return {tensor["name"]: tensor["datatype"] for tensor in inputs}, most > 0
-
-
 async def _send(
-    at: ServedAt, types: dict[str, str], items: Sequence[Feeds], concurrency: int, seconds: float
+    at: ServedAt, served: ServedModel, items: Sequence[Feeds], concurrency: int, seconds: float
 ) -> dict[str, Any]:
     aio = require("tritonclient.grpc.aio", "measuring a Triton server")
     from tritonclient.utils import InferenceServerException
 
-    prepared = [triton_inputs("grpc", types, feeds) for feeds in items]
+    prepared = [triton_inputs("grpc", served, feeds) for feeds in items]
     took: list[float] = []
     failed = 0
     async with aio.InferenceServerClient(at.address) as client:
-        await client.infer(at.model, prepared[0], at.version)  # the connection is not what is measured
+        try:  # the connection is not what is measured
+            await client.infer(at.model, prepared[0], at.version)
+        except InferenceServerException as error:
+            if "CANCELLED" in str(error.status()):
+                raise asyncio.CancelledError from error
+            raise DeployError(
+                f"the server refuses requests of one item: {one_line(error)}",
+                "Its log says more; `--concurrency 0` compares outputs alone.",
+            ) from error
         started = time.perf_counter()
         end = started + seconds
 
@@ -188,13 +191,16 @@ def _figures(requests: int, failed: int, rate: float, quantiles: Sequence[float]
 
 
 def _run_perf_analyzer(
-    program: str, at: ServedAt, items: Sequence[Feeds], concurrency: int, seconds: float, batched: bool
+    program: str, at: ServedAt, items: Sequence[Feeds], concurrency: int, seconds: float, served: ServedModel
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="sparseflow-perf-") as folder:
         data, out = Path(folder) / "data.json", Path(folder) / "out.csv"
-        own = 1 if batched else 0  # perf_analyzer adds a batch of 1 itself
+        own = 1 if served.max_batch_size else 0  # perf_analyzer adds a batch of 1 itself
         rows = [
-            {name: {"content": a.ravel().tolist(), "shape": list(a.shape[own:])} for name, a in feeds.items()}
+            {
+                name: {"content": a.ravel().tolist(), "shape": list(a.shape[own:]) or [1]}
+                for name, a in feeds.items()
+            }
             for feeds in items
         ]
         data.write_text(json.dumps({"data": rows}), encoding="utf-8")

@@ -32,12 +32,34 @@ class ServedAt:
     Attributes:
         address: HOST:PORT.
         version: "" for the newest.
+        columns: Inputs and outputs that are [batch] in the engine: clients see them as [batch, 1].
     """
 
     protocol: Protocol
     address: str
     model: str
     version: str = ""
+    columns: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What a server says of a model.
+
+    Attributes:
+        types: Triton's type of each input.
+        shapes: Of each input, as the engine has it; -1 for a dimension that is not fixed.
+        outputs: The outputs' names.
+        columns: Those that are [batch] in the engine, and [batch, 1] here: Triton wants a dimension behind
+            the batch.
+        max_batch_size: The largest batch that a request may have; 0 where the model has no batch.
+    """
+
+    types: dict[str, str]
+    shapes: dict[str, list[int]]
+    outputs: tuple[str, ...]
+    columns: frozenset[str]
+    max_batch_size: int
 
 
 def triton_client(at: ServedAt) -> Any:
@@ -52,12 +74,12 @@ def triton_client(at: ServedAt) -> Any:
     return module.InferenceServerClient(at.address, network_timeout=_TIMEOUT, connection_timeout=_TIMEOUT)
 
 
-def triton_inputs(protocol: Protocol, types: dict[str, str], feeds: dict[str, Array]) -> list[Any]:
+def triton_inputs(protocol: Protocol, served: ServedModel, feeds: dict[str, Array]) -> list[Any]:
     """Arrays as tritonclient sends them.
 
     Args:
         protocol: Which of tritonclient's modules.
-        types: Triton's type of each input.
+        served: The model that they are for.
         feeds: An array for each; integers are converted where they fit.
 
     Raises:
@@ -67,8 +89,10 @@ def triton_inputs(protocol: Protocol, types: dict[str, str], feeds: dict[str, Ar
     module = require(f"tritonclient.{protocol}", "asking a Triton server")
     inputs = []
     for name, array in feeds.items():
-        given = module.InferInput(name, list(array.shape), types[name])
-        given.set_data_from_numpy(_as_served(name, array, types[name]))
+        if name in served.columns:
+            array = array.reshape(-1, 1)
+        given = module.InferInput(name, list(array.shape), served.types[name])
+        given.set_data_from_numpy(_as_served(name, array, served.types[name]))
         inputs.append(given)
     return inputs
 
@@ -90,18 +114,22 @@ def _as_served(name: str, array: Array, kind: str) -> Array:
     return np.ascontiguousarray(array)
 
 
-def model_metadata(client: Any, at: ServedAt) -> dict[str, Any]:
-    """What a server says of a model: its inputs and outputs with their types and shapes."""
-    if at.protocol == "grpc":
-        return dict(client.get_model_metadata(at.model, at.version, as_json=True))
-    return dict(client.get_model_metadata(at.model, at.version))
-
-
-def max_batch_size(client: Any, at: ServedAt) -> int:
-    """The largest batch that a request may have; 0 where the model has no batch."""
-    if at.protocol == "grpc":
-        return int(client.get_model_config(at.model, at.version).config.max_batch_size)
-    return int(client.get_model_config(at.model, at.version).get("max_batch_size", 0))
+def describe_model(client: Any, at: ServedAt) -> ServedModel:
+    """What a server says of a model, by its metadata and its configuration."""
+    how = {"as_json": True} if at.protocol == "grpc" else {}
+    said = client.get_model_metadata(at.model, at.version, **how)
+    config = client.get_model_config(at.model, at.version, **how)
+    config = config["config"] if at.protocol == "grpc" else config
+    ends = (*said["inputs"], *said["outputs"])
+    shapes = {tensor["name"]: [int(dim) for dim in tensor["shape"]] for tensor in ends}
+    columns = frozenset(name for name in at.columns if len(shapes.get(name, ())) == 2)
+    return ServedModel(
+        {tensor["name"]: tensor["datatype"] for tensor in said["inputs"]},
+        {t["name"]: shapes[t["name"]][: 1 if t["name"] in columns else None] for t in said["inputs"]},
+        tuple(tensor["name"] for tensor in said["outputs"]),
+        columns,
+        int(config.get("max_batch_size", 0)),
+    )
 
 
 def triton_runtime(at: ServedAt) -> str:
@@ -131,38 +159,38 @@ def triton_runner(at: ServedAt, name: str) -> BaseRunner:
 
         def activate_impl(self) -> None:
             self.client = triton_client(at)
-            self.said = _asked(model_metadata, self.client, at)
-            self.types = {tensor["name"]: tensor["datatype"] for tensor in self.said["inputs"]}
-            self.most = max_batch_size(self.client, at)
+            self.served = asked(describe_model, self.client, at)
 
         def deactivate_impl(self) -> None:
             self.client.close()
 
         def get_input_metadata_impl(self) -> Any:
             described = TensorMetadata()
-            for tensor in self.said["inputs"]:
-                dims = [int(dim) if int(dim) >= 0 else None for dim in tensor["shape"]]
-                described.add(tensor["name"], np.dtype(_TYPES[tensor["datatype"]]), dims)
+            for name, shape in self.served.shapes.items():
+                dims = [dim if dim >= 0 else None for dim in shape]
+                described.add(name, np.dtype(_TYPES[self.served.types[name]]), dims)
             return described
 
         def infer_impl(self, feed_dict: dict[str, Array]) -> dict[str, Array]:
             started = time.perf_counter()
-            size = len(next(iter(feed_dict.values()))) if self.most else 0
-            if size <= self.most:
+            most = self.served.max_batch_size
+            size = len(next(iter(feed_dict.values()))) if most else 0
+            if size <= most:
                 outputs = self.ask(feed_dict)
             else:  # what a client does whose batch the server does not take
                 parts = [
-                    self.ask({name: array[begin : begin + self.most] for name, array in feed_dict.items()})
-                    for begin in range(0, size, self.most)
+                    self.ask({name: array[begin : begin + most] for name, array in feed_dict.items()})
+                    for begin in range(0, size, most)
                 ]
                 outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             self.inference_time = time.perf_counter() - started
             return outputs
 
         def ask(self, feeds: dict[str, Array]) -> dict[str, Array]:
-            inputs = triton_inputs(at.protocol, self.types, feeds)
-            answer = _asked(self.client.infer, at.model, inputs, at.version)
-            return {tensor["name"]: _array(answer, tensor["name"]) for tensor in self.said["outputs"]}
+            inputs = triton_inputs(at.protocol, self.served, feeds)
+            answer = asked(self.client.infer, at.model, inputs, at.version)
+            outputs = {name: _array(answer, name) for name in self.served.outputs}
+            return {n: a.reshape(-1) if n in self.served.columns else a for n, a in outputs.items()}
 
     return TritonRunner(name)
 
@@ -182,7 +210,12 @@ def _array(answer: Any, name: str) -> Array:
     return np.asarray(array, np.float32) if array.dtype.kind == "V" else np.asarray(array)
 
 
-def _asked(call: Any, *arguments: Any) -> Any:
+def asked(call: Any, *arguments: Any) -> Any:
+    """What a call of tritonclient's gives.
+
+    Raises:
+        InputError: The server refuses, or is not there; in its words.
+    """
     from tritonclient.utils import InferenceServerException
 
     try:

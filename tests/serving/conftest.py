@@ -69,6 +69,32 @@ def write_model_of_ids(path: Path) -> Path:
     return path
 
 
+def write_model_of_columns(path: Path) -> Path:
+    """x[batch, 64] to y[batch, 64], and n[batch] in INT32 to the next number, k[batch]."""
+    rng = np.random.default_rng(0)
+    weight = prune_2to4(rng.standard_normal((64, 64)).astype(np.float32) / 8, 0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["y"], "gate_proj"),
+        helper.make_node("Add", ["n", "one"], ["k"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, kind, ["batch", *more])
+        for name, kind, more in (
+            ("n", TensorProto.INT32, ()),
+            ("x", TensorProto.FLOAT, (64,)),
+            ("k", TensorProto.INT32, ()),
+            ("y", TensorProto.FLOAT, (64,)),
+        )
+    ]
+    weights = [
+        numpy_helper.from_array(weight, "weight"),
+        numpy_helper.from_array(np.asarray([1], np.int32), "one"),
+    ]
+    graph = helper.make_graph(nodes, "columns", ends[:2], ends[2:], weights)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    return path
+
+
 def build_artifact(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
     """Builds one with the ONNX Runtime; its model lies beside it as NAME.onnx."""
     model = write_model(folder / f"{name}.onnx", seed)

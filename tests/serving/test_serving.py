@@ -34,7 +34,7 @@ from sparseflow_trt.served_artifact import read_artifact
 from sparseflow_trt.serving import VerifyOptions, stage_stand_in, verify
 from sparseflow_trt.validation.tolerances import DEFAULTS
 from sparseflow_trt.validation.triton_load import find_perf_analyzer
-from tests.serving.conftest import PROFILES, write_model, write_model_of_ids
+from tests.serving.conftest import PROFILES, write_model, write_model_of_columns, write_model_of_ids
 from tests.shared_libraries import write_library
 from tests.test_plugin_build import StandIn
 
@@ -297,6 +297,29 @@ def test_small_batches_are_routed_to_the_dense_engine(
         assert {7, 1} <= ran["m-dense"] and {8, 16} <= ran["m-sparse"]
         with pytest.raises(Exception, match="batch-size must be <= 16"):
             ask(client, "m", np.zeros((17, 32, 64), np.float32))
+
+
+def test_an_input_that_is_the_batch_alone_is_served_routed_and_verified(tmp_path: Path) -> None:
+    """Triton's clients send [batch, 1] for it, and so does the router to its two models."""
+    model = write_model_of_columns(tmp_path / "columns.onnx")
+    profiles = (parse_profile("p:batch=1,8,16"),)
+    sparse, dense = (
+        build(model, BuildOptions(tmp_path / name, plan, "onnxruntime")).artifact
+        for name, plan in (
+            ("sparse", PlanOptions(profiles=profiles, sparsity="force")),
+            ("dense", PlanOptions(profiles=profiles, sparsity="off")),
+        )
+    )
+    repository = tmp_path / "repository"
+    deployed = deploy(sparse, DeployOptions(repository, "m", dense=dense, sparse_from=8, delay_us=0))
+    assert [model.name for model in deployed] == ["m-sparse", "m-dense", "m"]
+    for name in ("m", "m-sparse"):
+        options = VerifyOptions(repository, name, concurrencies=(2,), seconds=0.2, sparse_from=8)
+        found = verify(sparse, options)
+        for candidate in found.validation.candidates:
+            assert candidate.verdict == "pass", candidate.reason
+            assert {(o.output, len(o.shape)) for o in candidate.outputs} == {("k", 1), ("y", 2)}
+        assert found.load[0].requests and not found.load[0].failed
 
 
 def test_a_router_of_two_models_says_that_outputs_depend_on_which_answers(
