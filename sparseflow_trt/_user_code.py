@@ -95,6 +95,8 @@ def call_for_module(torch: Any, source: str, hint: str) -> tuple[Any, Any, Any]:
 def user_errors(source: str, hint: str) -> Iterator[None]:
     """Turns what a user's code raises in the block, which can be anything, into one sentence.
 
+    A script that ends Python when it is imported would end this tool with its own exit code, 0 mostly.
+
     Args:
         source: What is called, as the user named it: FILE.py:FUNCTION or MODULE:FUNCTION.
         hint: How it is to be written.
@@ -107,5 +109,5 @@ def user_errors(source: str, hint: str) -> Iterator[None]:
             yield
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{source} failed: {type(error).__name__}: {one_line(error)}.", hint) from error

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sparseflow_trt._user_code import import_user_code, neighbours_importable
+from sparseflow_trt._user_code import import_user_code, user_errors
 from sparseflow_trt.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,19 +35,12 @@ def load_metric(source: str) -> TaskMetric:
     target, colon, name = source.rpartition(":")
     if not colon or not target or not name.isidentifier():
         raise InputError(f"'{source}' is no metric.", _HINT, usage=True)
-    try:
+    with user_errors(source, _HINT):  # while it is imported
         function = getattr(import_user_code(target, "metric", _HINT), name)
-    except InputError:
-        raise
-    except Exception as error:  # the user's code can raise anything while it is imported
-        raise InputError(f"{source} cannot be imported: {type(error).__name__}: {error}.", _HINT) from error
 
     def score(outputs: Runs, inputs: Runs) -> float:
-        try:
-            with neighbours_importable(target):
-                value = float(function(outputs, inputs))
-        except Exception as error:  # or while it runs; its own words and traceback go along
-            raise InputError(f"{source} failed: {type(error).__name__}: {error}.", _HINT) from error
+        with user_errors(source, _HINT):  # or while it runs
+            value = float(function(outputs, inputs))
         if not math.isfinite(value):
             raise InputError(f"{source} gave {value}, and a metric is a finite number.", _HINT)
         return value

@@ -19,7 +19,8 @@ def metrics(tmp_path: Path) -> Path:
         "def mean(outputs, inputs):\n"
         "    return np.mean([o['y'].mean() * i['x'].size for o, i in zip(outputs, inputs)])\n"
         "def broken(outputs, inputs):\n    return outputs[7]\n"
-        "def nan(outputs, inputs):\n    return float('nan')\n",
+        "def nan(outputs, inputs):\n    return float('nan')\n"
+        "def ends(outputs, inputs):\n    raise SystemExit(0)\n",
         encoding="utf-8",
     )
     return path
@@ -31,7 +32,13 @@ def test_scores_all_sets_at_once(metrics: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("broken", "IndexError"), ("nan", "gave nan"), ("lacks", "AttributeError")]
+    ("name", "words"),
+    [
+        ("broken", "IndexError"),
+        ("nan", "gave nan"),
+        ("lacks", "AttributeError"),
+        ("ends", "failed: SystemExit: 0"),
+    ],
 )
 def test_faults_are_worded(metrics: Path, name: str, words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
@@ -45,3 +52,11 @@ def test_faults_are_worded(metrics: Path, name: str, words: str) -> None:
 def test_what_is_no_metric_is_refused(source: str) -> None:
     with pytest.raises(InputError):
         load_metric(source)
+
+
+def test_a_script_that_ends_python_is_no_metric(tmp_path: Path) -> None:
+    """`check` had ended with it, with exit code 0 and nothing checked."""
+    script = tmp_path / "script.py"
+    script.write_text("import sys\ndef mean(outputs, inputs): return 1.0\nsys.exit(0)\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"script.py:mean failed: SystemExit: 0"):
+        load_metric(f"{script}:mean")

@@ -162,6 +162,7 @@ def test_raw_bytes_are_no_integers(tmp_path: Path, embedding: OnnxModel) -> None
         ("empty.json", b"[]", "holds no input set"),
         ("gone.py", None, "does not exist"),
         ("cut.py", b"def", "failed: SyntaxError"),
+        ("script.py", b"import sys; sys.exit(0)", "failed: SystemExit: 0"),
         ("inputs.csv", b"1,2", "is no source of inputs"),
         ("no.such.module:load", None, "failed: ModuleNotFoundError"),
     ],
