@@ -113,16 +113,17 @@ def record_products(model: TorchModel) -> dict[LinearProduct, int]:
     found: Counter[LinearProduct] = Counter()
 
     def record(name: str) -> Any:
-        def hook(layer: Any, args: tuple[Any, ...]) -> None:
+        def hook(layer: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = (*args, *named.values())[0]
             n, k = layer.weight.shape
             kind, dtype = kind_from_names((name,), n, k), str(layer.weight.dtype).removeprefix("torch.")
-            found[LinearProduct(kind, n, k, args[0].numel() // k, _DTYPES.get(dtype, dtype.upper()))] += 1
+            found[LinearProduct(kind, n, k, x.numel() // k, _DTYPES.get(dtype, dtype.upper()))] += 1
 
         return hook
 
     with contextlib.ExitStack() as stack, torch.no_grad():
         for name, layer in model.module.named_modules():
             if isinstance(layer, torch.nn.Linear):
-                stack.callback(layer.register_forward_pre_hook(record(name)).remove)
+                stack.callback(layer.register_forward_pre_hook(record(name), with_kwargs=True).remove)
         model.run()
     return dict(found)

@@ -182,7 +182,8 @@ def sparse_linear_class() -> Any:
             """The packed weight: models ask a layer's weight for its type and device."""
             return self.packed
 
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, input: Tensor) -> Tensor:
+            x = input  # as Linear calls it: a module may do so, too
             if not x.numel():  # of no rows, as an expert gets that no token is sent to
                 return x.new_empty(*x.shape[:-1], self.out_features)
             flat = x.reshape(-1, self.in_features)

@@ -143,10 +143,11 @@ def record_rows(layers: Iterable[TorchLayer], run: Callable[[], object]) -> dict
     rows: Counter[str] = Counter()
 
     def watch(layer: TorchLayer) -> Any:
-        def hook(_: Any, args: tuple[Any, ...]) -> None:
-            rows[layer.name] = max(rows[layer.name], args[0].numel() // layer.k)
+        def hook(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+            x = (*args, *named.values())[0]
+            rows[layer.name] = max(rows[layer.name], x.numel() // layer.k)
 
-        return layer.module.register_forward_pre_hook(hook)
+        return layer.module.register_forward_pre_hook(hook, with_kwargs=True)
 
     with contextlib.ExitStack() as stack, torch.no_grad():
         for layer in layers:

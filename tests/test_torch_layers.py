@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from sparseflow_trt.engines.torch_profile import LinearProduct, record_products
 from sparseflow_trt.errors import InputError, PolicyError
 from sparseflow_trt.policy import find_policy
 from sparseflow_trt.torch_layers import choose_by_name, choose_by_policy, find_layers, record_rows
+from sparseflow_trt.torch_source import TorchModel
 from tests.policies import make_points, make_policy
 from tests.torch_models import make_gpt2, make_llama, token_batches
 
@@ -39,6 +41,22 @@ def test_rows_are_those_of_the_inputs() -> None:
     assert set(rows.values()) == {32}
     assert rows.keys() == {layer.name for layer in layers}
     assert not any(layer.module._forward_pre_hooks for layer in layers)
+
+
+def test_rows_of_a_layer_that_is_called_by_its_inputs_name() -> None:
+    class Named(torch.nn.Module):  # type: ignore[misc]  # PyTorch is not read by the type checker
+        def __init__(self) -> None:
+            super().__init__()
+            self.up_proj = torch.nn.Linear(8, 16)
+
+        def forward(self, x: Any) -> Any:
+            return self.up_proj(input=x)
+
+    module = Named()
+    x = torch.ones(2, 3, 8)
+    assert record_rows(find_layers(module), lambda: module(x)) == {"up_proj": 6}
+    made = TorchModel(module, (x,), {}, "2×3×8")
+    assert record_products(made) == {LinearProduct("gate_up", 16, 8, 6, "FP32"): 1}
 
 
 @pytest.mark.parametrize(

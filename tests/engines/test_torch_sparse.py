@@ -80,6 +80,7 @@ def test_what_can_be_swapped_is_and_computes_the_same(model: Any) -> None:
         swapped = swap_linears(model, lambda name, layer: True, kernel)
         after = model(x)
         assert torch.allclose(before, after, atol=1e-6)
+        assert model[0].up_proj(input=x).shape == (2, 5, 64)
         assert sorted(swapped.dense) == sorted(
             [*(f"{i}.{name}" for i in (0, 1) for name in ("up_proj", "down_proj", "tied")), "0.gate_proj"]
         )
