@@ -17,7 +17,7 @@ import numpy as np
 
 from sparseflow_trt.engines.same_graph import named_weights
 from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
-from sparseflow_trt.engines.tensorrt_log import BuildLog, make_logger
+from sparseflow_trt.engines.tensorrt_log import BuildLog, make_logger, sentence
 from sparseflow_trt.errors import BuildError
 from sparseflow_trt.model_file import read_model
 
@@ -59,15 +59,16 @@ def refit_from_onnx(
             f"the engine cannot exchange weight '{fixed[0]}'{more}: TensorRT folded it in when it was built.",
             _BUILD_NEW,
         )
+    refused: list[str] = []
+    arrays = []
     if with_parser:
-        taken = flavour.module.OnnxParserRefitter(refitter, logger).refit_from_file(str(model))
-        arrays = []
+        refused = _read_again(flavour.module.OnnxParserRefitter(refitter, logger), model, log)
     else:
-        taken, arrays = True, _set_by_name(flavour, refitter, model, log)
-    done = taken and refitter.refit_cuda_engine()
+        arrays = _set_by_name(flavour, refitter, model, log)
+    done = not refused and refitter.refit_cuda_engine()
     del arrays  # TensorRT read them in place until here
     if not done:
-        said = log.take_errors()
+        said = " ".join(refused) or log.take_errors()
         raise BuildError(
             f"{flavour.title} {flavour.version} does not take the weights of {model.name}: {said}",
             (_OF_SPARSE_KERNELS if "sparse" in said else "") + _BUILD_NEW,
@@ -96,6 +97,14 @@ def serialized(trt: Any, engine: Any) -> Any:
     if hasattr(trt.SerializationFlag, "INCLUDE_REFIT"):
         config.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
     return engine.serialize_with_config(config)
+
+
+def _read_again(parser: Any, model: Path, log: BuildLog) -> list[str]:
+    """Lets OnnxParserRefitter read the model; why it does not take it, which it keeps for who asks."""
+    if parser.refit_from_file(str(model)):
+        return []
+    told = (sentence(parser.get_error(i).desc()) for i in range(parser.num_errors))
+    return list(dict.fromkeys(told)) or [log.take_errors()]
 
 
 def _set_by_name(

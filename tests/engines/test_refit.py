@@ -56,10 +56,16 @@ class ParserRefitter:
 
     def __init__(self, refitter: Refitter, logger: Any) -> None:
         self.refitter, self.logger = refitter, logger
+        self.num_errors = 0
 
     def refit_from_file(self, path: str) -> bool:
-        self.refitter.engine.read_from = path
-        return not refused(self.refitter.engine, self.logger)
+        engine = self.refitter.engine
+        engine.read_from = path
+        self.num_errors = len(engine.keeps)
+        return not self.num_errors and not refused(engine, self.logger)
+
+    def get_error(self, index: int) -> Any:
+        return SimpleNamespace(desc=lambda: self.refitter.engine.keeps[index])
 
 
 def refused(engine: Any, log: BuildLog) -> bool:
@@ -71,7 +77,7 @@ def refused(engine: Any, log: BuildLog) -> bool:
 
 def make_engine(*names: str, bound: tuple[str, ...] = (), refuses: str = "", refittable: bool = True) -> Any:
     weights = {name: np.zeros(8) for name in names}
-    return SimpleNamespace(weights=weights, bound=bound, refuses=refuses, refittable=refittable)
+    return SimpleNamespace(weights=weights, bound=bound, refuses=refuses, refittable=refittable, keeps=())
 
 
 def flavour(version: str) -> Flavour:
@@ -141,6 +147,18 @@ def test_what_tensorrt_refuses(model: Path, version: str) -> None:
         assert ("have to be 2:4" in caught.value.hint) == of_2to4
     with pytest.raises(BuildError, match="it was not built for it"):
         refit(make_engine("up", refittable=False), model, version)
+
+
+def test_what_the_parsers_refitter_keeps_to_itself(model: Path) -> None:
+    """Its errors are asked for, as the parser's are: they need not be in the log."""
+    engine = make_engine("up")
+    engine.keeps = (
+        "In node 0 (refitWeights): UNSUPPORTED_NODE",
+        "In node 0 (refitWeights): UNSUPPORTED_NODE",
+    )
+    says = r"weights of model\.onnx: In node 0 \(refitWeights\): UNSUPPORTED_NODE\.$"
+    with pytest.raises(BuildError, match=says):
+        refit(engine, model, "10.8.0")
 
 
 def test_an_engine_that_cannot_be_refitted_is_told_when_it_is_built(
