@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sparseflow_trt.artifact_validation import (
@@ -36,6 +36,7 @@ from sparseflow_trt.validation.triton_runner import Protocol, ServedAt
 from sparseflow_trt.verdict import Validation
 
 _PROTOCOLS: tuple[tuple[str, Protocol], ...] = (("HTTP", "http"), ("gRPC", "grpc"))
+_ALONE = "Triton over gRPC, item by item"
 _STANDS_IN = "a stand-in for Triton's TensorRT backend, which answers from the typed ONNX"
 
 
@@ -116,7 +117,7 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
                 limits_for(read.plan, read.manifest.engine, options.validation.tolerances),
                 lambda done, total: on_step(Progress("Comparing with the FP32 reference", done, total)),
             )
-        # both candidates are the whole way from the reference to the answer: no chain of steps
+        # each candidate is the whole way from the reference to the answer: no chain of steps
         validation = validation.model_copy(update={"attribution": None})
         load: tuple[LoadStep, ...] = ()
         if options.concurrencies:
@@ -135,6 +136,10 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
     if any(not found.passed or found.max_abs for c in validation.candidates for found in c.outputs):
         notes.append("Which part of the difference from the reference the precision makes and which the "
                      "engine is not told apart here: `sparseflow-trt validate` tells.")  # fmt: skip
+    if _depends_on_batch(validation):
+        notes.append("A batch has other answers than its items alone: the first dimension is no batch that "
+                     "requests may share, and Triton puts requests together along it. Export the model with "
+                     "the batch as its first dimension.")  # fmt: skip
     if standing_in:
         notes.append(f"The plan was not run: {_STANDS_IN} answered. Triton's core, the batching and the "
                      "configuration are the real ones, on CPUs.")  # fmt: skip
@@ -241,10 +246,20 @@ def _candidates(artifact: Artifact, name: str, at: Addresses, standing_in: bool)
         )
         for title, protocol in _PROTOCOLS
     ]
+    if artifact.batching.max_batch_size > 1:
+        alone = replace(_served_at(artifact, name, at, "grpc"), item_by_item=True)
+        found.append(Candidate(f"{_ALONE} ({what})", file, "server", server=alone))
     if standing_in:
         why = "Triton's TensorRT backend needs a GPU, and comes with NVIDIA's containers."
         found.append(Candidate("Triton's TensorRT backend", file, "server", not_run=why))
     return found
+
+
+def _depends_on_batch(validation: Validation) -> bool:
+    """Whether whole batches are answered right, and their items alone are not."""
+    whole = [c.verdict for c in validation.candidates if not c.name.startswith(_ALONE)]
+    alone = [c.verdict for c in validation.candidates if c.name.startswith(_ALONE)]
+    return "fail" in alone and "fail" not in whole
 
 
 def _served_at(artifact: Artifact, name: str, at: Addresses, protocol: Protocol) -> ServedAt:

@@ -33,6 +33,7 @@ class ServedAt:
         address: HOST:PORT.
         version: "" for the newest.
         columns: Inputs and outputs that are [batch] in the engine: clients see them as [batch, 1].
+        item_by_item: Whether a batch is sent as requests of one item each.
     """
 
     protocol: Protocol
@@ -40,6 +41,7 @@ class ServedAt:
     model: str
     version: str = ""
     columns: frozenset[str] = frozenset()
+    item_by_item: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ def triton_runner(at: ServedAt, name: str) -> BaseRunner:
         def infer_impl(self, feed_dict: dict[str, Array]) -> dict[str, Array]:
             started = time.perf_counter()
             most = self.served.max_batch_size
+            most = min(most, 1) if at.item_by_item else most
             size = len(next(iter(feed_dict.values()))) if most else 0
             if size <= most:
                 outputs = self.ask(feed_dict)

@@ -213,9 +213,9 @@ def verify_deployment(
 ) -> int:
     """Prove that a repository serves ARTIFACT.
 
-    Its outputs over HTTP and gRPC are compared with the reference's. Then clients send as fast as they are
-    answered, at each concurrency: throughput, latency, and the batches that the server formed. A server
-    that is started here is gone afterwards, whatever happens.
+    Its outputs over HTTP and gRPC, of whole batches and item by item, are compared with the reference's. Then
+    clients send as fast as they are answered, at each concurrency: throughput, latency, and the batches that
+    the server formed. A server that is started here is gone afterwards, whatever happens.
 
     Exits with 4 where the outputs differ more than they may.
     """

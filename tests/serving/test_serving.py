@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from google.protobuf import json_format
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.artifact_validation import ValidationOptions
 from sparseflow_trt.deploying import DeployOptions, deploy
@@ -68,9 +68,9 @@ def test_an_artifact_is_verified_over_both_protocols_and_under_load(
         repository, reference=reference, concurrencies=(1, 24), seconds=0.4, perf_analyzer=False
     )
     found = verify(ort_artifact, options)
-    assert [c.verdict for c in found.validation.candidates] == ["pass", "pass"]
+    assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "pass"]
     assert {len(c.outputs) for c in found.validation.candidates} == {6}  # min, opt and max of two profiles
-    assert [c.runtime.rpartition(" ")[2] for c in found.validation.candidates] == ["http", "grpc"]
+    assert [c.runtime.rpartition(" ")[2] for c in found.validation.candidates] == ["http", "grpc", "grpc"]
     one, many = found.load
     assert one.batches.keys() == {1} and one.in_sparse == 0
     assert max(many.batches) > 1 and many.per_second > one.per_second
@@ -128,6 +128,7 @@ def test_a_plan_without_a_gpu_is_verified_through_the_stand_in(
     assert verdicts == {
         "Triton over HTTP (stand-in)": "pass",
         "Triton over gRPC (stand-in)": "pass",
+        "Triton over gRPC, item by item (stand-in)": "pass",
         "Triton's TensorRT backend": "not run",
     }
     assert "Triton's TensorRT backend was not run" in found.validation.reason
@@ -153,9 +154,29 @@ def test_integers_are_those_of_the_engine(
     options = VerifyOptions(tmp_path / "repository", concurrencies=(2,), seconds=0.2)
     for reference in (None, model):
         verified = verify(artifact, replace(options, reference=reference))
-        assert [c.verdict for c in verified.validation.candidates] == ["pass", "pass", "not run"]
+        assert [c.verdict for c in verified.validation.candidates] == ["pass", "pass", "pass", "not run"]
         assert {o.output for o in verified.validation.candidates[0].outputs} == {"y", "best"}
         assert verified.load[0].requests and not verified.load[0].failed
+
+
+def test_a_first_dimension_that_is_no_batch_fails(tmp_path: Path) -> None:
+    """Time comes first, and a softmax runs along it: requests that Triton puts together change each other."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["h"], "q_proj"),
+        helper.make_node("Softmax", ["h"], ["y"], axis=0),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["seq", "batch", 64]) for n in "xy"]
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    graph = helper.make_graph(nodes, "m", ends[:1], ends[1:], [numpy_helper.from_array(weight, "weight")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(model, tmp_path / "m.onnx")
+    plan = PlanOptions(profiles=(parse_profile("p:seq=1,4,8:batch=2,2,2"),), precision="fp32")
+    artifact = build(tmp_path / "m.onnx", BuildOptions(tmp_path / "m", plan, "onnxruntime")).artifact
+    deploy(artifact, DeployOptions(tmp_path / "repository"))
+    found = verify(artifact, VerifyOptions(tmp_path / "repository", concurrencies=()))
+    assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "fail"]
+    assert found.validation.verdict == "fail"
+    assert any("the first dimension is no batch that requests may share" in note for note in found.notes)
 
 
 def test_a_plan_with_plugin_nodes_is_verified_through_the_stand_in(
@@ -173,7 +194,7 @@ def test_a_plan_with_plugin_nodes_is_verified_through_the_stand_in(
     deploy(artifact, DeployOptions(repository))
     for reference in (None, tmp_path / "m.onnx"):
         found = verify(artifact, VerifyOptions(repository, reference=reference, concurrencies=()))
-        assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "not run"]
+        assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "pass", "not run"]
     files = {p.name for p in (repository / "mlp" / "1").iterdir()}
     assert files == {"model.plan", library.name, "sparseflow.json"}
 
@@ -196,7 +217,7 @@ def test_restored_weights_and_searched_precisions_are_served_as_built(tmp_path: 
     repository = tmp_path / "repository"
     deploy(artifact, DeployOptions(repository))
     found = verify(artifact, VerifyOptions(repository, concurrencies=()))
-    assert [c.verdict for c in found.validation.candidates] == ["pass", "pass"]
+    assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "pass"]
     with pytest.raises(DeployError, match="has weights of the unpruned model in some layers"):
         verify(artifact, VerifyOptions(repository, reference=tmp_path / "m.onnx"))
 
