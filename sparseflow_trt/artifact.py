@@ -78,13 +78,21 @@ def check_place(output: Path) -> Path:
     if output.is_symlink() or output.name in ("", ".."):
         output = output.resolve()
     for place in dict.fromkeys((output, place_for(output, "fail"))):
-        if _is_foreign(place):
-            raise ArtifactError(
-                f"{place} exists and is no artifact.",
-                "Name another folder with --output, or remove it yourself.",
-            )
+        check_not_foreign(place)
     check_folder(output)
     return output
+
+
+def check_not_foreign(place: Path) -> None:
+    """Checks that nothing of somebody else's goes where an artifact is put.
+
+    Raises:
+        ArtifactError: There is something that is no artifact.
+    """
+    if _is_foreign(place):
+        raise ArtifactError(
+            f"{place} exists and is no artifact.", "Name another folder with --output, or remove it yourself."
+        )
 
 
 def _is_foreign(place: Path) -> bool:

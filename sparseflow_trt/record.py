@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sparseflow_trt._files import put_in_place, sha256_of
-from sparseflow_trt.artifact import place_for
+from sparseflow_trt.artifact import check_not_foreign, place_for
 from sparseflow_trt.engines.benchmark import Timing, ratio
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.protocol import BuiltEngine, EngineOptions
@@ -51,7 +51,7 @@ def put_artifact(
         Where it lies now, and its manifest.
 
     Raises:
-        ArtifactError: It cannot be put there.
+        ArtifactError: It cannot be put there, or something that is no artifact is there by now.
         OSError: The disk is full.
     """
     files = {f.name: sha256_of(f) for f in sorted(folder.iterdir()) if f.is_file()}
@@ -61,6 +61,7 @@ def put_artifact(
     manifest = manifest.model_copy(update={"files": {**files, report.name: sha256_of(report)}})
     write_manifest(manifest, folder)
     target = place_for(output, manifest.status)
+    check_not_foreign(target)  # builds take a while, in which somebody may have made a folder there
     put_in_place(folder, target)
     return target, manifest
 

@@ -393,6 +393,19 @@ def test_nothing_foreign_is_replaced(models: Models, run: Run, tmp_path: Path) -
     assert sorted(f.name for f in tmp_path.iterdir()) == ["model.onnx", "out", "out.failed"]
 
 
+def test_what_somebody_puts_there_during_a_build_is_not_replaced(models: Models, tmp_path: Path) -> None:
+    path = models.save(_mlp(models))
+
+    def meanwhile(_: object) -> None:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(ArtifactError, match="out exists and is no artifact"):
+        build(path, BuildOptions(tmp_path / "out", BATCH, "onnxruntime"), meanwhile)
+    assert [f.name for f in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["model.onnx", "out"]
+
+
 def test_a_linked_output_stays_a_link(models: Models, run: Run, tmp_path: Path) -> None:
     path = models.save(_mlp(models))
     (tmp_path / "disk").mkdir()
