@@ -64,9 +64,10 @@ def command(
             gate, tightened = check_artifact(
                 artifact, baseline, metrics, max_drop, lambda p: show(p.step, p.done, p.total)
             )
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if junit:  # CI would publish what an earlier run left there
             message, hint = getattr(error, "message", str(error)), getattr(error, "hint", "")
+            message = message or "it was stopped."  # by Ctrl-C or a signal, as of a job that takes too long
             write_atomically(junit, junit_from_error(artifact.name, message, hint))
         raise
     if junit:

@@ -224,6 +224,21 @@ def test_an_error_is_in_what_ci_reads_in_the_place_of_an_earlier_pass(
     assert [error.get("message") for error in suite.findall("testcase/error")] == [ended.error]
 
 
+def test_a_check_that_is_stopped_leaves_no_earlier_pass_for_ci(
+    sparseflow: Sparseflow, built: Path, own_folder: Path
+) -> None:
+    assert sparseflow("baseline", "create", "out").code == 0
+    check = ("check", "out", "--baseline", "out.baseline.json", "--junit", "junit.xml")
+    assert sparseflow(*check).code == 0
+    (own_folder / "slow.py").write_text(
+        "import os, signal\ndef score(outputs, inputs): os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    assert sparseflow(*check, "--metric", "slow.py:score").code == 143
+    suite = ElementTree.parse("junit.xml").getroot().find("testsuite")
+    assert suite is not None
+    assert [error.get("message") for error in suite.findall("testcase/error")] == ["it was stopped."]
+
+
 def test_no_baseline_of_outputs_that_differ(sparseflow: Sparseflow, built: Path) -> None:
     strict = ("--tolerance", "atol=0,rtol=0,cosine=1")
     ended = sparseflow("baseline", "create", "out", "--reference", built, *strict)
