@@ -155,8 +155,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         ArtifactError: The folder cannot be made or read, or a file stands there.
     """
     with _disk_errors(folder):
-        made = not folder.exists()
-        handle = _lock(folder)
+        handle, made = _lock(folder)
     try:
         yield
     finally:
@@ -166,16 +165,20 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _lock(folder: Path) -> int:
-    """The folder, made, opened and locked, where it can be. Whoever had the lock may have removed it."""
+def _lock(folder: Path) -> tuple[int, bool]:
+    """The folder, opened and locked where it can be, and whether it was made for that.
+
+    Whoever had the lock may have removed it meanwhile: then it is made anew.
+    """
     while True:
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with contextlib.suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX)
             if folder.is_dir() and os.path.samestat(os.fstat(handle), folder.stat()):
-                return handle
+                return handle, made
         except BaseException:
             os.close(handle)
             raise
