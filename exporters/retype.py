@@ -117,7 +117,7 @@ class _Work:
                 changed = True
         if changed:
             self.nodes += 1
-            _retype_attributes(node, wanted.outputs[0], self.clamped)
+            _retype_attributes(node, self.clamped)
 
     def _as(
         self,
@@ -208,9 +208,13 @@ def _convert(tensor: ir.TensorProtocol, dtype: ir.DataType, clamped: list[Clampe
     return converted
 
 
-def _retype_attributes(node: ir.Node, dtype: ir.DataType, clamped: list[Clamped]) -> None:
+def _retype_attributes(node: ir.Node, clamped: list[Clamped]) -> None:
+    """Gives the attribute that types a node's output the type that the output has now."""
     import onnx_ir as ir
 
+    dtype = node.outputs[0].dtype
+    if dtype is None:  # of an LSTM that leaves out all but its last state, say
+        return
     if node.op_type == "Cast":
         node.attributes["to"] = ir.AttrInt64("to", dtype)
     elif node.op_type == "ConstantOfShape":

@@ -152,6 +152,21 @@ def test_a_layer_norm_gives_its_mean_in_the_type_it_had(tmp_path: Path) -> None:
     saved(model, tmp_path / "t.onnx")
 
 
+def test_an_lstm_may_leave_out_its_first_output(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axis"], ["steps"]),
+        helper.make_node("LSTM", ["steps", "w", "r"], ["", "y"], hidden_size=2),
+    ]
+    weights = {"w": W[None], "r": W[None, :, :2], "axis": np.array([0])}
+    model = save(tmp_path / "m.onnx", nodes, [output(shape=(1, "n", 2))], weights)
+    retype(model.ir, lambda _: H)
+    node = next(n for n in model.ir.graph if n.op_type == "LSTM")
+    assert node.outputs[1].dtype == H
+    np.testing.assert_allclose(
+        run(saved(model, tmp_path / "t.onnx"), X)[0], run(tmp_path / "m.onnx", X)[0], atol=5e-3
+    )
+
+
 def test_bodies_of_if_and_loop_keep_their_interface(tmp_path: Path) -> None:
     inner = TensorProto.FLOAT
     then = helper.make_graph(
