@@ -167,6 +167,39 @@ def test_an_lstm_may_leave_out_its_first_output(tmp_path: Path) -> None:
     )
 
 
+def test_what_passes_through_a_sequence_keeps_its_type(tmp_path: Path) -> None:
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Tanh", ["x"], ["more"]),
+            helper.make_node("SequenceInsert", ["so_far", "more"], ["longer"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_sequence_value_info("so_far", TensorProto.FLOAT, None),
+        ],
+        [
+            output("go_on", TensorProto.BOOL, ()),
+            helper.make_tensor_sequence_value_info("longer", TensorProto.FLOAT, None),
+        ],
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("SplitToSequence", ["a", "half"], ["parts"], axis=1),
+        helper.make_node("Loop", ["trips", "", "parts"], ["all"], body=body),
+        helper.make_node("Identity", ["all"], ["same"]),
+        helper.make_node("ConcatFromSequence", ["same"], ["y"], axis=1),
+    ]
+    constants = {"w": W, "half": np.array(4), "trips": np.array(2)}
+    model = save(tmp_path / "m.onnx", nodes, [output(shape=("n", "k"))], constants)
+    retype(model.ir, lambda _: H)
+    np.testing.assert_allclose(
+        run(saved(model, tmp_path / "t.onnx"), X)[0], run(tmp_path / "m.onnx", X)[0], atol=5e-3
+    )
+
+
 def test_bodies_of_if_and_loop_keep_their_interface(tmp_path: Path) -> None:
     inner = TensorProto.FLOAT
     then = helper.make_graph(
