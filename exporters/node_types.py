@@ -51,7 +51,7 @@ def types_of(
     Args:
         node: The node, its outputs still typed as they were.
         target: FLOAT, FLOAT16 or BFLOAT16; None leaves the node as typed, as does an operator that ONNX
-            does not define for that type, and one with subgraphs.
+            does not define for that type, one with subgraphs, and a value whose type is not known.
         opset: The model's.
         original: The types that values had, where they may have others by now.
     """
@@ -118,13 +118,12 @@ def _is_fixed(node: ir.Node) -> bool:
         or "output_dtype" in node.attributes
         or (node.op_type == "Cast" and node.outputs[0].dtype not in floating_types())
         or any(bodies_of(attribute) for attribute in node.attributes.values())
-        or any(
-            v is not None and v.type is not None and not _is_dense(v) for v in (*node.inputs, *node.outputs)
-        )
+        or any(_is_no_tensor(v) for v in (*node.inputs, *node.outputs) if v is not None and v.name)
     )
 
 
-def _is_dense(value: ir.Value) -> bool:
+def _is_no_tensor(value: ir.Value) -> bool:
+    """Whether a value is not known to be a tensor: a sequence, say, or what a custom operator makes."""
     import onnx_ir as ir
 
-    return isinstance(value.type, ir.TensorType)
+    return not isinstance(value.type, ir.TensorType)

@@ -1,7 +1,8 @@
-"""onnx's inference of types and shapes, without its traceback where it fails."""
+"""onnx's inference of types and shapes, past custom operators, and without its traceback where it fails."""
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ def infer_shapes(model: ir.Model) -> None:
     finally:
         logger.disabled = before
     _type_sequences(model.graph)
+    _type_what_is_alike(model)
 
 
 def _type_sequences(graph: ir.Graph) -> None:
@@ -55,3 +57,35 @@ def _is_sequence(node: ir.Node, index: int) -> bool:
     elif node.op_type == "Loop" and index < len(node.inputs) - 2:  # behind these lie stacked tensors
         source = node.attributes["body"].as_graph().outputs[index + 1]
     return source is not None and isinstance(source.type, ir.SequenceType)
+
+
+def _type_what_is_alike(model: ir.Model) -> None:
+    """Types what custom operators make, and what follows from it, by those who read it.
+
+    onnx knows nothing of such an output. A MatMul of it and a weight says that it is of the weight's type.
+    """
+    import onnx
+
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+    nodes = [node for node in model.graph.all_nodes() if node.domain in ("", "ai.onnx")]
+    nodes = [node for node in nodes if _untyped(node) and onnx.defs.has(node.op_type, opset)]
+    known = True
+    while known:
+        known = False
+        for node in nodes:
+            alike: dict[str, list[ir.Value]] = {}
+            schema = onnx.defs.get_schema(node.op_type, opset, "")
+            for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
+                for index, value in enumerate(values):
+                    formal = formals[min(index, len(formals) - 1)]  # the last may be variadic
+                    if value is not None and value.name and formal.is_homogeneous:
+                        alike.setdefault(formal.type_str, []).append(value)
+            for values in alike.values():
+                told = next((value.type for value in values if value.type is not None), None)
+                for value in values:
+                    if value.type is None and told is not None:
+                        value.type, known = copy.deepcopy(told), True  # types are changed in place
+
+
+def _untyped(node: ir.Node) -> bool:
+    return any(v is not None and v.name and v.type is None for v in (*node.inputs, *node.outputs))

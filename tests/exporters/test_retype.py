@@ -200,6 +200,50 @@ def test_what_passes_through_a_sequence_keeps_its_type(tmp_path: Path) -> None:
     )
 
 
+def test_behind_a_custom_operator_types_follow_from_the_weights(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("FusedMatMul", ["x", "w"], ["a"], domain="com.microsoft", alpha=0.5),
+            helper.make_node("Relu", ["a"], ["b"]),
+            helper.make_node("MatMul", ["b", "w"], ["c"]),
+            helper.make_node("BiasGelu", ["c", "bias"], ["d"], domain="com.microsoft"),
+            helper.make_node("Tanh", ["d"], ["e"]),
+            helper.make_node("Identity", ["e"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8])],
+        [numpy_helper.from_array(W, "w"), numpy_helper.from_array(W[0], "bias")],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
+    model = read_model(tmp_path / "m.onnx")
+    retype(model.ir, lambda _: H)
+    made = {node.op_type: node.outputs[0].dtype for node in model.ir.graph if node.op_type != "Cast"}
+    assert made == {"FusedMatMul": F, "Relu": H, "MatMul": H, "BiasGelu": F, "Tanh": H, "Identity": H}
+    ir.save(model.ir, tmp_path / "t.onnx")
+    np.testing.assert_allclose(run(tmp_path / "t.onnx", X)[0], run(tmp_path / "m.onnx", X)[0], atol=5e-3)
+
+
+def test_what_no_type_is_known_of_stays_as_it_is(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("FusedMatMul", ["x", "w"], ["a"], domain="com.microsoft"),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("FusedMatMul", ["b", "w"], ["y"], domain="com.microsoft"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8])],
+        [numpy_helper.from_array(W, "w")],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
+    model = read_model(tmp_path / "m.onnx")
+    assert retype(model.ir, lambda _: H).casts == 0
+
+
 def test_bodies_of_if_and_loop_keep_their_interface(tmp_path: Path) -> None:
     inner = TensorProto.FLOAT
     then = helper.make_graph(
