@@ -41,10 +41,11 @@ def add_measurements(
         measurable: Which nodes get a row. With `narrower`, those that only move values have none.
 
     Returns:
-        For each row the node's name, and whether it was computed in narrower types.
+        For each row the node's name, and whether it was computed in narrower types. An opset before 13 has
+        no BF16: its error is infinite there.
     """
     graph = model.graph
-    work = _Measuring(graph)
+    work = _Measuring(graph, model.opset_imports.get("", 1))
     rows: list[tuple[str, bool]] = []
     for node in tuple(graph):
         output = first_float(node)
@@ -61,14 +62,20 @@ def first_float(node: ir.Node) -> ir.Value | None:
     """The first floating-point output of a node that is no constant, or None."""
     if node.op_type == "Constant":
         return None
-    return next((v for v in node.outputs if v.dtype in floating_types()), None)
+    import onnx_ir as ir
+
+    tensors = (v for v in node.outputs if isinstance(v.type, ir.TensorType))  # and no sequences of such
+    return next((v for v in tensors if v.dtype in floating_types()), None)
 
 
 def _is_computed(node: ir.Node) -> bool:
+    import onnx_ir as ir
+
     return (
         node.op_type not in _UNMEASURED
         and node.domain in ("", "ai.onnx")
-        and len([v for v in node.outputs if v.name]) == 1
+        and [v for v in node.outputs if v.name] == [node.outputs[0]]
+        and not any(v is not None and isinstance(v.type, ir.SequenceType) for v in node.inputs)
         and not any(a.type.name in ("GRAPH", "GRAPHS") for a in node.attributes.values())
     )
 
@@ -76,7 +83,7 @@ def _is_computed(node: ir.Node) -> bool:
 class _Measuring:
     """One graph's measurements: the nodes so far, and the rounded copies of its values."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, opset: int) -> None:
         import onnx_ir as ir
 
         self._graph = graph
@@ -84,7 +91,7 @@ class _Measuring:
         self._rows: list[ir.Value] = []
         self._rounded: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
-        self._types = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        self._types = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16 if opset >= 13 else None)
 
     def row(self, node: ir.Node, output: ir.Value, narrower: bool) -> None:
         op, number = self._op, self._number
@@ -106,6 +113,9 @@ class _Measuring:
         ]
         if narrower:
             for dtype in self._types:
+                if dtype is None:
+                    columns.append(number(np.inf))
+                    continue
                 again = self._round(self._again(node, lambda value: self._round(value, dtype)), dtype)  # noqa: B023
                 off = op("Where", inside, op("Sub", self._flat(again), wide), number(0.0))
                 columns.append(self._squares(off, unit))  # NaN or infinite where `again` is

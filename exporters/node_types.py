@@ -65,13 +65,15 @@ def types_of(
     schema = schema_of(node, opset)
     if target is None or schema is None or _is_fixed(node):
         return as_typed
-    if node.op_type == "Cast":  # reads any type; what it makes is its own
-        read = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
-        return NodeTypes({0: read} if read is not None else {}, {0: target})
     allowed = {t.type_param_str: set(t.allowed_type_strs) for t in schema.type_constraints}
     name = {"FLOAT": "tensor(float)", "FLOAT16": "tensor(float16)", "BFLOAT16": "tensor(bfloat16)"}[
         target.name
     ]
+    if node.op_type == "Cast":  # reads any type; what it makes is its own
+        if name not in allowed["T2"]:
+            return as_typed
+        read = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+        return NodeTypes({0: read} if read is not None else {}, {0: target})
 
     follows_inputs = {formal.type_str for formal in schema.inputs} | (
         set(allowed) if node.op_type == "ConstantOfShape" else set()
@@ -110,6 +112,15 @@ def schema_of(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
         return onnx.defs.get_schema(node.op_type, opset, "")
     except onnx.defs.SchemaError:
         return None
+
+
+def has_bf16(node: ir.Node, opset: int) -> bool:
+    """Whether ONNX defines a node's operator for BF16 in an opset: MatMul from 13 on, Conv from 22 on."""
+    schema = schema_of(node, opset)
+    if schema is None:
+        return False
+    allowed = {t.type_param_str: t.allowed_type_strs for t in schema.type_constraints}
+    return "tensor(bfloat16)" in allowed.get(schema.outputs[0].type_str, ())
 
 
 def _is_fixed(node: ir.Node) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.apply_plan import needs_fp32_reference, write_fp32_reference
 from sparseflow_trt.exporters.measured import OUTPUT, add_measurements
-from sparseflow_trt.exporters.node_types import infer_types
+from sparseflow_trt.exporters.node_types import has_bf16, infer_types
 from sparseflow_trt.exporters.precision_groups import Atom, Group, find_groups, quantized_atoms
 from sparseflow_trt.exporters.saving import save_model
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.node_range import NodeRange
 from sparseflow_trt.precision_record import ModelPrecision, Precision, Precisions, PrecisionSearch
 from sparseflow_trt.precision_summary import cost_of, notes, sensitivities, share_work, told_inputs
@@ -66,14 +66,16 @@ def choose_precisions(question: Question, scratch: Path, on_step: OnProgress = l
     on_step(Progress("Running the FP32 reference"))
     expected = reference_outputs(reference, question.inputs)
     trials = Trials(question, expected, scratch, 8 + 4 * math.ceil(math.log2(len(groups) + 1)), on_step)
-    found = _find(question, groups, trials)
+    in_bf16 = _takes_bf16(model) if question.takes_bf16 else set()
+    found = _find(in_bf16, groups, trials)
 
     every = (*_atoms(groups), *(atom for atom, _ in quantized))
     given: dict[str, Precision] = {atom.name: precision for atom, precision in quantized}
     chosen = {**given, **{a.name: _of(a, found.brain) for a in found.wide}}
     precision: ModelPrecision = "fp16"
     much = share_work(every, chosen).get("fp32", 0) > _MOST_OUTSIDE
-    if much and question.takes_bf16 and trials.passes_in_bf16():
+    all_can = question.takes_bf16 and in_bf16.issuperset(x.name for x in question.plan.layers)
+    if much and all_can and trials.passes_in_bf16():
         precision, found = "bf16", _Found((), (), found.irreducible)
         chosen = {**given, **{atom.name: "bf16" for atom in _atoms(groups)}}
     layers: dict[str, Precision] = {
@@ -96,7 +98,12 @@ def choose_precisions(question: Question, scratch: Path, on_step: OnProgress = l
     return Precisions(precision, layers, tuple(name for a in found.wide for name in a.nodes), record)
 
 
-def _find(question: Question, groups: tuple[Group, ...], trials: Trials) -> _Found:
+def _takes_bf16(model: OnnxModel) -> set[str]:
+    """The layers whose operator the model's opset has in BF16."""
+    return {site.name for site in find_sites(model) if has_bf16(site.node, model.opset)}
+
+
+def _find(in_bf16: Container[str], groups: tuple[Group, ...], trials: Trials) -> _Found:
     kept, sure = find_sufficient(
         groups, lambda some: trials.passes(_atoms(some), _told(some, groups, "groups")), trials.left
     )
@@ -110,18 +117,19 @@ def _find(question: Question, groups: tuple[Group, ...], trials: Trials) -> _Fou
         (layer for atom in wide for layer in atom.layers),
         key=lambda name: -max(_bf16_error(atom) for atom in wide if name in atom.layers),
     )
-    stay: tuple[str, ...] = tuple(layers)
-    if layers and question.takes_bf16:
+    able = [name for name in layers if name in in_bf16]
+    stay: tuple[str, ...] = tuple(able)
+    if able:
         stay, _ = find_sufficient(
-            layers,
+            able,
             lambda some: trials.passes(
                 wide,
-                f"{len(layers) - len(some)} of {len(layers)} wide layers in BF16",
-                tuple(name for name in layers if name not in some),
+                f"{len(able) - len(some)} of {len(layers)} wide layers in BF16",
+                tuple(name for name in able if name not in some),
             ),
             trials.left,
         )
-    brain = tuple(name for name in layers if name not in stay)
+    brain = tuple(name for name in able if name not in stay)
     if not trials.passes(wide, _told(wide, _atoms(groups), "nodes"), brain):
         raise PlanError(
             f"no precision keeps the outputs within tolerance, not even FP32: {trials.why}",

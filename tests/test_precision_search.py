@@ -163,6 +163,27 @@ def test_a_model_that_is_large_everywhere_goes_to_bf16(search: Search, models: M
     assert _given(plan) == {"second": "fp32"}
 
 
+@pytest.mark.parametrize(("opset", "wide"), [(11, "fp32"), (17, "fp32"), (22, "bf16")])
+def test_layers_that_the_opset_has_not_in_bf16_go_to_fp32(
+    search: Search, models: Models, opset: int, wide: str
+) -> None:
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["small"], name="first"),
+        helper.make_node("Conv", ["small", "b"], ["large"], name="second"),
+        helper.make_node("Conv", ["large", "c"], ["y"], name="third"),
+    ]
+    weights = {
+        name: (size * rng.standard_normal((16, 16, 3, 3))).astype(np.float32)
+        for name, size in (("a", 10), ("b", 1e3), ("c", 1e-6))
+    }
+    inputs = {"x": (1, 16, 12, 12)}
+    path = models.save(models.model(nodes, weights, inputs, opset=opset))
+    plan, found = search(path, PlanOptions(precision="auto"))
+    assert _given(plan) == {"second": wide, "third": wide}
+    assert any(run.passed for run in found.runs)
+
+
 def test_a_tolerance_that_nothing_keeps_is_an_error(search: Search, models: Models) -> None:
     with pytest.raises(PlanError, match="not even FP32"):
         search(save_transformer(models, ""), tolerances=("atol=0,rtol=0,cosine=1",))

@@ -101,3 +101,33 @@ def test_a_node_that_rounding_throws_off(models: Models) -> None:
     error = _measure(path, x)["sub"].fp16_error
     assert error is not None
     assert error > 0.5
+
+
+def test_a_first_output_left_out_and_sequences_are_no_obstacle(models: Models) -> None:
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axis"], ["steps"], name="unsqueeze"),
+        helper.make_node("LSTM", ["steps", "w", "r"], ["", "last"], name="lstm", hidden_size=2),
+        helper.make_node("SplitToSequence", ["last", "one"], ["parts"], name="split", axis=2),
+        helper.make_node("SequenceAt", ["parts", "first"], ["y"], name="at"),
+    ]
+    weights = {
+        "w": RNG.standard_normal((1, 8, 4)).astype(np.float32),
+        "r": RNG.standard_normal((1, 8, 2)).astype(np.float32),
+        "axis": np.array([0]), "one": np.array(1), "first": np.array(0),
+    }  # fmt: skip
+    path = models.save(models.model(nodes, weights, {"x": (3, 4)}))
+    found = _measure(path, RNG.standard_normal((3, 4)).astype(np.float32))
+    assert found["lstm"].size == 6
+    assert found["lstm"].fp16_error is None
+    assert "split" not in found
+    assert found["at"].size == 3
+
+
+def test_an_opset_before_bf16_is_measured_in_fp16_alone(models: Models) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")
+    w = RNG.standard_normal((64, 32)).astype(np.float32)
+    path = models.save(models.model([node], {"w": w}, {"x": ("batch", 64)}, opset=11))
+    found = _measure(path, RNG.standard_normal((8, 64)).astype(np.float32))["mm"]
+    assert found.fp16_error is not None
+    assert 0 < found.fp16_error < 1e-2
+    assert found.bf16_error == np.inf
