@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import PlanError
+from sparseflow_trt.exporters.positions import nodes_of_positions
 from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan
 from sparseflow_trt.sites import module_of, name_of
 
@@ -44,9 +45,12 @@ def check_islands(model: ir.Model, plan: Plan) -> None:
 
 
 def fp32_islands(model: ir.Model, plan: Plan) -> set[ir.Node]:
-    """The plan's islands, by operator or name, with the elementwise nodes of normalisations written out."""
+    """The plan's islands, by operator or name, with the elementwise nodes of normalisations written out.
+
+    What computes positions and sizes is one, too (see `positions`).
+    """
     named = set(plan.islands)
-    islands: set[ir.Node] = set()
+    islands = nodes_of_positions(model)
     decomposed: set[ir.Node] = set()
     for node in model.graph.all_nodes():
         if node.op_type in named or name_of(node) in named:

@@ -36,6 +36,7 @@ from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgr
 from sparseflow_trt.exporters.apply_plan import apply_plan, has_half_types, restore_planned_dense
 from sparseflow_trt.exporters.islands import check_islands
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
+from sparseflow_trt.exporters.positions import nodes_of_positions
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.graph import WeightedLayer, read_layers
 from sparseflow_trt.manifest import Manifest, ModelRecord, PolicyRecord
@@ -43,12 +44,13 @@ from sparseflow_trt.model_file import OnnxModel, check_operators, input_dims, re
 from sparseflow_trt.plan import ModelPrecision, Plan, check_plan, yaml_from_plan
 from sparseflow_trt.planning import check_forced, make_plan
 from sparseflow_trt.policy import Policy
-from sparseflow_trt.precision_record import Precisions
+from sparseflow_trt.precision_record import Precision, Precisions
 from sparseflow_trt.precision_search import choose_precisions
 from sparseflow_trt.precision_trials import Question
 from sparseflow_trt.profile_specs import ProfileSpec, make_profiles
 from sparseflow_trt.record import put_artifact, record_engine, record_graph, record_layers
 from sparseflow_trt.shapes import ShapeRange, check_profiles
+from sparseflow_trt.sites import find_sites
 from sparseflow_trt.split import Split
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.tolerances import plan_precision
@@ -239,12 +241,13 @@ def plan_for(
     if isinstance(plan, PlanOptions):
         check_forced(layers, plan.sparsity, model)
         own: ModelPrecision = "keep" if has_half_types(model) else "fp16"
+        asked = "fp16" if plan.precision == "auto" else plan.precision or own
         plan = make_plan(
             layers,
             make_profiles(plan.profiles, dims, plan.axes, plan.shapes),
             dims,
             plan.policy,
-            "fp16" if plan.precision == "auto" else plan.precision or own,
+            _with_positions(asked, model),
             plan.sparsity,
             model.path.name,
             model_sha256,
@@ -255,6 +258,15 @@ def plan_for(
     check_islands(model.ir, plan)
     check_profiles(plan.profiles, dims)
     return plan
+
+
+def _with_positions(asked: ModelPrecision | Precisions, model: OnnxModel) -> Precisions:
+    """What is asked for, with FP32 for the layers that compute positions: angles of rotary embeddings."""
+    precisions = asked if isinstance(asked, Precisions) else Precisions(asked)
+    sites = find_sites(model)  # inlines functions
+    nodes = nodes_of_positions(model.ir)
+    exact: dict[str, Precision] = {site.name: "fp32" for site in sites if site.node in nodes}
+    return replace(precisions, layers={**exact, **precisions.layers})
 
 
 def settle(
