@@ -11,6 +11,7 @@ from sparseflow_trt.errors import ModelError, PlanError
 from sparseflow_trt.exporters.islands import fp32_islands, islands_by_layer, quantized_region
 from sparseflow_trt.exporters.lower import lower_to_opset17
 from sparseflow_trt.exporters.mask_guard import MaskCheck, check_written, mask_stage
+from sparseflow_trt.exporters.node_types import floating_types
 from sparseflow_trt.exporters.opt_out import OptedOut, opt_out
 from sparseflow_trt.exporters.plugin_nodes import PluginNode, put_into_plugin
 from sparseflow_trt.exporters.restore import Restored, restore_dense
@@ -208,13 +209,11 @@ def _data_type(precision: str) -> ir.DataType | None:
 
 def _ensure_precision(sites: dict[ir.Node, str], planned: dict[str, PlannedLayer], model: OnnxModel) -> None:
     """Checks that no layer was left as typed because its operator is not defined for the planned type."""
-    import onnx_ir as ir
-
     for node, name in sites.items():
         layer = planned.get(name)
         wanted = _data_type(layer.precision) if layer is not None else None
         got = node.outputs[0].dtype
-        if wanted in (None, got) or got in (None, ir.DataType.DOUBLE):
+        if wanted in (None, got) or got not in floating_types():  # FP64 and integers have no other type
             continue
         assert layer is not None
         raise PlanError(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 OUTPUT = "sparseflow_measured"
+OLDEST_OPSET = 9  # that has all that measures: Where came with it
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 # They move values and do not change them: in a narrower type they round what they are given, no more.
@@ -26,7 +27,12 @@ MOVERS = frozenset(
      "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 )  # fmt: skip
 _RANDOM = frozenset(("Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"))
-_UNMEASURED = MOVERS | _RANDOM | {"Cast", "Constant", "ConstantOfShape", "DequantizeLinear", "QuantizeLinear"}
+_SIZED = frozenset(
+    ("Range", "Resize", "Unique", "Upsample")
+)  # the size of what they make follows from numbers
+_UNMEASURED = (
+    MOVERS | _RANDOM | _SIZED | {"Cast", "Constant", "ConstantOfShape", "DequantizeLinear", "QuantizeLinear"}
+)
 
 
 def add_measurements(

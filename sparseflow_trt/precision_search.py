@@ -10,7 +10,7 @@ from pathlib import Path
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.apply_plan import needs_fp32_reference, write_fp32_reference
-from sparseflow_trt.exporters.measured import OUTPUT, add_measurements
+from sparseflow_trt.exporters.measured import OLDEST_OPSET, OUTPUT, add_measurements
 from sparseflow_trt.exporters.node_types import has_bf16, infer_types
 from sparseflow_trt.exporters.precision_groups import Atom, Group, find_groups, quantized_atoms
 from sparseflow_trt.exporters.saving import save_model
@@ -51,7 +51,7 @@ def choose_precisions(question: Question, scratch: Path, on_step: OnProgress = l
         on_step: Told of each run.
 
     Raises:
-        PlanError: Not even FP32 keeps the tolerances.
+        PlanError: Not even FP32 keeps the tolerances, or the model's opset is too old to be measured.
         InputError: The reference cannot run on a set.
         ModelError: ONNX Runtime does not take the model.
         UnsupportedError: ONNX Runtime's CPU has no kernel for one of its nodes.
@@ -151,6 +151,12 @@ def _measure(reference: Path, question: Question, scratch: Path, on_step: OnProg
     step = "Measuring ranges and sensitivities"
     on_step(Progress(step, 0, len(question.inputs)))
     model = read_model(reference)
+    if model.opset < OLDEST_OPSET:
+        raise PlanError(
+            f"{question.model} is written in opset {model.opset}; --precision auto measures with opset "
+            f"{OLDEST_OPSET} and newer.",
+            "Convert it with onnx.version_converter, export it anew, or name a precision: --precision fp16.",
+        )
     find_sites(model)  # inlines functions
     infer_types(model.ir)
     rows = add_measurements(model.ir, narrower=True)

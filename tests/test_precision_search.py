@@ -184,6 +184,13 @@ def test_layers_that_the_opset_has_not_in_bf16_go_to_fp32(
     assert any(run.passed for run in found.runs)
 
 
+def test_an_opset_too_old_to_be_measured_is_an_error(search: Search, models: Models) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")
+    path = models.save(models.model([node], {"w": np.ones((64, 64), np.float32)}, {"x": (4, 64)}, opset=8))
+    with pytest.raises(PlanError, match="is written in opset 8"):
+        search(path, PlanOptions(precision="auto"))
+
+
 def test_a_tolerance_that_nothing_keeps_is_an_error(search: Search, models: Models) -> None:
     with pytest.raises(PlanError, match="not even FP32"):
         search(save_transformer(models, ""), tolerances=("atol=0,rtol=0,cosine=1",))

@@ -196,6 +196,17 @@ def test_a_layer_that_cannot_have_its_type_is_refused(models: Models) -> None:
         _apply(path, _plan(path, "bf16"))
 
 
+def test_a_product_of_integers_keeps_its_type(models: Models) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT32),
+        helper.make_node("MatMul", ["i", "w"], ["y"], name="integers"),
+    ]
+    model = models.model(nodes, {"w": np.ones((64, 64), np.int32)}, {"x": (4, 64)})
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT32
+    path = models.save(model)
+    assert _types(_apply(path, _plan(path))[1])["integers"] == "INT32"
+
+
 def test_a_broken_rewriting_is_noticed(mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = _plan(mlp)
 

@@ -131,3 +131,22 @@ def test_an_opset_before_bf16_is_measured_in_fp16_alone(models: Models) -> None:
     assert found.fp16_error is not None
     assert 0 < found.fp16_error < 1e-2
     assert found.bf16_error == np.inf
+
+
+def test_what_sizes_its_output_by_numbers_is_not_computed_from_rounded_ones(models: Models) -> None:
+    nodes = [
+        helper.make_node("Range", ["zero", "many", "one"], ["r"], name="range"),
+        helper.make_node("Resize", ["x", "", "scales"], ["wide"], name="resize"),
+        helper.make_node("ReduceMax", ["r"], ["most"], name="max", keepdims=0),
+        helper.make_node("Add", ["wide", "most"], ["y"], name="add"),
+    ]
+    weights = {
+        "zero": np.array(0, np.float32), "one": np.array(1, np.float32), "many": np.array(5001, np.float32),
+        "scales": np.array([1, 1.9], np.float32),
+    }  # fmt: skip
+    found = _measure(
+        models.save(models.model(nodes, weights, {"x": (1, 1365)})), np.ones((1, 1365), np.float32)
+    )
+    assert (found["range"].size, found["resize"].size) == (5001, 2593)
+    assert found["range"].fp16_error is None
+    assert found["resize"].fp16_error is None
