@@ -329,6 +329,15 @@ def _is_gone(pid: int) -> bool:
         return True
 
 
+@pytest.fixture
+def hangup_is_heard() -> Iterator[None]:
+    """Also in a run of the tests under nohup, whose processes inherit that it is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup_is_heard")
 @pytest.mark.parametrize(
     ("number", "code", "says"),
     [
