@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,10 @@ class Ends:
 
     inputs: tuple[ServedTensor, ...]
     outputs: tuple[ServedTensor, ...]
+
+    def each(self, change: Callable[[ServedTensor], ServedTensor]) -> Ends:
+        """The same with every tensor changed."""
+        return Ends(tuple(map(change, self.inputs)), tuple(map(change, self.outputs)))
 
 
 def read_ends(model: OnnxModel, seen: Sequence[Mapping[str, tuple[int, ...]]] = ()) -> Ends:

@@ -274,7 +274,7 @@ def _of_router(ends: Ends, batching: Batching) -> Ends:
     def as_column(tensor: ServedTensor) -> ServedTensor:
         return replace(tensor, dims=(*tensor.dims, 1)) if len(tensor.dims) == 1 else tensor
 
-    return Ends(tuple(map(as_column, ends.inputs)), tuple(map(as_column, ends.outputs)))
+    return ends.each(as_column)
 
 
 def _weights_note(sparse: Manifest, dense: Manifest) -> str:

@@ -16,11 +16,12 @@ from sparseflow_trt.artifact_validation import (
     limits_for,
     reference_for,
 )
-from sparseflow_trt.engine_ends import narrow_integers, narrows_integers
+from sparseflow_trt.engine_ends import narrows_integers
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.engines.triton_server import Addresses, ServerOptions, find_server, is_ready, start_server
 from sparseflow_trt.errors import ArtifactError, DeployError
+from sparseflow_trt.exporters.integer_ends import narrow_integers
 from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.triton_models import write_stand_in
