@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.engines.context import Bound
-from sparseflow_trt.engines.cuda import Cuda, Graph, stream_handle
+from sparseflow_trt.engines.cuda import Cuda, Graph, stream_handle, telling_first
 from sparseflow_trt.engines.device_tensor import DeviceTensor
-from sparseflow_trt.errors import BuildError, InputError
+from sparseflow_trt.errors import InputError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -51,8 +50,7 @@ class CapturedRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # after an error of CUDA's nothing goes on: what is to be told is the first
-        with contextlib.suppress(*((BuildError,) if error else ())):
+        with telling_first(error):
             self.close()
 
     def close(self) -> None:

@@ -18,6 +18,11 @@ from sparseflow_trt.errors import BuildError, InputError
 _NO_TIMING = 2  # cudaEventDisableTiming
 
 
+def telling_first(error: BaseException | None) -> contextlib.AbstractContextManager[None]:
+    """For what is closed after an error: after one of CUDA's nothing goes on, and the first is to be told."""
+    return contextlib.suppress(BuildError) if error else contextlib.nullcontext()
+
+
 class Cuda:
     """CUDA's runtime. Streams, events and graphs are plain integers; a call that fails is an error."""
 

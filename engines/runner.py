@@ -14,13 +14,13 @@ import numpy as np
 
 from sparseflow_trt.engines.captured import CapturedRun
 from sparseflow_trt.engines.context import Bound, Context
-from sparseflow_trt.engines.cuda import Cuda, Marker, stream_handle
+from sparseflow_trt.engines.cuda import Cuda, Marker, stream_handle, telling_first
 from sparseflow_trt.engines.device_tensor import DeviceTensor
 from sparseflow_trt.engines.engine_tensors import Array, shapes_of
 from sparseflow_trt.engines.layer_times import LayerTime, layer_times
 from sparseflow_trt.engines.placement import MemoryFor, Placement
 from sparseflow_trt.engines.tensorrt_api import Flavour
-from sparseflow_trt.errors import BuildError, InputError
+from sparseflow_trt.errors import InputError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -72,8 +72,7 @@ class Engine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # after an error of CUDA's nothing goes on: what is to be told is the first
-        with contextlib.suppress(*((BuildError,) if error else ())):
+        with telling_first(error):
             self.close()
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from sparseflow_trt._deps import require
 from sparseflow_trt.engines.kernel_profile import KernelProfile, make_profile
 from sparseflow_trt.errors import NotInstalledError
 from sparseflow_trt.kinds import kind_from_names
+from sparseflow_trt.torch_layers import rows_given
 from sparseflow_trt.torch_source import TorchModel
 
 _NO_KERNELS = ("cuda_sync", "overhead", "gpu_user_annotation")
@@ -114,10 +115,10 @@ def record_products(model: TorchModel) -> dict[LinearProduct, int]:
 
     def record(name: str) -> Any:
         def hook(layer: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x = (*args, *named.values())[0]
             n, k = layer.weight.shape
             kind, dtype = kind_from_names((name,), n, k), str(layer.weight.dtype).removeprefix("torch.")
-            found[LinearProduct(kind, n, k, x.numel() // k, _DTYPES.get(dtype, dtype.upper()))] += 1
+            m = rows_given(k, args, named)
+            found[LinearProduct(kind, n, k, m, _DTYPES.get(dtype, dtype.upper()))] += 1
 
         return hook
 

@@ -27,9 +27,8 @@ MOVERS = frozenset(
      "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze")
 )  # fmt: skip
 _RANDOM = frozenset(("Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"))
-_SIZED = frozenset(
-    ("Range", "Resize", "Unique", "Upsample")
-)  # the size of what they make follows from numbers
+# The size of what they make follows from numbers.
+_SIZED = frozenset(("Range", "Resize", "Unique", "Upsample"))
 _UNMEASURED = (
     MOVERS | _RANDOM | _SIZED | {"Cast", "Constant", "ConstantOfShape", "DequantizeLinear", "QuantizeLinear"}
 )

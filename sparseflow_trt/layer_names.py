@@ -6,7 +6,11 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 
 NOT_NAMED = "a classifier, which is taken only where it is named"
-WHERE_NAMED = "which takes a classifier only where --include names it"  # of `prune`
+
+
+def of_classifiers(kinds: Iterable[str]) -> str:
+    """What a hint that says `prune` has to add for layers of these kinds, "" where it takes them all."""
+    return ", which takes a classifier only where --include names it" if "classifier" in kinds else ""
 
 
 def why_left(names: Iterable[str], kind: str, include: Sequence[str], exclude: Sequence[str]) -> str:

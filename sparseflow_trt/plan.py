@@ -17,7 +17,7 @@ from sparseflow_trt._schema import Record, load_yaml, parse, read_text
 from sparseflow_trt.decide import SparsityMode as SparsityMode
 from sparseflow_trt.errors import NotSparseError, PlanError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
-from sparseflow_trt.layer_names import WHERE_NAMED
+from sparseflow_trt.layer_names import of_classifiers
 from sparseflow_trt.policy import Kernel
 from sparseflow_trt.precision_record import ModelPrecision as ModelPrecision
 from sparseflow_trt.precision_record import Precision as Precision
@@ -234,7 +234,7 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
         listed = "; ".join(problems)
         said = f"{source} does not fit the model in {len(problems)} layer(s): {listed}."
         if len(problems) == len(not_sparse):
-            named = f", {WHERE_NAMED}" if any(layer.kind == "classifier" for layer in not_sparse) else ""
+            named = of_classifiers(layer.kind for layer in not_sparse)
             hint = f"Plan them dense, or prune the model first: `sparseflow-trt prune MODEL`{named}."
             raise NotSparseError(said, hint)
         raise PlanError(said, _HINT)

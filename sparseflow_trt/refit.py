@@ -25,7 +25,7 @@ from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.errors import ArtifactError, NotInstalledError, NotSparseError
 from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
-from sparseflow_trt.layer_names import WHERE_NAMED
+from sparseflow_trt.layer_names import of_classifiers
 from sparseflow_trt.manifest import EngineRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.model_file import check_operators, input_dims, read_model
 from sparseflow_trt.plan import Plan, check_plan, read_plan
@@ -193,7 +193,7 @@ def check_sparse_layers(manifest: Manifest, plan: Plan, layers: tuple[WeightedLa
     first = wrong[0]
     runs = f"runs the sparse kernel {kernels[first.name]}" if first.name in kernels else "is planned sparse"
     more = f" The same holds of {len(wrong) - 1} more." if len(wrong) > 1 else ""
-    named = f", {WHERE_NAMED}" if any(layer.kind == "classifier" for layer in wrong) else ""
+    named = of_classifiers(layer.kind for layer in wrong)
     raise NotSparseError(
         f"layer '{first.name}' {runs}, and its new weights are not 2:4: {first.reason}.{more}",
         f"Prune the new model with `sparseflow-trt prune`{named}, or build it anew with "

@@ -132,6 +132,11 @@ def why_not_2to4(layer: TorchLayer) -> str:
     return sites.why_not_2to4(layer.dtype, layer.k)
 
 
+def rows_given(k: int, args: tuple[Any, ...], named: Mapping[str, Any]) -> int:
+    """The rows that a call gives a Linear of K inputs, by position or as layer(input=x)."""
+    return int((*args, *named.values())[0].numel()) // k
+
+
 def record_rows(layers: Iterable[TorchLayer], run: Callable[[], object]) -> dict[str, int]:
     """M of each layer: the most rows of x that it gets in one call; a layer that is not called is left out.
 
@@ -144,8 +149,7 @@ def record_rows(layers: Iterable[TorchLayer], run: Callable[[], object]) -> dict
 
     def watch(layer: TorchLayer) -> Any:
         def hook(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x = (*args, *named.values())[0]
-            rows[layer.name] = max(rows[layer.name], x.numel() // layer.k)
+            rows[layer.name] = max(rows[layer.name], rows_given(layer.k, args, named))
 
         return layer.module.register_forward_pre_hook(hook, with_kwargs=True)
 
