@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,8 +28,8 @@ _FP16, _FP32_SUMS, _COLUMNS, _ROWS = 2, 2, 1, 2  # CUDA_R_16F, CUSPARSE_COMPUTE_
 _ID, _MAX_ID, _SPLIT_K, _SPLIT_K_MODE = 0, 1, 3, 4  # cusparseLtMatmulAlgAttribute_t
 _MOST_WORKSPACE = 32 << 20  # the plugin's own limit
 _MOST_SPLIT_M = 512
-_SHORT, _LONG = 2, 6  # launches of a graph
-_ROUNDS = 3  # of the finalists, in turn: one that runs alone may meet a GPU that is slowed down
+_SHORT = 2  # launches of a graph that decide who is timed at length
+_FINALISTS, _ROUNDS = 8, 15  # in turn: one that runs alone may meet a GPU that is slowed down
 _ONE, _ZERO = ctypes.c_float(1), ctypes.c_float(0)
 
 Algorithm = tuple[int, int, int]  # number, parts of K, how K is split
@@ -188,7 +189,7 @@ class Alone:
                 (number, parts, mode) for number, _, _ in ranked[:3] for parts in (2, 4) for mode in (1, 2)
             ]
             ranked = self._ranked(m, ranked[:4] + split, _SHORT)
-        ranked = self._ranked(m, ranked[:6], _LONG, _ROUNDS)
+        ranked = self._ranked(m, ranked[:_FINALISTS], 1, _ROUNDS)
         if not ranked:
             raise RefusedError(f"cuSPARSELt has no algorithm for {m} rows")
         return self._graph(Product(self._library, self._k, self._n, m, ranked[0])), ranked[0]
@@ -209,7 +210,7 @@ class Alone:
         self, m: int, candidates: Sequence[Algorithm], launches: int, rounds: int = 1
     ) -> list[Algorithm]:
         graphs: dict[Algorithm, Graph] = {}
-        times: dict[Algorithm, float] = {}
+        times: dict[Algorithm, list[float]] = {}
 
         def plan(algorithm: Algorithm) -> Product | None:
             with contextlib.suppress(RefusedError):
@@ -225,13 +226,13 @@ class Alone:
                     graphs[algorithm] = self._graph(product)
         for _ in range(rounds):
             for algorithm, graph in graphs.items():
-                times[algorithm] = times.get(algorithm, 0.0) + min(self.time(graph, launches))
+                times.setdefault(algorithm, []).append(min(self.time(graph, launches)))
         for graph in graphs.values():
             self.free(graph)
         for product in products:
             if product is not None:
                 product.close()
-        return sorted(times, key=times.__getitem__)
+        return sorted(times, key=lambda algorithm: statistics.median(times[algorithm]))
 
     def _graph(self, product: Product) -> Graph:
         def run() -> None:

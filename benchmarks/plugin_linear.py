@@ -11,8 +11,10 @@ Each shape is a network of a few products of random 2:4 weights, each with an in
 the weights do not stay in the GPU's cache, as in a real network they do not. The plugin's engine covers every
 M; the dense one is built for each; cuSPARSELt alone runs the same products from Python, with the fastest
 algorithm of a search of its own, whose finalists are timed in turn, as the plugin's are. All are timed in
-turn as CUDA graphs; a time is a graph's, divided by its products. Before, cuSPARSELt's algorithms are tried
-in a process that may die of one: then only those before it are used, by both sides, and neither splits K.
+turn as CUDA graphs; a time is a graph's, divided by its products. cuSPARSELt takes M that are multiples of
+eight: for another M it runs the next one, and the plugin, which copies rows then, is held against that.
+Before, cuSPARSELt's algorithms are tried in a process that may die of one: then only those before it are
+used, by both sides, and neither splits K.
 Writes results/plugin_linear_MODEL.json after each cell; cells that it has of this kind of GPU, driver and
 versions stand and are not measured again. With --work DIR engines are kept and found again, and --stop-after
 SECONDS begins no build later than that.
@@ -271,7 +273,7 @@ def compare(
     k, count = weights[0].shape[0], len(weights)
     block = np.random.default_rng(m).standard_normal((min(m, 256), k), np.float32).astype(np.float16)
     feeds = {f"x{i}": np.resize(block, (m, k)) for i in range(count)}
-    graph, algorithm = alone.prepare(block, m, settings.limit)
+    graph, algorithm = alone.prepare(block, round_up(m), settings.limit)
     with Engine(settings.flavour, dense) as first, Engine(settings.flavour, plugin) as second:
         with first.capture(feeds) as base, second.capture(feeds) as other:
             times = in_turn([base.time, other.time, lambda launches: alone.time(graph, launches)])
@@ -302,6 +304,11 @@ def compare(
             row[f"{side}_max_error"] = float(np.abs(output["y1"] - exact).max())
         row["error_over_dense"] = round(row["plugin_error"] / row["dense_error"], 3)
     return row
+
+
+def round_up(m: int) -> int:
+    """The rows that cuSPARSELt takes for m."""
+    return -(-m // 8) * 8
 
 
 def in_turn(sides: Sequence[Callable[[int], list[float]]]) -> list[list[float]]:

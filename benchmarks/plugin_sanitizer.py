@@ -16,6 +16,7 @@ library, and the command; of tools that are not asked for, what it has of them s
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import re
@@ -44,6 +45,7 @@ SHAPE = (str(K), str(N), str(MOST))
 FILES = ("--plugin", "--cusparselt", "--sanitizer")
 _COUNT = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?$|hazard)")
 _KERNEL = re.compile(r"\bat (?:void )?([\w:<>, ]+?)(?:\(|\+0x)")
+_PLACE = re.compile(r"Thread |  File ")
 _RUNS = "RUNS "
 
 
@@ -68,6 +70,7 @@ def main() -> None:
     flavour = load_flavour("tensorrt")
     load_plugins(flavour, [asked.plugin])
     if asked.engine:
+        faulthandler.dump_traceback_later(max(asked.limit - 5, 1))  # where it was, if it has to be stopped
         print(_RUNS + json.dumps(soak(flavour, asked.engine, draw(), asked.minutes)), flush=True)
         return
     if not asked.sanitizer:
@@ -101,6 +104,7 @@ def main() -> None:
 def run_tool(asked: argparse.Namespace, tool: str, engine: Path) -> dict[str, Any]:
     """What a tool says of a process that loads the engine and runs it, and of cuSPARSELt alone."""
     child = ["--plugin", str(asked.plugin), "--engine", str(engine), "--minutes", str(asked.minutes)]
+    child += ["--limit", str(asked.limit)]
     done, seen = under(asked, tool, [__file__, *child])
     (figures,) = [json.loads(line[len(_RUNS) :]) for line in done if line.startswith(_RUNS)] or [{}]
     ran = bool(figures) and not figures["failed"] and figures["outputs_right"]
@@ -142,6 +146,7 @@ def under(asked: argparse.Namespace, tool: str, script: list[str]) -> tuple[list
         "exit code": process.returncode,
         "ended": ended,
         "seconds": round(time.monotonic() - started, 1),
+        "was in": [] if ended else [without_folders(line.strip()) for line in lines if _PLACE.match(line)],
         "kernels named": sorted({found for line in said for found in _KERNEL.findall(line)}),
         "said": [without_folders(line) for line in said[:SAID]],
     }

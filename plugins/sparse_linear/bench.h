@@ -20,7 +20,14 @@ class Bench {
   // Microseconds of one product, the best of some launches of a graph of several.
   float time(Product const& product, int launches);
 
-  // Whether the last product that was timed computed what it should, by some of its numbers.
+  // Microseconds of one of each, the median of so many launches of such graphs, in turn and with no pause: a GPU that
+  // meets its power limit slows down, which is to meet all alike.
+  std::vector<float> time_in_turn(std::vector<Product const*> const& products, int rounds);
+
+  // Runs one and waits for it.
+  void run(Product const& product);
+
+  // Whether the last product that ran computed what it should, by some of its numbers.
   bool is_right();
 
   // Whether CUDA still works, after an error of a product: some leave a process with no GPU.
@@ -28,6 +35,7 @@ class Bench {
 
  private:
   cuda::GraphExec capture(Product const& product);
+  float time(cuda::GraphExec const& graph);
   void run(Product const& product, int turn);
 
   Layer const& layer_;

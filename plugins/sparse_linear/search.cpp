@@ -16,9 +16,8 @@ namespace sparseflow {
 namespace {
 
 constexpr int kShort = 2;               // launches that decide who is timed at length
-constexpr int kRounds = 3;
-constexpr int kInRound = 4;             // launches
-constexpr size_t kAtLength = 6;         // the fastest so many
+constexpr int kRounds = 15;             // of a launch of each
+constexpr size_t kAtLength = 8;         // the fastest so many
 constexpr float kFar = 1.5F;            // slower than the fastest by this is out
 constexpr int64_t kMostSplitRows = 512; // more rows make tiles enough for the whole GPU without splitting K
 constexpr size_t kSplitOf = 3;          // so many of the fastest are tried with K split
@@ -84,23 +83,24 @@ class Contest {
       if (!finalists.empty() && (finalists.size() >= kAtLength || timed.choice.microseconds > limit)) {
         break;
       }
-      bench_.time(*timed.product, 1);
+      bench_.run(*timed.product);
       if (!bench_.is_right()) {
         refused_ = in_words(timed.choice.algorithm) + " computes something else";
         log(Severity::kWarning, "M=" + std::to_string(m_) + ": " + refused_ + "; it is not used");
         continue;
       }
-      timed.choice.microseconds = 0;
       finalists.push_back(&timed);
     }
     if (finalists.empty()) {
       throw LibraryError("there is no algorithm for " + std::to_string(m_) + " rows (" + refused_ + ")");
     }
-    // In turn: a GPU that meets its power limit slows down, and the first would look the fastest.
-    for (int round = 0; round < kRounds; ++round) {
-      for (auto* const timed : finalists) {
-        timed->choice.microseconds += bench_.time(*timed->product, kInRound) / kRounds;
-      }
+    std::vector<Product const*> products;
+    for (auto const* timed : finalists) {
+      products.push_back(timed->product.get());
+    }
+    auto const medians = bench_.time_in_turn(products, kRounds);
+    for (size_t i = 0; i < finalists.size(); ++i) {
+      finalists[i]->choice.microseconds = medians[i];
     }
     return (*std::min_element(finalists.begin(), finalists.end(), [](auto const* a, auto const* b) {
              return faster(*a, *b);
