@@ -12,7 +12,7 @@ constexpr int64_t kMostMeasured = 16384;
 // Whether a context may meet more than kMostExact numbers of rows: multiples of kRows, and kRows itself for tails.
 bool is_shared(int64_t min_m, int64_t max_m) {
   auto const most = round_up(max_m, kRows) / kRows - min_m / kRows + 2;
-  return max_m > kMostCopied && most > static_cast<int64_t>(kMostExact);
+  return max_m > kShared && most > static_cast<int64_t>(kMostExact);
 }
 
 }  // namespace
@@ -30,9 +30,10 @@ std::vector<int64_t> rows_to_measure(int64_t min_m, int64_t max_m) {
   auto const last = std::min(round_up(std::max<int64_t>(max_m, 1), kRows), kMostMeasured);
   auto const first = std::min(min_m, last);
   std::vector<int64_t> rows;
-  // Tails: at most 7 rows, or what is left of a multiple of kMostCopied.
-  auto const has_tails = max_m > kMostCopied && (min_m != max_m || split(max_m).tail != 0);
-  auto const most_in_tail = is_shared(min_m, max_m) ? kMostCopied : kRows;
+  // Tails: kRows, or what is left of a multiple of kShared.
+  auto const shared = is_shared(min_m, max_m);
+  auto const has_tails = shared || (max_m > kMostCopied && (min_m != max_m || split(max_m).tail != 0));
+  auto const most_in_tail = shared ? kShared : kRows;
   for (int64_t m = kRows; has_tails && m <= most_in_tail && m < first; m *= 2) {
     rows.push_back(m);
   }

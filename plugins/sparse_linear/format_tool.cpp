@@ -106,7 +106,9 @@ void run(std::vector<std::string> const& words) {
     }
   } else if (verb == "split") {
     auto const parts = split(std::stoll(words.at(1)));
-    std::printf("%lld %lld\n", static_cast<long long>(parts.whole), static_cast<long long>(parts.tail));
+    for (auto const rows : {parts.whole, parts.tail, parts.copied}) {
+      std::printf("%lld\n", static_cast<long long>(rows));
+    }
   } else {
     throw FormatError("there is no verb " + verb);
   }

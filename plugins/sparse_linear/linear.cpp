@@ -240,7 +240,8 @@ Product const& Products::dense(int64_t m) {
 // The second product of a split costs a second reading of the weights.
 Split Products::parts_of(int64_t m) const {
   auto const exact = split(m);
-  return sparse_.size() < kMostExact || sparse_.count(exact.whole) != 0 ? exact : split_shared(m);
+  auto const is_planned = sparse_.count(exact.copied != 0 ? round_up(m, kRows) : exact.whole) != 0;
+  return sparse_.size() < kMostExact || is_planned ? exact : split_shared(m);
 }
 
 void Products::prepare(int64_t m) {
@@ -249,11 +250,10 @@ void Products::prepare(int64_t m) {
     return;
   }
   auto const parts = parts_of(m);
-  if (parts.whole != 0) {
-    sparse(parts.whole);
-  }
-  if (parts.tail != 0) {
-    sparse(round_up(parts.tail, kRows));
+  for (auto const rows : {parts.whole, parts.tail, round_up(parts.copied, kRows)}) {
+    if (rows != 0) {
+      sparse(rows);
+    }
   }
 }
 
@@ -271,27 +271,30 @@ void Products::run(int64_t m, void const* x, void* y, void* workspace, cudaStrea
     return;
   }
   auto const parts = parts_of(m);
+  if (parts.copied != 0) {
+    run_copied(m, x, y, workspace, stream);
+    return;
+  }
   if (parts.whole != 0) {
     sparse(parts.whole).run(weights_->compressed(), x, y, workspace, stream);
   }
-  if (parts.tail == 0) {
-    return;
+  if (parts.tail != 0) {
+    auto const first = m - parts.tail;
+    sparse(parts.tail).run(weights_->compressed(), static_cast<char const*>(x) + bytes_of(first, weight.k),
+                           static_cast<char*>(y) + bytes_of(first, weight.n), workspace, stream);
   }
-  auto const* const x_tail = static_cast<char const*>(x) + bytes_of(parts.whole, weight.k);
-  auto* const y_tail = static_cast<char*>(y) + bytes_of(parts.whole, weight.n);
-  auto const rows = round_up(parts.tail, kRows);
-  if (rows == parts.tail) {
-    sparse(rows).run(weights_->compressed(), x_tail, y_tail, workspace, stream);
-    return;
-  }
-  auto const x_bytes = bytes_of(parts.tail, weight.k);
+}
+
+void Products::run_copied(int64_t m, void const* x, void* y, void* workspace, cudaStream_t stream) {
+  auto const& weight = linear_->layer().weight;
+  auto const rows = round_up(m, kRows);
+  auto const x_bytes = bytes_of(m, weight.k);
   auto* const x_copy = static_cast<char*>(workspace) + kMostWorkspace;
   auto* const y_copy = x_copy + aligned(bytes_of(rows, weight.k));
-  cuda::check(cudaMemcpyAsync(x_copy, x_tail, x_bytes, cudaMemcpyDeviceToDevice, stream), "copying rows");
+  cuda::check(cudaMemcpyAsync(x_copy, x, x_bytes, cudaMemcpyDeviceToDevice, stream), "copying rows");
   cuda::check(cudaMemsetAsync(x_copy + x_bytes, 0, bytes_of(rows, weight.k) - x_bytes, stream), "padding rows");
   sparse(rows).run(weights_->compressed(), x_copy, y_copy, workspace, stream);
-  cuda::check(cudaMemcpyAsync(y_tail, y_copy, bytes_of(parts.tail, weight.n), cudaMemcpyDeviceToDevice, stream),
-              "copying rows");
+  cuda::check(cudaMemcpyAsync(y, y_copy, bytes_of(m, weight.n), cudaMemcpyDeviceToDevice, stream), "copying rows");
 }
 
 }  // namespace sparseflow

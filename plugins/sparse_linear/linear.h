@@ -72,12 +72,13 @@ class Products {
   // Bytes of workspace for up to m rows.
   static size_t workspace(Packed const& weight, int64_t m);
 
-  // y[m, n] = activation(x[m, k] · Wᵀ + bias): at most two products and three copies on the stream.
+  // y[m, n] = activation(x[m, k] · Wᵀ + bias): at most two products on the stream, or one and three copies.
   void run(int64_t m, void const* x, void* y, void* workspace, cudaStream_t stream);
 
  private:
   bool is_dense(int64_t m) const { return m < linear_->layer().dense_below_m; }
   Split parts_of(int64_t m) const;
+  void run_copied(int64_t m, void const* x, void* y, void* workspace, cudaStream_t stream);
   Product const& sparse(int64_t m);
   Product const& dense(int64_t m);
 

@@ -214,7 +214,8 @@ def test_rows_to_measure_cover_the_range(tool: Tool) -> None:
 
     assert rows(1, 1) == [8]
     assert rows(64, 64) == [64]
-    assert rows(16, 300) == [8, 16, 32, 64, 128, 256, 304]
+    assert rows(16, 300) == [16, 32, 64, 128, 256, 304]
+    assert rows(300, 500) == [512 - 8]  # copied
     assert rows(600, 700) == [8, 700 + 4]
     assert rows(600, 600) == [600]
     # More sizes than a context plans one by one: what is left of a multiple of 256 is measured, too.
@@ -240,10 +241,11 @@ def test_no_more_rows_are_measured_than_matter(tool: Tool) -> None:
 
 
 def test_rows_are_split_where_they_are_no_multiple_of_eight(tool: Tool) -> None:
-    for m in (1, 7, 8, 9, 255, 256, 257, 1000, 1001, 8191):
-        whole, tail = map(int, tool("split", m).stdout.split())
-        assert whole + tail == m
-        assert whole % 8 == 0
-        assert tail <= 256
+    for m in (1, 7, 8, 9, 255, 256, 257, 511, 512, 513, 1000, 1001, 8191):
+        whole, tail, copied = map(int, tool("split", m).stdout.split())
         if m % 8 == 0:
-            assert tail == 0
+            assert (whole, tail, copied) == (m, 0, 0)
+        elif m < 512:
+            assert (whole, tail, copied) == (0, 0, m)
+        else:  # the last eight end where the rows end, and begin before the others do
+            assert (whole, tail, copied) == (m - m % 8, 8, 0)
