@@ -15,9 +15,9 @@ turn as CUDA graphs; a time is a graph's, divided by its products. cuSPARSELt ta
 eight: for another M it runs the next one, and the plugin, which copies rows then, is held against that.
 Before, cuSPARSELt's algorithms are tried in a process that may die of one: then only those before it are
 used, by both sides, and neither splits K.
-Writes results/plugin_linear_MODEL.json after each cell; cells that it has of this kind of GPU, driver and
-versions stand and are not measured again. With --work DIR engines are kept and found again, and --stop-after
-SECONDS begins no build later than that.
+Writes results/plugin_linear_MODEL.json after each cell, with what the other M come to by itself; cells that
+it has of this kind of GPU, driver and versions stand and are not measured again. With --work DIR engines are
+kept and found again, and --stop-after SECONDS begins no build later than that.
 """
 
 from __future__ import annotations
@@ -323,15 +323,23 @@ def relative_l2(output: Any, exact: Any) -> float:
     return float(np.linalg.norm(off) / np.linalg.norm(exact.astype(np.float64)))
 
 
-def write(model: str, cells: list[dict[str, Any]], builds: list[dict[str, Any]], settings: Settings) -> None:
-    """Writes what is there so far."""
-    gains = [cell["speedup"] for cell in cells]
+def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean gain of some cells, and the worst of them; nothing of none."""
+    if not cells:
+        return {}
     worst = min(cells, key=lambda cell: cell["speedup"])
-    mean = round(math.exp(sum(map(math.log, gains)) / len(gains)), 3)
-    figures = {
-        "geometric_mean": mean,
+    return {
+        "geometric_mean": round(statistics.geometric_mean(cell["speedup"] for cell in cells), 3),
         "worst": {key: worst[key] for key in ("layer", "m", "speedup")},
         "worst_over_cusparselt": max(cell["plugin_over_cusparselt"] for cell in cells),
+    }
+
+
+def write(model: str, cells: list[dict[str, Any]], builds: list[dict[str, Any]], settings: Settings) -> None:
+    """Writes what is there so far."""
+    figures = {
+        **summary([cell for cell in cells if cell["m"] % 8 == 0]),
+        "other_m": summary([cell for cell in cells if cell["m"] % 8]),
         "timing": timing_of(settings),
         "plugin_sha256": settings.plugin,
         "trial": settings.trial,

@@ -5,8 +5,9 @@
 reads the autotune_NAME_*.jsonl in results/ and the folders in it, each the journal of a run whose command
 stands in it. Of cuSPARSELt the products count that have all M of autotune's grid; TensorRT's own kernels,
 each M of which takes a build, were measured at fewer. The plugin's points come from the plugin_linear_*.json
-of that GPU. Thresholds for TensorRT's own kernels are given, not derived (docs/TENSORRT.md: whole engines
-gained nothing); the plugin has none, since the layers that it was measured at are large ones.
+of that GPU, where M is a multiple of eight: what others cost `uneven_rows` says. Thresholds for TensorRT's
+own kernels are given, not derived (docs/TENSORRT.md: whole engines gained nothing); the plugin has none,
+since the layers that it was measured at are large ones.
 
 Times are not smooth, so what the policy says of an M or a shape that was not measured is tried on those that
 were: the measured M in FOLDS parts, each asked of the others (`asked_between`), and each shape asked of the
@@ -40,6 +41,7 @@ from sparseflow_trt.lookup import known_of
 from sparseflow_trt.policy import SHIPPED, Pair, Point, Policy, Threshold, json_from_policy
 from sparseflow_trt.thresholds import derive_thresholds
 from sparseflow_trt.tuning import GRID
+from sparseflow_trt.uneven_rows import ROWS
 
 ALL = Path(__file__).parent / "results"
 LEAST = 0.98  # of dense over policy: what is slower than that is lost
@@ -158,7 +160,12 @@ def plugin_parts(policy: Policy) -> list[Policy]:
             "clocks": "",
             "source": f"the plugin: {result['command']}, {result['date']}, driver {machine['driver']}",
             "thresholds": (),
-            "points": tuple(point for cell in result["cells"] for point in plugin_points(cell, rounds)),
+            "points": tuple(
+                point
+                for cell in result["cells"]
+                if cell["m"] % ROWS == 0
+                for point in plugin_points(cell, rounds)
+            ),
         }
         parts.append(policy.model_copy(update=update))
     return parts

@@ -19,8 +19,9 @@ def find_twins(layers: Iterable[LayerEvidence], timings: Iterable[LayerTimings])
     """For layers that the log has no times of, the layer whose times the builder must have taken.
 
     A layer has one where the inspector tells the same parameters and tensors of both, both run the very same
-    tactic, and no other layer of the profile that is like them is in the log: with two of those it is not
-    told which one. This holds for builds that began with no times of earlier ones.
+    tactic, and no other layer of the profile that is like them has times in the log: with two of those it is
+    not told which one. A layer that the log names and gives no time of has none. This holds for builds that
+    began with no times of earlier ones.
 
     Args:
         layers: What the engine says of itself.
@@ -36,13 +37,12 @@ def find_twins(layers: Iterable[LayerEvidence], timings: Iterable[LayerTimings])
             alike.setdefault((layer.profile, layer.parameters), []).append(layer)
     twins: Twins = {}
     for (profile, _), group in alike.items():
-        logged = [layer for layer in group if (layer.name, profile) in tried]
-        if len(logged) != 1 or not tried[logged[0].name, profile]:
+        timed = [layer for layer in group if tried.get((layer.name, profile), 0)]
+        if len(timed) != 1:
             continue
-        (timed,) = logged
         for layer in group:
-            if layer is not timed and _tactic(layer) == _tactic(timed):
-                twins[layer.name, profile] = timed.name
+            if layer is not timed[0] and _tactic(layer) == _tactic(timed[0]):
+                twins[layer.name, profile] = timed[0].name
     return twins
 
 

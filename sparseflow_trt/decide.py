@@ -13,6 +13,8 @@ from sparseflow_trt.plugin_lookup import PLUGIN_DTYPES, is_beaten, plugin_known
 from sparseflow_trt.policy import Kernel, Policy
 from sparseflow_trt.shapes import Dims, Profile, dims_at
 from sparseflow_trt.sites import SMALLEST_K
+from sparseflow_trt.symbolic import SymbolicM
+from sparseflow_trt.uneven_rows import ROWS
 
 SparsityMode = Literal["policy", "force", "off", "plugin"]
 
@@ -193,6 +195,7 @@ def _with_plugin(
     if below:
         memory = layer.n * layer.k * _ELEMENT_BYTES / 2**20
         said += f"; below M={below} its dense copy, which takes {memory:.3g} MiB more of the GPU's memory"
+    said += _beside_multiples(layer.m, known, sizes, sizes.at[top] or 0)
     return Decision("plugin", said, below)
 
 
@@ -201,6 +204,16 @@ def _beside(own: Verdict, plugin: Verdict) -> str:
     if own.speedup is None or own.points == plugin.points or any(p.library == "torch" for p in own.points):
         return ""
     return f"; TensorRT's own sparse kernels {own.speedup:.2f}×"
+
+
+def _beside_multiples(m: SymbolicM, known: Known, sizes: _Sizes, top: int) -> str:
+    """What is lost at M that are no multiples of 8, where such come."""
+    if sizes.low == sizes.high or m.is_multiple_of(ROWS) or top % ROWS:
+        return ""
+    beside = known.judge(top - 1)
+    if beside.sparse or beside.speedup is None:
+        return ""
+    return f"; but at M={top - 1} {beside.speedup:.2f}×: pad M to a multiple of {ROWS}"
 
 
 def _dense_below(known: Known, low: int, top: int) -> int:

@@ -130,6 +130,10 @@ class Known:
         known = self.at(m)
         return known._verdict(m, self._times(m) if known is not self else None)
 
+    def of_multiples(self) -> Known:
+        """What ranges of M are drawn from: this, where a kernel takes one M as well as another."""
+        return self
+
     def learned_from(self, m: int) -> list[tuple[float, Pair]]:
         """The products that a learned answer at M rests on, with their shares; none where it is not learned.
 

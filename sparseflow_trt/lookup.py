@@ -137,7 +137,11 @@ def sparse_ranges(
 
 
 def ranges_of(known: Known, low: int, high: int) -> tuple[tuple[int, int, bool], ...]:
-    """As `sparse_ranges`, of what is known of one layer, and of what speaks where that leaves it open."""
+    """As `sparse_ranges`, of what is known of one layer, and of what speaks where that leaves it open.
+
+    Of the plugin they are those of the multiples of 8 in them.
+    """
+    known = known.of_multiples()
     after: set[int] = set()  # a verdict changes nowhere else
     for each in (known, known.otherwise) if known.otherwise else (known,):
         limit = each.threshold

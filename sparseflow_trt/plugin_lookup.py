@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from sparseflow_trt._same import Same
 from sparseflow_trt.known import Expected, Known, Verdict
@@ -17,6 +17,7 @@ from sparseflow_trt.lookup import guess_for, judge, known_of
 from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
 from sparseflow_trt.packing import why_not_in_plugin
 from sparseflow_trt.policy import Library, Pair, Point, Policy, pairs_by_m, pairs_by_shape
+from sparseflow_trt.uneven_rows import KnownInPlugin
 
 # By how much an estimate has to win against cuBLAS, which is not what it would take the place of. On an
 # H200 the plugin's measured gain over TensorRT 8.6's dense kernel was 0.86 to 1.33 times what the estimate
@@ -26,7 +27,7 @@ PLUGIN_DTYPES = ("FP16", "BF16")
 _ELEMENT_BYTES = 2  # of FP16 and BF16, which is all that the plugin takes
 
 
-def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known:
+def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> KnownInPlugin:
     """What a policy knows of the plugin for one layer; what `wins` and `sparse` say is said of the plugin.
 
     In this order: the plugin's points of this very shape (where they leave it open an estimate), an estimate
@@ -35,7 +36,8 @@ def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known
     measured at, and is wrong less often for it (docs/AUTOTUNED_POLICY.md).
     An estimate is cuSPARSELt's time against TensorRT's dense time of the same product where the policy has
     that, else against cuBLAS's, and then it has to win by ESTIMATE_MARGIN. Thresholds of cuSPARSELt say
-    nothing here: they are of its margin over cuBLAS.
+    nothing here: they are of its margin over cuBLAS. Of an M that is no multiple of 8, and was not measured in
+    the plugin itself, what that costs is counted (`uneven_rows`).
 
     Args:
         policy: What was measured.
@@ -48,8 +50,12 @@ def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known
 
 
 @functools.lru_cache(maxsize=256)
-def _plugin_known(same: Same[Policy], kind: str, n: int, k: int, dtype: str) -> Known:
-    policy = same.value
+def _plugin_known(same: Same[Policy], kind: str, n: int, k: int, dtype: str) -> KnownInPlugin:
+    known = _of_multiples(same.value, kind, n, k, dtype)
+    return KnownInPlugin(**{each.name: getattr(known, each.name) for each in fields(Known)})
+
+
+def _of_multiples(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known:
     measured = known_of(policy, kind, n, k, dtype, "tensorrt", "plugin")
     estimated = _estimated(measured)
     if measured.library != "tensorrt":

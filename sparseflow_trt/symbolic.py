@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 
 
@@ -19,6 +20,10 @@ class SymbolicM:
             constant *= factor if isinstance(factor, int) else 1
         parts = ([str(constant)] if constant != 1 or not names else []) + names
         return "*".join("?" if p == "None" else p for p in parts)
+
+    def is_multiple_of(self, number: int) -> bool:
+        """Whether M is a multiple of it whatever the named dimensions are."""
+        return math.prod(f for f in self.factors if isinstance(f, int)) % number == 0
 
     def evaluate(self, dims: dict[str, int]) -> int | None:
         """M for the given named dimensions, or None where one of them is not given."""

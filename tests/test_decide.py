@@ -56,8 +56,17 @@ def test_the_plugin_is_taken_where_it_wins_and_the_points_are_named() -> None:
     assert found == Decision(
         "plugin",
         "profile 'p64': the plugin wins at M=64: 1.50× measured (512→1024, the plugin against TensorRT's "
-        "kernels, GPU X)",
+        "kernels, GPU X); but at M=63 1.00×: pad M to a multiple of 8",
     )
+
+
+def test_what_an_m_beside_the_multiples_of_eight_costs_is_said_where_such_come() -> None:
+    policy = policy_of({16: 1.5, 64: 1.5})
+    fixed = decided(policy, 64, low=64)
+    assert fixed.kernel == "plugin"
+    assert "pad M" not in fixed.reason
+    assert "pad M" not in decided(policy, 64, layer=replace(LAYER, m=SymbolicM((16, "batch")))).reason
+    assert decided(policy, 63, low=63).kernel == "dense"
 
 
 @given(RATIOS, RATIOS)
@@ -110,7 +119,7 @@ def test_asked_for_it_is_taken_wherever_it_can_run() -> None:
 def test_where_it_loses_at_small_m_it_holds_a_dense_copy() -> None:
     found = decided(policy_of({16: 0.8, 64: 0.9, 128: 1.3, 1024: 1.4}), 1024, low=1)
     assert (found.kernel, found.dense_below_m) == ("plugin", 128)
-    assert found.reason.endswith("; below M=128 its dense copy, which takes 1 MiB more of the GPU's memory")
+    assert "; below M=128 its dense copy, which takes 1 MiB more of the GPU's memory" in found.reason
 
 
 def test_an_estimate_that_wins_by_too_little_is_no_reason_for_a_dense_copy() -> None:

@@ -100,6 +100,11 @@ def test_with_two_that_were_timed_it_is_not_told_whose_they_are() -> None:
     assert find_twins(layers, (*TIMINGS, third)) == {}
 
 
+def test_a_layer_that_the_log_names_without_a_time_has_those_of_its_twin() -> None:
+    named = LayerTimings("up_2", 0, without_tactics=("CudaDepthwiseConvolution",))
+    assert find_twins(entries({}), (*TIMINGS, named)) == {("up_2", 0): UP}
+
+
 def test_a_layer_that_nothing_was_offered_for_lends_no_times() -> None:
     layers = entries({})
     assert find_twins(layers, (LayerTimings(UP, 0, without_tactics=("CaskConvolution",)),)) == {}

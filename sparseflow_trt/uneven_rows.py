@@ -1,0 +1,63 @@
+"""What the plugin takes longer at an M that is no multiple of 8: cuSPARSELt takes multiples alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+from sparseflow_trt.known import Expected, Known, Verdict
+
+ROWS = 8
+
+# Upper bounds of what such an M took longer than the next multiple, of TinyLlama's products on an H200 (M = 1,
+# 100, 300 and 1003 in results/plugin_linear_tinyllama.json): copying few rows 4.0 to 4.8 µs, what is done of
+# more 0.9 to 1.2 times what 8 rows take, which is mostly reading the weights.
+FEW = 128
+FEW_US = 5.0
+READINGS = 1.2
+
+
+@dataclass(frozen=True)
+class KnownInPlugin(Known):
+    """What a policy knows of one layer in the plugin; of an M that is no multiple of 8, also what that costs."""
+
+    def expect(self, m: int) -> Expected | None:
+        """The times to expect at M, as of `Known`, with what its rows beyond a multiple of 8 take."""
+        times = super().expect(m)
+        more = self._more_us(m)
+        if times is None or more == 0:
+            return times
+        sparse_us = times.sparse_us + more
+        wins = times.wins and times.dense_us >= sparse_us * (1 + self.policy.margin)
+        return replace(times, sparse_us=sparse_us, wins=wins)
+
+    def judge(self, m: int) -> Verdict:
+        """Whether the product at M should run in the plugin, as of `Known`, with that cost."""
+        verdict = super().judge(m)
+        times = self.expect(m)
+        if times is None or not verdict.sparse or verdict.speedup is None or self._more_us(m) == 0:
+            return verdict
+        speedup = min(times.speedup, verdict.speedup)
+        counted = f"{_rounded_down(speedup)} with what it copies or computes twice"
+        if times.wins:
+            reason = f"{verdict.reason}; M={m} is no multiple of {ROWS}: {counted}"
+        else:
+            lost = f"does not win by {self.policy.margin:.0%} at M={m}, which is no multiple of {ROWS}"
+            reason = f"the plugin {lost}: {counted}; else {verdict.reason}"
+        return replace(verdict, sparse=times.wins, speedup=speedup, reason=reason)
+
+    def of_multiples(self) -> Known:
+        """The same as if every M were a multiple of 8: ranges of M begin and end anywhere."""
+        return Known(**{each.name: getattr(self, each.name) for each in fields(Known)})
+
+    def _more_us(self, m: int) -> float:
+        if m % ROWS == 0 or (self.exact and self.library == "tensorrt" and m in self.pairs):
+            return 0.0
+        if m <= FEW:
+            return FEW_US
+        times = super().expect(ROWS)
+        return READINGS * times.sparse_us if times else 0.0
+
+
+def _rounded_down(speedup: float) -> str:
+    return f"{math.floor(100 * speedup) / 100:.2f}×"

@@ -1,0 +1,88 @@
+"""What an M that is no multiple of 8 costs in the plugin: counted where it was not measured, and not too low."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparseflow_trt.lookup import ranges_of
+from sparseflow_trt.plugin_lookup import plugin_known
+from sparseflow_trt.policy import find_policy
+from sparseflow_trt.uneven_rows import FEW, FEW_US, READINGS, ROWS
+from tests.policies import make_policy
+from tests.test_plugin_lookup import SHAPE, estimates, plugin_points
+
+RESULTS = Path(__file__).parents[1] / "benchmarks/results"
+SPEEDUPS = st.dictionaries(st.sampled_from([8 << i for i in range(12)]), st.floats(0.5, 3), min_size=1)
+
+
+@given(SPEEDUPS, st.integers(1, 20000))
+def test_a_multiple_costs_nothing_and_another_m_promises_less(speedups: dict[int, float], m: int) -> None:
+    known = plugin_known(make_policy(plugin_points(speedups)), *SHAPE, "FP16")
+    plain = known.of_multiples()
+    times, of_multiples = known.expect(m), plain.expect(m)
+    assert times is not None
+    assert of_multiples is not None
+    if m % ROWS == 0:
+        assert (times, known.judge(m)) == (of_multiples, plain.judge(m))
+        return
+    assert times.speedup < of_multiples.speedup
+    assert times.dense_us == of_multiples.dense_us
+    verdict = known.judge(m)
+    assert not verdict.sparse or plain.judge(m).sparse
+    if verdict.sparse:
+        assert times.wins
+        assert verdict.speedup == pytest.approx(times.speedup)
+        assert times.dense_us >= times.sparse_us * (1 + known.policy.margin)
+
+
+def test_one_that_was_measured_in_the_plugin_is_as_it_was_measured() -> None:
+    known = plugin_known(make_policy(plugin_points({1: 1.5, 4: 1.5, 64: 1.5})), *SHAPE, "FP16")
+    assert "1.50× measured" in known.judge(1).reason
+    assert known.judge(1).sparse
+    of_kernels = plugin_known(make_policy(estimates({1: 1.5, 64: 1.5})), *SHAPE, "FP16")
+    assert not of_kernels.judge(1).sparse, "cuSPARSELt's own time has no copy in it"
+
+
+def test_the_reason_says_what_it_is_and_what_a_multiple_would_gain() -> None:
+    known = plugin_known(make_policy(plugin_points({64: 1.6, 1024: 1.8})), *SHAPE, "FP16")
+    assert known.judge(100).reason.startswith(
+        "the plugin wins at M=100: 1.63× between M=64 and M=1024 (2048→4096, the plugin against "
+    )
+    assert known.judge(100).reason.endswith(
+        "GPU X); M=100 is no multiple of 8: 1.08× with what it copies or computes twice"
+    )
+    assert known.judge(1023).reason.startswith(
+        "the plugin does not win by 2% at M=1023, which is no multiple of 8: 0.81× with what it copies or computes"
+        " twice; else the plugin wins at M=1023: 1.80× "
+    )
+
+
+def test_ranges_are_those_of_multiples() -> None:
+    known = plugin_known(make_policy(plugin_points({64: 0.9, 256: 1.3, 1024: 1.3})), *SHAPE, "FP16")
+    assert ranges_of(known, 64, 1024) == ((64, 255, False), (256, 1024, True))
+
+
+def test_what_was_measured_of_others_is_no_more_than_is_counted() -> None:
+    """The bounds' own source: cuSPARSELt's time of the next multiple, and what is counted beyond it."""
+    result = json.loads((RESULTS / "plugin_linear_tinyllama.json").read_text(encoding="utf-8"))
+    cells = result["cells"]
+    readings = {cell["layer"]: cell["plugin_us"] for cell in cells if cell["m"] == 16}
+    others = [cell for cell in cells if cell["m"] % ROWS]
+    assert {cell["m"] for cell in others} == {1, 100, 300, 1003}
+    for cell in others:
+        counted = FEW_US if cell["m"] <= FEW else READINGS * readings[cell["layer"]]
+        more = cell["plugin_us"] - cell["cusparselt_us"]
+        assert counted / 3 < more <= counted, (cell["layer"], cell["m"])
+
+
+@pytest.mark.parametrize("m", [100, 300, 1003])
+@pytest.mark.parametrize(("kind", "n", "k"), [("gate_up", 5632, 2048), ("down", 2048, 5632)])
+def test_the_shipped_policy_takes_no_such_m_where_it_lost(kind: str, n: int, k: int, m: int) -> None:
+    known = plugin_known(find_policy("h200"), kind, n, k, "FP16")
+    assert not known.judge(m).sparse
+    assert known.judge(1024).sparse
