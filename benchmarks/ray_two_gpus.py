@@ -48,6 +48,8 @@ def main() -> None:
         begun = time.monotonic()
         with RayWorkers(make, count=2) as workers:
             started = time.monotonic() - begun
+            if workers.count < 2:
+                raise SystemExit("one of the two GPUs is in use by others")
             two = tune(space, workers, Path(name) / "two.json")
     limits = compare(one, two)
     speedup = rate(two) / rate(one)

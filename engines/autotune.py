@@ -6,6 +6,7 @@ no M is ever measured twice.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -98,7 +99,10 @@ class Workers(Protocol):
         ...
 
     def next_measured(self) -> Measured:
-        """Waits for the answer to one of the requests under way."""
+        """Waits for the answer to one of the requests under way.
+
+        Where that is an error, the others are still under way.
+        """
         ...
 
 
@@ -265,7 +269,8 @@ def search(
         workers: Those that measure.
         margin: The share by which sparse has to be faster to win.
         wave: Elements of y that count as computed at once (`between.wave_of`).
-        on_measured: Called with each answer as it comes.
+        on_measured: Called with each answer as it comes; before an error is raised, too, with those that
+            other workers were about to give.
         go_on: Asked before each request; once it says no, only what is under way is waited for.
 
     Returns:
@@ -282,7 +287,19 @@ def search(
             under_way.add(request)
         if not under_way:
             return known
-        answer = workers.next_measured()
+        try:
+            answer = workers.next_measured()
+        except Exception:
+            for other in _rest(workers, len(under_way) - 1):
+                on_measured(other)
+            raise
         under_way.remove(answer.request)
         known[answer.request] = answer.pair
         on_measured(answer)
+
+
+def _rest(workers: Workers, count: int) -> Iterator[Measured]:
+    """The last answers of a run that ends with an error. Further errors are left: the next run meets them."""
+    for _ in range(count):
+        with contextlib.suppress(Exception):
+            yield workers.next_measured()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from types import TracebackType
 from typing import Any
 
@@ -12,50 +11,52 @@ from sparseflow_trt.engines.autotune import Measured, Request
 from sparseflow_trt.engines.child import shared_child
 from sparseflow_trt.engines.journal import Identity
 from sparseflow_trt.engines.measurers import Identify, InTurn, MakeMeasurers, identify
+from sparseflow_trt.engines.ray_cluster import Tell, connect, release, reserve
 from sparseflow_trt.errors import PolicyError, SparseflowError
 from sparseflow_trt.policy import Dtype, Library
-
-_STORE_BYTES = 128 << 20  # requests and answers are small
 
 
 class RayWorkers:
     """Workers of a Ray cluster: the one that runs, else one of this machine's own. Use as a context manager.
 
-    Ray gives each worker one GPU, which is the only one that it sees, and none to a second one.
+    Ray gives each worker one GPU, which is the only one that it sees, and none to a second one. GPUs that are
+    in use by others are left to them; where all are, it waits for the first, and says so now and then.
 
     Attributes:
         count: How many there are.
     """
 
     def __init__(
-        self, make: MakeMeasurers, count: int | None = None, gpus: float = 1, identity: Identify = identify
+        self,
+        make: MakeMeasurers,
+        count: int | None = None,
+        gpus: float = 1,
+        identity: Identify = identify,
+        tell: Tell = lambda sentence: None,
     ) -> None:
         """Starts them.
 
         Args:
             make: Makes what measures, in each worker.
-            count: How many; by default as many as the cluster has GPUs.
+            count: How many at most; by default as many as the cluster has GPUs.
             gpus: GPUs of each; 0 for workers that measure on the CPU.
             identity: Says in a worker what its figures hold for.
+            tell: Called with a sentence on what is waited for, and on GPUs that are left out.
 
         Raises:
             NotInstalledError: Ray is missing.
-            PolicyError: The cluster has no GPU.
+            PolicyError: There is no such cluster, or it has no GPU or too few.
             SparseflowError: As `make`, from a worker.
         """
         self._ray: Any = require("ray", "measuring on several GPUs")
         self._ours = not self._ray.is_initialized()
-        if self._ours:
-            _connect(self._ray)
+        started = self._ours and connect(self._ray)
+        self._groups: list[Any] = []
+        self._actors: list[Any] = []
         try:
-            self.count = count or int(self._ray.cluster_resources().get("GPU", 0))
-            if not self.count:
-                raise PolicyError(
-                    "the Ray cluster has no GPU.",
-                    "Start it on the machines with the GPUs, or leave out --ray.",
-                )
-            worker = self._ray.remote(_Worker).options(num_gpus=gpus, num_cpus=1)
-            self._actors = [worker.remote(make, identity) for _ in range(self.count)]
+            self._groups = reserve(self._ray, count, gpus, started, tell)
+            self.count = len(self._groups)
+            self._actors = [self._start(group, gpus, make, identity) for group in self._groups]
             self._get([actor.begin.remote() for actor in self._actors])
         except BaseException:
             self.close()
@@ -73,8 +74,9 @@ class RayWorkers:
 
     def close(self) -> None:
         """Ends the workers, and the cluster where it was started here."""
-        for actor in getattr(self, "_actors", ()):
+        for actor in self._actors:
             self._ray.kill(actor)
+        release(self._ray, self._groups)
         if self._ours:
             self._ray.shutdown()
 
@@ -120,6 +122,11 @@ class RayWorkers:
         answer: Measured = self._get(done[0])
         return answer
 
+    def _start(self, group: Any, gpus: float, make: MakeMeasurers, identity: Identify) -> Any:
+        place = self._ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(placement_group=group)
+        worker = self._ray.remote(_Worker).options(num_gpus=gpus, num_cpus=1, scheduling_strategy=place)
+        return worker.remote(make, identity)
+
     def _get(self, reference: Any) -> Any:
         try:
             return self._ray.get(reference)
@@ -160,13 +167,3 @@ class _Worker:
     def measure(self, request: Request) -> Measured:
         self._crew.submit(request)
         return self._crew.next_measured()
-
-
-def _connect(ray: Any) -> None:
-    """Joins the cluster that runs on this machine or that RAY_ADDRESS names; else starts one here."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
-        ray.init(include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)

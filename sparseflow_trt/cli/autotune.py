@@ -158,7 +158,7 @@ def make_crew(libraries: tuple[Any, ...], use_ray: bool, plugin: Path | None = N
 
     Raises:
         NotInstalledError: A library, Ray or a GPU is missing.
-        PolicyError: The Ray cluster has no GPU.
+        PolicyError: There is no Ray cluster at RAY_ADDRESS, or it has no GPU.
     """
     from sparseflow_trt.engines.measurers import InTurn, identify, make_measurers
     from sparseflow_trt.engines.medians import Effort
@@ -172,7 +172,7 @@ def make_crew(libraries: tuple[Any, ...], use_ray: bool, plugin: Path | None = N
         return
     from sparseflow_trt.engines.ray_workers import RayWorkers
 
-    with RayWorkers(make) as workers:
+    with RayWorkers(make, tell=functools.partial(click.echo, err=True)) as workers:
         yield workers
 
 
