@@ -11,10 +11,11 @@ from types import MappingProxyType
 from sparseflow_trt.errors import ShapeError
 from sparseflow_trt.estimate_advice import advise
 from sparseflow_trt.estimate_record import Estimate, EstimatedLayers, end_to_end
-from sparseflow_trt.estimate_rows import Group, ask, estimate_layers, usual_rates, with_share
+from sparseflow_trt.estimate_rows import Answer, Group, ask, estimate_layers, usual_rates, with_share
 from sparseflow_trt.exporters.apply_plan import has_half_types
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.graph import SparsityState, WeightedLayer
+from sparseflow_trt.known import Known
 from sparseflow_trt.lookup import known_of, library_of
 from sparseflow_trt.model_file import OnnxModel, input_dims
 from sparseflow_trt.plan import ModelPrecision
@@ -133,36 +134,25 @@ def estimate(
     Raises:
         ShapeError: No layer's M is known, or the traffic is of no layer.
     """
-    groups: Counter[Group] = Counter()
-    for layer in layers:
-        if layer.weight and layer.n and layer.k:
-            dtype = precisions.get(layer.name, layer.dtype).upper()
-            never = "" if layer.eligible else f"cannot be 2:4: {layer.reason}"
-            if layer.state is SparsityState.NOT_SPARSE and layer.name in unprunable:
-                never = f"cannot be pruned: {unprunable[layer.name]}"
-            if plugin is not None and not never and plugin.get(layer.name):
-                never = f"cannot run in the plugin: {plugin[layer.name]}"
-            group = Group(layer.kind, layer.n, layer.k, dtype, layer.m, layer.state.value, never)
-            groups[group] += max(layer.batch, 1)
+    groups = _count_groups(layers, precisions, plugin, unprunable)
     main = _main_m(groups, model) if traffic else None
     used = library_of(policy, library) if plugin is None else "tensorrt"
-    answers, whose = {}, set()  # whose: of the plugin's times
-    for group in groups:
-        sizes = _sizes(group.m, dims, traffic if group.m == main else None)
-        if plugin is None:
-            known = known_of(policy, group.kind, group.n, group.k, group.dtype, used)
-        else:
-            known = plugin_known(policy, group.kind, group.n, group.k, group.dtype)
-        answers[group] = ask(sizes, known)
-        if plugin is not None and known.pairs and not group.never:
-            whose |= {known.at(answer.m).whose for answer in answers[group]}
-    if not any(answers.values()):
+    sizes = {group: _sizes(group.m, dims, traffic if group.m == main else None) for group in groups}
+    if not any(sizes.values()):
         there = ", ".join(sorted({str(group.m) for group in groups})) or "it has no layer with a weight"
         raise ShapeError(
             f"{model}: no layer's M is known ({there}).", "Give each axis a size: --dim batch=8."
         )
+    known = {group: _known_of(group, policy, used if plugin is None else None) for group in groups}
+    answers = {group: ask(sizes[group], known[group]) for group in groups}
     rates = usual_rates(groups, answers)
     rows = [estimate_layers(group, groups[group], answers[group], rates) for group in groups]
+    whose = _whose_plugin_times(known, answers) if plugin is not None else ()
+    notes = (
+        "Times are of the kernels alone, one product after the other.",
+        *(f"Sparse is the plugin, {words}." for words in whose),
+        *_notes(layers, rows, library, used, main),
+    )
     dense = _total((row.count, row.dense_us) for row in rows)
     chosen = _total((row.count, row.policy_us) for row in rows)
     guessed = _total((row.count, row.guessed_us) for row in rows)
@@ -186,12 +176,49 @@ def estimate(
         ceiling=end_to_end(speedup, gemm_share) if speedup and gemm_share else None,
         ceilings=tuple((share, end_to_end(speedup, share)) for share in USUAL_SHARES) if speedup else (),
         layers=tuple(sorted(rows, key=lambda row: -(row.share or 0.0))),
-        notes=(
-            "Times are of the kernels alone, one product after the other.",
-            *(f"Sparse is the plugin, {words}." for words in sorted(whose)),
-            *_notes(layers, rows, library, used, main),
-        ),
+        notes=notes,
     )
+
+
+def _count_groups(
+    layers: Iterable[WeightedLayer],
+    precisions: Mapping[str, str],
+    plugin: Mapping[str, str] | None,
+    unprunable: Mapping[str, str],
+) -> Counter[Group]:
+    """The layers that are alike for an estimate, each as often as its product is computed."""
+    groups: Counter[Group] = Counter()
+    for layer in layers:
+        if layer.weight and layer.n and layer.k:
+            dtype = precisions.get(layer.name, layer.dtype).upper()
+            never = _why_never(layer, plugin, unprunable)
+            group = Group(layer.kind, layer.n, layer.k, dtype, layer.m, layer.state.value, never)
+            groups[group] += max(layer.batch, 1)
+    return groups
+
+
+def _why_never(layer: WeightedLayer, plugin: Mapping[str, str] | None, unprunable: Mapping[str, str]) -> str:
+    """Why a layer runs dense whatever the policy says, "" where it may run sparse."""
+    if layer.state is SparsityState.NOT_SPARSE and layer.name in unprunable:
+        return f"cannot be pruned: {unprunable[layer.name]}"
+    if not layer.eligible:
+        return f"cannot be 2:4: {layer.reason}"
+    if plugin is not None and plugin.get(layer.name):
+        return f"cannot run in the plugin: {plugin[layer.name]}"
+    return ""
+
+
+def _known_of(group: Group, policy: Policy, library: Library | None) -> Known:
+    """What the policy knows of a group by a library's own kernels; of the plugin's with None."""
+    if library is None:
+        return plugin_known(policy, group.kind, group.n, group.k, group.dtype)
+    return known_of(policy, group.kind, group.n, group.k, group.dtype, library)
+
+
+def _whose_plugin_times(known: Mapping[Group, Known], answers: Mapping[Group, list[Answer]]) -> list[str]:
+    """Whose kernels the plugin's times are of, each once."""
+    asked = ((known[group], answers[group]) for group in known if known[group].pairs and not group.never)
+    return sorted({of.at(answer.m).whose for of, its in asked for answer in its})
 
 
 def _total(times: Iterable[tuple[int, float | None]]) -> float | None:

@@ -13,7 +13,8 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import OutputFile, PlotFile, common_options
-from sparseflow_trt.cli.policy_tables import nearest_points, points_table, print_policy
+from sparseflow_trt.cli.policy_answers import Product, answer_of, print_answer
+from sparseflow_trt.cli.policy_tables import print_policy
 from sparseflow_trt.errors import EXIT_OK, PolicyError
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 _DTYPES = click.Choice(["FP32", "FP16", "BF16", "INT8", "FP8"], case_sensitive=False)
 _SOURCE = 120  # characters of it in the list
-_HEAVIEST = 8  # products that a learned answer rests on
-_LIMITED = {"torch": "cuSPARSELt"}  # the plugin runs its kernels, and takes the same sizes
 _LIBRARIES = click.Choice(["tensorrt", "torch"])
 
 
@@ -135,66 +134,18 @@ def ask_policy(
     policy: str, kind: str, n: int, k: int, m: int, dtype: str, library: Any, plugin: bool, as_json: bool
 ) -> int:
     """Ask POLICY about one product, and show the points behind its answer."""
-    from dataclasses import asdict
-
-    from sparseflow_trt.known import Verdict
-    from sparseflow_trt.lookup import known_of
-    from sparseflow_trt.plugin_lookup import judge_with_plugin, plugin_known
     from sparseflow_trt.policy import find_policy
 
     if plugin and library == "torch":
         raise click.UsageError("--plugin is of TensorRT's engines: leave out --library torch.")
     found = find_policy(policy)
     _check_kind(kind, found)
-    asked = plugin_known(found, kind, n, k, dtype) if plugin else known_of(found, kind, n, k, dtype, library)
-    never = _why_never(n, k, dtype, "the plugin" if plugin else _LIMITED.get(asked.library, ""))
-    verdict = Verdict(False, "none", never) if never else asked.judge(m)
-    would_gain = ""  # by the plugin, where it was not asked for
-    if not plugin and library == "tensorrt" and not verdict.sparse and not never:
-        better = judge_with_plugin(found, kind, n, k, m, dtype)
-        would_gain = better.reason if better.sparse else ""
-    heavy = [] if never else asked.learned_from(m)[:_HEAVIEST]
-    rests_on = tuple(p for _, pair in heavy for p in (pair.dense, pair.sparse)) or verdict.points
-    kernel = ("plugin" if plugin else "sparse") if verdict.sparse else "dense"
+    answer = answer_of(found, Product(kind, n, k, m, dtype), library, plugin)
     if as_json:
-        said_of = {"kernel": kernel, "points": [point.model_dump(mode="json") for point in rests_on]}
-        shares = [round(share, 4) for share, _ in heavy]
-        answer = {**asdict(verdict), **said_of, "shares": shares, "plugin_would_gain": would_gain}
-        console.print_json(answer)
-        return EXIT_OK
-    out = console.out()
-    out.print(console.styled(kernel, "bold"), verdict.reason, sep=": ")
-    if heavy:
-        share = sum(share for share, _ in heavy)
-        out.print(f"What weighs most in the trees' mean, {share:.0%} of it together:")
-    if rests_on:
-        shown, more = nearest_points(rests_on, m)
-        out.print(points_table(shown, [share for share, _ in heavy]))
-        if more:
-            out.print(f"and {more} more, further from M={m} (--json has all)")
-    elif verdict.basis == "threshold":
-        out.print("There are no points behind this threshold: it was given, and not derived from any.")
-    if would_gain:
-        out.print(f"In its place: {would_gain}. Ask with --plugin for the points behind it.")
+        console.print_json(answer.as_json())
+    else:
+        print_answer(answer)
     return EXIT_OK
-
-
-def _why_never(n: int, k: int, dtype: str, limited: str) -> str:
-    """Why no layer of these sizes can run sparse, whatever was measured; "" where one can.
-
-    Args:
-        n: Its outputs.
-        k: Its inputs.
-        dtype: The type of its product.
-        limited: What runs it, where that takes not every size: the plugin, or cuSPARSELt; else "".
-    """
-    from sparseflow_trt.packing import why_not_in_plugin
-    from sparseflow_trt.sites import why_not_2to4
-
-    if why := why_not_2to4(dtype, k):
-        return f"cannot be 2:4: {why}"
-    why = why_not_in_plugin(n, k) if limited else ""
-    return f"cannot run in {limited}: {why}" if why else ""
 
 
 @command.command("import")
