@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,3 +21,14 @@ def result_of(name: str) -> dict[str, Any]:
 def prose(page: str) -> str:
     """A page's text on one line."""
     return " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+def rows(page: str, like: str) -> list[str]:
+    """The rows of a page's tables that begin like that."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if re.match(like, line)]
+
+
+def gain(found: Mapping[str, float]) -> str:
+    """A ratio with its extremes."""
+    return f"{found['median']:.3f} ({found['low']:.3f}–{found['high']:.3f})"

@@ -2,311 +2,34 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.lower import Lowered, lower_to_opset17
-from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.graph import read_layers
 from sparseflow_trt.model_file import read_model
-
-Array = npt.NDArray[Any]
-F32, F16, BF16, I64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT64
-node = helper.make_node
-
-# Python 3.10's last ONNX Runtime, 1.23, fails on models that are compared with here, before they are lowered:
-# a reduction over nothing, Resize with axes, FP16 scales (another result), and much of opset 23 and later.
-_OLD_RUNTIME = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 31)
-runs_as_given = pytest.mark.skipif(_OLD_RUNTIME, reason="this ONNX Runtime does not run the model as given")
-
-
-def _model(
-    nodes: Sequence[onnx.NodeProto],
-    inputs: Mapping[str, tuple[int, Any]],
-    opset: int = 20,
-    constants: Mapping[str, Array] | None = None,
-    outputs: Sequence[str] = ("y",),
-    out: int = F32,
-) -> onnx.ModelProto:
-    graph = helper.make_graph(
-        nodes,
-        "main",
-        [helper.make_tensor_value_info(name, kind, dims) for name, (kind, dims) in inputs.items()],
-        [helper.make_tensor_value_info(name, out, None) for name in outputs],
-        [numpy_helper.from_array(values, name) for name, values in (constants or {}).items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-
-
-def _lower(model: onnx.ModelProto, folder: Path) -> tuple[Lowered, Path, Path]:
-    before, after = folder / "before.onnx", folder / "after.onnx"
-    onnx.save(model, before)
-    read = read_model(before)
-    lowered = lower_to_opset17(read.ir)
-    save_model(read.ir, after)
-    onnx.checker.check_model(str(after), full_check=True)
-    assert read_model(after).opset == 17
-    return lowered, before, after
-
-
-def _run(path: Path, feeds: Mapping[str, Array]) -> list[Array]:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, dict(feeds)))
-
-
-def _same(
-    model: onnx.ModelProto, feeds: Mapping[str, Array], folder: Path, tolerance: float = 1e-5
-) -> tuple[Lowered, onnx.ModelProto]:
-    """Lowers a model, and checks that it is valid ONNX and has the same outputs."""
-    lowered, before, after = _lower(model, folder)
-    for expected, got in zip(_run(before, feeds), _run(after, feeds), strict=True):
-        assert got.dtype == expected.dtype and got.shape == expected.shape
-        wide = np.asarray(expected, np.float64)
-        np.testing.assert_allclose(np.asarray(got, np.float64), wide, tolerance, tolerance)
-    return lowered, onnx.load(after)
-
-
-def _numbers(*shape: int, kind: Any = np.float32) -> Array:
-    values = np.random.default_rng(zlib.crc32(repr(shape).encode())).standard_normal(shape)
-    return np.asarray(values, kind)
-
-
-def _types(model: onnx.ModelProto) -> set[int]:
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    return {value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
-
-
-# Gelu
-
-
-@pytest.mark.parametrize("approximate", ["none", "tanh"])
-@pytest.mark.parametrize(("kind", "tolerance"), [(np.float32, 1e-6), (np.float16, 2e-3)])
-def test_gelu_is_written_in_its_own_type(
-    approximate: str, kind: Any, tolerance: float, tmp_path: Path
-) -> None:
-    onnx_type = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-    gelu = node("Gelu", ["x"], ["y"], name="act", approximate=approximate)
-    gelu.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'mlp', 'mlp.act']")
-    x = np.linspace(-6, 6, 64, dtype=kind).reshape(8, 8)
-    lowered, after = _same(
-        _model([gelu], {"x": (onnx_type, ["n", 8])}, out=onnx_type), {"x": x}, tmp_path, tolerance
-    )
-    assert lowered == Lowered(20, {"Gelu": 1})
-    assert _types(after) == {onnx_type}
-    assert [n.op_type for n in after.graph.node if n.name == "act"] == [after.graph.node[0].op_type]
-    assert all(n.metadata_props[0].value == "['', 'mlp', 'mlp.act']" for n in after.graph.node)
-
-
-@pytest.mark.parametrize("approximate", ["none", "tanh"])
-def test_gelu_of_large_half_numbers_is_finite(approximate: str, tmp_path: Path) -> None:
-    x = np.array([-65504, -40000, -100, 100, 40000, 65504], np.float16)
-    model = _model([node("Gelu", ["x"], ["y"], approximate=approximate)], {"x": (F16, [6])}, out=F16)
-    _, _, after = _lower(model, tmp_path)
-    np.testing.assert_array_equal(_run(after, {"x": x})[0], np.maximum(x, 0))
-
-
-def test_gelu_in_bf16_stays_bf16(tmp_path: Path) -> None:
-    _, _, after = _lower(_model([node("Gelu", ["x"], ["y"])], {"x": (BF16, [4])}, out=BF16), tmp_path)
-    assert _types(onnx.load(after)) == {BF16}
-
-
-# Reductions, Split, Pad, Resize, Cast
-
-
-@given(
-    st.sampled_from(["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare"]),
-    st.none() | st.lists(st.integers(-3, 2), max_size=3, unique_by=lambda a: a % 3),
-    st.sampled_from([0, 1]),
-    st.none() | st.sampled_from([0, 1]),
-    st.booleans(),
-    st.sampled_from([18, 20, 23]),
+from tests.exporters.lowering import (
+    BF16,
+    F32,
+    I64,
+    OLD_RUNTIME,
+    check_same,
+    model_of,
+    node,
+    numbers,
+    types_in,
 )
-@settings(max_examples=60)
-def test_reductions(
-    op: str, axes: list[int] | None, keep: int, noop: int | None, inside: bool, opset: int
-) -> None:
-    assume(not (_OLD_RUNTIME and noop and not axes))
-    attributes: dict[str, Any] = {"keepdims": keep} | ({} if noop is None else {"noop_with_empty_axes": noop})
-    nodes = [node(f"Reduce{op}", ["x", "axes"] if axes is not None else ["x"], ["y"], name="r", **attributes)]
-    values = {"axes": np.array(axes or [], np.int64)} if axes is not None else {}
-    if inside and axes is not None:
-        nodes.insert(0, node("Constant", [], ["axes"], value=numpy_helper.from_array(values.pop("axes"))))
-    with TemporaryDirectory() as folder:
-        _, after = _same(
-            _model(nodes, {"x": (F32, ["a", 3, 4])}, opset, values),
-            {"x": np.abs(_numbers(2, 3, 4))},
-            Path(folder),
-        )
-    assert len(after.graph.initializer) <= 1  # the axis of what is reduced over nothing
-
-
-@given(st.integers(1, 12), st.integers(1, 6), st.sampled_from([0, 1, -1]))
-@settings(max_examples=25)
-def test_split_in_parts(size: int, parts: int, axis: int) -> None:
-    if size - -(-size // parts) * (parts - 1) < 1:  # no parts of one size and a smaller, last one
-        return
-    shape = [size, 3] if axis == 0 else [3, size]
-    names = [f"y{i}" for i in range(parts)]
-    nodes = [node("Split", ["x"], names, axis=axis, num_outputs=parts)]
-    with TemporaryDirectory() as folder:
-        model = _model(nodes, {"x": (F32, shape)}, outputs=names)
-        _same(model, {"x": _numbers(*shape)}, Path(folder))
-
-
-def test_split_by_sizes_and_whole(tmp_path: Path) -> None:
-    nodes = [
-        node("Split", ["x", "sizes"], ["a", "b"], axis=1),
-        node("Split", ["a"], ["c"], axis=0, num_outputs=1),
-    ]
-    model = _model(nodes, {"x": (F32, ["n", 5])}, constants={"sizes": np.array([2, 3])}, outputs=("b", "c"))
-    lowered, _ = _same(model, {"x": _numbers(3, 5)}, tmp_path)
-    assert lowered.replaced == {"Split": 1}
-
-
-@given(
-    st.lists(st.integers(-3, 2), max_size=3, unique_by=lambda a: a % 3), st.sampled_from(["constant", "edge"])
-)
-@settings(max_examples=20)
-def test_pad_of_some_axes(axes: list[int], mode: str) -> None:
-    constants = {"pads": np.arange(2 * len(axes)), "axes": np.array(axes, np.int64), "c": np.float32(7)}
-    nodes = [node("Pad", ["x", "pads", "c" if mode == "constant" else "", "axes"], ["y"], mode=mode)]
-    with TemporaryDirectory() as folder:
-        model = _model(
-            nodes, {"x": (F32, ["n", 3, 4])}, constants={k: np.asarray(v) for k, v in constants.items()}
-        )
-        _same(model, {"x": _numbers(2, 3, 4)}, Path(folder))
-
-
-@runs_as_given
-def test_resize_with_what_is_the_default(tmp_path: Path) -> None:
-    attributes: dict[str, Any] = {
-        "antialias": 0,
-        "keep_aspect_ratio_policy": "stretch",
-        "axes": [0, 1, -2, -1],
-    }
-    resize = node("Resize", ["x", "", "scales"], ["y"], mode="linear", **attributes)
-    constants = {"scales": np.array([1, 1, 2, 2], np.float32)}
-    lowered, after = _same(
-        _model([resize], {"x": (F32, [1, 2, 3, 3])}, 19, constants), {"x": _numbers(1, 2, 3, 3)}, tmp_path
-    )
-    assert lowered.replaced == {"Resize": 1}
-    assert [a.name for a in after.graph.node[0].attribute] == ["mode"]
-
-
-def test_attributes_that_only_later_types_need(tmp_path: Path) -> None:
-    nodes = [
-        node("Cast", ["x"], ["h"], to=F16, saturate=1),
-        node("Cast", ["h"], ["w"], to=F32),
-        node("AveragePool", ["w"], ["y"], kernel_shape=[2, 2], dilations=[1, 1]),
-    ]
-    lowered, _ = _same(_model(nodes, {"x": (F32, [1, 2, 4, 4])}), {"x": _numbers(1, 2, 4, 4)}, tmp_path)
-    assert lowered.replaced == {"Cast": 1, "AveragePool": 1}
-
-
-@pytest.mark.parametrize("mode", ["linear", "cubic", "nearest", ""])
-def test_grid_sample_has_other_names_for_its_modes(mode: str, tmp_path: Path) -> None:
-    attributes = {"mode": mode} if mode else {}
-    model = _model(
-        [node("GridSample", ["x", "grid"], ["y"], **attributes)],
-        {"x": (F32, [1, 2, 4, 4]), "grid": (F32, [1, 3, 3, 2])},
-    )
-    feeds = {"x": _numbers(1, 2, 4, 4), "grid": np.tanh(_numbers(1, 3, 3, 2))}
-    _same(model, feeds, tmp_path)
-
-
-# Quantized models
-
-
-@runs_as_given
-def test_half_scales_become_single(tmp_path: Path) -> None:
-    nodes = [
-        node("QuantizeLinear", ["x", "sx", "zx"], ["q"], name="q"),
-        node("DequantizeLinear", ["q", "sx", "zx"], ["d"], name="dq"),
-        node("DequantizeLinear", ["w", "sw"], ["dw"], axis=1, name="dw"),
-        node("MatMul", ["d", "dw"], ["y"], name="mm"),
-    ]
-    w = np.random.default_rng(0).integers(-127, 128, (32, 8)).astype(np.int8)
-    w[2::4] = w[3::4] = 0
-    constants: dict[str, Array] = {
-        "sx": np.array(0.02, np.float16), "zx": np.array(0, np.int8), "w": w,
-        "sw": np.linspace(0.001, 0.01, 8).astype(np.float16),
-    }  # fmt: skip
-    model = _model(nodes, {"x": (F16, ["n", 32])}, 21, constants, out=F16)
-    lowered, after = _same(model, {"x": _numbers(4, 32, kind=np.float16)}, tmp_path, 1e-3)
-    assert lowered.replaced == {"QuantizeLinear": 1, "DequantizeLinear": 2}
-    scales = [i for i in after.graph.initializer if "scale" in i.name]
-    assert scales and {i.data_type for i in scales} == {F32}
-    (layer,) = read_layers(read_model(tmp_path / "after.onnx"))
-    assert (layer.name, layer.dtype, layer.state.value) == ("mm", "INT8", "sparse")
-
-
-def test_the_type_of_quantized_numbers_is_said_by_a_zero_point(tmp_path: Path) -> None:
-    nodes = [
-        node("QuantizeLinear", ["x", "s"], ["q"], output_dtype=TensorProto.INT8),
-        node("DequantizeLinear", ["q", "s"], ["y"], block_size=0),
-    ]
-    model = _model(nodes, {"x": (F32, [4])}, 21, {"s": np.array(0.05, np.float32)})
-    _same(model, {"x": _numbers(4)}, tmp_path)
-
-
-# Operators that came later, and subgraphs
-
-
-@pytest.mark.parametrize(
-    ("opset", "new", "inputs"),
-    [
-        (18, node("Mish", ["x"], ["y"], name="new"), {"x": (2, 8)}),
-        (24, node("Swish", ["x"], ["y"], name="new", alpha=1.5), {"x": (2, 8)}),
-        (24, node("Swish", ["x"], ["y"], name="new"), {"x": (2, 8)}),
-        (18, node("CenterCropPad", ["x", "to"], ["y"], name="new"), {"x": (5, 8)}),
-        (
-            21,
-            node("GroupNormalization", ["x", "s", "b"], ["y"], num_groups=2, name="new"),
-            {"x": (2, 8, 3, 3)},
-        ),
-        (23, node("RMSNormalization", ["x", "s"], ["y"], axis=-1, name="new"), {"x": (2, 4, 8)}),
-        (23, node("Attention", ["x", "x", "x"], ["y"], name="new"), {"x": (2, 2, 4, 8)}),
-    ],
-    ids=lambda value: value.op_type if isinstance(value, onnx.NodeProto) else None,
-)
-@pytest.mark.parametrize("kind", [np.float32, np.float16], ids=["fp32", "fp16"])
-def test_later_operators_are_written_out(
-    opset: int, new: onnx.NodeProto, inputs: dict[str, tuple[int, ...]], kind: Any, tmp_path: Path
-) -> None:
-    if opset > 22 and _OLD_RUNTIME:
-        pytest.skip("this ONNX Runtime does not run the model as given")
-    onnx_type = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-    constants = {
-        "s": _numbers(8, kind=kind), "b": _numbers(8, kind=kind), "to": np.array([8, 5]),
-    }  # fmt: skip
-    model = _model(
-        [new],
-        {name: (onnx_type, shape) for name, shape in inputs.items()},
-        opset,
-        {name: values for name, values in constants.items() if name in new.input},
-        out=onnx_type,
-    )
-    feeds = {name: _numbers(*shape, kind=kind) for name, shape in inputs.items()}
-    lowered, after = _same(model, feeds, tmp_path, 1e-5 if kind is np.float32 else 1e-2)
-    assert lowered.replaced[new.op_type] == 1
-    assert after.graph.node[0].name == "new" or any(n.name == "new" for n in after.graph.node)
 
 
 def test_if_and_loop_bodies_too(tmp_path: Path) -> None:
@@ -341,7 +64,7 @@ def test_if_and_loop_bodies_too(tmp_path: Path) -> None:
         node("If", ["flag"], ["branch"], then_branch=then, else_branch=other),
         node("Loop", ["three", "", "x"], ["y"], body=loop),
     ]
-    model = _model(
+    model = model_of(
         nodes,
         {"x": (F32, ["n", 8]), "flag": (TensorProto.BOOL, [])},
         constants={"axes": np.array([1]), "three": np.array(3), "like": np.array([4, 8])},
@@ -350,7 +73,7 @@ def test_if_and_loop_bodies_too(tmp_path: Path) -> None:
     for output in model.graph.output:  # their shapes cannot be inferred
         output.CopyFrom(helper.make_tensor_value_info(output.name, F32, ["m", 8]))
     for flag in (True, False):
-        lowered, _ = _same(model, {"x": _numbers(4, 8), "flag": np.array(flag)}, tmp_path)
+        lowered, _ = check_same(model, {"x": numbers(4, 8), "flag": np.array(flag)}, tmp_path)
     assert lowered.replaced == {"Gelu": 2, "ReduceL2": 1}
 
 
@@ -365,8 +88,8 @@ def _block(kind: Any) -> onnx.ModelProto:
         "w1": (width, inner),
         "w2": (inner, width),
     }
-    constants = {name: _numbers(*shape, kind=kind) / kind(8) for name, shape in shapes.items()}
-    constants |= {name: np.ones(width, kind) for name in ("g1", "g2")} | {"b1": _numbers(inner, kind=kind)}
+    constants = {name: numbers(*shape, kind=kind) / kind(8) for name, shape in shapes.items()}
+    constants |= {name: np.ones(width, kind) for name in ("g1", "g2")} | {"b1": numbers(inner, kind=kind)}
     constants |= {"split": np.array([0, 0, heads, -1]), "join": np.array([0, 0, -1]), "last": np.array([-1])}
     constants |= {"scale": np.array(width / heads, kind) ** kind(-0.5)}
     nodes = [node("LayerNormalization", ["x", "g1"], ["h"], name="ln1")]
@@ -388,21 +111,21 @@ def _block(kind: Any) -> onnx.ModelProto:
         node("Div", ["z", "norm"], ["y"]),
     ]  # fmt: skip
     onnx_type = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
-    return _model(nodes, {"x": (onnx_type, ["batch", "seq", width])}, 20, constants, out=onnx_type)
+    return model_of(nodes, {"x": (onnx_type, ["batch", "seq", width])}, 20, constants, out=onnx_type)
 
 
 @pytest.mark.parametrize(
     ("kind", "tolerance"), [(np.float32, 1e-5), (np.float16, 5e-3)], ids=["fp32", "fp16"]
 )
 def test_a_transformer_block(kind: Any, tolerance: float, tmp_path: Path) -> None:
-    lowered, after = _same(_block(kind), {"x": _numbers(2, 5, 32, kind=kind)}, tmp_path, tolerance)
+    lowered, after = check_same(_block(kind), {"x": numbers(2, 5, 32, kind=kind)}, tmp_path, tolerance)
     assert lowered == Lowered(20, {"Gelu": 1, "ReduceL2": 1})
     names = [layer.name for layer in read_layers(read_model(tmp_path / "after.onnx")) if layer.weight]
     assert names == [
         layer.name for layer in read_layers(read_model(tmp_path / "before.onnx")) if layer.weight
     ]
     if kind is np.float16:
-        assert F32 not in _types(after)
+        assert F32 not in types_in(after)
 
 
 _STEPS: dict[str, tuple[onnx.NodeProto, ...]] = {
@@ -425,7 +148,7 @@ _STEPS: dict[str, tuple[onnx.NodeProto, ...]] = {
 }
 
 
-_RUN = sorted(_STEPS.keys() - ({"max"} if _OLD_RUNTIME else set()))
+_RUN = sorted(_STEPS.keys() - ({"max"} if OLD_RUNTIME else set()))
 
 
 @given(st.lists(st.sampled_from(_RUN), min_size=1, max_size=8), st.sampled_from([20, 21, 22]))
@@ -448,11 +171,11 @@ def test_random_graphs(steps: list[str], opset: int) -> None:
         "starts": np.array([1]), "ends": np.array([-1]),
     }  # fmt: skip
     used = {name for n in nodes for name in n.input}
-    model = _model(
+    model = model_of(
         nodes, {"v0": (F32, ["n", 4, 7])}, opset, {k: v for k, v in constants.items() if k in used}
     )
     with TemporaryDirectory() as folder:
-        _, after = _same(model, {"v0": _numbers(3, 4, 7)}, Path(folder), 1e-4)
+        _, after = check_same(model, {"v0": numbers(3, 4, 7)}, Path(folder), 1e-4)
     assert not {n.op_type for n in after.graph.node} & {"Gelu", "Mish"}
 
 
@@ -471,7 +194,7 @@ def test_weights_stay_where_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("opset", [11, 17])
 def test_an_older_model_stays_as_it_is(opset: int, tmp_path: Path) -> None:
-    model = _model([node("ReduceMean", ["x"], ["y"], axes=[1])], {"x": (F32, [2, 3])}, opset)
+    model = model_of([node("ReduceMean", ["x"], ["y"], axes=[1])], {"x": (F32, [2, 3])}, opset)
     onnx.save(model, tmp_path / "m.onnx")
     read = read_model(tmp_path / "m.onnx")
     assert lower_to_opset17(read.ir) == Lowered(opset, {})
@@ -479,9 +202,17 @@ def test_an_older_model_stays_as_it_is(opset: int, tmp_path: Path) -> None:
 
 
 _ROWS = (F32, ["n", 4])
+
+
 _IMAGE = (F32, [1, 1, 4, 4])
+
+
 _TWICE = np.array([1, 1, 2, 2], np.float32)
+
+
 BOOL, INT8 = TensorProto.BOOL, TensorProto.INT8
+
+
 # operator, opset, attributes, its inputs (a type and sizes, or a constant, or None), what the error says
 _NO_OLDER_FORM: list[tuple[str, int, dict[str, Any], list[Any], str]] = [
     ("ReduceMean", 20, {}, [_ROWS, (I64, [1])], r"'n' \(ReduceMean\).*axes are computed"),
@@ -518,7 +249,7 @@ def test_what_has_no_older_form_is_named(
         pytest.skip(f"this onnx does not know opset {opset}")
     names = ["" if operand is None else f"i{at}" for at, operand in enumerate(operands)]
     outputs = [f"y{i}" for i in range(attributes.get("num_outputs", 1))]
-    model = _model(
+    model = model_of(
         [node(op, names, outputs, name="n", **attributes)],
         {name: operand for name, operand in zip(names, operands, strict=True) if isinstance(operand, tuple)},
         opset,
@@ -533,9 +264,9 @@ def test_what_has_no_older_form_is_named(
 
 
 def test_a_definition_that_has_no_older_form_either_is_named(tmp_path: Path) -> None:
-    caches = {"c": _numbers(2, 4, 4), "s": _numbers(2, 4, 4)}
+    caches = {"c": numbers(2, 4, 4), "s": numbers(2, 4, 4)}
     rotary = node("RotaryEmbedding", ["x", "c", "s"], ["y"], name="rotary")
-    onnx.save(_model([rotary], {"x": (F32, [2, 2, 4, 8])}, 23, caches), tmp_path / "m.onnx")
+    onnx.save(model_of([rotary], {"x": (F32, [2, 2, 4, 8])}, 23, caches), tmp_path / "m.onnx")
     with pytest.raises(ModelError, match=r"node 'rotary/Split_\d+'"):
         lower_to_opset17(read_model(tmp_path / "m.onnx").ir)
 
@@ -544,7 +275,7 @@ def test_local_functions_have_to_be_inlined_first(tmp_path: Path) -> None:
     function = helper.make_function(
         "own", "F", ["a"], ["b"], [node("Gelu", ["a"], ["b"])], [helper.make_opsetid("", 20)]
     )
-    model = _model([node("F", ["x"], ["y"], domain="own")], {"x": _ROWS})
+    model = model_of([node("F", ["x"], ["y"], domain="own")], {"x": _ROWS})
     model.functions.append(function)
     model.opset_import.append(helper.make_opsetid("own", 1))
     onnx.save(model, tmp_path / "m.onnx")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
@@ -18,55 +15,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from sparseflow_trt.errors import ArtifactError, ModelError
-from sparseflow_trt.exporters.prune import PruneReport, prune_model
+from sparseflow_trt.exporters.prune import prune_model
 from sparseflow_trt.graph import SparsityState, all_eligible_sparse, read_layers
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4
+from tests.exporters.pruning import MATMUL, check_same, hashes_of, prune, random_weight, values_in
 
 if TYPE_CHECKING:
-    from tests.conftest import Array, Models, Naive
-
-
-def _random(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def _prune(path: Path, **options: Any) -> tuple[PruneReport, onnx.ModelProto]:
-    """Prunes a file; checks that it and its data files stay as they were."""
-    before = _hashes(path.parent)
-    output = path.parent / "out" / "pruned.onnx"
-    output.parent.mkdir(exist_ok=True)
-    report = prune_model(read_model(path), output, **options)
-    assert _hashes(path.parent) == before
-    proto = onnx.ModelProto()
-    proto.ParseFromString(output.read_bytes())
-    return report, proto
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir() if f.is_file()}
-
-
-def _values(proto: onnx.ModelProto, folder: Path, like: Mapping[str, Array]) -> dict[str, Array]:
-    """Each initializer's values, read by hand."""
-    found = {}
-    for tensor in proto.graph.initializer:
-        data = tensor.raw_data
-        if tensor.data_location == TensorProto.EXTERNAL:
-            entries = {entry.key: entry.value for entry in tensor.external_data}
-            begin = int(entries.get("offset", 0))
-            size = like[tensor.name].nbytes
-            data = (folder / entries["location"]).read_bytes()[begin : begin + size]
-        if tensor.name in like:
-            found[tensor.name] = np.frombuffer(data, like[tensor.name].dtype).reshape(tensor.dims)
-    return found
-
-
-def _same(a: Array, b: Array) -> None:
-    assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, np.ascontiguousarray(b).tobytes())
-
-
-_MATMUL = [helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")]
+    from tests.conftest import Models, Naive
 
 
 @pytest.mark.parametrize(
@@ -96,7 +52,7 @@ _MATMUL = [helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")]
 def test_every_type_and_axis(
     models: Models, naive: Naive, dtype: Any, external: bool, op: str, shape: Any, axis: int, attributes: Any
 ) -> None:
-    weight = (_random(*shape) * 30 + 40).clip(1, 120).astype(dtype)
+    weight = (random_weight(*shape) * 30 + 40).clip(1, 120).astype(dtype)
     nodes = [
         helper.make_node("Cast", ["w"], ["v"], to=TensorProto.FLOAT),
         helper.make_node(op, ["x", "v"], ["y"], name="node", **attributes),
@@ -106,9 +62,9 @@ def test_every_type_and_axis(
     if external:
         models.externalize(model, {"w": "w.bin"}, padding=7)
     path = models.save(model)
-    report, proto = _prune(path)
+    report, proto = prune(path)
     expected = naive.prune(weight, axis)
-    _same(_values(proto, report.output.parent, {"w": weight})["w"], expected)
+    check_same(values_in(proto, report.output.parent, {"w": weight})["w"], expected)
     (pruned,) = report.pruned
     assert (pruned.weight, pruned.layers, pruned.elements) == ("w", ("node",), weight.size)
     assert pruned.zeroed == np.count_nonzero(weight != expected)
@@ -138,15 +94,15 @@ def test_every_type_and_axis(
 def test_through_a_chain(
     models: Models, naive: Naive, nodes: Any, shape: Any, axis: Any, external: bool
 ) -> None:
-    weight = _random(*shape)
+    weight = random_weight(*shape)
     nodes = [*nodes, helper.make_node("MatMul", ["x", "v"], ["y"])]
     model = models.model(nodes, {"w": weight, "to": np.array([64, 32], np.int64)})
     if external:
         models.externalize(model, {"w": "w.bin"})
-    report, proto = _prune(models.save(model))
-    pruned = _values(proto, report.output.parent, {"w": weight})["w"]
+    report, proto = prune(models.save(model))
+    pruned = values_in(proto, report.output.parent, {"w": weight})["w"]
     if axis is not None:
-        _same(pruned, naive.prune(weight, axis))
+        check_same(pruned, naive.prune(weight, axis))
     assert np.count_nonzero(pruned) == weight.size // 2
     (layer,) = read_layers(read_model(report.output))
     assert layer.state is SparsityState.SPARSE
@@ -160,29 +116,29 @@ def test_asymmetric_integers_are_pruned_to_their_zero_points(models: Models, nai
         helper.make_node("MatMul", ["x", "v"], ["y"]),
     ]
     path = models.save(models.model(nodes, {"w": weight, "s": np.ones(32, np.float32), "z": zero}))
-    report, proto = _prune(path)
-    _same(_values(proto, path.parent, {"w": weight})["w"], naive.prune(weight, 0, zero[None, :]))
+    report, proto = prune(path)
+    check_same(values_in(proto, path.parent, {"w": weight})["w"], naive.prune(weight, 0, zero[None, :]))
     assert all_eligible_sparse(read_layers(read_model(report.output)))
 
 
 def test_typed_data_becomes_raw(models: Models) -> None:
-    weight = _random(64, 32)
-    model = models.model(_MATMUL, {})
+    weight = random_weight(64, 32)
+    model = models.model(MATMUL, {})
     model.graph.initializer.append(helper.make_tensor("w", TensorProto.FLOAT, (64, 32), weight.reshape(-1)))
-    _, proto = _prune(models.save(model))
+    _, proto = prune(models.save(model))
     assert not proto.graph.initializer[0].float_data
-    _same(_values(proto, models.folder, {"w": weight})["w"], prune_2to4(weight, 0))
+    check_same(values_in(proto, models.folder, {"w": weight})["w"], prune_2to4(weight, 0))
 
 
 def test_a_constant_node_is_pruned_and_a_list_of_numbers_is_left(models: Models) -> None:
-    weight = _random(64, 32)
+    weight = random_weight(64, 32)
     nodes = [
         helper.make_node("Constant", [], ["c"], value=models.tensor("t", weight)),
         helper.make_node("MatMul", ["x", "c"], ["y"], name="tensor"),
-        helper.make_node("Constant", [], ["l"], value_floats=_random(64).tolist()),
+        helper.make_node("Constant", [], ["l"], value_floats=random_weight(64).tolist()),
         helper.make_node("MatMul", ["x", "l"], ["z"], name="list"),
     ]
-    report, proto = _prune(models.save(models.model(nodes, outputs=["y", "z"])))
+    report, proto = prune(models.save(models.model(nodes, outputs=["y", "z"])))
     assert [p.layers for p in report.pruned] == [("tensor",)]
     assert report.skipped == (("list", "weight 'l' is a list of numbers, not a tensor"),)
     assert proto.graph.node[0].attribute[0].t.raw_data == prune_2to4(weight, 0).tobytes()
@@ -198,7 +154,7 @@ def _rich(models: Models) -> onnx.ModelProto:
         "then",
         [],
         [helper.make_tensor_value_info("t", TensorProto.FLOAT, None)],
-        [models.tensor("inner", _random(64, 32))],
+        [models.tensor("inner", random_weight(64, 32))],
     )
     function = helper.make_function(
         "mine",
@@ -206,21 +162,21 @@ def _rich(models: Models) -> onnx.ModelProto:
         ["a"],
         ["c"],
         [
-            helper.make_node("Constant", [], ["k"], value=models.tensor("k", _random(32, 16))),
+            helper.make_node("Constant", [], ["k"], value=models.tensor("k", random_weight(32, 16))),
             helper.make_node("MatMul", ["a", "k"], ["c"], name="infn"),
         ],
         [helper.make_opsetid("", 21)],
     )
     nodes = [
-        *_MATMUL,
+        *MATMUL,
         helper.make_node("If", ["if"], ["br"], name="if", then_branch=inner, else_branch=inner),
         helper.make_node("F", ["y"], ["fn"], domain="mine"),
         helper.make_node("Gather", ["table", "ids"], ["g"], doc_string="a lookup"),
     ]
     weights = {
-        "w": _random(64, 32),
+        "w": random_weight(64, 32),
         "if": np.array(True),
-        "table": _random(10, 64),
+        "table": random_weight(10, 64),
         "ids": np.array([1, 2]),
     }
     model = models.model(nodes, weights, outputs=["y", "br", "fn", "g"], functions=[function])
@@ -250,7 +206,7 @@ def test_all_but_the_weights_is_byte_identical(models: Models, files: dict[str, 
     model = _rich(models)
     models.externalize(model, files, padding=13)
     path = models.save(model)
-    report, proto = _prune(path)
+    report, proto = prune(path)
     assert {p.weight for p in report.pruned} >= {"w", "inner"}
     assert sum(p.weight not in ("w", "inner") for p in report.pruned) == 1  # the function's
     assert len(report.pruned) == 4  # both branches hold their own copy of 'inner'
@@ -274,7 +230,7 @@ def test_all_but_the_weights_is_byte_identical(models: Models, files: dict[str, 
         renamed = [f for f in report.output.parent.iterdir() if f.stat().st_size == size]
         old_bytes, new_bytes = (path.parent / name).read_bytes(), renamed[0].read_bytes()
         if name == "one.bin":
-            weight = _random(64, 32)
+            weight = random_weight(64, 32)
             end = 13 + weight.nbytes
             assert new_bytes[13:end] == prune_2to4(weight, 0).tobytes()
             new_bytes = new_bytes[:13] + weight.tobytes() + new_bytes[end:]
@@ -290,14 +246,14 @@ def _tensors(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 
 def test_a_2to4_model_is_written_as_it_was(models: Models) -> None:
-    path = models.matmul(prune_2to4(_random(64, 32), 0))
-    report, _ = _prune(path)
+    path = models.matmul(prune_2to4(random_weight(64, 32), 0))
+    report, _ = prune(path)
     assert [p.zeroed for p in report.pruned] == [0]
     assert report.output.read_bytes() == path.read_bytes()
 
 
 def test_a_model_in_memory_can_be_used_again(models: Models) -> None:
-    model = models.model(_MATMUL, {"w": _random(64, 32)})
+    model = models.model(MATMUL, {"w": random_weight(64, 32)})
     models.externalize(model, {"w": "w.bin"})
     read = read_model(models.save(model))
     before = read.proto.SerializeToString()
@@ -310,243 +266,22 @@ def test_a_model_in_memory_can_be_used_again(models: Models) -> None:
 
 def test_one_file_under_several_names(models: Models) -> None:
     nodes = [helper.make_node("MatMul", ["x", f"w{i}"], [f"y{i}"]) for i in range(3)]
-    weights = {f"w{i}": _random(64, 32, seed=i) for i in range(3)}
+    weights = {f"w{i}": random_weight(64, 32, seed=i) for i in range(3)}
     model = models.model(nodes, weights, outputs=["y0", "y1", "y2"])
     (models.folder / "sub").mkdir()
     models.externalize(model, {"w0": "w.bin", "w1": "./w.bin", "w2": "sub/../w.bin"})
-    report, proto = _prune(models.save(model))
+    report, proto = prune(models.save(model))
     assert len(report.pruned) == 3
     assert sorted(p.name for p in report.output.parent.iterdir()) == ["pruned.onnx", "pruned.onnx.data"]
-    for name, values in _values(proto, report.output.parent, weights).items():
-        _same(values, prune_2to4(weights[name], 0))
-
-
-# ---- shared weights
-
-
-def _shared(
-    models: Models, nodes: Sequence[onnx.NodeProto], weights: dict[str, Any], **more: Any
-) -> PruneReport:
-    outputs = [name for node in nodes for name in node.output if name.startswith("y")]
-    return _prune(models.save(models.model(nodes, weights, outputs=outputs, **more)))[0]
-
-
-def test_a_shared_weight_is_pruned_once(models: Models) -> None:
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["y1"], name="a"),
-        helper.make_node("Gemm", ["x", "w"], ["y2"], name="b"),
-        helper.make_node("Transpose", ["w"], ["t"]),
-        helper.make_node("Gemm", ["x", "t"], ["y3"], name="c", transB=1),
-    ]
-    report = _shared(models, nodes, {"w": _random(64, 32)})
-    (pruned,) = report.pruned
-    assert (pruned.layers, pruned.zeroed) == (("a", "b", "c"), 1024)
-
-
-def test_users_of_different_axes_are_a_conflict(models: Models) -> None:
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["y1"], name="a"),
-        helper.make_node("Gemm", ["x", "w"], ["y2"], name="b", transB=1),
-    ]
-    report = _shared(models, nodes, {"w": _random(64, 64)})
-    assert not report.pruned
-    reason = "weight 'w' is shared by layers whose K lies on different axes: 'a' against 'b'"
-    assert report.conflicts == (("a", reason), ("b", reason))
-
-
-def test_a_user_that_cannot_be_2to4_is_a_conflict(models: Models) -> None:
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["y1"], name="a"),
-        helper.make_node("Gemm", ["z", "w"], ["y2"], name="b", transB=1),
-    ]
-    report = _shared(models, nodes, {"w": _random(64, 6)}, inputs={"x": ("b", 64), "z": ("b", 6)})
-    assert not report.pruned
-    assert report.skipped == (("b", "K=6 is not a multiple of 4"),)
-    assert report.conflicts == (("a", "weight 'w' is also read by Gemm 'b', which pruning would change"),)
-
-
-@pytest.mark.parametrize(
-    ("other", "reader"),
-    [
-        (helper.make_node("Gather", ["w", "ids"], ["y2"], name="embed"), "Gather 'embed'"),
-        (helper.make_node("Add", ["x", "w"], ["y2"]), "Add 'y2'"),
-        (helper.make_node("MatMul", ["w", "w"], ["y2"], name="square"), "MatMul 'square'"),
-        (helper.make_node("Gemm", ["x", "v", "w"], ["y2"], name="bias"), "Gemm 'bias'"),
-        (helper.make_node("Reshape", ["w", "ids"], ["y2"]), "the graph's outputs"),
-    ],
-)
-def test_another_reader_is_a_conflict(models: Models, other: onnx.NodeProto, reader: str) -> None:
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["y1"], name="a"), other]
-    weights = {"w": _random(64, 64), "v": prune_2to4(_random(64, 64), 0), "ids": np.array([64, 64])}
-    report = _shared(models, nodes, weights)
-    assert ("a", f"weight 'w' is also read by {reader}, which pruning would change") in report.conflicts
-    assert "w" not in {p.weight for p in report.pruned}
-
-
-def test_a_weight_that_is_an_output_is_a_conflict(models: Models) -> None:
-    model = models.model(_MATMUL, {"w": _random(64, 32)}, outputs=["y", "w"])
-    report, _ = _prune(models.save(model))
-    assert report.conflicts == (
-        ("mm", "weight 'w' is also read by the graph's outputs, which pruning would change"),
-    )
-
-
-def test_users_with_other_zero_points_are_a_conflict(models: Models) -> None:
-    nodes = [helper.make_node("DequantizeLinear", ["w", "s", f"z{i}"], [f"v{i}"]) for i in range(2)]
-    nodes += [helper.make_node("MatMul", ["x", f"v{i}"], [f"y{i}"], name=f"m{i}") for i in range(2)]
-    weights = {
-        "w": np.full((64, 32), 7, np.int8),
-        "s": np.ones((), np.float32),
-        "z0": np.full((), 1, np.int8),
-        "z1": np.full((), 2, np.int8),
-    }
-    report = _shared(models, nodes, weights)
-    assert [c[1] for c in report.conflicts] == [
-        "weight 'w' is shared by layers that take other values for zero: 'm0' against 'm1'"
-    ] * 2
-
-
-def _tied(models: Models, second: str, shift: int, node: onnx.NodeProto) -> PruneReport:
-    """Two initializers over one data file, the second `shift` bytes behind the first."""
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="a"), node]
-    weight = _random(64, 32)
-    weights = {"w": weight, second: weight, "ids": np.array([1, 2])}
-    model = models.model(nodes, weights, outputs=["y", "y2"])
-    models.externalize(model, {"w": "w.bin"}, length=False)
-    with (models.folder / "w.bin").open("ab") as stream:
-        stream.write(bytes(shift))
-    from_first = {e.key: e.value for e in model.graph.initializer[0].external_data}
-    tensor = model.graph.initializer[1]
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value=from_first["location"])
-    tensor.external_data.add(key="offset", value=str(int(from_first["offset"]) + shift))
-    return _prune(models.save(model))[0]
-
-
-def test_two_names_for_one_range_are_one_weight(models: Models) -> None:
-    report = _tied(models, "v", 0, helper.make_node("Gemm", ["x", "v"], ["y2"], name="b"))
-    (pruned,) = report.pruned
-    assert (pruned.layers, pruned.zeroed) == (("a", "b"), 1024)
-    assert all_eligible_sparse(read_layers(read_model(report.output)))
-
-
-def test_a_range_that_another_tensor_reads_is_a_conflict(models: Models) -> None:
-    report = _tied(models, "table", 0, helper.make_node("Gather", ["table", "ids"], ["y2"], name="embed"))
-    assert not report.pruned
-    reason = "weight 'w' is also read by Gather 'embed', which pruning would change"
-    assert report.conflicts == (("a", reason),)
-
-
-def test_ranges_that_overlap_are_a_conflict(models: Models) -> None:
-    report = _tied(models, "v", 256, helper.make_node("MatMul", ["x", "v"], ["y2"], name="b"))
-    assert not report.pruned
-    assert report.conflicts == (
-        ("a", "weight 'w' shares some of its bytes with 'v', which pruning would change"),
-        ("b", "weight 'v' shares some of its bytes with 'w', which pruning would change"),
-    )
-
-
-@pytest.mark.parametrize("pattern", ["mm", "m*", "w", "*.q_proj", "w[0]"])
-def test_what_is_excluded_stays(models: Models, pattern: str) -> None:
-    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="mm" if pattern != "w[0]" else "w[0]")
-    node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'm.q_proj', 'mm']")
-    path = models.save(models.model([node], {"w": _random(64, 32)}))
-    report, _ = _prune(path, exclude=(pattern,))
-    assert report.skipped == ((node.name, "excluded"),)
-    assert report.output.read_bytes() == path.read_bytes()
-
-
-def test_a_pattern_that_matches_nothing_is_refused(models: Models) -> None:
-    path = models.save(models.model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": _random(64, 32)}))
-    with pytest.raises(ModelError, match="'lm_haed\\*' matches no layer, module or weight"):
-        _prune(path, exclude=("w", "lm_haed*"))
-
-
-def test_an_empty_pattern_is_not_the_name_of_layers_that_have_no_module(models: Models) -> None:
-    path = models.matmul(_random(64, 32))
-    for patterns in ({"exclude": ("",)}, {"include": ("",)}):
-        with pytest.raises(ModelError, match="'' matches no layer, module or weight"):
-            _prune(path, **patterns)
-
-
-def _with_head(
-    models: Models, weight: str = "lm_head.weight", node: str = "node_3", module: str = ""
-) -> Path:
-    """An MLP's last product, and a head behind it."""
-    head = helper.make_node("MatMul", ["a", weight], ["y"], name=node)
-    if module:
-        head.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"['', '{module}', 'linear']")
-    nodes = [helper.make_node("MatMul", ["x", "mlp.down_proj.weight"], ["a"], name="down"), head]
-    return models.save(
-        models.model(nodes, {"mlp.down_proj.weight": _random(64, 64), weight: _random(64, 32)})
-    )
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        {},
-        {"weight": "onnx::MatMul_9", "node": "/lm_head/MatMul"},
-        {"weight": "val_1", "module": "classifier"},
-        {"weight": "fc.weight"},
-    ],
-)
-def test_a_classifier_is_left_alone_unless_it_is_named(models: Models, names: dict[str, str]) -> None:
-    path = _with_head(models, **names)
-    report, _ = _prune(path)
-    head = names.get("node", "node_3")
-    assert report.skipped == ((head, "a classifier, which is taken only where it is named"),)
-    assert [weight.layers for weight in report.pruned] == [("down",)]
-    for everything in ("*", head):
-        report, _ = _prune(path, include=(everything, "down"))
-        assert [weight.layers for weight in report.pruned] == [("down",), (head,)]
-        assert not report.skipped
-
-
-def test_included_layers_are_pruned_and_no_others(models: Models) -> None:
-    report, _ = _prune(_with_head(models), include=("lm_head*",))
-    assert [weight.layers for weight in report.pruned] == [("node_3",)]
-    assert report.skipped == (("down", "no pattern names it"),)
-    report, _ = _prune(_with_head(models), include=("*",), exclude=("down",))
-    assert report.skipped == (("down", "excluded"),)
-    with pytest.raises(ModelError, match="'lm_haed\\*' matches no layer, module or weight"):
-        _prune(_with_head(models), include=("lm_haed*",))
-
-
-def test_the_last_product_of_a_block_is_no_classifier(models: Models) -> None:
-    """Nothing but a name says what a model's last product is: a block exported alone ends in one, too."""
-    down = helper.make_node("MatMul", ["x", "w"], ["y"], name="down_proj")
-    report, _ = _prune(models.save(models.model([down], {"w": _random(64, 32)})))
-    assert not report.skipped
-    assert len(report.pruned) == 1
-
-
-def test_a_head_tied_to_its_embedding_is_left_for_that_reason(models: Models) -> None:
-    nodes = [
-        helper.make_node("Gather", ["wte.weight", "ids"], ["e"], name="embed"),
-        helper.make_node("Gemm", ["x", "wte.weight"], ["y"], name="/lm_head/Gemm", transB=1),
-    ]
-    weights = {"wte.weight": _random(32, 64), "ids": np.array([1])}
-    path = models.save(models.model(nodes, weights, outputs=["y", "e"]))
-    report, _ = _prune(path)
-    why = "weight 'wte.weight' is also read by Gather 'embed', which pruning would change"
-    assert report.skipped == (("/lm_head/Gemm", why),)
-    assert not report.conflicts
-    assert len(_prune(path, include=("*",))[0].conflicts) == 1
-
-
-def test_not_eligible_layers_are_named(models: Models) -> None:
-    report, _ = _prune(models.matmul(_random(66, 32)))
-    assert report.skipped == (("mm", "K=66 is not a multiple of 4"),)
-    assert not report.pruned
+    for name, values in values_in(proto, report.output.parent, weights).items():
+        check_same(values, prune_2to4(weights[name], 0))
 
 
 def test_progress_ends_at_the_whole(models: Models) -> None:
     model = _rich(models)
     models.externalize(model, {"table": "t.bin"})
     seen: list[tuple[int, int]] = []
-    _prune(models.save(model), progress=lambda done, total: seen.append((done, total)))
+    prune(models.save(model), progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
@@ -555,12 +290,12 @@ def test_progress_ends_at_the_whole(models: Models) -> None:
 
 
 def test_the_input_is_never_written(models: Models) -> None:
-    model = models.model(_MATMUL, {"w": _random(64, 32)})
+    model = models.model(MATMUL, {"w": random_weight(64, 32)})
     models.externalize(model, {"w": "other.onnx.data"})
     path = models.save(model)
     (models.folder / "link.onnx").symlink_to(path)
     os.link(path, models.folder / "hard.onnx")
-    before = _hashes(models.folder)
+    before = hashes_of(models.folder)
     read = read_model(path)
     for name, says in (
         ("model.onnx", "is the input itself"),
@@ -571,7 +306,7 @@ def test_the_input_is_never_written(models: Models) -> None:
     ):
         with pytest.raises(ModelError, match=says):
             prune_model(read, models.folder / name)
-    assert _hashes(models.folder) == before
+    assert hashes_of(models.folder) == before
     moved = path.rename(models.folder / "short.data")
     with pytest.raises(ModelError, match=r"short\.data is a file of the input itself"):
         prune_model(read_model(moved), models.folder / "short")
@@ -581,7 +316,7 @@ def test_the_input_is_never_written(models: Models) -> None:
 def test_a_place_that_cannot_be_written(models: Models, place: str) -> None:
     (models.folder / "file").touch()
     (models.folder / "folder").mkdir()
-    path = models.matmul(_random(64, 32))
+    path = models.matmul(random_weight(64, 32))
     before = sorted(models.folder.iterdir())
     with pytest.raises(ArtifactError, match="cannot be written") as caught:
         prune_model(read_model(path), models.folder / place)
@@ -590,17 +325,17 @@ def test_a_place_that_cannot_be_written(models: Models, place: str) -> None:
 
 
 def test_an_interrupt_leaves_nothing(models: Models) -> None:
-    model = models.model(_MATMUL, {"w": _random(64, 32)})
+    model = models.model(MATMUL, {"w": random_weight(64, 32)})
     models.externalize(model, {"w": "w.bin"})
     path = models.save(model)
-    before = _hashes(models.folder)
+    before = hashes_of(models.folder)
 
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         prune_model(read_model(path), models.folder / "out.onnx", progress=interrupt)
-    assert _hashes(models.folder) == before
+    assert hashes_of(models.folder) == before
 
 
 _RUN = """
@@ -628,24 +363,24 @@ except ArtifactError as error:
 def test_a_process_that_dies_or_runs_out_of_room_leaves_nothing(
     models: Models, how: str, external: bool
 ) -> None:
-    model = models.model(_MATMUL, {"w": _random(64, 32)})
+    model = models.model(MATMUL, {"w": random_weight(64, 32)})
     if external:
         models.externalize(model, {"w": "w.bin"})
     path = models.save(model)
-    before = _hashes(models.folder)
+    before = hashes_of(models.folder)
     output = models.folder / "out.onnx"
     done = subprocess.run(
         [sys.executable, "-c", _RUN, str(path), str(output), how], capture_output=True, text=True, check=False
     )
     if how == "full":
         assert "cannot be written: File too large." in done.stdout, done.stderr
-        assert _hashes(models.folder) == before
+        assert hashes_of(models.folder) == before
         return
     assert done.returncode == -signal.SIGKILL
     left = {
-        name: value for name, value in _hashes(models.folder).items() if not name.startswith(".out.onnx.")
+        name: value for name, value in hashes_of(models.folder).items() if not name.startswith(".out.onnx.")
     }
     assert left == before  # nobody can remove what a killed process wrote under a temporary name …
     prune_model(read_model(path), output)
     new = {"out.onnx", "out.onnx.data"} if external else {"out.onnx"}
-    assert set(_hashes(models.folder)) == set(before) | new  # … but the next run
+    assert set(hashes_of(models.folder)) == set(before) | new  # … but the next run

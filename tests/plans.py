@@ -1,0 +1,53 @@
+"""A layer and what it is planned by, for the tests of plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from sparseflow_trt.graph import SparsityState, WeightedLayer
+from sparseflow_trt.planning import make_plan
+from sparseflow_trt.policy import Policy, Threshold
+from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.symbolic import SymbolicM
+
+POLICY = Policy(
+    schema_version=1,
+    name="mine",
+    device="GPU X",
+    compute_capability="9.0",
+    provenance="measured",
+    source="a test",
+    thresholds=(Threshold(kind="qkv", library="tensorrt", dtype="FP16", min_m=100),),
+)
+
+
+DIMS: dict[str, tuple[int | str | None, ...]] = {"x": ("batch", 64)}
+
+
+def make_layer(name: str, state: SparsityState = SparsityState.SPARSE, **changes: Any) -> WeightedLayer:
+    layer = WeightedLayer(
+        name=name,
+        module="m",
+        op_type="MatMul",
+        kind="qkv",
+        side="right",
+        weight="w",
+        weight_shape=(64, 32),
+        dtype="FP32",
+        m=SymbolicM(("batch",)),
+        n=32,
+        k=64,
+        batch=1,
+        k_axes=(0,),
+        state=state,
+        reason="" if state is SparsityState.SPARSE else "the reason",
+    )
+    return replace(layer, **changes)
+
+
+def profile_at(name: str, opt: int) -> Profile:
+    return Profile(name=name, inputs={"x": ShapeRange(min=(1, 64), opt=(opt, 64), max=(999, 64))})
+
+
+PLAN = make_plan((make_layer("a"),), (profile_at("p", 100),), DIMS, POLICY, "fp16")

@@ -1,0 +1,320 @@
+"""What the pages say of the plugin on a GPU is what the result files say."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import statistics
+from collections.abc import Mapping
+from random import Random
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.pages import ROOT, gain, prose, result_of, rows
+
+MODELS = ("llama-8b", "llama-70b", "tinyllama")
+
+
+def cells() -> list[dict[str, Any]]:
+    """Every product that the plugin was measured at."""
+    return [cell for model in MODELS for cell in result_of(f"plugin_linear_{model}")["cells"]]
+
+
+def cell_row(cell: Mapping[str, Any]) -> str:
+    """One as it stands in docs/PLUGIN.md."""
+    errors = [f"{100 * cell[key]:.3f} %" if key in cell else "–" for key in ("dense_error", "plugin_error")]
+    times = [f"{cell[key]:.1f}" for key in ("dense_us", "plugin_us", "cusparselt_us")]
+    speedup = f"{cell['speedup']:.2f}× ({cell['speedup_low']:.2f}–{cell['speedup_high']:.2f})"
+    columns = [f"{cell['layer']}, {cell['k']}→{cell['n']}", str(cell["m"]), *times, speedup, *errors]
+    return f"| {' | '.join(columns)} |"
+
+
+def test_the_products_of_the_plugin() -> None:
+    on_h100 = result_of("h100/plugin_linear_llama-8b")["cells"]
+    assert rows("docs/PLUGIN.md", r"\| \w+, \d+→") == [cell_row(cell) for cell in [*cells(), *on_h100]]
+    page, readme = prose("docs/PLUGIN.md"), prose("README.md")
+    gains = [cell["speedup"] for cell in cells()]
+    low, high, mean = min(gains), max(gains), statistics.geometric_mean(gains)
+    assert low >= 1
+    said = f"{len(gains)} products it is {low:.2f} to {high:.2f} times as fast"
+    assert f"in {said.replace('products', 'products on the H200')}" in page
+    assert f"{mean:.2f} in the geometric mean" in page
+    assert f"in {said} as TensorRT's dense kernel, {mean:.2f} in the geometric mean" in readme
+    assert f"| {mean:.2f}×, from {low:.2f}× to {high:.2f}× |" in readme
+    for model in MODELS:
+        own = statistics.geometric_mean(c["speedup"] for c in result_of(f"plugin_linear_{model}")["cells"])
+        assert f"{own:.2f}" in page
+    over = [cell["plugin_over_cusparselt"] for cell in cells()]
+    near = [ratio for ratio in over if ratio <= 1.03]
+    assert (
+        f"that was so in {len(near)} of {len(over)}, {min(near):.3f} to {max(near):.3f}; in the other" in page
+    )
+    assert f"other {len(over) - len(near)} it was {min(set(over) - set(near)):.3f} to {max(over):.3f}" in page
+    far = {
+        (model, cell["layer"], cell["m"]): f"{cell['plugin_over_cusparselt']:.3f}"
+        for model in MODELS
+        for cell in result_of(f"plugin_linear_{model}")["cells"]
+        if cell["plugin_over_cusparselt"] > 1.03
+    }
+    assert set(far) == {("llama-8b", "gate_up", 8192), ("tinyllama", "gate_up", 4096)}
+    assert "LLaMA-8B's `gate_up` at M=8192 ({}) and TinyLlama's at M=4096 ({})".format(*far.values()) in page
+    chosen = [
+        [
+            re.findall(r"\d+", build["searched"][str(m)]["chosen"])[0]
+            for build in result_of(f"plugin_linear_{model}")["builds"]
+            if build["layer"] == layer
+        ]
+        for model, layer, m in far
+    ]
+    fastest = [
+        cell["cusparselt_algorithm"][0]
+        for model, layer, m in far
+        for cell in result_of(f"plugin_linear_{model}")["cells"]
+        if (cell["layer"], cell["m"]) == (layer, m)
+    ]
+    assert (chosen, fastest) == ([["1"], ["27"]], [6, 1])
+    earlier = [c["plugin_over_cusparselt"] for c in result_of("plugin_linear_llama-70b")["cells"]]
+    assert f'"beats" cuSPARSELt by {100 * (1 - min(earlier)):.0f} % ({min(earlier):.3f})' in page
+    worst = min(cells(), key=lambda cell: cell["speedup"])
+    assert (worst["layer"], worst["k"], worst["m"]) == ("down", 5632, 16)
+    slowest = (
+        f"TinyLlama's `down` at M=16: {worst['speedup']:.3f}, and {worst['speedup_low']:.3f} in its slowest"
+    )
+    assert slowest in page
+    assert (
+        f"{len(gains)} products (no one slower than TensorRT's dense kernel in the median, {mean:.2f}"
+        in prose("CHANGELOG.md")
+    )
+    assert f"{nearer(cells())} times nearer to FP32" in page
+
+
+def nearer(found: list[dict[str, Any]]) -> str:
+    """How many times nearer to FP32 than TensorRT's dense kernels, from and to."""
+    errors = [cell["error_over_dense"] for cell in found if "error_over_dense" in cell]
+    return f"{1 / max(errors):.0f} to {1 / min(errors):.0f}"
+
+
+def test_the_products_of_the_plugin_on_an_h100() -> None:
+    found = result_of("h100/plugin_linear_llama-8b")["cells"]
+    page, readme = prose("docs/PLUGIN.md"), prose("README.md")
+    gains, over = ([cell[key] for cell in found] for key in ("speedup", "plugin_over_cusparselt"))
+    mean, said = statistics.geometric_mean(gains), f"{min(gains):.2f} to {max(gains):.2f} times as fast"
+    assert f"In LLaMA-8B's {len(gains)} on the H100 it is {said}, {mean:.2f} in the geometric mean" in page
+    assert f"in {len(gains)} on an H100 {said}, {mean:.2f} in the geometric mean" in readme
+    assert f"| {mean:.2f}×, from {min(gains):.2f}× to {max(gains):.2f}× |" in readme
+    assert max(over) <= 1.03
+    assert f"it takes {min(over):.3f} to {max(over):.3f} of its time in all {len(over)}" in page
+    assert f"({nearer(found)} on the H100)" in page
+
+
+def test_the_plugins_engines() -> None:
+    page = prose("docs/PLUGIN.md")
+    for model in ("llama-8b", "tinyllama"):
+        result = result_of(f"plugin_linear_{model}")
+        dense = [cell["dense_build_s"] for cell in result["cells"]]
+        sizes = {round(cell["dense_engine_mb"]) for cell in result["cells"]}
+        plugin = {build["plugin_engine_mb"] for build in result["builds"]}
+        seconds = [build["plugin_build_s"] for build in result["builds"]]
+        assert len(plugin) == len(sizes) == 1
+        assert f"{plugin.pop():.0f} MB for {sizes.pop()}" in page
+        assert f"{min(seconds):.0f} to {max(seconds):.0f} s for 15 M" in page
+        assert f"{min(dense):.0f} to {max(dense):.0f} s for one" in page
+        assert {len(build["searched"]) for build in result["builds"]} == {15}
+    searched = result_of("plugin_linear_llama-70b")["builds"][0]["searched"]
+    slower, larger = (
+        (re.findall(r"\d+", found["chosen"])[0], f"{found['us']:.1f}")
+        for found in (searched["1536"], searched["2048"])
+    )
+    assert f"algorithm {slower[0]} at {slower[1]} µs for LLaMA-70B's `gate_up` at M=1536" in page
+    assert f"and {larger[0]} at {larger[1]} for 2048" in page
+    for trial in (result_of(f"plugin_linear_{model}")["trial"] for model in MODELS):
+        assert (trial["claimed"], trial["right"][-1], trial["died_of"]) == (52, "35", "algorithm 36")
+
+
+def network_row(name: str, row: Mapping[str, Any]) -> str:
+    """A network at one M as it stands in docs/PLUGIN.md."""
+    times, gains = row["times"], row["dense over it"]
+    same = row.get("the same engine", {})
+    columns = [name, str(row.get("m", "")) or row["profile"].removeprefix("m")]
+    columns.append(f"{times['dense']['p50_ms']:.3f}")
+    for side in ("sparse", "plugin", "joined", "policy"):
+        columns.append(gain(gains[side]) if side in gains else f"as {same[side]}" if side in same else "–")
+    by_share = "" if by_the_formula(row) else " by share"
+    columns.append(f"{row['ceiling']['tensor cores']:.3f}{by_share}")
+    return f"| {' | '.join(columns)} |"
+
+
+def layers_counted(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A network's layers by side, with how many ran: older files do not say, but may list all."""
+    sides = {side: dict(facts) for side, facts in (row.get("where the time goes") or row["layers"]).items()}
+    for facts in sides.values():
+        listed = [ms for part in ("products", "others") for ms in facts[part].values() if ms > 0]
+        if abs(sum(listed) - facts["all_ms"]) < 1e-4:
+            facts.setdefault("layers that run", len(listed))
+            facts.setdefault("products that run", len(facts["products"]))
+    return sides
+
+
+def by_the_formula(row: Mapping[str, Any]) -> bool:
+    """Whether there is all that benchmarks/engine_layers.py derives a ceiling from."""
+    return all("layers that run" in facts for facts in layers_counted(row).values())
+
+
+def engine_layers() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return importlib.import_module("engine_layers")
+
+
+def test_ceilings_are_those_of_the_times_beside_them() -> None:
+    formula = engine_layers()
+    without = []
+    for name in (
+        "tensorrt_mlp_tinyllama",
+        "tensorrt_mlp_llama-8b",
+        "plugin_decoder_prefill",
+        "plugin_decoder_decode",
+        "h100/tensorrt_mlp_llama-8b",
+        "h100/plugin_decoder_decode",
+    ):
+        for row in result_of(name)["rows"]:
+            whole = {side: times["p50_ms"] for side, times in row["times"].items()}
+            if by_the_formula(row):
+                assert row["ceiling"] == formula.ceilings(layers_counted(row), whole), (name, row["date"])
+            else:  # the products' share of the layers' sum
+                without.append(name)
+                facts = row["layers"]["dense"]
+                half = facts["products_ms"] / facts["all_ms"] / formula.TENSOR_CORES
+                assert row["ceiling"]["tensor cores"] == pytest.approx(1 / (1 - half), abs=1e-4)
+    assert without == ["plugin_decoder_prefill", "plugin_decoder_decode"]
+    (counted,) = result_of("h100/plugin_decoder_decode")["rows"]
+    counts = {key: counted["layers"]["dense"][key] for key in ("layers that run", "products that run")}
+    would = []
+    for name in without:
+        (row,) = result_of(name)["rows"]
+        dense = {"dense": row["layers"]["dense"] | counts}
+        would.append(formula.ceilings(dense, {"dense": row["times"]["dense"]["p50_ms"]})["tensor cores"])
+    said = f"If {counts['layers that run']} layers ran there, {counts['products that run']} of them products"
+    page = prose("docs/PLUGIN.md")
+    assert said in page
+    assert (
+        "they would be {:.3f} and {:.3f}, beside the H100's {:.3f}".format(
+            *would, counted["ceiling"]["tensor cores"]
+        )
+        in page
+    )
+
+
+def test_whole_networks_with_the_plugin() -> None:
+    expected = [network_row("TinyLlama MLP", row) for row in result_of("tensorrt_mlp_tinyllama")["rows"]]
+    expected += [network_row("LLaMA-8B MLP", row) for row in result_of("tensorrt_mlp_llama-8b")["rows"]]
+    decoders = [result_of(f"plugin_decoder_{case}") for case in ("prefill", "decode")]
+    for case, decoder in zip(("prefill", "decode"), decoders, strict=True):
+        assert decoder["shape"]["layers"] == 22
+        expected += [network_row(f"TinyLlama decoder, {case}", row) for row in decoder["rows"]]
+    on_h100 = result_of("h100/plugin_decoder_decode")
+    expected += [
+        network_row("LLaMA-8B MLP, H100", row) for row in result_of("h100/tensorrt_mlp_llama-8b")["rows"]
+    ]
+    expected += [network_row("TinyLlama decoder, decode, H100", row) for row in on_h100["rows"]]
+    assert rows("docs/PLUGIN.md", r"\| (TinyLlama|LLaMA)") == expected
+    page, readme = prose("docs/PLUGIN.md"), prose("README.md")
+    blocks = [
+        row["dense over it"]["joined"]["median"]
+        for name in ("tensorrt_mlp_tinyllama", "tensorrt_mlp_llama-8b", "h100/tensorrt_mlp_llama-8b")
+        for row in result_of(name)["rows"]
+    ]
+    assert f"as one product gain {min(blocks):.2f} to {max(blocks):.2f} times" in readme
+    whole = [d["rows"][0]["dense over it"]["joined"]["median"] for d in (*decoders, on_h100)]
+    assert (
+        "decoder {:.3f} at prefill (1024 tokens) and {:.3f} at decode (64 sequences; {:.3f}".format(*whole)
+        in readme
+    )
+    for decoder in (*decoders, on_h100):
+        (row,) = decoder["rows"]
+        sizes = [row["built"][side]["engine_mb"] for side in ("dense", "joined")]
+        assert f"{sizes[1]:,.0f} MB for {sizes[0]:,.0f}" in page
+    for decoder, phase in ((decoders[0], "prefill"), (on_h100, "decode")):
+        errors = decoder["rows"][0]["errors"]
+        joined, dense = (f"{100 * errors[side]['relative_l2']:.2f} %" for side in ("joined", "dense"))
+        assert f"{joined} for {dense} dense at {phase}" in page
+
+
+def test_ten_minutes_of_load() -> None:
+    page, soaks = prose("docs/PLUGIN.md"), [result_of("plugin_soak"), result_of("h100/plugin_soak")]
+    grown = []
+    for soak in soaks:
+        assert soak["passed"]
+        assert soak["minutes"] == 10
+        assert soak["m_whose_bits_changed"] == []
+        assert soak["max_error_first_half"] == soak["max_error_second_half"]
+        assert soak["gpu_bytes_grown_after_a_quarter"] <= 0
+        grown.append([soak["memory"][i]["rss"] / 1e9 for i in (0, -1)])
+    counts = [f"{sum(soak['runs']):,}" for soak in soaks]
+    assert f"{counts[0]} runs on the H200 and {counts[1]} on the H100" in page
+    assert "The host's did on the H200**, from {:.1f} to {:.1f} GB".format(*grown[0]) in page
+    most = soaks[0]["shape"][-1]
+    plans = 2 * most // 8  # of two layers, at each multiple of 8
+    assert f"{(grown[0][1] - grown[0][0]) * 1000 / plans:.0f} MB for each of {plans} plans" in page
+    assert "on the H100 it grew from {:.1f} to {:.1f} GB, and not at all after".format(*grown[1]) in page
+    assert soaks[1]["rss_bytes_grown_after_a_quarter"] <= 0
+    new = soaks[1]["host_ms_new_m"]
+    assert f"{new['median']:.2f} ms in the median, {new['p99']:.0f} at the 99th percentile" in page
+
+
+def test_the_sanitizer() -> None:
+    tools, page = result_of("plugin_sanitizer")["tools"], prose("docs/PLUGIN.md")
+    assert {name for name, row in tools.items() if row["clean"]} == {"memcheck", "synccheck"}
+    runs = {name: sum(row["runs"]) for name, row in tools.items()}
+    assert f"found nothing, in {runs['memcheck']} and {runs['synccheck']} runs" in page
+    assert not any(row["failed"] for row in tools.values())
+    assert tools["racecheck"]["counted"] == [6]
+    named = [line for line in tools["racecheck"]["said"] if "access at" in line]
+    assert named
+    assert all(re.search(r"access at sm90_xmma_sparse_gemm_\w+_cusparselt\+", line) for line in named)
+    assert tools["racecheck"]["outputs right"]
+    assert tools["initcheck"]["outputs right"]
+
+
+def test_racecheck_names_cusparselts_kernels_with_the_plugin_and_without() -> None:
+    h200, h100 = (result_of(f"{folder}plugin_sanitizer")["tools"]["racecheck"] for folder in ("", "h100/"))
+    alone = [found["cuSPARSELt alone"] for found in (h200, h100)]
+    assert [found["counted"] for found in (h200, h100, *alone)] == [[6], [5], [4], [3]]
+    assert rows("docs/PLUGIN.md", r"  \| H[12]00 \|") == [
+        f"  | {gpu} | {found['counted'][0]} | {of['counted'][0]}, {of['right']} algorithms right "
+        "| the engine's, 1024→4096, M=2048 |"
+        for gpu, found, of in zip(("H200", "H100"), (h200, h100), alone, strict=True)
+    ]
+    assert (
+        f"in {sum(h200['runs'])} runs on the H200 and {sum(h100['runs'])} on the H100 (no rows dense)"
+        in prose("docs/PLUGIN.md")
+    )
+    assert {found["dense_below_m"] for found in (h200, h100)} == {0}
+    with_plugin = {*h200["kernels named"], *h100["kernels named"]}
+    assert not with_plugin & {kernel for of in alone for kernel in of["kernels named"]}
+    family = re.compile(
+        r"sm90_xmma_sparse_gemm_f16f16_f16f32_f32_tn_n_\w+_segment_k_off_kernel_5x_cusparselt"
+    )
+    for found in (h200, h100, *alone):
+        assert found["kernels named"]
+        assert all(family.fullmatch(kernel) for kernel in found["kernels named"])
+    assert h100["outputs right"]
+
+
+def test_what_initcheck_counts_is_what_cusparselt_wrote() -> None:
+    tools = result_of("plugin_sanitizer")["tools"]
+    alone = tools["initcheck"]["cuSPARSELt alone"]
+    assert alone["counted"] == [alone["right"] * 64 * 512 * 2 // 32], "each 32 bytes of each output"
+    k, _, most = result_of("plugin_soak")["shape"]
+    rows_written = 0
+    for context, runs in enumerate(tools["initcheck"]["runs"]):
+        chosen, copied = Random(context), set[tuple[int, int]]()
+        for run in range(runs):
+            m = chosen.randint(1, most)
+            assert m > 256, "its last rows alone are a product of their own, whose result the plugin copies"
+            copied |= {(run % 2, row) for row in range(m - m % 8, m)}
+            rows_written += sum((run % 2, row) not in copied for row in range(m))
+    assert tools["initcheck"]["counted"] == [rows_written * k * 2 // 32]
+    assert f"{tools['initcheck']['counted'][0]:,}" in prose("docs/PLUGIN.md")
