@@ -42,6 +42,14 @@ class Curve:
     kind: str = field(compare=False)
     kernel: SparseKernel = "sparse"
 
+    def __str__(self) -> str:
+        return f"{self.k}→{self.n}, {self.dtype}, {self.whose}"
+
+    @property
+    def whose(self) -> str:
+        """Whose kernel is held against dense, in words."""
+        return "the plugin" if self.kernel == "plugin" else self.library
+
 
 @dataclass(frozen=True)
 class Request:
@@ -51,8 +59,8 @@ class Request:
     m: int
 
     def __str__(self) -> str:
-        whose = "the plugin" if self.curve.kernel == "plugin" else self.curve.library
-        return f"{self.curve.k}→{self.curve.n}, M={self.m}, {self.curve.dtype}, {whose}"
+        curve = self.curve
+        return f"{curve.k}→{curve.n}, M={self.m}, {curve.dtype}, {curve.whose}"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from sparseflow_trt.presets import Product
 
 SUFFIX = ".points.jsonl"
 
+_KEEP_APART = (
+    "A journal is of one GPU, one set of libraries and types: keep the parts in files of their own. "
+    "`autotune --add` puts policies of one GPU together."
+)
 _HEAD = b'{"journal": '  # what every journal begins with
 
 
@@ -52,12 +57,14 @@ class Run(Record):
         date: The day, YYYY-MM-DD.
         driver: The version of the NVIDIA driver, "" where it is not known.
         products: What it was asked to measure: (kind, N, K).
+        grid: The M that it was to measure each at; none in journals from before that was recorded.
     """
 
     command: str
     date: str
     driver: str = ""
     products: tuple[tuple[str, int, int], ...] = ()
+    grid: tuple[int, ...] = ()
 
 
 class _Line(Record):
@@ -107,6 +114,26 @@ class Journal:
     def products(self) -> tuple[Product, ...]:
         """All that any run was asked to measure, each once."""
         return tuple(dict.fromkeys(Product(*product) for run in self.runs for product in run.products))
+
+    @property
+    def unfinished(self) -> frozenset[Curve]:
+        """Curves of which no run that asked for them has all its M: of some M alone no threshold can be told.
+
+        Runs whose M were not recorded are believed to have finished, unless a later one asked for the same.
+        """
+        sizes: dict[Curve, set[int]] = {}
+        for answer in self.measured:
+            sizes.setdefault(answer.request.curve, set()).add(answer.request.m)
+        grids: dict[tuple[int, int], list[tuple[int, ...]]] = {}
+        for run in self.runs:
+            for n, k in {(n, k) for _, n, k in run.products if run.grid}:
+                grids.setdefault((n, k), []).append(run.grid)
+        return frozenset(
+            curve
+            for curve, measured in sizes.items()
+            if (asked := grids.get((curve.n, curve.k)))
+            and not any(measured.issuperset(grid) for grid in asked)
+        )
 
 
 def journal_beside(policy: Path) -> Path:
@@ -168,7 +195,7 @@ def open_journal(path: Path, identity: Identity) -> Iterator[tuple[Journal, Appe
         appender = Appender(stream)
         if whole:
             journal = _read(whole, path)
-            _check_identity(journal.identity, identity, path)
+            _check_identity(journal.identity, identity, path, "here", _begin_anew(path))
         else:
             if data[: len(_HEAD)] != _HEAD[: len(data)]:  # no head that a run was killed over
                 raise PolicyError(f"{path} is no journal of measurements.", _begin_anew(path))
@@ -199,9 +226,14 @@ def _read(data: bytes, path: Path) -> Journal:
         try:
             lines.append(_Line.model_validate_json(text))
         except ValidationError as error:
-            raise PolicyError(f"{path}, line {number}: {describe(error)}", _begin_anew(path)) from error
+            raise PolicyError(
+                f"{path}, line {number}: {describe(error)}", _without_line(path, number)
+            ) from error
     if not lines or lines[0].journal is None:
         raise PolicyError(f"{path} is no journal of measurements.", _begin_anew(path))
+    for number, line in enumerate(lines, 1):  # a file that was put together of several has several heads
+        if line.journal is not None:
+            _check_identity(lines[0].journal, line.journal, path, f"in line {number}", _KEEP_APART)
     answers = tuple(_measured(line, *line.points) for line in lines if line.points is not None)
     return Journal(lines[0].journal, tuple(line.run for line in lines if line.run is not None), answers)
 
@@ -212,20 +244,29 @@ def _measured(line: _Line, dense: Point, sparse: Point) -> Measured:
     return Measured(Request(curve, dense.m), Pair(dense, sparse), line.seconds, line.how, line.clock)
 
 
-def _check_identity(found: Identity, given: Identity, path: Path) -> None:
+def _check_identity(found: Identity, given: Identity, path: Path, where: str, hint: str) -> None:
     differ = []
     for name in Identity.model_fields:
         before, now = getattr(found, name), getattr(given, name)
         if before != now and before is not None:
-            differ.append(f"{name.replace('_', ' ')} {_shown(before)}, and here it is {_shown(now)}")
+            differ.append(f"{name.replace('_', ' ')} {_shown(before)}, and {where} it is {_shown(now)}")
     if differ:
-        raise PolicyError(f"{path} holds measurements of {'; of '.join(differ)}.", _begin_anew(path))
+        raise PolicyError(f"{path} holds measurements of {'; of '.join(differ)}.", hint)
 
 
 def _shown(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {version}" for name, version in value.items()) or "no libraries"
     return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _without_line(path: Path, number: int) -> str:
+    if number == 1:
+        return _begin_anew(path)
+    return (
+        f"Take the line out to go on with the others: sed -i {number}d {shlex.quote(str(path))}. What it "
+        "held is measured again."
+    )
 
 
 def _begin_anew(path: Path) -> str:

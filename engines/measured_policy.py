@@ -56,7 +56,8 @@ def extend_policy(policy: Policy, other: Policy) -> Policy:
 
     TensorRT and PyTorch are often in two environments, and measured apart. Where a library's versions differ
     both are named, each with the types of its points. Thresholds are derived anew; those that were given
-    stay where no points give one. Of how sure a win has to be, the more careful of both counts.
+    stay where no points give one. Of the margin and of how sure a win has to be, the more careful of both
+    counts.
 
     Raises:
         PolicyError: The other is of another GPU.
@@ -66,15 +67,17 @@ def extend_policy(policy: Policy, other: Policy) -> Policy:
     added = [point for point in other.points if _key(point) not in keys]
     points = tuple(sorted([*policy.points, *added], key=_key))
     wave = other.wave if policy.wave is None else policy.wave
+    margin = max(policy.margin, other.margin)
     return policy.model_copy(
         update={
             "libraries": _libraries(policy, other, added),
             "clocks": _both(policy.clocks, other.clocks),
             "source": _both(policy.source, other.source),
             "thresholds": with_given(
-                derive_thresholds(points, policy.margin, wave), other.thresholds, policy.thresholds
+                derive_thresholds(points, margin, wave), other.thresholds, policy.thresholds
             ),
             "points": points,
+            "margin": margin,
             "wave": wave,
             "spreads": max(policy.spreads, other.spreads),
             "spreads_between": max(policy.spreads_between, other.spreads_between),

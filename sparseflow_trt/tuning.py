@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,7 +17,6 @@ from sparseflow_trt.engines.autotune import (
     Measured,
     curves_of,
     find_crossovers,
-    incomplete_curves,
     search,
     what_is_left,
 )
@@ -76,11 +75,11 @@ class Tuned:
     """What came of a run.
 
     Attributes:
-        policy: The policy: what the journal holds of products that were measured at their whole grid.
+        policy: The policy: what the journal holds of products that some run measured at its whole grid.
         measured_now: How many products this run measured.
         crossovers: All that were found.
         left: What a time limit left to be measured.
-        left_out: Sentences about products that cannot be measured.
+        left_out: Sentences about products that cannot be measured, or that an earlier run left unfinished.
         seconds: How long the run took.
     """
 
@@ -171,15 +170,15 @@ def autotune(
             return time_limit is None or time.monotonic() - begun < time_limit
 
         search(curves, space.grid, journal.pairs, crew, margin, wave, remember, go_on)
-    incomplete = incomplete_curves(curves, space.grid, known)
-    policy = policy_from_journal(read_journal(journal_file), name or output.stem, margin, incomplete)
+    made = read_journal(journal_file)
+    policy = policy_from_journal(made, name or output.stem, margin, made.unfinished)
     write_atomically(output, json_from_policy(policy))
     return Tuned(
         policy=policy,
         measured_now=len(known) - already,
         crossovers=find_crossovers(curves, known, margin),
         left=what_is_left(curves, space.grid, known, margin, wave),
-        left_out=left_out,
+        left_out=(*left_out, *_of_earlier_runs(made.unfinished.difference(curves))),
         seconds=time.monotonic() - begun,
     )
 
@@ -230,10 +229,20 @@ def _measurable(space: Space, crew: Crew) -> tuple[tuple[Curve, ...], tuple[str,
     return tuple(curves), tuple(dict.fromkeys(left_out))
 
 
+def _of_earlier_runs(unfinished: Iterable[Curve]) -> Iterator[str]:
+    """Sentences about products that an earlier run with this journal began with, and did not finish."""
+    for curve in sorted(unfinished, key=lambda curve: (curve.library, curve.dtype, curve.n, curve.k)):
+        yield (
+            f"{curve}, which an earlier run did not measure at all its M: the same command as then goes on "
+            "with it"
+        )
+
+
 def _run_of(space: Space, command: str) -> Run:
     return Run(
         command=command,
         date=datetime.now(timezone.utc).date().isoformat(),
         driver=driver_version(),
         products=tuple((p.kind, p.n, p.k) for p in space.products),
+        grid=space.grid,
     )

@@ -162,6 +162,31 @@ def test_more_products_are_added_to_what_there_is(tmp_path: Path) -> None:
     assert policy.source.endswith("by: first; second")
 
 
+def test_what_an_earlier_run_left_unfinished_gives_no_verdict(tmp_path: Path) -> None:
+    output = tmp_path / "p.json"
+    down = Space((DOWN,), ("FP16",), (1, 512, 4096))
+    with pytest.raises(KilledError):
+        tune(output, Fake(most=2), down)  # sparse wins at 512, and nobody knows of 4096
+    tuned = tune(output, Fake(), Space((QKV,), ("FP16",), (1, 1024)))
+    assert {p.kind for p in tuned.policy.points} == {"qkv"}
+    assert not judge(tuned.policy, "down", DOWN.n, DOWN.k, 8192, "FP16").sparse
+    assert tuned.left_out == (
+        "14336→4096, FP16, torch, which an earlier run did not measure at all its M: the same command as "
+        "then goes on with it",
+    )
+    tuned = tune(output, Fake(), down)
+    assert {p.kind for p in tuned.policy.points} == {"qkv", "down"}
+    assert tuned.left_out == ()
+
+
+def test_a_run_that_is_stopped_keeps_what_an_earlier_one_finished(tmp_path: Path) -> None:
+    output = tmp_path / "p.json"
+    before = tune(output, Fake(), Space((DOWN,), ("FP16",), (1, 1024))).policy
+    tuned = tune(output, Fake(), Space((DOWN,), ("FP16",), (1, 64, 1024)), time_limit=0)
+    assert tuned.left.points > 0
+    assert tuned.policy.points == before.points
+
+
 def test_what_cannot_be_measured_is_left_out_and_said(tmp_path: Path) -> None:
     odd = Product("classifier", 1001, 4096)
     tuned = tune(tmp_path / "p.json", Fake(), Space((odd, DOWN), ("FP16",), (1, 16)))
@@ -239,6 +264,9 @@ def test_policies_of_one_gpu_are_joined(tmp_path: Path) -> None:
     limits = {(t.kind, t.dtype): t.min_m for t in versions.thresholds}
     assert (limits["o", "FP8"], limits["down", "FP16"]) == (7, 200)  # given, and derived
     assert extend_policy(torch, versions) == versions  # what is there already changes nothing
+    careful = extend_policy(torch, tensorrt.model_copy(update={"margin": 0.6}))  # sparse is 1.5 times as fast
+    assert careful.margin == 0.6
+    assert {t.min_m for t in careful.thresholds} == {None}
     other = tensorrt.model_copy(update={"device": "NVIDIA A100"})
     with pytest.raises(PolicyError, match=r"is of NVIDIA A100 \(9.0\), and not of NVIDIA H200"):
         extend_policy(torch, other)

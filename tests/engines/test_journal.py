@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sparseflow_trt.engines.autotune import Curve, Measured, Request
 from sparseflow_trt.engines.gpu_state import ClockState
-from sparseflow_trt.engines.journal import Identity, Run, journal_beside, open_journal, read_journal
+from sparseflow_trt.engines.journal import Identity, Journal, Run, journal_beside, open_journal, read_journal
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.policy import Pair, Point
 from sparseflow_trt.presets import Product
@@ -177,3 +177,42 @@ def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
         pytest.fail("it was opened")
     with pytest.raises(PolicyError, match="cannot be read"):
         read_journal(tmp_path / "missing")
+
+
+def test_a_damaged_line_in_the_middle_can_be_taken_out(journal: Path) -> None:
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:3], b"\0" * 40 + b"\n", *lines[4:]]))
+    with pytest.raises(PolicyError, match="line 4: ") as caught:
+        read_journal(journal)
+    assert f"sed -i 4d {journal}" in caught.value.hint
+    journal.write_bytes(b"".join([*lines[:3], *lines[4:]]))
+    assert read_journal(journal).measured == (ANSWERS[0], *ANSWERS[2:])
+
+
+def test_two_gpus_journals_in_one_file_are_refused(journal: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.points.jsonl"
+    with open_journal(other, IDENTITY.model_copy(update={"device": "NVIDIA A100"})) as (_, appender):
+        appender.add(ANSWERS[0])
+    alike = tmp_path / "alike.points.jsonl"
+    alike.write_bytes(journal.read_bytes() * 2)
+    assert read_journal(alike).pairs == read_journal(journal).pairs
+    journal.write_bytes(journal.read_bytes() + other.read_bytes())
+    says = "of device NVIDIA H200, and in line 7 it is NVIDIA A100"
+    with pytest.raises(PolicyError, match=says) as caught:
+        read_journal(journal)
+    assert "keep the parts in files of their own" in caught.value.hint
+
+
+def test_a_curve_is_finished_where_some_run_has_all_its_m(journal: Path) -> None:
+    def unfinished(*grids: tuple[int, ...]) -> bool:
+        runs = tuple(RUN.model_copy(update={"grid": grid}) for grid in grids)
+        return bool(Journal(IDENTITY, runs, ANSWERS).unfinished)
+
+    assert not unfinished((1, 8, 16, 4096))
+    assert not unfinished((1, 4096))
+    assert unfinished((1, 64))
+    assert not unfinished((1, 64), (8, 16))
+    assert unfinished((), (1, 64))
+    assert not unfinished(())  # of before the M were recorded
+    other = Run(command="", date="", products=(("qkv", 64, 64),), grid=(1, 64))
+    assert Journal(IDENTITY, (other,), ANSWERS).unfinished == frozenset()
