@@ -40,22 +40,45 @@ def load_json(text: str, source: str, error: type[SparseflowError], hint: str) -
     """The plain data that a JSON text holds.
 
     Raises:
-        SparseflowError: Of the class `error`, where it is not JSON.
+        SparseflowError: Of the class `error`, where it is not JSON, or names a field twice.
     """
+    if not text.strip():
+        raise error(f"{source} is not JSON: it is empty.", hint)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as problem:
         raise error(f"{source} is not JSON: {problem}.", hint) from problem
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields. Of two with one name json would take the last, in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in one object")
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that names a field twice, of which PyYAML would take the last, in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise ValueError(f"'{key}' stands twice in one mapping{node.start_mark}")
+        return super().construct_mapping(node, deep)
 
 
 def load_yaml(text: str, source: str, error: type[SparseflowError], hint: str) -> Any:
     """The plain data that a YAML text holds.
 
     Raises:
-        SparseflowError: Of the class `error`, where it is not YAML.
+        SparseflowError: Of the class `error`, where it is not YAML, or names a field twice.
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
         # PyYAML's own error, or what its constructors let through: 2020-99-99 is a date to it
         where = re.sub(r"\s+", " ", str(problem))

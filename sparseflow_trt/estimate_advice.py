@@ -5,9 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 from sparseflow_trt._listing import listed
 from sparseflow_trt.estimate_record import Estimate, EstimatedLayers
+from sparseflow_trt.lookup import known_of
 from sparseflow_trt.policy import WHOSE, Library, Policy, SparseKernel
 
 _AUTOTUNED = ("FP16", "BF16")
@@ -60,10 +62,7 @@ def _what_measures(
         return
     held = {dtype for _, dtype in policy.held}
     said = list(
-        dict.fromkeys(
-            f"near {row.k}→{row.n} of kind '{row.kind}'" if row.dtype in held else f"of {row.dtype}"
-            for row in rows
-        )
+        dict.fromkeys(_what_lacks(row, policy) if row.dtype in held else f"of {row.dtype}" for row in rows)
     )
     yield f"Whatever the library, the policy holds nothing {listed(said, _MOST)}."
     plain = [row for row in rows if row.dtype in _AUTOTUNED and (row.n, row.k) not in no_product]
@@ -78,6 +77,14 @@ def _what_measures(
             "GPU `build --verdict` measures what such an engine gains, and `policy learn` makes a policy of "
             "what TensorRT's builder timed for one that was built with --sparsity force."
         )
+
+
+def _what_lacks(row: EstimatedLayers, policy: Policy) -> str:
+    """What a policy would have to hold for a row: points of such a shape, or of so small an M."""
+    asked = ((library, kernel) for library in WHOSE for kernel in get_args(SparseKernel))
+    known = (known_of(policy, row.kind, row.n, row.k, row.dtype, *each) for each in asked)
+    small = " at so small an M" if any(each.shape for each in known) else ""
+    return f"near {row.k}→{row.n} of kind '{row.kind}'{small}"
 
 
 def _is_unknown(row: EstimatedLayers) -> bool:

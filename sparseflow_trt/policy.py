@@ -177,11 +177,34 @@ def read_policy(path: Path) -> Policy:
     """Reads a policy file.
 
     Raises:
-        PolicyError: It is missing, is not JSON or has wrong fields.
+        PolicyError: It is missing, is not JSON or has wrong fields, or a threshold does not follow from the
+            points that it names.
     """
     text = read_text(path, PolicyError, "policy")
     data = load_json(text, str(path), PolicyError, _HINT)
-    return parse(Policy, data, str(path), PolicyError, _HINT)
+    policy = parse(Policy, data, str(path), PolicyError, _HINT)
+    for limit in policy.thresholds:
+        if why := _why_unfounded(limit, policy):
+            raise PolicyError(
+                f"{path}: the threshold of {limit.kind} ({limit.library} {limit.dtype}, {limit.kernel}) "
+                f"names points that do not bear it out: {why}.",
+                "A threshold that is given, and not derived from points, names no `shapes`: leave them out.",
+            )
+    return policy
+
+
+def _why_unfounded(limit: Threshold, policy: Policy) -> str:
+    """How a policy's points speak against a threshold that names their shapes; "" where they do not."""
+    whose = (limit.kind, limit.library, limit.dtype)
+    points = (p for p in policy.points if (p.kind, p.library, p.dtype) == whose)
+    shapes = pairs_by_shape(points, limit.kernel) if limit.shapes else {}
+    for n, k in limit.shapes:
+        if (n, k) not in shapes:
+            return f"of {k}→{n} it holds none, dense and {limit.kernel}"
+        for m, pair in shapes[n, k].items():
+            if limit.holds(m) and not pair.wins(policy.margin):
+                return f"{k}→{n} has {pair.speedup:.2f}× at M={m}, which is no win by {policy.margin:.0%}"
+    return ""
 
 
 def json_from_policy(policy: Policy) -> str:

@@ -69,7 +69,8 @@ def split_profile(
     """
     axis = axis_of(profile, split.axis, input_dims)
     if axis.low == axis.high:
-        return (profile,), f"axis '{axis.name}' is not split: it has the one size {axis.low}"
+        unused = ", so that the traffic was not looked at" if split.traffic else ""
+        return (profile,), f"axis '{axis.name}' is not split: it has the one size {axis.low}{unused}"
     work: dict[SymbolicM, float] = {}
     for product, count in products.items():
         work[product.m] = work.get(product.m, 0.0) + product.n * product.k * count

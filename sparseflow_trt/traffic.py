@@ -17,7 +17,7 @@ _HINT = (
     "A traffic file is CSV with the header m,weight (or m,count) and a row for each M, or JSON: "
     '{"512": 10, "1024": 3} or [{"m": 512, "weight": 10}].'
 )
-_LARGEST_M = 2**31 - 1  # of a dimension in TensorRT
+LARGEST_M = 2**31 - 1  # of a dimension in TensorRT
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ def _csv_rows(text: str, path: Path) -> Iterable[tuple[str, Any, Any]]:
         lines = list(csv.reader(io.StringIO(text), strict=True))
     except csv.Error as error:
         raise ShapeError(f"{path} is neither CSV nor JSON: {error}.", _HINT) from error
+    if not text.strip():
+        raise ShapeError(f"{path} is empty.", _HINT)
     header = [cell.strip().lower() for cell in lines[0]] if lines else []
     weight_columns = [name for name in ("weight", "count") if name in header]
     if "m" not in header or len(weight_columns) != 1 or len(set(header)) != len(header):
@@ -103,7 +105,7 @@ def _size(given: Any) -> int | None:
             return None
         text = int(text)
     whole = isinstance(text, int) and not isinstance(text, bool)
-    return text if whole and 1 <= text <= _LARGEST_M else None
+    return text if whole and 1 <= text <= LARGEST_M else None
 
 
 def _weight(given: Any) -> float | None:

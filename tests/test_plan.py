@@ -167,6 +167,7 @@ def test_wrong_fields_are_named(change: Any, says: str) -> None:
         ("[" * 3000, "is not YAML"),
         ("a: \x07", "is not YAML"),
         ("*a", "is not YAML"),
+        ("a: 1\nlayers:\n- b: 2\n  b: 3\n", "'b' stands twice in one mapping"),
     ],
 )
 def test_a_text_that_is_no_plan(text: str, says: str) -> None:

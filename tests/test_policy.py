@@ -55,7 +55,6 @@ def thresholds(draw: st.DrawFn) -> Threshold:
         dtype=draw(st.sampled_from(["FP16", "BF16"])),
         min_m=low,
         max_m=draw(st.none() | st.integers(low, 2**32)) if low else None,
-        shapes=tuple(draw(st.lists(st.tuples(_sizes, _sizes), max_size=2))),
     )
 
 
@@ -263,3 +262,24 @@ def test_a_device_is_matched_by_whole_words(tmp_path: Path, monkeypatch: pytest.
     for asked, named in devices:
         found = policy_for_device(asked)
         assert (found.name if found else None) == named, asked
+
+
+def test_a_threshold_follows_from_the_points_that_it_names(tmp_path: Path) -> None:
+    points = [*make_points("qkv", 64, 32, {8: 1.0, 16: 1.5}), *make_points("qkv", 64, 64, {16: 1.5})]
+    limit = {"kind": "qkv", "library": "tensorrt", "dtype": "FP16", "min_m": 16, "shapes": [(64, 32)]}
+
+    def file_of(**changes: Any) -> Path:
+        plain = [point.model_dump() for point in points]
+        return _file(tmp_path, {**FIELDS, "points": plain, "thresholds": [{**limit, **changes}]})
+
+    assert read_policy(file_of()).thresholds[0].holds(16)
+    assert read_policy(file_of(min_m=None)).thresholds
+    assert read_policy(file_of(min_m=8, shapes=[])).thresholds  # given, and not derived
+    _refused(file_of(min_m=8), "32→64 has 1.00× at M=8, which is no win by 2%")
+    _refused(file_of(shapes=[(64, 32), (128, 32)]), "qkv (tensorrt FP16, sparse)", "of 32→128 it holds none")
+    _refused(file_of(kernel="plugin"), "of 32→64 it holds none, dense and plugin")
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    text = json.dumps({**FIELDS, "margin": 0.02}).replace('"margin"', '"margin": 0.9, "margin"')
+    _refused(_file(tmp_path, text), "'margin' stands twice in one object")

@@ -43,7 +43,9 @@ def test_csv_and_json_say_the_same(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "begins with '' and not with m,weight."),
+        ("", "is empty."),
+        (" \n", "is empty."),
+        ('{"512": 10, "512": 3}', "'512' stands twice in one object"),
         ("512,10\n", "begins with '512,10' and not with m,weight."),
         ("m,weight,count\n1,2,3\n", "begins with 'm,weight,count'"),
         ("m,m,weight\n1,2,3\n", "begins with 'm,m,weight'"),

@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparseflow_trt.cli import console
+from sparseflow_trt.cli.numbers import positive
 from sparseflow_trt.cli.options import OutputFile, PluginLibrary, common_options
 from sparseflow_trt.errors import EXIT_OK, PolicyError
 from sparseflow_trt.presets import PRESETS
+from sparseflow_trt.traffic import LARGEST_M
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.measurers import Crew
     from sparseflow_trt.tuning import Progress, Tuned
 
+_DIGITS = 20  # of a number that is looked at
 _SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
 
 
@@ -65,7 +68,7 @@ _SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
     help="The M that each product is measured at. Default: 1, 8, 16 and on by doublings to 16384.",
 )
 @click.option(
-    "--time-limit", type=click.FloatRange(0), metavar="SECONDS", help="Begin nothing new after that."
+    "--time-limit", type=positive(zero=True), metavar="SECONDS", help="Begin nothing new after that."
 )
 @click.option(
     "-o",
@@ -180,14 +183,18 @@ def read_grid(text: str) -> tuple[int, ...]:
     """The M that a person wrote, ascending, each once.
 
     Raises:
-        PolicyError: One is no positive integer.
+        PolicyError: One is no integer from 1 to LARGEST_M.
     """
     parts = [part.strip() for part in text.split(",")]
-    if wrong := [part for part in parts if not part.isdecimal() or not int(part)]:
+    sizes = [int(part) if part.isdecimal() and len(part) <= _DIGITS else 0 for part in parts]
+    if wrong := [part for part, m in zip(parts, sizes, strict=True) if not 1 <= m <= LARGEST_M]:
+        shown = wrong[0] if len(wrong[0]) <= _DIGITS else f"{wrong[0][:_DIGITS]}…"
         raise PolicyError(
-            f"--m holds '{wrong[0]}', which is no M.", "Give integers from 1 on: --m 1,64,1024.", usage=True
+            f"--m holds '{shown}', which is no M.",
+            f"Give integers from 1 to {LARGEST_M}: --m 1,64,1024.",
+            usage=True,
         )
-    return tuple(sorted(set(map(int, parts))))
+    return tuple(sorted(set(sizes)))
 
 
 def progress_in_words(progress: Progress) -> str:

@@ -16,6 +16,7 @@ from sparseflow_trt.cli.options import OutputFile, PlotFile, common_options
 from sparseflow_trt.cli.policy_answers import Product, answer_of, print_answer
 from sparseflow_trt.cli.policy_tables import print_policy
 from sparseflow_trt.errors import EXIT_OK, PolicyError
+from sparseflow_trt.traffic import LARGEST_M
 
 if TYPE_CHECKING:
     from sparseflow_trt.policy import Point, Policy
@@ -103,11 +104,7 @@ def show_policy(
     )
     shown = found.model_copy(update={"points": points, "thresholds": limits})
     if not plot and not shown.points and not shown.thresholds:
-        held = ", ".join(sorted(" ".join(pair) for pair in found.held)) or "nothing"
-        raise PolicyError(
-            f"policy '{found.name}' holds nothing of that library, type, kind and shape.",
-            f"It holds {held}; `sparseflow-trt policy show {shlex.quote(policy)}` lists it.",
-        )
+        raise _nothing_held(found, policy)
     drawn = _draw(found, shown.points, plot) if plot else ""
     if as_json:
         console.print_json(shown.model_dump(mode="json"))
@@ -118,12 +115,25 @@ def show_policy(
     return EXIT_OK
 
 
+def _nothing_held(found: Policy, named: str) -> PolicyError:
+    if not found.held:
+        return PolicyError(
+            f"policy '{found.name}' holds no points and no thresholds: by it every layer is dense.",
+            "`sparseflow-trt autotune MODEL -o FILE` measures one, on the GPU.",
+        )
+    held = ", ".join(_types_of(found))
+    return PolicyError(
+        f"policy '{found.name}' holds nothing of that library, type, kind and shape.",
+        f"It holds {held}; `sparseflow-trt policy show {shlex.quote(named)}` lists it.",
+    )
+
+
 @command.command("ask")
 @click.argument("policy")
 @click.option("--kind", required=True, metavar="KIND", help="gate_up, down, qkv, o, ffn, conv, …")
 @click.option("--n", required=True, type=click.IntRange(1), help="The layer's outputs.")
 @click.option("--k", required=True, type=click.IntRange(1), help="Its inputs.")
-@click.option("--m", required=True, type=click.IntRange(1), help="Its rows.")
+@click.option("--m", required=True, type=click.IntRange(1, LARGEST_M), help="Its rows.")
 @click.option("--dtype", type=_DTYPES, default="FP16", show_default=True)
 @click.option("--library", type=_LIBRARIES, default="tensorrt", show_default=True)
 @click.option(

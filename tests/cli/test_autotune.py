@@ -185,6 +185,9 @@ def test_a_journal_of_other_types_is_refused(fake: Fake, sparseflow: Sparseflow)
         (("--preset", "llama-9b"), 2, "'llama-9b' is not one of"),
         (("--preset", "vit-b", "--m", "1,x"), 2, "--m holds 'x'"),
         (("--preset", "vit-b", "--m", "0"), 2, "--m holds '0'"),
+        (("--preset", "vit-b", "--m", 2**31), 2, "--m holds '2147483648'"),
+        (("--preset", "vit-b", "--m", "1" * 5000), 2, f"--m holds '{'1' * 20}…'"),
+        (("--preset", "vit-b", "--time-limit", "nan"), 2, "'nan' is not a number from 0 on"),
         (("--preset", "llama-8b", "--tensor-parallel", 3), 2, "attention heads 32 is no multiple"),
         (("missing.onnx",), 1, "missing.onnx"),
         (

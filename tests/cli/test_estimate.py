@@ -270,6 +270,17 @@ def test_nobody_is_sent_to_a_library_that_holds_nothing_either(
     assert "no Conv with a window" not in out
 
 
+def test_below_the_smallest_m_it_is_the_m_that_lacks(
+    sparseflow: Sparseflow, models: Models, own_folder: Path
+) -> None:
+    policy = make_policy(make_points("ffn", 256, 256, {64: 1.5}))
+    (own_folder / "mine.json").write_text(policy.model_dump_json())
+    weight = np.ones((256, 256), np.float32)
+    model = models.matmul(weight)
+    lines = sparseflow("estimate", model, "--policy", "mine.json", "--dim", "batch=8").out.splitlines()
+    assert any("holds nothing near 256→256" in line and line.endswith("at so small an M.") for line in lines)
+
+
 def test_of_a_type_that_no_library_has_it_is_said_what_measures_it(
     sparseflow: Sparseflow, mlp: Mlp, policy: Path
 ) -> None:

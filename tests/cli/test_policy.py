@@ -330,3 +330,24 @@ def test_the_plugin_is_asked_for_by_itself(sparseflow: Sparseflow) -> None:
     )
     said = " ".join(sparseflow(*asked[:-1], 256, "--plugin").out.split())
     assert said.startswith("dense: the plugin does not win by 15% at M=256")
+
+
+def test_of_several_points_the_fastest_is_shown_and_counts(sparseflow: Sparseflow, own_folder: Path) -> None:
+    once, again = make_points("o", 64, 64, {8: 1.0}), make_points("o", 64, 64, {8: 3.0})[0]
+    (own_folder / "mine.json").write_text(make_policy([*once, again]).model_dump_json())
+    shown = sparseflow("policy", "show", "mine.json", "--points").out
+    assert shown.splitlines()[-1].split()[6:] == ["10.00", "sparse", "10.00", "1.00×"]
+    asked = sparseflow("policy", "ask", "mine.json", "--kind", "o", "--n", 64, "--k", 64, "--m", 8).out
+    assert asked.startswith("dense: sparse does not win by 2% at M=8: 1.00× measured")
+
+
+def test_a_policy_that_holds_nothing_is_said_to(sparseflow: Sparseflow, own_folder: Path) -> None:
+    (own_folder / "mine.json").write_text(make_policy([]).model_dump_json())
+    ended = sparseflow("policy", "show", "mine.json")
+    assert ended.error == "policy 'mine' holds no points and no thresholds: by it every layer is dense."
+    assert "`sparseflow-trt autotune MODEL -o FILE` measures one" in ended.err
+
+
+def test_an_m_that_no_dimension_can_have_is_refused(sparseflow: Sparseflow) -> None:
+    ended = sparseflow("policy", "ask", "h200", "--kind", "o", "--n", 64, "--k", 64, "--m", 2**31)
+    assert ended.code == 2
