@@ -95,15 +95,32 @@ def _points_from_csv(text: str, source: str, shapes: dict[str, tuple[int, int]])
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     points: list[Point] = []
     try:
-        if lacking := [column for column in _COLUMNS if column not in (reader.fieldnames or ())]:
-            raise PolicyError(f"{source} has no column '{lacking[0]}'.", _HINT)
+        columns = reader.fieldnames or ()
+        if not columns:
+            raise PolicyError(f"{source} is empty.", _HINT)
+        for column in _COLUMNS:
+            if columns.count(column) != 1:
+                many = "two columns" if column in columns else "no column"
+                raise PolicyError(f"{source} has {many} '{column}'.", _HINT)
         for row in reader:
+            _check_cells(row, f"{source}, line {reader.line_num}", len(columns))
             points += _points_of_row(row, f"{source}, line {reader.line_num}", shapes)
     except csv.Error as error:
         raise PolicyError(f"{source} is not CSV: {error}.", _HINT) from error
     if not points:
         raise PolicyError(f"{source} holds no measurements.", _HINT)
     return _fastest(points)
+
+
+def _check_cells(row: dict[Any, Any], where: str, columns: int) -> None:
+    """A decimal comma makes a cell too many, and moves all that stand behind it."""
+    more = row.get(None, ())
+    if more or None in row.values():
+        found = columns + len(more) - sum(value is None for value in row.values())
+        raise PolicyError(
+            f"{where} has {found} cells under {columns} names.",
+            "Give each column its cell; numbers have a decimal point, and no comma.",
+        )
 
 
 def _fastest(points: list[Point]) -> tuple[Point, ...]:

@@ -137,16 +137,20 @@ def test_a_json_that_is_wrong(tmp_path: Path, content: Any, says: str) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "has no column 'op'"),
+        ("", "is empty"),
+        ("op;M;pruned_dense_us;sparse_weight_us\n", "has no column 'op'"),
+        ("op,M,M,pruned_dense_us,sparse_weight_us\ndown_proj,8,9,2,1\n", "has two columns 'M'"),
         ("op,M,pruned_dense_us\n", "has no column 'sparse_weight_us'"),
         (HEADER, "holds no measurements"),
         (HEADER + "gate_proj,8,2,1,2\n", "line 2 is of operation 'gate_proj', whose N and K are not given"),
-        (HEADER + "down_proj,8,2,1,2\ndown_proj,8\n", "line 3: us: "),
+        (HEADER + "down_proj,8,2,1,2\ndown_proj,8\n", "line 3 has 2 cells under 5 names"),
+        (HEADER + "down_proj,8,2,5,1,2,\n", "line 2 has 7 cells under 5 names"),
+        (HEADER.replace(",speedup", "") + "down_proj,8,10,5,7\n", "line 2 has 5 cells under 4 names"),
         (HEADER + "down_proj,many,2,1,2\n", "line 2: m: "),
         (HEADER + "down_proj,8,nan,1,2\n", "line 2: us: "),
         (HEADER + "down_proj,8,2,-1,2\n", "line 2: us: "),
         (HEADER + "magic,8,2,1,2\n", "line 2 names operation 'magic'"),
-        (HEADER + "," * 5, "line 2 names operation ''"),
+        (HEADER + "," * 4, "line 2 names operation ''"),
         (HEADER + 'down_proj,"' + "8" * 200_000 + '",2,1,2\n', "is not CSV: field larger than"),
     ],
 )

@@ -105,7 +105,7 @@ def show_policy(
     shown = found.model_copy(update={"points": points, "thresholds": limits})
     if not plot and not shown.points and not shown.thresholds:
         raise _nothing_held(found, policy)
-    drawn = _draw(found, shown.points, plot) if plot else ""
+    drawn = _draw(found, policy, shown.points, plot) if plot else ""
     if as_json:
         console.print_json(shown.model_dump(mode="json"))
         return EXIT_OK
@@ -180,7 +180,10 @@ def import_file(
         raise click.BadParameter(f"'{compute_capability}' is not X.Y", param_hint="--compute-capability")
     if output.exists() and file.exists() and output.samefile(file):
         raise PolicyError(f"{output} is the file to import itself.", "Name another file with --output.")
-    policy = import_policy(file, name, device, compute_capability, dict(map(_parse_shape, shapes)))
+    for option, words in (("--name", name), ("--device", device)):
+        if not words.strip():
+            raise click.BadParameter("it is empty", param_hint=option)
+    policy = import_policy(file, name, device, compute_capability, _shapes_of(shapes))
     return _write(policy, output, as_json)
 
 
@@ -232,6 +235,14 @@ def _check_kind(kind: str, policy: Policy) -> None:
         raise click.BadParameter(f"'{kind}' is no kind of layer: {known}", param_hint="--kind")
 
 
+def _shapes_of(texts: Sequence[str]) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for operation, shape in map(_parse_shape, texts):
+        if found.setdefault(operation, shape) != shape:
+            raise click.BadParameter(f"'{operation}' is given two shapes", param_hint="--shape")
+    return found
+
+
 def _parse_shape(text: str) -> tuple[str, tuple[int, int]]:
     operation, _, sizes = text.partition("=")
     numbers = [part.strip() for part in sizes.split(",")]
@@ -240,7 +251,7 @@ def _parse_shape(text: str) -> tuple[str, tuple[int, int]]:
     return operation.strip(), (int(numbers[0]), int(numbers[1]))
 
 
-def _draw(policy: Policy, shown: Sequence[Point], path: Path) -> str:
+def _draw(policy: Policy, named: str, shown: Sequence[Point], path: Path) -> str:
     """Draws the first library and type that has times of both; says which, and what else there is."""
     from sparseflow_trt.report.policy_plot import curves_by_shape, plot_policy
 
@@ -251,7 +262,7 @@ def _draw(policy: Policy, shown: Sequence[Point], path: Path) -> str:
     if not drawable:
         raise PolicyError(
             f"policy '{policy.name}' holds nothing to draw: no product was measured dense and sparse.",
-            f"`sparseflow-trt policy show {shlex.quote(policy.name)}` lists what it holds.",
+            f"`sparseflow-trt policy show {shlex.quote(named)}` lists what it holds.",
         )
     library, dtype = drawable[0]
     plot_policy(policy, path, library, dtype, groups[library, dtype])

@@ -81,9 +81,9 @@ def test_a_plot(sparseflow: Sparseflow, own_folder: Path) -> None:
     assert "Drawn: mine.svg (tensorrt BF16). The others: --library torch --dtype FP16." in ended.out
     ended = sparseflow("policy", "show", "mine.json", "--plot", "mine.svg", "--library", "torch")
     assert "Drawn: mine.svg (torch FP16)." in ended.out
-    assert sparseflow("policy", "show", "mine.json", "--kind", "down", "--plot", "x.png").error == (
-        "policy 'mine' holds nothing to draw: no product was measured dense and sparse."
-    )
+    ended = sparseflow("policy", "show", "mine.json", "--kind", "down", "--plot", "x.png")
+    assert ended.error == "policy 'mine' holds nothing to draw: no product was measured dense and sparse."
+    assert "`sparseflow-trt policy show mine.json` lists what it holds." in ended.err
     assert "is no name of a plot" in sparseflow("policy", "show", "a100", "--plot", "a100.gif").error
 
 
@@ -351,3 +351,20 @@ def test_a_policy_that_holds_nothing_is_said_to(sparseflow: Sparseflow, own_fold
 def test_an_m_that_no_dimension_can_have_is_refused(sparseflow: Sparseflow) -> None:
     ended = sparseflow("policy", "ask", "h200", "--kind", "o", "--n", 64, "--k", 64, "--m", 2**31)
     assert ended.code == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (("--name", " "), "Invalid value for --name: it is empty"),
+        (("--device", ""), "Invalid value for --device: it is empty"),
+        (("--shape", "down_proj=1,2", "--shape", "down_proj=2,1"), "'down_proj' is given two shapes"),
+    ],
+)
+def test_what_an_import_is_not_told_twice_or_not_at_all(
+    sparseflow: Sparseflow, own_folder: Path, changed: tuple[str, ...], says: str
+) -> None:
+    (own_folder / "seed.json").write_text('{"down_proj": {"min_m": 8}}')
+    ended = sparseflow("policy", "import", "seed.json", *IMPORT, *changed, "-o", "old.json")
+    assert ended.code == 2
+    assert says in ended.error
