@@ -270,4 +270,8 @@ def _without_line(path: Path, number: int) -> str:
 
 
 def _begin_anew(path: Path) -> str:
-    return f"Write to another file with -o, or remove {path.name} to measure everything anew."
+    policy = path.name.removesuffix(SUFFIX)
+    return (
+        f"Write to another file with -o, or remove {path.name} (and {policy}, if it is there) to measure "
+        "everything anew."
+    )

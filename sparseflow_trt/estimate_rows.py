@@ -103,7 +103,11 @@ def estimate_layers(
             share * (times.sparse_us if taken else times.dense_us) for share, times, taken in timed
         )
     size = group.n * group.k
-    guesses = [a.share * (a.bound or size * max(rates[0], a.m * rates[1])) for a in answers if not a.times]
+    untimed = [a for a in answers if not a.times]
+    guesses = [a.share * (a.bound or size * max(rates[0], a.m * rates[1])) for a in untimed]
+    able = any(rates) or all(
+        a.bound for a in untimed
+    )  # a share that is next to nothing is no lack of a guess
     worth, why = _is_worth(group, answers)
     return EstimatedLayers(
         kind=group.kind,
@@ -118,7 +122,7 @@ def estimate_layers(
         dense_us=dense,
         sparse_us=sparse,
         policy_us=dense if chosen is None else chosen,
-        guessed_us=math.fsum(guesses) if answers and all(guesses) else None,
+        guessed_us=math.fsum(guesses) if answers and able else None,
         speedup=dense / sparse if dense and sparse else None,
         taken=0.0 if group.never else sum(a.share for a in answers if a.verdict.sparse),
         worth=worth,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -145,14 +146,15 @@ def autotune(
     Raises:
         ArtifactError: The policy cannot be written.
         BuildError: An engine cannot be built or run.
-        PolicyError: The journal is of another GPU, other libraries or dtypes, a product is wrong, or the
-            time was too short for any.
+        PolicyError: The journal is of another GPU, other libraries or dtypes, the output is there without
+            its journal, a product is wrong, or the time was too short for any.
     """
     check_file(output)
+    journal_file = journal_beside(output)
+    _check_not_alone(output, journal_file)
     begun = time.monotonic()
     identity = crew.identify(space.dtypes)
     curves, left_out = _measurable(space, crew)
-    journal_file = journal_beside(output)
     with open_journal(journal_file, identity) as (journal, appender):
         appender.add_run(_run_of(space, command))
         wave = journal.identity.wave
@@ -187,6 +189,16 @@ def default_output(device: str) -> Path:
     """A file name for a device's policy: "NVIDIA H200" is h200.json."""
     words = re.findall(r"[a-z0-9]+", device.lower().replace("nvidia", ""))
     return Path("-".join(words or ["policy"]) + ".json")
+
+
+def _check_not_alone(output: Path, journal: Path) -> None:
+    """A policy that came without its journal would be replaced by the few points that are measured now."""
+    if output.exists() and not journal.exists():
+        raise PolicyError(
+            f"{output} would be replaced by what is measured now: its journal {journal.name} is not there.",
+            f"Write to another file with -o (--add {shlex.quote(str(output))} puts these points beside), or "
+            f"remove {output.name} first.",
+        )
 
 
 def _products_of_model(path: Path, joined: bool) -> list[Product]:

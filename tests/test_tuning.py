@@ -237,6 +237,19 @@ def test_an_output_that_cannot_be_written_any_more_keeps_the_points(tmp_path: Pa
     assert len(policy_from_journal(journal, "p").points) == 2 * len(journal.measured) * 3 // 2
 
 
+def test_a_policy_that_came_without_its_journal_is_not_replaced(tmp_path: Path) -> None:
+    output, fake = tmp_path / "p.json", Fake()
+    tune(output, Fake())
+    before = output.read_bytes()
+    journal_beside(output).unlink()
+    with pytest.raises(PolicyError, match=r"its journal p\.json\.points\.jsonl is not there") as caught:
+        tune(output, fake, Space((DOWN,), ("FP16",), (1, 64)))
+    assert f"--add {output}" in caught.value.hint
+    assert output.read_bytes() == before
+    assert not fake.asked
+    assert not journal_beside(output).exists()
+
+
 def test_policies_of_one_gpu_are_joined(tmp_path: Path) -> None:
     torch = tune(tmp_path / "torch.json", Fake()).policy
     tensorrt = tune(tmp_path / "trt.json", Fake(wins_from=2000, library="tensorrt")).policy

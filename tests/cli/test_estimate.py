@@ -270,6 +270,23 @@ def test_nobody_is_sent_to_a_library_that_holds_nothing_either(
     assert "no Conv with a window" not in out
 
 
+def test_traffic_of_next_to_no_weight_leaves_no_layer_out(
+    sparseflow: Sparseflow, mlp: Mlp, own_folder: Path
+) -> None:
+    known = make_policy(
+        make_points("gate_up", 128, 64, {64: 2.0})
+    )  # and nothing of down: its time is guessed
+    (own_folder / "mine.json").write_text(known.model_dump_json())
+
+    def gained(text: str) -> tuple[float, float]:
+        (own_folder / "traffic.csv").write_text(f"m,weight\n{text}")
+        asked = ("estimate", mlp(), "--policy", "mine.json", "--traffic", "traffic.csv", "--json")
+        said = sparseflow(*asked).json
+        return said["gemm_speedup"], said["guessed_us"]
+
+    assert gained("64,1e308\n65,1e-300\n") == pytest.approx(gained("64,1\n"))
+
+
 def test_below_the_smallest_m_it_is_the_m_that_lacks(
     sparseflow: Sparseflow, models: Models, own_folder: Path
 ) -> None:
