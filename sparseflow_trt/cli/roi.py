@@ -137,10 +137,12 @@ def _speedup(
     ceiling = end_to_end(found.gemm_speedup, share)
     factor = realised_speedup(ceiling, realised)
     in_plugin = " with the 2:4 plugin" if found.kernel == "plugin" else ""
+    guessed = f" ({found.guessed_share:.0%} of their time is guessed)" if found.guessed_share else ""
     return factor, (
         f"The speedup, {factor:.3f}×, is not measured: {realised:.0%} of what the ceiling, {ceiling:.3f}×, "
         f"would save. By {estimate.name} ({found.model} on {found.device}) products get "
-        f"{found.gemm_speedup:.3f}× as fast{in_plugin}, and {share:.0%} of the GPU's time is in them."
+        f"{found.gemm_speedup:.3f}× as fast{in_plugin}{guessed}, and {share:.0%} of the GPU's time is in "
+        "them."
     )
 
 

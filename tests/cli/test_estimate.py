@@ -156,6 +156,10 @@ def test_roi_from_an_estimate_takes_a_part_of_the_ceiling(
     (own_folder / "estimate.json").write_text(json.dumps(with_plugin))
     said = sparseflow(*command, "--gemm-share", 0.5).json["assumptions"][0]
     assert "times as fast with the 2:4 plugin, and 50%" in said.replace("× as", " times as")
+    assert "guessed" not in said
+    (own_folder / "estimate.json").write_text(json.dumps({**with_plugin, "guessed_share": 0.25}))
+    said = sparseflow(*command, "--gemm-share", 0.5).json["assumptions"][0]
+    assert "with the 2:4 plugin (25% of their time is guessed), and 50%" in said
     unknown = {**json.loads(estimate.out), "gemm_speedup": None}
     (own_folder / "estimate.json").write_text(json.dumps(unknown))
     assert "estimate.json holds no times" in sparseflow(*command, "--gemm-share", 0.5).error
