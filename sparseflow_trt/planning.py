@@ -22,6 +22,8 @@ from sparseflow_trt.split import Split, split_profile
 
 NO_PLUGIN = PluginUse()
 
+Decided = dict[str, tuple[WeightedLayer, Precision, Decision]]  # by the layer's name
+
 
 def make_plan(
     layers: tuple[WeightedLayer, ...],
@@ -53,10 +55,9 @@ def make_plan(
     Raises:
         ShapeError: There is not one profile to be split, or it cannot be split along that axis.
     """
-
     precisions = precision if isinstance(precision, Precisions) else Precisions(precision)
 
-    def decide_all(profiles: tuple[Profile, ...]) -> dict[str, tuple[WeightedLayer, Precision, Decision]]:
+    def decide_all(profiles: tuple[Profile, ...]) -> Decided:
         own = {layer.name: _layer_precision(layer, precisions) for layer in layers}
         return {
             x.name: (x, own[x.name], decide(x, own[x.name], profiles, input_dims, policy, sparsity, plugin))
@@ -78,25 +79,6 @@ def make_plan(
     described = f"{policy.name} ({policy.device}, {policy.provenance})" if policy else "none"
     decided = decide_all(profiles)
     joins = find_joins(decided, profiles, input_dims, policy, plugin) if policy else {}
-    planned = []
-    for layer, own, decision in decided.values():
-        joined, why = joins.get(layer.name, ("", ""))
-        reason = f"{decision.reason}; {why}" if why else decision.reason
-        planned.append(
-            PlannedLayer(
-                name=layer.name,
-                module=layer.module,
-                kind=layer.kind,
-                n=layer.n,
-                k=layer.k,
-                precision=own,
-                sparsity=decision.kernel,
-                reason=reason,
-                dense_below_m=decision.dense_below_m,
-                joined=joined,
-                decided=mark_decided(decision.kernel, reason),
-            )
-        )
     return Plan(
         model=model,
         model_sha256=model_sha256,
@@ -105,8 +87,27 @@ def make_plan(
         policy=described,
         split=told,
         profiles=profiles,
-        layers=tuple(planned),
+        layers=tuple(_planned(*each, joins.get(name, ("", ""))) for name, each in decided.items()),
         search=precisions.search,
+    )
+
+
+def _planned(layer: WeightedLayer, own: Precision, decision: Decision, join: tuple[str, str]) -> PlannedLayer:
+    """A layer's row in a plan; `join` names the product that it is a part of, and says why."""
+    joined, why = join
+    reason = f"{decision.reason}; {why}" if why else decision.reason
+    return PlannedLayer(
+        name=layer.name,
+        module=layer.module,
+        kind=layer.kind,
+        n=layer.n,
+        k=layer.k,
+        precision=own,
+        sparsity=decision.kernel,
+        reason=reason,
+        dense_below_m=decision.dense_below_m,
+        joined=joined,
+        decided=mark_decided(decision.kernel, reason),
     )
 
 
