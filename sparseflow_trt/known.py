@@ -255,8 +255,11 @@ class Known:
                 if limit.min_m is None
                 else f"{named} for M ≥ {limit.min_m}{upper}, and M={m}"
             )
-            reason = f"threshold of kind '{self.kind}': {said} ({origin})"
             behind = _behind(Same(self.policy.points), limit)
+            largest = max((p.m for p in behind), default=m)
+            if limit.holds(m) and m > largest:
+                said += f", beyond M={largest}, the largest measured"
+            reason = f"threshold of kind '{self.kind}': {said} ({origin})"
             return Verdict(limit.holds(m), "threshold", reason, None, behind)
         return Verdict(False, "none", self._nothing(m))
 

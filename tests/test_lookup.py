@@ -62,6 +62,10 @@ def test_a_threshold_names_the_points_it_was_derived_from() -> None:
     verdict = judge(policy, "gate_up", 512, 512, 2048, "FP16")
     assert (verdict.basis, verdict.sparse) == ("threshold", True)
     assert set(verdict.points) == {*GATE, *far}
+    largest = max(p.m for p in verdict.points)
+    at, beyond = (judge(policy, "gate_up", 512, 512, m, "FP16").reason for m in (largest, largest + 1))
+    assert f"and M={largest} (" in at
+    assert f"and M={largest + 1}, beyond M={largest}, the largest measured (" in beyond
     nowhere = make_policy(make_points("o", 8, 8, {1: 1.0}), limits={"o": (None, None)})
     assert "threshold of kind 'o': dense at every M (" in judge(nowhere, "o", 999, 999, 7, "FP16").reason
 
