@@ -9,9 +9,9 @@ from sparseflow_trt.known import Expected, Known, Verdict
 
 ROWS = 8
 
-# Upper bounds of what such an M took longer than the next multiple, of TinyLlama's products on an H200 (M = 1,
-# 100, 300 and 1003 in results/plugin_linear_tinyllama.json): copying few rows 4.0 to 4.8 µs, what is done of
-# more 0.9 to 1.2 times what 8 rows take, which is mostly reading the weights.
+# Upper bounds of what such an M took longer than the next multiple, of TinyLlama's products on an H200
+# (M = 1, 100, 300 and 1003 in results/plugin_linear_tinyllama.json): copying few rows 4.0 to 4.8 µs, what is
+# done of more 0.9 to 1.2 times what 8 rows take, which is mostly reading the weights.
 FEW = 128
 FEW_US = 5.0
 READINGS = 1.2
@@ -19,7 +19,7 @@ READINGS = 1.2
 
 @dataclass(frozen=True)
 class KnownInPlugin(Known):
-    """What a policy knows of one layer in the plugin; of an M that is no multiple of 8, also what that costs."""
+    """What a policy knows of one layer in the plugin; at an M that is no multiple of 8 with its cost."""
 
     def expect(self, m: int) -> Expected | None:
         """The times to expect at M, as of `Known`, with what its rows beyond a multiple of 8 take."""

@@ -6,7 +6,7 @@ from tests.pages import ROOT, prose, result_of, rows
 
 
 def test_the_library_of_each_result_is_said() -> None:
-    known = {"70deece4": set[str](), "bb16e7f5": set[str](), "7dc686b7": set[str]()}
+    known = {library: set[str]() for library in ("70deece4", "bb16e7f5", "7dc686b7", "dde83e4f")}
     for name in (f"{gpu}{kind}_{model}" for gpu in ("", "h100/") for kind, model in (
         ("plugin_linear", "llama-8b"), ("plugin_linear", "llama-70b"), ("plugin_linear", "tinyllama"),
         ("tensorrt_mlp", "llama-8b"), ("tensorrt_mlp", "tinyllama"), ("plugin_decoder", "prefill"),
@@ -28,12 +28,21 @@ def test_the_library_of_each_result_is_said() -> None:
         "bb16e7f5": {"plugin_linear_llama-70b", "tensorrt_mlp_llama-8b m64", "h100/plugin_linear_llama-8b",
                      "h100/tensorrt_mlp_llama-8b m256", "h100/tensorrt_mlp_llama-8b m4096",
                      "h100/plugin_decoder_decode"},
-        "7dc686b7": {"plugin_linear_llama-8b", "plugin_linear_tinyllama", "tensorrt_mlp_llama-8b m256"},
+        "7dc686b7": {"tensorrt_mlp_llama-8b m256"},
+        "dde83e4f": {"plugin_linear_llama-8b", "plugin_linear_tinyllama"},
     }  # fmt: skip
     said = dict(zip(known, rows("docs/PLUGIN.md", r"\| `[0-9a-f]{8}…`"), strict=True))
     assert all(line.startswith(f"| `{library}…`") for library, line in said.items())
     assert "on the H200: TinyLlama's MLP blocks, LLaMA-8B's at M=1024" in said["70deece4"]
-    assert "products of LLaMA-8B and TinyLlama, LLaMA-8B's MLP at M=256" in said["7dc686b7"]
+    kept = [cell for cell in result_of("plugin_linear_llama-8b")["cells"] if "plugin_sha256" in cell]
+    assert [(cell["layer"], cell["m"], cell["plugin_sha256"][:8]) for cell in kept] == [
+        ("down", m, "7dc686b7") for m in (128, 512, 2048)
+    ]
+    assert "LLaMA-8B's `down` at M=128, 512 and 2048 and its MLP at M=256" in said["7dc686b7"]
+    assert "LLaMA-8B's other products and TinyLlama's, ten minutes of load" in said["dde83e4f"]
+    assert {result_of(f"plugin_{name}")["plugin_sha256"][:8] for name in ("soak", "linear_tinyllama")} == {
+        "dde83e4f"
+    }
     assert "on the H200: products of LLaMA-70B, LLaMA-8B's MLP at M=64; on the H100:" in said["bb16e7f5"]
 
 

@@ -17,9 +17,10 @@ from tests.pages import ROOT, gain, prose, result_of, rows
 MODELS = ("llama-8b", "llama-70b", "tinyllama")
 
 
-def cells() -> list[dict[str, Any]]:
-    """Every product that the plugin was measured at."""
-    return [cell for model in MODELS for cell in result_of(f"plugin_linear_{model}")["cells"]]
+def cells(others: bool = False) -> list[dict[str, Any]]:
+    """Every product that the plugin was measured at, of an M that is a multiple of 8; or the others."""
+    measured = [cell for model in MODELS for cell in result_of(f"plugin_linear_{model}")["cells"]]
+    return [cell for cell in measured if (cell["m"] % 8 != 0) == others]
 
 
 def cell_row(cell: Mapping[str, Any]) -> str:
@@ -33,7 +34,8 @@ def cell_row(cell: Mapping[str, Any]) -> str:
 
 def test_the_products_of_the_plugin() -> None:
     on_h100 = result_of("h100/plugin_linear_llama-8b")["cells"]
-    assert rows("docs/PLUGIN.md", r"\| \w+, \d+→") == [cell_row(cell) for cell in [*cells(), *on_h100]]
+    shown = [*cells(), *on_h100, *cells(others=True)]
+    assert rows("docs/PLUGIN.md", r"\| \w+, \d+→") == [cell_row(cell) for cell in shown]
     page, readme = prose("docs/PLUGIN.md"), prose("README.md")
     gains = [cell["speedup"] for cell in cells()]
     low, high, mean = min(gains), max(gains), statistics.geometric_mean(gains)
@@ -44,7 +46,9 @@ def test_the_products_of_the_plugin() -> None:
     assert f"in {said} as TensorRT's dense kernel, {mean:.2f} in the geometric mean" in readme
     assert f"| {mean:.2f}×, from {low:.2f}× to {high:.2f}× |" in readme
     for model in MODELS:
-        own = statistics.geometric_mean(c["speedup"] for c in result_of(f"plugin_linear_{model}")["cells"])
+        result = result_of(f"plugin_linear_{model}")
+        own = statistics.geometric_mean(c["speedup"] for c in result["cells"] if c["m"] % 8 == 0)
+        assert own == pytest.approx(result["geometric_mean"], abs=6e-4)
         assert f"{own:.2f}" in page
     over = [cell["plugin_over_cusparselt"] for cell in cells()]
     near = [ratio for ratio in over if ratio <= 1.03]
@@ -56,15 +60,16 @@ def test_the_products_of_the_plugin() -> None:
         (model, cell["layer"], cell["m"]): f"{cell['plugin_over_cusparselt']:.3f}"
         for model in MODELS
         for cell in result_of(f"plugin_linear_{model}")["cells"]
-        if cell["plugin_over_cusparselt"] > 1.03
+        if cell["plugin_over_cusparselt"] > 1.03 and cell["m"] % 8 == 0
     }
-    assert set(far) == {("llama-8b", "gate_up", 8192), ("tinyllama", "gate_up", 4096)}
-    assert "LLaMA-8B's `gate_up` at M=8192 ({}) and TinyLlama's at M=4096 ({})".format(*far.values()) in page
+    assert list(far) == [("llama-8b", "down", 64), ("llama-8b", "down", 1024)]
+    said = "LLaMA-8B's `down` at M=1024 ({1}) and at M=64 ({0})".format(*far.values())
+    assert said in page
     chosen = [
         [
             re.findall(r"\d+", build["searched"][str(m)]["chosen"])[0]
             for build in result_of(f"plugin_linear_{model}")["builds"]
-            if build["layer"] == layer
+            if build["layer"] == layer and str(m) in build["searched"]
         ]
         for model, layer, m in far
     ]
@@ -74,7 +79,7 @@ def test_the_products_of_the_plugin() -> None:
         for cell in result_of(f"plugin_linear_{model}")["cells"]
         if (cell["layer"], cell["m"]) == (layer, m)
     ]
-    assert (chosen, fastest) == ([["1"], ["27"]], [6, 1])
+    assert (chosen, fastest) == ([["16"], ["5"]], [22, 6])
     earlier = [c["plugin_over_cusparselt"] for c in result_of("plugin_linear_llama-70b")["cells"]]
     assert f'"beats" cuSPARSELt by {100 * (1 - min(earlier)):.0f} % ({min(earlier):.3f})' in page
     worst = min(cells(), key=lambda cell: cell["speedup"])
@@ -113,15 +118,16 @@ def test_the_plugins_engines() -> None:
     page = prose("docs/PLUGIN.md")
     for model in ("llama-8b", "tinyllama"):
         result = result_of(f"plugin_linear_{model}")
-        dense = [cell["dense_build_s"] for cell in result["cells"]]
+        dense = [cell["dense_build_s"] for cell in result["cells"] if cell["m"] % 8 == 0]
         sizes = {round(cell["dense_engine_mb"]) for cell in result["cells"]}
-        plugin = {build["plugin_engine_mb"] for build in result["builds"]}
-        seconds = [build["plugin_build_s"] for build in result["builds"]]
+        builds = [build for build in result["builds"] if len(build["searched"]) == 15]
+        assert len(builds) >= 2
+        plugin = {build["plugin_engine_mb"] for build in builds}
+        seconds = [build["plugin_build_s"] for build in builds]
         assert len(plugin) == len(sizes) == 1
         assert f"{plugin.pop():.0f} MB for {sizes.pop()}" in page
         assert f"{min(seconds):.0f} to {max(seconds):.0f} s for 15 M" in page
         assert f"{min(dense):.0f} to {max(dense):.0f} s for one" in page
-        assert {len(build["searched"]) for build in result["builds"]} == {15}
     searched = result_of("plugin_linear_llama-70b")["builds"][0]["searched"]
     slower, larger = (
         (re.findall(r"\d+", found["chosen"])[0], f"{found['us']:.1f}")
@@ -251,16 +257,15 @@ def test_ten_minutes_of_load() -> None:
         assert soak["m_whose_bits_changed"] == []
         assert soak["max_error_first_half"] == soak["max_error_second_half"]
         assert soak["gpu_bytes_grown_after_a_quarter"] <= 0
+        assert soak["rss_bytes_grown_after_a_quarter"] < 6e6
         grown.append([soak["memory"][i]["rss"] / 1e9 for i in (0, -1)])
     counts = [f"{sum(soak['runs']):,}" for soak in soaks]
     assert f"{counts[0]} runs on the H200 and {counts[1]} on the H100" in page
-    assert "The host's did on the H200**, from {:.1f} to {:.1f} GB".format(*grown[0]) in page
-    most = soaks[0]["shape"][-1]
-    plans = 2 * most // 8  # of two layers, at each multiple of 8
-    assert f"{(grown[0][1] - grown[0][0]) * 1000 / plans:.0f} MB for each of {plans} plans" in page
-    assert "on the H100 it grew from {:.1f} to {:.1f} GB, and not at all after".format(*grown[1]) in page
+    said = "grew from {:.1f} to {:.1f} GB on the H200 and from {:.1f} to {:.1f} on the H100"
+    assert said.format(*grown[0], *grown[1]) in page
+    assert f"then by {soaks[0]['rss_bytes_grown_after_a_quarter'] / 1e6:.0f} MB and not at all" in page
     assert soaks[1]["rss_bytes_grown_after_a_quarter"] <= 0
-    new = soaks[1]["host_ms_new_m"]
+    new = soaks[0]["host_ms_new_m"]
     assert f"{new['median']:.2f} ms in the median, {new['p99']:.0f} at the 99th percentile" in page
 
 
@@ -306,15 +311,21 @@ def test_racecheck_names_cusparselts_kernels_with_the_plugin_and_without() -> No
 def test_what_initcheck_counts_is_what_cusparselt_wrote() -> None:
     tools = result_of("plugin_sanitizer")["tools"]
     alone = tools["initcheck"]["cuSPARSELt alone"]
-    assert alone["counted"] == [alone["right"] * 64 * 512 * 2 // 32], "each 32 bytes of each output"
+    assert not alone["ended"], "16 MiB an output, and a report for each 32 bytes"
+    page = prose("docs/PLUGIN.md")
+    assert f"each output has {2048 * 4096 * 2 // 32:,} of these places" in page
+    assert f"stopped after {alone['seconds']:.0f} s" in page
+    assert alone["right"] == 6
     k, _, most = result_of("plugin_soak")["shape"]
     rows_written = 0
     for context, runs in enumerate(tools["initcheck"]["runs"]):
         chosen, copied = Random(context), set[tuple[int, int]]()
         for run in range(runs):
             m = chosen.randint(1, most)
-            assert m > 256, "its last rows alone are a product of their own, whose result the plugin copies"
-            copied |= {(run % 2, row) for row in range(m - m % 8, m)}
+            if m % 8 and m <= 512:  # its result is the plugin's copy
+                copied |= {(run % 2, row) for row in range(m)}
+                continue
             rows_written += sum((run % 2, row) not in copied for row in range(m))
     assert tools["initcheck"]["counted"] == [rows_written * k * 2 // 32]
-    assert f"{tools['initcheck']['counted'][0]:,}" in prose("docs/PLUGIN.md")
+    assert f"initcheck counts {tools['initcheck']['counted'][0]:,} reads" in page
+    assert f"none of the {len(copied)} rows that the plugin copied" in page

@@ -1,4 +1,4 @@
-"""What an M that is no multiple of 8 costs in the plugin: counted where it was not measured, and not too low."""
+"""What an M that is no multiple of 8 costs in the plugin: counted where not measured, and not too low."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_the_reason_says_what_it_is_and_what_a_multiple_would_gain() -> None:
         "GPU X); M=100 is no multiple of 8: 1.08× with what it copies or computes twice"
     )
     assert known.judge(1023).reason.startswith(
-        "the plugin does not win by 2% at M=1023, which is no multiple of 8: 0.81× with what it copies or computes"
-        " twice; else the plugin wins at M=1023: 1.80× "
+        "the plugin does not win by 2% at M=1023, which is no multiple of 8: 0.81× with what it copies or "
+        "computes twice; else the plugin wins at M=1023: 1.80× "
     )
 
 

@@ -103,7 +103,7 @@ def test_an_image_of_the_docs_shows_the_shipped_policy_as_it_is(name: str) -> No
     assert head == f"policy {policy}, sha256 {digest_of(shipped)}, {library} {dtype}", "draw it anew"
     # and the lookup has not changed its mind since
     kind, k, n = re.match(r"(\w+).*?  (\d+) → (\d+): ", first).groups()  # type: ignore[union-attr]
-    kernel = "plugin" if ": plugin" in first else "sparse"
+    kernel = "plugin" if "plugin at M" in first else "sparse"
     sizes = [p.m for p in shipped.points if (p.n, p.k, p.library) == (int(n), int(k), library)]
     asked: Any = (kind, int(n), int(k), dtype, min(sizes), max(sizes), library, kernel)
     spans = [(begin, end) for begin, end, taken in sparse_ranges(shipped, *asked) if taken]
