@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from sparseflow_trt.errors import ShapeError
-from sparseflow_trt.estimate_advice import advise
+from sparseflow_trt.estimate_advice import advise, advise_padding
 from sparseflow_trt.estimate_record import Estimate, EstimatedLayers, end_to_end
 from sparseflow_trt.estimate_rows import Answer, Group, ask, estimate_layers, usual_rates, with_share
 from sparseflow_trt.exporters.apply_plan import has_half_types
@@ -152,6 +152,7 @@ def estimate(
         "Times are of the kernels alone, one product after the other.",
         *(f"Sparse is the plugin, {words}." for words in whose),
         *_notes(layers, rows, library, used, main),
+        *(advise_padding(zip(rows, known.values(), strict=True)) if plugin is not None else ()),
     )
     dense = _total((row.count, row.dense_us) for row in rows)
     chosen = _total((row.count, row.policy_us) for row in rows)

@@ -1,16 +1,18 @@
-"""What to do where a policy has no time for any product of a model: another option, or a measurement."""
+"""What would tell or gain more than an estimate says: another option, a measurement, another M."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
 from sparseflow_trt._listing import listed
 from sparseflow_trt.estimate_record import Estimate, EstimatedLayers
+from sparseflow_trt.known import Known
 from sparseflow_trt.lookup import known_of
 from sparseflow_trt.policy import WHOSE, Library, Policy, SparseKernel
+from sparseflow_trt.uneven_rows import ROWS, round_up
 
 _AUTOTUNED = ("FP16", "BF16")
 _MOST = 3  # of what is not held that is named; more is counted
@@ -53,6 +55,21 @@ def advise(
     yield from _what_measures(
         [row for key, row in unknown.items() if key not in helped], policy, model, no_product
     )
+
+
+def advise_padding(rows: Iterable[tuple[EstimatedLayers, Known]]) -> Iterator[str]:
+    """Names the M, no multiples of 8, at which layers lose in the plugin that win at the next multiple."""
+    layers: dict[int, int] = {}
+    for row, known in rows:
+        for m, _ in row.sizes if row.sparse_us is not None else ():
+            if m % ROWS and not known.judge(m).sparse and known.judge(round_up(m)).sparse:
+                layers[m] = layers.get(m, 0) + row.count
+    if layers:
+        said = [f"{m} to {round_up(m)}, where {count} would win" for m, count in sorted(layers.items())]
+        yield (
+            f"In layers where the plugin does not win at an M that is no multiple of {ROWS} it would at the "
+            f"next one: pad M ({listed(said, _MOST)})."
+        )
 
 
 def _what_measures(

@@ -17,6 +17,11 @@ FEW_US = 5.0
 READINGS = 1.2
 
 
+def round_up(m: int) -> int:
+    """The next multiple of ROWS that holds m rows."""
+    return -(-m // ROWS) * ROWS
+
+
 @dataclass(frozen=True)
 class KnownInPlugin(Known):
     """What a policy knows of one layer in the plugin; at an M that is no multiple of 8 with its cost."""

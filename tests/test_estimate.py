@@ -92,6 +92,22 @@ def test_the_plugin_is_estimated_from_cusparselt() -> None:
     assert _estimate(MLP[0], policy=policy).gemm_speedup is None
 
 
+def test_an_m_that_is_no_multiple_of_eight_is_to_be_padded_where_that_gains() -> None:
+    policy = make_policy(make_points("gate_up", 256, 64, {64: 1.4, 1024: 1.4}, library="torch"))
+    able = dict.fromkeys(("up", "gate"), "")
+
+    def told(seq: int) -> list[str]:
+        found = _estimate(*MLP[:2], sizes={"batch": 1, "seq": seq}, policy=policy, plugin=able)
+        return [note for note in found.notes if "pad M" in note]
+
+    assert told(197) == [
+        "In layers where the plugin does not win at an M that is no multiple of 8 it would at the next one: "
+        "pad M (197 to 200, where 2 would win)."
+    ]
+    assert told(200) == []
+    assert "pad M" not in "".join(_estimate(*MLP[:2], sizes={"batch": 1, "seq": 197}, policy=policy).notes)
+
+
 def test_points_of_the_plugin_go_before_estimates() -> None:
     torch = make_points("gate_up", 256, 64, {1024: 2.0, 2048: 1.5}, library="torch")
     own = [
