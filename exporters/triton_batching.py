@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton_tensors import Ends
 from sparseflow_trt.shapes import Profile
 
 DEFAULT_DELAY_US = 500
+
+# The words in a dimension's name that say what it counts. What one request has in an order is no batch of
+# requests; "sequences" in the plural are.
+_BATCH_WORDS = {"batch", "batchsize", "nbatch", "bs", "bsz", "images", "samples", "sequences"}
+_SEQUENCE_WORDS = {
+    "seq", "seqlen", "sequence", "length", "len", "token", "tokens", "ntokens", "time", "timestep",
+    "timesteps", "step", "steps", "frame", "frames", "past", "context", "ctx",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,7 @@ def choose_batching(
     output_shapes: Sequence[tuple[int, tuple[int, ...]]] = (),
     sparse_from: Mapping[str, int | None] | None = None,
     delay_us: int | None = None,
+    asked: int | None = None,
 ) -> Batching:
     """Chooses the batch sizes of a model that was built for these profiles.
 
@@ -49,8 +60,54 @@ def choose_batching(
             dimension shape inference does not know.
         sparse_from: By profile, the batch from which all sparse layers win; None where no batch reaches it.
         delay_us: How long a request may wait; by default 500 µs where a batch is worth waiting for, else 0.
+        asked: The largest batch as a person gives it, who knows what dimensions mean: 0 where the first is
+            no batch, whatever it is named; another number where it is one.
+
+    Raises:
+        DeployError: A larger batch is asked for than the engine takes.
     """
-    if reason := _why_no_batch(ends, profiles, output_shapes):
+    if asked == 0:
+        return Batching(0, why=("Requests share no batch, as was asked for.",))
+    found = _widest(ends, profiles, output_shapes, named=asked is not None)
+    most, why = found.max_batch_size, [*found.why]
+    if asked is not None and asked > most:
+        raise DeployError(
+            f"a batch of {asked} is asked for, and the engine takes {most or 'none'}: {' '.join(why)}",
+            f"Ask for --max-batch-size {most}, or build with profiles that take the batch.",
+        )
+    if asked is not None and asked < most:
+        most = asked
+        why.append(f"No more than {most} are put together, as was asked for.")
+    if not most:
+        return found
+    if most == 1:
+        return Batching(1, why=tuple(why))
+    preferred, told = _preferred(profiles, most, sparse_from or {})
+    why += told
+    delay = delay_us if delay_us is not None else (DEFAULT_DELAY_US if preferred else 0)
+    if delay and preferred:
+        why.append(f"A lone client waits {delay} µs for others to come.")
+    return Batching(most, preferred, delay, tuple(why))
+
+
+def _widest(
+    ends: Ends,
+    profiles: Sequence[Profile],
+    output_shapes: Sequence[tuple[int, tuple[int, ...]]],
+    named: bool,
+) -> Batching:
+    """The largest batch that an engine takes at every shape.
+
+    Args:
+        ends: Inputs and outputs.
+        profiles: The engine's.
+        output_shapes: (batch, output's shape) pairs that were seen.
+        named: Whether a person says that the first dimension is a batch.
+    """
+    reason = _why_no_batch(ends, profiles, output_shapes)
+    if not reason and not named and (told := _why_no_batch_by_names(ends)):
+        reason = f"{told} `--max-batch-size N` says that it is one all the same."
+    if reason:
         return Batching(0, why=(reason,))
     if (least := min(_batch_range(profile)[0] for profile in profiles)) > 1:
         return Batching(0, why=(f"No profile takes fewer than {least} rows, and a batcher may send one.",))
@@ -64,14 +121,12 @@ def choose_batching(
         why.append(
             f"A profile takes {widest}, but a batcher would make such batches of '{narrowest}' shapes too."
         )
-    if most == 1:
-        return Batching(1, why=tuple(why))
-    preferred, told = _preferred(profiles, most, sparse_from or {})
-    why += told
-    delay = delay_us if delay_us is not None else (DEFAULT_DELAY_US if preferred else 0)
-    if delay and preferred:
-        why.append(f"A lone client waits {delay} µs for others to come.")
-    return Batching(most, preferred, delay, tuple(why))
+    if most > 1 and not named and not _says_batch(ends.inputs[0].dims[0]):
+        why.append(
+            "Nothing in the model says that its first dimension is a batch: `deploy verify` tries it, and "
+            "`--max-batch-size 0` says that it is none."
+        )
+    return Batching(most, why=tuple(why))
 
 
 def overlapping(profiles: Sequence[Profile]) -> tuple[tuple[str, str], ...]:
@@ -99,6 +154,9 @@ def _why_no_batch(
     first = ends.inputs[0].dims[0] if ends.inputs else None
     if not profiles or isinstance(first, int):
         return "The first dimension is fixed, so that requests cannot share a batch."
+    for tensor in (*ends.inputs, *ends.outputs):
+        if isinstance(first, str) and first in tensor.dims[1:]:
+            return f"'{tensor.name}' has the first dimension, '{first}', twice, so that it is no batch."
     for tensor in ends.inputs:
         if tensor.dims[0] != first:
             return f"Input '{tensor.name}' does not begin with the batch that '{ends.inputs[0].name}' has."
@@ -112,6 +170,30 @@ def _why_no_batch(
         if len({(s.min[0], s.opt[0], s.max[0]) for s in profile.inputs.values()}) > 1:
             return f"In profile '{profile.name}' inputs have different batches."
     return ""
+
+
+def _why_no_batch_by_names(ends: Ends) -> str:
+    """Why the first dimension is no batch by the names of dimensions, "" where they do not say so."""
+    first = ends.inputs[0].dims[0]
+    if _words(first) & _SEQUENCE_WORDS:
+        return f"The first dimension is named '{first}', which is a sequence's length and no batch."
+    if _says_batch(first):
+        return ""
+    later = [name for tensor in ends.inputs for name in tensor.dims[1:] if "batch" in _words(name)]
+    if later:
+        return f"Behind the first dimension is one that is named '{later[0]}', so that the first is no batch."
+    return ""
+
+
+def _says_batch(name: int | str | None) -> bool:
+    words = _words(name)
+    return bool(words & _BATCH_WORDS) or words in ({"b"}, {"n"})
+
+
+def _words(name: int | str | None) -> set[str]:
+    """The words of a dimension's name, in small letters: "seq_len" and "seqLen" have two."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name) if isinstance(name, str) else ""
+    return set(re.findall("[a-z]+", apart.lower()))
 
 
 def _reach(profile: Profile, profiles: Sequence[Profile]) -> int:

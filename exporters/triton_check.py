@@ -73,6 +73,8 @@ def _batch_problems(config: Any, batching: Batching) -> Iterator[str]:
     most = batching.max_batch_size
     if config.max_batch_size < 0:
         yield f"max_batch_size is {config.max_batch_size}"
+    elif config.max_batch_size == 0 < most:
+        yield "max_batch_size is 0, which --max-batch-size 0 writes, with inputs and outputs that fit it"
     elif config.max_batch_size > most:
         yield f"max_batch_size is {config.max_batch_size}, and the engine's profiles allow {most}"
     for size in config.dynamic_batching.preferred_batch_size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ class Difference:
 
 
 def merge_configs(
-    base: ModelConfig | None, theirs: ModelConfig, ours: ModelConfig
+    base: ModelConfig | None, theirs: ModelConfig, ours: ModelConfig, decided: Collection[str] = ()
 ) -> tuple[ModelConfig, tuple[Difference, ...]]:
     """Merges three ways: what a person changed stays, what follows from the engine is renewed.
 
@@ -47,15 +48,18 @@ def merge_configs(
             everything that the file says and the engine does not decide stays.
         theirs: The file.
         ours: What is generated now.
+        decided: Fields that are renewed, too, since an option of the command says them.
     """
     merged = type(ours)()
     merged.CopyFrom(ours)
     differences: list[Difference] = []
-    _merge(base, theirs, ours, merged, "", differences)
+    _merge(base, theirs, ours, merged, "", differences, {*_OURS, *decided})
     return merged, tuple(differences)
 
 
-def _merge(base: Any, theirs: Any, ours: Any, merged: Any, path: str, found: list[Difference]) -> None:
+def _merge(
+    base: Any, theirs: Any, ours: Any, merged: Any, path: str, found: list[Difference], decided: set[str]
+) -> None:
     for descriptor in ours.DESCRIPTOR.fields:
         name = descriptor.name
         old, new = getattr(theirs, name), getattr(ours, name)
@@ -68,11 +72,11 @@ def _merge(base: Any, theirs: Any, ours: Any, merged: Any, path: str, found: lis
         if not edited:
             continue  # as it was generated: the fresh value takes its place
         both = _is_set(theirs, descriptor) and _is_set(ours, descriptor)
-        if descriptor.message_type and not _repeated(descriptor) and both and name not in _OURS:
+        if descriptor.message_type and not _repeated(descriptor) and both and name not in decided:
             inner = None if base is None else getattr(base, name)
-            _merge(inner, old, new, getattr(merged, name), f"{path}{name}.", found)
+            _merge(inner, old, new, getattr(merged, name), f"{path}{name}.", found, decided)
             continue
-        kept = "generated" if not path and name in _OURS else "the file's"
+        kept = "generated" if not path and name in decided else "the file's"
         if kept == "the file's":
             merged.ClearField(name)
             if _is_set(theirs, descriptor):

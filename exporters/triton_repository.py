@@ -61,6 +61,7 @@ class NewVersion:
         configure: Makes the configuration, given the version's number and its folder.
         check: Refuses a configuration; it is given it and the file's name.
         plugin: Which of `files` is the library of the engine's plugin nodes, "" where it has none.
+        batch_given: Whether a person said the largest batch, which goes before an edited configuration then.
     """
 
     name: str
@@ -75,6 +76,7 @@ class NewVersion:
     cpu_twin: bool
     needs: tuple[str, ...] = ()
     plugin: str = ""
+    batch_given: bool = False
 
 
 def check_name(name: str) -> str:
@@ -115,7 +117,7 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
         for name, text in new.texts.items():
             (place / name).write_text(text, encoding="utf-8")
         generated = new.configure(number, place)
-        served, differences = _merged(folder, record, generated)
+        served, differences = _merged(folder, record, generated, new.batch_given)
         new.check(served, str(folder / CONFIG))
         made = VersionRecord(
             build_key=new.build_key,
@@ -189,6 +191,17 @@ def _refuse_missing(folder: Path) -> NoReturn:
     )
 
 
+def largest_batch(folder: Path) -> int:
+    """The largest batch of a deployed model, 0 where requests share none, as its configuration says.
+
+    Raises:
+        DeployError: It has no configuration, or one that cannot be read.
+    """
+    path = folder / CONFIG
+    text = read_text(path, DeployError, "configuration")
+    return int(parse_config(text, str(path)).max_batch_size)
+
+
 def plugins_in(repository: Path) -> dict[str, str]:
     """SHA-256 of the plugin libraries that models of Triton's TensorRT backend bring, by the model's name."""
     return {path.parent.name: sha256_of(path) for path in sorted(repository.glob(f"*/{PLUGIN}"))}
@@ -204,14 +217,14 @@ def _put_plugin(folder: Path, version: int, record: VersionRecord) -> None:
 
 
 def _merged(
-    folder: Path, record: VersionRecord | None, generated: ModelConfig
+    folder: Path, record: VersionRecord | None, generated: ModelConfig, batch_given: bool = False
 ) -> tuple[ModelConfig, tuple[Difference, ...]]:
     path = folder / CONFIG
     if not path.is_file():
         return generated, ()
     theirs = parse_config(read_text(path, DeployError, "configuration"), str(path))
     base = parse_config(record.generated, RECORD) if record else None
-    return merge_configs(base, theirs, generated)
+    return merge_configs(base, theirs, generated, {"max_batch_size"} if batch_given else set())
 
 
 def _write_configs(folder: Path, config: ModelConfig, twin: bool) -> None:
@@ -233,17 +246,21 @@ def _same(old: VersionRecord, new: VersionRecord, folder: Path, version: int, nu
 
 
 def _check_clients(folder: Path, old: VersionRecord, new: VersionRecord) -> None:
-    if (old.inputs, old.outputs) == (new.inputs, new.outputs):
+    before, after = _seen_by_clients(old), _seen_by_clients(new)
+    if before == after:
         return
-    before, after = (
-        [f"{t.name} {t.type} {list(t.dims)}" for t in (*r.inputs, *r.outputs)] for r in (old, new)
-    )
     lost = [text for text in before if text not in after] or [text for text in after if text not in before]
     raise DeployError(
         f"the new version of {folder.name} has other inputs or outputs than the one that is served "
         f"({lost[0]}): its clients would break.",
         "Deploy it under another name with --name.",
     )
+
+
+def _seen_by_clients(record: VersionRecord) -> list[str]:
+    """Inputs and outputs with their whole shapes: each request has the batch, shared or not."""
+    batch = [-1] if parse_config(record.served, RECORD).max_batch_size > 0 else []
+    return [f"{t.name} {t.type} {[*batch, *t.dims]}" for t in (*record.inputs, *record.outputs)]
 
 
 def _withdrawn(folder: Path) -> list[int]:

@@ -16,8 +16,10 @@ from sparseflow_trt.exporters.triton_config import PLAN_FILE, Device, Route, Ser
 from sparseflow_trt.exporters.triton_models import MODEL_FILE, write_model_py, write_router_py
 from sparseflow_trt.exporters.triton_releases import check_tensorrt, release_of, tensorrt_of
 from sparseflow_trt.exporters.triton_repository import (
+    CONFIG,
     NewVersion,
     Written,
+    largest_batch,
     plugins_in,
     write_version,
 )
@@ -52,6 +54,8 @@ class DeployOptions:
         gpus: The GPUs that instances are made on.
         count: Instances a GPU.
         delay_us: How long a request may wait for others, in microseconds.
+        max_batch_size: The largest batch that requests share, as a person says it: 0 where the model's first
+            dimension is no batch.
         sparse_from: The M from which sparse wins; the artifact's policy says it by default.
         dense: An artifact with dense weights that takes the batches below that.
         keep: How many versions stay.
@@ -68,6 +72,7 @@ class DeployOptions:
     cuda_graphs: bool = True
     cache: bool = False
     delay_us: int | None = None
+    max_batch_size: int | None = None
     sparse_from: int | None = None
     dense: Path | None = None
     keep: int = 3
@@ -105,8 +110,9 @@ def deploy(artifact: Path, options: DeployOptions) -> tuple[Deployed, ...]:
         NotInstalledError: tritonclient is missing.
     """
     name = model_name(artifact, options.name)
-    read = read_artifact(artifact, options.sparse_from, options.delay_us)
-    dense = read_artifact(options.dense, options.sparse_from, options.delay_us) if options.dense else None
+    given = (options.sparse_from, options.delay_us, options.max_batch_size)
+    read = read_artifact(artifact, *given)
+    dense = read_artifact(options.dense, *given) if options.dense else None
     with alone_in(options.repository):
         if dense is None:
             return (_deploy_engine(name, read, options),)
@@ -144,6 +150,7 @@ def _deploy_engine(name: str, artifact: Artifact, options: DeployOptions) -> Dep
             {"threads": str(options.threads)} if device == "cpu" else {"FORCE_CPU_ONLY_INPUT_TENSORS": "no"}
         )
 
+    notes += _batch_notes(options.repository / name, artifact.batching)
     needs = _needs(options, route == "tensorrt_plan" and bool(engine.options.get("version_compatible")))
 
     def configure(number: int, place: Path) -> ModelConfig:
@@ -180,6 +187,7 @@ def _deploy_engine(name: str, artifact: Artifact, options: DeployOptions) -> Dep
             partial(_check, artifact.ends, artifact.plan, artifact.batching),
             cpu_twin=route == "tensorrt_plan",
             needs=needs,
+            batch_given=options.max_batch_size is not None,
             plugin=plugin.file if plugin else "",
         ),
         options.keep,
@@ -206,6 +214,12 @@ def _deploy_router(
         )
     reached = [row.batch for row in sparse.sparse_from if row.batch is not None]
     most = min(sparse.batching.max_batch_size, dense.batching.max_batch_size)
+    if most < 2:
+        part = min(sparse, dense, key=lambda one: one.batching.max_batch_size)
+        raise DeployError(
+            f"a router chooses by the batch, and {part.folder} has none: {' '.join(part.batching.why)}",
+            "Deploy one of the two alone, without --dense.",
+        )
     if not reached or not 1 < max(reached) <= most:
         raise DeployError(
             f"no batch from 2 to {most} is where the sparse layers of {sparse.folder} begin to win.",
@@ -254,6 +268,7 @@ def _deploy_router(
             partial(_check, sparse.ends, sparse.plan, batching),
             cpu_twin=False,
             needs=needs,
+            batch_given=options.max_batch_size is not None,
         ),
         options.keep,
     )
@@ -264,6 +279,13 @@ def _deploy_router(
         *parts,
         Deployed(name, "python", "router", written, batching, sparse.sparse_from, needs, tuple(notes)),
     )
+
+
+def _batch_notes(folder: Path, batching: Batching) -> list[str]:
+    """Whether requests that shared no batch before do now, as a sentence."""
+    if not batching.max_batch_size or not (folder / CONFIG).is_file() or largest_batch(folder):
+        return []
+    return ["Before, requests to this model shared no batch; --max-batch-size 0 keeps it so."]
 
 
 def _of_router(ends: Ends, batching: Batching) -> Ends:

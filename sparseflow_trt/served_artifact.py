@@ -40,17 +40,24 @@ class Artifact:
     sparse_from: tuple[SparseFrom, ...]
 
 
-def read_artifact(folder: Path, least_m: int | None = None, delay_us: int | None = None) -> Artifact:
+def read_artifact(
+    folder: Path,
+    least_m: int | None = None,
+    delay_us: int | None = None,
+    max_batch_size: int | None = None,
+) -> Artifact:
     """Reads what a deployment needs of an artifact, and refuses one that failed its validation.
 
     Args:
         folder: The artifact's.
         least_m: The M from which sparse wins; the artifact's policy says it by default.
         delay_us: How long a request may wait for others, where not by default.
+        max_batch_size: The largest batch, where a person says it: 0 for none.
 
     Raises:
         ArtifactError: The folder is no artifact, or its files have changed.
-        DeployError: Its validation failed, or Triton has no words for its inputs and outputs.
+        DeployError: Its validation failed, Triton has no words for its inputs and outputs, or the engine
+            does not take the batch.
     """
     manifest = read_manifest(folder)
     check_files(manifest, folder)
@@ -72,6 +79,7 @@ def read_artifact(folder: Path, least_m: int | None = None, delay_us: int | None
         [(batch, shape) for batch, seen in shapes for shape in seen.values()],
         {row.profile: row.batch for row in begins},
         delay_us,
+        max_batch_size,
     )
     return Artifact(folder, manifest, plan, ends, batching, begins)
 

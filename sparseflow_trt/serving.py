@@ -25,6 +25,7 @@ from sparseflow_trt.exporters.integer_ends import narrow_integers
 from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.triton_models import write_stand_in
+from sparseflow_trt.exporters.triton_repository import largest_batch
 from sparseflow_trt.exporters.triton_version import VersionRecord, check_version, versions_in
 from sparseflow_trt.load_record import LoadStep
 from sparseflow_trt.model_file import read_model
@@ -98,6 +99,8 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
     read = read_artifact(artifact, options.sparse_from)
     name = model_name(artifact, options.name)
     version, record = _deployed(options.repository / name, read)
+    batching = replace(read.batching, max_batch_size=largest_batch(options.repository / name))
+    read = replace(read, batching=batching)  # as it was deployed, which an option or a person may have said
     if options.reference and any(row.route == "restored" for row in read.manifest.graph.restored):
         raise DeployError(
             f"{artifact} has weights of the unpruned model in some layers, which {options.reference} lacks.",
@@ -107,7 +110,7 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
         read_model(options.reference or artifact / "model.onnx"), read.plan, options.validation
     )
     reached = [row.batch for row in read.sparse_from if row.batch is not None]
-    least = max(reached) if reached else None
+    least = max(reached) if reached and batching.max_batch_size else None
     on_step(Progress("Starting Triton"))
     with _served(read, name, version, record, options) as (at, standing_in):
         with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
@@ -139,8 +142,9 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
                      "engine is not told apart here: `sparseflow-trt validate` tells.")  # fmt: skip
     if _depends_on_batch(validation):
         notes.append("A batch has other answers than its items alone: the first dimension is no batch that "
-                     "requests may share, and Triton puts requests together along it. Export the model with "
-                     "the batch as its first dimension.")  # fmt: skip
+                     "requests may share, and Triton puts requests together along it. Deploy it with "
+                     "`deploy triton --max-batch-size 0`, so that none are, or export the model with the "
+                     "batch as its first dimension.")  # fmt: skip
     if standing_in:
         notes.append(f"The plan was not run: {_STANDS_IN} answered. Triton's core, the batching and the "
                      "configuration are the real ones, on CPUs.")  # fmt: skip

@@ -70,6 +70,11 @@ def _whole_numbers(text: str) -> list[int]:
 )
 @click.option("--cache", is_flag=True, help="Cache responses; the server gets its flag for it.")
 @click.option(
+    "--max-batch-size", type=click.IntRange(0), metavar="N",
+    help="The largest batch that requests share; 0 where the first dimension is no batch. Default: what the "
+    "profiles take, and 0 where the model tells so.",
+)  # fmt: skip
+@click.option(
     "--queue-delay", type=click.IntRange(0), metavar="µs", help="How long a request may wait for others."
 )
 @click.option(

@@ -59,6 +59,14 @@ def test_deploy_says_what_it_wrote_and_how_to_serve_it(
     )
 
 
+def test_the_largest_batch_is_an_option(artifact: Path, sparseflow: Sparseflow) -> None:
+    deploy = ("deploy", "triton", artifact, "--repository", "models", "--max-batch-size")
+    assert "Requests share no batch, as was asked for." in sparseflow(*deploy, "0").out
+    assert sparseflow(*deploy, "4", "--json").json["models"][0]["batching"]["max_batch_size"] == 4
+    refused = sparseflow(*deploy, "9")
+    assert (refused.code, "a batch of 9 is asked for, and the engine takes 8" in refused.error) == (1, True)
+
+
 def test_two_models_share_a_server(artifact: Path, mlp: Callable[..., Path], sparseflow: Sparseflow) -> None:
     assert sparseflow("build", mlp("n.onnx", seed=1), "-o", "n.artifact", *BUILD).code == 0
     done = sparseflow("deploy", "triton", artifact, "n.artifact", "--repository", "models", "--json").json
@@ -72,6 +80,7 @@ def test_two_models_share_a_server(artifact: Path, mlp: Callable[..., Path], spa
     [
         (("triton", "m.artifact", "x/m"), "two artifacts would both be 'm'"),
         (("triton", "m.artifact", "--gpus", "-1"), "'-1' is no list of GPUs"),
+        (("triton", "m.artifact", "--max-batch-size", "-1"), "-1 is not in the range x>=0"),
         (("verify", "m.artifact", "--concurrency", "1,-1"), "'1,-1' is no list of numbers"),
         (
             ("verify", "m.artifact", "--http", "http://h:1", "--grpc", "h:2"),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton_batching import choose_batching, overlapping
 from sparseflow_trt.exporters.triton_tensors import Ends, ServedTensor
 from sparseflow_trt.shapes import Profile, ShapeRange
@@ -73,6 +74,63 @@ def test_what_is_no_shared_batch() -> None:
     seen = [(1, (1, 8)), (8, (8, 8))]  # what inference does not know, the validation saw
     assert choose_batching(lost, [profile("a", (1, 8, 32))], seen).max_batch_size == 32
     assert choose_batching(lost, [profile("a", (1, 8, 32))], [(1, (3, 8)), (8, (3, 8))]).max_batch_size == 0
+
+
+def of_dims(dims: tuple[int | str | None, ...], out: tuple[int | str | None, ...]) -> Ends:
+    return Ends((ServedTensor("x", "FP32", dims),), (ServedTensor("y", "FP32", out),))
+
+
+def three(name: str = "a") -> list[Profile]:
+    low, opt, high = (1, 2, 8), (8, 2, 8), (32, 2, 8)
+    return [Profile(name=name, inputs={"x": ShapeRange(min=low, opt=opt, max=high)})]
+
+
+@pytest.mark.parametrize(
+    ("dims", "said"),
+    [
+        (("seq", "batch", 8), "is named 'seq', which is a sequence's length"),
+        (("sequence_length", 2, 8), "is named 'sequence_length'"),
+        (("numTokens", 2, 8), "is named 'numTokens'"),
+        (("batch_seq", 2, 8), "is named 'batch_seq'"),
+        (("s0", "batch_size", 8), "is one that is named 'batch_size'"),
+        ((None, "batch", 8), "is one that is named 'batch'"),
+    ],
+)
+def test_a_first_dimension_that_names_tell_is_no_batch(dims: tuple[int | str | None, ...], said: str) -> None:
+    seen = [(1, (1, 2, 8)), (8, (8, 2, 8))]
+    chosen = choose_batching(of_dims(dims, dims), three(), seen)
+    assert chosen.max_batch_size == 0
+    assert said in chosen.why[0] and "--max-batch-size N" in chosen.why[0]
+    assert choose_batching(of_dims(dims, dims), three(), seen, asked=32).max_batch_size == 32
+
+
+@pytest.mark.parametrize("first", ["batch", "batch_size", "N", "b", "num_sequences", "s0", None])
+def test_other_names_leave_it_a_batch(first: str | None) -> None:
+    seen = [(1, (1, 2, 8)), (8, (8, 2, 8))]
+    chosen = choose_batching(of_dims((first, "seq", 8), (first, "seq", 8)), three(), seen)
+    assert chosen.max_batch_size == 32
+    unsaid = any("Nothing in the model says" in why and "--max-batch-size 0" in why for why in chosen.why)
+    assert unsaid == (first in ("s0", None))
+
+
+def test_a_first_dimension_that_comes_twice_is_no_batch_whatever_is_asked() -> None:
+    """As the similarities of a batch's images and texts: an item alone has other shapes."""
+    ends = of_dims(("batch", 2, 8), ("batch", "batch", 8))
+    assert choose_batching(ends, three()).max_batch_size == 0
+    assert "'y' has the first dimension, 'batch', twice" in choose_batching(ends, three()).why[0]
+    with pytest.raises(DeployError, match="the engine takes none: 'y' has the first dimension"):
+        choose_batching(ends, three(), asked=8)
+
+
+def test_a_person_says_the_largest_batch() -> None:
+    ranges = [profile("a", (1, 8, 32))]
+    assert choose_batching(ENDS, ranges, asked=0).max_batch_size == 0
+    fewer = choose_batching(ENDS, ranges, sparse_from={"a": 6}, asked=12)
+    assert (fewer.max_batch_size, fewer.preferred) == (12, (6, 8, 12))
+    assert choose_batching(ENDS, ranges, asked=32) == choose_batching(ENDS, ranges)
+    with pytest.raises(DeployError, match="a batch of 33 is asked for, and the engine takes 32") as caught:
+        choose_batching(ENDS, ranges, asked=33)
+    assert "--max-batch-size 32" in caught.value.hint
 
 
 def test_profiles_that_share_shapes_are_named() -> None:

@@ -51,6 +51,7 @@ WRONG: list[tuple[str, Change, str]] = [
         lambda c: setattr(c, "max_batch_size", 16),
         "max_batch_size is 16, and the engine's profiles allow 8",
     ),
+    ("no batch", lambda c: setattr(c, "max_batch_size", 0), "max_batch_size is 0, which --max-batch-size 0"),
     ("negative batch", lambda c: setattr(c, "max_batch_size", -1), "max_batch_size is -1"),
     ("preferred", lambda c: c.dynamic_batching.preferred_batch_size.append(9), "preferred_batch_size 9"),
     ("input's name", lambda c: setattr(c.input[0], "name", "z"), "input 'z' is none of the engine's"),

@@ -23,7 +23,7 @@ from sparseflow_trt.deployment_files import plan_server
 from sparseflow_trt.errors import ArtifactError, DeployError
 from sparseflow_trt.exporters.triton_config import ServedModel, make_config, parse_config
 from sparseflow_trt.exporters.triton_manifests import server_command
-from sparseflow_trt.exporters.triton_repository import roll_back
+from sparseflow_trt.exporters.triton_repository import largest_batch, roll_back
 from sparseflow_trt.exporters.triton_version import check_version, read_record, versions_in
 
 AsTensorrt = Callable[..., Path]
@@ -169,6 +169,34 @@ def test_an_edit_that_does_not_fit_is_refused_and_nothing_changes(
         deploy(other_artifact, DeployOptions(repository, "m"))
     assert path.read_text(encoding="utf-8") == text
     assert sorted(p.name for p in (repository / "m").iterdir()) == ["1", "config.pbtxt"]
+
+
+def test_the_largest_batch_that_is_asked_for_goes_before_an_edited_one(
+    ort_artifact: Path, other_artifact: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    deploy(ort_artifact, DeployOptions(repository, "m"))
+    path = repository / "m" / "config.pbtxt"
+    text = path.read_text(encoding="utf-8").replace("max_batch_size: 16", "max_batch_size: 0")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(DeployError, match="max_batch_size is 0, which --max-batch-size 0 writes"):
+        deploy(other_artifact, DeployOptions(repository, "m"))
+    for asked, dims in ((0, [-1, -1, 64]), (4, [-1, 64])):
+        (model,) = deploy(other_artifact, DeployOptions(repository, "m", max_batch_size=asked))
+        assert model.written.config.max_batch_size == largest_batch(repository / "m") == asked
+        assert list(model.written.config.input[0].dims) == dims
+    with pytest.raises(DeployError, match="a batch of 17 is asked for, and the engine takes 16"):
+        deploy(other_artifact, DeployOptions(repository, "m", max_batch_size=17))
+    assert versions_in(repository / "m") == [1, 2, 3]
+    assert roll_back(repository / "m") == (3, 2)
+    config = parse_config((repository / "m" / "config.pbtxt").read_text(encoding="utf-8"), "config.pbtxt")
+    assert (config.max_batch_size, list(config.input[0].dims)) == (0, [-1, -1, 64])
+
+
+def test_a_router_needs_batches(ort_artifact: Path, dense_artifact: Path, tmp_path: Path) -> None:
+    options = DeployOptions(tmp_path / "repository", "m", dense=dense_artifact, max_batch_size=0)
+    with pytest.raises(DeployError, match=r"a router chooses by the batch, and .* has none: Requests share"):
+        deploy(ort_artifact, options)
 
 
 def test_a_failed_write_leaves_what_was_served(

@@ -159,24 +159,52 @@ def test_integers_are_those_of_the_engine(
         assert verified.load[0].requests and not verified.load[0].failed
 
 
-def test_a_first_dimension_that_is_no_batch_fails(tmp_path: Path) -> None:
-    """Time comes first, and a softmax runs along it: requests that Triton puts together change each other."""
+def build_time_first(folder: Path, first: str, second: str) -> Path:
+    """A softmax along the first dimension: requests that Triton puts together change each other."""
     nodes = [
         helper.make_node("MatMul", ["x", "weight"], ["h"], "q_proj"),
         helper.make_node("Softmax", ["h"], ["y"], axis=0),
     ]
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["seq", "batch", 64]) for n in "xy"]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [first, second, 64]) for n in "xy"]
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     graph = helper.make_graph(nodes, "m", ends[:1], ends[1:], [numpy_helper.from_array(weight, "weight")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    onnx.save(model, tmp_path / "m.onnx")
-    plan = PlanOptions(profiles=(parse_profile("p:seq=1,4,8:batch=2,2,2"),), precision="fp32")
-    artifact = build(tmp_path / "m.onnx", BuildOptions(tmp_path / "m", plan, "onnxruntime")).artifact
-    deploy(artifact, DeployOptions(tmp_path / "repository"))
-    found = verify(artifact, VerifyOptions(tmp_path / "repository", concurrencies=()))
+    onnx.save(model, folder / "m.onnx")
+    plan = PlanOptions(profiles=(parse_profile(f"p:{first}=1,4,8:{second}=2,2,2"),), precision="fp32")
+    return build(folder / "m.onnx", BuildOptions(folder / "m", plan, "onnxruntime")).artifact
+
+
+def test_a_first_dimension_that_is_no_batch_fails_until_it_is_said_to_be_none(tmp_path: Path) -> None:
+    artifact, repository = build_time_first(tmp_path, "s0", "s1"), tmp_path / "repository"
+    (deployed,) = deploy(artifact, DeployOptions(repository))
+    assert deployed.batching.max_batch_size == 8
+    assert any("`--max-batch-size 0` says that it is none" in note for note in deployed.notes)
+    options = VerifyOptions(repository, concurrencies=())
+    found = verify(artifact, options)
     assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "fail"]
     assert found.validation.verdict == "fail"
-    assert any("the first dimension is no batch that requests may share" in note for note in found.notes)
+    (note,) = [n for n in found.notes if "the first dimension is no batch that requests may share" in n]
+    assert "`deploy triton --max-batch-size 0`" in note
+
+    (deployed,) = deploy(artifact, DeployOptions(repository, max_batch_size=0))  # clients send the same
+    config = deployed.written.config
+    assert (deployed.written.version, config.max_batch_size) == (2, 0)
+    assert [list(tensor.dims) for tensor in (*config.input, *config.output)] == [[-1, -1, 64]] * 2
+    assert not config.HasField("dynamic_batching")
+    found = verify(artifact, replace(options, concurrencies=(8,), seconds=0.3))
+    assert [c.verdict for c in found.validation.candidates] == ["pass", "pass"]
+    assert found.load[0].batches.keys() == {1} and not found.load[0].failed
+    (deployed,) = deploy(artifact, DeployOptions(repository))
+    assert any("shared no batch; --max-batch-size 0 keeps it so" in note for note in deployed.notes)
+
+
+def test_a_first_dimension_that_is_named_a_sequence_is_no_batch(tmp_path: Path) -> None:
+    artifact = build_time_first(tmp_path, "seq", "batch")
+    (deployed,) = deploy(artifact, DeployOptions(tmp_path / "repository"))
+    assert deployed.batching.max_batch_size == 0
+    assert any("is named 'seq', which is a sequence's length" in note for note in deployed.notes)
+    found = verify(artifact, VerifyOptions(tmp_path / "repository", concurrencies=()))
+    assert [c.verdict for c in found.validation.candidates] == ["pass", "pass"]
 
 
 def test_a_plan_with_plugin_nodes_is_verified_through_the_stand_in(
