@@ -390,6 +390,7 @@ def test_model_py_loads_the_plugin_before_the_engine(with_plugin: WithPlugin, tm
         told = {
             "model_repository": str(folder),
             "model_version": "1",
+            "model_instance_device_id": "0",
             "model_config": '{"max_batch_size": 8}',
         }
         code = f"import model; model.TritonPythonModel().initialize({told!r})"

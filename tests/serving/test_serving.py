@@ -439,6 +439,7 @@ def test_tensorrt_rtx_says_why_it_does_not_load(
     arguments = {
         "model_repository": str(folder),
         "model_version": "1",
+        "model_instance_device_id": "0",
         "model_config": json.dumps({"max_batch_size": 8}),
     }
     code = f"import model; model.TritonPythonModel().initialize({arguments!r})"
