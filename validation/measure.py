@@ -10,6 +10,9 @@ import numpy as np
 from sparseflow_trt.validation.feeds import Array
 from sparseflow_trt.verdict import OutputVerdict, Tolerance
 
+# By NumPy's letter for a type; BF16 and FP8 of ml_dtypes are "V".
+_KINDS = {"f": "floating point", "V": "floating point", "i": "integer", "u": "integer", "b": "boolean"}
+
 
 def judge_output(
     output: str, input_set: str, expected: Array, got: Array, tolerance: Tolerance
@@ -23,7 +26,8 @@ def judge_output(
         output: The output's name.
         input_set: The input set's name.
         expected: The reference's output, of any shape and type.
-        got: The candidate's, of any; another floating-point type than the reference's is no fault.
+        got: The candidate's, of any; another width than the reference's is no fault, another kind is one:
+            floating-point numbers in the place of integers, or booleans.
         tolerance: What passes.
     """
     known: dict[str, Any] = {
@@ -38,6 +42,10 @@ def judge_output(
     if expected.shape != got.shape:
         why = f"{where}: expected shape {expected.shape}, got {got.shape}."
         return OutputVerdict(**known, passed=False, reason=why)
+    if _KINDS.get(expected.dtype.kind) != _KINDS.get(got.dtype.kind):  # who reads it would read other numbers
+        return OutputVerdict(
+            **known, passed=False, reason=f"{where}: expected {expected.dtype}, got {got.dtype}."
+        )
     if expected.dtype.kind != "f" or got.dtype.kind not in "fiub":
         return _judge_equal(known, where, expected, got, tolerance)
     return _judge_close(known, where, expected.astype(np.float64), got.astype(np.float64), tolerance)

@@ -179,10 +179,13 @@ def conclude(trial: Trial, sets: int) -> CandidateVerdict:
     """The verdict on a candidate that ran on `sets` input sets, or did not run."""
     failed = [found.reason for found in trial.outputs if not found.passed]
     problems = trial.errors + failed
-    verdict: Verdict = "fail" if problems else "not run" if trial.runner is None else "pass"
+    empty = bool(trial.outputs) and all(0 in (found.shape or ()) for found in trial.outputs)
+    verdict: Verdict = "fail" if problems else "not run" if trial.runner is None or empty else "pass"
     if verdict == "fail":
         more = f" And {len(problems) - 1} more." if len(problems) > 1 else ""
         why = problems[0] + more
+    elif empty:
+        why = f"All outputs are empty on all {sets} input set(s), so that nothing was compared."
     elif verdict == "not run":
         why = trial.not_run
     else:

@@ -76,6 +76,16 @@ def test_a_perturbed_weight_fails_with_its_numbers(
     assert found.reason.startswith("1 of 2 candidate(s) failed; wrong: output 'y'")
 
 
+def test_outputs_that_are_all_empty_are_no_pass(linear: Linear, reference: Path) -> None:
+    """As those of a model that fixes a dimension to 0, which some exporters write for a dynamic one."""
+    nothing = [InputSet("none", {"x": np.zeros((0, 8), np.float32)}, 0, "empty")]
+    found = compare(reference, [Candidate("same", reference, "onnx")], nothing, FP16)
+    assert (found.verdict, found.candidates[0].verdict) == ("not run", "not run")
+    assert found.candidates[0].reason == (
+        "All outputs are empty on all 1 input set(s), so that nothing was compared."
+    )
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
 def test_a_candidate_with_nan_fails_and_its_record_is_json(
     tmp_path: Path, linear: Linear, reference: Path, inputs: list[InputSet], poison: float

@@ -115,6 +115,17 @@ def test_another_type_is_no_fault_and_another_shape_is() -> None:
     assert verdict.reason == "output 'y' on input set 'set': expected shape (2, 3), got (3, 2)."
 
 
+@pytest.mark.parametrize(
+    ("expected", "got"), [(np.int64, np.float32), (np.float32, np.int32), (np.bool_, np.int64)]
+)
+def test_another_kind_of_type_is_a_fault_though_numbers_are_equal(expected: Any, got: Any) -> None:
+    with quiet_polygraphy():
+        verdict = judge_output("y", "s", np.ones(3, expected), np.ones(3, got), STRICT)
+    assert not verdict.passed
+    said = f"output 'y' on input set 's': expected {np.dtype(expected)}, got {np.dtype(got)}."
+    assert verdict.reason == said
+
+
 @pytest.mark.parametrize("shape", [(0,), (2, 0), ()])
 def test_empty_outputs_and_scalars(shape: tuple[int, ...]) -> None:
     assert judge(np.zeros(shape), np.zeros(shape)).passed
