@@ -75,7 +75,7 @@ def parse_axis_range(text: str) -> tuple[str, tuple[int, int, int]]:
     Raises:
         ShapeError: It reads otherwise.
     """
-    match = re.fullmatch(r"\s*([^=\s]+)\s*=\s*(\d+)(?:,(\d+),(\d+))?\s*", text)
+    match = re.fullmatch(r"\s*([^=\s](?:[^=]*[^=\s])?)\s*=\s*(\d+)(?:,(\d+),(\d+))?\s*", text)
     if not match:
         raise ShapeError(f"'{text}' is not a range of an axis.", _HINT, usage=True)
     low, opt, high = int(match[2]), int(match[3] or match[2]), int(match[4] or match[2])
@@ -111,9 +111,16 @@ def make_profile(
     """The profile that ranges by axis and by input make together; None where every shape is static.
 
     Raises:
-        ShapeError: An axis or input that the model does not have, a dynamic dimension with no range, or
-            a shape that the model does not take.
+        ShapeError: An axis or input that the model does not have, a dynamic dimension with no range, a
+            shape that the model does not take, or a dimension below 0 in the model.
     """
+    for input_name, dims in input_dims.items():
+        if below := [i for i, dim in enumerate(dims) if isinstance(dim, int) and dim < 0]:
+            raise ShapeError(
+                f"dimension {below[0]} of input '{input_name}' is {dims[below[0]]} in the model: no size.",
+                "Where it is dynamic, name it: in onnx.load(MODEL).graph.input, "
+                "`type.tensor_type.shape.dim[i].dim_param = 'batch'`.",
+            )
     known_axes = {d for dims in input_dims.values() for d in dims if isinstance(d, str)}
     known_axes |= {term for d in known_axes for term in terms(d)}
     axes = _with_sums(axes, known_axes)

@@ -160,6 +160,17 @@ CACHE: dict[str, tuple[int | str | None, ...]] = {
 }
 
 
+def test_a_dimension_below_0_is_refused() -> None:
+    """Some exporters write -1 for a dynamic one."""
+    with pytest.raises(ShapeError, match="dimension 1 of input 'x' is -1 in the model: no size") as got:
+        make_profile("default", {"x": (2, -1)}, {}, {})
+    assert "dim_param" in got.value.hint
+
+
+def test_an_axis_may_have_blanks_in_its_name() -> None:
+    assert parse_axis_range(" batch size * 2 = 1,2,4") == ("batch size * 2", (1, 2, 4))
+
+
 def test_an_axis_that_is_a_sum_follows_from_its_terms() -> None:
     axes = {"batch": (1, 2, 4), "seq": (1, 1, 8), "past": (0, 128, 512)}
     profile = make_profile("default", CACHE, axes, {})
