@@ -67,6 +67,8 @@ def create(
 
     path = output or Path(f"{artifact.resolve().name.removesuffix('.artifact')}.baseline.json")
     check_file(path)
+    if path.resolve().is_relative_to(artifact.resolve()):
+        raise click.UsageError(f"{path} lies in the artifact, which is left as it was built.")
     options = BaselineOptions(
         reference, read_validation_options(inputs, seed, tolerances), metrics, max_drop, max_growth
     )

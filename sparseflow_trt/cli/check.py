@@ -57,6 +57,8 @@ def command(
     from sparseflow_trt.gate import check_artifact
     from sparseflow_trt.report.junit import junit_from_error, junit_from_gate
 
+    if junit and junit.exists() and baseline.exists() and junit.samefile(baseline):
+        raise click.UsageError(f"--junit {junit} is the baseline itself.")
     try:
         if update:
             check_file(baseline)

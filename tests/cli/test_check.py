@@ -239,6 +239,18 @@ def test_a_check_that_is_stopped_leaves_no_earlier_pass_for_ci(
     assert [error.get("message") for error in suite.findall("testcase/error")] == ["it was stopped."]
 
 
+def test_no_file_that_is_read_is_written(sparseflow: Sparseflow, built: Path) -> None:
+    assert sparseflow("baseline", "create", "out").code == 0
+    before = Path("out.baseline.json").read_bytes()
+    ended = sparseflow("check", "out", "--baseline", "out.baseline.json", "--junit", "./out.baseline.json")
+    assert (ended.code, ended.error) == (2, "--junit out.baseline.json is the baseline itself.")
+    assert Path("out.baseline.json").read_bytes() == before
+    ended = sparseflow("baseline", "create", "out", "-o", "out/manifest.json")
+    said = "out/manifest.json lies in the artifact, which is left as it was built."
+    assert (ended.code, ended.error) == (2, said)
+    assert sparseflow("validate", "out", "--reference", built).code == 0
+
+
 def test_no_baseline_of_outputs_that_differ(sparseflow: Sparseflow, built: Path) -> None:
     strict = ("--tolerance", "atol=0,rtol=0,cosine=1")
     ended = sparseflow("baseline", "create", "out", "--reference", built, *strict)
