@@ -104,7 +104,7 @@ def _widest(
         output_shapes: (batch, output's shape) pairs that were seen.
         named: Whether a person says that the first dimension is a batch.
     """
-    reason = _why_no_batch(ends, profiles, output_shapes)
+    reason = _why_no_batch(ends, profiles, output_shapes, named)
     if not reason and not named and (told := _why_no_batch_by_names(ends)):
         reason = f"{told} `--max-batch-size N` says that it is one all the same."
     if reason:
@@ -149,7 +149,10 @@ def _overlap(a: Profile, b: Profile) -> bool:
 
 
 def _why_no_batch(
-    ends: Ends, profiles: Sequence[Profile], output_shapes: Sequence[tuple[int, tuple[int, ...]]]
+    ends: Ends,
+    profiles: Sequence[Profile],
+    output_shapes: Sequence[tuple[int, tuple[int, ...]]],
+    named: bool,
 ) -> str:
     first = ends.inputs[0].dims[0] if ends.inputs else None
     if not profiles or isinstance(first, int):
@@ -164,7 +167,7 @@ def _why_no_batch(
     varied = len({batch for batch, _ in output_shapes}) > 1
     for tensor in ends.outputs:
         known = isinstance(first, str) and tensor.dims[0] == first
-        if not known and not (tensor.dims[0] is None and varied and followed):
+        if not known and not ((tensor.dims[0] is None or named) and varied and followed):
             return f"Output '{tensor.name}' does not begin with the inputs' batch, as far as is known."
     for profile in profiles:
         if len({(s.min[0], s.opt[0], s.max[0]) for s in profile.inputs.values()}) > 1:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CONFIG = "config.pbtxt"
 PLUGIN = "plugin.so"  # one name for all versions, so that the server's command holds for each
 _CPU_CONFIG = "configs/cpu.pbtxt"
+_ARTIFACT = "manifest.json"  # what an artifact's folder holds, and a model's does not
 _WITHDRAWN = ".withdrawn-"  # Triton takes folders with numbers for versions, and leaves others alone
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -107,6 +108,11 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
         ArtifactError: The disk is full or not writable.
     """
     folder = repository / check_name(new.name)
+    if (folder / _ARTIFACT).is_file():
+        raise DeployError(
+            f"{folder} is an artifact, and a model of that name would be written into it.",
+            "Name another repository, in which no artifacts lie, or another name with --name.",
+        )
     present = versions_in(folder)
     record = read_record(folder, present[-1]) if present else None
     number = max([*present, *_withdrawn(folder)], default=0) + 1
@@ -189,6 +195,12 @@ def _refuse_missing(folder: Path) -> NoReturn:
         f"{repository} has no model '{folder.name}'; it has {', '.join(known) or 'none'}.",
         "Name one of its models with --name, or another repository.",
     )
+
+
+def is_router(folder: Path) -> bool:
+    """Whether some version of a model is a router, which a rollback could bring back."""
+    records = (read_record(folder, version) for version in versions_in(folder))
+    return any(record is not None and record.backend == "router" for record in records)
 
 
 def largest_batch(folder: Path) -> int:

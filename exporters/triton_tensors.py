@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,18 +62,22 @@ def read_ends(model: OnnxModel, seen: Sequence[Mapping[str, tuple[int, ...]]] = 
 
     proto = onnx.load(str(model.path), load_external_data=False)
     weights = {tensor.name for tensor in proto.graph.initializer}
+    named = {dim.dim_param for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
+             for dim in value.type.tensor_type.shape.dim}  # fmt: skip
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     inputs = [value for value in inferred.input if value.name not in weights]
     return Ends(
-        tuple(_tensor(model, value, ()) for value in inputs),
+        tuple(_tensor(model, value, (), named) for value in inputs),
         tuple(
-            _tensor(model, value, [shapes[value.name] for shapes in seen if value.name in shapes])
+            _tensor(model, value, [shapes[value.name] for shapes in seen if value.name in shapes], named)
             for value in inferred.output
         ),
     )
 
 
-def _tensor(model: OnnxModel, value: onnx.ValueInfoProto, seen: Sequence[tuple[int, ...]]) -> ServedTensor:
+def _tensor(
+    model: OnnxModel, value: onnx.ValueInfoProto, seen: Sequence[tuple[int, ...]], named: Set[str]
+) -> ServedTensor:
     import onnx
 
     where = f"{model.path}: '{value.name}'"
@@ -88,7 +92,7 @@ def _tensor(model: OnnxModel, value: onnx.ValueInfoProto, seen: Sequence[tuple[i
             "Cast it inside the model: inputs and outputs need one of these types.",
         )
     if value.type.tensor_type.HasField("shape"):
-        dims = tuple(_dim(dim) for dim in value.type.tensor_type.shape.dim)
+        dims = tuple(_dim(dim, named) for dim in value.type.tensor_type.shape.dim)
     elif seen and len({len(shape) for shape in seen}) == 1:
         dims = tuple(sizes[0] if len(seen) > 1 and len(set(sizes)) == 1 else None
                      for sizes in zip(*seen, strict=True))  # fmt: skip
@@ -102,7 +106,7 @@ def _tensor(model: OnnxModel, value: onnx.ValueInfoProto, seen: Sequence[tuple[i
     return ServedTensor(value.name, TRITON_TYPES[kind], dims)
 
 
-def _dim(dim: Any) -> int | str | None:
+def _dim(dim: Any, named: Set[str]) -> int | str | None:
     if dim.HasField("dim_value"):
         return int(dim.dim_value)
-    return dim.dim_param or None
+    return dim.dim_param if dim.dim_param in named - {""} else None  # inference makes up names of its own

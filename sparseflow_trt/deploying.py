@@ -19,11 +19,13 @@ from sparseflow_trt.exporters.triton_repository import (
     CONFIG,
     NewVersion,
     Written,
+    is_router,
     largest_batch,
     plugins_in,
     write_version,
 )
 from sparseflow_trt.exporters.triton_tensors import Ends, ServedTensor
+from sparseflow_trt.exporters.triton_version import read_record, versions_in
 from sparseflow_trt.manifest import EngineRecord, Manifest
 from sparseflow_trt.plan import Plan
 from sparseflow_trt.served_artifact import (
@@ -39,6 +41,9 @@ from sparseflow_trt.small_m import SparseFrom
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+
+_PARTS = {"sparse": "-sparse", "dense": "-dense"}  # how a router's two models are named after it
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ def deploy(artifact: Path, options: DeployOptions) -> tuple[Deployed, ...]:
     dense = read_artifact(options.dense, *given) if options.dense else None
     with alone_in(options.repository):
         if dense is None:
+            _refuse_part(name, options.repository)
             return (_deploy_engine(name, read, options),)
         return _deploy_router(name, read, dense, options)
 
@@ -212,6 +218,10 @@ def _deploy_router(
             f"{sparse.folder} and {dense.folder} have other inputs or outputs: one name cannot serve both.",
             "Build both from one model, with the same profiles.",
         )
+    both = {"sparse": sparse, "dense": dense}
+    if not is_router(options.repository / name):
+        for word, part in both.items():
+            _refuse_other(f"{name}{_PARTS[word]}", part, name, options.repository)
     reached = [row.batch for row in sparse.sparse_from if row.batch is not None]
     most = min(sparse.batching.max_batch_size, dense.batching.max_batch_size)
     if most < 2:
@@ -230,11 +240,11 @@ def _deploy_router(
     below = {"delay_us": 0, "preferred": ()}
     parts = [
         _deploy_engine(
-            f"{name}-{word}",
+            f"{name}{_PARTS[word]}",
             replace(part, batching=replace(part.batching, **below)),  # type: ignore[arg-type]
             replace(options, cache=False),
         )
-        for word, part in (("sparse", sparse), ("dense", dense))
+        for word, part in both.items()
     ]
     batching = replace(sparse.batching, max_batch_size=most)
     needs = _needs(options, version_compatible=False)
@@ -286,6 +296,29 @@ def _batch_notes(folder: Path, batching: Batching) -> list[str]:
     if not batching.max_batch_size or not (folder / CONFIG).is_file() or largest_batch(folder):
         return []
     return ["Before, requests to this model shared no batch; --max-batch-size 0 keeps it so."]
+
+
+def _refuse_part(name: str, repository: Path) -> None:
+    """Refuses to put another model in the place of one that a router sends batches to."""
+    for ending in _PARTS.values():
+        router = name.removesuffix(ending)
+        if router != name and is_router(repository / router):
+            raise DeployError(
+                f"'{name}' is one of the two models that the router '{router}' sends batches to.",
+                "Deploy it under another name with --name, or both with --dense as the router's new version.",
+            )
+
+
+def _refuse_other(name: str, part: Artifact, router: str, repository: Path) -> None:
+    """Refuses to put a router's part in the place of another model, which was deployed for itself."""
+    present = versions_in(repository / name)
+    record = read_record(repository / name, present[-1]) if present else None
+    if present and (record is None or record.build_key != part.manifest.build_key):
+        raise DeployError(
+            f"{repository} has another model '{name}' already, and as a part of the router '{router}' "
+            f"{part.folder} would be named so.",
+            "Deploy the router under another name with --name.",
+        )
 
 
 def _of_router(ends: Ends, batching: Batching) -> Ends:

@@ -74,6 +74,9 @@ def test_what_is_no_shared_batch() -> None:
     seen = [(1, (1, 8)), (8, (8, 8))]  # what inference does not know, the validation saw
     assert choose_batching(lost, [profile("a", (1, 8, 32))], seen).max_batch_size == 32
     assert choose_batching(lost, [profile("a", (1, 8, 32))], [(1, (3, 8)), (8, (3, 8))]).max_batch_size == 0
+    other = Ends(ENDS.inputs, (ServedTensor("y", "FP32", ("rows", 8)),))
+    assert choose_batching(other, [profile("a", (1, 8, 32))], seen).max_batch_size == 0
+    assert choose_batching(other, [profile("a", (1, 8, 32))], seen, asked=32).max_batch_size == 32
 
 
 def of_dims(dims: tuple[int | str | None, ...], out: tuple[int | str | None, ...]) -> Ends:

@@ -26,6 +26,12 @@ def test_inference_tells_what_the_file_does_not(models: Models) -> None:
     assert ends.outputs == (ServedTensor("y", "FP32", ("batch", 32)),)
 
 
+def test_what_inference_names_by_itself_has_no_name(models: Models) -> None:
+    path = models.save(models.model(RELU, inputs={"x": (None, "seq", 64)}))
+    ends = read_ends(read_model(path))
+    assert [tensor.dims for tensor in (*ends.inputs, *ends.outputs)] == [(None, "seq", 64)] * 2
+
+
 @pytest.mark.parametrize(("kind", "name"), [(TensorProto.BFLOAT16, "BF16"), (TensorProto.INT8, "INT8")])
 def test_types_are_tritons(kind: int, name: str, models: Models) -> None:
     path = models.save(models.model(RELU, dtype=kind))

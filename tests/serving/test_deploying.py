@@ -85,7 +85,7 @@ def test_no_local_path_and_no_name_reaches_the_repository(
 
 def test_the_same_again_is_no_new_version(ort_artifact: Path, plan_artifact: Path, tmp_path: Path) -> None:
     for artifact in (ort_artifact, plan_artifact):
-        options = DeployOptions(tmp_path / artifact.parent.name)
+        options = DeployOptions(tmp_path / "repositories" / artifact.parent.name)
         assert not deploy(artifact, options)[0].written.unchanged
         again = deploy(artifact, options)[0].written
         assert (again.unchanged, again.version) == (True, 1)
@@ -197,6 +197,33 @@ def test_a_router_needs_batches(ort_artifact: Path, dense_artifact: Path, tmp_pa
     options = DeployOptions(tmp_path / "repository", "m", dense=dense_artifact, max_batch_size=0)
     with pytest.raises(DeployError, match=r"a router chooses by the batch, and .* has none: Requests share"):
         deploy(ort_artifact, options)
+
+
+def test_a_router_and_a_model_of_its_own_do_not_take_each_others_place(
+    ort_artifact: Path, other_artifact: Path, dense_artifact: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    router = DeployOptions(repository, "m", dense=dense_artifact)
+    deploy(other_artifact, DeployOptions(repository, "m-sparse"))
+    with pytest.raises(DeployError, match="has another model 'm-sparse' already"):
+        deploy(ort_artifact, router)
+    assert sorted(p.name for p in repository.iterdir()) == ["m-sparse"]
+    shutil.rmtree(repository / "m-sparse")
+    deploy(ort_artifact, DeployOptions(repository, "m-sparse"))  # as a router that was not finished leaves it
+    assert len(deploy(ort_artifact, router)) == 3
+    for name in ("m-sparse", "m-dense"):
+        with pytest.raises(DeployError, match=f"'{name}' is one of the two models that the router 'm' sends"):
+            deploy(other_artifact, DeployOptions(repository, name))
+    assert len(deploy(other_artifact, router)) == 3  # the router's own next version
+
+
+def test_no_model_is_written_into_an_artifact(ort_artifact: Path, tmp_path: Path) -> None:
+    shutil.copytree(ort_artifact, tmp_path / "mlp")
+    before = sorted(p.name for p in (tmp_path / "mlp").iterdir())
+    with pytest.raises(DeployError, match="mlp is an artifact, and a model of that name would be"):
+        deploy(tmp_path / "mlp", DeployOptions(tmp_path))
+    assert sorted(p.name for p in (tmp_path / "mlp").iterdir()) == before
+    deploy(tmp_path / "mlp", DeployOptions(tmp_path, "m"))
 
 
 def test_a_failed_write_leaves_what_was_served(
