@@ -129,7 +129,7 @@ def _deploy_engine(name: str, artifact: Artifact, options: DeployOptions) -> Dep
     manifest, engine = artifact.manifest, artifact.manifest.engine
     route = choose_route(artifact, options.route)
     runtime = RUNTIMES[engine.backend]
-    notes = [*_target_notes(manifest, options), *artifact.batching.why]
+    notes = [*_target_notes(manifest, options), *_unseen(manifest), *artifact.batching.why]
     if options.cache:
         notes.append(
             "The response cache works only with the server's --cache-config; without it it is silently off."
@@ -375,6 +375,16 @@ def _target_notes(manifest: Manifest, options: DeployOptions) -> list[str]:
     else:
         said = f"No server's TensorRT was compared with the engine's {built}: give --container or --tensorrt."
     return [said] if said else []
+
+
+def _unseen(manifest: Manifest) -> list[str]:
+    """Which parts of an artifact's validation were not run, in sentences: an engine with no GPU there."""
+    return [
+        f"{candidate.name} was not compared with the reference when it was built: {candidate.reason} "
+        "`deploy verify` compares it where it is served."
+        for candidate in manifest.validation.candidates
+        if candidate.verdict == "not run"
+    ]
 
 
 def _needs(options: DeployOptions, version_compatible: bool) -> tuple[str, ...]:

@@ -111,11 +111,12 @@ def deploy_triton(
 
     A configuration that was edited stays edited: what differs from the fresh one is shown.
     """
-    from sparseflow_trt._files import alone_in
+    from sparseflow_trt._files import alone_in, check_folder_of_files
     from sparseflow_trt.deploying import DeployOptions, deploy
     from sparseflow_trt.deployment_files import (
         check_plugins,
         check_wanted,
+        deployment_folder,
         plan_server,
         write_deployment_files,
     )
@@ -140,6 +141,7 @@ def deploy_triton(
         )
     check_plugins(plugins)
     check_wanted(files, options["container"])
+    check_folder_of_files(deployment_folder(repository))
     asked = DeployOptions(repository, name, gpus=chosen, count=instances, delay_us=queue_delay, **options)
     deployed = [model for artifact in artifacts for model in deploy(artifact, asked)]
     with alone_in(repository):  # the files are of all models that are there by now

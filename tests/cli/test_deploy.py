@@ -59,6 +59,15 @@ def test_deploy_says_what_it_wrote_and_how_to_serve_it(
     )
 
 
+def test_what_cannot_be_written_is_said_before_a_version_is(
+    artifact: Path, sparseflow: Sparseflow, tmp_path: Path
+) -> None:
+    (tmp_path / "models.deploy").write_text("no folder")
+    done = sparseflow("deploy", "triton", artifact, "--repository", "models")
+    assert (done.code, "models.deploy cannot be written" in done.error) == (1, True), done.error
+    assert not (tmp_path / "models").exists()
+
+
 def test_the_largest_batch_is_an_option(artifact: Path, sparseflow: Sparseflow) -> None:
     deploy = ("deploy", "triton", artifact, "--repository", "models", "--max-batch-size")
     assert "Requests share no batch, as was asked for." in sparseflow(*deploy, "0").out

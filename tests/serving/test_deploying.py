@@ -54,6 +54,20 @@ def test_an_ort_engine_is_served_by_the_python_backend(ort_artifact: Path, tmp_p
     assert model.batching.preferred == (8, 16)
 
 
+def test_an_engine_that_never_ran_is_said_to_be_so(
+    ort_artifact: Path, as_tensorrt: AsTensorrt, tmp_path: Path
+) -> None:
+    artifact = as_tensorrt(ort_artifact, tmp_path / "artifacts")
+    said = "was not compared with the reference when it was built: it needs a GPU."
+    (model,) = deploy(artifact, DeployOptions(tmp_path / "repository"))
+    assert not any("was not compared" in note for note in model.notes)
+    manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
+    manifest["validation"]["candidates"][-1].update(verdict="not run", reason="it needs a GPU.", outputs=[])
+    (artifact / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (model,) = deploy(artifact, DeployOptions(tmp_path / "repository"))
+    assert any(said in note and "`deploy verify`" in note for note in model.notes), model.notes
+
+
 def test_a_plan_is_served_by_tensorrts_backend(plan_artifact: Path, tmp_path: Path) -> None:
     (model,) = deploy(plan_artifact, DeployOptions(tmp_path / "repository"))
     folder = tmp_path / "repository" / "mlp"
