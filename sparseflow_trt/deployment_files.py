@@ -20,6 +20,7 @@ from sparseflow_trt.exporters.triton_releases import probe_script
 from sparseflow_trt.exporters.triton_repository import PLUGIN, plugins_in
 from sparseflow_trt.exporters.triton_version import instances_of, read_models
 
+_NAME_LENGTH = 40
 _UNKNOWN = "nvcr.io/nvidia/tritonserver:CONTAINER-py3"
 
 
@@ -96,6 +97,18 @@ def plan_server(repository: Path, plugins: Sequence[Path], container: str | None
     )
 
 
+def kubernetes_name(folder: str) -> str:
+    """A name for Kubernetes' objects made of a folder's.
+
+    A Service's has small letters, digits and hyphens, begins with a letter and has 63 characters at most
+    (RFC 1035); here fewer, since others are made of it.
+    """
+    plain = re.sub(r"[^a-z0-9-]+", "-", folder.lower()).strip("-")
+    if not plain[:1].isalpha():
+        plain = f"triton-{plain}".strip("-")
+    return plain[:_NAME_LENGTH].strip("-")
+
+
 def write_deployment_files(
     repository: Path, plan: ServerPlan, plugins: Sequence[Path], wanted: Collection[str]
 ) -> tuple[Path, ...]:
@@ -113,7 +126,7 @@ def write_deployment_files(
     if wanted and plan.packages:
         files["Dockerfile"] = dockerfile(plan)
     if "k8s" in wanted:
-        name = re.sub(r"[^a-z0-9-]+", "-", repository.name.lower()).strip("-") or "triton"
+        name = kubernetes_name(repository.name)
         files |= {f"k8s/{file}": text for file, text in kubernetes_files(plan, name).items()}
     check_plugins(plugins)
     for plugin in plugins:

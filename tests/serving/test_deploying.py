@@ -5,6 +5,7 @@ from __future__ import annotations
 import _ctypes
 import getpass
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -15,11 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparseflow_trt import deploying
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.deploying import DeployOptions, deploy
-from sparseflow_trt.deployment_files import plan_server
+from sparseflow_trt.deployment_files import kubernetes_name, plan_server
 from sparseflow_trt.errors import ArtifactError, DeployError
 from sparseflow_trt.exporters.triton_config import ServedModel, make_config, parse_config
 from sparseflow_trt.exporters.triton_manifests import server_command
@@ -77,6 +80,20 @@ def test_a_plan_is_served_by_tensorrts_backend(plan_artifact: Path, tmp_path: Pa
     config = (folder / "config.pbtxt").read_text(encoding="utf-8")
     assert 'profile: "0"\n  profile: "1"' in config and "MD5:1/model.plan" in config
     assert "KIND_CPU" in (folder / "configs" / "cpu.pbtxt").read_text(encoding="utf-8")
+
+
+@given(st.text())
+def test_names_for_kubernetes_are_labels_of_rfc_1035(folder: str) -> None:
+    assert re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name := kubernetes_name(folder)), name
+    assert len(f"{name}-plugins") <= 63
+
+
+def test_a_name_for_kubernetes_is_the_folders() -> None:
+    assert [kubernetes_name(folder) for folder in ("My_models", "2026-models", "…")] == [
+        "my-models",
+        "triton-2026-models",
+        "triton",
+    ]
 
 
 def test_no_local_path_and_no_name_reaches_the_repository(
