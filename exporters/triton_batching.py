@@ -159,7 +159,8 @@ def _why_no_batch(
         return "The first dimension is fixed, so that requests cannot share a batch."
     for tensor in (*ends.inputs, *ends.outputs):
         if isinstance(first, str) and first in tensor.dims[1:]:
-            return f"'{tensor.name}' has the first dimension, '{first}', twice, so that it is no batch."
+            said = f"'{tensor.name}' has '{first}', the first dimension of '{ends.inputs[0].name}',"
+            return f"{said} as a later one."
     for tensor in ends.inputs:
         if tensor.dims[0] != first:
             return f"Input '{tensor.name}' does not begin with the batch that '{ends.inputs[0].name}' has."
@@ -168,7 +169,9 @@ def _why_no_batch(
     for tensor in ends.outputs:
         known = isinstance(first, str) and tensor.dims[0] == first
         if not known and not ((tensor.dims[0] is None or named) and varied and followed):
-            return f"Output '{tensor.name}' does not begin with the inputs' batch, as far as is known."
+            said = f"Output '{tensor.name}' does not begin with the inputs' batch, as far as is known."
+            hint = " It did in the validation: `--max-batch-size N` says that it always does."
+            return said + (hint if varied and followed else "")
     for profile in profiles:
         if len({(s.min[0], s.opt[0], s.max[0]) for s in profile.inputs.values()}) > 1:
             return f"In profile '{profile.name}' inputs have different batches."

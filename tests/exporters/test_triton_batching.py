@@ -75,7 +75,8 @@ def test_what_is_no_shared_batch() -> None:
     assert choose_batching(lost, [profile("a", (1, 8, 32))], seen).max_batch_size == 32
     assert choose_batching(lost, [profile("a", (1, 8, 32))], [(1, (3, 8)), (8, (3, 8))]).max_batch_size == 0
     other = Ends(ENDS.inputs, (ServedTensor("y", "FP32", ("rows", 8)),))
-    assert choose_batching(other, [profile("a", (1, 8, 32))], seen).max_batch_size == 0
+    unlike = choose_batching(other, [profile("a", (1, 8, 32))], seen)
+    assert unlike.max_batch_size == 0 and "`--max-batch-size N` says that it always does" in unlike.why[0]
     assert choose_batching(other, [profile("a", (1, 8, 32))], seen, asked=32).max_batch_size == 32
 
 
@@ -120,8 +121,9 @@ def test_a_first_dimension_that_comes_twice_is_no_batch_whatever_is_asked() -> N
     """As the similarities of a batch's images and texts: an item alone has other shapes."""
     ends = of_dims(("batch", 2, 8), ("batch", "batch", 8))
     assert choose_batching(ends, three()).max_batch_size == 0
-    assert "'y' has the first dimension, 'batch', twice" in choose_batching(ends, three()).why[0]
-    with pytest.raises(DeployError, match="the engine takes none: 'y' has the first dimension"):
+    (why,) = choose_batching(ends, three()).why
+    assert "'y' has 'batch', the first dimension of 'x', as a later one" in why
+    with pytest.raises(DeployError, match="the engine takes none: 'y' has 'batch', the first dimension"):
         choose_batching(ends, three(), asked=8)
 
 

@@ -159,6 +159,32 @@ def test_integers_are_those_of_the_engine(
         assert verified.load[0].requests and not verified.load[0].failed
 
 
+def test_a_graph_that_onnx_runtime_crashes_on_at_its_highest_level_is_served(
+    as_tensorrt: AsTensorrt, tmp_path: Path
+) -> None:
+    """What is served is what was validated: the same level of optimisation."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
+        helper.make_node("MatMul", ["t", "weight"], ["h"], "fc1"),
+        helper.make_node("Add", ["h", "bias"], ["s"]),
+        helper.make_node("Transpose", ["s"], ["y"], perm=[1, 0, 2]),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {"weight": rng.standard_normal((64, 64)), "bias": rng.standard_normal(64)}
+    weights = [numpy_helper.from_array(a.astype(np.float32), name) for name, a in constants.items()]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", "seq", 64]) for n in "xy"]
+    graph = helper.make_graph(nodes, "m", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(model, tmp_path / "m.onnx")
+    plan = PlanOptions(profiles=(parse_profile("p:seq=1,4,8:batch=1,2,4"),), precision="fp16")
+    artifact = build(tmp_path / "m.onnx", BuildOptions(tmp_path / "m", plan, "onnxruntime")).artifact
+    for folder in (artifact, as_tensorrt(artifact, tmp_path / "plans", "m")):
+        repository = tmp_path / f"for {folder.parent.name}"
+        deploy(folder, DeployOptions(repository))
+        found = verify(folder, VerifyOptions(repository, concurrencies=()))
+        assert [c.verdict for c in found.validation.candidates][:3] == ["pass", "pass", "pass"]
+
+
 def build_time_first(folder: Path, first: str, second: str) -> Path:
     """A softmax along the first dimension: requests that Triton puts together change each other."""
     nodes = [
