@@ -165,6 +165,8 @@ def find_server(where: Path | None = None) -> Installation:
         at = f"in {where}" if where else "on this machine"
         raise NotInstalledError(f"there is no tritonserver {at}.", _HINT)
     binary = Path(found).resolve()
+    if not (binary.parent.parent / "backends").is_dir():
+        raise NotInstalledError(f"{found} is no tritonserver: it has no folder ../backends.", _HINT)
     return Installation(binary, binary.parent.parent / "backends", binary.parent.parent / "caches")
 
 

@@ -25,7 +25,7 @@ from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.layer_errors import add_layer_errors
 from sparseflow_trt.manifest import EngineRecord, GraphRecord, Manifest, check_files, read_manifest
-from sparseflow_trt.model_file import OnnxModel, check_operators, read_model
+from sparseflow_trt.model_file import OnnxModel, check_operators, input_dims, read_model
 from sparseflow_trt.overflow import with_first_overflow
 from sparseflow_trt.plan import Plan, read_plan
 from sparseflow_trt.validation.chain import Origin
@@ -178,6 +178,26 @@ def reference_for(model: OnnxModel, output: Path) -> Path:
         return model.path
     write_fp32_reference(read_model(model.path), output)
     return output
+
+
+def check_same_inputs(reference: OnnxModel, typed: OnnxModel) -> None:
+    """Checks that a reference takes what an artifact does.
+
+    Args:
+        reference: The model to compare with.
+        typed: The artifact's own.
+
+    Raises:
+        InputError: One has an input that the other lacks.
+    """
+    theirs, ours = input_dims(reference), input_dims(typed)
+    for name in (*theirs, *ours):
+        if name not in ours or name not in theirs:
+            takes, lacks = (reference, typed) if name in theirs else (typed, reference)
+            raise InputError(
+                f"{takes.path} takes an input '{name}', and {lacks.path} does not.",
+                "Name the model that the artifact was built from, or one with the same inputs.",
+            )
 
 
 def candidates_of(folder: Path, engine: EngineRecord, scratch: Path) -> list[Candidate]:

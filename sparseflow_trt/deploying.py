@@ -293,7 +293,8 @@ def _deploy_router(
 
 def _batch_notes(folder: Path, batching: Batching) -> list[str]:
     """Whether requests that shared no batch before do now, as a sentence."""
-    if not batching.max_batch_size or not (folder / CONFIG).is_file() or largest_batch(folder):
+    served = versions_in(folder) and (folder / CONFIG).is_file()
+    if not batching.max_batch_size or not served or largest_batch(folder):
         return []
     return ["Before, requests to this model shared no batch; --max-batch-size 0 keeps it so."]
 

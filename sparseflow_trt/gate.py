@@ -14,6 +14,7 @@ from sparseflow_trt._files import sha256_of
 from sparseflow_trt.artifact_validation import (
     ValidationOptions,
     candidates_of,
+    check_same_inputs,
     check_shipped,
     check_tolerances,
     input_sets,
@@ -90,7 +91,8 @@ def create_baseline(
     Raises:
         ArtifactError: The folder is no artifact, its files have changed, or it has weights of an unpruned
             model and the reference is the pruned one.
-        InputError: Inputs, a tolerance or a metric cannot be read, or an output cannot be stored.
+        InputError: Inputs, a tolerance or a metric cannot be read, the reference takes other inputs, or an
+            output cannot be stored.
         ModelError: The reference cannot be read.
     """
     metrics = {name: load_metric(name) for name in options.metrics}
@@ -112,6 +114,7 @@ def create_baseline(
         if given:
             model = read_model(given)
             check_shipped(folder, manifest, model)
+            check_same_inputs(model, typed)
             reference = reference_for(model, Path(scratch) / "reference.onnx")
         limits = limits_for(plan, manifest.engine, options.validation.tolerances)
         progress = _progress(on_step, "Running the artifact")

@@ -12,6 +12,7 @@ from pathlib import Path
 from sparseflow_trt.artifact_validation import (
     ValidationOptions,
     candidates_of,
+    check_same_inputs,
     input_sets,
     limits_for,
     reference_for,
@@ -93,7 +94,7 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
     Raises:
         ArtifactError: The folder is no artifact, or its files have changed.
         DeployError: The repository holds another build or changed files, or the server does not serve it.
-        InputError: The inputs cannot be read, or do not fit the model.
+        InputError: The inputs cannot be read, or do not fit the model, or the reference takes others.
         NotInstalledError: tritonclient, or a tritonserver to start.
     """
     read = read_artifact(artifact, options.sparse_from)
@@ -106,9 +107,11 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
             f"{artifact} has weights of the unpruned model in some layers, which {options.reference} lacks.",
             "Leave --reference out: the artifact's own typed model is compared with, in FP32.",
         )
-    inputs = input_sets(
-        read_model(options.reference or artifact / "model.onnx"), read.plan, options.validation
-    )
+    model = typed = read_model(artifact / "model.onnx")
+    if options.reference:
+        model = read_model(options.reference)
+        check_same_inputs(model, typed)
+    inputs = input_sets(model, read.plan, options.validation)
     reached = [row.batch for row in read.sparse_from if row.batch is not None]
     least = max(reached) if reached and batching.max_batch_size else None
     on_step(Progress("Starting Triton"))

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx
 import pytest
+from onnx import helper
 
 from sparseflow_trt.cli.deployments import batch_words
 from sparseflow_trt.engines.triton_server import find_server
@@ -153,6 +155,22 @@ def test_an_edited_configuration_is_shown(artifact: Path, sparseflow: Sparseflow
     assert difference["field"] == "instance_group"
     path.write_text("nonsense", encoding="utf-8")
     assert "is no configuration of Triton" in sparseflow(*deploy).error
+
+
+def test_a_reference_with_other_inputs_is_refused_before_a_server_starts(
+    artifact: Path, sparseflow: Sparseflow, tmp_path: Path
+) -> None:
+    model = onnx.load(artifact / "model.onnx")
+    (given,) = model.graph.input
+    model.graph.node.insert(0, helper.make_node("Identity", ["other"], [given.name]))
+    given.name = "other"
+    onnx.save(model, tmp_path / "other.onnx")
+    assert sparseflow("deploy", "triton", artifact, "--repository", "models").code == 0
+    verify = ("deploy", "verify", artifact, "--repository", "models", "--server", "nowhere")
+    said = "other.onnx takes an input 'other', and "
+    assert said in sparseflow(*verify, "--reference", "other.onnx").error
+    create = ("baseline", "create", artifact, "--reference", "other.onnx")
+    assert said in sparseflow(*create).error
 
 
 @pytest.mark.usefixtures("tritonserver")

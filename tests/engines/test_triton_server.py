@@ -145,3 +145,6 @@ def test_a_machine_without_a_server_is_told_what_to_install(tmp_path: Path) -> N
     with pytest.raises(NotInstalledError, match="there is no tritonserver in") as caught:
         find_server(tmp_path)
     assert "pip install nvidia-pytriton" in caught.value.hint
+    (tmp_path / "server").write_text("another program")
+    with pytest.raises(NotInstalledError, match="server is no tritonserver: it has no folder"):
+        find_server(tmp_path / "server")
