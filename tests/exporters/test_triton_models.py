@@ -1,4 +1,4 @@
-"""The generated model.py for TensorRT, on the CPU with stand-ins for TensorRT, CUDA and Triton's module."""
+"""The generated model.py, on the CPU with stand-ins for TensorRT, CUDA and Triton's module."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from sparseflow_trt.exporters.triton_models import write_model_py
 
@@ -139,6 +140,9 @@ class Tensor:
 
     from_dlpack = classmethod(lambda cls, name, tensor: cls(name, tensor))
 
+    def as_numpy(self) -> Any:
+        return self.tensor.numpy() if hasattr(self.tensor, "numpy") else self.tensor
+
     def __dlpack__(self, **_: Any) -> Any:
         return self.tensor.__dlpack__()
 
@@ -167,15 +171,16 @@ Serve = Callable[..., Any]
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    """Loads the generated file with a TensorRT, and initializes its model."""
+    """Loads the generated file with a TensorRT, or for an ONNX file, and initializes its model."""
 
-    def load(tensorrt: TensorRT, outputs: tuple[str, ...] = ("y",)) -> Any:
+    def load(tensorrt: TensorRT | None, outputs: tuple[str, ...] = ("y",), data: bytes = b"an engine") -> Any:
         engine = tmp_path / "m" / "1" / "model.engine"
         engine.parent.mkdir(parents=True, exist_ok=True)
-        engine.write_bytes(b"an engine")
-        digest = hashlib.sha256(b"an engine").hexdigest()
+        engine.write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
         path = tmp_path / "model.py"
-        path.write_text(write_model_py("tensorrt", engine.name, {engine.name: digest}), encoding="utf-8")
+        text = write_model_py("tensorrt" if tensorrt else "onnxruntime", engine.name, {engine.name: digest})
+        path.write_text(text, encoding="utf-8")
         for name, module in (
             ("tensorrt", tensorrt),
             ("torch", cpu_torch()),
@@ -190,6 +195,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
             "max_batch_size": 8,
             "input": [{"name": "x"}],
             "output": [{"name": name} for name in outputs],
+            "parameters": {},
         }
         model = module.TritonPythonModel()
         model.initialize(
@@ -282,3 +288,20 @@ def test_what_does_not_fit_the_engine_is_refused_while_it_is_loaded(serve: Serve
         serve(TensorRT(), ("w",))
     with pytest.raises(Exception, match="'x' is read on the host"):
         serve(TensorRT(host="x"))
+
+
+def test_an_output_that_does_not_follow_the_batch_is_not_cut(serve: Serve) -> None:
+    """Each request gets what it has for itself: pieces of the batch's would be wrong, without a word."""
+    pytest.importorskip("onnxruntime")
+    ends = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4]),
+    ]
+    reduce = helper.make_node("ReduceMax", ["x"], ["y"], axes=[0])
+    graph = helper.make_graph([reduce], "g", ends[:1], ends[1:])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    model = serve(None, data=made.SerializeToString())
+    sent = (rows(2), rows(1, 50))
+    for given, response in zip(sent, model.execute([{"x": x} for x in sent]), strict=True):
+        assert response.error is None
+        assert response.tensors[0].tensor.tolist() == given.amax(0, keepdim=True).tolist()
