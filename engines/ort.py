@@ -110,6 +110,9 @@ def _optimise(ort: Any, model: OnnxModel, folder: Path) -> None:
     # tensors out for the CPU they run on, and such a file would be wrong on another.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(folder / _ENGINE)
+    if _has_half_scales(model):
+        # ONNX Runtime 1.31 quantizes biases with FP16 scales that it reads as FP32: the outputs are wrong.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     # Without this, weights that lie in the given model's data file stay there: the engine would need it.
     if data_files(model) or model.path.stat().st_size > _INLINE_BYTES:
         prefix = "session.optimized_model_external_initializers"
@@ -181,6 +184,18 @@ def _layers(file: Path) -> tuple[LayerEvidence, ...]:
 def _types(values: Sequence[ir.Value | None]) -> list[str]:
     """The types of those values whose type the file tells: inputs, outputs and weights at least."""
     return sorted({value.dtype.name for value in values if value is not None and value.dtype is not None})
+
+
+def _has_half_scales(model: OnnxModel) -> bool:
+    """Whether a QuantizeLinear or DequantizeLinear has a scale in FP16, in any graph of the model."""
+    import onnx_ir as ir
+
+    scales = [
+        node.inputs[1]
+        for node in model.ir.graph.all_nodes()
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.inputs) > 1
+    ]
+    return any(scale is not None and scale.dtype == ir.DataType.FLOAT16 for scale in scales)
 
 
 def _has_fp16(model: OnnxModel) -> bool:

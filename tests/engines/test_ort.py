@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.engines import ort
 from sparseflow_trt.engines.ort import OnnxRuntimeBackend
 from sparseflow_trt.engines.protocol import BuildRequest, Progress
 from sparseflow_trt.errors import BuildError, ModelError
+from sparseflow_trt.validation.runners import as_written_runner, ort_runner
 
 SaveModel = Callable[..., Path]
 MakeRequest = Callable[..., BuildRequest]
@@ -47,6 +48,37 @@ def test_builds_a_model_that_runs_and_gives_the_same(
     assert "no kernels for 2:4" in built.sparse_tactics
     assert built.notes == ()
     assert capfd.readouterr() == ("", "")
+
+
+def test_quantized_products_with_fp16_scales_and_a_bias_are_right(
+    make_request: MakeRequest, tmp_path: Path
+) -> None:
+    """ONNX Runtime 1.31 takes FP16 scales for FP32 ones as it quantizes the bias."""
+    rng = np.random.default_rng(0)
+    constants: dict[str, np.ndarray] = {
+        "s": np.array(0.02, np.float16), "z": np.array(0, np.int8), "so": np.array(0.03, np.float16),
+        "w": rng.integers(-127, 127, (64, 64), np.int8), "ws": (rng.random(64) / 200).astype(np.float16),
+        "wz": np.zeros(64, np.int8), "b": rng.standard_normal(64).astype(np.float16),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0),
+        helper.make_node("Gemm", ["d", "wd", "b"], ["p"], transB=1),
+        helper.make_node("QuantizeLinear", ["p", "so", "z"], ["pq"]),
+        helper.make_node("DequantizeLinear", ["pq", "so", "z"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["batch", 64]) for name in "xy"]
+    weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    onnx.save(model, tmp_path / "quantized.onnx")
+    x = rng.standard_normal((2, 64)).astype(np.float16)
+    with as_written_runner(tmp_path / "quantized.onnx", "as written") as runner:
+        expected = np.array(runner.infer({"x": x})["y"])
+    built = OnnxRuntimeBackend().build(make_request(tmp_path / "quantized.onnx", 8), ignore)
+    with ort_runner(built.file, "engine") as runner:
+        np.testing.assert_allclose(runner.infer({"x": x})["y"], expected, atol=0.04)  # one step of the output
 
 
 def test_weights_of_a_large_model_get_a_file_of_their_own(
