@@ -16,12 +16,11 @@ from sparseflow_trt.exporters.lower_rules import RULES
 from sparseflow_trt.exporters.node_types import schema_of
 from sparseflow_trt.exporters.rewriting import OPSET, Names, Rewriting, not_lowered, part_name
 from sparseflow_trt.infer_shapes import infer_shapes
+from sparseflow_trt.model_file import ONNX_DOMAIN
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
-
-_DOMAINS = ("", "ai.onnx")
 
 # Attributes that are the same in opset 17 and take values there now that they did not take then.
 _VALUES = {
@@ -57,7 +56,7 @@ def lower_to_opset17(model: ir.Model) -> Lowered:
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    before = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+    before = model.opset_imports.get(ONNX_DOMAIN, 1)
     if before <= OPSET:
         return Lowered(before, {})
     if model.functions:
@@ -74,9 +73,7 @@ def lower_to_opset17(model: ir.Model) -> Lowered:
         changed = rule is not None and rule(Rewriting(node, names, before))
         if _drop_defaults(node, before) or changed:
             replaced[node.op_type] += 1
-    for domain in _DOMAINS:
-        if domain in model.opset_imports or not domain:
-            model.opset_imports[domain] = OPSET
+    model.opset_imports[ONNX_DOMAIN] = OPSET
     RemoveUnusedNodesPass()(model)  # constants that are attributes now
     _infer_types(model)
     for node in _onnx_nodes(model):
@@ -85,7 +82,7 @@ def lower_to_opset17(model: ir.Model) -> Lowered:
 
 
 def _onnx_nodes(model: ir.Model) -> tuple[ir.Node, ...]:
-    return tuple(node for node in model.graph.all_nodes() if node.domain in _DOMAINS)
+    return tuple(node for node in model.graph.all_nodes() if node.domain == ONNX_DOMAIN)
 
 
 def _infer_types(model: ir.Model) -> None:

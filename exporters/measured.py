@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparseflow_trt.exporters.node_types import floating_types
+from sparseflow_trt.model_file import ONNX_DOMAIN
 from sparseflow_trt.node_range import COLUMNS, FILL, LARGEST_FP16, SMALLEST_FP16
 from sparseflow_trt.sites import name_of
 
@@ -50,7 +51,7 @@ def add_measurements(
         no BF16: its error is infinite there.
     """
     graph = model.graph
-    work = _Measuring(graph, model.opset_imports.get("", 1))
+    work = _Measuring(graph, model.opset_imports.get(ONNX_DOMAIN, 1))
     rows: list[tuple[str, bool]] = []
     for node in tuple(graph):
         output = first_float(node)
@@ -78,7 +79,7 @@ def _is_computed(node: ir.Node) -> bool:
 
     return (
         node.op_type not in _UNMEASURED
-        and node.domain in ("", "ai.onnx")
+        and node.domain == ONNX_DOMAIN
         and [v for v in node.outputs if v.name] == [node.outputs[0]]
         and not any(v is not None and isinstance(v.type, ir.SequenceType) for v in node.inputs)
         and not any(a.type.name in ("GRAPH", "GRAPHS") for a in node.attributes.values())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.infer_shapes import infer_shapes
+from sparseflow_trt.model_file import ONNX_DOMAIN
 
 if TYPE_CHECKING:
     import onnx
@@ -106,10 +107,10 @@ def schema_of(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
     """ONNX's own schema of a node's operator in an opset, None where it has none."""
     import onnx
 
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain != ONNX_DOMAIN:
         return None
     try:
-        return onnx.defs.get_schema(node.op_type, opset, "")
+        return onnx.defs.get_schema(node.op_type, opset, ONNX_DOMAIN)
     except onnx.defs.SchemaError:
         return None
 

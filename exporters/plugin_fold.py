@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.exporters.rewriting import constant_of
+from sparseflow_trt.model_file import ONNX_DOMAIN
 from sparseflow_trt.pattern import Array
 from sparseflow_trt.sites import LayerSite
 
@@ -95,7 +96,7 @@ def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
         return None
     user = next(iter(uses)).node
     beside = user.graph is maker.graph  # and not in the body of an If
-    return user if beside and user.op_type == op_type and user.domain in ("", "ai.onnx") else None
+    return user if beside and user.op_type == op_type and user.domain == ONNX_DOMAIN else None
 
 
 def drop_unused(value: ir.Value) -> None:

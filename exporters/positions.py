@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt.exporters.node_types import infer_types
 from sparseflow_trt.exporters.rewriting import constant_of
+from sparseflow_trt.model_file import ONNX_DOMAIN
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -23,7 +24,6 @@ _ARITHMETIC = _PRODUCTS | {
 }  # fmt: skip
 _ANGLES = {"Cos", "Sin"}
 _SCALED = {"Resize", "Upsample"}
-_DOMAINS = ("", "ai.onnx")
 
 
 def nodes_of_positions(model: ir.Model) -> set[ir.Node]:
@@ -40,7 +40,7 @@ def nodes_of_positions(model: ir.Model) -> set[ir.Node]:
     plain = {v for v in model.graph.inputs if v.name not in model.graph.initializers}  # of inputs, too
     ends: list[ir.Value] = []
     for node in model.graph.all_nodes():
-        if node.domain not in _DOMAINS or not node.outputs:
+        if node.domain != ONNX_DOMAIN or not node.outputs:
             continue
         read = [v for v in node.inputs if v is not None and constant_of(v) is None]
         floats = [v for v in read if v.dtype is None or v.dtype.is_floating_point()]

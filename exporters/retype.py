@@ -16,6 +16,7 @@ import numpy as np
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.node_types import bodies_of, floating_types, infer_types, types_of
 from sparseflow_trt.exporters.rewriting import Names
+from sparseflow_trt.model_file import ONNX_DOMAIN
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -76,7 +77,7 @@ class _Work:
     """One run of the rewriting: the casts and converted constants made so far."""
 
     def __init__(self, model: ir.Model, precision_of: PrecisionOf) -> None:
-        self._opset = model.opset_imports.get("", 1)
+        self._opset = model.opset_imports.get(ONNX_DOMAIN, 1)
         self._precision_of = precision_of
         self._floats = floating_types()
         self._original: dict[ir.Value, ir.DataType | None] = {}
@@ -100,7 +101,7 @@ class _Work:
     ) -> None:
         for output in node.outputs:
             self._original[output] = output.dtype
-        if node.op_type == "Constant" and node.domain == "":
+        if node.op_type == "Constant" and node.domain == ONNX_DOMAIN:
             return
         wanted = types_of(node, self._precision_of(node), self._opset, self._original)
         for i, value in enumerate(node.inputs):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparseflow_trt.exporters.rewriting import Names, Rewriting, constant_of
+from sparseflow_trt.model_file import ONNX_DOMAIN
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,7 +31,7 @@ def fold_integer_biases(model: ir.Model) -> int:
 
     names, folded = Names(model), 0
     for node in tuple(model.graph.all_nodes()):
-        if node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
+        if node.op_type != "DequantizeLinear" or node.domain != ONNX_DOMAIN:
             continue
         stored, scale = (constant_of(value) if value is not None else None for value in node.inputs[:2])
         if stored is None or scale is None or stored.dtype != ir.DataType.INT32:
@@ -41,7 +42,7 @@ def fold_integer_biases(model: ir.Model) -> int:
             at = (axis.as_int() if axis else 1) % len(stored.shape)
             factor = factor.reshape([-1 if i == at else 1 for i in range(len(stored.shape))])
         values = (stored.numpy() * factor).astype(factor.dtype).reshape(stored.numpy().shape)
-        work = Rewriting(node, names, model.opset_imports.get("", 1))
+        work = Rewriting(node, names, model.opset_imports.get(ONNX_DOMAIN, 1))
         node.outputs[0].replace_all_uses_with(work.constant(values, "folded"))
         folded += 1
     return folded
@@ -57,13 +58,13 @@ def spell_out(model: ir.Model) -> dict[str, int]:
         How many nodes of each operator were rewritten.
     """
     names = Names(model)
-    opset = model.opset_imports.get("", 1)
+    opset = model.opset_imports.get(ONNX_DOMAIN, 1)
     done: dict[str, int] = {}
     for node in tuple(model.graph.all_nodes()):
         rule = {"Shape": _shape, "QuantizeLinear": _zero_point, "DequantizeLinear": _zero_point}.get(
             node.op_type
         )
-        if rule and node.domain in ("", "ai.onnx") and rule(Rewriting(node, names, opset)):
+        if rule and node.domain == ONNX_DOMAIN and rule(Rewriting(node, names, opset)):
             done[node.op_type] = done.get(node.op_type, 0) + 1
     return done
 

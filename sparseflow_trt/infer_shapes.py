@@ -6,6 +6,8 @@ import copy
 import logging
 from typing import TYPE_CHECKING
 
+from sparseflow_trt.model_file import ONNX_DOMAIN
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -36,7 +38,7 @@ def _type_sequences(graph: ir.Graph) -> None:
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
                 _type_sequences(attribute.as_graph())
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain != ONNX_DOMAIN:
             continue
         for index, value in enumerate(node.outputs):
             if isinstance(value.type, ir.TensorType) and _is_sequence(node, index):
@@ -66,15 +68,15 @@ def _type_what_is_alike(model: ir.Model) -> None:
     """
     import onnx
 
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
-    nodes = [node for node in model.graph.all_nodes() if node.domain in ("", "ai.onnx")]
+    opset = model.opset_imports.get(ONNX_DOMAIN, 1)
+    nodes = [node for node in model.graph.all_nodes() if node.domain == ONNX_DOMAIN]
     nodes = [node for node in nodes if _untyped(node) and onnx.defs.has(node.op_type, opset)]
     known = True
     while known:
         known = False
         for node in nodes:
             alike: dict[str, list[ir.Value]] = {}
-            schema = onnx.defs.get_schema(node.op_type, opset, "")
+            schema = onnx.defs.get_schema(node.op_type, opset, ONNX_DOMAIN)
             for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
                 for index, value in enumerate(values):
                     formal = formals[min(index, len(formals) - 1)]  # the last may be variadic

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-_ONNX_DOMAINS = ("", "ai.onnx")
+ONNX_DOMAIN = ""  # of ONNX's own operators, in every graph in memory
+_OTHER_NAME = "ai.onnx"  # of the same, in files: onnx-ir makes it "" of nodes, not of the opsets' names
 _HINT_EXPORT = "Export the model again, or give another file."
 
 
@@ -40,7 +41,7 @@ class OnnxModel:
     @property
     def opset(self) -> int:
         """The version of the ONNX operator set the model is written in."""
-        return self.ir.opset_imports[""]
+        return self.ir.opset_imports[ONNX_DOMAIN]
 
 
 def read_model(path: Path, inline: bool = False) -> OnnxModel:
@@ -69,8 +70,8 @@ def read_model(path: Path, inline: bool = False) -> OnnxModel:
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         ir.external_data.set_base_dir(graph, path.parent)  # of its subgraphs too
     _check_values(path, model, {s.values.name for g in _graphs(proto) for s in g.sparse_initializer})
-    if "" not in model.opset_imports:
-        model.opset_imports[""] = model.opset_imports.get("ai.onnx", 1)
+    version = model.opset_imports.pop(_OTHER_NAME, 1)
+    model.opset_imports.setdefault(ONNX_DOMAIN, version)
     return OnnxModel(path, proto, model)
 
 
@@ -103,15 +104,15 @@ def check_operators(model: OnnxModel) -> None:
     import onnx
 
     for node in model.ir.graph.all_nodes():
-        if node.domain not in _ONNX_DOMAINS or node.op_identifier() in model.ir.functions:
+        if node.domain != ONNX_DOMAIN or node.op_identifier() in model.ir.functions:
             continue
         try:
-            onnx.defs.get_schema(node.op_type, model.opset, "")
+            onnx.defs.get_schema(node.op_type, model.opset, ONNX_DOMAIN)
         except onnx.defs.SchemaError as error:
             versions = [
                 schema.since_version
                 for schema in onnx.defs.get_all_schemas_with_history()
-                if schema.name == node.op_type and schema.domain == ""
+                if schema.name == node.op_type and schema.domain == ONNX_DOMAIN
             ]
             since = f" (it came with opset {min(versions)})" if versions else ""
             name = node.name or next((output.name for output in node.outputs), "")
@@ -156,7 +157,7 @@ def _check_header(path: Path, proto: onnx.ModelProto) -> None:
 
     if not proto.HasField("graph") or proto.ir_version < 1 or not proto.graph.node:
         raise ModelError(f"{path} is not an ONNX model: it has no graph.", _HINT_EXPORT)
-    versions = [entry.version for entry in proto.opset_import if entry.domain in _ONNX_DOMAINS]
+    versions = [entry.version for entry in proto.opset_import if entry.domain in (ONNX_DOMAIN, _OTHER_NAME)]
     newest = onnx.defs.onnx_opset_version()
     if not versions and proto.ir_version >= 3:
         raise ModelError(f"{path} names no ONNX opset.", _HINT_EXPORT)

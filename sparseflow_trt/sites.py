@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.infer_shapes import infer_shapes
-from sparseflow_trt.model_file import OnnxModel, deepest
+from sparseflow_trt.model_file import ONNX_DOMAIN, OnnxModel, deepest
 from sparseflow_trt.pattern import GROUP
 from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.weights import TracedWeight, Untraceable, trace_weight
@@ -69,7 +69,7 @@ def find_sites(model: OnnxModel) -> list[LayerSite]:
     used: set[str] = set()
     sites = []
     for prefix, node in _walk(model.ir.graph, ""):
-        known = node.op_type in OPS and node.domain in ("", "ai.onnx")
+        known = node.op_type in OPS and node.domain == ONNX_DOMAIN
         if (known or _multiplies_otherwise(node)) and len(node.inputs) > 1:
             try:
                 sites.append(_site(_layer_name(prefix, node, used), node))
@@ -132,7 +132,7 @@ def _walk(graph: ir.Graph, prefix: str) -> Iterator[tuple[str, ir.Node]]:
 
 def _multiplies_otherwise(node: ir.Node) -> bool:
     """Whether a node of UNSUPPORTED has a constant weight: a product of two activations is none of ours."""
-    if node.op_type not in UNSUPPORTED or node.domain not in ("", "ai.onnx", "com.microsoft"):
+    if node.op_type not in UNSUPPORTED or node.domain not in (ONNX_DOMAIN, "com.microsoft"):
         return False
     traced = (trace_weight(value) for value in node.inputs if value is not None)
     return any(isinstance(weight, TracedWeight) and len(weight.operand_shape) > 1 for weight in traced)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sparseflow_trt.model_file import ONNX_DOMAIN
 from sparseflow_trt.pattern import Array
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def trace_weight(value: ir.Value | None) -> TracedWeight | Untraceable:
             if value.const_value is None:
                 return Untraceable(f"dynamic weight: '{value.name}' is an input of its graph")
             return _traced(value, value.const_value, above)
-        if node.op_type == "Constant" and node.domain in _DOMAINS:
+        if node.op_type == "Constant" and node.domain == ONNX_DOMAIN:
             tensor = ir.convenience.get_const_tensor(value)
             if tensor is None:
                 return Untraceable(f"dynamic weight: {_label(node)} holds no tensor")
@@ -137,7 +138,6 @@ def trace_weight(value: ir.Value | None) -> TracedWeight | Untraceable:
     return Untraceable("dynamic weight: the input is left out")
 
 
-_DOMAINS = ("", "ai.onnx")
 _PASSED_THROUGH = {
     "Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten",
     "QuantizeLinear", "DequantizeLinear",
@@ -148,7 +148,7 @@ def passes_through(node: ir.Node) -> bool:
     """Whether a weight is traced through a node, from its output to its first input."""
     if node.domain == "com.microsoft":  # the ONNX Runtime's own Q and DQ mean what ONNX's mean
         return node.op_type in ("QuantizeLinear", "DequantizeLinear")
-    return node.op_type in _PASSED_THROUGH and node.domain in _DOMAINS
+    return node.op_type in _PASSED_THROUGH and node.domain == ONNX_DOMAIN
 
 
 def _label(node: ir.Node) -> str:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from sparseflow_trt.errors import ModelError, SparseflowError
 from sparseflow_trt.exporters.prune import prune_model
 from sparseflow_trt.graph import read_layers
-from sparseflow_trt.model_file import check_operators, data_files, input_dims, read_model
+from sparseflow_trt.model_file import ONNX_DOMAIN, check_operators, data_files, input_dims, read_model
 from sparseflow_trt.tensor_data import tensor_protos
 
 if TYPE_CHECKING:
@@ -101,9 +101,12 @@ def test_no_opset(models: Models) -> None:
 
 
 def test_the_domain_has_two_names(models: Models) -> None:
-    model = models.model([helper.make_node("Identity", ["x"], ["y"])])
+    model = models.model([helper.make_node("Identity", ["x"], ["y"], domain="ai.onnx")])
     model.opset_import[0].domain = "ai.onnx"
-    assert read_model(models.save(model)).opset == 21
+    read = read_model(models.save(model))
+    assert read.opset == 21
+    assert read.ir.opset_imports == {ONNX_DOMAIN: 21}
+    assert [node.domain for node in read.ir.graph] == [ONNX_DOMAIN]
 
 
 # ---- tensors

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sparseflow_trt.model_file import ONNX_DOMAIN
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -31,7 +33,7 @@ def index_bound(value: ir.Value) -> int | None:
             continue
         seen.add(id(current))
         for node, position in current.uses():
-            if node.domain not in ("", "ai.onnx"):
+            if node.domain != ONNX_DOMAIN:
                 continue
             if node.op_type in _INDEXED and position == 1:
                 rows = _rows(node)
