@@ -263,8 +263,8 @@ def plan_for(
 def _with_positions(asked: ModelPrecision | Precisions, model: OnnxModel) -> Precisions:
     """What is asked for, with FP32 for the layers that compute positions: angles of rotary embeddings."""
     precisions = asked if isinstance(asked, Precisions) else Precisions(asked)
-    sites = find_sites(model)  # inlines functions
     nodes = nodes_of_positions(model.ir)
+    sites = find_sites(model) if nodes else []
     exact: dict[str, Precision] = {site.name: "fp32" for site in sites if site.node in nodes}
     return replace(precisions, layers={**exact, **precisions.layers})
 

@@ -129,6 +129,13 @@ def test_masks_and_sines_of_activations_are_no_positions(tmp_path: Path) -> None
     assert nodes_of_positions(_save(tmp_path / "m.onnx", MASK).ir) == set()
 
 
+@pytest.mark.parametrize(("text", "typed"), [(MASK.replace("Sin(m)", "Tanh(m)"), False), (ROTARY, True)])
+def test_types_are_inferred_only_where_there_may_be_positions(tmp_path: Path, text: str, typed: bool) -> None:
+    model = _save(tmp_path / "m.onnx", text).ir
+    nodes_of_positions(model)
+    assert next(value.dtype is not None for node in model.graph for value in node.outputs) is typed
+
+
 def test_only_what_leads_to_an_angle_is_one(tmp_path: Path) -> None:
     found = nodes_of_positions(_save(tmp_path / "m.onnx", ROTARY).ir)
     assert {node.outputs[0].name for node in found} == {"places", "angles", "twice", "turned"}
