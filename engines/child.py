@@ -59,6 +59,7 @@ def run_build(
         parent=os.getpid(),
         exchange=exchange,
         plugin=str(request.plugin.resolve()) if request.plugin else "",
+        plugin_sha256=request.plugin_sha256,
     )
     child: _Child | None = None
     try:

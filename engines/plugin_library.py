@@ -94,16 +94,22 @@ def copy_library(path: Path, folder: Path) -> Path:
     return target
 
 
-def load_library(flavour: Flavour, path: Path) -> None:
+def load_library(flavour: Flavour, path: Path, sha256: str = "") -> None:
     """Loads the plugin's library into this process, before an engine with its nodes is made or loaded.
 
     TensorRT knows a plugin by its name: of two libraries it would go on with the first in silence.
+
+    Args:
+        flavour: TensorRT.
+        path: The library.
+        sha256: Of it, where that is known.
 
     Raises:
         BuildError: Another one is loaded.
         NotInstalledError: As `check_library`; or it does not load, or this TensorRT takes no plugins.
     """
-    sha256 = sha256_of(check_library(path))
+    checked = check_library(path)
+    sha256 = sha256 or sha256_of(checked)
     if sha256 in _loaded:
         return
     if before := next(iter(_loaded), ""):

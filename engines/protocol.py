@@ -62,6 +62,7 @@ class BuildRequest:
         sparse: Whether sparse weights are enabled at all.
         options: How to build.
         plugin: The library of the plugin's nodes; None where the model has none.
+        plugin_sha256: Of that library, which is not hashed again; "" has the backend hash it.
     """
 
     model: Path
@@ -70,6 +71,7 @@ class BuildRequest:
     sparse: bool
     options: EngineOptions = field(default_factory=EngineOptions)
     plugin: Path | None = None
+    plugin_sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class TensorRtBackend:
         return BuiltEngine(
             file=file,
             files=(file, *([library] if library else [])),
-            plugin=PluginLibrary(library.name, sha256_of(library), outcome.plugin_versions)
+            plugin=PluginLibrary(library.name, request.plugin_sha256, outcome.plugin_versions)
             if library
             else None,
             backend=self.name,
@@ -131,4 +131,5 @@ def _with_library(request: BuildRequest) -> BuildRequest:
     """The request with the plugin's library in its folder, where it lies from then on."""
     if request.plugin is None or not request.plan.plugin_products:
         return replace(request, plugin=None)
-    return replace(request, plugin=copy_library(request.plugin, request.folder))
+    copy = copy_library(request.plugin, request.folder)
+    return replace(request, plugin=copy, plugin_sha256=request.plugin_sha256 or sha256_of(copy))

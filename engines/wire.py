@@ -29,6 +29,7 @@ class Job(Record):
     parent: int
     exchange: Exchange | None = None
     plugin: str = ""
+    plugin_sha256: str = ""
 
 
 class Outcome(Record):

@@ -64,7 +64,7 @@ def _build(job: Job, stream: TextIO, send: Send) -> Outcome:
 
     flavour = load_flavour(job.flavour)
     if job.plugin:
-        load_library(flavour, Path(job.plugin))
+        load_library(flavour, Path(job.plugin), job.plugin_sha256)
     log = BuildLog(stream)
     started = time.monotonic()
     model, engine, host_code = Path(job.model), Path(job.engine), job.options.version_compatible

@@ -138,6 +138,7 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
         library = library_for(plan, options.plugin, options.engine, needs.takes_plugin)
         if searched and options.plugin and needs.takes_plugin:
             library = check_library(options.plugin)  # what is found may put other layers into the plugin
+        sha256 = sha256_of(library) if library else ""
         key = build_key(
             model=record.model_dump(),
             plan=plan.model_dump(mode="json"),
@@ -146,7 +147,7 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
             options={
                 **options.engine.asked(),
                 **like_facts(options.engine.like),
-                **({"plugin": sha256_of(library)} if library else {}),
+                **({"plugin": sha256} if library else {}),
             },
             margin=options.margin,
             inputs=hash_arrays(given.feeds for given in inputs),
@@ -172,7 +173,8 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
             typed = place / "model.onnx"
             applied = apply_plan(read_model(path), plan, typed, needs, unpruned)
         with clock("backend"):
-            request = BuildRequest(applied.model, plan, place, plan.wants_sparse, options.engine, library)
+            sparse = plan.wants_sparse
+            request = BuildRequest(applied.model, plan, place, sparse, options.engine, library, sha256)
             engine = record_engine(backend.build(request, on_step), why, options.engine)
         return Built(plan, record_graph(applied), engine)
 

@@ -10,6 +10,7 @@ from sparseflow_trt.artifact import check_not_foreign, place_for
 from sparseflow_trt.engines.benchmark import Timing, ratio
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.protocol import BuiltEngine, EngineOptions
+from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.exporters.apply_plan import AppliedPlan
 from sparseflow_trt.graph import WeightedLayer
 from sparseflow_trt.manifest import (
@@ -51,10 +52,16 @@ def put_artifact(
         Where it lies now, and its manifest.
 
     Raises:
-        ArtifactError: It cannot be put there, or something that is no artifact is there by now.
+        ArtifactError: It cannot be put there, or something that is no artifact is there by now; or the
+            plugin's library changed during the build.
         OSError: The disk is full.
     """
     files = {f.name: sha256_of(f) for f in sorted(folder.iterdir()) if f.is_file()}
+    plugin = manifest.engine.plugin
+    if plugin and files[plugin.file] != plugin.sha256:
+        raise ArtifactError(
+            f"the plugin's library {plugin.file} changed while the engine was built.", "Build it again."
+        )
     manifest = manifest.model_copy(update={"files": files})
     report = folder / "report.html"
     write_report(manifest, report, policy)

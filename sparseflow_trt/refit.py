@@ -105,8 +105,10 @@ def refit(
             typed = folder / "model.onnx"
             check_same_graph(read_model(typed), read_model(applied.model))
         with clock("backend"):
-            plugin = folder / before.engine.plugin.file if before.engine.plugin else None
-            request = BuildRequest(applied.model, plan, place, plan.wants_sparse, engine_options, plugin)
+            used = before.engine.plugin
+            plugin, sha256 = (folder / used.file, used.sha256) if used else (None, "")
+            sparse = plan.wants_sparse
+            request = BuildRequest(applied.model, plan, place, sparse, engine_options, plugin, sha256)
             refitted = backend.refit(request, folder / before.engine.file, typed, on_step)
             engine = _merged(before, folder, record_engine(refitted, "", engine_options))
         with clock("validate"), temporary_folder(place / "validation") as scratch:

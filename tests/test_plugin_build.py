@@ -76,7 +76,7 @@ class StandIn:
         return replace(
             built,
             outcomes=join_outcomes(request.plan, layers),
-            plugin=PluginLibrary(library.name, sha256_of(library), {"cuSPARSELt": "0.8.1"})
+            plugin=PluginLibrary(library.name, request.plugin_sha256, {"cuSPARSELt": "0.8.1"})
             if library
             else None,
         )
@@ -254,6 +254,43 @@ def test_a_layer_that_goes_to_the_plugin_in_the_precision_that_is_found(
     assert not run(path, plan).unchanged
     with pytest.raises(NotInstalledError, match=r"gives 1 layer\(s\) to the plugin.*'b1.down'"):
         run(path, plan, plugin=None)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_library_is_hashed_once_for_a_build(
+    run: Callable[..., BuildResult],
+    gated: Callable[..., Path],
+    library: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashed: list[Path] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return sha256_of(path)
+
+    for module in ("pipeline", "engines.plugin_library"):
+        monkeypatch.setattr(f"sparseflow_trt.{module}.sha256_of", counted)
+    run(gated(), replace(ALL, precision="auto"))
+    assert hashed.count(library) == 1
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_library_that_changes_during_a_build_is_refused(
+    run: Callable[..., BuildResult],
+    gated: Callable[..., Path],
+    library: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build_it = StandIn.build
+
+    def compile_meanwhile(self: StandIn, request: BuildRequest, on_progress: Any) -> BuiltEngine:
+        library.write_bytes(library.read_bytes() + b"another")
+        return build_it(self, request, on_progress)
+
+    monkeypatch.setattr(StandIn, "build", compile_meanwhile)
+    with pytest.raises(ArtifactError, match="changed while the engine was built"):
+        run(gated())
 
 
 @pytest.mark.usefixtures("stand_in")

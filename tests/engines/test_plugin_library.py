@@ -119,6 +119,12 @@ def test_a_copy_of_the_library_is_not_loaded_again(compiled: Path, tmp_path: Pat
     assert (tmp_path / "loaded").read_text() == "x"
 
 
+def test_a_library_whose_hash_is_known_is_not_hashed(compiled: Path) -> None:
+    load_library(flavour(), compiled, "0123456789abcdef")
+    with pytest.raises(BuildError, match="not 0123456789ab"):
+        load_library(flavour(), compiled)
+
+
 @pytest.mark.parametrize("name", ["libp.so", "libq.so"])
 def test_another_library_is_refused_whatever_its_name(compiled: Path, tmp_path: Path, name: str) -> None:
     load_library(flavour(), compiled)
