@@ -61,6 +61,7 @@ def read_model(path: Path, inline: bool = False) -> OnnxModel:
     _check_header(path, proto)
     if any(isinstance(text, bytes) for text in _texts(proto)):  # how protobuf hands out what is no UTF-8
         raise ModelError(f"{path} is not an ONNX model: a name in it is not text.", _HINT_EXPORT)
+    _check_types(path, proto)
     for tensor in tensor_protos(proto):
         check_tensor(path, tensor)
     try:
@@ -166,6 +167,21 @@ def _check_header(path: Path, proto: onnx.ModelProto) -> None:
             f"{path} is written in opset {max(versions)}; onnx {onnx.__version__} knows 1 to {newest}.",
             "Export with an older opset, or install a newer onnx.",
         )
+
+
+def _check_types(path: Path, proto: onnx.ModelProto) -> None:
+    """Checks that no value is a map, which onnx-ir does not read: classifiers of scikit-learn give such."""
+    for graph in _graphs(proto):
+        for value in (*graph.output, *graph.input, *graph.value_info):
+            kind = value.type
+            while kind.HasField("sequence_type") or kind.HasField("optional_type"):
+                nested = kind.sequence_type if kind.HasField("sequence_type") else kind.optional_type
+                kind = nested.elem_type
+            if kind.HasField("map_type"):
+                raise ModelError(
+                    f"{path}: '{value.name}' is a map, not a tensor: ZipMap makes such.",
+                    "Export the model without it; skl2onnx does with options={'zipmap': False}.",
+                )
 
 
 def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:

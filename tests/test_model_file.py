@@ -100,6 +100,20 @@ def test_no_opset(models: Models) -> None:
     _refused(models.save(model), "names no ONNX opset")
 
 
+def test_maps(models: Models) -> None:
+    nodes = [
+        helper.make_node("Identity", ["x"], ["y"]),
+        helper.make_node("ZipMap", ["y"], ["p"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]),
+    ]
+    model = models.model(nodes)
+    probabilities = helper.make_map_type_proto(
+        onnx.TensorProto.INT64, helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
+    )
+    model.graph.output.append(helper.make_value_info("p", helper.make_sequence_type_proto(probabilities)))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    _refused(models.save(model), "'p' is a map, not a tensor: ZipMap makes such")
+
+
 def test_the_domain_has_two_names(models: Models) -> None:
     model = models.model([helper.make_node("Identity", ["x"], ["y"], domain="ai.onnx")])
     model.opset_import[0].domain = "ai.onnx"
