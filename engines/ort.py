@@ -161,7 +161,8 @@ def _refusal(model: OnnxModel, text: str) -> BuildError:
     if "Could not find an implementation" in reason:
         return BuildError(
             f"ONNX Runtime's CPU has no kernel for {described} of {model.path.name}.",
-            "Plan that layer in fp32 or fp16, or build for another backend: --backend tensorrt-rtx.",
+            "Give --precision fp16 or fp32, or that layer one of these in the plan; or build for a backend "
+            "that has it: --backend tensorrt-rtx.",
         )
     return BuildError(
         f"ONNX Runtime refuses {described} of {model.path.name}: {reason}.", "Export the model again."

@@ -23,7 +23,10 @@ _JOINED = re.compile(r" \+ | \|\| ")
 # A name that stands for a kernel which is chosen later, on the device that runs it.
 _STUB = "__myelin"
 
-_TENSORRT_TYPES = {"fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "int8": "Int8", "fp8": "FP8"}
+_TENSORRT_TYPES = {
+    "fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "int8": "Int8", "fp8": "FP8", "fp64": "Double",
+    "int32": "Int32", "int64": "Int64", "uint32": "UInt32", "uint64": "UInt64",
+}  # fmt: skip
 _AS = "; timed as '{}', which is like it: TensorRT times one for all"
 _NO_TIMES = "the log has no times of it (TensorRT takes those of a layer like it, or a timing cache's)"
 

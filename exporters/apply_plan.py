@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import ModelError, PlanError
+from sparseflow_trt.exporters.cast_constants import fold_casts
 from sparseflow_trt.exporters.islands import fp32_islands, islands_by_layer, quantized_region
 from sparseflow_trt.exporters.lower import lower_to_opset17
 from sparseflow_trt.exporters.mask_guard import MaskCheck, check_written, mask_stage
@@ -18,9 +19,10 @@ from sparseflow_trt.exporters.restore import Restored, restore_dense
 from sparseflow_trt.exporters.retype import Clamped, retype
 from sparseflow_trt.exporters.saving import IR_VERSION, save_model, save_plugin_model
 from sparseflow_trt.exporters.spell_out import fold_integer_biases, spell_out
-from sparseflow_trt.graph import SparsityState, read_layers
+from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.plan import Plan, PlannedLayer
+from sparseflow_trt.precision_record import UNCHANGED
 from sparseflow_trt.sites import find_sites, name_of
 from sparseflow_trt.target import ANYTHING, GraphNeeds
 
@@ -94,6 +96,8 @@ def apply_plan(
         lowered = dict(Counter(lowered) + Counter(spell_out(model.ir)))
     if folded := fold_integer_biases(model.ir):
         lowered = {**lowered, "DequantizeLinear of INT32": folded}
+    if folded := fold_casts(model.ir):
+        lowered = {**lowered, "Cast of a constant": folded}
     rewritten = find_sites(model)
     stages.append(mask_stage("Rewriting operators", rewritten, guarded))
     sites = {site.node: site.name for site in rewritten}
@@ -104,7 +108,7 @@ def apply_plan(
 
     def precision_of(node: ir.Node) -> ir.DataType | None:
         layer = planned.get(sites.get(node, ""))
-        if layer is not None and layer.precision not in ("int8", "fp8"):
+        if layer is not None and layer.precision not in UNCHANGED:
             return _data_type(layer.precision)
         return ir.DataType.FLOAT if node in islands or node in quantized else target
 
@@ -177,6 +181,20 @@ def write_fp32_reference(model: OnnxModel, output: Path) -> None:
 def needs_fp32_reference(model: OnnxModel) -> bool:
     """Whether the reference has to be another file than the model: its half types, or a new IR version."""
     return has_half_types(model) or model.ir.ir_version > IR_VERSION
+
+
+def computes_in_half(model: OnnxModel, layers: tuple[WeightedLayer, ...]) -> bool:
+    """Whether any layer gives FP16 or BF16, in whatever type its weight is stored.
+
+    A model that has no layers says it by any half type in it.
+
+    Args:
+        model: A model as read.
+        layers: Its layers.
+    """
+    if not layers:
+        return has_half_types(model)
+    return any((layer.gives or layer.dtype) in ("FP16", "BF16") for layer in layers)
 
 
 def has_half_types(model: OnnxModel) -> bool:

@@ -11,6 +11,7 @@ from sparseflow_trt.exporters.islands import fp32_islands, quantized_region
 from sparseflow_trt.exporters.measured import MOVERS, PRODUCTS, first_float
 from sparseflow_trt.node_range import LARGEST_FP16, NodeRange
 from sparseflow_trt.plan import Plan, Precision
+from sparseflow_trt.precision_record import UNCHANGED
 from sparseflow_trt.sites import find_sites, name_of
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class _Finder:
         planned = {layer.name: layer.precision for layer in plan.layers}
         self._layers = {node: name for node, name in sites.items() if name in planned}
         fixed = fp32_islands(model.ir, plan) | quantized_region(model.ir, model.opset)
-        fixed |= {node for node, name in self._layers.items() if planned[name] in ("int8", "fp8")}
+        fixed |= {node for node, name in self._layers.items() if planned[name] in UNCHANGED}
         nodes = tuple(model.ir.graph.all_nodes())
         self._nodes = [n for n in nodes if n not in fixed and first_float(n) is not None]
         self._all = nodes

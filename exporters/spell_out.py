@@ -36,6 +36,8 @@ def fold_integer_biases(model: ir.Model) -> int:
         stored, scale = (constant_of(value) if value is not None else None for value in node.inputs[:2])
         if stored is None or scale is None or stored.dtype != ir.DataType.INT32:
             continue
+        if node.outputs[0].is_graph_output():
+            continue
         axis = node.attributes.get("axis")
         factor = scale.numpy()
         if factor.size > 1:

@@ -12,7 +12,7 @@ from sparseflow_trt.errors import ShapeError
 from sparseflow_trt.estimate_advice import advise, advise_padding
 from sparseflow_trt.estimate_record import Estimate, EstimatedLayers, end_to_end
 from sparseflow_trt.estimate_rows import Answer, Group, ask, estimate_layers, usual_rates, with_share
-from sparseflow_trt.exporters.apply_plan import has_half_types
+from sparseflow_trt.exporters.apply_plan import computes_in_half
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.known import Known
@@ -68,7 +68,7 @@ def estimate_model(
     profile = None
     if axes or shapes or not traffic:
         profile = make_profile(DEFAULT_PROFILE, inputs, axes, shapes)
-    typed = precision or ("keep" if has_half_types(model) else "fp16")
+    typed = precision or ("keep" if computes_in_half(model, layers) else "fp16")
     plan = make_plan(layers, (), inputs, None, typed, "off")
 
     unprunable = find_unprunable(model)

@@ -15,6 +15,7 @@ from sparseflow_trt.sites import (
     dtype_name,
     find_sites,
     product_dtype,
+    type_name,
     why_not_eligible,
 )
 from sparseflow_trt.symbolic import SymbolicM
@@ -39,6 +40,7 @@ class WeightedLayer:
         kind: gate_up, down, qkv, o, ffn, conv, classifier or other.
         side: Which operand the weight is: "right", or "left" (W·X).
         dtype: Of the values that are multiplied: stored floats behind a QuantizeLinear are INT8, say.
+        gives: The type of what it gives, as the model types it; "" where that is not known.
         k_axes: The axes of the stored weight that K lies on; for Conv that of the input channels.
         first: Index in the stored weight of the first element of the first violating group.
     """
@@ -63,6 +65,7 @@ class WeightedLayer:
     first: tuple[int, ...] | None = None
     mask_hash: str = ""
     shared_with: tuple[str, ...] = ()
+    gives: str = ""
 
     @property
     def eligible(self) -> bool:
@@ -154,6 +157,7 @@ def _describe(
         first=scan.first if scan else None,
         mask_hash=scan.mask_hash if scan else "",
         shared_with=shared,
+        gives=type_name(site.node.outputs[0].dtype),
     )
 
 

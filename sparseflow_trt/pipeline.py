@@ -33,7 +33,7 @@ from sparseflow_trt.engines.choose import BackendName, backend_for
 from sparseflow_trt.engines.like import like_facts
 from sparseflow_trt.engines.plugin_library import check_library, library_for
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
-from sparseflow_trt.exporters.apply_plan import apply_plan, has_half_types, restore_planned_dense
+from sparseflow_trt.exporters.apply_plan import apply_plan, computes_in_half, restore_planned_dense
 from sparseflow_trt.exporters.islands import check_islands
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.exporters.positions import nodes_of_positions
@@ -66,8 +66,8 @@ class PlanOptions:
         shapes: The shapes of whole inputs, by name; they go before `axes`.
         profiles: The optimization profiles; `axes` and `shapes` give what one leaves out. Without any,
             those two make one named 'default'.
-        precision: None keeps a half-precision model as it is typed, and takes FP16 for one in FP32. "auto"
-            is FP16 until `settle` has searched.
+        precision: None keeps a model that computes in half precision as it is typed, and takes FP16 for one
+            that does in FP32, however its weights are stored. "auto" is FP16 until `settle` has searched.
         split: Along which axis the one profile is split at the layers' crossovers.
         plugin: Whether layers may be given to the plugin.
     """
@@ -242,7 +242,7 @@ def plan_for(
     dims = input_dims(model)
     if isinstance(plan, PlanOptions):
         check_forced(layers, plan.sparsity, model)
-        own: ModelPrecision = "keep" if has_half_types(model) else "fp16"
+        own: ModelPrecision = "keep" if computes_in_half(model, layers) else "fp16"
         asked = "fp16" if plan.precision == "auto" else plan.precision or own
         plan = make_plan(
             layers,

@@ -19,9 +19,9 @@ from sparseflow_trt.errors import NotSparseError, PlanError
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.layer_names import of_classifiers
 from sparseflow_trt.policy import Kernel
+from sparseflow_trt.precision_record import UNCHANGED, PrecisionSearch, unchanged_precision
 from sparseflow_trt.precision_record import ModelPrecision as ModelPrecision
 from sparseflow_trt.precision_record import Precision as Precision
-from sparseflow_trt.precision_record import PrecisionSearch
 from sparseflow_trt.shapes import MOST_PROFILES, Profile
 
 # Operators that stay FP32 unless the plan says otherwise: sums over many elements and exponentials,
@@ -224,8 +224,8 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
                 f"'{planned.name}' is planned {planned.sparsity} and is {layer.state.value}: {layer.reason}"
             )
             not_sparse.append(layer)
-        quantized = layer.dtype in ("INT8", "UINT8", "FP8", "FP8-E5M2")
-        if quantized != (planned.precision in ("int8", "fp8")):
+        planned_so = planned.precision if planned.precision in UNCHANGED else None
+        if planned_so != unchanged_precision(layer.dtype):
             problems.append(
                 f"'{planned.name}' is planned {planned.precision} and its weights are {layer.dtype}"
             )

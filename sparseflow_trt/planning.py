@@ -15,7 +15,7 @@ from sparseflow_trt.layer_names import NOT_NAMED
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan, PlannedLayer, mark_decided
 from sparseflow_trt.policy import Policy
-from sparseflow_trt.precision_record import ModelPrecision, Precision, Precisions
+from sparseflow_trt.precision_record import ModelPrecision, Precision, Precisions, unchanged_precision
 from sparseflow_trt.prunable import choose_weights, prunable
 from sparseflow_trt.shapes import Dims, Profile
 from sparseflow_trt.split import Split, split_profile
@@ -170,10 +170,9 @@ def _count_products(
 
 
 def _layer_precision(layer: WeightedLayer, precisions: Precisions) -> Precision:
-    own: dict[str, Precision] = {
-        "FP16": "fp16", "BF16": "bf16", "INT8": "int8", "UINT8": "int8", "FP8": "fp8", "FP8-E5M2": "fp8",
-    }  # fmt: skip
-    typed = own.get(layer.dtype, "fp32")
-    if precisions.model == "keep" or typed in ("int8", "fp8"):
-        return typed
+    if given := unchanged_precision(layer.dtype):
+        return given
+    if precisions.model == "keep":
+        halves: dict[str, Precision] = {"FP16": "fp16", "BF16": "bf16"}
+        return halves.get(layer.gives or layer.dtype, "fp32")
     return precisions.layers.get(layer.name, precisions.model)

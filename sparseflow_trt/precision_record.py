@@ -10,7 +10,17 @@ from pydantic import FiniteFloat
 
 from sparseflow_trt._schema import Record
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "fp64", "int32", "int64", "uint32", "uint64"]
+# A layer has these of the model: no plan changes them.
+UNCHANGED: tuple[Precision, ...] = ("int8", "fp8", "fp64", "int32", "int64", "uint32", "uint64")
+
+
+def unchanged_precision(dtype: str) -> Precision | None:
+    """The precision that a layer has of the model, by what it multiplies; None where a plan chooses."""
+    known = {"UINT8": "int8", "FP8-E5M2": "fp8"}.get(dtype, dtype.lower())
+    return next((precision for precision in UNCHANGED if precision == known), None)
+
+
 ModelPrecision = Literal["fp32", "fp16", "bf16", "keep"]
 
 

@@ -12,15 +12,13 @@ from sparseflow_trt.exporters.precision_groups import Atom
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.plan import Plan, PlannedLayer, Precision
-from sparseflow_trt.precision_record import PrecisionRun
+from sparseflow_trt.precision_record import UNCHANGED, PrecisionRun
 from sparseflow_trt.validation.compare import compare_one
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.runners import Outputs
 from sparseflow_trt.validation.tolerances import OutputTolerances
 from sparseflow_trt.validation.trial import Candidate
 from sparseflow_trt.verdict import CandidateVerdict
-
-_QUANTIZED = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def assigned(plan: Plan, layers: dict[str, Precision], islands: tuple[str, ...])
 def in_bf16(plan: Plan) -> Plan:
     """The plan with BF16 in the place of FP16; nothing planned sparse."""
     given = tuple(
-        _dense(layer, layer.precision if layer.precision in _QUANTIZED else "bf16") for layer in plan.layers
+        _dense(layer, layer.precision if layer.precision in UNCHANGED else "bf16") for layer in plan.layers
     )
     return plan.model_copy(update={"layers": given, "precision": "bf16"})
 

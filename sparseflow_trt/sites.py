@@ -87,6 +87,8 @@ def why_not_eligible(site: LayerSite) -> str:
     if isinstance(site.weight, Untraceable):
         return site.weight.reason
     dtype = product_dtype(site.weight)
+    if (stored := dtype_name(site.weight.tensor)) not in (*SMALLEST_K, "FP64"):  # whatever a Cast makes of it
+        return f"no sparse tensor core product for {stored} weights"
     if dtype in SMALLEST_K and site.node.op_type == "Conv" and site.pattern_k % GROUP:
         return f"input channels a group={site.pattern_k} is not a multiple of {GROUP}"
     if dtype in SMALLEST_K and not (site.n and site.batch):
@@ -107,13 +109,17 @@ def why_not_2to4(dtype: str, k: int) -> str:
 
 def dtype_name(tensor: ir.TensorProtocol) -> str:
     """FP32, FP16, BF16, INT8, UINT8, FP8 (E4M3), FP8-E5M2, or ONNX's own name for the others."""
-    return _DTYPE_NAMES.get(tensor.dtype.name, tensor.dtype.name)
+    return type_name(tensor.dtype)
+
+
+def type_name(dtype: ir.DataType | None) -> str:
+    """What `dtype_name` calls a type, "" where none is known."""
+    return _DTYPE_NAMES.get(dtype.name, dtype.name) if dtype is not None else ""
 
 
 def product_dtype(weight: TracedWeight) -> str:
-    """The type of the values that are multiplied: as stored, or as a QuantizeLinear on the way makes them."""
-    made = weight.quantized
-    return _DTYPE_NAMES.get(made.name, made.name) if made else dtype_name(weight.tensor)
+    """The type of the values that are multiplied: as stored, or as a Cast or QuantizeLinear makes it."""
+    return type_name(weight.made) or dtype_name(weight.tensor)
 
 
 def _walk(graph: ir.Graph, prefix: str) -> Iterator[tuple[str, ir.Node]]:

@@ -25,14 +25,14 @@ class TracedWeight:
 
     `steps` lead from the stored array to the node's operand. `zero_point` is the stored value that
     means 0 (not 0 only for integers behind DequantizeLinear); it broadcasts against the stored array.
-    `quantized` is the type that a QuantizeLinear on the way makes of stored floats.
+    `made` is the type that a Cast or QuantizeLinear on the way makes of them before they are dequantized.
     """
 
     value: ir.Value
     tensor: ir.TensorProtocol
     steps: tuple[Step, ...]
     zero_point: Array | int = 0
-    quantized: ir.DataType | None = None
+    made: ir.DataType | None = None
 
     @property
     def name(self) -> str:
@@ -156,7 +156,10 @@ def _label(node: ir.Node) -> str:
 
 
 def _traced(value: ir.Value, tensor: ir.TensorProtocol, above: list[ir.Node]) -> TracedWeight | Untraceable:
+    import onnx_ir as ir
+
     traced = TracedWeight(value, tensor, ())
+    dequantized = False
     for node in reversed(above):
         shape = traced.operand_shape
         if node.op_type == "Transpose":
@@ -173,8 +176,11 @@ def _traced(value: ir.Value, tensor: ir.TensorProtocol, above: list[ir.Node]) ->
                 raise ValueError(f"{_label(node)} makes {list(reshaped)} of {list(shape)}")
             traced = replace(traced, steps=(*traced.steps, ("reshape", reshaped)))
         elif node.op_type == "QuantizeLinear":
-            traced = replace(traced, quantized=_quantized_type(node))
+            traced = replace(traced, made=_quantized_type(node))
+        elif node.op_type == "Cast" and not dequantized:
+            traced = replace(traced, made=ir.DataType(node.attributes["to"].as_int()))
         elif node.op_type == "DequantizeLinear":
+            dequantized = True
             zero_point = _zero_point(node, traced)
             if isinstance(zero_point, Untraceable):
                 return zero_point

@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -122,27 +121,6 @@ def test_a_depthwise_conv_is_not_eligible(models: Models) -> None:
     )
     assert (layer.state, layer.reason) == (NOT_ELIGIBLE, "input channels a group=1 is not a multiple of 4")
     assert (layer.n, layer.k, layer.batch) == (1, 9, 32)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "name"),
-    [
-        (np.float32, "FP32"), (np.float16, "FP16"), (ml_dtypes.bfloat16, "BF16"),
-        (ml_dtypes.float8_e4m3fn, "FP8"), (ml_dtypes.float8_e5m2, "FP8-E5M2"),
-        (np.int8, "INT8"), (np.uint8, "UINT8"),
-    ],
-)  # fmt: skip
-def test_types(models: Models, dtype: Any, name: str) -> None:
-    weight = (np.abs(random_weight(64, 32)) * 20 + 1).astype(dtype)
-    assert np.all(weight.astype(np.float32) != 0)
-    nodes = [
-        helper.make_node("Cast", ["w"], ["w32"], to=TensorProto.FLOAT),
-        helper.make_node("MatMul", ["x", "w32"], ["y"], name="mm"),
-    ]
-    dense = only_layer(models.save(models.model(nodes, {"w": weight})))
-    assert (dense.dtype, dense.state, dense.violating) == (name, NOT_SPARSE, 512)
-    sparse = only_layer(models.save(models.model(nodes, {"w": prune_2to4(weight, 0)})))
-    assert (sparse.dtype, sparse.state) == (name, SPARSE)
 
 
 def test_typed_data_fields_are_read_too(models: Models) -> None:

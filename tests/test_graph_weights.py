@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -27,6 +28,55 @@ def _chain(
     """Reads the one MatMul of `x` and `v`, where `nodes` make `v`."""
     last = helper.make_node("MatMul", ["x", "v"], ["y"], name="mm")
     return only_layer(models.save(models.model([*nodes, last], weights, **more)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [
+        (np.float32, "FP32"), (np.float16, "FP16"), (ml_dtypes.bfloat16, "BF16"),
+        (ml_dtypes.float8_e4m3fn, "FP8"), (ml_dtypes.float8_e5m2, "FP8-E5M2"),
+        (np.int8, "INT8"), (np.uint8, "UINT8"),
+    ],
+)  # fmt: skip
+def test_types(models: Models, dtype: Any, name: str) -> None:
+    weight = (np.abs(random_weight(64, 32)) * 20 + 1).astype(dtype)
+    assert np.all(weight.astype(np.float32) != 0)
+    nodes = [helper.make_node("DequantizeLinear", ["w", "s"], ["v"])]
+    if weight.dtype.itemsize > 1:
+        nodes = [helper.make_node("Identity", ["w"], ["v"])]
+    scale = {"s": np.float32(1).reshape(())} if weight.dtype.itemsize == 1 else {}
+    dense = _chain(models, nodes, {"w": weight, **scale})
+    assert (dense.dtype, dense.state, dense.violating) == (name, NOT_SPARSE, 512)
+    sparse = _chain(models, nodes, {"w": prune_2to4(weight, 0), **scale})
+    assert (sparse.dtype, sparse.state) == (name, SPARSE)
+
+
+@pytest.mark.parametrize(
+    ("stored", "to", "dtype", "state"),
+    [
+        (ml_dtypes.bfloat16, TensorProto.FLOAT, "FP32", SPARSE),
+        (np.float32, TensorProto.FLOAT16, "FP16", SPARSE),
+        (np.float64, TensorProto.FLOAT, "FP32", SPARSE),
+        (np.int8, TensorProto.FLOAT, "FP32", SPARSE),
+        (np.float32, TensorProto.DOUBLE, "FP64", NOT_ELIGIBLE),
+        (np.int32, TensorProto.FLOAT, "FP32", NOT_ELIGIBLE),
+    ],
+)
+def test_a_weight_that_is_cast_is_multiplied_as_what_it_is_cast_to(
+    stored: Any, to: int, dtype: str, state: SparsityState, models: Models
+) -> None:
+    weight = prune_2to4(np.round(random_weight(64, 32) * 20), 0).astype(stored)
+    layer = _chain(models, [helper.make_node("Cast", ["w"], ["v"], to=to)], {"w": weight})
+    assert (layer.dtype, layer.state) == (dtype, state)
+
+
+def test_a_weight_that_is_dequantized_and_cast_is_what_it_is_stored_as(models: Models) -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["f"]),
+        helper.make_node("Cast", ["f"], ["v"], to=TensorProto.FLOAT16),
+    ]
+    weights = {"w": np.ones((64, 32), np.int8), "s": np.ones((), np.float32)}
+    assert _chain(models, nodes, weights, dtype=TensorProto.FLOAT16).dtype == "INT8"
 
 
 def test_through_constant_identity_and_casts(models: Models) -> None:

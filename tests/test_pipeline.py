@@ -105,8 +105,9 @@ def test_an_mlp_in_each_precision(
     plan = replace(BATCH, precision=precision, sparsity=sparsity)
     path = models.save(make_mlp(models))
     if (backend, precision) == ("onnxruntime", "bf16"):
-        with pytest.raises(BuildError, match=r"no kernel for node 'up_proj' .*BFLOAT16"):
+        with pytest.raises(BuildError, match=r"no kernel for node 'up_proj' .*BFLOAT16") as caught:
             run(path, plan, backend)
+        assert "Give --precision fp16 or fp32" in caught.value.hint
         assert [f.name for f in models.folder.iterdir()] == ["model.onnx"]
         return
     result = run(path, plan, backend)
@@ -126,6 +127,58 @@ def test_an_mlp_in_each_precision(
         gemms = {layer.precision for layer in manifest.engine.layers if layer.type == "gemm"}
         assert gemms == {said}, "the engine's own layers"
         assert "runs dense" in manifest.engine.sparse_tactics
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt-rtx"])
+@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(("asked", "given"), [(None, "fp16"), ("keep", "fp32"), ("fp32", "fp32")])
+def test_weights_that_are_stored_in_half_precision_do_not_choose_it(
+    backend: BackendName, stored: Any, asked: Any, given: str, models: Models, run: Run
+) -> None:
+    nodes = [
+        helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "wide"], ["y"], name="fc"),
+    ]
+    path = models.save(models.model(nodes, {"w": prune_2to4(_weight(64, 32), 0).astype(stored)}))
+    result = run(path, replace(BATCH, precision=asked, sparsity="force"), backend)
+    assert [(layer.precision, layer.sparsity) for layer in result.manifest.layers] == [(given, "sparse")]
+    assert _typed(result)["fc"] == {"fp16": "FLOAT16", "fp32": "FLOAT"}[given]
+    assert result.manifest.status == "pass"
+
+
+def test_a_model_that_casts_its_weights_to_half_precision_keeps_it(models: Models, run: Run) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["w"], ["v"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["h", "v"], ["m"], name="fc"),
+        helper.make_node("Cast", ["m"], ["y"], to=TensorProto.FLOAT),
+    ]
+    result = run(models.save(models.model(nodes, {"w": _weight(64, 32)})))
+    assert [layer.precision for layer in result.manifest.layers] == ["fp16"]
+    assert _typed(result)["fc"] == "FLOAT16"
+
+
+def test_a_product_of_integers_is_planned_as_what_it_computes_in(models: Models, run: Run) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT32),
+        helper.make_node("MatMul", ["i", "w"], ["m"], name="integers"),
+        helper.make_node("Cast", ["m"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["f", "v"], ["a"], name="halves"),
+        helper.make_node("Cast", ["a"], ["d"], to=TensorProto.DOUBLE),
+        helper.make_node("MatMul", ["d", "u"], ["b"], name="doubles"),
+        helper.make_node("Cast", ["b"], ["y"], to=TensorProto.FLOAT),
+    ]
+    weights = {"w": np.eye(64, dtype=np.int32), "v": _weight(64, 32), "u": np.eye(32)}
+    path = models.save(models.model(nodes, weights))
+    result = run(path)
+    precisions = {layer.name: layer.precision for layer in result.manifest.layers}
+    assert precisions == {"integers": "int32", "halves": "fp16", "doubles": "fp64"}
+    plan = read_plan(result.artifact / "plan.yaml")
+    edited = tuple(layer.model_copy(update={"precision": "fp16"}) for layer in plan.layers)
+    with pytest.raises(PlanError, match="'integers' is planned fp16 and its weights are INT32"):
+        run(path, plan.model_copy(update={"layers": edited}))
+    searched = run(path, replace(BATCH, precision="auto"))
+    assert {layer.name: layer.precision for layer in searched.manifest.layers} == precisions
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt-rtx"])

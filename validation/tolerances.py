@@ -112,7 +112,7 @@ class OutputTolerances:
 
 def plan_precision(plan: Plan) -> Precision:
     """The coarsest precision that a plan uses: the one that bounds how near its outputs can be."""
-    used: set[Precision] = {layer.precision for layer in plan.layers}
+    used = {layer.precision for layer in plan.layers if layer.precision in _FROM_FINE_TO_COARSE}
     if plan.precision != "keep":
         used.add(plan.precision)
     return max(used, key=_FROM_FINE_TO_COARSE.index, default="fp32")

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--precision", type=click.Choice(["fp32", "fp16", "bf16", "keep"]),
-    help="Of every layer. Default: fp16; keep for a half-precision model.",
+    help="Of every layer. Default: fp16; keep for a model that computes in half precision.",
 )  # fmt: skip
 @click.option(
     "--gemm-share", type=positive(1), metavar="SHARE",

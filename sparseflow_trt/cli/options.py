@@ -114,8 +114,8 @@ def plan_options(function: _F) -> _F:
         ),
         click.option(
             "--precision", type=click.Choice(["fp32", "fp16", "bf16", "keep", "auto"]),
-            help="Of every layer that is no FP32 island. Default: fp16; keep for a half-precision model. "
-            "auto measures what each layer bears, and keeps as few as it takes out of FP16.",
+            help="Of every layer that is no FP32 island. Default: fp16; keep for a model that computes in "
+            "half precision. auto measures what each layer bears, and keeps as few as it takes out of FP16.",
         ),
         click.option(
             "--sparsity", type=click.Choice(["policy", "force", "off", "plugin"]), default="policy",
