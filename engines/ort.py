@@ -20,6 +20,7 @@ from sparseflow_trt.target import GraphNeeds
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_IN_FP32 = "1"  # of MatMulNBits' accuracy levels
 _ENGINE = "model.ort.onnx"
 _DATA = "model.ort.data"
 _PROVIDERS = ("CPUExecutionProvider",)
@@ -109,6 +110,8 @@ def _optimise(ort: Any, model: OnnxModel, folder: Path) -> None:
     # EXTENDED fuses what any CPU runs faster (SkipLayerNormalization, BiasGelu). The levels above it lay
     # tensors out for the CPU they run on, and such a file would be wrong on another.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    # By default what multiplies a quantized weight by a float (MatMulNBits) rounds that to INT8, too.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _IN_FP32)
     options.optimized_model_filepath = str(folder / _ENGINE)
     if _has_half_scales(model):
         # ONNX Runtime 1.31 quantizes biases with FP16 scales that it reads as FP32: the outputs are wrong.

@@ -24,7 +24,8 @@ _JOINED = re.compile(r" \+ | \|\| ")
 _STUB = "__myelin"
 
 _TENSORRT_TYPES = {
-    "fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "int8": "Int8", "fp8": "FP8", "fp64": "Double",
+    "fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "int8": "Int8", "fp8": "FP8",
+    "fp64": "Float",  # what its parser makes of FP64
     "int32": "Int32", "int64": "Int64", "uint32": "UInt32", "uint64": "UInt64",
 }  # fmt: skip
 _AS = "; timed as '{}', which is like it: TensorRT times one for all"

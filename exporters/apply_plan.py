@@ -104,7 +104,8 @@ def apply_plan(
     planned = {layer.name: layer for layer in plan.layers}
     islands = fp32_islands(model.ir, plan) if target is not None else set()
     spine = islands_by_layer(model.ir, islands, {n: name for n, name in sites.items() if name in planned})
-    quantized = quantized_region(model.ir, model.opset) if target is not None else set()
+    floats = [n for n, name in sites.items() if name in planned and planned[name].precision not in UNCHANGED]
+    quantized = quantized_region(model.ir, model.opset, floats) if target is not None else set()
 
     def precision_of(node: ir.Node) -> ir.DataType | None:
         layer = planned.get(sites.get(node, ""))

@@ -106,10 +106,11 @@ def _belongs(node: ir.Node, decomposed: set[ir.Node], named: set[str]) -> bool:
     return squares and bool(readers) and all(r in named and r.startswith("Reduce") for r in readers)
 
 
-def quantized_region(model: ir.Model, opset: int) -> set[ir.Node]:
+def quantized_region(model: ir.Model, opset: int, floats: Collection[ir.Node] = frozenset()) -> set[ir.Node]:
     """The nodes between DequantizeLinear and QuantizeLinear, where both speak FP32 alone (before opset 19).
 
-    A Cast in between would hide from TensorRT that the product can be an INT8 one.
+    A Cast in between would hide from TensorRT that the product can be an INT8 one. `floats` are the products
+    that cannot.
     """
     if opset >= 19:
         return set()
@@ -118,6 +119,6 @@ def quantized_region(model: ir.Model, opset: int) -> set[ir.Node]:
         makers = [value.producer() for value in node.inputs if value is not None]
         dequantized = any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
         follows = node.op_type in _ELEMENTWISE | _ACTIVATIONS and any(maker in region for maker in makers)
-        if dequantized or follows:
+        if (dequantized or follows) and node not in floats:
             region.add(node)
     return region

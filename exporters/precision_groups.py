@@ -105,7 +105,8 @@ class _Finder:
         sites = {site.node: site.name for site in find_sites(model)}
         planned = {layer.name: layer.precision for layer in plan.layers}
         self._layers = {node: name for node, name in sites.items() if name in planned}
-        fixed = fp32_islands(model.ir, plan) | quantized_region(model.ir, model.opset)
+        floats = [node for node, name in self._layers.items() if planned[name] not in UNCHANGED]
+        fixed = fp32_islands(model.ir, plan) | quantized_region(model.ir, model.opset, floats)
         fixed |= {node for node, name in self._layers.items() if planned[name] in UNCHANGED}
         nodes = tuple(model.ir.graph.all_nodes())
         self._nodes = [n for n in nodes if n not in fixed and first_float(n) is not None]

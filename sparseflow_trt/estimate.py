@@ -24,7 +24,7 @@ from sparseflow_trt.plugin_lookup import plugin_known
 from sparseflow_trt.policy import WHOSE, Library, Policy, SparseKernel
 from sparseflow_trt.prunable import unprunable as find_unprunable
 from sparseflow_trt.shapes import DEFAULT_PROFILE, ShapeRange, dims_at, make_profile
-from sparseflow_trt.sites import UNSUPPORTED, find_sites
+from sparseflow_trt.sites import OPS, find_sites
 from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.traffic import Traffic
 
@@ -272,7 +272,7 @@ def _notes(
     unknown = sum(row.count for row in rows if not row.sizes)
     if unknown:
         yield f"Not in it: {unknown} products whose M is not known."
-    others = Counter(layer.op_type for layer in layers if layer.op_type in UNSUPPORTED)
+    others = Counter(layer.op_type for layer in layers if layer.op_type not in OPS)
     if others:
         said = ", ".join(f"{count} {name}" for name, count in sorted(others.items()))
         yield f"Not in it: {said}, which multiply by their weights in a way that has no 2:4 path."

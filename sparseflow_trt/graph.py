@@ -14,6 +14,7 @@ from sparseflow_trt.sites import (
     LayerSite,
     dtype_name,
     find_sites,
+    multiplied_as,
     product_dtype,
     type_name,
     why_not_eligible,
@@ -39,7 +40,9 @@ class WeightedLayer:
         module: The torch module it came from, where the exporter says; else "".
         kind: gate_up, down, qkv, o, ffn, conv, classifier or other.
         side: Which operand the weight is: "right", or "left" (W·X).
-        dtype: Of the values that are multiplied: stored floats behind a QuantizeLinear are INT8, say.
+        dtype: Of the weight as it is multiplied: stored floats behind a QuantizeLinear are INT8, say.
+        product: The type that it is multiplied in: a float's where the weight is INT8 and the other operand
+            is a float.
         gives: The type of what it gives, as the model types it; "" where that is not known.
         k_axes: The axes of the stored weight that K lies on; for Conv that of the input channels.
         first: Index in the stored weight of the first element of the first violating group.
@@ -65,6 +68,7 @@ class WeightedLayer:
     first: tuple[int, ...] | None = None
     mask_hash: str = ""
     shared_with: tuple[str, ...] = ()
+    product: str = ""
     gives: str = ""
 
     @property
@@ -157,6 +161,7 @@ def _describe(
         first=scan.first if scan else None,
         mask_hash=scan.mask_hash if scan else "",
         shared_with=shared,
+        product=multiplied_as(site),
         gives=type_name(site.node.outputs[0].dtype),
     )
 

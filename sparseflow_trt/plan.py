@@ -225,9 +225,11 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
             )
             not_sparse.append(layer)
         planned_so = planned.precision if planned.precision in UNCHANGED else None
-        if planned_so != unchanged_precision(layer.dtype):
+        if planned_so != unchanged_precision(layer.product or layer.dtype):
+            multiplied = f", multiplied in {layer.product}" if layer.product not in ("", layer.dtype) else ""
             problems.append(
-                f"'{planned.name}' is planned {planned.precision} and its weights are {layer.dtype}"
+                f"'{planned.name}' is planned {planned.precision} and its weights are "
+                f"{layer.dtype}{multiplied}"
             )
     problems += [f"'{name}' is not in the plan" for name in known]
     if problems:

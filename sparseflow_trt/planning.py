@@ -170,7 +170,7 @@ def _count_products(
 
 
 def _layer_precision(layer: WeightedLayer, precisions: Precisions) -> Precision:
-    if given := unchanged_precision(layer.dtype):
+    if given := unchanged_precision(layer.product or layer.dtype):
         return given
     if precisions.model == "keep":
         halves: dict[str, Precision] = {"FP16": "fp16", "BF16": "bf16"}

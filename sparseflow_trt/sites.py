@@ -13,7 +13,7 @@ from sparseflow_trt.infer_shapes import infer_shapes
 from sparseflow_trt.model_file import ONNX_DOMAIN, OnnxModel, deepest
 from sparseflow_trt.pattern import GROUP
 from sparseflow_trt.symbolic import SymbolicM
-from sparseflow_trt.weights import TracedWeight, Untraceable, trace_weight
+from sparseflow_trt.weights import TracedWeight, Untraceable, is_dequantized, trace_weight
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -23,6 +23,18 @@ OPS = ("MatMul", "Gemm", "Conv")
 UNSUPPORTED = (
     "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "GRU", "LSTM", "MatMulInteger", "MatMulNBits",
     "QLinearConv", "QLinearMatMul", "RNN",
+)  # fmt: skip
+# As does what the ONNX Runtime's optimiser and quantizers write.
+_RUNTIMES_DOMAIN = "com.microsoft"
+_RUNTIMES = (
+    *UNSUPPORTED, "Attention", "AttnLSTM", "CausalConvWithState", "ConvTransposeWithDynamicPads",
+    "DecoderAttention", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "FusedConv", "FusedGemm",
+    "FusedMatMul", "FusedMatMulActivation", "GemmFastGelu", "GemmFloat8", "LongformerAttention",
+    "MatMulBlockQuantizedFp4Weight", "MatMulBlockQuantizedFp8Weight", "MatMulBnb4", "MatMulFpQ4",
+    "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBitsMlp", "MatMulNBitsQkv", "MoE", "NhwcConv",
+    "NhwcFusedConv", "PackedAttention", "QAttention", "QGemm", "QMoE", "QOrderedAttention",
+    "QOrderedLongformerAttention", "QOrderedMatMul", "SparseToDenseMatMul", "TransposeMatMul",
+    "WordConvEmbedding",
 )  # fmt: skip
 
 # The smallest K of an mma.sp instruction of each type (PTX ISA, "Matrix shape" of mma.sp): a shorter
@@ -122,6 +134,17 @@ def product_dtype(weight: TracedWeight) -> str:
     return type_name(weight.made) or dtype_name(weight.tensor)
 
 
+def multiplied_as(site: LayerSite) -> str:
+    """The type of a layer's product: a weight that is dequantized is multiplied as a float where the other
+    operand is one. "" where nothing is known of it."""
+    if not isinstance(site.weight, TracedWeight):
+        return ""
+    operands = site.node.inputs[:2]
+    if any(map(is_dequantized, operands)) and not all(map(is_dequantized, operands)):
+        return type_name(site.node.outputs[0].dtype) or "FP32"
+    return product_dtype(site.weight)
+
+
 def _walk(graph: ir.Graph, prefix: str) -> Iterator[tuple[str, ir.Node]]:
     import onnx_ir as ir
 
@@ -138,7 +161,7 @@ def _walk(graph: ir.Graph, prefix: str) -> Iterator[tuple[str, ir.Node]]:
 
 def _multiplies_otherwise(node: ir.Node) -> bool:
     """Whether a node of UNSUPPORTED has a constant weight: a product of two activations is none of ours."""
-    if node.op_type not in UNSUPPORTED or node.domain not in (ONNX_DOMAIN, "com.microsoft"):
+    if node.op_type not in {ONNX_DOMAIN: UNSUPPORTED, _RUNTIMES_DOMAIN: _RUNTIMES}.get(node.domain, ()):
         return False
     traced = (trace_weight(value) for value in node.inputs if value is not None)
     return any(isinstance(weight, TracedWeight) and len(weight.operand_shape) > 1 for weight in traced)
@@ -155,7 +178,7 @@ def _layer_name(prefix: str, node: ir.Node, used: set[str]) -> str:
 
 
 def _site(name: str, node: ir.Node) -> LayerSite:
-    if node.op_type in UNSUPPORTED:
+    if node.op_type not in OPS:
         why = Untraceable(f"{node.op_type} multiplies by its weight in a way that has no 2:4 path here")
         return LayerSite(name, node, why, "right", 0, SymbolicM((None,)), 0, 0, 0)
     left, right = trace_weight(node.inputs[0]), trace_weight(node.inputs[1])

@@ -151,6 +151,20 @@ def passes_through(node: ir.Node) -> bool:
     return node.op_type in _PASSED_THROUGH and node.domain == ONNX_DOMAIN
 
 
+_MOVES = {
+    "Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice",
+    "Split", "Squeeze", "Transpose", "Unsqueeze",
+}  # fmt: skip
+
+
+def is_dequantized(value: ir.Value | None) -> bool:
+    """Whether a value is what a DequantizeLinear gives, as it is or moved."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in _MOVES and node.inputs and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
 def _label(node: ir.Node) -> str:
     return f"{node.op_type} '{node.name or node.outputs[0].name}'"
 

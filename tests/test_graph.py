@@ -277,3 +277,51 @@ def test_a_weight_of_an_operator_without_a_2to4_path_is_listed_with_the_reason(t
     (layer,) = read_layers(read_model(tmp_path / "m"))
     assert (layer.name, layer.state) == ("up", SparsityState.NOT_ELIGIBLE)
     assert layer.reason == "ConvTranspose multiplies by its weight in a way that has no 2:4 path here"
+
+
+@pytest.mark.parametrize(
+    ("op_type", "shape", "more"),
+    [
+        ("FusedMatMul", (64, 32), {}),
+        ("FusedGemm", (64, 32), {}),
+        ("FusedConv", (32, 64, 3, 3), {}),
+        ("Attention", (64, 192), {"num_heads": 4}),
+    ],
+)
+def test_what_the_onnx_runtime_fuses_with_a_weight_is_said(
+    op_type: str, shape: tuple[int, ...], more: dict[str, int], models: Models
+) -> None:
+    node = helper.make_node(op_type, ["x", "w"], ["y"], name="fused", domain="com.microsoft", **more)  # type: ignore[arg-type]
+    layer = _only(models.save(models.model([node], {"w": _random(*shape)})))
+    assert (layer.name, layer.state) == ("fused", NOT_ELIGIBLE)
+    assert layer.reason == f"{op_type} multiplies by its weight in a way that has no 2:4 path here"
+
+
+def test_attention_of_onnx_has_no_weight(models: Models) -> None:
+    node = helper.make_node("Attention", ["x", "x", "x", "mask"], ["y"], name="attention")
+    mask = {"mask": np.zeros((8, 8), np.float32)}
+    assert _layers(models.save(models.model([node], mask, {"x": (1, 2, 8, 16)}, opset=23))) == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "product"),
+    [
+        ([], "FP32"),
+        ([helper.make_node("Relu", ["xd"], ["r"])], "FP32"),
+        ([helper.make_node("Transpose", ["xd"], ["r"], perm=[0, 1])], "INT8"),
+        (None, "INT8"),
+    ],
+)
+def test_a_quantized_weight_is_multiplied_as_a_float_beside_one(
+    before: list[onnx.NodeProto] | None, product: str, models: Models
+) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        *(before or []),
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["v"]),
+        helper.make_node("MatMul", ["xd" if before is None else "r" if before else "x", "v"], ["y"]),
+    ]
+    weights = {"w": np.ones((64, 32), np.int8), "s": np.ones((), np.float32), "z": np.zeros((), np.int8)}
+    layer = _only(models.save(models.model(nodes, weights)))
+    assert (layer.dtype, layer.product) == ("INT8", product)

@@ -158,6 +158,47 @@ def test_a_model_that_casts_its_weights_to_half_precision_keeps_it(models: Model
     assert _typed(result)["fc"] == "FLOAT16"
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt-rtx"])
+@pytest.mark.parametrize(("quantizes", "precision"), [(False, "fp16"), (True, "int8")])
+def test_a_quantized_weight_beside_floats_is_planned_as_what_it_computes_in(
+    backend: BackendName, quantizes: bool, precision: str, models: Models, run: Run
+) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["v"]),
+        helper.make_node("Conv", ["d" if quantizes else "x", "v"], ["y"], name="conv"),
+    ]
+    values = np.random.default_rng(0).integers(-90, 90, (32, 16, 3, 3)).astype(np.float32)
+    constants = {
+        "w": prune_2to4(values, 1).astype(np.int8), "s": np.float32(0.02).reshape(()),
+        "z": np.int8(0).reshape(()),
+    }  # fmt: skip
+    path = models.save(
+        models.model(nodes[0 if quantizes else 2 :], constants, {"x": ("batch", 16, 8, 8)}, opset=17)
+    )
+    result = run(path, replace(BATCH, sparsity="force"), backend)
+    assert [(layer.precision, layer.sparsity) for layer in result.manifest.layers] == [(precision, "sparse")]
+    assert result.manifest.status == "pass"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_onnx_runtime_multiplies_a_quantized_weight_by_floats(
+    precision: Any, models: Models, run: Run
+) -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["v"], axis=1),
+        helper.make_node("MatMul", ["x", "v"], ["y"], name="fc"),
+    ]
+    weights = {
+        "w": np.random.default_rng(0).integers(-90, 90, (64, 32)).astype(np.int8),
+        "s": np.full(32, 0.02, np.float32),
+    }
+    result = run(models.save(models.model(nodes, weights)), replace(BATCH, precision=precision))
+    assert result.manifest.status == "pass"
+    assert [layer.precision for layer in result.manifest.layers] == [precision]
+
+
 def test_a_product_of_integers_is_planned_as_what_it_computes_in(models: Models, run: Run) -> None:
     nodes = [
         helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT32),
