@@ -272,6 +272,8 @@ def _notes(
     unknown = sum(row.count for row in rows if not row.sizes)
     if unknown:
         yield f"Not in it: {unknown} products whose M is not known."
+    if computed := sum(layer.computed for layer in layers):
+        yield f"Not in it: {computed} products by weights computed of constants, which `inspect` names."
     others = Counter(layer.op_type for layer in layers if layer.op_type not in OPS)
     if others:
         said = ", ".join(f"{count} {name}" for name, count in sorted(others.items()))

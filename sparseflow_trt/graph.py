@@ -41,6 +41,7 @@ class WeightedLayer:
         kind: gate_up, down, qkv, o, ffn, conv, classifier or other.
         side: Which operand the weight is: "right", or "left" (W·X).
         dtype: Of the weight as it is multiplied: stored floats behind a QuantizeLinear are INT8, say.
+        computed: Whether its weight is constant, and computed of other constants in the graph.
         product: The type that it is multiplied in: a float's where the weight is INT8 and the other operand
             is a float.
         gives: The type of what it gives, as the model types it; "" where that is not known.
@@ -68,6 +69,7 @@ class WeightedLayer:
     first: tuple[int, ...] | None = None
     mask_hash: str = ""
     shared_with: tuple[str, ...] = ()
+    computed: bool = False
     product: str = ""
     gives: str = ""
 
@@ -161,6 +163,7 @@ def _describe(
         first=scan.first if scan else None,
         mask_hash=scan.mask_hash if scan else "",
         shared_with=shared,
+        computed=isinstance(site.weight, Untraceable) and site.weight.computed,
         product=multiplied_as(site),
         gives=type_name(site.node.outputs[0].dtype),
     )

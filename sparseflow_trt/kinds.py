@@ -6,9 +6,9 @@ import re
 
 KINDS = ("gate_up", "down", "qkv", "o", "ffn", "conv", "classifier", "other")
 
-# A last layer has no module around it: the `fc` of a ResNet, the `head` of a ViT. Inside of one these
-# words mean other things.
-_LAST = re.compile(r"^/?(fc|head|heads\.head|embed_out)(/[^/]*|\.weight)?$")
+# A last layer has no module around it: the `fc` of a ResNet, the `head` of a ViT, Whisper's `proj_out`.
+# Inside of one these words mean other things.
+_LAST = re.compile(r"^/?(fc|head|heads\.head|embed_out|proj_out)(/[^/]*|\.weight)?$")
 
 # Read in this order; the first that matches the module, weight or node name says the kind.
 _KINDS = [

@@ -163,8 +163,11 @@ def _multiplies_otherwise(node: ir.Node) -> bool:
     """Whether a node of UNSUPPORTED has a constant weight: a product of two activations is none of ours."""
     if node.op_type not in {ONNX_DOMAIN: UNSUPPORTED, _RUNTIMES_DOMAIN: _RUNTIMES}.get(node.domain, ()):
         return False
-    traced = (trace_weight(value) for value in node.inputs if value is not None)
-    return any(isinstance(weight, TracedWeight) and len(weight.operand_shape) > 1 for weight in traced)
+    traced = [trace_weight(value) for value in node.inputs if value is not None]
+    return any(
+        len(weight.operand_shape) > 1 if isinstance(weight, TracedWeight) else weight.computed
+        for weight in traced
+    )
 
 
 def _layer_name(prefix: str, node: ir.Node, used: set[str]) -> str:
@@ -188,6 +191,8 @@ def _site(name: str, node: ir.Node) -> LayerSite:
         right = Untraceable("both operands are constant: folded when the engine is built")
     elif isinstance(left, TracedWeight):
         return _left_site(name, node, left)
+    elif isinstance(right, Untraceable) and left.computed:
+        return LayerSite(name, node, left, "left", 0, SymbolicM((None,)), 0, 0, 0)
     return _right_site(name, node, right)
 
 

@@ -101,9 +101,10 @@ def replace_weight(weight: TracedWeight, values: Callable[[], Array]) -> None:
 
 @dataclass(frozen=True)
 class Untraceable:
-    """Why an input is not a constant weight, in words."""
+    """Why an input is no constant weight, in words; `computed` where it is constant, computed of others."""
 
     reason: str
+    computed: bool = False
 
 
 def trace_weight(value: ir.Value | None) -> TracedWeight | Untraceable:
@@ -132,6 +133,9 @@ def trace_weight(value: ir.Value | None) -> TracedWeight | Untraceable:
                 return Untraceable(f"dynamic weight: {_label(node)} holds no tensor")
             return _traced(value, tensor, above)
         if not passes_through(node):
+            if _is_constant(value):
+                why = f"its weight is computed of constants, by {_label(node)}: export it with these folded"
+                return Untraceable(why, computed=True)
             return Untraceable(f"dynamic weight: computed by {_label(node)}")
         above.append(node)
         value = node.inputs[0]
@@ -149,6 +153,33 @@ def passes_through(node: ir.Node) -> bool:
     if node.domain == "com.microsoft":  # the ONNX Runtime's own Q and DQ mean what ONNX's mean
         return node.op_type in ("QuantizeLinear", "DequantizeLinear")
     return node.op_type in _PASSED_THROUGH and node.domain == ONNX_DOMAIN
+
+
+_MOST_NODES = 64  # that a weight is computed by: an LSTM's gates in another order take 20
+
+_DRAWN = ("Bernoulli", "Multinomial", "Random")
+
+
+def _is_constant(value: ir.Value) -> bool:
+    """Whether a value is computed of constants alone, by few nodes."""
+    import onnx_ir as ir
+
+    waiting, seen = [value], set[ir.Node]()
+    while waiting:
+        value = waiting.pop()
+        node = value.producer()
+        if node is None:
+            if value.const_value is None or value.is_graph_input():
+                return False
+        elif node not in seen and ir.convenience.get_const_tensor(value) is None:
+            seen.add(node)
+            inputs = [v for v in node.inputs if v is not None]
+            bodies = any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values())
+            drawn = node.op_type.startswith(_DRAWN) or node.domain != ONNX_DOMAIN
+            if not inputs or bodies or drawn or len(seen) > _MOST_NODES:
+                return False
+            waiting += inputs
+    return True
 
 
 _MOVES = {

@@ -208,9 +208,11 @@ def test_products_that_are_none_of_ours_are_left_out_or_said() -> None:
     dynamic = _layer("a", weight="", n=0, k=0, state=SparsityState.NOT_ELIGIBLE)
     stacked = _layer("b", batch=4)
     lstm = _layer("c", op_type="LSTM", weight="", n=0, k=0)
-    found = _estimate(dynamic, stacked, lstm)
+    split = _layer("d", weight="", computed=True, state=SparsityState.NOT_ELIGIBLE)
+    found = _estimate(dynamic, stacked, lstm, split)
     assert [row.count for row in found.layers] == [4]
     assert any("1 LSTM" in note for note in found.notes)
+    assert any("1 products by weights computed of constants" in note for note in found.notes)
 
 
 def test_torch_speaks_where_the_policy_has_no_tensorrt() -> None:

@@ -325,3 +325,55 @@ def test_a_quantized_weight_is_multiplied_as_a_float_beside_one(
     weights = {"w": np.ones((64, 32), np.int8), "s": np.ones((), np.float32), "z": np.zeros((), np.int8)}
     layer = _only(models.save(models.model(nodes, weights)))
     assert (layer.dtype, layer.product) == ("INT8", product)
+
+
+def test_a_weight_that_is_computed_of_constants_is_said(models: Models) -> None:
+    nodes = [
+        helper.make_node("Split", ["w"], ["left", "right"], axis=1, num_outputs=2, name="split"),
+        helper.make_node("MatMul", ["x", "left"], ["a"], name="right_operand"),
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0]),
+        helper.make_node("Transpose", ["right"], ["r"], perm=[1, 0]),
+        helper.make_node("MatMul", ["r", "t"], ["b"], name="left_operand"),
+        helper.make_node("MatMul", ["x", "t"], ["y"], name="activations"),
+    ]
+    layers = _layers(models.save(models.model(nodes, {"w": _random(64, 64)})))
+    assert layers[-1].reason == "dynamic weight: 'x' is an input of its graph"
+    why = "its weight is computed of constants, by Split 'split': export it with these folded"
+    said = {layer.name: (layer.computed, layer.state) for layer in layers}
+    assert said == {
+        "right_operand": (True, NOT_ELIGIBLE),
+        "left_operand": (True, NOT_ELIGIBLE),
+        "activations": (False, NOT_ELIGIBLE),
+    }
+    assert [layer.reason for layer in layers[:2]] == [why, why]
+
+
+@pytest.mark.parametrize(
+    ("made", "computed"),
+    [
+        (helper.make_node("Mul", ["w", "s"], ["v"]), True),
+        (helper.make_node("Mul", ["w", "given"], ["v"]), False),
+        (helper.make_node("RandomNormal", [], ["v"], shape=[64, 32]), False),
+        (helper.make_node("RandomNormalLike", ["w"], ["v"]), False),
+    ],
+)
+def test_what_is_given_or_drawn_is_no_constant(made: onnx.NodeProto, computed: bool, models: Models) -> None:
+    node = helper.make_node("MatMul", ["x", "v"], ["y"], name="mm")
+    scales = {"s": np.ones((), np.float32), "given": np.ones(32, np.float32)}
+    model = models.model([made, node], {"w": _random(64, 32), **scales})
+    model.graph.input.append(helper.make_tensor_value_info("given", TensorProto.FLOAT, [32]))
+    assert _only(models.save(model)).computed is computed
+
+
+def test_a_recurrent_layer_whose_weights_are_put_in_order_in_the_graph_is_listed(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.onnx.export(
+        torch.nn.LSTM(32, 16).eval(),
+        (torch.randn(5, 2, 32),),
+        tmp_path / "m.onnx",
+        dynamo=True,
+        verbose=False,
+    )
+    (layer,) = _layers(tmp_path / "m.onnx")
+    assert (layer.op_type, layer.state) == ("LSTM", NOT_ELIGIBLE)
+    assert layer.reason == "LSTM multiplies by its weight in a way that has no 2:4 path here"

@@ -58,6 +58,8 @@ from sparseflow_trt.kinds import KINDS, kind_from_names
         ("fc.weight", "classifier"),
         ("/fc/Gemm", "classifier"),
         ("head", "classifier"),
+        ("/proj_out/MatMul", "classifier"),
+        ("single_transformer_blocks.0.proj_out", "other"),
         ("heads.head", "classifier"),
         ("model.layers.0.self_attn.dense", "o"),
         ("model.layers.0.mlp.gate", "other"),

@@ -142,7 +142,9 @@ def _print(layers: Any, show_all: bool) -> None:
     from sparseflow_trt.sites import OPS
 
     table = console.table("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
-    shown = [layer for layer in layers if layer.weight or layer.op_type not in OPS or show_all]
+    shown = [
+        layer for layer in layers if layer.weight or layer.computed or layer.op_type not in OPS or show_all
+    ]
     rows = []
     for layer in shown:
         why = layer.reason
