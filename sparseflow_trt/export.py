@@ -14,6 +14,7 @@ from sparseflow_trt._deps import require
 from sparseflow_trt._files import check_file, temporary_folder
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import InputError, ModelError
+from sparseflow_trt.experts import use_every_expert
 from sparseflow_trt.exportable import Exportable, load_function
 from sparseflow_trt.exporters.torch_onnx import DEFAULT_OPSET, export_module, save_export
 from sparseflow_trt.exporters.twin import write_twin
@@ -207,7 +208,11 @@ def _load(source: str, options: ExportOptions) -> Exportable:
                 "Leave it out: the function makes its module as you want it.",
                 usage=True,
             )
-    return load_function(source)
+    found = load_function(source)
+    for module in found.module.modules():
+        if type(module).__module__.startswith("transformers.") and hasattr(module, "config"):
+            use_every_expert(module.config)
+    return found
 
 
 def _dims(found: Exportable) -> dict[str, Dims]:

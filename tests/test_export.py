@@ -219,6 +219,28 @@ def test_experts_are_products_with_constant_weights(tmp_path: Path) -> None:
     assert report.validation.verdict == "pass"
 
 
+def test_a_function_may_return_a_mixture_of_experts(tmp_path: Path) -> None:
+    values = {key: value for key, value in MIXTRAL.items() if key not in ("architectures", "model_type")}
+    (tmp_path / "moe.py").write_text(
+        "import torch, transformers\n"
+        "class Logits(torch.nn.Module):\n"
+        "    def __init__(self, model):\n"
+        "        super().__init__()\n"
+        "        self.model = model\n"
+        "    def forward(self, ids):\n"
+        "        return self.model(ids, use_cache=False).logits\n"
+        "def make():\n"
+        f"    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**{values!r}))\n"
+        "    ids = torch.arange(8).reshape(2, 4)\n"
+        "    return Logits(model.eval()), {'ids': ids}, {'ids': {0: 'batch', 1: 'seq'}}\n"
+    )
+    report = export_model(f"{tmp_path / 'moe.py'}:make", tmp_path / "m.onnx", ExportOptions())
+    experts = {x.module.rpartition(".")[2]: x.batch for x in report.layers if "experts" in x.module}
+    assert experts == {"gate_up_proj": 4, "down_proj": 4}
+    assert report.validation is not None
+    assert report.validation.verdict == "pass"
+
+
 def test_every_expert_weighed_is_what_the_chosen_ones_make(tmp_path: Path) -> None:
     from sparseflow_trt.experts import use_every_expert
     from sparseflow_trt.hugging_face import load_hugging_face, read_config
