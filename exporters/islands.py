@@ -47,10 +47,11 @@ def check_islands(model: ir.Model, plan: Plan) -> None:
 def fp32_islands(model: ir.Model, plan: Plan) -> set[ir.Node]:
     """The plan's islands, by operator or name, with the elementwise nodes of normalisations written out.
 
-    What computes positions and sizes is one, too (see `positions`).
+    What computes positions and sizes is one, too (see `positions`), and what scales the sums of integer
+    products, which are beyond FP16's range.
     """
     named = set(plan.islands)
-    islands = nodes_of_positions(model)
+    islands = nodes_of_positions(model) | _scaled_sums(model)
     decomposed: set[ir.Node] = set()
     for node in model.graph.all_nodes():
         if node.op_type in named or name_of(node) in named:
@@ -86,6 +87,25 @@ def islands_by_layer(
             module = module_of(node) or (node.name or "").rpartition("/")[0]
             found.setdefault((last, module), []).append(node.op_type)
     return tuple((layer, module, tuple(operators)) for (layer, module), operators in found.items())
+
+
+def _scaled_sums(model: ir.Model) -> set[ir.Node]:
+    """The Casts of integer products to floats, and the Mul behind each, which scales them."""
+    casts: set[ir.Node] = set()
+    scaled: set[ir.Node] = set()
+    for node in model.graph.all_nodes():  # in topological order: makers come first
+        makers = {value.producer() for value in node.inputs if value is not None}
+        if node.op_type == "Cast" and any(m is not None and _sums_integers(m) for m in makers):
+            casts.add(node)
+        elif node.op_type == "Mul" and makers & casts:
+            scaled.add(node)
+    return casts | scaled
+
+
+def _sums_integers(node: ir.Node) -> bool:
+    dtype = node.outputs[0].dtype
+    integers = node.op_type in ("Gemm", "MatMul") and dtype is not None and dtype.is_integer()
+    return integers or node.op_type in ("ConvInteger", "MatMulInteger")
 
 
 def _belongs(node: ir.Node, decomposed: set[ir.Node], named: set[str]) -> bool:

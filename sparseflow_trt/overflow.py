@@ -73,10 +73,11 @@ def _first_overflow(twin: Path, inputs: Sequence[InputSet], path: Path) -> str:
     node = maker.producer() if maker is not None else None
     if node is None:
         return ""
-    largest = ranges[name_of(node)].largest
+    found = ranges.get(name_of(node))  # none of an integer's
+    reaches = f"it reaches {found.largest:.3g}, and " if found else ""
     return (
-        f"The first to overflow in FP16 is '{name_of(node)}' ({node.op_type}): it reaches {largest:.3g}, and "
-        f"FP16 ends at {LARGEST_FP16:.0f}. Plan it in fp32 (a layer's precision, or an island), or let "
+        f"The first to overflow in FP16 is '{name_of(node)}' ({node.op_type}): {reaches}FP16 ends at "
+        f"{LARGEST_FP16:.0f}. Plan it in fp32 (a layer's precision, or an island), or let "
         "--precision auto find what has to be."
     )
 

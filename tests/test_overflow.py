@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
 from tests.troubled import save_transformer
@@ -63,3 +63,18 @@ def test_what_fails_for_another_reason_overflows_nowhere(models: Models, tmp_pat
     found = build(path, BuildOptions(tmp_path / "a", FP16, "onnxruntime")).manifest.validation
     assert found.verdict == "fail"
     assert "overflow" not in found.reason
+
+
+def test_an_integer_that_overflows_is_named_without_its_size(models: Models, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "large"], ["a"]),
+        helper.make_node("Cast", ["a"], ["i"], to=TensorProto.INT32, name="integers"),
+        helper.make_node("Neg", ["i"], ["n"], name="negative"),
+        helper.make_node("Cast", ["n"], ["f"], to=TensorProto.FLOAT, name="floats"),
+        helper.make_node("MatMul", ["f", "w"], ["y"], name="fc"),
+    ]
+    weights = {"large": np.asarray(np.float32(1e6)), "w": np.eye(64, dtype=np.float32) / 1e6}
+    path = models.save(models.model(nodes, weights))
+    options = PlanOptions(precision="fp16", axes={"batch": (1, 2, 4)})
+    found = build(path, BuildOptions(tmp_path / "a", options, "onnxruntime")).manifest.validation
+    assert "The first to overflow in FP16 is 'negative' (Neg): FP16 ends at 65504" in found.reason

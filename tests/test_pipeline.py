@@ -199,6 +199,22 @@ def test_the_onnx_runtime_multiplies_a_quantized_weight_by_floats(
     assert [layer.precision for layer in result.manifest.layers] == [precision]
 
 
+def test_a_dynamically_quantized_model_keeps_the_sums_of_its_integers(models: Models, run: Run) -> None:
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("MatMulInteger", ["q", "w", "z"], ["i"], name="integers"),
+        helper.make_node("Cast", ["i"], ["c"], to=TensorProto.FLOAT, name="floats"),
+        helper.make_node("Mul", ["c", "s"], ["m"], name="by_input"),
+        helper.make_node("MatMul", ["m", "v"], ["y"], name="fc"),
+    ]
+    integers = np.random.default_rng(0).integers(64, 127, (64, 64)).astype(np.int8)
+    weights = {"w": integers, "v": _weight(64, 32) / 1000}
+    result = run(models.save(models.model(nodes, weights)), replace(BATCH, precision="fp16"))
+    assert result.manifest.status == "pass"
+    assert _typed(result)["floats"] == _typed(result)["by_input"] == "FLOAT"
+    assert _typed(result)["fc"] == "FLOAT16"
+
+
 def test_a_product_of_integers_is_planned_as_what_it_computes_in(models: Models, run: Run) -> None:
     nodes = [
         helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT32),
