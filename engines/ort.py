@@ -98,7 +98,7 @@ def _notes(request: BuildRequest, model: OnnxModel) -> Iterator[str]:
     if request.sparse:
         yield _DENSE
     yield from lowered_note(request.plan, "ONNX Runtime")
-    if _has_fp16(model):
+    if _has(model, "FLOAT16"):
         yield _FP16
     if ignored := request.options.flags():
         yield f"ONNX Runtime has no such options and ignores them: {ignored}."
@@ -112,10 +112,11 @@ def _optimise(ort: Any, model: OnnxModel, folder: Path) -> None:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     # By default what multiplies a quantized weight by a float (MatMulNBits) rounds that to INT8, too.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _IN_FP32)
-    options.optimized_model_filepath = str(folder / _ENGINE)
-    if _has_half_scales(model):
-        # ONNX Runtime 1.31 quantizes biases with FP16 scales that it reads as FP32: the outputs are wrong.
+    # Of FP8 it fuses what it then refuses, as if it were INT8; and 1.31 quantizes biases with FP16 scales that
+    # it reads as FP32: the outputs are wrong.
+    if _has(model, "FLOAT8") or _has_half_scales(model):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.optimized_model_filepath = str(folder / _ENGINE)
     # Without this, weights that lie in the given model's data file stay there: the engine would need it.
     if data_files(model) or model.path.stat().st_size > _INLINE_BYTES:
         prefix = "session.optimized_model_external_initializers"
@@ -202,11 +203,10 @@ def _has_half_scales(model: OnnxModel) -> bool:
     return any(scale is not None and scale.dtype == ir.DataType.FLOAT16 for scale in scales)
 
 
-def _has_fp16(model: OnnxModel) -> bool:
-    import onnx_ir as ir
-
+def _has(model: OnnxModel, kind: str) -> bool:
+    """Whether a node reads or makes a value of a type; "FLOAT8" stands for each type of that size."""
     return any(
-        value.dtype == ir.DataType.FLOAT16
+        value.dtype is not None and value.dtype.name.startswith(kind)
         for node in model.ir.graph.all_nodes()
         for value in (*node.inputs, *node.outputs)
         if value is not None

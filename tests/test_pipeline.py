@@ -199,6 +199,24 @@ def test_the_onnx_runtime_multiplies_a_quantized_weight_by_floats(
     assert [layer.precision for layer in result.manifest.layers] == [precision]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_products_of_fp8_run_in_the_onnx_runtime(precision: Any, models: Models, run: Run) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"]),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"], name="fc"),
+    ]
+    kind = ml_dtypes.float8_e4m3fn
+    weights = {
+        "w": (_weight(64, 32) / 0.01).astype(kind), "s": np.float32(0.01).reshape(()),
+        "z": np.float32(0).astype(kind).reshape(()),
+    }  # fmt: skip
+    result = run(models.save(models.model(nodes, weights)), replace(BATCH, precision=precision))
+    assert result.manifest.status == "pass"
+    assert [layer.precision for layer in result.manifest.layers] == ["fp8"]
+
+
 def test_a_dynamically_quantized_model_keeps_the_sums_of_its_integers(models: Models, run: Run) -> None:
     nodes = [
         helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
