@@ -112,8 +112,8 @@ def _optimise(ort: Any, model: OnnxModel, folder: Path) -> None:
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     # By default what multiplies a quantized weight by a float (MatMulNBits) rounds that to INT8, too.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", _IN_FP32)
-    # Of FP8 it fuses what it then refuses, as if it were INT8; and 1.31 quantizes biases with FP16 scales that
-    # it reads as FP32: the outputs are wrong.
+    # Around FP8 it fuses products, as if it were INT8, and then refuses them; and 1.31 quantizes biases with
+    # FP16 scales that it reads as FP32: the outputs are wrong.
     if _has(model, "FLOAT8") or _has_half_scales(model):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.optimized_model_filepath = str(folder / _ENGINE)

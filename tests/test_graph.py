@@ -292,7 +292,7 @@ def test_what_the_onnx_runtime_fuses_with_a_weight_is_said(
     op_type: str, shape: tuple[int, ...], more: dict[str, int], models: Models
 ) -> None:
     node = helper.make_node(op_type, ["x", "w"], ["y"], name="fused", domain="com.microsoft", **more)  # type: ignore[arg-type]
-    layer = _only(models.save(models.model([node], {"w": _random(*shape)})))
+    layer = only_layer(models.save(models.model([node], {"w": random_weight(*shape)})))
     assert (layer.name, layer.state) == ("fused", NOT_ELIGIBLE)
     assert layer.reason == f"{op_type} multiplies by its weight in a way that has no 2:4 path here"
 
@@ -300,7 +300,7 @@ def test_what_the_onnx_runtime_fuses_with_a_weight_is_said(
 def test_attention_of_onnx_has_no_weight(models: Models) -> None:
     node = helper.make_node("Attention", ["x", "x", "x", "mask"], ["y"], name="attention")
     mask = {"mask": np.zeros((8, 8), np.float32)}
-    assert _layers(models.save(models.model([node], mask, {"x": (1, 2, 8, 16)}, opset=23))) == ()
+    assert layers_of(models.save(models.model([node], mask, {"x": (1, 2, 8, 16)}, opset=23))) == ()
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_quantized_weight_is_multiplied_as_a_float_beside_one(
         helper.make_node("MatMul", ["xd" if before is None else "r" if before else "x", "v"], ["y"]),
     ]
     weights = {"w": np.ones((64, 32), np.int8), "s": np.ones((), np.float32), "z": np.zeros((), np.int8)}
-    layer = _only(models.save(models.model(nodes, weights)))
+    layer = only_layer(models.save(models.model(nodes, weights)))
     assert (layer.dtype, layer.product) == ("INT8", product)
 
 
@@ -336,7 +336,7 @@ def test_a_weight_that_is_computed_of_constants_is_said(models: Models) -> None:
         helper.make_node("MatMul", ["r", "t"], ["b"], name="left_operand"),
         helper.make_node("MatMul", ["x", "t"], ["y"], name="activations"),
     ]
-    layers = _layers(models.save(models.model(nodes, {"w": _random(64, 64)})))
+    layers = layers_of(models.save(models.model(nodes, {"w": random_weight(64, 64)})))
     assert layers[-1].reason == "dynamic weight: 'x' is an input of its graph"
     why = "its weight is computed of constants, by Split 'split': export it with these folded"
     said = {layer.name: (layer.computed, layer.state) for layer in layers}
@@ -360,9 +360,9 @@ def test_a_weight_that_is_computed_of_constants_is_said(models: Models) -> None:
 def test_what_is_given_or_drawn_is_no_constant(made: onnx.NodeProto, computed: bool, models: Models) -> None:
     node = helper.make_node("MatMul", ["x", "v"], ["y"], name="mm")
     scales = {"s": np.ones((), np.float32), "given": np.ones(32, np.float32)}
-    model = models.model([made, node], {"w": _random(64, 32), **scales})
+    model = models.model([made, node], {"w": random_weight(64, 32), **scales})
     model.graph.input.append(helper.make_tensor_value_info("given", TensorProto.FLOAT, [32]))
-    assert _only(models.save(model)).computed is computed
+    assert only_layer(models.save(model)).computed is computed
 
 
 def test_a_recurrent_layer_whose_weights_are_put_in_order_in_the_graph_is_listed(tmp_path: Path) -> None:
@@ -374,6 +374,6 @@ def test_a_recurrent_layer_whose_weights_are_put_in_order_in_the_graph_is_listed
         dynamo=True,
         verbose=False,
     )
-    (layer,) = _layers(tmp_path / "m.onnx")
+    (layer,) = layers_of(tmp_path / "m.onnx")
     assert (layer.op_type, layer.state) == ("LSTM", NOT_ELIGIBLE)
     assert layer.reason == "LSTM multiplies by its weight in a way that has no 2:4 path here"

@@ -21,12 +21,14 @@ from sparseflow_trt.errors import (
     NotSparseError,
     PlanError,
 )
+from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.pipeline import (
     BuildResult,
     PlanOptions,
     plan_for,
     read,
 )
+from sparseflow_trt.plan import read_plan
 from sparseflow_trt.policy import Point, Policy
 from tests.builds import BATCH, BRAIN, FLOAT, HALF, Run, builder_in, dense_weight, make_mlp, sparse_weight
 
@@ -139,7 +141,7 @@ def test_weights_that_are_stored_in_half_precision_do_not_choose_it(
         helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["x", "wide"], ["y"], name="fc"),
     ]
-    path = models.save(models.model(nodes, {"w": prune_2to4(_weight(64, 32), 0).astype(stored)}))
+    path = models.save(models.model(nodes, {"w": sparse_weight(64, 32).astype(stored)}))
     result = run(path, replace(BATCH, precision=asked, sparsity="force"), backend)
     assert [(layer.precision, layer.sparsity) for layer in result.manifest.layers] == [(given, "sparse")]
     assert _typed(result)["fc"] == {"fp16": "FLOAT16", "fp32": "FLOAT"}[given]
@@ -153,7 +155,7 @@ def test_a_model_that_casts_its_weights_to_half_precision_keeps_it(models: Model
         helper.make_node("MatMul", ["h", "v"], ["m"], name="fc"),
         helper.make_node("Cast", ["m"], ["y"], to=TensorProto.FLOAT),
     ]
-    result = run(models.save(models.model(nodes, {"w": _weight(64, 32)})))
+    result = run(models.save(models.model(nodes, {"w": dense_weight(64, 32)})))
     assert [layer.precision for layer in result.manifest.layers] == ["fp16"]
     assert _typed(result)["fc"] == "FLOAT16"
 
@@ -209,7 +211,7 @@ def test_products_of_fp8_run_in_the_onnx_runtime(precision: Any, models: Models,
     ]
     kind = ml_dtypes.float8_e4m3fn
     weights = {
-        "w": (_weight(64, 32) / 0.01).astype(kind), "s": np.float32(0.01).reshape(()),
+        "w": (dense_weight(64, 32) / 0.01).astype(kind), "s": np.float32(0.01).reshape(()),
         "z": np.float32(0).astype(kind).reshape(()),
     }  # fmt: skip
     result = run(models.save(models.model(nodes, weights)), replace(BATCH, precision=precision))
@@ -226,7 +228,7 @@ def test_a_dynamically_quantized_model_keeps_the_sums_of_its_integers(models: Mo
         helper.make_node("MatMul", ["m", "v"], ["y"], name="fc"),
     ]
     integers = np.random.default_rng(0).integers(64, 127, (64, 64)).astype(np.int8)
-    weights = {"w": integers, "v": _weight(64, 32) / 1000}
+    weights = {"w": integers, "v": dense_weight(64, 32) / 1000}
     result = run(models.save(models.model(nodes, weights)), replace(BATCH, precision="fp16"))
     assert result.manifest.status == "pass"
     assert _typed(result)["floats"] == _typed(result)["by_input"] == "FLOAT"
@@ -243,7 +245,7 @@ def test_a_product_of_integers_is_planned_as_what_it_computes_in(models: Models,
         helper.make_node("MatMul", ["d", "u"], ["b"], name="doubles"),
         helper.make_node("Cast", ["b"], ["y"], to=TensorProto.FLOAT),
     ]
-    weights = {"w": np.eye(64, dtype=np.int32), "v": _weight(64, 32), "u": np.eye(32)}
+    weights = {"w": np.eye(64, dtype=np.int32), "v": dense_weight(64, 32), "u": np.eye(32)}
     path = models.save(models.model(nodes, weights))
     result = run(path)
     precisions = {layer.name: layer.precision for layer in result.manifest.layers}
