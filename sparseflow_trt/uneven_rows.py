@@ -32,28 +32,40 @@ class KnownInPlugin(Known):
         more = self._more_us(m)
         if times is None or more == 0:
             return times
-        sparse_us = times.sparse_us + more
-        wins = times.wins and times.dense_us >= sparse_us * (1 + self.policy.margin)
-        return replace(times, sparse_us=sparse_us, wins=wins)
+        wins = times.wins and self._margin_missed(m, times, more) is None
+        return replace(times, sparse_us=times.sparse_us + more, wins=wins)
 
     def judge(self, m: int) -> Verdict:
         """Whether the product at M should run in the plugin, as of `Known`, with that cost."""
         verdict = super().judge(m)
-        times = self.expect(m)
-        if times is None or not verdict.sparse or verdict.speedup is None or self._more_us(m) == 0:
+        times = super().expect(m)
+        more = self._more_us(m)
+        if times is None or not verdict.sparse or verdict.speedup is None or more == 0:
             return verdict
-        speedup = min(times.speedup, verdict.speedup)
+        speedup = min(times.dense_us / (times.sparse_us + more), verdict.speedup)
         counted = f"{_rounded_down(speedup)} with what it copies or computes twice"
-        if times.wins:
+        missed = self._margin_missed(m, times, more)
+        if missed is None:
             reason = f"{verdict.reason}; M={m} is no multiple of {ROWS}: {counted}"
         else:
-            lost = f"does not win by {self.policy.margin:.0%} at M={m}, which is no multiple of {ROWS}"
+            lost = f"does not win by {missed:.0%} at M={m}, which is no multiple of {ROWS}"
             reason = f"the plugin {lost}: {counted}; else {verdict.reason}"
-        return replace(verdict, sparse=times.wins, speedup=speedup, reason=reason)
+        return replace(verdict, sparse=missed is None, speedup=speedup, reason=reason)
 
     def of_multiples(self) -> Known:
         """The same as if every M were a multiple of 8: ranges of M begin and end anywhere."""
         return Known(**{each.name: getattr(self, each.name) for each in fields(Known)})
+
+    def _margin_missed(self, m: int, times: Expected, more: float) -> float | None:
+        """The margin by which it does not win any more with that cost, None where it does by each.
+
+        What speaks at M is asked for its own: an estimate has to win by more than what was measured.
+        """
+        known = self.at(m)
+        for each, margin in ((known._times(m), known.margin), (times, self.policy.margin)):
+            if each and each.dense_us < (each.sparse_us + more) * (1 + margin):
+                return margin
+        return None
 
     def _more_us(self, m: int) -> float:
         if m % ROWS == 0 or (self.exact and self.library == "tensorrt" and m in self.pairs):

@@ -62,6 +62,21 @@ def test_the_reason_says_what_it_is_and_what_a_multiple_would_gain() -> None:
     )
 
 
+@pytest.mark.parametrize(("gain", "sparse"), [(1.17, False), (1.25, True)])
+def test_an_estimate_has_to_win_by_its_own_margin_with_the_cost_too(gain: float, sparse: bool) -> None:
+    slow = [point.model_copy(update={"us": 10 * point.us}) for point in estimates({16: gain, 1024: gain})]
+    known = plugin_known(make_policy(slow), *SHAPE, "FP16")
+    assert known.judge(56).sparse
+    verdict = known.judge(63)  # 5 µs of 100 more
+    assert verdict.sparse is sparse
+    assert verdict.speedup == pytest.approx(gain / 1.05)
+    assert ("the plugin does not win by 15% at M=63" in verdict.reason) is not sparse
+    measured = [point.model_copy(update={"us": 10 * point.us}) for point in plugin_points({64: 1.1})]
+    beyond = plugin_known(make_policy([*slow, *measured]), *SHAPE, "FP16")
+    # what was measured holds it to 1.10, which has to win by the policy's margin
+    assert beyond.judge(127).sparse is sparse
+
+
 def test_ranges_are_those_of_multiples() -> None:
     known = plugin_known(make_policy(plugin_points({64: 0.9, 256: 1.3, 1024: 1.3})), *SHAPE, "FP16")
     assert ranges_of(known, 64, 1024) == ((64, 255, False), (256, 1024, True))
