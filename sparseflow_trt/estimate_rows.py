@@ -105,9 +105,8 @@ def estimate_layers(
     size = group.n * group.k
     untimed = [a for a in answers if not a.times]
     guesses = [a.share * (a.bound or size * max(rates[0], a.m * rates[1])) for a in untimed]
-    able = any(rates) or all(
-        a.bound for a in untimed
-    )  # a share that is next to nothing is no lack of a guess
+    # what is guessed may be 0, of a share that is next to nothing: that is no lack of a guess
+    able = any(rates) or all(a.bound for a in untimed)
     worth, why = _is_worth(group, answers)
     return EstimatedLayers(
         kind=group.kind,
