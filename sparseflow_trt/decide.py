@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sparseflow_trt.graph import SparsityState, WeightedLayer
@@ -14,7 +14,7 @@ from sparseflow_trt.policy import Kernel, Policy
 from sparseflow_trt.shapes import Dims, Profile, dims_at
 from sparseflow_trt.sites import SMALLEST_K
 from sparseflow_trt.symbolic import SymbolicM
-from sparseflow_trt.uneven_rows import ROWS
+from sparseflow_trt.uneven_rows import ROWS, round_up
 
 SparsityMode = Literal["policy", "force", "off", "plugin"]
 
@@ -173,9 +173,14 @@ def _with_plugin(
 ) -> Decision:
     judged = {where: known.judge(m) for where, m in sizes.at.items() if m is not None}
     wins = {where: v for where, v in judged.items() if v.sparse and not is_beaten(v, own.verdicts[where])}
-    if not wins or None in sizes.at.values():
+    if not judged or None in sizes.at.values():
         return own.decision
     top = max(judged, key=lambda where: sizes.at[where] or 0)
+    padded = "" if top in wins or why_not else _if_padded(known, own.verdicts[top], sizes.at[top] or 0)
+    if padded and not given:
+        padded += f"; {_GAIN}"
+    if not wins:
+        return replace(own.decision, reason=own.decision.reason + padded)
     best = top if top in wins else max(wins, key=lambda where: wins[where].speedup or 0)
     told = f"{best}: {wins[best].reason}"
     kept = own.decision
@@ -184,7 +189,8 @@ def _with_plugin(
     if top not in wins:
         lost = f"in {top}, and a graph has one node for all profiles"
         return Decision(
-            kept.kernel, f"{kept.reason}; not in the plugin, which does not win for sure {lost} ({told})"
+            kept.kernel,
+            f"{kept.reason}; not in the plugin, which does not win for sure {lost} ({told}){padded}",
         )
     if not given:
         return Decision(kept.kernel, f"{kept.reason}; the plugin would gain ({told}): {_GAIN}")
@@ -195,7 +201,7 @@ def _with_plugin(
     if below:
         memory = layer.n * layer.k * _ELEMENT_BYTES / 2**20
         said += f"; below M={below} its dense copy, which takes {memory:.3g} MiB more of the GPU's memory"
-    said += _beside_multiples(layer.m, known, sizes, sizes.at[top] or 0)
+    said += _beside_multiples(layer.m, known, sizes, sizes.at[top] or 0, below)
     return Decision("plugin", said, below)
 
 
@@ -206,14 +212,23 @@ def _beside(own: Verdict, plugin: Verdict) -> str:
     return f"; TensorRT's own sparse kernels {own.speedup:.2f}×"
 
 
-def _beside_multiples(m: SymbolicM, known: Known, sizes: _Sizes, top: int) -> str:
-    """What is lost at M that are no multiples of 8, where such come."""
+def _beside_multiples(m: SymbolicM, known: Known, sizes: _Sizes, top: int, dense_below: int) -> str:
+    """What is lost at M that are no multiples of 8, where such come and are not left to the dense copy."""
     if sizes.low == sizes.high or m.is_multiple_of(ROWS) or top % ROWS:
         return ""
-    beside = known.judge(top - 1)
-    if beside.sparse or beside.speedup is None:
+    beside = top - 1 if max(sizes.low, dense_below) < top else top + 1
+    verdict = known.judge(beside)
+    if beside > sizes.high or verdict.sparse or verdict.speedup is None:
         return ""
-    return f"; but at M={top - 1} {beside.speedup:.2f}×: pad M to a multiple of {ROWS}"
+    return f"; but at M={beside} {verdict.speedup:.2f}×: pad M to a multiple of {ROWS}"
+
+
+def _if_padded(known: Known, own: Verdict, m: int) -> str:
+    """What the plugin would gain at the next multiple of 8, where it does not win at M, which is none."""
+    padded = known.judge(round_up(m))
+    if m % ROWS == 0 or not padded.sparse or is_beaten(padded, own):
+        return ""
+    return f"; the plugin would gain at M={round_up(m)} ({padded.reason}): pad M to a multiple of {ROWS}"
 
 
 def _dense_below(known: Known, low: int, top: int) -> int:

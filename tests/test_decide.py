@@ -24,6 +24,7 @@ LAYER = WeightedLayer(
     dtype="FP16", m=SymbolicM(("batch",)), n=N, k=K, batch=1, k_axes=(0,), state=SparsityState.SPARSE,
     reason="",
 )  # fmt: skip
+DIMS: dict[str, Any] = {"x": ("batch", K)}
 GIVEN = PluginUse(True, {"gate": PluginLayer("x")})
 RATIOS = st.floats(0.5, 2)
 
@@ -46,9 +47,7 @@ def profile(name: str, low: int, opt: int, high: int) -> Profile:
 def decided(policy: Policy | None, *opts: int, **changes: Any) -> Decision:
     asked: dict[str, Any] = {"mode": "policy", "plugin": GIVEN, "low": 16, "layer": LAYER, **changes}
     profiles = tuple(profile(f"p{m}", min(asked["low"], m), m, m) for m in opts)
-    return decide(
-        asked["layer"], "fp16", profiles, {"x": ("batch", K)}, policy, asked["mode"], asked["plugin"]
-    )
+    return decide(asked["layer"], "fp16", profiles, DIMS, policy, asked["mode"], asked["plugin"])
 
 
 def test_the_plugin_is_taken_where_it_wins_and_the_points_are_named() -> None:
@@ -67,6 +66,31 @@ def test_what_an_m_beside_the_multiples_of_eight_costs_is_said_where_such_come()
     assert "pad M" not in fixed.reason
     assert "pad M" not in decided(policy, 64, layer=replace(LAYER, m=SymbolicM((16, "batch")))).reason
     assert decided(policy, 63, low=63).kernel == "dense"
+    above = decide(LAYER, "fp16", (profile("p", 64, 64, 128),), DIMS, policy, "policy", GIVEN)
+    assert above.reason.endswith("; but at M=65 1.01×: pad M to a multiple of 8"), "63 does not come"
+
+
+def test_rows_that_run_dense_lose_nothing_beside_the_multiples() -> None:
+    found = decided(policy_of({16: 1.5, 32: 0.9, 64: 1.5}), 64)
+    assert (found.kernel, found.dense_below_m) == ("plugin", 64)
+    assert "pad M" not in found.reason
+
+
+def test_where_it_loses_for_want_of_a_multiple_of_eight_the_reason_says_to_pad() -> None:
+    policy = policy_of({16: 1.5, 64: 1.5})
+    would = (
+        "; the plugin would gain at M=64 (the plugin wins at M=64: 1.50× measured (512→1024, the plugin "
+        "against TensorRT's kernels, GPU X)): pad M to a multiple of 8"
+    )
+    found = decided(policy, 63, low=63)
+    assert (found.kernel, found.reason.endswith(would)) == ("dense", True)
+    assert decided(policy, 63, plugin=PluginUse(False, GIVEN.layers)).reason.endswith(
+        f"{would}; `sparseflow-trt plugin build` makes it, --plugin LIB uses it"
+    )
+    assert would in decided(policy, 16, 63).reason, "one profile wins, the larger one does not"
+    never = PluginUse(True, {"gate": PluginLayer("x", "the weight is the left operand")})
+    assert "pad M" not in decided(policy, 63, plugin=never).reason
+    assert "pad M" not in decided(policy_of({16: 0.9, 64: 0.9}), 63).reason
 
 
 @given(RATIOS, RATIOS)
@@ -145,13 +169,12 @@ def test_profiles_below_run_the_dense_copy_and_profiles_above_forbid_the_plugin(
 
 def test_where_it_wins_up_to_some_m_the_largest_opt_decides_and_nothing_is_cut() -> None:
     policy = policy_of({16: 1.5, 512: 1.4, 1024: 0.9, 4096: 0.9})
-    dims: dict[str, Any] = {"x": ("batch", K)}
     for opt, kernel in ((512, "plugin"), (1024, "dense")):
         whole = (profile("p", 16, opt, 4096),)
-        plan = make_plan((LAYER,), whole, dims, policy, "fp16", split=Split("batch"), plugin=GIVEN)
+        plan = make_plan((LAYER,), whole, DIMS, policy, "fp16", split=Split("batch"), plugin=GIVEN)
         assert [layer.sparsity for layer in plan.layers] == [kernel]
         assert [p.name for p in plan.profiles] == ["p"]
-    apart = make_plan((LAYER,), (profile("p", 16, 128, 512),), dims, policy, "fp16", plugin=GIVEN)
+    apart = make_plan((LAYER,), (profile("p", 16, 128, 512),), DIMS, policy, "fp16", plugin=GIVEN)
     assert apart.layers[0].sparsity == "plugin"
 
 
