@@ -14,6 +14,7 @@ from sparseflow_trt.errors import PolicyError, one_line
 Tell = Callable[[str], None]
 
 _STORE_BYTES = 128 << 20  # requests and answers are small
+_WORDS = ("auto", "local")  # Ray's own, in RAY_ADDRESS: a cluster of this machine, and a new one
 _CONNECT_SECONDS = 10.0
 _SAID_EVERY = 30.0  # seconds between two words on what is waited for
 # Free places are reserved within a fraction of a second. What is not by then waits for somebody else's end.
@@ -32,18 +33,18 @@ def connect(ray: Any) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     named = os.environ.get("RAY_ADDRESS", "")
-    if named in ("auto", "local"):  # words of Ray's own
-        named = ""
-    if named:
+    if named not in ("", *_WORDS):
         _check_address(named)
-    try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError as error:
-        if named:
-            raise _no_answer(named, one_line(error)) from error
-        ray.init(include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
-        return True
-    return False
+    if named != "local":
+        try:
+            ray.init(address="auto", **quiet)
+            return False
+        except ConnectionError as error:
+            if named not in ("", *_WORDS):
+                raise _no_answer(named, one_line(error)) from error
+    # said outright: with no address Ray would take RAY_ADDRESS again
+    ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+    return True
 
 
 def reserve(ray: Any, count: int | None, gpus: float, ours: bool, tell: Tell) -> list[Any]:

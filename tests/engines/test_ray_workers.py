@@ -94,6 +94,11 @@ def holder_of(gpus: int) -> Any:
 
     actor = ray.remote(Busy).options(num_gpus=gpus, num_cpus=0).remote()
     assert ray.get(actor.begun.remote())
+    left = ray.cluster_resources()["GPU"] - gpus
+    for _ in range(100):  # Ray tells of it a moment later
+        if ray.available_resources().get("GPU", 0) <= left:
+            break
+        time.sleep(0.1)
     return actor
 
 
@@ -269,8 +274,10 @@ def test_gpus_without_a_cpu_beside_them_are_said() -> None:
 
 
 @pytest.mark.skipif(bool(find_gpus()), reason="a cluster of this machine has its GPU")
-def test_a_cluster_of_its_own_without_a_gpu_is_refused() -> None:
+@pytest.mark.parametrize("address", ["", "auto", "local"])
+def test_a_cluster_of_its_own_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     ray.shutdown()
+    monkeypatch.setenv("RAY_ADDRESS", address)
     make, identify = factories()
     with pytest.raises(PolicyError, match="no Ray cluster runs here, and a new one would have no GPU"):
         RayWorkers(make, identity=identify)
