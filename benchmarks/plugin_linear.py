@@ -54,6 +54,7 @@ from sparseflow_trt.exporters.saving import save_plugin_model
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.uneven_rows import ROWS, round_up
 
 Arrays = Mapping[str, Any]
 
@@ -306,11 +307,6 @@ def compare(
     return row
 
 
-def round_up(m: int) -> int:
-    """The rows that cuSPARSELt takes for m."""
-    return -(-m // 8) * 8
-
-
 def in_turn(sides: Sequence[Callable[[int], list[float]]]) -> list[list[float]]:
     """Each side's median milliseconds in each of ROUNDS rounds, after one that does not count."""
     rounds = [[statistics.median(side(LAUNCHES)) for side in sides] for _ in range(ROUNDS + 1)]
@@ -338,8 +334,8 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def write(model: str, cells: list[dict[str, Any]], builds: list[dict[str, Any]], settings: Settings) -> None:
     """Writes what is there so far."""
     figures = {
-        **summary([cell for cell in cells if cell["m"] % 8 == 0]),
-        "other_m": summary([cell for cell in cells if cell["m"] % 8]),
+        **summary([cell for cell in cells if cell["m"] % ROWS == 0]),
+        "other_m": summary([cell for cell in cells if cell["m"] % ROWS]),
         "timing": timing_of(settings),
         "plugin_sha256": settings.plugin,
         "trial": settings.trial,
