@@ -188,7 +188,8 @@ def read_policy(path: Path) -> Policy:
             raise PolicyError(
                 f"{path}: the threshold of {limit.kind} ({limit.library} {limit.dtype}, {limit.kernel}) "
                 f"names points that do not bear it out: {why}.",
-                "A threshold that is given, and not derived from points, names no `shapes`: leave them out.",
+                "Where points or `margin` were changed by hand take it out: its layers are dense then where "
+                "no measured shape is near. One that is given, and not derived, names no `shapes`.",
             )
     return policy
 
