@@ -91,7 +91,7 @@ _SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
     metavar="LIB",
     help="The 2:4 plugin's library: it is measured in TensorRT, too, against its dense kernels.",
 )
-@click.option("--ray", "use_ray", is_flag=True, help="Measure on all GPUs of a Ray cluster at a time.")
+@click.option("--ray", "use_ray", is_flag=True, help="Measure on the free GPUs of a Ray cluster at a time.")
 @common_options
 def command(
     models: tuple[Path, ...],
