@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sparseflow_trt.plugin_lookup import plugin_known
+from sparseflow_trt.plugin_lookup import judge_with_plugin
 from sparseflow_trt.policy import find_policy
 from tests.policies import make_points, make_policy
 
@@ -138,8 +138,9 @@ def test_ask_mentions_the_plugin_where_it_gains_and_sparse_does_not(sparseflow: 
     product = ("policy", "ask", "h200", "--kind", "down", "--n", 4096, "--k", 14336)
     said = sparseflow(*product, "--m", 1024).out
     assert said.startswith("dense: ")
-    gain = plugin_known(find_policy("h200"), "down", 4096, 14336, "FP16").judge(1024).speedup
-    assert f"In its place: the plugin wins at M=1024: {gain:.2f}× measured (14336→4096, " in said
+    measured = judge_with_plugin(find_policy("h200"), "down", 4096, 14336, 1024, "FP16")
+    assert measured.speedup is not None
+    assert f"In its place: the plugin wins at M=1024: {measured.speedup:.2f}× measured (14336→4096, " in said
     asked = sparseflow(*product, "--m", 1024, "--json").json
     assert (asked["sparse"], asked["plugin_would_gain"][:10]) == (False, "the plugin")
     assert "In its place" not in sparseflow(*product, "--m", 1024, "--plugin").out
@@ -196,6 +197,8 @@ def test_ask_names_the_kernel(sparseflow: Sparseflow) -> None:
 
 
 def test_json_has_the_file_whole_or_what_was_chosen(sparseflow: Sparseflow) -> None:
+    from sparseflow_trt.policy import find_policy
+
     whole = find_policy("h200").model_dump(mode="json")
     assert sparseflow("policy", "show", "h200", "--json").json == whole
     for library, n, k in (("tensorrt", 2048, 5632), ("torch", 2048, 5632), ("torch", 4096, 14336)):
