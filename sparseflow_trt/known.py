@@ -189,7 +189,7 @@ class Known:
             dense_us=dense_us,
             sparse_us=dense_us / math.exp(mean),
             wins=sure >= least,
-            doubt=f"no more than {_at_least(sure)} is sure" if unsure else "",
+            doubt=f"no more than {rounded_down(sure)} is sure" if unsure else "",
             basis="learned",
             at="above" if above else "between",
             where=f"{where}learned from {guess.shapes} measured shapes",
@@ -210,7 +210,7 @@ class Known:
         if self.guess:  # this shape's own: between measured M
             alone = m in self.pairs or m > max(self.pairs)
             sure = math.inf if alone else self._sure(self.guess, [m])[0]
-            return f"no more than {_at_least(sure)} is sure there" if sure < 1 + self.margin else ""
+            return f"no more than {rounded_down(sure)} is sure there" if sure < 1 + self.margin else ""
         if not wins_at(self.pairs, m, self.margin, self.policy.wave):
             if self.policy.wave is None:
                 return "how large a step times take between them is not known"
@@ -301,6 +301,6 @@ def _held_to(most: Expected, times: Expected, margin: float) -> Expected:
     )
 
 
-def _at_least(speedup: float) -> str:
+def rounded_down(speedup: float) -> str:
     """A speedup rounded down: what falls short of a margin is not to read as if it met it."""
     return f"{math.floor(100 * speedup) / 100:.2f}×"

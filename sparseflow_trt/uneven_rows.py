@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
 
-from sparseflow_trt.known import Expected, Known, Verdict
+from sparseflow_trt.known import Expected, Known, Verdict, rounded_down
 
 ROWS = 8
 
@@ -43,7 +42,7 @@ class KnownInPlugin(Known):
         if times is None or not verdict.sparse or verdict.speedup is None or more == 0:
             return verdict
         speedup = min(times.dense_us / (times.sparse_us + more), verdict.speedup)
-        counted = f"{_rounded_down(speedup)} with what it copies or computes twice"
+        counted = f"{rounded_down(speedup)} with what it copies or computes twice"
         missed = self._margin_missed(m, times, more)
         if missed is None:
             reason = f"{verdict.reason}; M={m} is no multiple of {ROWS}: {counted}"
@@ -74,7 +73,3 @@ class KnownInPlugin(Known):
             return FEW_US
         times = super().expect(ROWS)
         return READINGS * times.sparse_us if times else 0.0
-
-
-def _rounded_down(speedup: float) -> str:
-    return f"{math.floor(100 * speedup) / 100:.2f}×"
