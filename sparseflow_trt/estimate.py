@@ -46,8 +46,8 @@ def estimate_model(
 ) -> Estimate:
     """Estimates a model at the opt of its shapes, or over its traffic.
 
-    Where neither a library nor the plugin is asked for, and the policy has no time of TensorRT's own kernels
-    for any layer, the plugin stands in for them, if there are times of that.
+    Where neither a library nor the plugin is asked for, the plugin stands in for TensorRT's own sparse
+    kernels if there are times of it, and these gain no more or have no times.
 
     Args:
         model: A model as read.
@@ -92,12 +92,12 @@ def estimate_model(
         )
 
     found = by("plugin" if plugin else "sparse", library or "tensorrt")
+    if not plugin and library is None and found.library == "tensorrt":
+        other = by("plugin", "tensorrt")
+        if other.gemm_speedup and other.gemm_speedup >= (found.gemm_speedup or 0.0):
+            return other.model_copy(update={"stands_in": True})
     if found.dense_us is not None:
         return found
-    if not (plugin or library) and found.library == "tensorrt":
-        other = by("plugin", "tensorrt")
-        if other.dense_us is not None:
-            return other.model_copy(update={"stands_in": True})
     sites = (site for site in find_sites(model) if site.batch != 1 or site.pattern_k != site.k)
     more = advise(found, policy, by, model.path, {(site.n, site.k) for site in sites})
     return found.model_copy(update={"notes": (*found.notes, *more)})
@@ -151,7 +151,7 @@ def estimate(
     notes = (
         "Times are of the kernels alone, one product after the other.",
         *(f"Sparse is the plugin, {words}." for words in whose),
-        *_notes(layers, rows, library, used, main),
+        *_notes(layers, rows, library, used, main, plugin is not None),
         *(advise_padding(zip(rows, known.values(), strict=True)) if plugin is not None else ()),
     )
     dense = _total((row.count, row.dense_us) for row in rows)
@@ -219,7 +219,8 @@ def _known_of(group: Group, policy: Policy, library: Library | None) -> Known:
 def _whose_plugin_times(known: Mapping[Group, Known], answers: Mapping[Group, list[Answer]]) -> list[str]:
     """Whose kernels the plugin's times are of, each once."""
     asked = ((known[group], answers[group]) for group in known if known[group].pairs and not group.never)
-    return sorted({of.at(answer.m).whose for of, its in asked for answer in its})
+    said = {of.at(answer.m).whose for of, its in asked for answer in its}
+    return sorted(words.replace("the plugin against", "measured against") for words in said)
 
 
 def _total(times: Iterable[tuple[int, float | None]]) -> float | None:
@@ -255,6 +256,7 @@ def _notes(
     asked: Library,
     used: Library,
     main: SymbolicM | None,
+    in_plugin: bool,
 ) -> Iterator[str]:
     if asked != used:
         yield f"The policy holds nothing of {WHOSE[asked]}: these are times of {WHOSE[used]}."
@@ -263,7 +265,8 @@ def _notes(
     if any(row.kind == "classifier" and row.worth and row.state == "not-sparse" for row in rows):
         yield "`prune` takes a classifier only where it is named: --include."
     if any(row.policy_us not in (row.dense_us, row.sparse_us) for row in rows):
-        yield "Where sparse wins at some M only, each M has its kernel: profiles split at those M do that."
+        does = "artifacts of their own for" if in_plugin else "profiles split at"
+        yield f"Where sparse wins at some M only, each M has its kernel: {does} those M do that."
     if any(row.guessed_us for row in rows):
         yield (
             "Products with no time count as dense, and as long as at the smallest measured M where theirs is "

@@ -76,8 +76,8 @@ class Estimate(Record):
     Attributes:
         library: Whose kernels the times are of.
         kernel: What sparse means: the library's own kernels, or the plugin.
-        stands_in: Whether the plugin was not asked for: the policy has no times of TensorRT's own sparse
-            kernels for any of these layers, and some of the plugin.
+        stands_in: Whether the plugin was not asked for: by the policy it gains as much as TensorRT's own
+            sparse kernels or more, or these have no times there.
         dense_us: Of the products of one run that there are times for, in microseconds: the mean over runs.
             None where there are none.
         policy_us: The same with sparse where the policy takes it.

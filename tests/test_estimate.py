@@ -114,7 +114,9 @@ def test_points_of_the_plugin_go_before_estimates() -> None:
         p.model_copy(update={"kernel": "plugin"} if p.kernel == "sparse" else {})
         for p in make_points("gate_up", 256, 64, {1024: 1.2})
     ]
-    (row,) = _estimate(MLP[0], policy=make_policy([*torch, *own]), plugin={}).layers
+    found = _estimate(MLP[0], policy=make_policy([*torch, *own]), plugin={})
+    assert "Sparse is the plugin, measured against TensorRT's kernels." in found.notes
+    (row,) = found.layers
     assert row.basis == ("measured",)
     assert row.speedup == pytest.approx(1.2)
     larger = {"batch": 1, "seq": 2048}
@@ -306,6 +308,9 @@ def test_traffic_speaks_of_the_layers_with_most_arithmetic() -> None:
     assert any("M=batch*seq" in note for note in found.notes)
     assert (rows["batch*seq"].taken, rows["batch*seq"].worth) == (0.5, True)
     assert any("profiles split at those M" in note for note in found.notes)
+    torch = make_policy(make_points("gate_up", 256, 64, {16: 0.9, 1024: 2.0}, library="torch"))
+    found = _estimate(*MLP[:2], policy=torch, traffic=traffic, plugin=dict.fromkeys(("up", "gate"), ""))
+    assert any("artifacts of their own for those M" in note for note in found.notes), "one node for all"
 
 
 def test_traffic_of_a_static_model_is_refused() -> None:

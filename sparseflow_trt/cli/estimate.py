@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--library", type=click.Choice(["tensorrt", "torch"]),
     help="Whose kernels will run: TensorRT's, or cuSPARSELt and cuBLAS as PyTorch calls them. Default: "
-    "TensorRT's, or --plugin where the policy has no times of those for any layer.",
+    "TensorRT's, or --plugin where that gains more or those have no times.",
 )  # fmt: skip
 @click.option(
     "--plugin", is_flag=True,
@@ -106,8 +106,8 @@ def _print(result: Estimate) -> None:
     out.print(f"{result.model} on {result.device}, by policy '{result.policy}':\n")
     if result.stands_in:
         out.print(
-            "TensorRT's own sparse kernels were not measured near these layers: sparse is the 2:4 plugin "
-            "here (`plan --plugin LIB`); without it they run dense.\n"
+            "TensorRT's own sparse kernels gain less here, or nothing, or were not measured: sparse is the "
+            "2:4 plugin (`plan --plugin LIB`); --library tensorrt shows them.\n"
         )
     out.print(table)
     out.print(f"\n{_total(result)}\n")

@@ -242,7 +242,7 @@ def test_times_of_the_other_library_are_pointed_to(
     assert "too: try" not in sparseflow(*default, "--library", "torch").out
     plugin = sparseflow(*default, "--plugin").out
     assert "Plugin µs" in plugin
-    assert "were not measured near" not in plugin, "it was asked for"
+    assert "sparse is the 2:4 plugin" not in plugin, "it was asked for"
     assert "Sparse is the plugin, estimated from cuSPARSELt, whose kernels it runs, against cuBLAS." in plugin
     refused = sparseflow(*default, "--plugin", "--library", "torch")
     unknown = sparseflow(*default, "--plugin", "--precision", "fp32").out
@@ -314,7 +314,7 @@ def test_of_a_type_that_no_library_has_it_is_said_what_measures_it(
     assert "`build --verdict` measures what such an engine gains" in lines[-1]
 
 
-def test_the_plugin_stands_in_for_kernels_that_were_not_measured(
+def test_the_plugin_stands_in_for_kernels_that_gain_less_or_were_not_measured(
     sparseflow: Sparseflow, mlp: Mlp, own_folder: Path
 ) -> None:
     torch = make_points("gate_up", 128, 64, {8: 2.0}, library="torch")
@@ -323,8 +323,8 @@ def test_the_plugin_stands_in_for_kernels_that_were_not_measured(
     command = ("estimate", mlp(), "--policy", "two.json", "--dim", "batch=8")
     lines = sparseflow(*command).out.splitlines()
     said = (
-        "TensorRT's own sparse kernels were not measured near these layers: sparse is the 2:4 plugin here "
-        "(`plan --plugin LIB`); without it they run dense."
+        "TensorRT's own sparse kernels gain less here, or nothing, or were not measured: sparse is the 2:4 "
+        "plugin (`plan --plugin LIB`); --library tensorrt shows them."
     )
     assert lines[2] == said, "above the table"
     (gate,) = (line.split() for line in lines if line.startswith("gate_up"))
@@ -334,11 +334,25 @@ def test_the_plugin_stands_in_for_kernels_that_were_not_measured(
     assert {**found, "stands_in": False} == asked
     own = sparseflow(*command, "--library", "tensorrt", "--json").json
     assert (own["kernel"], own["stands_in"], own["gemm_speedup"]) == ("sparse", False, None)
-    timed = [*torch, *make_points("down", 32, 128, {8: 1.0})]  # of one layer TensorRT's own were measured
-    (own_folder / "two.json").write_text(make_policy(timed).model_dump_json())
-    assert sparseflow(*command, "--json").json["kernel"] == "sparse"
+    own_gate = make_points("gate_up", 128, 64, {8: 2.0})  # now TensorRT's own were measured, too
+    for gain, kernel in ((1.0, "plugin"), (1.5, "sparse")):
+        timed = [*torch, *own_gate, *make_points("down", 32, 128, {8: gain})]
+        (own_folder / "two.json").write_text(make_policy(timed).model_dump_json())
+        assert sparseflow(*command, "--json").json["kernel"] == kernel
     nothing = sparseflow("estimate", mlp(), "--policy", "h200", "--precision", "fp32", "--dim", "batch=8")
-    assert "not measured near" not in nothing.out, "the plugin has none either"
+    assert "sparse is the 2:4 plugin" not in nothing.out, "the plugin has none either"
+
+
+def test_the_plugin_stands_in_by_the_shipped_policy(
+    sparseflow: Sparseflow, models: Models, own_folder: Path
+) -> None:
+    """TensorRT's own kernels were measured on an H200 at k's product of TinyLlama, and gain nothing there."""
+    model = models.matmul(np.ones((2048, 256), np.float32), "k_proj.onnx")
+    asked = ("estimate", model, "--device", "h200", "--dim", "batch=1024", "--json")
+    found = sparseflow(*asked).json
+    assert (found["kernel"], found["stands_in"]) == ("plugin", True)
+    own = sparseflow(*asked, "--library", "tensorrt").json
+    assert (own["kernel"], own["gemm_speedup"]) == ("sparse", 1.0)
 
 
 @pytest.mark.parametrize("pruned", [False, True])
