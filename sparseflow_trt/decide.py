@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sparseflow_trt.graph import SparsityState, WeightedLayer
@@ -176,11 +176,9 @@ def _with_plugin(
     if not judged or None in sizes.at.values():
         return own.decision
     top = max(judged, key=lambda where: sizes.at[where] or 0)
-    padded = "" if top in wins or why_not else _if_padded(known, own.verdicts[top], sizes.at[top] or 0)
-    if padded and not given:
-        padded += f"; {_GAIN}"
     if not wins:
-        return replace(own.decision, reason=own.decision.reason + padded)
+        padded = "" if why_not else _when_padded(own.verdicts[top], known, sizes.at[top] or 0, given)
+        return Decision(own.decision.kernel, own.decision.reason + padded)
     best = top if top in wins else max(wins, key=lambda where: wins[where].speedup or 0)
     told = f"{best}: {wins[best].reason}"
     kept = own.decision
@@ -188,6 +186,7 @@ def _with_plugin(
         return Decision(kept.kernel, f"{kept.reason}; the plugin cannot run it: {why_not}")
     if top not in wins:
         lost = f"in {top}, and a graph has one node for all profiles"
+        padded = _when_padded(own.verdicts[top], known, sizes.at[top] or 0, given)
         return Decision(
             kept.kernel,
             f"{kept.reason}; not in the plugin, which does not win for sure {lost} ({told}){padded}",
@@ -212,6 +211,15 @@ def _beside(own: Verdict, plugin: Verdict) -> str:
     return f"; TensorRT's own sparse kernels {own.speedup:.2f}×"
 
 
+def _when_padded(own: Verdict, known: Known, m: int, given: bool) -> str:
+    """What the plugin would gain at the next multiple of 8, where it does not at M."""
+    padded = known.padded(m)
+    if padded is None or is_beaten(padded, own):
+        return ""
+    gain = f" ({padded.speedup:.2f}×)" if padded.speedup else ""
+    return f"; padded to M={round_up(m)} the plugin would win{gain}" + ("" if given else f": {_GAIN}")
+
+
 def _beside_multiples(m: SymbolicM, known: Known, sizes: _Sizes, top: int, dense_below: int) -> str:
     """What is lost at M that are no multiples of 8, where such come and are not left to the dense copy."""
     if sizes.low == sizes.high or m.is_multiple_of(ROWS) or top % ROWS:
@@ -221,14 +229,6 @@ def _beside_multiples(m: SymbolicM, known: Known, sizes: _Sizes, top: int, dense
     if beside > sizes.high or verdict.sparse or verdict.speedup is None:
         return ""
     return f"; but at M={beside} {verdict.speedup:.2f}×: pad M to a multiple of {ROWS}"
-
-
-def _if_padded(known: Known, own: Verdict, m: int) -> str:
-    """What the plugin would gain at the next multiple of 8, where it does not win at M, which is none."""
-    padded = known.judge(round_up(m))
-    if m % ROWS == 0 or not padded.sparse or is_beaten(padded, own):
-        return ""
-    return f"; the plugin would gain at M={round_up(m)} ({padded.reason}): pad M to a multiple of {ROWS}"
 
 
 def _dense_below(known: Known, low: int, top: int) -> int:

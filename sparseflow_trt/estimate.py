@@ -152,7 +152,7 @@ def estimate(
         "Times are of the kernels alone, one product after the other.",
         *(f"Sparse is the plugin, {words}." for words in whose),
         *_notes(layers, rows, library, used, main, plugin is not None),
-        *(advise_padding(zip(rows, known.values(), strict=True)) if plugin is not None else ()),
+        *advise_padding(zip(rows, known.values(), strict=True)),
     )
     dense = _total((row.count, row.dense_us) for row in rows)
     chosen = _total((row.count, row.policy_us) for row in rows)

@@ -62,14 +62,11 @@ def advise_padding(rows: Iterable[tuple[EstimatedLayers, Known]]) -> Iterator[st
     layers: dict[int, int] = {}
     for row, known in rows:
         for m, _ in row.sizes if row.sparse_us is not None else ():
-            if m % ROWS and not known.judge(m).sparse and known.judge(round_up(m)).sparse:
+            if known.padded(m):
                 layers[m] = layers.get(m, 0) + row.count
     if layers:
-        said = [f"{m} to {round_up(m)}, where {count} would win" for m, count in sorted(layers.items())]
-        yield (
-            f"In layers where the plugin does not win at an M that is no multiple of {ROWS} it would at the "
-            f"next one: pad M ({listed(said, _MOST)})."
-        )
+        said = [f"{m} to {round_up(m)} ({count} more)" for m, count in sorted(layers.items())]
+        yield f"Pad M to a multiple of {ROWS}, where the plugin wins in more layers: {listed(said, _MOST)}."
 
 
 def _what_measures(

@@ -134,6 +134,10 @@ class Known:
         """What ranges of M are drawn from: this, where a kernel takes one M as well as another."""
         return self
 
+    def padded(self, m: int) -> Verdict | None:
+        """The verdict at a larger M that a kernel wins at and not at M; None where it takes any M."""
+        return None
+
     def learned_from(self, m: int) -> list[tuple[float, Pair]]:
         """The products that a learned answer at M rests on, with their shares; none where it is not learned.
 

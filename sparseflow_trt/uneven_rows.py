@@ -39,17 +39,25 @@ class KnownInPlugin(Known):
         verdict = super().judge(m)
         times = super().expect(m)
         more = self._more_us(m)
-        if times is None or not verdict.sparse or verdict.speedup is None or more == 0:
+        if times is None or verdict.speedup is None or more == 0:
             return verdict
         speedup = min(times.dense_us / (times.sparse_us + more), verdict.speedup)
-        counted = f"{rounded_down(speedup)} with what it copies or computes twice"
         missed = self._margin_missed(m, times, more)
-        if missed is None:
-            reason = f"{verdict.reason}; M={m} is no multiple of {ROWS}: {counted}"
-        else:
+        sparse = verdict.sparse and missed is None
+        left = _said(speedup, sparse)
+        reason = f"{verdict.reason}; M={m} is no multiple of {ROWS}, which leaves {left}"
+        if verdict.sparse and missed is not None:
             lost = f"does not win by {missed:.0%} at M={m}, which is no multiple of {ROWS}"
-            reason = f"the plugin {lost}: {counted}; else {verdict.reason}"
-        return replace(verdict, sparse=missed is None, speedup=speedup, reason=reason)
+            _, _, how = verdict.reason.partition(": ")
+            reason = f"the plugin {lost}: {left}; of a multiple {how}"
+        if not sparse and super().judge(round_up(m)).sparse:
+            reason += f"; pad M to {round_up(m)}, where it wins"
+        return replace(verdict, sparse=sparse, speedup=speedup, reason=reason)
+
+    def padded(self, m: int) -> Verdict | None:
+        """The verdict at the next multiple of 8, where the plugin wins there and not at M; else None."""
+        verdict = self.judge(round_up(m))
+        return verdict if m % ROWS and verdict.sparse and not self.judge(m).sparse else None
 
     def of_multiples(self) -> Known:
         """The same as if every M were a multiple of 8: ranges of M begin and end anywhere."""
@@ -73,3 +81,8 @@ class KnownInPlugin(Known):
             return FEW_US
         times = super().expect(ROWS)
         return READINGS * times.sparse_us if times else 0.0
+
+
+def _said(speedup: float, wins: bool) -> str:
+    """A speedup; too small a gain is rounded down, so as not to read as if it met the margin."""
+    return rounded_down(speedup) if speedup > 1 and not wins else f"{speedup:.2f}×"

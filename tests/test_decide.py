@@ -65,7 +65,6 @@ def test_what_an_m_beside_the_multiples_of_eight_costs_is_said_where_such_come()
     assert fixed.kernel == "plugin"
     assert "pad M" not in fixed.reason
     assert "pad M" not in decided(policy, 64, layer=replace(LAYER, m=SymbolicM((16, "batch")))).reason
-    assert decided(policy, 63, low=63).kernel == "dense"
     above = decide(LAYER, "fp16", (profile("p", 64, 64, 128),), DIMS, policy, "policy", GIVEN)
     assert above.reason.endswith("; but at M=65 1.01×: pad M to a multiple of 8"), "63 does not come"
 
@@ -76,21 +75,19 @@ def test_rows_that_run_dense_lose_nothing_beside_the_multiples() -> None:
     assert "pad M" not in found.reason
 
 
-def test_where_it_loses_for_want_of_a_multiple_of_eight_the_reason_says_to_pad() -> None:
+def test_where_it_loses_for_want_of_a_multiple_of_eight_the_reason_says_to_what_to_pad() -> None:
     policy = policy_of({16: 1.5, 64: 1.5})
-    would = (
-        "; the plugin would gain at M=64 (the plugin wins at M=64: 1.50× measured (512→1024, the plugin "
-        "against TensorRT's kernels, GPU X)): pad M to a multiple of 8"
-    )
     found = decided(policy, 63, low=63)
-    assert (found.kernel, found.reason.endswith(would)) == ("dense", True)
-    assert decided(policy, 63, plugin=PluginUse(False, GIVEN.layers)).reason.endswith(
-        f"{would}; `sparseflow-trt plugin build` makes it, --plugin LIB uses it"
-    )
-    assert would in decided(policy, 16, 63).reason, "one profile wins, the larger one does not"
-    never = PluginUse(True, {"gate": PluginLayer("x", "the weight is the left operand")})
-    assert "pad M" not in decided(policy, 63, plugin=never).reason
-    assert "pad M" not in decided(policy_of({16: 0.9, 64: 0.9}), 63).reason
+    assert found.kernel == "dense"
+    assert found.reason.endswith("; padded to M=64 the plugin would win (1.50×)")
+    lacks = decided(policy, 63, low=63, plugin=PluginUse(False, GIVEN.layers))
+    assert lacks.reason.endswith("(1.50×): `sparseflow-trt plugin build` makes it, --plugin LIB uses it")
+    never = decided(policy, 63, low=63, plugin=PluginUse(True, {"gate": PluginLayer("x", "no")}))
+    assert "padded" not in never.reason
+    assert "padded" not in decided(policy_of({16: 1.0, 64: 1.0}), 63, low=63).reason
+    several = decided(policy, 16, 63, low=16)
+    assert "not in the plugin, which does not win for sure in profile 'p63'" in several.reason
+    assert several.reason.endswith("; padded to M=64 the plugin would win (1.50×)")
 
 
 @given(RATIOS, RATIOS)

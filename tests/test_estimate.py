@@ -98,14 +98,13 @@ def test_an_m_that_is_no_multiple_of_eight_is_to_be_padded_where_that_gains() ->
 
     def told(seq: int) -> list[str]:
         found = _estimate(*MLP[:2], sizes={"batch": 1, "seq": seq}, policy=policy, plugin=able)
-        return [note for note in found.notes if "pad M" in note]
+        return [note for note in found.notes if "Pad M" in note]
 
     assert told(197) == [
-        "In layers where the plugin does not win at an M that is no multiple of 8 it would at the next one: "
-        "pad M (197 to 200, where 2 would win)."
+        "Pad M to a multiple of 8, where the plugin wins in more layers: 197 to 200 (2 more)."
     ]
     assert told(200) == []
-    assert "pad M" not in "".join(_estimate(*MLP[:2], sizes={"batch": 1, "seq": 197}, policy=policy).notes)
+    assert "Pad M" not in "".join(_estimate(*MLP[:2], sizes={"batch": 1, "seq": 197}, policy=policy).notes)
 
 
 def test_points_of_the_plugin_go_before_estimates() -> None:

@@ -53,12 +53,11 @@ def test_the_reason_says_what_it_is_and_what_a_multiple_would_gain() -> None:
     assert known.judge(100).reason.startswith(
         "the plugin wins at M=100: 1.63× between M=64 and M=1024 (2048→4096, the plugin against "
     )
-    assert known.judge(100).reason.endswith(
-        "GPU X); M=100 is no multiple of 8: 1.08× with what it copies or computes twice"
-    )
-    assert known.judge(1023).reason.startswith(
-        "the plugin does not win by 2% at M=1023, which is no multiple of 8: 0.81× with what it copies or "
-        "computes twice; else the plugin wins at M=1023: 1.80× "
+    assert known.judge(100).reason.endswith("GPU X); M=100 is no multiple of 8, which leaves 1.09×")
+    assert known.judge(1023).reason == (
+        "the plugin does not win by 2% at M=1023, which is no multiple of 8: 0.82×; of a multiple 1.80× "
+        "between M=64 and M=1024 (2048→4096, the plugin against TensorRT's kernels, GPU X); pad M to 1024, "
+        "where it wins"
     )
 
 
@@ -75,6 +74,23 @@ def test_an_estimate_has_to_win_by_its_own_margin_with_the_cost_too(gain: float,
     beyond = plugin_known(make_policy([*slow, *measured]), *SHAPE, "FP16")
     # what was measured holds it to 1.10, which has to win by the policy's margin
     assert beyond.judge(127).sparse is sparse
+
+
+def test_where_it_would_lose_in_any_case_the_figure_is_that_of_this_m_too() -> None:
+    known = plugin_known(make_policy(plugin_points({64: 0.9, 256: 0.9, 1024: 1.3})), *SHAPE, "FP16")
+    verdict, times = known.judge(100), known.expect(100)
+    assert times is not None
+    assert verdict.speedup == pytest.approx(times.speedup)
+    assert verdict.reason.endswith(f"no multiple of 8, which leaves {times.speedup:.2f}×"), "as in a table"
+    assert known.padded(100) is None
+
+
+def test_what_padding_gains_is_the_verdict_at_the_next_multiple() -> None:
+    known = plugin_known(make_policy(plugin_points({64: 1.6, 1024: 1.8})), *SHAPE, "FP16")
+    assert known.padded(1023) == known.judge(1024)
+    assert known.padded(1024) is None
+    assert known.padded(100) is None, "it wins there as it is"
+    assert known.of_multiples().padded(1023) is None
 
 
 def test_ranges_are_those_of_multiples() -> None:

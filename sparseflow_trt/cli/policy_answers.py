@@ -35,7 +35,7 @@ class Answer:
         kernel: "dense", "sparse" or "plugin".
         verdict: The same with its reason.
         heaviest: Where it is learned, the products that weigh most in it, with their shares.
-        would_gain: Why the plugin would win where it was not asked for; else "".
+        would_gain: Why the plugin, not asked for, would win at M or at the next multiple of 8; else "".
     """
 
     product: Product
@@ -106,11 +106,18 @@ def print_answer(answer: Answer) -> None:
 
 
 def _plugin_gain(policy: Policy, product: Product) -> str:
-    """Why the plugin would win at a product, "" where it would not."""
-    from sparseflow_trt.plugin_lookup import judge_with_plugin
+    """Why the plugin would win at a product or, where it would not, at the next multiple of 8; else ""."""
+    from sparseflow_trt.packing import why_not_in_plugin
+    from sparseflow_trt.plugin_lookup import PLUGIN_DTYPES, judge_with_plugin, plugin_known
 
+    kind, n, k, m, dtype = product
     better = judge_with_plugin(policy, *product)
-    return better.reason if better.sparse else ""
+    if better.sparse:
+        return better.reason
+    if dtype not in PLUGIN_DTYPES or why_not_in_plugin(n, k):
+        return ""
+    padded = plugin_known(policy, kind, n, k, dtype).padded(m)
+    return f"with M padded to a multiple of 8 {padded.reason}" if padded else ""
 
 
 def _why_never(known: Known, limited: str) -> str:
