@@ -150,7 +150,11 @@ def estimate(
     whose = _whose_plugin_times(known, answers) if plugin is not None else ()
     notes = (
         "Times are of the kernels alone, one product after the other.",
-        *(f"Sparse is the plugin, {words}." for words in whose),
+        *(
+            [f"Sparse is the plugin, which runs cuSPARSELt's kernels: {', or '.join(whose)}."]
+            if whose
+            else ()
+        ),
         *_notes(layers, rows, library, used, main, plugin is not None),
         *advise_padding(zip(rows, known.values(), strict=True)),
     )

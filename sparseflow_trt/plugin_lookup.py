@@ -87,7 +87,7 @@ def _estimated(layer: Known) -> Known:
         pairs=pairs,
         witnesses=witnesses_of(shape, n, k, points, witness),
         threshold=None,
-        whose="estimated from cuSPARSELt, whose kernels it runs, against "
+        whose="estimated from cuSPARSELt against "
         + ("TensorRT's kernels" if against == {"tensorrt"} else "cuBLAS"),
         margin=policy.margin if against == {"tensorrt"} else max(policy.margin, ESTIMATE_MARGIN),
         guess=guess_for(policy, "torch", n, k, dtype, shape) if against == {"torch"} else None,

@@ -84,7 +84,7 @@ def test_the_plugin_is_estimated_from_cusparselt() -> None:
     assert (gate.sparse_us, gate.policy_us, gate.taken) == (None, 20.0, 0.0)
     assert gate.why == "cannot run in the plugin: its weight is the left operand"
     assert (
-        "Sparse is the plugin, estimated from cuSPARSELt, whose kernels it runs, against cuBLAS."
+        "Sparse is the plugin, which runs cuSPARSELt's kernels: estimated from cuSPARSELt against cuBLAS."
         in found.notes
     )
     few = _estimate(MLP[0], sizes={"batch": 1, "seq": 16}, policy=policy, plugin=able)
@@ -114,7 +114,7 @@ def test_points_of_the_plugin_go_before_estimates() -> None:
         for p in make_points("gate_up", 256, 64, {1024: 1.2})
     ]
     found = _estimate(MLP[0], policy=make_policy([*torch, *own]), plugin={})
-    assert "Sparse is the plugin, measured against TensorRT's kernels." in found.notes
+    assert found.notes[1].endswith("cuSPARSELt's kernels: measured against TensorRT's kernels.")
     (row,) = found.layers
     assert row.basis == ("measured",)
     assert row.speedup == pytest.approx(1.2)

@@ -128,12 +128,15 @@ def _total(result: Estimate) -> str:
     if result.gemm_speedup is None:
         return "The policy has no time for any of these products: what they would gain is not known."
     unknown = result.guessed_us or 0.0
+    gains = any(row.taken for row in result.layers)
     dense, chosen = (_us((us or 0.0) + unknown) for us in (result.dense_us, result.policy_us))
     guessed = (
-        f" ({_us(unknown)} of both guessed, {result.guessed_share:.1%} of dense)"
+        f" ({_us(unknown)} of {'both' if gains else 'it'} guessed, {result.guessed_share:.1%} of dense)"
         if unknown and result.guessed_share
         else ""
     )
+    if not gains:
+        return f"All products of one run: {dense} µs dense{guessed}. None of them gains by 2:4 weights."
     said = (
         f"All products of one run: {dense} µs dense, {chosen} µs with the policy's choices{guessed}: "
         f"{result.gemm_speedup:.3f}×\n"

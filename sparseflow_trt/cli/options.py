@@ -25,9 +25,14 @@ class PluginLibrary(click.Path):
 
         Raises:
             NotInstalledError: It is none.
+            click.BadParameter: It is the next option: unlike that of `estimate`, this one takes a value.
         """
         from sparseflow_trt.engines.plugin_library import check_library
 
+        if str(value).startswith("--"):
+            self.fail(
+                f"it takes the library's file, not {value}; `estimate --plugin` needs none.", param, ctx
+            )
         check_library(Path(value))
         return super().convert(value, param, ctx)
 

@@ -243,7 +243,7 @@ def test_times_of_the_other_library_are_pointed_to(
     plugin = sparseflow(*default, "--plugin").out
     assert "Plugin µs" in plugin
     assert "sparse is the 2:4 plugin" not in plugin, "it was asked for"
-    assert "Sparse is the plugin, estimated from cuSPARSELt, whose kernels it runs, against cuBLAS." in plugin
+    assert "which runs cuSPARSELt's kernels: estimated from cuSPARSELt against cuBLAS." in plugin
     refused = sparseflow(*default, "--plugin", "--library", "torch")
     unknown = sparseflow(*default, "--plugin", "--precision", "fp32").out
     assert "what they would gain is not known" in unknown
@@ -341,6 +341,15 @@ def test_the_plugin_stands_in_for_kernels_that_gain_less_or_were_not_measured(
         assert sparseflow(*command, "--json").json["kernel"] == kernel
     nothing = sparseflow("estimate", mlp(), "--policy", "h200", "--precision", "fp32", "--dim", "batch=8")
     assert "sparse is the 2:4 plugin" not in nothing.out, "the plugin has none either"
+
+
+def test_where_nothing_gains_one_line_says_so(sparseflow: Sparseflow, mlp: Mlp, own_folder: Path) -> None:
+    timed = [*make_points("gate_up", 128, 64, {8: 0.9}), *make_points("down", 32, 128, {8: 1.0})]
+    (own_folder / "slow.json").write_text(make_policy(timed).model_dump_json())
+    lines = sparseflow("estimate", mlp(), "--policy", "slow.json", "--dim", "batch=8").out.splitlines()
+    (said,) = (line for line in lines if line.startswith("All products"))
+    assert said.endswith(" µs dense. None of them gains by 2:4 weights.")
+    assert not any("whole model" in line for line in lines)
 
 
 def test_the_plugin_stands_in_by_the_shipped_policy(

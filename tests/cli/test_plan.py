@@ -151,6 +151,9 @@ def test_what_is_no_library_of_the_plugin_is_refused_before_any_work(
         assert ended.code == 6
         assert ended.error in (says, f"{library} is no library of the plugin: {says}")
         assert "hint:  Compile it with `sparseflow-trt plugin build`." in ended.err
+    forgotten = sparseflow(*command, "none.onnx", "--plugin", "--dim", "batch=8")
+    assert forgotten.code == 2
+    assert "it takes the library's file, not --dim; `estimate --plugin` needs none." in forgotten.err
 
 
 def test_layers_are_given_to_the_plugin(sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path) -> None:
