@@ -63,8 +63,14 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
             )
         # torch.onnx's classes share no base, and any operator's converter can raise anything
         except Exception as error:
+            words = _first_words(error)
+            if "unexpected keyword argument" in words:
+                raise ModelError(
+                    f"the {_class_name(found)} has no such input: {words}.",
+                    "Name them as `forward` names its arguments.",
+                ) from error
             raise ModelError(
-                f"torch cannot export the {_class_name(found)}: {_first_words(error)}.",
+                f"torch cannot export the {_class_name(found)}: {words}.",
                 "Run it with --debug for torch's own report. An axis that the module fixes must not be named "
                 "as one that varies; code that goes by values has to be written with torch.where or "
                 "torch.cond.",

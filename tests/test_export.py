@@ -89,6 +89,8 @@ def no_inputs():
     return torch.nn.Linear(8, 8), 5
 def no_tensor():
     return Outer(), {"x": 3}
+def misnamed():
+    return Outer(), {"pixels": torch.randn(2, 5, 16)}, {"pixels": {0: "batch"}}
 """
 
 
@@ -166,6 +168,7 @@ def test_an_export_that_does_something_else_is_not_written(modules: str, tmp_pat
     ("function", "error", "words"),
     [
         ("by_value", ModelError, "torch cannot export the ByValue: "),
+        ("misnamed", ModelError, "the Outer has no such input: .* unexpected keyword argument 'pixels'"),
         ("wrong_axes", InputError, "gives axes for 'y', which is no input"),
         ("axes_as_ranges", InputError, "gives axes that name no dimensions of 'input'"),
         ("no_inputs", InputError, "gives a int as inputs"),

@@ -134,10 +134,11 @@ def fold_last(
     if out().width - used >= min(_ROOM, longest):
         return list(rows), []
     numbers = {
-        sentence: f"[{number}]" for number, sentence in enumerate(dict.fromkeys(r[-1] for r in rows), 1)
+        sentence: f"[{number}]"
+        for number, sentence in enumerate(dict.fromkeys(r[-1] for r in rows if r[-1]), 1)
     }
     lines = [f"{number} {sentence}" for sentence, number in numbers.items()]
-    return [(*row[:-1], numbers[row[-1]]) for row in rows], lines
+    return [(*row[:-1], numbers.get(row[-1], "")) for row in rows], lines
 
 
 def add_alike(table: Table, rows: Iterable[tuple[str, ...]], colours: Mapping[str, str]) -> None:

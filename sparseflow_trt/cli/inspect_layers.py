@@ -141,11 +141,12 @@ def _counts(layers: Any) -> dict[str, int]:
 def _print(layers: Any, show_all: bool) -> None:
     from sparseflow_trt.sites import OPS
 
-    table = console.table("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
+    columns = ("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
+    table = console.table(*columns, spared=("K axis", "Op"))
     shown = [
         layer for layer in layers if layer.weight or layer.computed or layer.op_type not in OPS or show_all
     ]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for layer in shown:
         why = layer.reason
         if layer.violating:
@@ -158,10 +159,13 @@ def _print(layers: Any, show_all: bool) -> None:
             layer.module or layer.name, layer.kind, layer.op_type, str(layer.m), n, str(layer.k or "?"),
             layer.dtype or "?", ",".join(map(str, layer.k_axes)) or "-", layer.state.value, why,
         ))  # fmt: skip
+    rows, reasons = console.fold_last(columns, rows)
     console.add_alike(table, rows, {"sparse": "green", "not-sparse": "red", "not-eligible": "dim"})
     out = console.out()
     if shown:
         out.print(table)
+    for reason in reasons:
+        out.print(reason)
     counts = _counts(layers)
     hidden = len(layers) - len(shown)
     out.print(

@@ -138,6 +138,12 @@ def test_sentences_with_no_room_stand_below_their_table(width: int, monkeypatch:
         assert lines == [f"[1] {why}", "[2] short"]
 
 
+def test_a_row_without_a_sentence_gets_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    rows = [("x" * 40, ""), ("y", "a reason that is longer than the room for it")]
+    assert console.fold_last(("Kind", "Why"), rows) == ([("x" * 40, ""), ("y", "[1]")], [f"[1] {rows[1][1]}"])
+
+
 def test_a_sentence_that_is_short_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     rows = [("x" * 40, "short")]

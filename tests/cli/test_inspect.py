@@ -32,6 +32,19 @@ def test_a_table_with_the_reasons(sparseflow: Sparseflow, mlp: MakeModel) -> Non
     assert ended.out.endswith("\nInput 'x': float32 [batch, 64]\n")
 
 
+def test_a_narrow_terminal_has_the_reasons_below_the_table(
+    sparseflow: Sparseflow, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = np.ones((64, 128), np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="model.layers.0.self_attention.q_proj/MatMul")
+    models.save(models.model([node], {"w": weight}, {"x": ("batch", "sequence", 64)}), "one.onnx")
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = sparseflow("inspect", "one.onnx").out.splitlines()
+    table = lines[: lines.index("[1] 100% of the groups, first at [0, 0]")]
+    assert max(map(len, table)) <= 80
+    assert table[1].endswith("not-sparse  [1]")
+
+
 def test_a_weight_on_two_axes_is_not_to_be_pruned(sparseflow: Sparseflow, models: Models) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], name="up"),
