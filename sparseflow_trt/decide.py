@@ -18,7 +18,7 @@ from sparseflow_trt.uneven_rows import ROWS, round_up
 
 SparsityMode = Literal["policy", "force", "off", "plugin"]
 
-_GAIN = "`sparseflow-trt plugin build` makes it, --plugin LIB uses it"
+_LACKS = "with --plugin LIB, which `sparseflow-trt plugin build` makes"
 _ELEMENT_BYTES = 2
 
 
@@ -192,7 +192,8 @@ def _with_plugin(
             f"{kept.reason}; not in the plugin, which does not win for sure {lost} ({told}){padded}",
         )
     if not given:
-        return Decision(kept.kernel, f"{kept.reason}; the plugin would gain ({told}): {_GAIN}")
+        gain = told if len(sizes.at) > 1 else wins[best].reason
+        return Decision(kept.kernel, f"{kept.reason}; {_LACKS}, {gain}")
     below = _dense_below(known, sizes.low, sizes.at[top] or 0)
     said = told + _beside(own.verdicts[best], wins[best])
     if others := [where for where in wins if where != best]:
@@ -217,7 +218,7 @@ def _when_padded(own: Verdict, known: Known, m: int, given: bool) -> str:
     if padded is None or is_beaten(padded, own):
         return ""
     gain = f" ({padded.speedup:.2f}×)" if padded.speedup else ""
-    return f"; padded to M={round_up(m)} the plugin would win{gain}" + ("" if given else f": {_GAIN}")
+    return f"; padded to M={round_up(m)} the plugin would win{gain}" + ("" if given else f", {_LACKS}")
 
 
 def _beside_multiples(m: SymbolicM, known: Known, sizes: _Sizes, top: int, dense_below: int) -> str:

@@ -81,7 +81,7 @@ def test_where_it_loses_for_want_of_a_multiple_of_eight_the_reason_says_to_what_
     assert found.kernel == "dense"
     assert found.reason.endswith("; padded to M=64 the plugin would win (1.50×)")
     lacks = decided(policy, 63, low=63, plugin=PluginUse(False, GIVEN.layers))
-    assert lacks.reason.endswith("(1.50×): `sparseflow-trt plugin build` makes it, --plugin LIB uses it")
+    assert lacks.reason.endswith("(1.50×), with --plugin LIB, which `sparseflow-trt plugin build` makes")
     never = decided(policy, 63, low=63, plugin=PluginUse(True, {"gate": PluginLayer("x", "no")}))
     assert "padded" not in never.reason
     assert "padded" not in decided(policy_of({16: 1.0, 64: 1.0}), 63, low=63).reason
@@ -112,8 +112,10 @@ def test_what_tensorrts_own_sparse_kernels_would_gain_is_said() -> None:
 def test_without_a_library_the_reason_says_what_it_would_gain_and_how_to_make_it() -> None:
     found = decided(policy_of({64: 1.5}), 64, plugin=PluginUse(False, GIVEN.layers))
     assert found.kernel == "dense"
-    assert "the plugin would gain (profile 'p64': the plugin wins at M=64: 1.50× measured" in found.reason
-    assert found.reason.endswith("`sparseflow-trt plugin build` makes it, --plugin LIB uses it")
+    lacks = "; with --plugin LIB, which `sparseflow-trt plugin build` makes, "
+    assert f"{lacks}the plugin wins at M=64: 1.50× measured" in found.reason
+    several = decided(policy_of({64: 1.5}), 16, 64, plugin=PluginUse(False, GIVEN.layers))
+    assert f"{lacks}profile 'p64': the plugin wins at M=64" in several.reason
 
 
 def test_a_layer_that_cannot_run_in_the_plugin_says_why() -> None:
