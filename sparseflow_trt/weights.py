@@ -133,6 +133,8 @@ def trace_weight(value: ir.Value | None) -> TracedWeight | Untraceable:
                 return Untraceable(f"dynamic weight: {_label(node)} holds no tensor")
             return _traced(value, tensor, above)
         if not passes_through(node):
+            if _is_masking(node):
+                return Untraceable(MASK_APART, computed=True)
             if _is_constant(value):
                 why = f"its weight is computed of constants, by {_label(node)}: export it with these folded"
                 return Untraceable(why, computed=True)
@@ -142,6 +144,28 @@ def trace_weight(value: ir.Value | None) -> TracedWeight | Untraceable:
     return Untraceable("dynamic weight: the input is left out")
 
 
+def _is_masking(node: ir.Node) -> bool:
+    """Whether a node multiplies two constants of one shape; a scale has another one."""
+    if node.op_type != "Mul":
+        return False
+    one, two = (_constant_shape(value) for value in node.inputs)
+    return one is not None and one == two
+
+
+def _constant_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The shape of the constant that a value is, casts and the like aside; None where it is none."""
+    import onnx_ir as ir
+
+    while value is not None and (node := value.producer()) is not None and node.op_type != "Constant":
+        if not passes_through(node):
+            return None
+        value = node.inputs[0]
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return None if tensor is None else tuple(int(d) for d in tensor.shape.numpy())
+
+
+# The reason of a layer whose weight is a product of two constants, as PyTorch's pruning leaves it.
+MASK_APART = "its mask is still apart: multiplied with its weight"
 _PASSED_THROUGH = {
     "Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten",
     "QuantizeLinear", "DequantizeLinear",

@@ -180,6 +180,28 @@ def test_a_computed_weight_is_not_eligible(models: Models) -> None:
     assert (two.n, two.k, two.weight, two.dtype, two.state) == (32, 64, "", "", NOT_ELIGIBLE)
 
 
+@pytest.mark.parametrize("other", ["mask", "scale", "x2"])
+def test_a_mask_that_is_apart_is_told_from_a_weight_that_is_computed(other: str, models: Models) -> None:
+    nodes = [
+        helper.make_node("Mul", ["w", other], ["masked"], name="mul"),
+        helper.make_node("Transpose", ["masked"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "t"], ["y"], name="one"),
+    ]
+    weights = {
+        "w": np.ones((32, 64), np.float32),
+        "mask": np.ones((32, 64), np.float32),
+        "scale": np.ones((32, 1), np.float32),
+    }
+    inputs = {"x": ("m", 64), "x2": (32, 64)}
+    (one,) = layers_of(models.save(models.model(nodes, weights, inputs)))
+    assert (one.computed, one.reason) == {
+        "mask": (True, "its mask is still apart: multiplied with its weight"),
+        "scale": (True, "its weight is computed of constants, by Mul 'mul': export it with these folded"),
+        "x2": (False, "dynamic weight: computed by Mul 'mul'"),
+    }[other]
+    assert one.state is NOT_ELIGIBLE
+
+
 def test_a_product_of_constants_is_not_eligible(models: Models) -> None:
     nodes = [helper.make_node("MatMul", ["v", "w"], ["y"])]
     layer = only_layer(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparseflow_trt.cli import console
+from sparseflow_trt.cli.inspect_layers import print_masks_apart
 from sparseflow_trt.cli.option_values import read_ranges, take_export_options
 from sparseflow_trt.cli.options import common_options, export_options
 from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
@@ -112,6 +113,7 @@ def print_export(report: ExportReport) -> None:
         f"\n{masks.compared} weights have their zeros where the module has them; {masks.sparse} of them are "
         "2:4."
     )
+    print_masks_apart(report.layers)
     if masks.foreign:
         named = f"'{masks.foreign[0]}'" + (f" and {len(masks.foreign) - 1} more" * (len(masks.foreign) > 1))
         out.print(console.styled(f"Not compared, since no parameter is multiplied by: {named}.", "yellow"))

@@ -173,6 +173,21 @@ def _print(layers: Any, show_all: bool) -> None:
         f"{counts['not-eligible']} not eligible"
         + (f" ({hidden} of them products with no constant weight: --all lists them)" if hidden else "")
     )
+    print_masks_apart(layers)
+
+
+def print_masks_apart(layers: Any) -> None:
+    """Says what to do with layers whose masks are not part of their weights, where there are any."""
+    from sparseflow_trt.weights import MASK_APART
+
+    apart = sum(layer.reason == MASK_APART for layer in layers)
+    if apart:
+        said = (
+            f"{apart} layer(s) multiply a mask with their weight at each run, so that it is not seen as 2:4. "
+            "Make the mask part of it before the export: torch.nn.utils.prune.remove(module, 'weight'), or "
+            "squash_mask() of torch.ao's sparsifier."
+        )
+        console.out().print(console.styled(said, "yellow"))
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,22 @@ def liar():
     return Liar(), torch.randn(2, 5, 32)
 """
 
+MASKED = """
+import torch
+from torch.nn.utils import prune
+
+def apart():
+    module = torch.nn.Sequential(torch.nn.Linear(32, 64))
+    mask = torch.tensor([1.0, 0.0, 0.0, 1.0]).repeat(64, 8)
+    prune.custom_from_mask(module[0], "weight", mask)
+    return module.eval(), torch.randn(2, 32)
+
+def removed():
+    module, inputs = apart()
+    prune.remove(module[0], "weight")
+    return module, inputs
+"""
+
 
 @pytest.fixture
 def source(own_folder: Path) -> str:
@@ -74,6 +90,17 @@ def test_an_export_that_differs_exits_with_4_and_writes_nothing(
         assert ended.code == 4
         assert "Nothing was written." in ended.out
     assert not list(own_folder.glob("*.onnx*"))
+
+
+def test_export_says_where_masks_are_apart(sparseflow: Sparseflow, own_folder: Path) -> None:
+    (own_folder / "masked.py").write_text(MASKED)
+    for function, says in (("apart", True), ("removed", False)):
+        ended = sparseflow("export", f"masked.py:{function}", "-o", f"{function}.onnx", "--no-check")
+        assert ended.code == 0
+        assert ("1 layer(s) multiply a mask with their weight" in ended.out) is says
+        assert (
+            "1 weights have their zeros where the module has them; 1 of them are 2:4." in ended.out
+        ) is not says
 
 
 def test_build_exports_first(sparseflow: Sparseflow, source: str, own_folder: Path) -> None:

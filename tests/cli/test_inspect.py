@@ -45,6 +45,20 @@ def test_a_narrow_terminal_has_the_reasons_below_the_table(
     assert table[1].endswith("not-sparse  [1]")
 
 
+def test_masks_that_are_apart_are_listed_with_what_to_do(sparseflow: Sparseflow, models: Models) -> None:
+    nodes = [
+        helper.make_node("Mul", ["w", "mask"], ["masked"], name="mul"),
+        helper.make_node("MatMul", ["x", "masked"], ["y"], name="up"),
+    ]
+    weights = {"w": np.ones((64, 32), np.float32), "mask": np.ones((64, 32), np.float32)}
+    models.save(models.model(nodes, weights), "masked.onnx")
+    ended = sparseflow("inspect", "masked.onnx")
+    lines = ended.out.splitlines()
+    assert lines[1].endswith("its mask is still apart: multiplied with its weight")
+    assert any(line.startswith("1 layer(s) multiply a mask with their weight at each run") for line in lines)
+    assert "torch.nn.utils.prune.remove(module, 'weight'), or squash_mask()" in ended.out
+
+
 def test_a_weight_on_two_axes_is_not_to_be_pruned(sparseflow: Sparseflow, models: Models) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], name="up"),
