@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.positions import nodes_of_positions
+from sparseflow_trt.exporters.routers import nodes_of_routers
 from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan
 from sparseflow_trt.sites import module_of, name_of
 
@@ -47,11 +48,11 @@ def check_islands(model: ir.Model, plan: Plan) -> None:
 def fp32_islands(model: ir.Model, plan: Plan) -> set[ir.Node]:
     """The plan's islands, by operator or name, with the elementwise nodes of normalisations written out.
 
-    What computes positions and sizes is one, too (see `positions`), and what scales the sums of integer
-    products, which are beyond FP16's range.
+    What computes positions and sizes is one, too (see `positions`), what chooses experts (see `routers`), and
+    what scales the sums of integer products, which are beyond FP16's range.
     """
     named = set(plan.islands)
-    islands = nodes_of_positions(model) | _scaled_sums(model)
+    islands = nodes_of_positions(model) | nodes_of_routers(model) | _scaled_sums(model)
     decomposed: set[ir.Node] = set()
     for node in model.graph.all_nodes():
         if node.op_type in named or name_of(node) in named:

@@ -37,6 +37,7 @@ from sparseflow_trt.exporters.apply_plan import apply_plan, computes_in_half, re
 from sparseflow_trt.exporters.islands import check_islands
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.exporters.positions import nodes_of_positions
+from sparseflow_trt.exporters.routers import nodes_of_routers
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.graph import WeightedLayer, read_layers
 from sparseflow_trt.manifest import Manifest, ModelRecord, PolicyRecord
@@ -249,7 +250,7 @@ def plan_for(
             make_profiles(plan.profiles, dims, plan.axes, plan.shapes),
             dims,
             plan.policy,
-            _with_positions(asked, model),
+            _with_exact(asked, model),
             plan.sparsity,
             model.path.name,
             model_sha256,
@@ -262,13 +263,19 @@ def plan_for(
     return plan
 
 
-def _with_positions(asked: ModelPrecision | Precisions, model: OnnxModel) -> Precisions:
-    """What is asked for, with FP32 for the layers that compute positions: angles of rotary embeddings."""
+def _with_exact(asked: ModelPrecision | Precisions, model: OnnxModel) -> Precisions:
+    """What is asked for, with FP32 for the layers that half precision leads astray, and why."""
     precisions = asked if isinstance(asked, Precisions) else Precisions(asked)
-    nodes = nodes_of_positions(model.ir)
-    sites = find_sites(model) if nodes else []
-    exact: dict[str, Precision] = {site.name: "fp32" for site in sites if site.node in nodes}
-    return replace(precisions, layers={**exact, **precisions.layers})
+    positions, routers = nodes_of_positions(model.ir), nodes_of_routers(model.ir)
+    sites = find_sites(model) if positions or routers else []
+    reasons = {site.name: "FP32, as it computes positions" for site in sites if site.node in positions}
+    reasons |= {
+        site.name: "FP32, as it chooses (experts, say): half precision chooses others"
+        for site in sites
+        if site.node in routers
+    }
+    exact: dict[str, Precision] = dict.fromkeys(reasons, "fp32")
+    return replace(precisions, layers={**exact, **precisions.layers}, reasons=reasons)
 
 
 def settle(

@@ -79,6 +79,7 @@ def make_plan(
     described = f"{policy.name} ({policy.device}, {policy.provenance})" if policy else "none"
     decided = decide_all(profiles)
     joins = find_joins(decided, profiles, input_dims, policy, plugin) if policy else {}
+    wide = precisions.reasons if precisions.model in ("fp16", "bf16") else {}
     return Plan(
         model=model,
         model_sha256=model_sha256,
@@ -87,15 +88,22 @@ def make_plan(
         policy=described,
         split=told,
         profiles=profiles,
-        layers=tuple(_planned(*each, joins.get(name, ("", ""))) for name, each in decided.items()),
+        layers=tuple(
+            _planned(*each, joins.get(name, ("", "")), wide.get(name, "")) for name, each in decided.items()
+        ),
         search=precisions.search,
     )
 
 
-def _planned(layer: WeightedLayer, own: Precision, decision: Decision, join: tuple[str, str]) -> PlannedLayer:
-    """A layer's row in a plan; `join` names the product that it is a part of, and says why."""
+def _planned(
+    layer: WeightedLayer, own: Precision, decision: Decision, join: tuple[str, str], wide: str
+) -> PlannedLayer:
+    """A layer's row in a plan; `join` names the product that it is a part of, and says why.
+
+    `wide` says why it is FP32, where it is.
+    """
     joined, why = join
-    reason = f"{decision.reason}; {why}" if why else decision.reason
+    reason = "; ".join(filter(None, (decision.reason, why, wide if own == "fp32" else "")))
     return PlannedLayer(
         name=layer.name,
         module=layer.module,

@@ -111,13 +111,14 @@ def by_need(search: PrecisionSearch) -> tuple[Sensitivity, ...]:
 class Precisions:
     """What a search chose: the model's precision, the layers that have another, islands besides the default.
 
-    `search` is how it was found.
+    `search` is how it was found; `reasons` say of layers why they are FP32 whatever is asked for.
     """
 
     model: ModelPrecision
     layers: Mapping[str, Precision] = field(default_factory=dict)
     islands: tuple[str, ...] = ()
     search: PrecisionSearch | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 # What one multiplication costs, FP16's as 1: from the rates of NVIDIA's A100 data sheet (TFLOPS, dense: 624

@@ -12,7 +12,7 @@ from sparseflow_trt.exporters.precision_groups import Atom
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.plan import Plan, PlannedLayer, Precision
-from sparseflow_trt.precision_record import UNCHANGED, PrecisionRun
+from sparseflow_trt.precision_record import PrecisionRun
 from sparseflow_trt.validation.compare import compare_one
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.runners import Outputs
@@ -107,7 +107,7 @@ def assigned(plan: Plan, layers: dict[str, Precision], islands: tuple[str, ...])
 def in_bf16(plan: Plan) -> Plan:
     """The plan with BF16 in the place of FP16; nothing planned sparse."""
     given = tuple(
-        _dense(layer, layer.precision if layer.precision in UNCHANGED else "bf16") for layer in plan.layers
+        _dense(layer, "bf16" if layer.precision == "fp16" else layer.precision) for layer in plan.layers
     )
     return plan.model_copy(update={"layers": given, "precision": "bf16"})
 
