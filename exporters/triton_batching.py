@@ -154,6 +154,8 @@ def _why_no_batch(
     output_shapes: Sequence[tuple[int, tuple[int, ...]]],
     named: bool,
 ) -> str:
+    if scalars := [tensor.name for tensor in (*ends.inputs, *ends.outputs) if not tensor.dims]:
+        return f"'{scalars[0]}' is a scalar, which requests in a batch would have to share."
     first = ends.inputs[0].dims[0] if ends.inputs else None
     if not profiles or isinstance(first, int):
         return "The first dimension is fixed, so that requests cannot share a batch."

@@ -131,7 +131,7 @@ def _run_problems(
 
 def _full(batch: int, dims: Sequence[int], config: Any, tensor: ServedTensor) -> tuple[int, ...]:
     if config.max_batch_size == 0:
-        return tuple(dims)
+        return tuple(dims) if tensor.dims else ()
     return (max(batch, 1), *(dims if len(tensor.dims) > 1 else ()))
 
 

@@ -151,7 +151,8 @@ def _add_tensor(pb: Any, listed: Any, tensor: ServedTensor, batched: bool) -> No
     made = listed.add(name=tensor.name, data_type=pb.DataType.Value(f"TYPE_{tensor.type}"))
     if not dims:  # an engine's [batch]: Triton wants a dimension, and takes it away again
         dims = [1]
-        made.reshape.SetInParent()
+        if batched:  # a scalar's is taken away by the model.py: the core refuses to
+            made.reshape.SetInParent()
     made.dims.extend(dims)
 
 
@@ -191,4 +192,4 @@ def _add_graph(config: Any, profile: Profile) -> None:
 
 def _item_shape(profile: Profile, name: str, batched: bool) -> tuple[int, ...]:
     shape = profile.inputs[name].opt
-    return (shape[1:] or (1,)) if batched else shape
+    return (shape[1:] if batched else shape) or (1,)

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 
     from sparseflow_trt.model_file import OnnxModel
 
-# ONNX's names of types, and those of model_config.proto. TensorRT's backend takes no others as inputs or
-# outputs: FP8, INT4 and FP4 are missing from its table (tensorrt_backend, src/tensorrt_utils.cc).
+# ONNX's names of types, and those of model_config.proto, which has no FP8, INT4, FP4 and complex numbers. Of
+# text ONNX Runtime makes Python's strings, and Triton's Python backend bytes.
 TRITON_TYPES = {
-    "FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16", "INT8": "INT8", "UINT8": "UINT8",
-    "INT32": "INT32", "INT64": "INT64", "BOOL": "BOOL",
+    "FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16", "DOUBLE": "FP64", "BOOL": "BOOL",
+    "INT8": "INT8", "INT16": "INT16", "INT32": "INT32", "INT64": "INT64",
+    "UINT8": "UINT8", "UINT16": "UINT16", "UINT32": "UINT32", "UINT64": "UINT64",
 }  # fmt: skip
+# TensorRT's engines take no others at their ends (tensorrt_backend, src/tensorrt_utils.cc).
+TENSORRT_TYPES = ("FP32", "FP16", "BF16", "INT8", "UINT8", "INT32", "INT64", "BOOL")
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class ServedTensor:
 
     Attributes:
         type: Triton's name without "TYPE_": "FP32".
-        dims: All of them, with the batch: a size, a symbol, or None where nothing is known.
+        dims: All of them, with the batch: a size, a symbol, or None where nothing is known. None at all for a
+            scalar, which clients see as [1].
     """
 
     name: str
@@ -88,7 +92,7 @@ def _tensor(
     kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
     if kind not in TRITON_TYPES:
         raise DeployError(
-            f"{where} is of type {kind}; Triton's TensorRT backend takes {', '.join(TRITON_TYPES)}.",
+            f"{where} is of type {kind}, which Triton does not serve here; it has {', '.join(TRITON_TYPES)}.",
             "Cast it inside the model: inputs and outputs need one of these types.",
         )
     if value.type.tensor_type.HasField("shape"):
@@ -101,8 +105,6 @@ def _tensor(
             f"{where} has no known rank, and a configuration of Triton has to say it.",
             "Export the model with shapes.",
         )
-    if not dims:
-        raise DeployError(f"{where} is a scalar, which Triton cannot hold.", "Give it a dimension of 1.")
     return ServedTensor(value.name, TRITON_TYPES[kind], dims)
 
 

@@ -13,7 +13,7 @@ from sparseflow_trt.exporters.triton_batching import Batching, choose_batching
 from sparseflow_trt.exporters.triton_config import Route
 from sparseflow_trt.exporters.triton_models import Runtime
 from sparseflow_trt.exporters.triton_repository import check_name
-from sparseflow_trt.exporters.triton_tensors import Ends, read_ends
+from sparseflow_trt.exporters.triton_tensors import TENSORRT_TYPES, Ends, ServedTensor, read_ends
 from sparseflow_trt.manifest import Manifest, PluginRecord, check_files, read_manifest
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.plan import Plan, read_plan
@@ -117,6 +117,8 @@ def choose_route(artifact: Artifact, asked: RouteName) -> Route:
             "Build it without --strip-plan.",
         )
     tensors = (*artifact.ends.inputs, *artifact.ends.outputs)
+    if engine.backend != "onnxruntime":
+        _check_tensorrt_ends(tensors)
     if engine.backend == "onnxruntime" and (narrow := [t.name for t in tensors if t.type == "BF16"]):
         raise DeployError(
             f"'{narrow[0]}' is BF16, and the Python backend hands NumPy arrays to the ONNX Runtime: NumPy "
@@ -124,6 +126,20 @@ def choose_route(artifact: Artifact, asked: RouteName) -> Route:
             "Give the model FP32 or FP16 inputs and outputs.",
         )
     return asked
+
+
+def _check_tensorrt_ends(tensors: Sequence[ServedTensor]) -> None:
+    for tensor in tensors:
+        if tensor.type not in TENSORRT_TYPES:
+            raise DeployError(
+                f"'{tensor.name}' is {tensor.type}; TensorRT's engines have {', '.join(TENSORRT_TYPES)}.",
+                "Cast it inside the model: inputs and outputs need one of these types.",
+            )
+        if not tensor.dims:
+            raise DeployError(
+                f"'{tensor.name}' is a scalar, which Triton does not hand to TensorRT.",
+                "Give it a dimension of 1.",
+            )
 
 
 # On an H200 in FP16, at 512 plans (results/plugin_soak.json).

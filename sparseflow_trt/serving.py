@@ -273,7 +273,9 @@ def _depends_on_batch(validation: Validation) -> bool:
 def _served_at(artifact: Artifact, name: str, at: Addresses, protocol: Protocol) -> ServedAt:
     tensors = (*artifact.ends.inputs, *artifact.ends.outputs)
     columns = frozenset(tensor.name for tensor in tensors if len(tensor.dims) == 1)
-    return ServedAt(protocol, at.http if protocol == "http" else at.grpc, name, columns=columns)
+    scalars = frozenset(tensor.name for tensor in tensors if not tensor.dims)
+    address = at.http if protocol == "http" else at.grpc
+    return ServedAt(protocol, address, name, columns=columns, scalars=scalars)
 
 
 def _items(inputs: Sequence[InputSet], artifact: Artifact) -> list[dict[str, Array]]:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 Protocol = Literal["http", "grpc"]
 _TIMEOUT = 300.0  # seconds: the first request of a shape may compile kernels
 _TYPES = {
-    "BOOL": "bool", "UINT8": "uint8", "INT8": "int8", "INT32": "int32", "INT64": "int64", "FP16": "float16",
-    "FP32": "float32", "BF16": "float32",
+    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
+    "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16",
+    "FP32": "float32", "FP64": "float64", "BF16": "float32",
 }  # fmt: skip
 
 
@@ -33,6 +34,7 @@ class ServedAt:
         address: HOST:PORT.
         version: "" for the newest.
         columns: Inputs and outputs that are [batch] in the engine: clients see them as [batch, 1].
+        scalars: Those that are scalars: clients see them as [1].
         item_by_item: Whether a batch is sent as requests of one item each.
     """
 
@@ -41,6 +43,7 @@ class ServedAt:
     model: str
     version: str = ""
     columns: frozenset[str] = frozenset()
+    scalars: frozenset[str] = frozenset()
     item_by_item: bool = False
 
 
@@ -55,6 +58,7 @@ class ServedModel:
         columns: Those that are [batch] in the engine, and [batch, 1] here: Triton wants a dimension behind
             the batch.
         max_batch_size: The largest batch that a request may have; 0 where the model has no batch.
+        scalars: Those that are scalars in the engine, and [1] here.
     """
 
     types: dict[str, str]
@@ -62,6 +66,7 @@ class ServedModel:
     outputs: tuple[str, ...]
     columns: frozenset[str]
     max_batch_size: int
+    scalars: frozenset[str] = frozenset()
 
 
 def triton_client(at: ServedAt) -> Any:
@@ -93,6 +98,8 @@ def triton_inputs(protocol: Protocol, served: ServedModel, feeds: dict[str, Arra
     for name, array in feeds.items():
         if name in served.columns:
             array = array.reshape(-1, 1)
+        if name in served.scalars:
+            array = array.reshape(1)
         given = module.InferInput(name, list(array.shape), served.types[name])
         given.set_data_from_numpy(_as_served(name, array, served.types[name]))
         inputs.append(given)
@@ -125,12 +132,14 @@ def describe_model(client: Any, at: ServedAt) -> ServedModel:
     ends = (*said["inputs"], *said["outputs"])
     shapes = {tensor["name"]: [int(dim) for dim in tensor["shape"]] for tensor in ends}
     columns = frozenset(name for name in at.columns if len(shapes.get(name, ())) == 2)
+    ranks = {**dict.fromkeys(columns, 1), **dict.fromkeys(at.scalars, 0)}
     return ServedModel(
         {tensor["name"]: tensor["datatype"] for tensor in said["inputs"]},
-        {t["name"]: shapes[t["name"]][: 1 if t["name"] in columns else None] for t in said["inputs"]},
+        {t["name"]: shapes[t["name"]][: ranks.get(t["name"])] for t in said["inputs"]},
         tuple(tensor["name"] for tensor in said["outputs"]),
         columns,
         int(config.get("max_batch_size", 0)),
+        at.scalars,
     )
 
 
@@ -193,7 +202,8 @@ def triton_runner(at: ServedAt, name: str) -> BaseRunner:
             inputs = triton_inputs(at.protocol, self.served, feeds)
             answer = asked(self.client.infer, at.model, inputs, at.version)
             outputs = {name: _array(answer, name) for name in self.served.outputs}
-            return {n: a.reshape(-1) if n in self.served.columns else a for n, a in outputs.items()}
+            ranks = {**dict.fromkeys(self.served.columns, (-1,)), **dict.fromkeys(self.served.scalars, ())}
+            return {n: a.reshape(ranks[n]) if n in ranks else a for n, a in outputs.items()}
 
     return TritonRunner(name)
 

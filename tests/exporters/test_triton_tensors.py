@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from sparseflow_trt.errors import DeployError
-from sparseflow_trt.exporters.triton_tensors import ServedTensor, read_ends
+from sparseflow_trt.exporters.triton_tensors import TENSORRT_TYPES, TRITON_TYPES, ServedTensor, read_ends
 from sparseflow_trt.model_file import read_model
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ def test_what_inference_names_by_itself_has_no_name(models: Models) -> None:
     assert [tensor.dims for tensor in (*ends.inputs, *ends.outputs)] == [(None, "seq", 64)] * 2
 
 
-@pytest.mark.parametrize(("kind", "name"), [(TensorProto.BFLOAT16, "BF16"), (TensorProto.INT8, "INT8")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(TensorProto.BFLOAT16, "BF16"), (TensorProto.INT8, "INT8"), (TensorProto.DOUBLE, "FP64")],
+)
 def test_types_are_tritons(kind: int, name: str, models: Models) -> None:
     path = models.save(models.model(RELU, dtype=kind))
     assert {tensor.type for tensor in read_ends(read_model(path)).inputs} == {name}
@@ -58,7 +61,13 @@ def test_a_rank_that_nothing_tells_is_what_was_seen(models: Models) -> None:
     assert read_ends(read_model(path), seen).outputs == (ServedTensor("y", "FP32", (None, 8, 8)),)
 
 
-def test_a_scalar_is_refused(models: Models) -> None:
+def test_a_scalar_has_no_dimensions(models: Models) -> None:
     path = models.save(models.model(RELU, inputs={"x": ()}))
-    with pytest.raises(DeployError, match="'x' is a scalar"):
-        read_ends(read_model(path))
+    assert read_ends(read_model(path)).inputs == (ServedTensor("x", "FP32", ()),)
+
+
+def test_types_are_those_of_tritons_own_configuration(models: Models) -> None:
+    pb = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    named = {name.removeprefix("TYPE_") for name in pb.DataType.keys()}  # noqa: SIM118 - no dict
+    assert named - {"INVALID", "STRING"} == set(TRITON_TYPES.values())
+    assert set(TENSORRT_TYPES) < named

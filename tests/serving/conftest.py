@@ -95,6 +95,35 @@ def write_model_of_columns(path: Path) -> Path:
     return path
 
 
+def write_model_of_many_types(path: Path) -> Path:
+    """x[rows, 64] in FP64, scale and n[rows] in UINT16 to y in FP64, k in UINT16 and the scalar total."""
+    weight = np.random.default_rng(0).standard_normal((64, 32)) / 8
+    nodes = [
+        helper.make_node("Cast", ["scale"], ["factor"], to=TensorProto.DOUBLE),
+        helper.make_node("MatMul", ["x", "weight"], ["m"], "up_proj"),
+        helper.make_node("Mul", ["m", "factor"], ["y"]),
+        helper.make_node("Cast", ["n"], ["wide"], to=TensorProto.INT64),
+        helper.make_node("ReduceSum", ["wide"], ["total"], keepdims=0),
+        helper.make_node("Add", ["wide", "one"], ["next"]),
+        helper.make_node("Cast", ["next"], ["k"], to=TensorProto.UINT16),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, kind, dims)
+        for name, kind, dims in (
+            ("x", TensorProto.DOUBLE, ["rows", 64]),
+            ("scale", TensorProto.FLOAT, []),
+            ("n", TensorProto.UINT16, ["rows"]),
+            ("y", TensorProto.DOUBLE, ["rows", 32]),
+            ("k", TensorProto.UINT16, ["rows"]),
+            ("total", TensorProto.INT64, []),
+        )
+    ]
+    weights = [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.asarray([1]), "one")]
+    graph = helper.make_graph(nodes, "types", ends[:3], ends[3:], weights)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    return path
+
+
 def build_artifact(folder: Path, name: str, seed: int = 0, **options: Any) -> Path:
     """Builds one with the ONNX Runtime; its model lies beside it as NAME.onnx."""
     model = write_model(folder / f"{name}.onnx", seed)

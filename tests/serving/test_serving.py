@@ -30,11 +30,17 @@ from sparseflow_trt.exporters.triton_models import write_stand_in
 from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
 from sparseflow_trt.policy import find_policy
 from sparseflow_trt.profile_specs import parse_profile
-from sparseflow_trt.served_artifact import read_artifact
+from sparseflow_trt.served_artifact import choose_route, read_artifact
 from sparseflow_trt.serving import VerifyOptions, stage_stand_in, verify
 from sparseflow_trt.validation.tolerances import DEFAULTS
 from sparseflow_trt.validation.triton_load import find_perf_analyzer
-from tests.serving.conftest import PROFILES, write_model, write_model_of_columns, write_model_of_ids
+from tests.serving.conftest import (
+    PROFILES,
+    write_model,
+    write_model_of_columns,
+    write_model_of_ids,
+    write_model_of_many_types,
+)
 from tests.shared_libraries import write_library
 from tests.test_plugin_build import StandIn
 
@@ -101,6 +107,37 @@ def test_what_may_run_in_tf32_is_held_to_what_its_build_was(tmp_path: Path) -> N
     validated = {output.tolerance for c in built.manifest.validation.candidates for output in c.outputs}
     assert {output.tolerance for c in found.validation.candidates for output in c.outputs} == validated
     assert validated == {DEFAULTS["fp16"]}  # TF32 rounds as FP16 does
+
+
+def test_scalars_and_types_that_tensorrt_lacks_are_served_with_the_onnx_runtime(tmp_path: Path) -> None:
+    model = write_model_of_many_types(tmp_path / "types.onnx")
+    plan = PlanOptions(axes={"rows": (1, 4, 8)})
+    artifact = build(model, BuildOptions(tmp_path / "types", plan, "onnxruntime")).artifact
+    (deployed,) = deploy(artifact, DeployOptions(tmp_path / "repository"))
+    assert deployed.batching.max_batch_size == 0
+    assert "'scale' is a scalar" in deployed.batching.why[0]
+    found = verify(artifact, VerifyOptions(tmp_path / "repository", concurrencies=(2,), seconds=0.3))
+    assert [c.verdict for c in found.validation.candidates] == ["pass", "pass"]
+    outputs = {output.output: output.shape for output in found.validation.candidates[0].outputs}
+    assert {name: len(shape or ()) for name, shape in outputs.items()} == {"y": 2, "k": 1, "total": 0}
+    assert found.load[0].failed == 0 and found.load[0].requests > 1
+
+
+@pytest.mark.parametrize(
+    ("drop", "says"),
+    [((), "'x' is FP64; TensorRT's engines have"), (("x", "y", "n", "k"), "'scale' is a scalar")],
+)
+def test_tensorrts_engines_have_neither(
+    drop: tuple[str, ...], says: str, as_tensorrt: AsTensorrt, tmp_path: Path
+) -> None:
+    model = write_model_of_many_types(tmp_path / "types.onnx")
+    plan = PlanOptions(axes={"rows": (1, 4, 8)})
+    built = build(model, BuildOptions(tmp_path / "types", plan, "onnxruntime")).artifact
+    artifact = read_artifact(as_tensorrt(built, tmp_path / "theirs"))
+    keep = lambda tensors: tuple(t for t in tensors if t.name not in drop)  # noqa: E731
+    ends = replace(artifact.ends, inputs=keep(artifact.ends.inputs), outputs=keep(artifact.ends.outputs))
+    with pytest.raises(DeployError, match=re.escape(says)):
+        choose_route(replace(artifact, ends=ends), "auto")
 
 
 def test_another_build_and_changed_files_are_refused_before_a_server_starts(
