@@ -107,17 +107,15 @@ def write_model_of_many_types(path: Path) -> Path:
         helper.make_node("Add", ["wide", "one"], ["next"]),
         helper.make_node("Cast", ["next"], ["k"], to=TensorProto.UINT16),
     ]
-    ends = [
-        helper.make_tensor_value_info(name, kind, dims)
-        for name, kind, dims in (
-            ("x", TensorProto.DOUBLE, ["rows", 64]),
-            ("scale", TensorProto.FLOAT, []),
-            ("n", TensorProto.UINT16, ["rows"]),
-            ("y", TensorProto.DOUBLE, ["rows", 32]),
-            ("k", TensorProto.UINT16, ["rows"]),
-            ("total", TensorProto.INT64, []),
-        )
-    ]
+    shapes: tuple[tuple[str, int, tuple[str | int, ...]], ...] = (
+        ("x", TensorProto.DOUBLE, ("rows", 64)),
+        ("scale", TensorProto.FLOAT, ()),
+        ("n", TensorProto.UINT16, ("rows",)),
+        ("y", TensorProto.DOUBLE, ("rows", 32)),
+        ("k", TensorProto.UINT16, ("rows",)),
+        ("total", TensorProto.INT64, ()),
+    )
+    ends = [helper.make_tensor_value_info(name, kind, dims) for name, kind, dims in shapes]
     weights = [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.asarray([1]), "one")]
     graph = helper.make_graph(nodes, "types", ends[:3], ends[3:], weights)
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)

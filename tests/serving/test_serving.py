@@ -134,8 +134,11 @@ def test_tensorrts_engines_have_neither(
     plan = PlanOptions(axes={"rows": (1, 4, 8)})
     built = build(model, BuildOptions(tmp_path / "types", plan, "onnxruntime")).artifact
     artifact = read_artifact(as_tensorrt(built, tmp_path / "theirs"))
-    keep = lambda tensors: tuple(t for t in tensors if t.name not in drop)  # noqa: E731
-    ends = replace(artifact.ends, inputs=keep(artifact.ends.inputs), outputs=keep(artifact.ends.outputs))
+    inputs, outputs = (
+        tuple(tensor for tensor in tensors if tensor.name not in drop)
+        for tensors in (artifact.ends.inputs, artifact.ends.outputs)
+    )
+    ends = replace(artifact.ends, inputs=inputs, outputs=outputs)
     with pytest.raises(DeployError, match=re.escape(says)):
         choose_route(replace(artifact, ends=ends), "auto")
 
