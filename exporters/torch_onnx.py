@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
         try:
             program = torch.onnx.export(
                 found.module,
-                tuple(found.inputs.values()),
+                _apart(found.inputs.values()),
                 dynamo=True,
                 opset_version=opset,
                 input_names=list(found.inputs),
@@ -126,6 +126,16 @@ def weight_bytes(model: ir.Model) -> int:
     """How many bytes a graph's initializers take."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def _apart(tensors: Iterable[Any]) -> tuple[Any, ...]:
+    """The tensors, each an object of its own: of one that is given twice torch reads one input twice."""
+    seen: set[int] = set()
+    apart = []
+    for tensor in tensors:
+        apart.append(tensor.clone() if id(tensor) in seen else tensor)
+        seen.add(id(tensor))
+    return tuple(apart)
 
 
 def _dynamic_shapes(found: Exportable) -> tuple[dict[str, str], Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sparseflow_trt._deps import require
 from sparseflow_trt._user_code import call_for_module
-from sparseflow_trt.errors import InputError
+from sparseflow_trt.errors import InputError, one_line
 
 Axes = dict[int, str]
 
@@ -67,10 +67,12 @@ def load_function(source: str) -> Exportable:
     """Calls FILE.py:FUNCTION or MODULE:FUNCTION for a module, inputs and, where it says so, axes.
 
     Where it gives no axes, the first dimension of every input is 'batch' if all agree on its size, and the
-    second of token ids and hidden states (2-D integers, 3-D floats) is 'seq'.
+    second of token ids and hidden states (2-D integers, 3-D floats) is 'seq'. Of a model of transformers the
+    tensors that it names are taken ("logits"), and not its cache.
 
     Raises:
-        InputError: The function cannot be called, fails, or returns something else.
+        InputError: The function cannot be called, fails, or returns something else, or a model of
+            transformers does not run on its inputs.
         NotInstalledError: PyTorch.
     """
     torch = require("torch", "exporting PyTorch modules")
@@ -85,11 +87,42 @@ def load_function(source: str) -> Exportable:
             raise InputError(
                 f"{source} names dimension {wrong[0]} of '{name}', which has {inputs[name].dim()}.", _HINT
             )
-    if isinstance(given, Mapping):
-        names = tuple(inputs)
-        wrapped = wrap(module, lambda model, *tensors: model(**dict(zip(names, tensors, strict=True))))
-        return Exportable(wrapped, inputs, axes, (), "model.", "function")
-    return Exportable(module.eval(), inputs, axes, (), "", "function")
+    names = tuple(inputs) if isinstance(given, Mapping) else ()
+
+    def call(model: Any, *tensors: Any) -> Any:
+        return model(**dict(zip(names, tensors, strict=True))) if names else model(*tensors)
+
+    if outputs := _named_tensors(torch, source, module.eval(), lambda: call(module, *inputs.values())):
+        wrapped = wrap(module, lambda model, *tensors: _each(call(model, *tensors), outputs))
+        return Exportable(wrapped, inputs, axes, outputs, "model.", "function")
+    if names:
+        return Exportable(wrap(module, call), inputs, axes, (), "model.", "function")
+    return Exportable(module, inputs, axes, (), "", "function")
+
+
+def _named_tensors(torch: Any, source: str, module: Any, run: Callable[[], Any]) -> tuple[str, ...]:
+    """The tensors that one of transformers' models gives by name, but for its cache; none of another module.
+
+    Raises:
+        InputError: It does not run on the inputs.
+    """
+    if not any(made_by.__module__.startswith("transformers.") for made_by in type(module).__mro__):
+        return ()
+    try:
+        with torch.no_grad():
+            made = run()
+    except Exception as error:  # whatever a model raises that is given the wrong tensors
+        words = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(
+            f"{source}: a {type(module).__name__} fails on its inputs: {words}.", _HINT
+        ) from error
+    return (
+        tuple(k for k, v in made.items() if isinstance(v, torch.Tensor)) if isinstance(made, Mapping) else ()
+    )
+
+
+def _each(made: Any, names: tuple[str, ...]) -> Any:
+    return tuple(made[name] for name in names)
 
 
 def _named(torch: Any, source: str, module: Any, given: Any) -> dict[str, Any]:

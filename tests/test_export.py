@@ -244,6 +244,24 @@ def test_a_function_may_return_a_mixture_of_experts(tmp_path: Path) -> None:
     assert report.validation.verdict == "pass"
 
 
+def test_a_function_may_return_a_model_of_transformers(tmp_path: Path) -> None:
+    """Its cache is no tensor; and one tensor as two inputs is two inputs all the same."""
+    (tmp_path / "lm.py").write_text(
+        "import torch, transformers\n"
+        "def make():\n"
+        "    config = transformers.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64,\n"
+        "                                      num_hidden_layers=1, num_attention_heads=2)\n"
+        "    ids = torch.ones(2, 9, dtype=torch.long)\n"
+        "    return transformers.LlamaForCausalLM(config), {'input_ids': ids, 'attention_mask': ids}\n"
+    )
+    report = export_model(f"{tmp_path / 'lm.py'}:make", tmp_path / "m.onnx", ExportOptions())
+    assert set(report.inputs) == {"input_ids", "attention_mask"}
+    assert report.outputs == ("logits",)
+    assert {x.module for x in report.layers} >= {"model.layers.0.mlp.up_proj", "lm_head"}
+    assert report.validation is not None
+    assert report.validation.verdict == "pass"
+
+
 def test_every_expert_weighed_is_what_the_chosen_ones_make(tmp_path: Path) -> None:
     from sparseflow_trt.experts import use_every_expert
     from sparseflow_trt.hugging_face import load_hugging_face, read_config
