@@ -52,9 +52,9 @@ from sparseflow_trt.engines.tensorrt_log import BuildLog
 from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
 from sparseflow_trt.exporters.saving import save_plugin_model
 from sparseflow_trt.model_file import read_model
+from sparseflow_trt.packing import ROWS, round_up
 from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.shapes import Profile, ShapeRange
-from sparseflow_trt.uneven_rows import ROWS, round_up
 
 Arrays = Mapping[str, Any]
 

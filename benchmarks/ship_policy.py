@@ -38,10 +38,10 @@ from sparseflow_trt.engines.journal import read_journal
 from sparseflow_trt.engines.measured_policy import extend_policy, policy_from_journal
 from sparseflow_trt.known import Known
 from sparseflow_trt.lookup import known_of
+from sparseflow_trt.packing import ROWS
 from sparseflow_trt.policy import SHIPPED, Pair, Point, Policy, Threshold, json_from_policy
 from sparseflow_trt.thresholds import derive_thresholds
 from sparseflow_trt.tuning import GRID
-from sparseflow_trt.uneven_rows import ROWS
 
 ALL = Path(__file__).parent / "results"
 LEAST = 0.98  # of dense over policy: what is slower than that is lost

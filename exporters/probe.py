@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparseflow_trt.exporters.node_types import bodies_of
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.infer_shapes import infer_shapes
@@ -169,16 +170,9 @@ def _masked(model: OnnxModel) -> set[str]:
 
 def _read_by(node: ir.Node) -> Iterable[ir.Value]:
     """What a node reads, and what is read in its subgraphs."""
-    import onnx_ir as ir
-
     yield from (value for value in node.inputs if value is not None)
     for attribute in node.attributes.values():
-        bodies: Iterable[ir.Graph] = ()
-        if attribute.type == ir.AttributeType.GRAPH:
-            bodies = (attribute.as_graph(),)
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            bodies = attribute.as_graphs()
-        for body in bodies:
+        for body in bodies_of(attribute):
             for inner in body:
                 yield from _read_by(inner)
 

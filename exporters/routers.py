@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sparseflow_trt.exporters.node_types import bodies_of
 from sparseflow_trt.model_file import ONNX_DOMAIN
 from sparseflow_trt.weights import TracedWeight, trace_weight
 
@@ -76,10 +77,7 @@ def _is_small(node: ir.Node) -> bool:
 
 
 def _has_bodies(node: ir.Node) -> bool:
-    import onnx_ir as ir
-
-    bodies = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in bodies for attribute in node.attributes.values())
+    return any(bodies_of(attribute) for attribute in node.attributes.values())
 
 
 def _before_products(model: ir.Model) -> set[ir.Node]:

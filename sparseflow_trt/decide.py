@@ -9,12 +9,12 @@ from typing import Literal
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.known import Known, Verdict
 from sparseflow_trt.lookup import judge
+from sparseflow_trt.packing import ROWS, round_up
 from sparseflow_trt.plugin_lookup import PLUGIN_DTYPES, is_beaten, plugin_known
 from sparseflow_trt.policy import Kernel, Policy
 from sparseflow_trt.shapes import Dims, Profile, dims_at
 from sparseflow_trt.sites import SMALLEST_K
 from sparseflow_trt.symbolic import SymbolicM
-from sparseflow_trt.uneven_rows import ROWS, round_up
 
 SparsityMode = Literal["policy", "force", "off", "plugin"]
 

@@ -11,8 +11,8 @@ from sparseflow_trt._listing import listed
 from sparseflow_trt.estimate_record import Estimate, EstimatedLayers
 from sparseflow_trt.known import Known
 from sparseflow_trt.lookup import known_of
+from sparseflow_trt.packing import ROWS, round_up
 from sparseflow_trt.policy import WHOSE, Library, Policy, SparseKernel
-from sparseflow_trt.uneven_rows import ROWS, round_up
 
 _AUTOTUNED = ("FP16", "BF16")
 _MOST = 3  # of what is not held that is named; more is counted

@@ -16,6 +16,7 @@ from typing import Any
 
 from sparseflow_trt._deps import require
 from sparseflow_trt._same import Same
+from sparseflow_trt.packing import ROWS, round_up
 from sparseflow_trt.policy import Library, Pair, Point, Policy, pairs_by_shape
 
 # Fewer shapes of a library's type are no sample to learn from: then the nearest speaks (near.py).
@@ -23,7 +24,6 @@ LEAST_SHAPES = 20
 TREES = 300
 _TILES = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128), (64, 256))  # rows, columns of y
 _MULTIPROCESSORS = 132  # of an H100 SXM or an H200; of another GPU the waves are scaled
-_ROWS = 8  # cuSPARSELt takes multiples of that: what calls it pads
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,11 @@ class Guess:
     def sizes(self, low: int, high: int) -> list[int]:
         """The M from `low` to `high` after which the trees' answer may be another one."""
         high = min(high, self.largest)
-        first = -(-max(low, _ROWS) // _ROWS) * _ROWS
-        return [*range(low, min(high + 1, _ROWS)), *range(first, high + 1, _ROWS)]
+        return [*range(low, min(high + 1, ROWS)), *range(round_up(max(low, ROWS)), high + 1, ROWS)]
 
     def _rows(self, m: int) -> int:
         m = min(m, self.largest)
-        return m if m <= _ROWS else -(-m // _ROWS) * _ROWS
+        return m if m <= ROWS else round_up(m)
 
 
 def guess_of(policy: Policy, library: Library, n: int, k: int, dtype: str) -> Guess | None:

@@ -18,6 +18,7 @@ from sparseflow_trt.pattern import GROUP, KEPT, Array, nonzero
 
 GROUPS_A_BYTE = 2
 MULTIPLE = 16  # of N and K, in the plugin
+ROWS = 8  # cuSPARSELt takes M that are multiples of that: what calls it pads, or splits
 _ELEMENTS_AT_ONCE = 1 << 19  # of each thread: what is made of them stays in a core's cache
 
 
@@ -26,6 +27,11 @@ def why_not_in_plugin(n: int, k: int) -> str:
     if n % MULTIPLE or k % MULTIPLE:
         return f"N={n} and K={k} are not both multiples of {MULTIPLE}"
     return ""
+
+
+def round_up(m: int) -> int:
+    """The next multiple of ROWS that holds m rows."""
+    return -(-m // ROWS) * ROWS
 
 
 @dataclass(frozen=True)

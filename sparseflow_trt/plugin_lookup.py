@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from sparseflow_trt._same import Same
 from sparseflow_trt.known import Expected, Known, Verdict
@@ -17,7 +17,7 @@ from sparseflow_trt.lookup import guess_for, judge, known_of
 from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
 from sparseflow_trt.packing import why_not_in_plugin
 from sparseflow_trt.policy import Library, Pair, Point, Policy, pairs_by_m, pairs_by_shape
-from sparseflow_trt.uneven_rows import KnownInPlugin
+from sparseflow_trt.uneven_rows import KnownInPlugin, in_plugin
 
 # By how much an estimate has to win against cuBLAS, which is not what it would take the place of. On an
 # H200 the plugin's measured gain over TensorRT 8.6's dense kernel was 0.84 to 1.36 times what the estimate
@@ -51,8 +51,7 @@ def plugin_known(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known
 
 @functools.lru_cache(maxsize=256)
 def _plugin_known(same: Same[Policy], kind: str, n: int, k: int, dtype: str) -> KnownInPlugin:
-    known = _of_multiples(same.value, kind, n, k, dtype)
-    return KnownInPlugin(**{each.name: getattr(known, each.name) for each in fields(Known)})
+    return in_plugin(_of_multiples(same.value, kind, n, k, dtype))
 
 
 def _of_multiples(policy: Policy, kind: str, n: int, k: int, dtype: str) -> Known:

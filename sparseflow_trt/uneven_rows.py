@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from sparseflow_trt.known import Expected, Known, Verdict, rounded_down
-
-ROWS = 8
+from sparseflow_trt.packing import ROWS, round_up
 
 # Upper bounds of what such an M took longer than the next multiple, of TinyLlama's products on an H200
 # (M = 1, 100, 300 and 1003 in results/plugin_linear_tinyllama.json): copying few rows 4.0 to 4.8 µs, what is
@@ -14,11 +14,6 @@ ROWS = 8
 FEW = 128
 FEW_US = 5.0
 READINGS = 1.2
-
-
-def round_up(m: int) -> int:
-    """The next multiple of ROWS that holds m rows."""
-    return -(-m // ROWS) * ROWS
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class KnownInPlugin(Known):
 
     def of_multiples(self) -> Known:
         """The same as if every M were a multiple of 8: ranges of M begin and end anywhere."""
-        return Known(**{each.name: getattr(self, each.name) for each in fields(Known)})
+        return Known(**_fields(self))
 
     def _margin_missed(self, m: int, times: Expected, more: float) -> float | None:
         """The margin by which it does not win any more with that cost, None where it does by each.
@@ -81,6 +76,15 @@ class KnownInPlugin(Known):
             return FEW_US
         times = super().expect(ROWS)
         return READINGS * times.sparse_us if times else 0.0
+
+
+def in_plugin(known: Known) -> KnownInPlugin:
+    """The same of the plugin, with what an M that is no multiple of 8 costs there."""
+    return KnownInPlugin(**_fields(known))
+
+
+def _fields(known: Known) -> dict[str, Any]:
+    return {each.name: getattr(known, each.name) for each in fields(Known)}
 
 
 def _said(speedup: float, wins: bool) -> str:

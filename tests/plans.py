@@ -7,19 +7,11 @@ from typing import Any
 
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.planning import make_plan
-from sparseflow_trt.policy import Policy, Threshold
 from sparseflow_trt.shapes import Profile, ShapeRange
 from sparseflow_trt.symbolic import SymbolicM
+from tests.policies import make_policy
 
-POLICY = Policy(
-    schema_version=1,
-    name="mine",
-    device="GPU X",
-    compute_capability="9.0",
-    provenance="measured",
-    source="a test",
-    thresholds=(Threshold(kind="qkv", library="tensorrt", dtype="FP16", min_m=100),),
-)
+POLICY = make_policy((), limits={"qkv": (100, None)})
 
 
 DIMS: dict[str, tuple[int | str | None, ...]] = {"x": ("batch", 64)}

@@ -14,6 +14,7 @@ from sparseflow_trt.engines.torch_profile import LinearProduct
 from sparseflow_trt.manifest import EngineLayerRecord
 from sparseflow_trt.policy import Point, Policy
 from sparseflow_trt.profiling import conclude, describe_layers, expected_speedup, plain_name
+from tests.policies import make_policy
 
 
 def _policy(speedups: dict[tuple[str, int], float], dense_us: Callable[[int], float] = float) -> Policy:
@@ -23,15 +24,7 @@ def _policy(speedups: dict[tuple[str, int], float], dense_us: Callable[[int], fl
         shape = {"kind": kind, "n": n, "k": 64, "m": 64, "dtype": "FP16", "library": "torch"}
         for kernel, us in (("dense", dense_us(n)), ("sparse", dense_us(n) / speedup)):
             points.append(Point.model_validate({**shape, "kernel": kernel, "us": us}))
-    return Policy(
-        schema_version=1,
-        name="mine",
-        device="GPU X",
-        compute_capability="9.0",
-        provenance="measured",
-        source="a test",
-        points=tuple(points),
-    )
+    return make_policy(points)
 
 
 def _product(kind: str, n: int, m: int = 64) -> LinearProduct:

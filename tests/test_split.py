@@ -21,6 +21,7 @@ from sparseflow_trt.shapes import Dims, Profile, ShapeRange
 from sparseflow_trt.split import LEAST_GAIN, MOST_PARTS, Split, choose_cuts, split_profile
 from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.traffic import Traffic
+from tests.policies import FIELDS
 
 DIMS: dict[str, Dims] = {"ids": ("batch", "seq"), "mask": ("seq", "batch", 4)}
 N = {"gate_up": 128, "down": 64, "qkv": 192, "o": 256, "ffn": 320, "other": 64 * 64}
@@ -29,16 +30,7 @@ TOKENS = SymbolicM(("batch", "seq"))
 
 
 def _policy(*points: Point, thresholds: tuple[Threshold, ...] = ()) -> Policy:
-    return Policy(
-        schema_version=1,
-        name="mine",
-        device="GPU X",
-        compute_capability="9.0",
-        provenance="measured",
-        source="a test",
-        points=points,
-        thresholds=thresholds,
-    )
+    return Policy(**FIELDS, points=points, thresholds=thresholds)
 
 
 def _points(kind: str, speedup: Callable[[int], float]) -> tuple[Point, ...]:

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflow_trt.lookup import ranges_of
+from sparseflow_trt.packing import ROWS
 from sparseflow_trt.plugin_lookup import plugin_known
 from sparseflow_trt.policy import find_policy
-from sparseflow_trt.uneven_rows import FEW, FEW_US, READINGS, ROWS
+from sparseflow_trt.uneven_rows import FEW, FEW_US, READINGS
 from tests.policies import make_policy
 from tests.test_plugin_lookup import SHAPE, estimates, plugin_points
 
