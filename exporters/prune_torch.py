@@ -14,6 +14,7 @@ from typing import Any
 from sparseflow_trt._deps import require
 from sparseflow_trt._schema import Record
 from sparseflow_trt.errors import InputError, ModelError
+from sparseflow_trt.expected import VerdictBasis
 from sparseflow_trt.exporters.blocks import Block
 from sparseflow_trt.exporters.calibration import as_batch, walk_blocks
 from sparseflow_trt.exporters.pruning_methods import (
@@ -26,7 +27,6 @@ from sparseflow_trt.exporters.pruning_methods import (
     prune_by_sparsegpt,
     prune_by_wanda,
 )
-from sparseflow_trt.known import VerdictBasis
 from sparseflow_trt.torch_layers import Choice, TorchLayer, choose_by_name, find_layers, find_others
 from sparseflow_trt.torch_pattern import Tensor, is_2to4, mask_hash
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sparseflow_trt.policy import Pair, Point
 
@@ -28,7 +28,7 @@ def wave_of(multiprocessors: int) -> int:
 WAVE = wave_of(MULTIPROCESSORS)
 
 
-def time_between(m: float, points: list[Point]) -> float:
+def time_between(m: float, points: Sequence[Point]) -> float:
     """The time at M on the line through two points, log over log; that of the only one."""
     low, high = points[0], points[-1]
     if m == low.m or low.m == high.m:

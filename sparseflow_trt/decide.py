@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sparseflow_trt.expected import Verdict
 from sparseflow_trt.graph import SparsityState, WeightedLayer
-from sparseflow_trt.known import Known, Verdict
+from sparseflow_trt.known import Known
 from sparseflow_trt.lookup import judge
 from sparseflow_trt.packing import ROWS, round_up
 from sparseflow_trt.plugin_lookup import PLUGIN_DTYPES, is_beaten, plugin_known

@@ -96,7 +96,7 @@ def estimate_model(
         other = by("plugin", "tensorrt")
         if other.gemm_speedup and other.gemm_speedup >= (found.gemm_speedup or 0.0):
             return other.model_copy(update={"stands_in": True})
-    if found.dense_us is not None:
+    if found.gemm_speedup is not None:
         return found
     sites = (site for site in find_sites(model) if site.batch != 1 or site.pattern_k != site.k)
     more = advise(found, policy, by, model.path, {(site.n, site.k) for site in sites})
@@ -163,7 +163,8 @@ def estimate(
     guessed = _total((row.count, row.guessed_us) for row in rows)
     unknown = guessed or 0.0
     total = (dense or 0.0) + unknown
-    speedup = total / (chosen + unknown) if dense and chosen else None
+    told = any(row.sparse_us is not None for row in rows) or all(row.worth is False for row in rows)
+    speedup = total / (chosen + unknown) if dense and chosen and told else None
     if total:
         rows = [with_share(row, total) for row in rows]
     return Estimate(
@@ -271,6 +272,11 @@ def _notes(
     if any(row.policy_us not in (row.dense_us, row.sparse_us) for row in rows):
         does = "artifacts of their own for" if in_plugin else "profiles split at"
         yield f"Where sparse wins at some M only, each M has its kernel: {does} those M do that."
+    if any("dense measured" in row.basis for row in rows):
+        yield (
+            "Where the dense kernel alone was measured its time is that one; sparse has the speedup that is "
+            "known as its row says, and counts as dense where none is."
+        )
     if any(row.guessed_us for row in rows):
         yield (
             "Products with no time count as dense, and as long as at the smallest measured M where theirs is "

@@ -102,14 +102,19 @@ def _what_lacks(row: EstimatedLayers, policy: Policy) -> str:
 
 
 def _is_unknown(row: EstimatedLayers) -> bool:
-    return row.worth is None and row.basis == ("unknown",) and bool(row.sizes)
+    return row.worth is None and _says_nothing(row) and bool(row.sizes)
 
 
 def _says_more(row: EstimatedLayers, unknown: dict[Row, EstimatedLayers]) -> bool:
     """Whether other kernels have a time for a row, or at least a threshold where there was nothing."""
     return row.sparse_us is not None or (
-        _key(row) in unknown and row.basis != ("unknown",) and row.worth is not None
+        _key(row) in unknown and not _says_nothing(row) and row.worth is not None
     )
+
+
+def _says_nothing(row: EstimatedLayers) -> bool:
+    """Whether nothing is known of sparse there."""
+    return set(row.basis) <= {"unknown", "dense measured"}
 
 
 def _key(row: EstimatedLayers) -> Row:

@@ -20,6 +20,7 @@ Basis = Literal[
     "nearest shape",
     "class threshold (no time)",
     "unknown",
+    "dense measured",
 ]
 
 _HINT = "`sparseflow-trt estimate MODEL --json > FILE` writes one."
@@ -35,10 +36,12 @@ class EstimatedLayers(Record):
         sizes: Each M that was asked for, with the share of the runs that have it; empty where it is unknown.
         count: How many such products one run of the model has.
         state: Of their weights: "sparse" (2:4 already), "not-sparse" or "not-eligible".
-        basis: How that is known, for most of the arithmetic first.
+        basis: How that is known, for most of the arithmetic first. "dense measured" after another says that
+            the dense kernel was measured alone around an M, and the dense time is that.
         dense_us: Dense; None where there is no time.
-        sparse_us: Sparse at every M; None for weights that cannot be 2:4, too.
-        policy_us: Sparse where the policy takes it.
+        sparse_us: Sparse at every M, as dense where a dense time alone is known; None where no sparse time
+            is known, and for weights that cannot be 2:4.
+        policy_us: Sparse where the policy takes it and its time is known.
         guessed_us: What the runs with no time may take, dense: no less than at the smallest measured M
             where theirs is below it, else as long for each element as the other layers; 0 where every run
             has a time, None where there is nothing to guess from.
@@ -84,8 +87,8 @@ class Estimate(Record):
         guessed_us: What the others may take; None where there is nothing to guess from.
         guessed_share: The share that is guessed of the dense time of all products, known and guessed; None
             where no time is known or guessed.
-        gemm_speedup: Of all products; those with a guessed time count as dense. None where no time is known,
-            and then there are no ceilings.
+        gemm_speedup: Of all products; those with no sparse time count as dense. None where none has one and
+            the policy does not have all of them dense, or no time is known; then there are no ceilings.
         gemm_share: The share of the GPU's time that these products have in the dense model, where given.
         ceiling: Of the whole model at that share, where all other work takes as long as before.
         ceilings: The same at other shares.

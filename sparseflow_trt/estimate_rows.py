@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from sparseflow_trt.estimate_record import Basis, EstimatedLayers
-from sparseflow_trt.known import Expected, Known, Verdict
+from sparseflow_trt.expected import Expected, Verdict
+from sparseflow_trt.known import Known
 from sparseflow_trt.symbolic import SymbolicM
 
 
@@ -37,6 +38,7 @@ class Answer(NamedTuple):
     Attributes:
         share: Of the runs, that have this M.
         times: What to expect, where M is not below the smallest measured one.
+        alone: The dense time where it was measured and what to expect of sparse is not known.
         bound: The dense time at the smallest measured M where M is below it: it takes no longer.
         estimated: Whether the plugin's times are cuSPARSELt's.
     """
@@ -45,13 +47,24 @@ class Answer(NamedTuple):
     share: float
     verdict: Verdict
     times: Expected | None
+    alone: float | None
     bound: float | None
     estimated: bool = False
 
     @property
     def dense_us(self) -> float | None:
+        """The dense time as far as it is known."""
+        return self.times.dense_us if self.times else self.alone
+
+    @property
+    def sparse_us(self) -> float | None:
+        """The sparse time; where it is not known sparse counts as dense."""
+        return self.times.sparse_us if self.times else self.alone
+
+    @property
+    def usual_us(self) -> float | None:
         """The dense time as far as it is known or bounded."""
-        return self.times.dense_us if self.times else self.bound
+        return self.bound if self.dense_us is None else self.dense_us
 
 
 def ask(sizes: tuple[tuple[int, float], ...], known: Known) -> list[Answer]:
@@ -64,10 +77,18 @@ def ask(sizes: tuple[tuple[int, float], ...], known: Known) -> list[Answer]:
     answers = []
     for m, share in sorted(sizes, key=lambda size: -size[0] * size[1]):
         times = known.expect(m)
-        below = times is not None and times.at == "below"
-        bound = times.dense_us if times and below else None
+        alone = bound = None
+        if times is None or times.at == "below":
+            dense = known.at(m).dense_at(m)
+            if dense and dense.at in ("measured", "between"):
+                alone = dense.us
+            elif dense and dense.at == "below":
+                bound = dense.us
+            elif times:
+                bound = times.dense_us
+            times = None
         estimated = known.kernel == "plugin" and known.at(m).library == "torch"
-        answers.append(Answer(m, share, known.judge(m), None if below else times, bound, estimated))
+        answers.append(Answer(m, share, known.judge(m), times, alone, bound, estimated))
     return answers
 
 
@@ -75,7 +96,7 @@ def usual_rates(groups: Mapping[Group, int], answers: Mapping[Group, list[Answer
     """Dense microseconds for each element of a weight and for each multiplication, where times are known."""
     time = elements = work = 0.0
     for group, count in groups.items():
-        known = [(a.share, a.m, a.dense_us) for a in answers[group] if a.dense_us is not None]
+        known = [(a.share, a.m, a.usual_us) for a in answers[group] if a.usual_us is not None]
         size = count * group.n * group.k
         time += count * math.fsum(share * us for share, _, us in known)
         elements += size * math.fsum(share for share, _, _ in known)
@@ -94,16 +115,13 @@ def estimate_layers(
         answers: What `ask` said of them.
         rates: Of `usual_rates`, for an M without a time.
     """
-    timed = [(a.share, a.times, a.verdict.sparse) for a in answers if a.times]
-    dense = math.fsum(share * times.dense_us for share, times, _ in timed) if timed else None
+    dense = _mean((a.share, a.dense_us) for a in answers)
     sparse = chosen = None
-    if timed and not group.never:
-        sparse = math.fsum(share * times.sparse_us for share, times, _ in timed)
-        chosen = math.fsum(
-            share * (times.sparse_us if taken else times.dense_us) for share, times, taken in timed
-        )
+    if any(a.times for a in answers) and not group.never:
+        sparse = _mean((a.share, a.sparse_us) for a in answers)
+        chosen = _mean((a.share, a.sparse_us if a.verdict.sparse else a.dense_us) for a in answers)
     size = group.n * group.k
-    untimed = [a for a in answers if not a.times]
+    untimed = [a for a in answers if a.dense_us is None]
     guesses = [a.share * (a.bound or size * max(rates[0], a.m * rates[1])) for a in untimed]
     # what is guessed may be 0, of a share that is next to nothing: that is no lack of a guess
     able = any(rates) or all(a.bound for a in untimed)
@@ -135,6 +153,12 @@ def with_share(row: EstimatedLayers, total: float) -> EstimatedLayers:
     return row.model_copy(update={"share": row.count * math.fsum(times) / total if times else None})
 
 
+def _mean(times: Iterable[tuple[float, float | None]]) -> float | None:
+    """The mean of the times that are known by their shares, the others 0; None where none is known."""
+    known = [share * us for share, us in times if us is not None]
+    return math.fsum(known) if known else None
+
+
 def _is_worth(group: Group, answers: list[Answer]) -> tuple[bool | None, str]:
     if group.never:
         return False, group.never
@@ -149,12 +173,20 @@ def _is_worth(group: Group, answers: list[Answer]) -> tuple[bool | None, str]:
 
 
 def _bases(answer: Answer) -> tuple[Basis, ...]:
-    """How an answer is known; of another shape, too, that its M lies above the largest measured one."""
-    if answer.times is None:
-        return ("class threshold (no time)" if answer.verdict.basis == "threshold" else "unknown",)
-    above: tuple[Basis, ...] = ("extrapolated",) if answer.times.at == "above" else ()
-    if answer.times.basis != "exact":
-        return ("nearest shape" if answer.times.basis == "nearest" else "learned", *above)
+    """How an answer is known; of another shape, too, that its M lies above the largest measured one.
+
+    Last, that its dense time is of measurements of the dense kernel alone.
+    """
+    times = answer.times
+    dense: tuple[Basis, ...] = ()
+    if (times and times.dense_alone) or answer.alone is not None:
+        dense = ("dense measured",)
+    if times is None:
+        return ("class threshold (no time)" if answer.verdict.basis == "threshold" else "unknown", *dense)
+    above: tuple[Basis, ...] = ("extrapolated",) if times.at == "above" else ()
+    if times.basis != "exact":
+        return ("nearest shape" if times.basis == "nearest" else "learned", *above, *dense)
     if answer.estimated:
-        return ("estimated", *above)
-    return above or ("measured" if answer.times.at == "measured" else "interpolated",)
+        return ("estimated", *above, *dense)
+    own: Basis = "measured" if times.at == "measured" else "interpolated"
+    return (*(above or (own,)), *dense)

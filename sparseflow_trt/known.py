@@ -7,62 +7,12 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from sparseflow_trt._same import Same
 from sparseflow_trt.between import time_between, wins_at
+from sparseflow_trt.expected import At, DenseTime, Expected, Verdict
 from sparseflow_trt.forest import Guess
 from sparseflow_trt.policy import Library, Pair, Point, Policy, SparseKernel, Threshold
-
-VerdictBasis = Literal["exact", "learned", "nearest", "threshold", "none"]
-
-
-@dataclass(frozen=True)
-class Expected:
-    """The times to expect of one product, in microseconds of GPU time.
-
-    Attributes:
-        dense_us: Of the dense kernel on the same weights.
-        sparse_us: Of the sparse kernel that was asked for.
-        wins: Whether sparse is faster by the policy's margin: at M, or at both measured M around it and all
-            the way between them, for sure by what all measured shapes say (`forest`), or where they are too
-            few by what times may do there (`between.wins_between`). Of a shape that was not measured: for
-            sure by what all of them say, or at the nearest one and its witnesses.
-        doubt: Why it does not, where it wins at all measured M that speak, or on average by what was learned;
-            else "".
-        basis: Whether this very shape was measured, or what speaks for it: all measured shapes, from which
-            the speedup was learned, or the nearest one of its kind.
-        at: Where M lies among the measured M: on one, between two, above all or below all. What was learned
-            lies between those of all shapes, or above them.
-        where: The same in words.
-        points: The measured points behind it; of a learned speedup those of the nearest shape, of which its
-            dense time is scaled. What the speedup itself rests on `Known.learned_from` tells.
-    """
-
-    dense_us: float
-    sparse_us: float
-    wins: bool
-    doubt: str
-    basis: Literal["exact", "learned", "nearest"]
-    at: Literal["measured", "between", "above", "below"]
-    where: str
-    points: tuple[Point, ...]
-
-    @property
-    def speedup(self) -> float:
-        """Dense time over sparse time."""
-        return self.dense_us / self.sparse_us
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether sparse is expected to win, how that is known, what it gains, and points as of `Expected`."""
-
-    sparse: bool
-    basis: VerdictBasis
-    reason: str
-    speedup: float | None = None
-    points: tuple[Point, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +30,8 @@ class Known:
         kernel: Which sparse kernel is held against dense: the library's own, or the plugin.
         whose: Whose kernels were timed, in words.
         margin: The share by which sparse has to be faster.
+        dense: What was measured of the dense kernel at this very shape, by M, which grows: with a sparse
+            kernel or alone.
         guess: What all measured shapes say of this one; None where they are too few. Where it was measured
             it speaks between measured M alone, and not where times count as smooth.
         otherwise: What speaks where these pairs leave it open: below the smallest M, above the largest, and
@@ -100,6 +52,7 @@ class Known:
     kernel: SparseKernel
     whose: str
     margin: float
+    dense: dict[int, Point]
     guess: Guess | None = None
     otherwise: Known | None = None
 
@@ -130,6 +83,17 @@ class Known:
         known = self.at(m)
         return known._verdict(m, self._times(m) if known is not self else None)
 
+    def dense_at(self, m: int) -> DenseTime | None:
+        """What the dense kernel takes at M, with the points around it; None where the shape was not measured.
+
+        It grows with M above the largest measured M, and stays below the smallest.
+        """
+        if not self.dense:
+            return None
+        around, at = _around(list(self.dense), m)
+        points = tuple(self.dense[size] for size in around)
+        return DenseTime(max(1.0, m / around[-1]) * time_between(m, points), at, points)
+
     def of_multiples(self) -> Known:
         """What ranges of M are drawn from: this, where a kernel takes one M as well as another."""
         return self
@@ -152,34 +116,34 @@ class Known:
     def _times(self, m: int) -> Expected | None:
         if not self.shape:
             return None
-        sizes = list(self.pairs)
-        i = bisect_left(sizes, m)
-        at: Literal["measured", "between", "above", "below"]
-        if i == len(sizes):
-            around, at, where = sizes[-1:], "above", f"as at M={sizes[-1]}, the largest measured"
-        elif sizes[i] == m:
-            around, at, where = [m], "measured", "measured"
-        elif i == 0:
-            around, at, where = sizes[:1], "below", f"as at M={sizes[0]}, the smallest measured"
-        else:
-            around, at, where = sizes[i - 1 : i + 1], "between", f"between M={sizes[i - 1]} and M={sizes[i]}"
+        around, at = _around(list(self.pairs), m)
+        where = {
+            "measured": "measured",
+            "between": f"between M={around[0]} and M={around[-1]}",
+            "above": f"as at M={around[0]}, the largest measured",
+            "below": f"as at M={around[0]}, the smallest measured",
+        }[at]
         pairs = [self.pairs[size] for size in around]
-        scale = self.n * self.k / math.prod(self.shape) * max(1.0, m / sizes[-1])
-        dense_us = scale * time_between(m, [pair.dense for pair in pairs])
+        paired = time_between(m, [pair.dense for pair in pairs])
         points = tuple(point for pair in pairs for point in (pair.dense, pair.sparse))
+        own = self.dense_at(m)
+        scale = self.n * self.k / math.prod(self.shape) * max(1.0, m / around[-1])
+        dense_us = own.us if own else scale * paired
+        alone = own is not None and own.at in ("measured", "between") and not set(own.points) <= set(points)
         if self.guess and not self.exact and at != "below":
-            return self._learned(self.guess, m, dense_us, points)
+            return replace(self._learned(self.guess, m, dense_us, points), dense_alone=alone)
         wins_around = all(pair.wins(self.margin) for pair in pairs)
         doubt = self._doubt(m) if wins_around else ""
         return Expected(
             dense_us=dense_us,
-            sparse_us=scale * time_between(m, [pair.sparse for pair in pairs]),
+            sparse_us=dense_us / paired * time_between(m, [pair.sparse for pair in pairs]),
             wins=wins_around and not doubt,
             doubt=doubt,
             basis="exact" if self.exact else "nearest",
             at=at,
             where=where,
             points=points,
+            dense_alone=alone,
         )
 
     def _learned(self, guess: Guess, m: int, dense_us: float, points: tuple[Point, ...]) -> Expected:
@@ -278,6 +242,16 @@ class Known:
         if self.shape:
             return f"no measurement at or below M={m} of {self.shape[1]}→{self.shape[0]} {here}"
         return f"no measurement near {self.k}→{self.n} of kind '{self.kind}' {here}"
+
+
+def _around(sizes: Sequence[int], m: int) -> tuple[Sequence[int], At]:
+    """The measured M around one, of those that grow: itself, its neighbours or the one at the end."""
+    i = bisect_left(sizes, m)
+    if i == len(sizes):
+        return sizes[-1:], "above"
+    if sizes[i] == m:
+        return sizes[i : i + 1], "measured"
+    return (sizes[:1], "below") if i == 0 else (sizes[i - 1 : i + 1], "between")
 
 
 @functools.lru_cache(maxsize=64)

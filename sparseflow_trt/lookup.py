@@ -7,10 +7,20 @@ from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from sparseflow_trt._same import Same
+from sparseflow_trt.expected import Expected, Verdict
 from sparseflow_trt.forest import Guess, guess_of
-from sparseflow_trt.known import Expected, Known, Verdict
+from sparseflow_trt.known import Known
 from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
-from sparseflow_trt.policy import WHOSE, Library, Pair, Policy, SparseKernel, pairs_by_m, pairs_by_shape
+from sparseflow_trt.policy import (
+    WHOSE,
+    Library,
+    Pair,
+    Policy,
+    SparseKernel,
+    dense_by_m,
+    pairs_by_m,
+    pairs_by_shape,
+)
 
 FAR = 1 << 20  # an M that nothing reaches
 
@@ -59,6 +69,7 @@ def _known_of(
         threshold=limits[0] if limits else None, kernel=kernel,
         whose="the plugin against TensorRT's kernels" if kernel == "plugin" else WHOSE[library],
         margin=policy.margin,
+        dense=dense_by_m(p for p in near if (p.n, p.k) == (n, k)),
         guess=guess_for(policy, library, n, k, dtype, shape) if kernel == "sparse" else None,
     )  # fmt: skip
 
@@ -114,7 +125,7 @@ def expect(
 
     Between measured M times are interpolated, log over log. Above the largest they grow with M; below
     the smallest they stay (a product that small is bound by reading its weights). Times of the nearest
-    shape are scaled by N·K.
+    shape are scaled by N·K. Where the dense kernel alone was measured, too, dense times are its own.
 
     Args:
         policy: What was measured.

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sparseflow_trt._same import Same
-from sparseflow_trt.known import Expected, Known, Verdict
+from sparseflow_trt.expected import Expected, Verdict
+from sparseflow_trt.known import Known
 from sparseflow_trt.lookup import guess_for, judge, known_of
 from sparseflow_trt.near import nearest_shape, points_near, witnesses_of
 from sparseflow_trt.packing import why_not_in_plugin
-from sparseflow_trt.policy import Library, Pair, Point, Policy, pairs_by_m, pairs_by_shape
+from sparseflow_trt.policy import Library, Pair, Point, Policy, dense_by_m, pairs_by_m, pairs_by_shape
 from sparseflow_trt.uneven_rows import KnownInPlugin, in_plugin
 
 # By how much an estimate has to win against cuBLAS, which is not what it would take the place of. On an
@@ -74,6 +75,7 @@ def _estimated(layer: Known) -> Known:
     points = [p for p in policy.points if p.dtype == dtype]
     pairs = _estimates([p for p in points if (p.n, p.k) == shape])
     against = _held_against(pairs)
+    own = (p for p in points if (p.n, p.k) == (n, k) and {p.library} == against)
 
     def witness(others: list[Point]) -> dict[int, Pair]:
         found = _estimates(others)  # one against another's kernels would need another margin
@@ -89,6 +91,7 @@ def _estimated(layer: Known) -> Known:
         whose="estimated from cuSPARSELt against "
         + ("TensorRT's kernels" if against == {"tensorrt"} else "cuBLAS"),
         margin=policy.margin if against == {"tensorrt"} else max(policy.margin, ESTIMATE_MARGIN),
+        dense=dense_by_m(own),
         guess=guess_for(policy, "torch", n, k, dtype, shape) if against == {"torch"} else None,
         otherwise=None,
     )
@@ -161,10 +164,7 @@ def _gain_of_one(
 def _estimates(points: Sequence[Point]) -> dict[int, Pair]:
     """cuSPARSELt's times of one shape, each M with TensorRT's dense time where every M has one."""
     pairs = pairs_by_m(p for p in points if p.library == "torch")
-    dense: dict[int, Point] = {}
-    for point in points:
-        if (point.library, point.kernel) == ("tensorrt", "dense"):
-            dense[point.m] = min(point, dense.get(point.m, point), key=lambda p: p.us)
+    dense = dense_by_m(p for p in points if p.library == "tensorrt")
     if not pairs.keys() <= dense.keys():
         return pairs
     return {m: Pair(dense[m], pair.sparse) for m, pair in pairs.items()}

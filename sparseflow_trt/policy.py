@@ -258,6 +258,12 @@ def pairs_by_m(points: Iterable[Point], kernel: SparseKernel = "sparse") -> dict
     return next(iter(pairs_by_shape(points, kernel).values()), {})
 
 
+def dense_by_m(points: Iterable[Point]) -> dict[int, Point]:
+    """The dense points of those of one shape, by M, which grows; of several the fastest counts."""
+    dense = sorted((p for p in points if p.kernel == "dense"), key=lambda p: (p.m, -p.us))
+    return {point.m: point for point in dense}
+
+
 def shipped_policies() -> dict[str, Path]:
     """The policies that come with the package, by name."""
     return {path.stem: path for path in sorted(SHIPPED.glob("*.json"))}

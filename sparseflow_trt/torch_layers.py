@@ -15,8 +15,8 @@ from typing import Any
 from sparseflow_trt import sites
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import InputError, PolicyError
+from sparseflow_trt.expected import VerdictBasis
 from sparseflow_trt.kinds import kind_from_names
-from sparseflow_trt.known import VerdictBasis
 from sparseflow_trt.layer_names import is_named, why_left
 from sparseflow_trt.lookup import judge
 from sparseflow_trt.plugin_lookup import judge_with_plugin

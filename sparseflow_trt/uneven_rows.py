@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sparseflow_trt.known import Expected, Known, Verdict, rounded_down
+from sparseflow_trt.expected import Expected, Verdict
+from sparseflow_trt.known import Known, rounded_down
 from sparseflow_trt.packing import ROWS, round_up
 
 # Upper bounds of what such an M took longer than the next multiple, of TinyLlama's products on an H200

@@ -19,7 +19,7 @@ from sparseflow_trt.estimate import USUAL_SHARES, estimate, estimate_model
 from sparseflow_trt.estimate_record import Estimate, end_to_end, read_estimate
 from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.model_file import read_model
-from sparseflow_trt.policy import Policy
+from sparseflow_trt.policy import Point, Policy
 from sparseflow_trt.symbolic import SymbolicM
 from sparseflow_trt.traffic import Traffic
 from tests.policies import make_points, make_policy
@@ -270,6 +270,47 @@ def test_more_unknown_products_never_raise_the_speedup(m: int, n: int, kind: str
     assert (before is None) == (after is None)
     if before and after:
         assert 1 <= after <= before * (1 + 1e-12)
+
+
+# ---- a dense time alone
+
+
+def _dense(kind: str, n: int, k: int, times: dict[int, float]) -> list[Point]:
+    points = make_points(kind, n, k, {m: us / 10 for m, us in times.items()})
+    return [p for p in points if p.kernel == "dense"]
+
+
+def test_dense_times_are_measured_ones_where_the_dense_kernel_was_measured_alone() -> None:
+    alone = _dense("gate_up", 256, 64, {8: 4.0, 2048: 30.0})
+    policy = make_policy([*alone, *make_points("gate_up", 256, 64, {64: 2.0})])
+    (row,) = (found := _estimate(_layer("a"), sizes={"batch": 1, "seq": 2048}, policy=policy)).layers
+    assert (row.dense_us, row.sparse_us, row.policy_us) == (30.0, 15.0, 15.0)
+    assert (row.basis, row.speedup, row.worth) == (("extrapolated", "dense measured"), 2.0, True)
+    assert sum("the dense kernel alone" in note for note in found.notes) == 1
+    (row,) = _estimate(_layer("a"), sizes={"batch": 1, "seq": 8}, policy=policy).layers
+    assert (row.dense_us, row.sparse_us, row.basis) == (4.0, None, ("unknown", "dense measured"))
+    traffic = Traffic(((4, 1.0), (8, 1.0), (2048, 2.0)))
+    (row,) = (found := _estimate(_layer("a"), policy=policy, traffic=traffic)).layers
+    assert (row.dense_us, row.sparse_us) == (4 / 4 + 30 / 2, 4 / 4 + 15 / 2), "sparse counts as dense at M=8"
+    assert row.guessed_us == 4 / 4, "below all M dense takes no longer than at the smallest"
+    assert found.gemm_speedup == pytest.approx(17 / 9.5)
+    assert all("the dense kernel alone" not in note for note in _estimate(*MLP).notes)
+
+
+def test_a_dense_time_alone_says_nothing_of_the_gain() -> None:
+    qkv = _layer("q", "qkv", 128, 128)
+    alone = _dense("qkv", 128, 128, {1024: 7.0})
+    unknown = _estimate(qkv, policy=make_policy(alone))
+    assert (unknown.dense_us, unknown.guessed_us, unknown.layers[0].worth) == (7.0, 0.0, None)
+    assert (unknown.gemm_speedup, unknown.ceilings) == (None, ())
+    taken = _estimate(qkv, policy=make_policy(alone, limits={"qkv": (32, None)}))
+    assert (taken.policy_us, taken.gemm_speedup, taken.layers[0].worth) == (7.0, None, True)
+    assert taken.layers[0].basis == ("class threshold (no time)", "dense measured")
+    dense = _estimate(qkv, policy=make_policy(alone, limits={"qkv": (None, None)}))
+    assert (dense.policy_us, dense.gemm_speedup) == (7.0, 1.0)
+    mixed = _estimate(_layer("a"), qkv, policy=make_policy([*POLICY.points, *alone]))
+    assert (mixed.dense_us, mixed.policy_us) == (27.0, 17.0)
+    assert mixed.gemm_speedup == pytest.approx(27 / 17)
 
 
 # ---- traffic

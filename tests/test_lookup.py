@@ -119,7 +119,34 @@ def test_a_shape_without_both_times_says_nothing_and_hides_no_other() -> None:
     assert judge(make_policy(dense), "gate_up", 4096, 1024, 1024, "FP16").basis == "none"
     near = make_points("gate_up", 4096, 2048, {1024: 3.0})
     verdict = judge(make_policy([*dense, *near]), "gate_up", 4096, 1024, 1024, "FP16")
-    assert (verdict.basis, verdict.speedup) == ("nearest", 3.0)
+    assert verdict.basis == "nearest"
+    assert verdict.speedup == pytest.approx(3)
+
+
+def test_dense_times_are_of_the_dense_kernel_wherever_it_was_measured() -> None:
+    """Sparse is measured at one M of 4096→1024, dense at four: the speedup alone has to be carried over."""
+    alone = [p for p in make_points("o", 1024, 4096, {1: 0.5, 8: 1.0, 512: 2.0}) if p.kernel == "dense"]
+    policy = make_policy([*alone, *make_points("o", 1024, 4096, {64: 1.5})])
+
+    def times(m: int) -> tuple[object, ...]:
+        found = expect(policy, "o", 1024, 4096, m, "FP16")
+        assert found is not None
+        return found.dense_us, found.speedup, found.at, found.dense_alone
+
+    assert times(64) == (15.0, 1.5, "measured", False)
+    assert times(512) == (20.0, pytest.approx(1.5), "above", True)
+    assert times(128) == (pytest.approx(15 * (4 / 3) ** (1 / 3)), pytest.approx(1.5), "above", True)
+    assert times(1024) == (40.0, pytest.approx(1.5), "above", False)
+    assert times(8) == (10.0, pytest.approx(1.5), "below", True)
+    for m in (512, 8, 1024):
+        found = judge(policy, "o", 1024, 4096, m, "FP16")
+        without = judge(make_policy(make_points("o", 1024, 4096, {64: 1.5})), "o", 1024, 4096, m, "FP16")
+        assert (found.sparse, found.reason) == (without.sparse, without.reason), "it decides nothing"
+    other = make_policy([*alone, *make_points("o", 1024, 2048, {512: 1.5})])
+    near = expect(other, "o", 1024, 4096, 512, "FP16")
+    assert near is not None
+    assert (near.dense_us, near.basis) == (20.0, "nearest")
+    assert near.speedup == pytest.approx(1.5)
 
 
 # ---- which library and type is asked

@@ -120,13 +120,14 @@ def _print(result: Estimate) -> None:
 
 
 def _total(result: Estimate) -> str:
+    sparse = "" if result.dense_us is None else "sparse "
     if result.gemm_speedup is None and any("class threshold (no time)" in row.basis for row in result.layers):
         return (
-            "The policy has no time for any of these products, only thresholds: they say whether sparse wins "
-            "(Prune), and not by how much."
+            f"The policy has no {sparse}time for any of these products, only thresholds: they say whether "
+            "sparse wins (Prune), and not by how much."
         )
     if result.gemm_speedup is None:
-        return "The policy has no time for any of these products: what they would gain is not known."
+        return f"The policy has no {sparse}time for any of these products: what they would gain is not known."
     unknown = result.guessed_us or 0.0
     gains = any(row.taken for row in result.layers)
     dense, chosen = (_us((us or 0.0) + unknown) for us in (result.dense_us, result.policy_us))

@@ -9,7 +9,8 @@ from sparseflow_trt.cli import console
 from sparseflow_trt.cli.policy_tables import nearest_points, points_table
 
 if TYPE_CHECKING:
-    from sparseflow_trt.known import Known, Verdict
+    from sparseflow_trt.expected import Verdict
+    from sparseflow_trt.known import Known
     from sparseflow_trt.policy import Library, Pair, Point, Policy
 
 _HEAVIEST = 8  # products that a learned answer rests on
@@ -70,7 +71,7 @@ def answer_of(policy: Policy, product: Product, library: Library, plugin: bool) 
         library: Whose kernels.
         plugin: Whether the sparse kernel is the plugin, and not the library's own.
     """
-    from sparseflow_trt.known import Verdict
+    from sparseflow_trt.expected import Verdict
     from sparseflow_trt.lookup import known_of
     from sparseflow_trt.plugin_lookup import plugin_known
 

@@ -128,7 +128,7 @@ def _speedup(
     found = read_estimate(estimate)
     if found.gemm_speedup is None:
         raise PolicyError(
-            f"{estimate} holds no times: its policy knows nothing of the model's products.",
+            f"{estimate} holds no speedup: its policy has no sparse time for the model's products.",
             "Estimate with a policy that was measured on such shapes, or give --speedup.",
         )
     share = gemm_share or found.gemm_share

@@ -64,6 +64,22 @@ def test_a_table_with_the_ceiling(sparseflow: Sparseflow, mlp: Mlp, policy: Path
     assert "The whole model, at most: 1.200×, where 50% of the GPU's time" in out
 
 
+def test_where_dense_alone_was_measured_it_is_said(sparseflow: Sparseflow, mlp: Mlp, policy: Path) -> None:
+    only = [
+        *(p for p in make_points("gate_up", 128, 64, {16: 3.0}) if p.kernel == "dense"),
+        *make_points("gate_up", 128, 64, {1: 0.5, 8: 2.0}),
+        *(p for p in make_points("down", 32, 128, {16: 1.5}) if p.kernel == "dense"),
+    ]
+    policy.write_text(make_policy(only).model_dump_json())
+    command = ("estimate", mlp(), "--policy", policy, "--dim", "batch=16")
+    out = sparseflow(*command).out
+    assert "30.00      15.00    2.00×  66.7%  extrapolated, dense measured  yes" in out
+    assert "15.00          -        -  33.3%  unknown, dense measured       unknown" in out
+    assert "45.00 µs dense, 30.00 µs with the policy's choices: 1.500×" in out
+    policy.write_text(make_policy([p for p in only if p.kernel == "dense"]).model_dump_json())
+    assert "The policy has no sparse time for any of these products: what" in sparseflow(*command).out
+
+
 def test_traffic(sparseflow: Sparseflow, mlp: Mlp, policy: Path, own_folder: Path) -> None:
     (own_folder / "traffic.csv").write_text("m,count\n1,3\n8,1\n")
     ended = sparseflow("estimate", mlp(), "--policy", policy, "--traffic", "traffic.csv", "--json")
@@ -162,7 +178,7 @@ def test_roi_from_an_estimate_takes_a_part_of_the_ceiling(
     assert "with the 2:4 plugin (25% of their time is guessed), and 50%" in said
     unknown = {**json.loads(estimate.out), "gemm_speedup": None}
     (own_folder / "estimate.json").write_text(json.dumps(unknown))
-    assert "estimate.json holds no times" in sparseflow(*command, "--gemm-share", 0.5).error
+    assert "estimate.json holds no speedup" in sparseflow(*command, "--gemm-share", 0.5).error
 
 
 @pytest.mark.parametrize(
