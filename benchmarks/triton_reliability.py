@@ -27,7 +27,8 @@ import onnx
 from measure import write_result
 from onnx import TensorProto, helper, numpy_helper
 
-from sparseflow_trt.deploying import DeployOptions, deploy
+from sparseflow_trt.deploying import deploy
+from sparseflow_trt.deployment import DeployOptions
 from sparseflow_trt.engines.triton_server import Server, ServerOptions, start_server
 from sparseflow_trt.exporters.triton_repository import roll_back
 from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build

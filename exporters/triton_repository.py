@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from sparseflow_trt._files import put_in_place, sha256_of, temporary_folder, write_atomically
 from sparseflow_trt._schema import read_text
 from sparseflow_trt.errors import DeployError
-from sparseflow_trt.exporters.triton_config import cpu_twin, parse_config, text_from_config
+from sparseflow_trt.exporters.triton_config import Route, cpu_twin, parse_config, text_from_config
 from sparseflow_trt.exporters.triton_merge import Difference, merge_configs
 from sparseflow_trt.exporters.triton_version import (
     RECORD,
@@ -63,12 +63,13 @@ class NewVersion:
         check: Refuses a configuration; it is given it and the file's name.
         plugin: Which of `files` is the library of the engine's plugin nodes, "" where it has none.
         batch_given: Whether a person said the largest batch, which goes before an edited configuration then.
+        router: The model that it is one of the two of, "" where it is none.
     """
 
     name: str
     build_key: str
     backend: str
-    route: str
+    route: Route
     versions: Mapping[str, str]
     files: Mapping[str, Path]
     texts: Mapping[str, str]
@@ -78,6 +79,7 @@ class NewVersion:
     needs: tuple[str, ...] = ()
     plugin: str = ""
     batch_given: bool = False
+    router: str = ""
 
 
 def check_name(name: str) -> str:
@@ -132,6 +134,7 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
             versions=dict(new.versions),
             needs=new.needs,
             plugin=new.plugin,
+            router=new.router,
             files={file.name: sha256_of(file) for file in sorted(place.iterdir())},
             inputs=deployed_tensors(served.input),
             outputs=deployed_tensors(served.output),
@@ -249,7 +252,7 @@ def _write_configs(folder: Path, config: ModelConfig, twin: bool) -> None:
 def _same(old: VersionRecord, new: VersionRecord, folder: Path, version: int, number: int) -> bool:
     def settled(record: VersionRecord, version: int) -> VersionRecord:
         texts = {"generated": record.generated.replace(f"MD5:{version}/", "MD5:"), "served": ""}
-        return record.model_copy(update=texts)
+        return record.model_copy(update={**texts, "router": ""})
 
     current = read_text(folder / CONFIG, DeployError, "configuration") if (folder / CONFIG).is_file() else ""
     return settled(old, version) == settled(new, number) and current.replace(

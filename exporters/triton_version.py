@@ -30,6 +30,7 @@ class VersionRecord(Record):
         versions: Of the libraries that built it.
         needs: Flags of the server that the configuration depends on.
         plugin: The plugin's library that the engine needs, one of its files; "" where it needs none.
+        router: The model that it was written for as one of its two; "" where it was deployed for itself.
         files: SHA-256 of the version's files.
         generated: The configuration that was generated, before it was merged with an edited one.
         served: The one that was written.
@@ -42,6 +43,7 @@ class VersionRecord(Record):
     versions: dict[str, str]
     needs: tuple[str, ...] = ()
     plugin: str = ""
+    router: str = ""
     files: dict[str, str]
     inputs: tuple[DeployedTensor, ...]
     outputs: tuple[DeployedTensor, ...]

@@ -112,7 +112,8 @@ def deploy_triton(
     A configuration that was edited stays edited: what differs from the fresh one is shown.
     """
     from sparseflow_trt._files import alone_in, check_folder_of_files
-    from sparseflow_trt.deploying import DeployOptions, deploy
+    from sparseflow_trt.deploying import deploy
+    from sparseflow_trt.deployment import DeployOptions
     from sparseflow_trt.deployment_files import (
         check_plugins,
         check_wanted,

@@ -19,9 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseflow_trt import deploying
+from sparseflow_trt import engine_deployment
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.deploying import DeployOptions, deploy
+from sparseflow_trt.deploying import deploy
+from sparseflow_trt.deployment import DeployOptions
 from sparseflow_trt.deployment_files import kubernetes_name, plan_server
 from sparseflow_trt.errors import ArtifactError, DeployError
 from sparseflow_trt.exporters.triton_config import ServedModel, make_config, parse_config
@@ -152,7 +153,7 @@ def test_deployments_at_the_same_time_get_a_version_each(
         time.sleep(0.5)  # the number is chosen, and nothing has it yet
         return make_config(model)
 
-    monkeypatch.setattr(deploying, "make_config", slowly)
+    monkeypatch.setattr(engine_deployment, "make_config", slowly)
     options = DeployOptions(tmp_path / "repository", "m")
     builds = (ort_artifact, other_artifact)
     with ThreadPoolExecutor(2) as threads:
@@ -222,30 +223,6 @@ def test_the_largest_batch_that_is_asked_for_goes_before_an_edited_one(
     assert roll_back(repository / "m") == (3, 2)
     config = parse_config((repository / "m" / "config.pbtxt").read_text(encoding="utf-8"), "config.pbtxt")
     assert (config.max_batch_size, list(config.input[0].dims)) == (0, [-1, -1, 64])
-
-
-def test_a_router_needs_batches(ort_artifact: Path, dense_artifact: Path, tmp_path: Path) -> None:
-    options = DeployOptions(tmp_path / "repository", "m", dense=dense_artifact, max_batch_size=0)
-    with pytest.raises(DeployError, match=r"a router chooses by the batch, and .* has none: Requests share"):
-        deploy(ort_artifact, options)
-
-
-def test_a_router_and_a_model_of_its_own_do_not_take_each_others_place(
-    ort_artifact: Path, other_artifact: Path, dense_artifact: Path, tmp_path: Path
-) -> None:
-    repository = tmp_path / "repository"
-    router = DeployOptions(repository, "m", dense=dense_artifact)
-    deploy(other_artifact, DeployOptions(repository, "m-sparse"))
-    with pytest.raises(DeployError, match="has another model 'm-sparse' already"):
-        deploy(ort_artifact, router)
-    assert sorted(p.name for p in repository.iterdir()) == ["m-sparse"]
-    shutil.rmtree(repository / "m-sparse")
-    deploy(ort_artifact, DeployOptions(repository, "m-sparse"))  # as a router that was not finished leaves it
-    assert len(deploy(ort_artifact, router)) == 3
-    for name in ("m-sparse", "m-dense"):
-        with pytest.raises(DeployError, match=f"'{name}' is one of the two models that the router 'm' sends"):
-            deploy(other_artifact, DeployOptions(repository, name))
-    assert len(deploy(other_artifact, router)) == 3  # the router's own next version
 
 
 def test_no_model_is_written_into_an_artifact(ort_artifact: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sparseflow_trt.deploying import DeployOptions, deploy
+from sparseflow_trt.deploying import deploy
+from sparseflow_trt.deployment import DeployOptions
 from sparseflow_trt.errors import DeployError
 from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
 from sparseflow_trt.profile_specs import parse_profile

@@ -18,7 +18,8 @@ from google.protobuf import json_format
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.artifact_validation import ValidationOptions
-from sparseflow_trt.deploying import DeployOptions, deploy
+from sparseflow_trt.deploying import deploy
+from sparseflow_trt.deployment import DeployOptions
 from sparseflow_trt.deployment_files import plan_server
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.triton_server import Addresses, Server, ServerOptions, start_server
