@@ -48,7 +48,7 @@ def merge_configs(
             everything that the file says and the engine does not decide stays.
         theirs: The file.
         ours: What is generated now.
-        decided: Fields that are renewed, too, since an option of the command says them.
+        decided: Fields that are renewed, too, since an option of the command says them, by their paths.
     """
     merged = type(ours)()
     merged.CopyFrom(ours)
@@ -71,12 +71,14 @@ def _merge(
         )
         if not edited:
             continue  # as it was generated: the fresh value takes its place
-        both = _is_set(theirs, descriptor) and _is_set(ours, descriptor)
-        if descriptor.message_type and not _repeated(descriptor) and both and name not in decided:
+        # of a block that is not generated any more only what a person changed in it stays
+        generated = _is_set(ours, descriptor) or (base is not None and _is_set(base, descriptor))
+        within = bool(descriptor.message_type) and not _repeated(descriptor) and path + name not in decided
+        if within and generated and _is_set(theirs, descriptor):
             inner = None if base is None else getattr(base, name)
             _merge(inner, old, new, getattr(merged, name), f"{path}{name}.", found, decided)
             continue
-        kept = "generated" if not path and name in decided else "the file's"
+        kept = "generated" if path + name in decided else "the file's"
         if kept == "the file's":
             merged.ClearField(name)
             if _is_set(theirs, descriptor):

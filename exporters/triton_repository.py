@@ -239,7 +239,14 @@ def _merged(
         return generated, ()
     theirs = parse_config(read_text(path, DeployError, "configuration"), str(path))
     base = parse_config(record.generated, RECORD) if record else None
-    return merge_configs(base, theirs, generated, {"max_batch_size"} if batch_given else set())
+    return merge_configs(base, theirs, generated, _decided(theirs, generated) if batch_given else set())
+
+
+def _decided(theirs: ModelConfig, generated: ModelConfig) -> set[str]:
+    """What the largest batch decides that a person said: itself, and sizes above it, which Triton refuses."""
+    preferred = theirs.dynamic_batching.preferred_batch_size
+    above = any(size > generated.max_batch_size for size in preferred)
+    return {"max_batch_size", *(("dynamic_batching.preferred_batch_size",) if above else ())}
 
 
 def _write_configs(folder: Path, config: ModelConfig, twin: bool) -> None:

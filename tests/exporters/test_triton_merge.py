@@ -55,6 +55,28 @@ def test_a_file_that_is_not_ours_keeps_all_it_says() -> None:
     assert {d.field for d in differences} == {"max_batch_size", "instance_group"}
 
 
+def test_of_a_block_that_is_not_generated_any_more_what_was_edited_stays() -> None:
+    base, theirs, ours = (make_config(served()) for _ in range(3))
+    ours.ClearField("dynamic_batching")
+    assert not merge_configs(base, theirs, ours)[0].HasField("dynamic_batching")
+    theirs.dynamic_batching.max_queue_delay_microseconds = 9000
+    merged, (difference,) = merge_configs(base, theirs, ours)
+    assert merged.dynamic_batching.max_queue_delay_microseconds == 9000
+    assert not merged.dynamic_batching.preferred_batch_size, "they were generated, for another batch"
+    assert (difference.field, difference.kept) == (
+        "dynamic_batching.max_queue_delay_microseconds",
+        "the file's",
+    )
+
+
+def test_a_field_within_a_block_that_an_option_decides_is_renewed() -> None:
+    base, theirs, ours = (make_config(served()) for _ in range(3))
+    theirs.dynamic_batching.preferred_batch_size[:] = [7]
+    merged, (difference,) = merge_configs(base, theirs, ours, {"dynamic_batching.preferred_batch_size"})
+    assert merged == ours
+    assert (difference.field, difference.kept) == ("dynamic_batching.preferred_batch_size", "generated")
+
+
 @given(st.integers(1, 9), st.integers(0, 9999), st.booleans())
 def test_merged_again_nothing_changes(count: int, delay: int, cached: bool) -> None:
     base, theirs = make_config(served()), make_config(served())

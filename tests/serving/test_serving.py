@@ -24,7 +24,7 @@ from sparseflow_trt.deployment_files import plan_server
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.triton_server import Addresses, Server, ServerOptions, start_server
 from sparseflow_trt.errors import ArtifactError, DeployError
-from sparseflow_trt.exporters.triton_config import parse_config
+from sparseflow_trt.exporters.triton_config import parse_config, text_from_config
 from sparseflow_trt.exporters.triton_manifests import alive_command, ready_command
 from sparseflow_trt.exporters.triton_models import write_stand_in
 from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
@@ -204,6 +204,36 @@ def test_a_first_dimension_that_is_no_batch_fails_until_it_is_said_to_be_none(tm
     assert found.load[0].batches.keys() == {1} and not found.load[0].failed
     (deployed,) = deploy(artifact, DeployOptions(repository))
     assert any("shared no batch; --max-batch-size 0 keeps it so" in note for note in deployed.notes)
+
+
+@pytest.mark.parametrize("edited", ["delay", "sizes"])
+def test_edited_batching_does_not_outlive_the_batch(
+    edited: str, ort_artifact: Path, tmp_path: Path, tritonserver: None
+) -> None:
+    """Triton refuses preferred sizes above the largest batch; a delay it takes without a batch, too."""
+    repository = tmp_path / "repository"
+    options = DeployOptions(repository, "m")
+    path = deploy(ort_artifact, options)[0].written.folder / "config.pbtxt"
+    line, now = {
+        "delay": ("max_queue_delay_microseconds: 500", "max_queue_delay_microseconds: 900"),
+        "sizes": ("preferred_batch_size: 8", "preferred_batch_size: 12"),
+    }[edited]
+    text = path.read_text(encoding="utf-8")
+    assert line in text
+    path.write_text(text.replace(line, now), encoding="utf-8")
+    written = deploy(ort_artifact, replace(options, max_batch_size=0))[0].written
+    assert not written.config.dynamic_batching.preferred_batch_size
+    assert written.config.dynamic_batching.max_queue_delay_microseconds == (900 if edited == "delay" else 0)
+    assert len(written.differences) == 1
+    with start_server(repository, ServerOptions(load=("m",))) as server:
+        assert server.is_ready()
+    written.config.dynamic_batching.preferred_batch_size.append(8)
+    path.write_text(text_from_config(written.config), encoding="utf-8")
+    with (
+        pytest.raises(DeployError, match="preferred size must be <= max batch size"),
+        start_server(repository, ServerOptions(load=("m",))),
+    ):
+        pass
 
 
 def test_a_first_dimension_that_is_named_a_sequence_is_no_batch(tmp_path: Path) -> None:
