@@ -33,7 +33,7 @@ def policy_from_journal(
             "no product was measured at all its M yet.",
             "Allow more time: the same command goes on from here.",
         )
-    points = _points(pairs, journal.products)
+    points = points_from_pairs(pairs, journal.products)
     identity = journal.identity
     return Policy(
         schema_version=1,
@@ -63,8 +63,7 @@ def extend_policy(policy: Policy, other: Policy) -> Policy:
         PolicyError: The other is of another GPU.
     """
     check_gpu(other, policy.device, policy.compute_capability)
-    keys = {_key(point) for point in policy.points}
-    added = [point for point in other.points if _key(point) not in keys]
+    added = without_points_of(other.points, policy.points)
     points = tuple(sorted([*policy.points, *added], key=_key))
     wave = other.wave if policy.wave is None else policy.wave
     margin = max(policy.margin, other.margin)
@@ -97,6 +96,12 @@ def check_gpu(policy: Policy, device: str, compute_capability: str) -> None:
             f"{device} ({compute_capability}).",
             "Only measurements of one kind of GPU go into one policy.",
         )
+
+
+def without_points_of(points: Iterable[Point], others: Iterable[Point]) -> list[Point]:
+    """Those that others hold nothing of: no point of the same product, library and kernel."""
+    keys = {_key(point) for point in others}
+    return [point for point in points if _key(point) not in keys]
 
 
 def _libraries(policy: Policy, other: Policy, added: Iterable[Point]) -> dict[str, str]:
@@ -136,7 +141,8 @@ def _source(journal: Journal) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _points(pairs: Mapping[Request, Pair], products: Sequence[Product]) -> tuple[Point, ...]:
+def points_from_pairs(pairs: Mapping[Request, Pair], products: Sequence[Product]) -> tuple[Point, ...]:
+    """The points of a journal's pairs, each shape under each kind that a run asked for it as."""
     kinds: dict[tuple[int, int], dict[str, None]] = {}
     for product in products:
         kinds.setdefault((product.n, product.k), {})[product.kind] = None

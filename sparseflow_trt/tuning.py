@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,13 +24,19 @@ from sparseflow_trt.engines.autotune import (
 )
 from sparseflow_trt.engines.gpu_state import driver_version
 from sparseflow_trt.engines.journal import Run, journal_beside, open_journal, read_journal
-from sparseflow_trt.engines.measured_policy import policy_from_journal
+from sparseflow_trt.engines.measured_policy import (
+    check_gpu,
+    extend_policy,
+    points_from_pairs,
+    policy_from_journal,
+    without_points_of,
+)
 from sparseflow_trt.engines.measurers import Crew
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.kinds import kind_from_names
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.packing import why_not_in_plugin
-from sparseflow_trt.policy import MARGIN, Dtype, Policy, json_from_policy
+from sparseflow_trt.policy import MARGIN, Dtype, Policy, json_from_policy, read_policy
 from sparseflow_trt.presets import Product, products_of_preset
 from sparseflow_trt.sites import LayerSite, find_sites, why_not_eligible
 from sparseflow_trt.weights import TracedWeight
@@ -76,7 +83,8 @@ class Tuned:
     """What came of a run.
 
     Attributes:
-        policy: The policy: what the journal holds of products that some run measured at its whole grid.
+        policy: The policy: what the journal holds of products that some run measured at its whole grid, and
+            what was added.
         measured_now: How many products this run measured.
         crossovers: All that were found.
         left: What a time limit left to be measured.
@@ -126,6 +134,7 @@ def autotune(
     command: str = "",
     margin: float = MARGIN,
     time_limit: float | None = None,
+    added: Sequence[Policy] = (),
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Tuned:
     """Measures, or goes on measuring, and writes the policy.
@@ -141,19 +150,23 @@ def autotune(
         command: What made it, for the policy.
         margin: The share by which sparse has to be faster to win.
         time_limit: Seconds after which nothing new is begun.
+        added: Policies of this GPU whose points are put beside; the one that `output` holds may be one.
         on_progress: Called after each answer.
 
     Raises:
         ArtifactError: The policy cannot be written.
         BuildError: An engine cannot be built or run.
-        PolicyError: The journal is of another GPU, other libraries or dtypes, the output is there without
-            its journal, a product is wrong, or the time was too short for any.
+        PolicyError: The journal is of another GPU, other libraries or dtypes, an added policy is of another
+            GPU, the output holds points that would be lost, a product is wrong, or the time was too short
+            for any.
     """
     check_file(output)
     journal_file = journal_beside(output)
-    _check_not_alone(output, journal_file)
+    _check_nothing_is_lost(output, journal_file, added)
     begun = time.monotonic()
     identity = crew.identify(space.dtypes)
+    for other in added:
+        check_gpu(other, identity.device, identity.compute_capability)
     curves, left_out = _measurable(space, crew)
     with open_journal(journal_file, identity) as (journal, appender):
         appender.add_run(_run_of(space, command))
@@ -173,7 +186,8 @@ def autotune(
 
         search(curves, space.grid, journal.pairs, crew, margin, wave, remember, go_on)
     made = read_journal(journal_file)
-    policy = policy_from_journal(made, name or output.stem, margin, made.unfinished)
+    measured = policy_from_journal(made, name or output.stem, margin, made.unfinished)
+    policy = functools.reduce(extend_policy, added, measured)
     write_atomically(output, json_from_policy(policy))
     return Tuned(
         policy=policy,
@@ -191,13 +205,23 @@ def default_output(device: str) -> Path:
     return Path("-".join(words or ["policy"]) + ".json")
 
 
-def _check_not_alone(output: Path, journal: Path) -> None:
-    """A policy that came without its journal would be replaced by the few points that are measured now."""
-    if output.exists() and not journal.exists():
+def _check_nothing_is_lost(output: Path, journal: Path, added: Sequence[Policy]) -> None:
+    """What a policy has from elsewhere than its journal would be replaced by what is measured now."""
+    if not output.exists() or (found := read_policy(output)) in added:
+        return
+    hint = f"Keep them with --add {shlex.quote(str(output))}, write to another file with -o, or remove "
+    if not journal.exists():
         raise PolicyError(
             f"{output} would be replaced by what is measured now: its journal {journal.name} is not there.",
-            f"Write to another file with -o (--add {shlex.quote(str(output))} puts these points beside), or "
-            f"remove {output.name} first.",
+            f"{hint}{output.name} first.",
+        )
+    made = read_journal(journal)
+    kept = [*points_from_pairs(made.pairs, made.products), *(p for other in added for p in other.points)]
+    if lost := without_points_of(found.points, kept):
+        raise PolicyError(
+            f"{output} holds {len(lost)} points that are not in its journal {journal.name}, such as of "
+            f"{lost[0].k}→{lost[0].n} in {lost[0].library}: they would be lost.",
+            f"{hint}{output.name} first.",
         )
 
 

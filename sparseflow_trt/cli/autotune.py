@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import shlex
 import sys
@@ -83,7 +82,7 @@ _SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
     "others",
     multiple=True,
     metavar="NAME|FILE",
-    help="A policy of this GPU whose points are put beside those measured here.",
+    help="A policy of this GPU whose points are put beside those measured here; the one of -o may be it.",
 )
 @click.option(
     "--plugin",
@@ -113,10 +112,8 @@ def command(
     Each product is timed dense and sparse, in turn and on the same weights, at a grid of M and then at the
     M between where one wins and where the other does, until they are 5 % apart.
     """
-    from sparseflow_trt._files import write_atomically
     from sparseflow_trt.engines.journal import journal_beside
-    from sparseflow_trt.engines.measured_policy import check_gpu, extend_policy
-    from sparseflow_trt.policy import find_policy, json_from_policy
+    from sparseflow_trt.policy import find_policy
     from sparseflow_trt.tuning import GRID, Space, autotune, default_output, products_of
 
     if not models and not presets:
@@ -131,23 +128,16 @@ def command(
         plugin=plugin is not None,
     )
     with make_crew(libraries, use_ray, plugin) as crew, shown() as show:
-        here = crew.identify(space.dtypes)
-        for other in added:
-            check_gpu(other, here.device, here.compute_capability)
-        file = output or default_output(here.device)
+        file = output or default_output(crew.identify(space.dtypes).device)
         try:
             tuned = autotune(
-                space, crew, file, name, _command_line(), time_limit=time_limit, on_progress=show
+                space, crew, file, name, _command_line(), time_limit=time_limit, added=added, on_progress=show
             )
         except KeyboardInterrupt:
             click.echo(
                 f"What was measured is kept in {journal_beside(file)}: the same command goes on.", err=True
             )
             raise
-    policy = functools.reduce(extend_policy, added, tuned.policy)
-    if added:
-        write_atomically(file, json_from_policy(policy))
-        tuned = dataclasses.replace(tuned, policy=policy)
     if as_json:
         console.print_json(_json(tuned, file))
     else:

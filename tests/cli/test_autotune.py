@@ -157,6 +157,32 @@ def test_another_policys_points_are_put_beside(fake: Fake, sparseflow: Sparseflo
     assert policy.libraries == {"tensorrt": "1.0", "torch": "1.0"}
 
 
+def test_a_policy_without_its_journal_is_gone_on_with_where_it_is_added(
+    fake: Fake, sparseflow: Sparseflow
+) -> None:
+    fake.library = "tensorrt"
+    begin = ("autotune", "--preset", "vit-b", "--m", "64,1024", "-o", "p.json")
+    assert sparseflow(*begin).code == 0
+    Path("p.json.points.jsonl").unlink()  # a colleague's file, say
+    before = read_policy(Path("p.json"))
+    fake.library = "torch"
+    ended = sparseflow(*begin)
+    assert ended.code == 1
+    assert "its journal p.json.points.jsonl is not there" in ended.error
+    assert "--add p.json" in ended.err
+    assert sparseflow(*begin, "--add", "p.json").code == 0
+    both = read_policy(Path("p.json"))
+    assert set(before.points) < set(both.points)
+    assert {p.library for p in both.points} == {"tensorrt", "torch"}
+    asked = len(fake.asked)
+    assert sparseflow(*begin, "--add", "p.json").code == 0
+    assert (read_policy(Path("p.json")), len(fake.asked)) == (both, asked), "again nothing is to be done"
+    ended = sparseflow(*begin)
+    assert f"holds {len(before.points)} points that are not in its journal" in ended.error
+    assert "they would be lost" in ended.error
+    assert read_policy(Path("p.json")) == both
+
+
 def test_another_gpus_points_are_refused_before_anything_is_measured(
     fake: Fake, sparseflow: Sparseflow
 ) -> None:
