@@ -73,10 +73,11 @@ def compare(
 ) -> Validation:
     """Runs the reference and every candidate on each input set and compares their outputs.
 
-    The reference runs once on each set; only one set's outputs are in memory at a time, and every
-    model's weights are. A candidate that fails to load or to run has failed; one whose runtime is not
-    installed, or has no kernel for one of its nodes, was not run, which is never a pass. What each model
-    changes of the one before it in the chain origin, reference, candidates is told, too, and judges nothing.
+    The reference runs once on each set; only one set's outputs are in memory at a time. Weights that lie
+    beside a graph which runs as written stay in their file; an engine's are in memory. A candidate that
+    fails to load or to run has failed; one whose runtime is not installed, or has no kernel for one of its
+    nodes, was not run, which is never a pass. What each model changes of the one before it in the chain
+    origin, reference, candidates is told, too, and judges nothing.
 
     Args:
         reference: The weights that ship, in FP32, an ONNX file; what they gave on these sets before; or a

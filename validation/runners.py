@@ -104,9 +104,8 @@ def _session(path: Path, optimized: bool) -> Any:
     levels = onnxruntime.GraphOptimizationLevel
     # Not ORT_ENABLE_ALL: ONNX Runtime 1.31 crashes there on Transpose, MatMul by a 2-D weight, Add in FP16.
     options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if optimized else levels.ORT_DISABLE_ALL
-    # Planning which tensor takes over whose memory takes the square of the nodes: 20 s for 14,000 of them.
-    # Without, each has memory of its own and gives it back after its last reader.
-    options.enable_mem_reuse = optimized
+    if not optimized:
+        _leave_weights_in_their_file(options, onnxruntime)
     if not path.is_file():
         raise ModelError(f"{path} does not exist.", "Check the path.")
     try:
@@ -121,6 +120,17 @@ def _session(path: Path, optimized: bool) -> Any:
             f"ONNX Runtime does not take {path}: {one_line(error)}.",
             "Check the model with onnx.checker, and its operators' domains.",
         ) from error
+
+
+def _leave_weights_in_their_file(options: Any, onnxruntime: Any) -> None:
+    """Has a graph that runs as it is written hold little more than its mapped file, whatever its size."""
+    # Planning which tensor takes over whose memory takes the square of the nodes: 20 s for 14,000 of them.
+    # Without, each has memory of its own and gives it back after its last reader.
+    options.enable_mem_reuse = False
+    # A packed copy of each weight is made in longer than the few runs of a comparison gain by it.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    # The file's order. By default a twin's weights may all be widened before the first product reads one.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
 
 
 def run_once(runner: Any, given: InputSet) -> Outputs:
