@@ -10,6 +10,7 @@ import numpy as np
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.model_file import OnnxModel
+from sparseflow_trt.subgraphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -99,9 +100,8 @@ def _facts(graph: ir.Graph) -> Iterator[tuple[str, object]]:
         attributes = {name: _plain(a) for name, a in sorted(node.attributes.items())}
         kind = (node.domain, node.op_type)
         yield f"node '{node.name}' ({node.op_type})", (kind, inputs, outputs, attributes)
-        for attribute in node.attributes.values():
-            for subgraph in _subgraphs(attribute):
-                yield from _facts(subgraph)
+        for _, body in bodies_of(node):
+            yield from _facts(body)
     for value in graph.outputs:
         yield f"output '{value.name}'", _type_of(value)
 
@@ -116,17 +116,9 @@ def _plain(attribute: ir.Attr) -> object:
     if attribute.type == ir.AttributeType.TENSOR:
         tensor = attribute.as_tensor()
         return tensor.dtype, str(tensor.shape)
-    if _subgraphs(attribute):
-        return len(_subgraphs(attribute))
+    if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+        return attribute.type  # what is in them are facts of their own
     return attribute.type, attribute.value
-
-
-def _subgraphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
-    import onnx_ir as ir
-
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return tuple(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else ()
 
 
 def _equal(ours: ir.TensorProtocol, theirs: ir.TensorProtocol) -> bool:

@@ -14,6 +14,7 @@ from sparseflow_trt.exporters.node_types import floating_types
 from sparseflow_trt.model_file import ONNX_DOMAIN
 from sparseflow_trt.node_range import COLUMNS, FILL, LARGEST_FP16, SMALLEST_FP16
 from sparseflow_trt.sites import name_of
+from sparseflow_trt.subgraphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -82,7 +83,7 @@ def _is_computed(node: ir.Node) -> bool:
         and node.domain == ONNX_DOMAIN
         and [v for v in node.outputs if v.name] == [node.outputs[0]]
         and not any(v is not None and isinstance(v.type, ir.SequenceType) for v in node.inputs)
-        and not any(a.type.name in ("GRAPH", "GRAPHS") for a in node.attributes.values())
+        and not bodies_of(node)
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.infer_shapes import infer_shapes
 from sparseflow_trt.model_file import ONNX_DOMAIN
+from sparseflow_trt.subgraphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx
@@ -92,17 +93,6 @@ def types_of(
     )
 
 
-def bodies_of(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
-    """The subgraphs that an attribute holds."""
-    import onnx_ir as ir
-
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    if attribute.type == ir.AttributeType.GRAPHS:
-        return tuple(attribute.as_graphs())
-    return ()
-
-
 def schema_of(node: ir.Node, opset: int) -> onnx.defs.OpSchema | None:
     """ONNX's own schema of a node's operator in an opset, None where it has none."""
     import onnx
@@ -129,7 +119,7 @@ def _is_fixed(node: ir.Node) -> bool:
         node.op_type in _TYPED_BY_ATTRIBUTE
         or "output_dtype" in node.attributes
         or (node.op_type == "Cast" and node.outputs[0].dtype not in floating_types())
-        or any(bodies_of(attribute) for attribute in node.attributes.values())
+        or bool(bodies_of(node))
         or any(_is_no_tensor(v) for v in (*node.inputs, *node.outputs) if v is not None and v.name)
     )
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.exporters.node_types import bodies_of
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.infer_shapes import infer_shapes
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.sites import find_sites, module_of
+from sparseflow_trt.subgraphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -171,10 +171,9 @@ def _masked(model: OnnxModel) -> set[str]:
 def _read_by(node: ir.Node) -> Iterable[ir.Value]:
     """What a node reads, and what is read in its subgraphs."""
     yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        for body in bodies_of(attribute):
-            for inner in body:
-                yield from _read_by(inner)
+    for _, body in bodies_of(node):
+        for inner in body:
+            yield from _read_by(inner)
 
 
 def _label(node: ir.Node, value: str) -> str:

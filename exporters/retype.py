@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.exporters.node_types import bodies_of, floating_types, infer_types, types_of
+from sparseflow_trt.exporters.node_types import floating_types, infer_types, types_of
 from sparseflow_trt.exporters.rewriting import Names
 from sparseflow_trt.model_file import ONNX_DOMAIN
+from sparseflow_trt.subgraphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -90,10 +91,9 @@ class _Work:
     def graph(self, graph: ir.Graph) -> None:
         casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         for node in tuple(graph):
-            for attribute in node.attributes.values():
-                for body in bodies_of(attribute):
-                    self.graph(body)
-                    self.restore_outputs(body)
+            for _, body in bodies_of(node):
+                self.graph(body)
+                self.restore_outputs(body)
             self._node(graph, node, casts)
 
     def _node(

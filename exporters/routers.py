@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.exporters.node_types import bodies_of
 from sparseflow_trt.model_file import ONNX_DOMAIN
-from sparseflow_trt.weights import TracedWeight, trace_weight
+from sparseflow_trt.subgraphs import bodies_of
+from sparseflow_trt.trace import trace_weight
+from sparseflow_trt.weights import TracedWeight
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -52,11 +53,11 @@ def _gates(model: ir.Model) -> dict[ir.Value, ir.Node | None]:
     for node in model.graph.all_nodes():  # in topological order: makers come first
         read = {gates.get(v) for v in node.inputs if v is not None and not _is_known(v, gates)}
         gate: ir.Node | None = None
-        if node.op_type in _SIZES or not (read or _has_bodies(node)):
+        if node.op_type in _SIZES or not (read or bodies_of(node)):
             continue
         if node.op_type in _PRODUCTS:
             gate = node if _is_small(node) else None
-        elif len(read) == 1 and not _has_bodies(node):
+        elif len(read) == 1 and not bodies_of(node):
             (gate,) = read
         gates.update(dict.fromkeys(node.outputs, gate))
     return gates
@@ -74,10 +75,6 @@ def _is_small(node: ir.Node) -> bool:
     *_, k, n = (0, 0, *weight.operand_shape)
     transposed = node.attributes.get("transB")
     return k < n if transposed is not None and transposed.as_int() else n < k
-
-
-def _has_bodies(node: ir.Node) -> bool:
-    return any(bodies_of(attribute) for attribute in node.attributes.values())
 
 
 def _before_products(model: ir.Model) -> set[ir.Node]:

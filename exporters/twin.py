@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sparseflow_trt.exporters.rewriting import Names
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model_file import OnnxModel
+from sparseflow_trt.subgraphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -51,11 +52,7 @@ def _half_types() -> tuple[ir.DataType, ...]:
 
 
 def _touches_half(node: ir.Node) -> bool:
-    import onnx_ir as ir
-
-    if node.op_type in _RUNS_AS_TYPED or any(
-        a.type == ir.AttributeType.GRAPH for a in node.attributes.values()
-    ):
+    if node.op_type in _RUNS_AS_TYPED or bodies_of(node):
         return False
     return any(v is not None and v.dtype in _half_types() for v in (*node.inputs, *node.outputs))
 

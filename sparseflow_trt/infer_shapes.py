@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.model_file import ONNX_DOMAIN
+from sparseflow_trt.subgraphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -35,9 +36,8 @@ def _type_sequences(graph: ir.Graph) -> None:
     import onnx_ir as ir
 
     for node in graph:
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                _type_sequences(attribute.as_graph())
+        for _, body in bodies_of(node):
+            _type_sequences(body)
         if node.domain != ONNX_DOMAIN:
             continue
         for index, value in enumerate(node.outputs):

@@ -16,7 +16,8 @@ from sparseflow_trt.layer_names import NOT_NAMED, is_named, why_left
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.scan import WeightReader, lay_out
 from sparseflow_trt.sites import LayerSite, find_sites, why_not_eligible
-from sparseflow_trt.weights import TracedWeight, passes_through
+from sparseflow_trt.trace import passes_through
+from sparseflow_trt.weights import TracedWeight
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -12,8 +12,10 @@ from sparseflow_trt.errors import ModelError
 from sparseflow_trt.infer_shapes import infer_shapes
 from sparseflow_trt.model_file import ONNX_DOMAIN, OnnxModel, deepest
 from sparseflow_trt.pattern import GROUP
+from sparseflow_trt.subgraphs import bodies_of
 from sparseflow_trt.symbolic import SymbolicM
-from sparseflow_trt.weights import TracedWeight, Untraceable, is_dequantized, trace_weight
+from sparseflow_trt.trace import is_dequantized, trace_weight
+from sparseflow_trt.weights import TracedWeight, Untraceable
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -146,17 +148,10 @@ def multiplied_as(site: LayerSite) -> str:
 
 
 def _walk(graph: ir.Graph, prefix: str) -> Iterator[tuple[str, ir.Node]]:
-    import onnx_ir as ir
-
     for node in graph:
         yield prefix, node
-        for attribute in node.attributes.values():
-            inside = f"{prefix}{name_of(node)}/{attribute.name}"
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _walk(attribute.as_graph(), f"{inside}/")
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for i, body in enumerate(attribute.as_graphs()):
-                    yield from _walk(body, f"{inside}{i}/")
+        for name, body in bodies_of(node):
+            yield from _walk(body, f"{prefix}{name_of(node)}/{name}/")
 
 
 def _multiplies_otherwise(node: ir.Node) -> bool:

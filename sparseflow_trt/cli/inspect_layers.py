@@ -178,7 +178,7 @@ def _print(layers: Any, show_all: bool) -> None:
 
 def print_masks_apart(layers: Any) -> None:
     """Says what to do with layers whose masks are not part of their weights, where there are any."""
-    from sparseflow_trt.weights import MASK_APART
+    from sparseflow_trt.trace import MASK_APART
 
     apart = sum(layer.reason == MASK_APART for layer in layers)
     if apart:
