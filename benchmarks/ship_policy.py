@@ -15,6 +15,9 @@ other shapes (`asked_apart`). For either, that caution of SPREADS is taken which
 least, and of MARGINS the least with which fewer than one of a thousand is lost so. The wave (in tiles for
 each multiprocessor) counts where there are too few shapes to learn from, as for the plugin; of WAVES that is
 taken which loses fewest and then gains most, each measured M asked of its neighbours alone (`gains_beside`).
+
+What the policy says of the plugin is tried on the plugin's points likewise (`gains_in_plugin`): each without
+what was measured in TensorRT at that M, without any of the plugin's points, and without any of TensorRT's.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import json
 import math
 import random
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,7 @@ from sparseflow_trt.engines.measured_policy import extend_policy, policy_from_jo
 from sparseflow_trt.known import Known
 from sparseflow_trt.lookup import known_of
 from sparseflow_trt.packing import ROWS
+from sparseflow_trt.plugin_lookup import plugin_known
 from sparseflow_trt.policy import SHIPPED, Pair, Point, Policy, Threshold, json_from_policy
 from sparseflow_trt.thresholds import derive_thresholds
 from sparseflow_trt.tuning import GRID
@@ -50,6 +54,14 @@ MARGINS = (0.05, 0.1, 0.15, 0.2)  # not less: it holds for machines of other clo
 WAVES = (1, 1.5, 2)
 SPREADS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 FOLDS = 8
+
+# Which points are left out when the policy is asked of the plugin in a measured one's product.
+WITHOUT: dict[str, Callable[[Point, Point], bool]] = {
+    "nothing": lambda point, asked: False,
+    "TensorRT's points of that M": lambda point, asked: point.library == "tensorrt" and point.m == asked.m,
+    "the plugin's points": lambda point, asked: point.kernel == "plugin",
+    "TensorRT's points": lambda point, asked: point.library == "tensorrt",
+}
 
 Asked = Sequence[tuple[Known, Mapping[int, Pair]]]
 
@@ -81,14 +93,18 @@ def main() -> None:
         "M left out, by the wave alone": {
             str(tiles): summary(gains_beside(with_wave(policy, tiles), margin)) for tiles in (0, *WAVES)
         },
+        "the plugin, without": {
+            what: summary(gains_in_plugin(policy, left_out)) for what, left_out in WITHOUT.items()
+        },
     }
     write_result("ship_policy", figures, f"python benchmarks/ship_policy.py {name}")
 
 
 def summary(gains: Sequence[float]) -> dict[str, Any]:
-    """How many of them are lost, and what they come to."""
+    """How many of them are lost, and what they come to; those that gain just 1 are dense."""
     return {
         "asked": len(gains),
+        "taken": sum(gain != 1 for gain in gains),
         "lost": sum(gain < LEAST for gain in gains),
         "worst": round(min(gains), 4),
         "mean": round(statistics.geometric_mean(gains), 4),
@@ -205,6 +221,21 @@ def gains_beside(policy: Policy, margin: float) -> list[float]:
             around = {size: known.pairs[size] for size in (low, high)}
             taken = replace(known, pairs=around, margin=margin, guess=None).judge(m).sparse
             gains.append(known.pairs[m].speedup if taken else 1.0)
+    return gains
+
+
+def gains_in_plugin(policy: Policy, left_out: Callable[[Point, Point], bool]) -> list[float]:
+    """Dense over policy in each product that the plugin was measured at, asked without those points."""
+    gains = []
+    for asked in policy.points:
+        if asked.kernel != "plugin":
+            continue
+        where = (asked.kind, asked.n, asked.k, asked.dtype)
+        rest = tuple(p for p in policy.points if (p.n, p.k) != (asked.n, asked.k) or not left_out(p, asked))
+        less = policy.model_copy(update={"points": rest})
+        taken = plugin_known(less, *where).judge(asked.m).sparse
+        measured = known_of(policy, *where, "tensorrt", "plugin").pairs[asked.m]
+        gains.append(measured.speedup if taken else 1.0)
     return gains
 
 

@@ -239,8 +239,9 @@ def _dense_below(known: Known, low: int, top: int) -> int:
     That copy runs cuBLASLt, so no margin is asked for: an estimate is of those very two. What was not
     measured is no reason to hold a second copy.
     """
-    sizes = [m for m in known.pairs if m < top]
-    slower = [m for m in sizes if known.pairs[m].speedup < 1]
+    pairs = known.timed or known.pairs
+    sizes = [m for m in pairs if m < top]
+    slower = [m for m in sizes if pairs[m].speedup < 1]
     if not slower:
         return 0
     begin = min((m for m in sizes if m > slower[-1]), default=top)

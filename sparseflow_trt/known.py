@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from sparseflow_trt._same import Same
 from sparseflow_trt.between import time_between, wins_at
+from sparseflow_trt.correction import Correction
 from sparseflow_trt.expected import At, DenseTime, Expected, Verdict
 from sparseflow_trt.forest import Guess
 from sparseflow_trt.policy import Library, Pair, Point, Policy, SparseKernel, Threshold
@@ -32,6 +33,8 @@ class Known:
         margin: The share by which sparse has to be faster.
         dense: What was measured of the dense kernel at this very shape, by M, which grows: with a sparse
             kernel or alone.
+        timed: What `pairs` were made of by a correction, as it was timed; None where they are that.
+        correction: How they were made of it.
         guess: What all measured shapes say of this one; None where they are too few. Where it was measured
             it speaks between measured M alone, and not where times count as smooth.
         otherwise: What speaks where these pairs leave it open: below the smallest M, above the largest, and
@@ -53,6 +56,8 @@ class Known:
     whose: str
     margin: float
     dense: dict[int, Point]
+    timed: dict[int, Pair] | None = None
+    correction: Correction | None = None
     guess: Guess | None = None
     otherwise: Known | None = None
 
@@ -125,7 +130,7 @@ class Known:
         }[at]
         pairs = [self.pairs[size] for size in around]
         paired = time_between(m, [pair.dense for pair in pairs])
-        points = tuple(point for pair in pairs for point in (pair.dense, pair.sparse))
+        points = self._behind(m, around)
         own = self.dense_at(m)
         scale = self.n * self.k / math.prod(self.shape) * max(1.0, m / around[-1])
         dense_us = own.us if own else scale * paired
@@ -145,6 +150,12 @@ class Known:
             points=points,
             dense_alone=alone,
         )
+
+    def _behind(self, m: int, around: Sequence[int]) -> tuple[Point, ...]:
+        """The measured points that the times at M rest on."""
+        pairs = self.timed or self.pairs
+        points = tuple(point for size in around for point in (pairs[size].dense, pairs[size].sparse))
+        return (*points, *self.correction.behind(m)) if self.correction else points
 
     def _learned(self, guess: Guess, m: int, dense_us: float, points: tuple[Point, ...]) -> Expected:
         mean, _ = guess.gain(m)
@@ -169,9 +180,11 @@ class Known:
         return [sure >= 1 + self.margin for sure in self._sure(guess, sizes)]
 
     def _sure(self, guess: Guess, sizes: Sequence[int]) -> list[float]:
-        """The speedups at many M that all measured shapes are sure of."""
+        """The speedups at many M that all measured shapes are sure of, corrected as the pairs are."""
         care = self.policy.spreads_between if self.exact else self.policy.spreads
-        return [math.exp(mean - care * spread) for mean, spread in guess.gains(sizes)]
+        sure = [math.exp(mean - care * spread) for mean, spread in guess.gains(sizes)]
+        made = self.correction
+        return [made.gain(m) * each for m, each in zip(sizes, sure, strict=True)] if made else sure
 
     def _doubt(self, m: int) -> str:
         """Why sparse is not sure to win at M, though it does at the measured M around it; else ""."""
@@ -209,7 +222,8 @@ class Known:
                 origin = f"nearest shape of its kind: {origin}"
             where = expected.where
             if self.kernel == "plugin" and self.library == "torch":
-                where = where.replace("measured", "timed")  # an estimate: it was not the plugin that was
+                # an estimate: it was not the plugin that was measured
+                where = where.replace("measured", "reckoned" if self.correction else "timed")
             but = f", but {doubt}" if doubt else ""
             said = f"{expected.speedup:.2f}× {where}{but}"
             if most and held is not expected:
@@ -275,7 +289,7 @@ def _held_to(most: Expected, times: Expected, margin: float) -> Expected:
         times,
         sparse_us=times.dense_us / most.speedup,
         wins=times.wins and most.dense_us >= most.sparse_us * (1 + margin),
-        points=(*most.points, *times.points),
+        points=tuple(dict.fromkeys((*most.points, *times.points))),
     )
 
 

@@ -108,7 +108,7 @@ def test_an_m_that_is_no_multiple_of_eight_is_to_be_padded_where_that_gains() ->
 
 
 def test_points_of_the_plugin_go_before_estimates() -> None:
-    torch = make_points("gate_up", 256, 64, {1024: 2.0, 2048: 1.5}, library="torch")
+    torch = make_points("gate_up", 256, 64, {1024: 2.0, 2048: 3.0}, library="torch")
     own = [
         p.model_copy(update={"kernel": "plugin"} if p.kernel == "sparse" else {})
         for p in make_points("gate_up", 256, 64, {1024: 1.2})

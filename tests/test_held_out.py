@@ -219,9 +219,11 @@ def plugin_gains() -> list[float | None]:
     return gains
 
 
-def test_the_gate_one_row_beyond_the_plugins_points() -> None:
-    known = plugin_known(find_policy("h200"), "gate_up", 14336, 4096, "FP16")
+def test_the_gate_between_the_plugins_points() -> None:
+    known = plugin_known(find_policy("h200"), "gate_up", 5632, 2048, "FP16")
     assert known.otherwise is not None
-    gains = [found.judge(m).speedup for found, m in ((known, 8192), (known, 8200), (known.otherwise, 8200))]
-    said = "{:.2f} times as fast at M=8192, is {:.2f} times as fast at M=8200, though the estimate is {:.2f}."
-    assert f"LLaMA-8B's gate on `h200`, {said.format(*gains)}" in PROSE
+    asked = ((known, 128), (known, 256), (known, 192), (known.otherwise, 192))
+    gains = [found.judge(m).speedup for found, m in asked]
+    said = "{:.2f} times as fast at M=128 and {:.2f} at 256, is {:.2f} times as fast at M=192, though the "
+    said += "estimate is {:.2f}."
+    assert f"TinyLlama's gate on `h200`, {said.format(*gains)}" in PROSE

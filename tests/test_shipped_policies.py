@@ -14,7 +14,7 @@ import pytest
 from sparseflow_trt.engines.autotune import Curve, Request, find_crossovers
 from sparseflow_trt.engines.journal import read_journal
 from sparseflow_trt.lookup import judge, sparse_ranges
-from sparseflow_trt.plugin_lookup import ESTIMATE_MARGIN, plugin_known
+from sparseflow_trt.plugin_lookup import plugin_known
 from sparseflow_trt.policy import Pair, Policy, find_policy, pairs_by_shape, policy_for_device
 from tests.pages import RESULTS, ROOT, prose, result_of
 
@@ -325,9 +325,8 @@ def test_no_product_that_the_policy_puts_into_the_plugin_is_slower_there() -> No
     assert min(taken_at) >= 1
     without = h200.model_copy(update={"points": estimates})
     missed = [c["speedup"] for c in plugin_cells() if takes_plugin(h200, c) and not takes_plugin(without, c)]
-    assert (
-        f"By estimates alone it would take {sum(takes_plugin(without, c) for c in plugin_cells())}:" in PROSE
-    )
+    alone = sum(takes_plugin(without, cell) for cell in plugin_cells())
+    assert f"By cuSPARSELt's times alone it would take {alone} (" in PROSE
     assert f"which gain {min(missed):.2f} to {max(missed):.2f} times, would not be among them" in PROSE
     share = f"takes the plugin in {len(taken_at)} of these {len(plugin_cells())} products"
     assert f"{share}, the least gain {min(taken_at):.2f} times" in PROSE
@@ -348,20 +347,36 @@ def test_one_row_beyond_the_plugins_points_no_more_is_promised(name: str) -> Non
 
 
 def test_what_an_estimate_of_the_plugin_is_worth() -> None:
-    said: dict[str, list[float]] = {}
-    taken_at, count = [], 0
+    gains: dict[str, list[float]] = {}
+    longer = []
     for name, folder in (("h200", ""), ("h100", "h100/")):
         pairs = pairs_of("FP16", name)
         for cell in plugin_cells(folder):
-            estimate = pairs[cell["n"], cell["k"]][cell["m"]].speedup
-            said.setdefault(name, []).append(cell["speedup"] / estimate)
-            count += 1
-            if estimate >= 1 + ESTIMATE_MARGIN:
-                taken_at.append(cell["speedup"])
-    h200, h100 = said["h200"], said["h100"]
-    assert f"was {min(h200):.2f} to {max(h200):.2f} times what the estimate said" in PROSE
+            timed = pairs[cell["n"], cell["k"]][cell["m"]]
+            gains.setdefault(name, []).append(cell["speedup"] / timed.speedup)
+            longer += [cell["plugin_us"] / timed.sparse.us] if name == "h200" else []
+    h200, h100 = gains["h200"], gains["h100"]
+    took = f"the plugin took {min(longer):.2f} to {max(longer):.2f} times"
+    assert f"in {len(h200)} products on an H200 {took}" in PROSE
+    assert f"was {min(h200):.2f} to {max(h200):.2f} times what cuBLAS's times say" in PROSE
     assert f"in {len(h100)} on an H100 {min(h100):.2f} to {max(h100):.2f} times" in PROSE
-    assert f"({len(taken_at)} of the {count}) the gain was {min(taken_at):.2f} at least" in PROSE
+
+
+@pytest.mark.parametrize(("name", "folder"), [("h200", ""), ("h100", "h100/")])
+def test_what_is_left_out_of_what_is_known_of_the_plugin_loses_nothing(
+    ship: ModuleType, name: str, folder: str
+) -> None:
+    said, policy = result_of(f"{folder}ship_policy")["the plugin, without"], find_policy(name)
+    assert said.keys() == ship.WITHOUT.keys()
+    for what, left_out in ship.WITHOUT.items():
+        gains = ship.gains_in_plugin(policy, left_out)
+        assert ship.summary(gains) == said[what]
+        assert min(gain for gain in gains if gain != 1) >= 1.11, "as the page says"
+    assert "it loses none; what it takes gains 1.11 at least" in PROSE
+    if name == "h200":
+        without = [said[what]["taken"] for what in ("TensorRT's points of that M", "the plugin's points")]
+        said_of = "{} without what TensorRT took at that M, {} without the plugin's points"
+        assert said_of.format(*without) in PROSE
 
 
 @pytest.mark.parametrize(
