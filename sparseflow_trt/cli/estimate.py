@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from sparseflow_trt.cli import console
+from sparseflow_trt.cli.estimate_tables import print_estimate
 from sparseflow_trt.cli.numbers import positive
 from sparseflow_trt.cli.option_values import find_policy_for, read_ranges
 from sparseflow_trt.cli.options import common_options, model_argument
 from sparseflow_trt.errors import EXIT_OK, PolicyError
-
-if TYPE_CHECKING:
-    from sparseflow_trt.estimate_record import Estimate, EstimatedLayers
 
 
 @click.command("estimate")
@@ -85,88 +83,5 @@ def command(
     if as_json:
         console.print_json(result.model_dump(mode="json"))
     else:
-        _print(result)
+        print_estimate(result)
     return EXIT_OK
-
-
-def _print(result: Estimate) -> None:
-    out = console.out()
-    sparse = "Plugin" if result.kernel == "plugin" else "Sparse"
-    table = console.table(
-        "Kind", ">N", ">K", ">Count", ">M", "Type", "2:4", ">Dense µs", f">{sparse} µs", ">Speedup", ">Share",
-        "Basis", "Prune", spared=("Type", f"{sparse} µs", "Count", "2:4"),
-    )  # fmt: skip
-    for row in result.layers:
-        table.add_row(
-            row.kind, str(row.n), str(row.k), str(row.count), _m_of(row), row.dtype,
-            {"sparse": "yes", "not-sparse": "no", "not-eligible": "cannot"}[row.state],
-            _us(row.dense_us), _us(row.sparse_us), f"{row.speedup:.2f}×" if row.speedup else "-",
-            "-" if row.share is None else f"{row.share:.1%}", ", ".join(row.basis), _prune(row),
-        )  # fmt: skip
-    out.print(f"{result.model} on {result.device}, by policy '{result.policy}':\n")
-    if result.stands_in:
-        out.print(
-            "TensorRT's own sparse kernels gain less here, or nothing, or were not measured: sparse is the "
-            "2:4 plugin (`plan --plugin LIB`); --library tensorrt shows them.\n"
-        )
-    out.print(table)
-    out.print(f"\n{_total(result)}\n")
-    for row in result.layers:
-        if not row.worth:
-            what = "not known" if row.worth is None else "not worth pruning"
-            out.print(f"{row.kind} {row.k}→{row.n}: {what}: {row.why}")
-    for note in result.notes:
-        out.print(console.styled(note, "dim"))
-
-
-def _total(result: Estimate) -> str:
-    sparse = "" if result.dense_us is None else "sparse "
-    if result.gemm_speedup is None and any("class threshold (no time)" in row.basis for row in result.layers):
-        return (
-            f"The policy has no {sparse}time for any of these products, only thresholds: they say whether "
-            "sparse wins (Prune), and not by how much."
-        )
-    if result.gemm_speedup is None:
-        return f"The policy has no {sparse}time for any of these products: what they would gain is not known."
-    unknown = result.guessed_us or 0.0
-    gains = any(row.taken for row in result.layers)
-    dense, chosen = (_us((us or 0.0) + unknown) for us in (result.dense_us, result.policy_us))
-    guessed = (
-        f" ({_us(unknown)} of {'both' if gains else 'it'} guessed, {result.guessed_share:.1%} of dense)"
-        if unknown and result.guessed_share
-        else ""
-    )
-    if not gains:
-        return f"All products of one run: {dense} µs dense{guessed}. None of them gains by 2:4 weights."
-    said = (
-        f"All products of one run: {dense} µs dense, {chosen} µs with the policy's choices{guessed}: "
-        f"{result.gemm_speedup:.3f}×\n"
-    )
-    if result.ceiling and result.gemm_share:
-        return said + (
-            f"The whole model, at most: {result.ceiling:.3f}×, where {result.gemm_share:.0%} of the GPU's "
-            "time is in these products when all is dense"
-        )
-    listed = ", ".join(f"{ceiling:.3f}× with {share:.0%}" for share, ceiling in result.ceilings)
-    return said + (
-        f"The whole model, at most: {listed}\n"
-        "of the GPU's time in these products when all is dense (`sparseflow-trt profile` measures that share)"
-    )
-
-
-def _prune(row: EstimatedLayers) -> str:
-    if row.worth is None:
-        return "unknown"
-    if not row.worth:
-        return "no"
-    return "yes" if row.taken > 0.9995 else f"yes, {row.taken:.0%} of runs"
-
-
-def _m_of(row: EstimatedLayers) -> str:
-    if len(row.sizes) > 1:
-        return f"{row.sizes[0][0]}…{row.sizes[-1][0]}"
-    return str(row.sizes[0][0]) if row.sizes else row.m
-
-
-def _us(time: float | None) -> str:
-    return "-" if time is None else f"{time:.2f}" if time < 1000 else f"{time:,.0f}"

@@ -64,6 +64,29 @@ def test_a_table_with_the_ceiling(sparseflow: Sparseflow, mlp: Mlp, policy: Path
     assert "The whole model, at most: 1.200×, where 50% of the GPU's time" in out
 
 
+def test_a_reason_is_given_once_for_all_its_layers(sparseflow: Sparseflow, mlp: Mlp, policy: Path) -> None:
+    command = ("estimate", mlp(), "--policy", policy, "--dim", "batch=8")
+    lines = sparseflow(*command, "--precision", "bf16").out.splitlines()
+    assert "gate_up 64→128, down 128→32: not known: no measurement of BF16 in policy 'mine'" in lines
+    points = [*make_points("gate_up", 128, 64, {8: 0.5}), *make_points("down", 32, 128, {8: 1.0})]
+    policy.write_text(make_policy(points).model_dump_json())
+    lines = sparseflow(*command).out.splitlines()
+    assert (
+        "down 128→32, gate_up 64→128: not worth pruning: sparse does not win by 2% at M=8: 0.50× to 1.00× "
+        "measured (TensorRT's kernels, GPU X)" in lines
+    )
+    limits: dict[str, tuple[int | None, int | None]] = {"gate_up": (None, None), "down": (None, None)}
+    policy.write_text(make_policy([], limits=limits).model_dump_json())
+    lines = sparseflow(*command).out.splitlines()
+    (said,) = (line for line in lines if "threshold" in line and "not worth" in line)
+    assert said.startswith("gate_up 64→128, down 128→32: not worth pruning: threshold of its kind: dense at")
+    found = sparseflow(*command, "--json").json
+    assert [row["why"].partition(":")[0] for row in found["layers"]] == [
+        "threshold of kind 'gate_up'",
+        "threshold of kind 'down'",
+    ]
+
+
 def test_where_dense_alone_was_measured_it_is_said(sparseflow: Sparseflow, mlp: Mlp, policy: Path) -> None:
     only = [
         *(p for p in make_points("gate_up", 128, 64, {16: 3.0}) if p.kernel == "dense"),
