@@ -7,14 +7,23 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 from sparseflow_trt.errors import ShapeError
 from sparseflow_trt.estimate_advice import advise, advise_padding
 from sparseflow_trt.estimate_record import Estimate, EstimatedLayers, end_to_end
-from sparseflow_trt.estimate_rows import Answer, Group, ask, estimate_layers, usual_rates, with_share
+from sparseflow_trt.estimate_rows import (
+    Answer,
+    Group,
+    ask,
+    count_groups,
+    estimate_layers,
+    usual_rates,
+    with_share,
+)
 from sparseflow_trt.exporters.apply_plan import computes_in_half
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
-from sparseflow_trt.graph import SparsityState, WeightedLayer
+from sparseflow_trt.graph import WeightedLayer
 from sparseflow_trt.known import Known
 from sparseflow_trt.lookup import known_of, library_of
 from sparseflow_trt.model_file import OnnxModel, input_dims
@@ -134,7 +143,7 @@ def estimate(
     Raises:
         ShapeError: No layer's M is known, or the traffic is of no layer.
     """
-    groups = _count_groups(layers, precisions, plugin, unprunable)
+    groups = count_groups(layers, precisions, plugin, unprunable)
     main = _main_m(groups, model) if traffic else None
     used = library_of(policy, library) if plugin is None else "tensorrt"
     sizes = {group: _sizes(group.m, dims, traffic if group.m == main else None) for group in groups}
@@ -147,36 +156,26 @@ def estimate(
     answers = {group: ask(sizes[group], known[group]) for group in groups}
     rates = usual_rates(groups, answers)
     rows = [estimate_layers(group, groups[group], answers[group], rates) for group in groups]
-    whose = _whose_plugin_times(known, answers) if plugin is not None else ()
     notes = (
         "Times are of the kernels alone, one product after the other.",
-        *(
-            [f"Sparse is the plugin, which runs cuSPARSELt's kernels: {', or '.join(whose)}."]
-            if whose
-            else ()
-        ),
+        *(_whose_plugin_times(known, answers) if plugin is not None else ()),
         *_notes(layers, rows, library, used, main, plugin is not None),
         *advise_padding(zip(rows, known.values(), strict=True)),
     )
-    dense = _total((row.count, row.dense_us) for row in rows)
-    chosen = _total((row.count, row.policy_us) for row in rows)
-    guessed = _total((row.count, row.guessed_us) for row in rows)
-    unknown = guessed or 0.0
-    total = (dense or 0.0) + unknown
-    told = any(row.sparse_us is not None for row in rows) or all(row.worth is False for row in rows)
-    speedup = total / (chosen + unknown) if dense and chosen and told else None
-    if total:
-        rows = [with_share(row, total) for row in rows]
+    whole = _add_up(rows)
+    speedup = whole.speedup
+    if whole.total:
+        rows = [with_share(row, whole.total) for row in rows]
     return Estimate(
         model=model,
         policy=policy.name,
         device=policy.device,
         library=used,
         kernel="sparse" if plugin is None else "plugin",
-        dense_us=dense,
-        policy_us=chosen,
-        guessed_us=guessed,
-        guessed_share=unknown / total if total else None,
+        dense_us=whole.dense_us,
+        policy_us=whole.policy_us,
+        guessed_us=whole.guessed_us,
+        guessed_share=(whole.guessed_us or 0.0) / whole.total if whole.total else None,
         gemm_speedup=speedup,
         gemm_share=gemm_share,
         ceiling=end_to_end(speedup, gemm_share) if speedup and gemm_share else None,
@@ -186,34 +185,6 @@ def estimate(
     )
 
 
-def _count_groups(
-    layers: Iterable[WeightedLayer],
-    precisions: Mapping[str, str],
-    plugin: Mapping[str, str] | None,
-    unprunable: Mapping[str, str],
-) -> Counter[Group]:
-    """The layers that are alike for an estimate, each as often as its product is computed."""
-    groups: Counter[Group] = Counter()
-    for layer in layers:
-        if layer.weight and layer.n and layer.k:
-            dtype = precisions.get(layer.name, layer.dtype).upper()
-            never = _why_never(layer, plugin, unprunable)
-            group = Group(layer.kind, layer.n, layer.k, dtype, layer.m, layer.state.value, never)
-            groups[group] += max(layer.batch, 1)
-    return groups
-
-
-def _why_never(layer: WeightedLayer, plugin: Mapping[str, str] | None, unprunable: Mapping[str, str]) -> str:
-    """Why a layer runs dense whatever the policy says, "" where it may run sparse."""
-    if layer.state is SparsityState.NOT_SPARSE and layer.name in unprunable:
-        return f"cannot be pruned: {unprunable[layer.name]}"
-    if not layer.eligible:
-        return f"cannot be 2:4: {layer.reason}"
-    if plugin is not None and plugin.get(layer.name):
-        return f"cannot run in the plugin: {plugin[layer.name]}"
-    return ""
-
-
 def _known_of(group: Group, policy: Policy, library: Library | None) -> Known:
     """What the policy knows of a group by a library's own kernels; of the plugin's with None."""
     if library is None:
@@ -221,11 +192,39 @@ def _known_of(group: Group, policy: Policy, library: Library | None) -> Known:
     return known_of(policy, group.kind, group.n, group.k, group.dtype, library)
 
 
-def _whose_plugin_times(known: Mapping[Group, Known], answers: Mapping[Group, list[Answer]]) -> list[str]:
-    """Whose kernels the plugin's times are of, each once."""
+def _whose_plugin_times(known: Mapping[Group, Known], answers: Mapping[Group, list[Answer]]) -> Iterator[str]:
+    """Whose kernels the plugin's times are of, each once, as a sentence; none where it has none."""
     asked = ((known[group], answers[group]) for group in known if known[group].pairs and not group.never)
     said = {of.at(answer.m).whose for of, its in asked for answer in its}
-    return sorted(words.replace("the plugin against", "measured against") for words in said)
+    whose = sorted(words.replace("the plugin against", "measured against") for words in said)
+    if whose:
+        yield f"Sparse is the plugin, which runs cuSPARSELt's kernels: {', or '.join(whose)}."
+
+
+class _Whole(NamedTuple):
+    """All products of one run: times as of `Estimate`.
+
+    Attributes:
+        total: Dense, known and guessed.
+        speedup: Of all, None where it is not known.
+    """
+
+    dense_us: float | None
+    policy_us: float | None
+    guessed_us: float | None
+    total: float
+    speedup: float | None
+
+
+def _add_up(rows: list[EstimatedLayers]) -> _Whole:
+    dense = _total((row.count, row.dense_us) for row in rows)
+    chosen = _total((row.count, row.policy_us) for row in rows)
+    guessed = _total((row.count, row.guessed_us) for row in rows)
+    unknown = guessed or 0.0
+    total = (dense or 0.0) + unknown
+    told = any(row.sparse_us is not None for row in rows) or all(row.worth is False for row in rows)
+    speedup = total / (chosen + unknown) if dense and chosen and told else None
+    return _Whole(dense, chosen, guessed, total, speedup)
 
 
 def _total(times: Iterable[tuple[int, float | None]]) -> float | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from sparseflow_trt.estimate_record import Basis, EstimatedLayers
 from sparseflow_trt.expected import Expected, Verdict
+from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.known import Known
 from sparseflow_trt.symbolic import SymbolicM
 
@@ -30,6 +32,34 @@ class Group(NamedTuple):
     m: SymbolicM
     state: str
     never: str
+
+
+def count_groups(
+    layers: Iterable[WeightedLayer],
+    precisions: Mapping[str, str],
+    plugin: Mapping[str, str] | None,
+    unprunable: Mapping[str, str],
+) -> Counter[Group]:
+    """The layers that are alike for an estimate, each as often as its product is computed."""
+    groups: Counter[Group] = Counter()
+    for layer in layers:
+        if layer.weight and layer.n and layer.k:
+            dtype = precisions.get(layer.name, layer.dtype).upper()
+            never = _why_never(layer, plugin, unprunable)
+            group = Group(layer.kind, layer.n, layer.k, dtype, layer.m, layer.state.value, never)
+            groups[group] += max(layer.batch, 1)
+    return groups
+
+
+def _why_never(layer: WeightedLayer, plugin: Mapping[str, str] | None, unprunable: Mapping[str, str]) -> str:
+    """Why a layer runs dense whatever the policy says, "" where it may run sparse."""
+    if layer.state is SparsityState.NOT_SPARSE and layer.name in unprunable:
+        return f"cannot be pruned: {unprunable[layer.name]}"
+    if not layer.eligible:
+        return f"cannot be 2:4: {layer.reason}"
+    if plugin is not None and plugin.get(layer.name):
+        return f"cannot run in the plugin: {plugin[layer.name]}"
+    return ""
 
 
 class Answer(NamedTuple):
