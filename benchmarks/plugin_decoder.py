@@ -195,9 +195,10 @@ def build_side(model: Path, side: str, plan: Plan, settings: Settings) -> dict[s
     folder.mkdir(exist_ok=True)
     backend, _ = backend_for(settings.backend)
     started = time.monotonic()
-    applied = apply_plan(read_model(model), plan, folder / "model.onnx", backend.graph_needs())
+    typed = folder / "model.onnx"
+    graph = apply_plan(read_model(model), plan, typed, backend.graph_needs())
     options = EngineOptions(optimization_level=settings.level)
-    request = BuildRequest(applied.model, plan, folder, plan.wants_sparse, options, settings.plugin)
+    request = BuildRequest(typed, plan, folder, plan.wants_sparse, options, settings.plugin)
     last = [""]
 
     def tell(progress: Progress) -> None:
@@ -211,7 +212,10 @@ def build_side(model: Path, side: str, plan: Plan, settings: Settings) -> dict[s
     kernels = [layer.sparsity for layer in plan.layers]
     facts = {
         "level": settings.level,
-        "plugin": {"given": sha256_of_plugin(settings), **(asdict(engine.plugin) if engine.plugin else {})},
+        "plugin": {
+            "given": sha256_of_plugin(settings),
+            **(engine.plugin.model_dump() if engine.plugin else {}),
+        },
         "file": engine.file.name,
         "build_s": round(engine.seconds, 1),
         "command_s": round(time.monotonic() - started, 1),
@@ -220,7 +224,7 @@ def build_side(model: Path, side: str, plan: Plan, settings: Settings) -> dict[s
         "planned": {kernel: kernels.count(kernel) for kernel in sorted(set(kernels))},
         "runs_sparse": len({o.layer for o in engine.outcomes if o.sparse and not o.plugin}),
         "runs_in_plugin": len({o.layer for o in engine.outcomes if o.plugin}),
-        "plugin_nodes": len(applied.plugin),
+        "plugin_nodes": len(graph.plugin),
         "engine_layers": {o.layer: o.engine_layer for o in engine.outcomes},
         "notes": engine.notes,
     }

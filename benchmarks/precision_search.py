@@ -231,7 +231,9 @@ def _again(question: Question, atoms: Any, folder: Path) -> Path:
 
     layers = {name: "fp32" for atom in atoms for name in atom.layers}
     plan = assigned(question.plan, layers, tuple(name for atom in atoms for name in atom.nodes))
-    return apply_plan(read_model(question.model), plan, folder / "again.onnx").model
+    typed = folder / "again.onnx"
+    apply_plan(read_model(question.model), plan, typed)
+    return typed
 
 
 def autocast(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,21 +24,6 @@ _HOW = "Compile it with `sparseflow-trt plugin build`."
 _USED = {"cusparseLt": "cuSPARSELt", "cublasLt": "cuBLASLt"}  # what the plugin's library loads itself
 _MAPS = Path("/proc/self/maps")
 _loaded: set[str] = set()  # the SHA-256 of the library that this process has loaded, whatever its name was
-
-
-@dataclass(frozen=True)
-class PluginLibrary:
-    """The library that an engine's plugin nodes need.
-
-    Attributes:
-        file: Its name in the engine's folder.
-        sha256: Of its content.
-        versions: Of the libraries whose kernels it ran while the engine was built, by name.
-    """
-
-    file: str
-    sha256: str
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 def library_for(plan: Plan, library: Path | None, options: EngineOptions, takes_plugin: bool) -> Path | None:

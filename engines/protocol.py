@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.outcomes import LayerOutcome
-    from sparseflow_trt.engines.plugin_library import PluginLibrary
+    from sparseflow_trt.manifest import PluginRecord
     from sparseflow_trt.plan import Plan
     from sparseflow_trt.target import GraphNeeds
 
@@ -138,7 +138,7 @@ class BuiltEngine:
     layers: tuple[LayerEvidence, ...] = ()
     outcomes: tuple[LayerOutcome, ...] = ()
     notes: tuple[str, ...] = ()
-    plugin: PluginLibrary | None = None
+    plugin: PluginRecord | None = None
 
 
 class Backend(Protocol):

@@ -10,12 +10,13 @@ from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import NO_GPU, find_gpus
 from sparseflow_trt.engines.like import compare_tactics, read_like
 from sparseflow_trt.engines.outcomes import check_precisions, join_outcomes, untold
-from sparseflow_trt.engines.plugin_library import PluginLibrary, copy_library, plugin_mismatches
+from sparseflow_trt.engines.plugin_library import copy_library, plugin_mismatches
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, OnProgress
 from sparseflow_trt.engines.tensorrt_api import graph_needs_of, install_line, version_of
 from sparseflow_trt.engines.timing_cache import driver_of
 from sparseflow_trt.engines.wire import Exchange, Outcome
 from sparseflow_trt.errors import EvidenceError
+from sparseflow_trt.manifest import PluginRecord
 from sparseflow_trt.target import GraphNeeds
 
 _KEY = "tensorrt"
@@ -97,13 +98,14 @@ class TensorRtBackend:
                 f"the engine does not run as planned: {' '.join(elsewhere)}",
                 "This is a fault of the rewriting: please report it with the model.",
             )
-        library = request.plugin
+        library, plugin = request.plugin, None
+        if library:
+            versions = outcome.plugin_versions
+            plugin = PluginRecord(file=library.name, sha256=request.plugin_sha256, versions=versions)
         return BuiltEngine(
             file=file,
             files=(file, *([library] if library else [])),
-            plugin=PluginLibrary(library.name, request.plugin_sha256, outcome.plugin_versions)
-            if library
-            else None,
+            plugin=plugin,
             backend=self.name,
             versions={_KEY: outcome.version},
             device=self.device(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +10,16 @@ from sparseflow_trt.errors import ModelError, PlanError
 from sparseflow_trt.exporters.cast_constants import fold_casts
 from sparseflow_trt.exporters.islands import fp32_islands, islands_by_layer, quantized_region
 from sparseflow_trt.exporters.lower import lower_to_opset17
-from sparseflow_trt.exporters.mask_guard import MaskCheck, check_written, mask_stage
+from sparseflow_trt.exporters.mask_guard import check_written, mask_stage
 from sparseflow_trt.exporters.node_types import floating_types
-from sparseflow_trt.exporters.opt_out import OptedOut, opt_out
-from sparseflow_trt.exporters.plugin_nodes import PluginNode, put_into_plugin
-from sparseflow_trt.exporters.restore import Restored, restore_dense
-from sparseflow_trt.exporters.retype import Clamped, retype
+from sparseflow_trt.exporters.opt_out import opt_out
+from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
+from sparseflow_trt.exporters.restore import restore_dense
+from sparseflow_trt.exporters.retype import retype
 from sparseflow_trt.exporters.saving import IR_VERSION, save_model, save_plugin_model
 from sparseflow_trt.exporters.spell_out import fold_integer_biases, spell_out
 from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
+from sparseflow_trt.graph_record import GraphRecord, PluginNodeRecord, RestoreRecord
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.plan import Plan, PlannedLayer
 from sparseflow_trt.precision_record import UNCHANGED
@@ -30,37 +30,13 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-@dataclass(frozen=True)
-class AppliedPlan:
-    """The typed model, and what was done to get there.
-
-    `islands` are the nodes that were kept in FP32; `clamped` the constants that did not fit their type;
-    `opted_out` the layers that were taken out of sparse tactics; `lowered` how many nodes of each operator
-    were rewritten for an older opset; `restored` the layers planned dense whose weights were pruned;
-    `mask_checks` what each step did to the weights that have to stay 2:4; `plugin` the plugin's nodes;
-    `spine` the islands' operators, by the planned layer before them and their module.
-    """
-
-    model: Path
-    nodes_retyped: int
-    casts: int
-    islands: tuple[str, ...]
-    clamped: tuple[Clamped, ...]
-    opted_out: tuple[OptedOut, ...] = ()
-    lowered: dict[str, int] = field(default_factory=dict)
-    restored: tuple[Restored, ...] = ()
-    mask_checks: tuple[MaskCheck, ...] = ()
-    plugin: tuple[PluginNode, ...] = ()
-    spine: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
-
-
 def apply_plan(
     model: OnnxModel,
     plan: Plan,
     output: Path,
     needs: GraphNeeds = ANYTHING,
     unpruned: OnnxModel | None = None,
-) -> AppliedPlan:
+) -> GraphRecord:
     """Writes the model that means `plan` to `output`, its large constants to `output`.data.
 
     The plugin's weights go to `output`.packed; for a backend that takes no plugin its layers stay what they
@@ -72,6 +48,9 @@ def apply_plan(
         output: The file to write, in an existing folder.
         needs: What the backend needs of the graph.
         unpruned: The model before pruning, as read: layers planned dense get its weights.
+
+    Returns:
+        What was done to get there.
 
     Raises:
         PlanError: A layer cannot have the type that is planned for it, or cannot run in the plugin.
@@ -86,7 +65,7 @@ def apply_plan(
     stages = [mask_stage("Reading the model", given, guarded)]
     for node in model.ir.graph.all_nodes():
         node.name = name_of(node)  # a nameless node is known by an output that may change
-    restored: tuple[Restored, ...] = ()
+    restored: tuple[RestoreRecord, ...] = ()
     if unpruned is not None:
         restored = restore_planned_dense(model, plan, unpruned)
         back = [record.layer for record in restored if record.route == "restored"]
@@ -123,23 +102,21 @@ def apply_plan(
     (save_plugin_model if plugin else save_model)(model.ir, output)
     _ensure_valid(output, model.path)
     checks = check_written(output, stages, guarded)
-    names = tuple(sorted(node.name or node.op_type for node in islands))
-    return AppliedPlan(
-        output,
-        retyped.nodes,
-        retyped.casts,
-        names,
-        tuple(retyped.clamped),
-        opted_out,
-        lowered,
-        restored,
-        checks,
-        plugin,
-        spine,
+    return GraphRecord(
+        nodes_retyped=retyped.nodes,
+        casts=retyped.casts,
+        islands=tuple(sorted(node.name or node.op_type for node in islands)),
+        clamped=tuple((c.name, c.elements, c.largest) for c in retyped.clamped),
+        opted_out=opted_out,
+        lowered=lowered,
+        restored=restored,
+        mask_checks=checks,
+        plugin=plugin,
+        spine=spine,
     )
 
 
-def restore_planned_dense(model: OnnxModel, plan: Plan, unpruned: OnnxModel) -> tuple[Restored, ...]:
+def restore_planned_dense(model: OnnxModel, plan: Plan, unpruned: OnnxModel) -> tuple[RestoreRecord, ...]:
     """Gives the layers that a plan runs dense their weights of the unpruned model, in the graph in memory.
 
     Raises:
@@ -148,7 +125,7 @@ def restore_planned_dense(model: OnnxModel, plan: Plan, unpruned: OnnxModel) -> 
     return restore_dense(model, unpruned, [p.name for p in plan.layers if p.sparsity == "dense"])
 
 
-def _put_into_plugin(model: OnnxModel, plan: Plan) -> tuple[PluginNode, ...]:
+def _put_into_plugin(model: OnnxModel, plan: Plan) -> tuple[PluginNodeRecord, ...]:
     products = [tuple(layer.name for layer in product) for product in plan.plugin_products]
     below = {layer.name: layer.dense_below_m for product in plan.plugin_products for layer in product}
     layers = [name for product in products for name in product]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.positions import nodes_of_positions
 from sparseflow_trt.exporters.routers import nodes_of_routers
+from sparseflow_trt.graph_record import IslandsRecord
 from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan
 from sparseflow_trt.sites import module_of, name_of
 
@@ -67,7 +68,7 @@ def fp32_islands(model: ir.Model, plan: Plan) -> set[ir.Node]:
 
 def islands_by_layer(
     model: ir.Model, islands: Collection[ir.Node], layers: Mapping[ir.Node, str]
-) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+) -> tuple[IslandsRecord, ...]:
     """The operators of the islands between one layer and the next, module by module, in the graph's order.
 
     Args:
@@ -76,9 +77,8 @@ def islands_by_layer(
         layers: The names of those that are weighted layers.
 
     Returns:
-        For each layer with islands behind it its name ("" for those before the first), the module that they
-        are of and their operators. The module is the torch module that the exporter left, else what stands
-        before the last slash of the node's name, else "".
+        For each layer with islands behind it those of each module: the torch module that the exporter left,
+        else what stands before the last slash of the node's name, else "".
     """
     found: dict[tuple[str, str], list[str]] = {}
     last = ""
@@ -87,7 +87,10 @@ def islands_by_layer(
         if node in islands and node not in layers:
             module = module_of(node) or (node.name or "").rpartition("/")[0]
             found.setdefault((last, module), []).append(node.op_type)
-    return tuple((layer, module, tuple(operators)) for (layer, module), operators in found.items())
+    return tuple(
+        IslandsRecord(after=layer, operators=tuple(operators), module=module)
+        for (layer, module), operators in found.items()
+    )
 
 
 def _scaled_sums(model: ir.Model) -> set[ir.Node]:

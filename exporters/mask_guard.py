@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sparseflow_trt.errors import ModelError
+from sparseflow_trt.graph_record import MaskCheckRecord
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.scan import PatternScan, WeightReader, scan_pattern
 from sparseflow_trt.sites import LayerSite, find_sites
@@ -39,16 +40,6 @@ class MaskStage:
     planned: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class MaskCheck:
-    """What one step did to the guarded weights: how many it touched, how many were read after it."""
-
-    step: str
-    touched: int
-    read: int = 0
-    planned: tuple[str, ...] = ()
-
-
 def mask_stage(
     step: str, sites: Iterable[LayerSite], guarded: Collection[str], planned: Iterable[str] = ()
 ) -> MaskStage:
@@ -68,7 +59,9 @@ def mask_stage(
     return MaskStage(step, weights, tuple(planned))
 
 
-def check_written(path: Path, stages: Sequence[MaskStage], guarded: Collection[str]) -> tuple[MaskCheck, ...]:
+def check_written(
+    path: Path, stages: Sequence[MaskStage], guarded: Collection[str]
+) -> tuple[MaskCheckRecord, ...]:
     """Reads the guarded weights of a written model and checks that each is 2:4.
 
     Args:
@@ -84,7 +77,7 @@ def check_written(path: Path, stages: Sequence[MaskStage], guarded: Collection[s
     """
     checks = [_check(before, after) for before, after in pairwise(stages)]
     if not guarded:
-        return (*checks, MaskCheck("Writing the model", 0))
+        return (*checks, MaskCheckRecord(step="Writing the model", touched=0))
     sites = {site.name: site for site in find_sites(read_model(path)) if site.name in guarded}
     broken = []
     with WeightReader() as reader:
@@ -95,12 +88,12 @@ def check_written(path: Path, stages: Sequence[MaskStage], guarded: Collection[s
         if broken:
             written = mask_stage("Writing the model", sites.values(), guarded)
             raise _error(reader, broken, (*stages, written))
-    return (*checks, MaskCheck("Writing the model", 0, len(guarded)))
+    return (*checks, MaskCheckRecord(step="Writing the model", touched=0, read=len(guarded)))
 
 
-def _check(before: MaskStage, after: MaskStage) -> MaskCheck:
+def _check(before: MaskStage, after: MaskStage) -> MaskCheckRecord:
     touched = sum(_key(before, name) != _key(after, name) for name in {*before.weights, *after.weights})
-    return MaskCheck(after.step, touched, 0, after.planned)
+    return MaskCheckRecord(step=after.step, touched=touched, planned=after.planned)
 
 
 def _key(stage: MaskStage, name: str) -> object:

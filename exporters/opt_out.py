@@ -20,12 +20,12 @@ type, is off by as much or more; where there is no such group nothing is changed
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparseflow_trt.errors import ModelError, PlanError
+from sparseflow_trt.graph_record import OptOutRecord
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.pattern import GROUP, KEPT, Array, magnitude_bits
 from sparseflow_trt.scan import Piece, WeightReader, lay_out, map_pieces, scan_pattern
@@ -47,29 +47,7 @@ _SMALLEST = {
 }
 
 
-@dataclass(frozen=True)
-class OptedOut:
-    """What was done to take one layer out of sparse kernels.
-
-    Attributes:
-        route: "element" where one was changed; "none" where the layer could not be taken out.
-        reason: In words: what was changed, or why nothing was.
-        index: Of the element in the stored weight.
-        old_bits: What stood there, as an unsigned integer of the element's size.
-        new_bits: What stands there now.
-    """
-
-    layer: str
-    weight: str
-    dtype: str
-    route: Literal["element", "none"]
-    reason: str
-    index: tuple[int, ...] = ()
-    old_bits: int = 0
-    new_bits: int = 0
-
-
-def opt_out(model: OnnxModel, layers: Iterable[str]) -> tuple[OptedOut, ...]:
+def opt_out(model: OnnxModel, layers: Iterable[str]) -> tuple[OptOutRecord, ...]:
     """Breaks the 2:4 pattern of some layers' weights by one element each, in the graph in memory.
 
     The file and its data stay as they are: a changed weight is read when the model is saved.
@@ -95,7 +73,7 @@ def opt_out(model: OnnxModel, layers: Iterable[str]) -> tuple[OptedOut, ...]:
     for site in sites:
         if isinstance(site.weight, TracedWeight):
             users.setdefault(site.weight.value, []).append(site)
-    records: dict[str, OptedOut] = {}
+    records: dict[str, OptOutRecord] = {}
     for site in sites:
         if site.name in wanted:
             with WeightReader() as reader:
@@ -104,7 +82,7 @@ def opt_out(model: OnnxModel, layers: Iterable[str]) -> tuple[OptedOut, ...]:
     return tuple(records.values())
 
 
-def put_back(model: OnnxModel, records: Iterable[OptedOut]) -> None:
+def put_back(model: OnnxModel, records: Iterable[OptOutRecord]) -> None:
     """Restores what `opt_out` changed, bit for bit, in the graph in memory.
 
     Args:
@@ -139,11 +117,11 @@ def _opt_out(
     site: LayerSite,
     users: list[LayerSite],
     wanted: set[str],
-    records: dict[str, OptedOut],
-) -> OptedOut:
+    records: dict[str, OptOutRecord],
+) -> OptOutRecord:
     weight = site.weight
     if not isinstance(weight, TracedWeight):
-        return OptedOut(site.name, "", "", "none", weight.reason)
+        return _left_in(site.name, "", "", weight.reason)
     dtype = dtype_name(weight.tensor)
     stored = reader.stored_array(weight.tensor)
     reason = why_not_eligible(site) or _why_lost(site, weight) or _why_shared(reader, users, wanted)
@@ -151,21 +129,36 @@ def _opt_out(
     if not reason and twin is not None:
         twin_site = next(user for user in users if user.name == twin.layer)
         if _view(stored, site) == _view(stored, twin_site):
-            return replace(twin, layer=site.name, reason=f"by the element changed for '{twin.layer}'")
+            reason = f"by the element changed for '{twin.layer}'"
+            return twin.model_copy(update={"layer": site.name, "reason": reason})
         reason = f"weight '{weight.name}' was changed for '{twin.layer}', whose K lies on another axis"
     if reason:
-        return OptedOut(site.name, weight.name, dtype, "none", reason)
+        return _left_in(site.name, weight.name, dtype, reason)
     value, roundoff = _value_for(site, weight, dtype)
     index, any_full = _find_zero(stored, weight, site.k_axis, value / roundoff)
     if index is None:
         reason = "no group of four holds two non-zeros: two elements and more would have to change"
         if any_full:
             reason = f"the weights are too small for {value:g} to be lost in their rounding"
-        return OptedOut(site.name, weight.name, dtype, "none", reason)
+        return _left_in(site.name, weight.name, dtype, reason)
     old, new = _bits_of(stored[index]), _bits_of(np.asarray(value, stored.dtype))
     _store(weight, index, new)
-    reason = f"a zero of '{weight.name}' became {value:g}"
-    return OptedOut(site.name, weight.name, dtype, "element", reason, index, old, new)
+    return OptOutRecord(
+        layer=site.name,
+        weight=weight.name,
+        dtype=dtype,
+        route="element",
+        reason=f"a zero of '{weight.name}' became {value:g}",
+        index=index,
+        old_bits=old,
+        new_bits=new,
+    )
+
+
+def _left_in(layer: str, weight: str, dtype: str, reason: str) -> OptOutRecord:
+    return OptOutRecord(
+        layer=layer, weight=weight, dtype=dtype, route="none", reason=reason, index=(), old_bits=0, new_bits=0
+    )
 
 
 def _why_shared(reader: WeightReader, users: list[LayerSite], wanted: set[str]) -> str:
@@ -281,14 +274,14 @@ def _bits_of(element: Array) -> int:
     return int(element.view(f"u{element.dtype.itemsize}"))
 
 
-def _bits_at(stored: Array, record: OptedOut) -> int:
+def _bits_at(stored: Array, record: OptOutRecord) -> int:
     inside = [i < n for i, n in zip(record.index, stored.shape, strict=False)]
     if len(record.index) != stored.ndim or not all(inside):
         raise _not_as_recorded(record, f"is of shape {list(stored.shape)}")
     return _bits_of(stored[record.index])
 
 
-def _not_as_recorded(record: OptedOut, what: str) -> ModelError:
+def _not_as_recorded(record: OptOutRecord, what: str) -> ModelError:
     return ModelError(
         f"weight '{record.weight}' of layer '{record.layer}' {what}.",
         "Only the model that the record was written for can be put back.",

@@ -11,7 +11,6 @@ function would not serve both: 8.6 does not read functions, and from 10 on they 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +21,7 @@ from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.plugin_fold import Folded, drop_unused, fold, why_not_gemm
 from sparseflow_trt.exporters.rewriting import Names
 from sparseflow_trt.exporters.saving import DOMAIN, OP_TYPE
+from sparseflow_trt.graph_record import PluginNodeRecord
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.packing import pack_2to4, why_not_in_plugin
 from sparseflow_trt.scan import WeightReader
@@ -35,32 +35,6 @@ if TYPE_CHECKING:
 JOINED = " || "  # between the names of layers that became one, as TensorRT writes it
 NO_DENSE_COPIES: Mapping[str, int] = MappingProxyType({})
 ACTIVATIONS = ("", "Relu")  # by number; cuSPARSELt's GELU is for INT8 alone
-
-
-@dataclass(frozen=True)
-class PluginNode:
-    """A layer that was put into the plugin, or several as one product.
-
-    Attributes:
-        layer: The node's name: the layer's own, or those of the layers that it joins.
-        layers: The layers' names.
-        n: Its outputs, of joined layers together.
-        k: Its inputs.
-        dtype: FP16 or BF16.
-        folded: The names of the nodes behind it that became part of it: its bias, its ReLU.
-        packed_bytes, dense_bytes: The weight as it is kept, and as it was.
-        dense_below_m: The M below which it runs a dense copy; 0 where it holds none.
-    """
-
-    layer: str
-    layers: tuple[str, ...]
-    n: int
-    k: int
-    dtype: str
-    folded: tuple[str, ...]
-    packed_bytes: int
-    dense_bytes: int
-    dense_below_m: int = 0
 
 
 class _Parts(NamedTuple):
@@ -117,7 +91,7 @@ def put_into_plugin(
     layers: Iterable[str],
     joined: Iterable[Sequence[str]] = (),
     dense_below_m: Mapping[str, int] = NO_DENSE_COPIES,
-) -> tuple[PluginNode, ...]:
+) -> tuple[PluginNodeRecord, ...]:
     """Replaces layers by nodes of the plugin, in the graph in memory. Shapes stay as dynamic as they are.
 
     Args:
@@ -176,7 +150,7 @@ def _dtype(site: LayerSite) -> Any:
 
 def _replace(
     sites: Sequence[LayerSite], dense_below_m: int, names: Names, packed: dict[object, _Parts]
-) -> PluginNode:
+) -> PluginNodeRecord:
     """Puts one node in the place of layers of one input; of several, with a Split behind it."""
     import onnx_ir as ir
 
@@ -198,7 +172,7 @@ def _replace(
     new = ir.node(OP_TYPE, [first.node.inputs[0]], attributes, domain=DOMAIN, name=name)
     new.metadata_props.update(first.node.metadata_props)
     _put_in_place(new, sites, folds, names)
-    return PluginNode(
+    return PluginNodeRecord(
         layer=name,
         layers=tuple(site.name for site in sites),
         n=n,

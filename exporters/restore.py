@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparseflow_trt.errors import ModelError
+from sparseflow_trt.graph_record import RestoreRecord
 from sparseflow_trt.model_file import OnnxModel, input_dims
 from sparseflow_trt.pattern import Array
 from sparseflow_trt.scan import WeightReader
@@ -25,21 +25,7 @@ _LEAST_COSINE = 0.5
 _HINT = "Give the model that this one was pruned from, exported the same way."
 
 
-@dataclass(frozen=True)
-class Restored:
-    """One layer that is planned dense: whether it got its weight back, and in words why not.
-
-    `elements` is how many elements of the stored weight changed.
-    """
-
-    layer: str
-    weight: str
-    route: Literal["restored", "kept"]
-    reason: str
-    elements: int = 0
-
-
-def restore_dense(model: OnnxModel, unpruned: OnnxModel, layers: Iterable[str]) -> tuple[Restored, ...]:
+def restore_dense(model: OnnxModel, unpruned: OnnxModel, layers: Iterable[str]) -> tuple[RestoreRecord, ...]:
     """Gives layers the weights that they have in the unpruned model, in the graph in memory.
 
     Weights are matched by their names and shapes, and where the names differ by their layers' names. A
@@ -61,12 +47,12 @@ def restore_dense(model: OnnxModel, unpruned: OnnxModel, layers: Iterable[str]) 
     wanted = set(layers)
     sites = find_sites(model)
     theirs = _Weights(find_sites(unpruned))
-    records: list[Restored] = []
+    records: list[RestoreRecord] = []
     users: dict[ir.Value, list[LayerSite]] = {}
     for site in sites:
         if isinstance(site.weight, TracedWeight):
             users.setdefault(site.weight.value, []).append(site)
-    done: dict[ir.Value, Restored] = {}
+    done: dict[ir.Value, RestoreRecord] = {}
     with WeightReader() as reader:
         for site in sites:
             weight = site.weight
@@ -131,14 +117,14 @@ def _restore(
     source: TracedWeight,
     others: list[str],
     unpruned: OnnxModel,
-) -> Restored | None:
+) -> RestoreRecord | None:
     ours, theirs = reader.stored_array(weight.tensor), reader.stored_array(source.tensor)
     names = dtype_name(weight.tensor), dtype_name(source.tensor)
     if not set(names) <= set(_FLOATS):
         if names[0] == names[1] and np.array_equal(ours, theirs):
             return None
         reason = f"quantized weights ({names[0]}, {names[1]} in the unpruned model) go with their scales"
-        return Restored(site.name, weight.name, "kept", reason)
+        return RestoreRecord(layer=site.name, weight=weight.name, route="kept", reason=reason)
     restored = theirs if theirs.dtype == ours.dtype else theirs.astype(ours.dtype)
     changed = int(np.count_nonzero(ours != restored))
     if not changed:
@@ -151,10 +137,10 @@ def _restore(
         )
     if others:
         reason = f"weight '{weight.name}' is shared with '{others[0]}', which is planned sparse"
-        return Restored(site.name, weight.name, "kept", reason)
+        return RestoreRecord(layer=site.name, weight=weight.name, route="kept", reason=reason)
     kind = weight.tensor.dtype.numpy()
     replace_weight(weight, lambda: source.tensor.numpy().astype(kind))
-    return Restored(site.name, weight.name, "restored", "", changed)
+    return RestoreRecord(layer=site.name, weight=weight.name, route="restored", reason="", elements=changed)
 
 
 def _kept_cosine(pruned: Array, unpruned: Array) -> float:
@@ -165,8 +151,9 @@ def _kept_cosine(pruned: Array, unpruned: Array) -> float:
     return float(ours @ theirs) / sizes if sizes else 1.0 if not ours.size else 0.0
 
 
-def _for_layer(record: Restored, layer: str) -> Restored:
-    return Restored(layer, record.weight, record.route, record.reason or f"with '{record.layer}'", 0)
+def _for_layer(record: RestoreRecord, layer: str) -> RestoreRecord:
+    reason = record.reason or f"with '{record.layer}'"
+    return record.model_copy(update={"layer": layer, "reason": reason, "elements": 0})
 
 
 def _shape(weight: TracedWeight) -> tuple[int, ...]:

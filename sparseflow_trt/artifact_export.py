@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from sparseflow_trt._files import check_file, temporary_folder
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import ArtifactError, ModelError
-from sparseflow_trt.exporters.opt_out import OptedOut, put_back
+from sparseflow_trt.exporters.opt_out import put_back
 from sparseflow_trt.exporters.saving import plugin_nodes, save_model, save_plugin_model
 from sparseflow_trt.graph import SparsityState, read_layers
-from sparseflow_trt.manifest import NAME, OptOutRecord, check_files, read_manifest
+from sparseflow_trt.manifest import NAME, check_files, read_manifest
 from sparseflow_trt.model_file import read_model
 
 _MODEL = "model.onnx"
@@ -65,7 +63,7 @@ def export_artifact(folder: Path, output: Path, on_step: OnProgress = lambda _: 
     check_files(manifest, folder)
     changed = [record for record in manifest.graph.opted_out if record.route == "element"]
     model = read_model(folder / _MODEL)
-    put_back(model, map(_as_written, changed))
+    put_back(model, changed)
     with temporary_folder(output.with_name(f"{output.name}.export")) as place:
         on_step(Progress("Writing the weights"))
         written = place / output.name
@@ -78,11 +76,6 @@ def export_artifact(folder: Path, output: Path, on_step: OnProgress = lambda _: 
         for file, target in zip(files, places, strict=True):  # the model after its data
             file.replace(target)
     return ArtifactExport(places, tuple(record.layer for record in changed), size)
-
-
-def _as_written(record: OptOutRecord) -> OptedOut:
-    fields = record.model_dump()
-    return OptedOut(**{**fields, "index": tuple(cast("Iterable[int]", fields["index"]))})
 
 
 def _check_put_back(path: Path, names: list[str]) -> None:

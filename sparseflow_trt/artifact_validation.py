@@ -23,8 +23,9 @@ from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
 from sparseflow_trt.exporters.restore import check_same_ends
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
+from sparseflow_trt.graph_record import GraphRecord
 from sparseflow_trt.layer_errors import add_layer_errors
-from sparseflow_trt.manifest import EngineRecord, GraphRecord, Manifest, check_files, read_manifest
+from sparseflow_trt.manifest import EngineRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.model_file import OnnxModel, check_operators, input_dims, read_model
 from sparseflow_trt.overflow import with_first_overflow
 from sparseflow_trt.plan import Plan, read_plan

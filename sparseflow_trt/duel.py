@@ -16,7 +16,8 @@ from sparseflow_trt.engines.choose import BackendName
 from sparseflow_trt.engines.protocol import EngineOptions, OnProgress, Progress
 from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.errors import BuildError, NotInstalledError
-from sparseflow_trt.manifest import DuelProfileRecord, DuelRecord, EngineRecord, GraphRecord
+from sparseflow_trt.graph_record import GraphRecord
+from sparseflow_trt.manifest import DuelProfileRecord, DuelRecord, EngineRecord
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.plan import Plan
 from sparseflow_trt.record import record_rivals

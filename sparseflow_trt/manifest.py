@@ -10,6 +10,7 @@ from pydantic import Field, FiniteFloat
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import ArtifactError
+from sparseflow_trt.graph_record import GraphRecord
 from sparseflow_trt.precision_record import PrecisionSearch
 from sparseflow_trt.verdict import Validation
 
@@ -61,105 +62,12 @@ class LayerRecord(Record):
     reason: str
 
 
-class OptOutRecord(Record):
-    """A layer that was taken out of sparse tactics by one element of its weight, or why it was not.
-
-    With `index`, `old_bits` and `new_bits` the weight can be put back bit for bit; they say nothing where
-    the route is "none".
-    """
-
-    layer: str
-    weight: str
-    dtype: str
-    route: str
-    reason: str
-    index: tuple[int, ...]
-    old_bits: int
-    new_bits: int
-
-
-class RestoreRecord(Record):
-    """A layer that the plan runs dense: whether it got its weight of the unpruned model back, and why not.
-
-    `elements` is how many elements of the weight changed by it.
-    """
-
-    layer: str
-    weight: str
-    route: Literal["restored", "kept"]
-    reason: str
-    elements: int = 0
-
-
-class MaskCheckRecord(Record):
-    """The 2:4 patterns of the layers planned sparse after one step that may touch weights.
-
-    Attributes:
-        step: What was done to the graph.
-        touched: How many of these layers have another tensor, or another way to it, than before the step.
-        read: How many weights were read again and found 2:4: none after a step that another one follows,
-            as what the last one leaves decides, and what each left is read where that is broken.
-        planned: Layers whose weights the step changed because the plan has them dense, by name.
-    """
-
-    step: str
-    touched: int
-    read: int = 0
-    planned: tuple[str, ...] = ()
-
-
-class PluginNodeRecord(Record):
-    """A node of the plugin: the layers that it stands for, what is folded into it, and its weight's size.
-
-    Below M = `dense_below_m` it runs a dense copy of its weight; 0 where it has none.
-    """
-
-    layer: str
-    layers: tuple[str, ...]
-    n: int
-    k: int
-    dtype: str
-    folded: tuple[str, ...]
-    packed_bytes: int
-    dense_bytes: int
-    dense_below_m: int = 0
-
-
 class PluginRecord(Record):
     """The plugin's library, a file of the artifact, and versions of the libraries whose kernels it runs."""
 
     file: str
     sha256: str
     versions: dict[str, str] = Field(default_factory=dict)
-
-
-class IslandsRecord(Record):
-    """FP32 islands of one module between two weighted layers, in the graph's order.
-
-    Attributes:
-        after: The layer before them, "" for those before the first.
-        operators: Of each island.
-        module: The torch module they are of, or the path in their names; "" where neither tells.
-    """
-
-    after: str
-    operators: tuple[str, ...]
-    module: str = ""
-
-
-class GraphRecord(Record):
-    """What rewriting the graph for the plan did."""
-
-    nodes_retyped: int
-    casts: int
-    islands: tuple[str, ...]
-    clamped: tuple[tuple[str, int, FiniteFloat], ...]
-    opted_out: tuple[OptOutRecord, ...] = ()
-    lowered: dict[str, int] = Field(default_factory=dict)
-    spine: tuple[IslandsRecord, ...] = ()
-    restored: tuple[RestoreRecord, ...] = ()
-    mask_checks: tuple[MaskCheckRecord, ...] = ()
-    plugin: tuple[PluginNodeRecord, ...] = ()
 
 
 class EngineLayerRecord(Record):

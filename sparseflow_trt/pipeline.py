@@ -49,7 +49,7 @@ from sparseflow_trt.precision_record import Precision, Precisions
 from sparseflow_trt.precision_search import choose_precisions
 from sparseflow_trt.precision_trials import Question
 from sparseflow_trt.profile_specs import ProfileSpec, make_profiles
-from sparseflow_trt.record import put_artifact, record_engine, record_graph, record_layers
+from sparseflow_trt.record import put_artifact, record_engine, record_layers
 from sparseflow_trt.shapes import ShapeRange, check_profiles
 from sparseflow_trt.sites import find_sites
 from sparseflow_trt.split import Split
@@ -172,12 +172,12 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
         with clock("rewrite"):
             on_step(Progress("Rewriting the graph for the plan"))
             typed = place / "model.onnx"
-            applied = apply_plan(read_model(path), plan, typed, needs, unpruned)
+            graph = apply_plan(read_model(path), plan, typed, needs, unpruned)
         with clock("backend"):
             sparse = plan.wants_sparse
-            request = BuildRequest(applied.model, plan, place, sparse, options.engine, library, sha256)
+            request = BuildRequest(typed, plan, place, sparse, options.engine, library, sha256)
             engine = record_engine(backend.build(request, on_step), why, options.engine)
-        return Built(plan, record_graph(applied), engine)
+        return Built(plan, graph, engine)
 
     with temporary_folder(output) as folder:
         duel = None

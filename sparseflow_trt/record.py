@@ -11,22 +11,14 @@ from sparseflow_trt.engines.benchmark import Timing, ratio
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.protocol import BuiltEngine, EngineOptions
 from sparseflow_trt.errors import ArtifactError
-from sparseflow_trt.exporters.apply_plan import AppliedPlan
 from sparseflow_trt.graph import WeightedLayer
 from sparseflow_trt.manifest import (
     DuelProfileRecord,
     EngineLayerRecord,
     EngineRecord,
-    GraphRecord,
-    IslandsRecord,
     LayerRecord,
     Manifest,
-    MaskCheckRecord,
-    OptOutRecord,
     OutcomeRecord,
-    PluginNodeRecord,
-    PluginRecord,
-    RestoreRecord,
     TimingRecord,
     write_manifest,
 )
@@ -102,22 +94,6 @@ def record_layers(
     )
 
 
-def record_graph(applied: AppliedPlan) -> GraphRecord:
-    """What rewriting the graph did."""
-    return GraphRecord(
-        nodes_retyped=applied.nodes_retyped,
-        casts=applied.casts,
-        islands=applied.islands,
-        clamped=tuple((c.name, c.elements, c.largest) for c in applied.clamped),
-        opted_out=tuple(OptOutRecord(**asdict(record)) for record in applied.opted_out),
-        lowered=applied.lowered,
-        restored=tuple(RestoreRecord(**asdict(record)) for record in applied.restored),
-        mask_checks=tuple(MaskCheckRecord(**asdict(check)) for check in applied.mask_checks),
-        plugin=tuple(PluginNodeRecord(**asdict(node)) for node in applied.plugin),
-        spine=tuple(IslandsRecord(after=after, module=of, operators=ops) for after, of, ops in applied.spine),
-    )
-
-
 def record_engine(engine: BuiltEngine, why: str, options: EngineOptions) -> EngineRecord:
     """What was built, why by that backend, and what it was asked for."""
     return EngineRecord(
@@ -145,7 +121,7 @@ def record_engine(engine: BuiltEngine, why: str, options: EngineOptions) -> Engi
             )
             for e in engine.layers
         ),
-        plugin=PluginRecord(**asdict(engine.plugin)) if engine.plugin else None,
+        plugin=engine.plugin,
     )
 
 

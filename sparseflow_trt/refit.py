@@ -30,7 +30,7 @@ from sparseflow_trt.manifest import EngineRecord, Manifest, check_files, read_ma
 from sparseflow_trt.model_file import check_operators, input_dims, read_model
 from sparseflow_trt.plan import Plan, check_plan, read_plan
 from sparseflow_trt.policy import read_policy
-from sparseflow_trt.record import put_artifact, record_engine, record_graph, record_layers
+from sparseflow_trt.record import put_artifact, record_engine, record_layers
 from sparseflow_trt.shapes import check_profiles
 
 _POLICY = "policy.json"
@@ -101,18 +101,17 @@ def refit(
         with clock("rewrite"):
             on_step(Progress("Rewriting the graph for the plan"))
             model_file = place / "model.onnx"
-            applied = apply_plan(read_model(path), plan, model_file, backend.graph_needs(), unpruned)
+            graph = apply_plan(read_model(path), plan, model_file, backend.graph_needs(), unpruned)
             typed = folder / "model.onnx"
-            check_same_graph(read_model(typed), read_model(applied.model))
+            check_same_graph(read_model(typed), read_model(model_file))
         with clock("backend"):
             used = before.engine.plugin
             plugin, sha256 = (folder / used.file, used.sha256) if used else (None, "")
             sparse = plan.wants_sparse
-            request = BuildRequest(applied.model, plan, place, sparse, engine_options, plugin, sha256)
+            request = BuildRequest(model_file, plan, place, sparse, engine_options, plugin, sha256)
             refitted = backend.refit(request, folder / before.engine.file, typed, on_step)
             engine = _merged(before, folder, record_engine(refitted, "", engine_options))
         with clock("validate"), temporary_folder(place / "validation") as scratch:
-            graph = record_graph(applied)
             shipped = Shipped(plan, place, graph, engine)
             verdict = validate(model, unpruned, shipped, inputs, options.validation, on_step, scratch)
         with clock("write"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +64,7 @@ def artifact(plain: Path) -> Path:
     for file in (plain / "new").iterdir():
         file.replace(plain / file.name)
     (plain / "new").rmdir()
-    change(plain, opted_out=[asdict(record) for record in records])
+    change(plain, opted_out=[record.model_dump(mode="json") for record in records])
     return plain
 
 

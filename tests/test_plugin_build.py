@@ -17,14 +17,14 @@ from sparseflow_trt._files import sha256_of
 from sparseflow_trt.artifact_validation import ValidationOptions, validate_artifact
 from sparseflow_trt.engines.ort import OnnxRuntimeBackend
 from sparseflow_trt.engines.outcomes import join_outcomes
-from sparseflow_trt.engines.plugin_library import PluginLibrary, copy_library
+from sparseflow_trt.engines.plugin_library import copy_library
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions, LayerEvidence
 from sparseflow_trt.errors import ArtifactError, BuildError, NotInstalledError
 from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
 from sparseflow_trt.exporters.prune import prune_model
 from sparseflow_trt.exporters.saving import plugin_nodes, save_model
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
-from sparseflow_trt.manifest import check_files, read_manifest
+from sparseflow_trt.manifest import PluginRecord, check_files, read_manifest
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, BuildResult, PlanOptions, build, plan_for, read
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 AXES = {"batch": (1, 4, 8)}
 ALL = PlanOptions(axes=AXES, sparsity="plugin", plugin=True)
 NAMES = {"gate_proj", "up_proj", "down_proj"}
+CUSPARSELT = {"cuSPARSELt": "0.8.1"}
 
 
 class StandIn:
@@ -76,7 +77,7 @@ class StandIn:
         return replace(
             built,
             outcomes=join_outcomes(request.plan, layers),
-            plugin=PluginLibrary(library.name, request.plugin_sha256, {"cuSPARSELt": "0.8.1"})
+            plugin=PluginRecord(file=library.name, sha256=request.plugin_sha256, versions=CUSPARSELT)
             if library
             else None,
         )
@@ -162,7 +163,7 @@ def test_a_build_folds_validates_and_keeps_the_library(
     assert all(o.plugin and o.sparse and o.tactic == "SparseFlowLinear24" for o in manifest.engine.outcomes)
     plugin = manifest.engine.plugin
     assert plugin is not None
-    assert (plugin.sha256, plugin.versions) == (sha256_of(library), {"cuSPARSELt": "0.8.1"})
+    assert (plugin.sha256, plugin.versions) == (sha256_of(library), CUSPARSELT)
     assert engine_file(result.artifact, manifest.engine).plugin == result.artifact / plugin.file
     assert "Planned for the plugin" in (result.artifact / "report.html").read_text(encoding="utf-8")
     typed = onnx.load(result.artifact / "model.onnx", load_external_data=False)

@@ -8,7 +8,7 @@ from sparseflow_trt._listing import listed
 from sparseflow_trt.cli import console
 
 if TYPE_CHECKING:
-    from sparseflow_trt.manifest import GraphRecord
+    from sparseflow_trt.graph_record import GraphRecord
     from sparseflow_trt.verdict import Attribution, LayerError, StepName
 
 _MOST_OUTPUTS = 3  # in a sentence

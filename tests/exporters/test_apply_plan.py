@@ -16,7 +16,6 @@ from onnx import TensorProto, helper
 from sparseflow_trt.errors import ModelError, PlanError
 from sparseflow_trt.exporters import apply_plan as module
 from sparseflow_trt.exporters.apply_plan import (
-    AppliedPlan,
     apply_plan,
     has_half_types,
     needs_fp32_reference,
@@ -24,6 +23,7 @@ from sparseflow_trt.exporters.apply_plan import (
 )
 from sparseflow_trt.exporters.saving import INLINE_BYTES, IR_VERSION, save_model
 from sparseflow_trt.graph import read_layers
+from sparseflow_trt.graph_record import GraphRecord
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.plan import ModelPrecision, Plan
@@ -45,11 +45,14 @@ def _plan(path: Path, precision: ModelPrecision = "fp16", **changes: Any) -> Pla
     return make_plan(layers, (), {}, None, precision, "force").model_copy(update=changes)
 
 
-def _apply(path: Path, plan: Plan) -> tuple[AppliedPlan, onnx.ModelProto]:
-    output = path.parent / "typed" / "model.onnx"
+def _typed(path: Path) -> Path:
+    return path.parent / "typed" / "model.onnx"
+
+
+def _apply(path: Path, plan: Plan) -> tuple[GraphRecord, onnx.ModelProto]:
+    output = _typed(path)
     output.parent.mkdir(exist_ok=True)
-    applied = apply_plan(read_model(path), plan, output)
-    return applied, onnx.load(output)
+    return apply_plan(read_model(path), plan, output), onnx.load(output)
 
 
 def _types(model: onnx.ModelProto) -> dict[str, str]:
@@ -91,7 +94,7 @@ def test_types_and_islands(mlp: Path) -> None:
     assert [t.name for t in typed.graph.initializer] == ["up", "down"]
     assert [v.name for v in (*typed.graph.input, *typed.graph.output)] == ["x", "y"]
     assert typed.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
-    np.testing.assert_allclose(_run(applied.model, x=X), _run(mlp, x=X), atol=2e-3)
+    np.testing.assert_allclose(_run(_typed(mlp), x=X), _run(mlp, x=X), atol=2e-3)
 
 
 def test_islands_are_the_plans_to_choose(mlp: Path) -> None:
@@ -114,11 +117,12 @@ def test_keep_leaves_all_as_it_is_but_the_layers_that_say_otherwise(mlp: Path) -
 
 
 def test_large_constants_lie_beside_the_file(mlp: Path) -> None:
-    applied, _ = _apply(mlp, _plan(mlp))
-    model = onnx.load(applied.model, load_external_data=False)
+    _apply(mlp, _plan(mlp))
+    typed = _typed(mlp)
+    model = onnx.load(typed, load_external_data=False)
     assert {t.data_location for t in model.graph.initializer} == {TensorProto.EXTERNAL}
-    assert (applied.model.parent / "model.onnx.data").stat().st_size >= 2 * (64 * 128 + 128 * 32)
-    assert applied.model.stat().st_size < 2 * INLINE_BYTES
+    assert (typed.parent / "model.onnx.data").stat().st_size >= 2 * (64 * 128 + 128 * 32)
+    assert typed.stat().st_size < 2 * INLINE_BYTES
 
 
 @pytest.mark.parametrize("external", [False, True])
@@ -144,10 +148,10 @@ def test_large_constant_nodes_lie_there_too(
     ]
     model = models.model(nodes, {"zero": np.zeros((), np.float32)}, {"x": (64, 64)}, ("y", "out"))
     path = models.save(model)
-    applied, typed = _apply(path, _plan(path, precision))
+    _, typed = _apply(path, _plan(path, precision))
     assert not any(node.op_type == "Constant" and node.output[0] != "out" for node in typed.graph.node)
     x = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32)
-    session = onnxruntime.InferenceSession(str(applied.model), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(_typed(path)), providers=["CPUExecutionProvider"])
     y, given = session.run(None, {"x": x})
     np.testing.assert_allclose(y, np.where(mask, x, 0) @ _weight(64, 32), rtol=2e-2, atol=2e-2)
     np.testing.assert_array_equal(given, out)
@@ -171,7 +175,7 @@ def test_layers_in_nameless_bodies_get_what_is_planned(models: Models) -> None:
     wide = plan.layers[1].model_copy(update={"precision": "fp32"})
     applied, _ = _apply(path, plan.model_copy(update={"layers": (plan.layers[0], wide)}))
     assert applied.mask_checks[-1].read == 2
-    written = {layer.name: layer for layer in read_layers(read_model(applied.model))}
+    written = {layer.name: layer for layer in read_layers(read_model(_typed(path)))}
     assert {name: layer.dtype for name, layer in written.items()} == {first: "FP16", second: "FP32"}
 
 
@@ -183,9 +187,9 @@ def test_names_that_are_taken_are_not_given_again(models: Models) -> None:
     ]
     weights = {"w": _weight(64, 64), "w_as_f16": _weight(1, 64)}
     path = models.save(models.model(nodes, weights, {"x": (4, 64), "x_as_f16": (4, 64)}))
-    applied, _ = _apply(path, _plan(path))
+    _apply(path, _plan(path))
     feeds = {"x": X, "x_as_f16": X[::-1].copy()}
-    np.testing.assert_allclose(_run(applied.model, **feeds), _run(path, **feeds), atol=5e-3)
+    np.testing.assert_allclose(_run(_typed(path), **feeds), _run(path, **feeds), atol=5e-3)
 
 
 def test_a_layer_that_cannot_have_its_type_is_refused(models: Models) -> None:

@@ -14,10 +14,11 @@ from onnx import helper
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters import apply_plan as module
 from sparseflow_trt.exporters import mask_guard
-from sparseflow_trt.exporters.apply_plan import AppliedPlan, apply_plan
+from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.exporters.opt_out import opt_out
 from sparseflow_trt.exporters.retype import retype
 from sparseflow_trt.graph import read_layers
+from sparseflow_trt.graph_record import GraphRecord
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.pattern import prune_2to4
 from sparseflow_trt.plan import Plan
@@ -52,7 +53,7 @@ def _plan(path: Path, dense: str = "", precision: Any = "fp16") -> Plan:
     return plan.model_copy(update={"layers": tuple(layers)})
 
 
-def _apply(path: Path, plan: Plan, unpruned: Path | None = None) -> AppliedPlan:
+def _apply(path: Path, plan: Plan, unpruned: Path | None = None) -> GraphRecord:
     output = path.parent / "typed.onnx"
     dense = read_model(unpruned) if unpruned else None
     return apply_plan(read_model(path), plan, output, OPTS_OUT, dense)
@@ -193,6 +194,6 @@ def test_a_planned_change_is_allowed_and_named(model: Path, models: Models) -> N
         ("Restoring dense weights", ("second",))
     ]
     assert applied.opted_out == ()  # its unpruned weights take it out of sparse kernels by themselves
-    assert [layer.state.value for layer in read_layers(read_model(applied.model))] == [
+    assert [layer.state.value for layer in read_layers(read_model(model.parent / "typed.onnx"))] == [
         "sparse", "not-sparse", "sparse",
     ]  # fmt: skip

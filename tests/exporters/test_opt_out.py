@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,10 +20,11 @@ from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
 from sparseflow_trt.errors import ModelError, PlanError
-from sparseflow_trt.exporters.opt_out import OptedOut, opt_out, put_back
+from sparseflow_trt.exporters.opt_out import opt_out, put_back
 from sparseflow_trt.exporters.retype import retype
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
+from sparseflow_trt.graph_record import OptOutRecord
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.pattern import prune_2to4
 
@@ -100,7 +100,7 @@ def _mlp(folder: Path, kind: Any = np.float16) -> Path:
     return _save(folder, nodes, weights, _TYPES[np.dtype(kind).name])
 
 
-def _check_there_and_back(path: Path, names: set[str]) -> tuple[OptedOut, ...]:
+def _check_there_and_back(path: Path, names: set[str]) -> tuple[OptOutRecord, ...]:
     """Opts layers out, saves, reads and puts back; gives the records."""
     before, model = _layers(path), read_model(path)
     records = opt_out(model, names)
@@ -466,7 +466,7 @@ def test_a_record_of_another_model(changes: dict[str, Any], message: str, tmp_pa
     model = read_model(_mlp(tmp_path))
     (record,) = opt_out(model, {"up"})
     with pytest.raises(ModelError, match=message):
-        put_back(model, [replace(record, **changes)])
+        put_back(model, [record.model_copy(update=changes)])
     put_back(model, [record])
     with pytest.raises(ModelError, match="holds 0x0"):
         put_back(model, [record])

@@ -12,8 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.exporters.restore import Restored, restore_dense
+from sparseflow_trt.exporters.restore import restore_dense
 from sparseflow_trt.exporters.saving import save_model
+from sparseflow_trt.graph_record import RestoreRecord
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4
 
@@ -43,7 +44,7 @@ def _save(
     return models.save(models.model(nodes, dict(zip(names, weights.values(), strict=True))), name)
 
 
-def _restore(model: Path, unpruned: Path, *layers: str) -> tuple[tuple[Restored, ...], dict[str, Array]]:
+def _restore(model: Path, unpruned: Path, *layers: str) -> tuple[tuple[RestoreRecord, ...], dict[str, Array]]:
     read = read_model(model)
     found = restore_dense(read, read_model(unpruned), layers)
     save_model(read.ir, model.with_name("restored.onnx"))
@@ -58,7 +59,9 @@ def test_dense_layers_alone_get_theirs(models: Models) -> None:
     before = model.read_bytes()
     found, written = _restore(model, dense, "second")
     changed = int(np.count_nonzero(weights["down"] != pruned["down"]))
-    assert found == (Restored("second", "down", "restored", "", changed),)
+    assert found == (
+        RestoreRecord(layer="second", weight="down", route="restored", reason="", elements=changed),
+    )
     np.testing.assert_array_equal(written["down"], weights["down"])
     np.testing.assert_array_equal(written["up"], pruned["up"])
     assert model.read_bytes() == before

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sparseflow_trt.manifest import DuelRecord, IslandsRecord
+from sparseflow_trt.graph_record import IslandsRecord
+from sparseflow_trt.manifest import DuelRecord
 from sparseflow_trt.policy import find_policy
 from sparseflow_trt.report.errors import draw_gauges, draw_steps, shipped_gauges
 from sparseflow_trt.report.layer_table import layer_rows, layer_times, time_groups, whose_times
