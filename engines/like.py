@@ -17,20 +17,18 @@ product ran the tactic that it was asked for.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sparseflow_trt.engines.protocol import LayerEvidence
-from sparseflow_trt.engines.tactics import without_profile
+from sparseflow_trt.engines.tactics import layer_key
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.manifest import EngineLayerRecord, Manifest, check_files, read_manifest
 
 Wanted = Mapping[tuple[str, int], frozenset[int]]
 
-_PROFILE = re.compile(r" \[profile (\d+)\]")
 _UNSIGNED = (1 << 64) - 1
 _COPIES = ("NoOp", "Reformat")  # types of layers that compute nothing
 _STUB = "__myelin"  # a name that stands for a kernel which is chosen later
@@ -98,12 +96,6 @@ def pick_tactics(wanted: frozenset[int] | None, offered: Sequence[int]) -> list[
     """
     places = [i for i, number in enumerate(offered) if number & _UNSIGNED in (wanted or ())]
     return places or list(range(len(offered)))
-
-
-def layer_key(name: str, profile: int) -> tuple[str, int]:
-    """A layer's name without its " [profile 1]", and that number, or else `profile`."""
-    suffix = _PROFILE.search(name)
-    return without_profile(name), int(suffix[1]) if suffix else profile
 
 
 def make_selector(trt: ModuleType, wanted: Wanted) -> Any:

@@ -122,6 +122,12 @@ def without_profile(name: str) -> str:
     return _PROFILE.sub("", name)
 
 
+def layer_key(name: str, profile: int) -> tuple[str, int]:
+    """A layer's name without its " [profile 1]", and that number, or else `profile`."""
+    suffix = _PROFILE.search(name)
+    return without_profile(name), int(suffix[1]) if suffix else profile
+
+
 def region_profiles(layers: Iterable[tuple[str, str]]) -> dict[str, int]:
     """The profile of each region of TensorRT's compiler, from (name, whole text) of every layer.
 

@@ -26,10 +26,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sparseflow_trt.engines.tactics import is_sparse_tactic, precision_of, without_profile
+from sparseflow_trt.engines.tactics import is_sparse_tactic, layer_key, precision_of
 
 _PROFILE_STARTS = re.compile(r"Constructing optimization profile number (\d+)")
-_PROFILE_SUFFIX = re.compile(r" \[profile (\d+)\]")
 _FORMATS = re.compile(r"\*{3,} Autotuning format combination: (.*?) \*{3,}")
 _RUNNER = re.compile(r"-{3,} Timing Runner: (?P<layer>.*) \((?P<runner>\w+)(?:\[0x[0-9a-f]+\])?\)\s*$")
 _MULTIPLIES = re.compile(r"conv|gemm|matrixmultiply|matmul|fullyconnected", re.IGNORECASE)
@@ -46,10 +45,6 @@ _ROW = re.compile(
     r"^(?:\[\S+\]\s+)*\s*\d+, (?P<ms>[^,\s]+), [^,]+, [^,]+, (?P<name>[^,]+), (?P<hash>0x[0-9a-f]+),?"
 )
 _TABLE_ENDS = "The selected tactic is"
-_ELIGIBLE_NAMES = re.compile(r"\(Sparsity\) Layers eligible for sparse math:(.*)")
-_PICKED_NAMES = re.compile(r"\(Sparsity\) TRT inference plan picked sparse implementation for layers:(.*)")
-_FOUND = re.compile(r"\(Sparsity\) Found (\d+) layer\(s\) eligible to use sparse tactics(?::(.*))?")
-_CHOSE = re.compile(r"\(Sparsity\) Chose (\d+) layer\(s\) using sparse tactics(?::(.*))?")
 _DATATYPE = re.compile(r"\b([A-Z]\w*)\(")
 
 
@@ -97,20 +92,6 @@ class LayerTimings:
     precisions: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class SparsityLines:
-    """What the log's own '(Sparsity)' lines say for one profile, summed over its passes.
-
-    They are no evidence alone: TensorRT 8.6 leaves the lists empty where sparse tactics were timed.
-    """
-
-    profile: int
-    eligible: int
-    picked: int
-    eligible_layers: tuple[str, ...] = ()
-    picked_layers: tuple[str, ...] = ()
-
-
 @dataclass
 class _Layer:
     """The sums of one layer so far."""
@@ -156,7 +137,6 @@ class TimingReader:
 
     def __init__(self) -> None:
         self._layers: dict[tuple[str, int], _Layer] = {}
-        self._sparsity: dict[int, SparsityLines] = {}
         self._profile = 0
         self._formats = ""
         self._runner = ""
@@ -172,14 +152,8 @@ class TimingReader:
         """The sums so far, in the order in which the builder came to the layers."""
         return tuple(layer.freeze() for layer in self._layers.values())
 
-    def sparsity(self) -> tuple[SparsityLines, ...]:
-        """What the '(Sparsity)' lines said so far, for each profile that has any."""
-        return tuple(self._sparsity.values())
-
     def _feed_line(self, line: str) -> None:
-        if "(Sparsity)" in line:
-            self._read_sparsity(line)
-        elif match := _PROFILE_STARTS.search(line):
+        if match := _PROFILE_STARTS.search(line):
             self._profile, self._now, self._formats = int(match[1]), None, ""
         elif match := _FORMATS.search(line):
             self._formats, self._now, self._in_table = match[1], None, False
@@ -205,21 +179,8 @@ class TimingReader:
             layer.without_tactics[self._runner] = None
 
     def _layer(self, name: str) -> _Layer:
-        suffix = _PROFILE_SUFFIX.search(name)
-        key = (without_profile(name), int(suffix[1]) if suffix else self._profile)
+        key = layer_key(name, self._profile)
         return self._layers.setdefault(key, _Layer(*key))
-
-    def _read_sparsity(self, line: str) -> None:
-        said = self._sparsity.get(self._profile, SparsityLines(self._profile, 0, 0))
-        eligible, picked = said.eligible_layers, said.picked_layers
-        found, chose = said.eligible, said.picked
-        if match := _ELIGIBLE_NAMES.search(line) or _FOUND.search(line):
-            names = _names(match[match.re.groups])
-            found, eligible = found + _count(match, names), _union(eligible, names)
-        elif match := _PICKED_NAMES.search(line) or _CHOSE.search(line):
-            names = _names(match[match.re.groups])
-            chose, picked = chose + _count(match, names), _union(picked, names)
-        self._sparsity[self._profile] = SparsityLines(self._profile, found, chose, eligible, picked)
 
 
 def read_timings(lines: Iterable[str]) -> tuple[LayerTimings, ...]:
@@ -242,22 +203,3 @@ def _precision(timing: Timing) -> str:
     if not arrow:
         return precision_of((), (), timing.tactic)
     return precision_of(_DATATYPE.findall(read), _DATATYPE.findall(written), timing.tactic)
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    names, depth = [""], 0
-    for character in text or "":
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth == 0:  # not the one inside of PWN(PWN(sigmoid), mul)
-            names.append("")
-        else:
-            names[-1] += character
-    return tuple(name.strip() for name in names if name.strip())
-
-
-def _count(match: re.Match[str], names: tuple[str, ...]) -> int:
-    return int(match[1]) if match.re.groups == 2 else len(names)
-
-
-def _union(names: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*names, *more)))

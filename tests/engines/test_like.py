@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from sparseflow_trt.engines.inspector import layers_from_inspector
 from sparseflow_trt.engines.like import (
     compare_tactics,
-    layer_key,
     like_facts,
     make_selector,
     pick_tactics,
@@ -24,6 +23,7 @@ from sparseflow_trt.engines.like import (
     tactics_of,
 )
 from sparseflow_trt.engines.protocol import LayerEvidence
+from sparseflow_trt.engines.tactics import layer_key
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.manifest import EngineLayerRecord
 

@@ -14,7 +14,6 @@ import pytest
 
 from sparseflow_trt.engines.timings import (
     LayerTimings,
-    SparsityLines,
     Timing,
     TimingReader,
     read_timings,
@@ -226,31 +225,6 @@ def test_the_table_of_an_editable_timing_cache(prefix: str) -> None:
         best_sparse=Timing("sm90_xmma_sparse_gemm_f16f16_f16f32_f32_nn", 0.0118784, "", "0x393e4ef8ad243"),
         precisions=("Half",),
     )
-
-
-def test_sparsity_lines_of_8_6_name_the_layers() -> None:
-    reader = TimingReader()
-    reader.feed("[INFO] (Sparsity) Layers eligible for sparse math: a || b, conv + PWN(PWN(sig), f(silu)), c")
-    reader.feed("[INFO] (Sparsity) TRT inference plan picked sparse implementation for layers: ")
-
-    eligible = ("a || b", "conv + PWN(PWN(sig), f(silu))", "c")
-    assert reader.sparsity() == (SparsityLines(0, 3, 0, eligible, ()),)
-    assert reader.layers() == ()
-
-
-def test_sparsity_lines_of_10_are_summed_over_the_passes_of_a_profile() -> None:
-    reader = TimingReader()
-    for line in (
-        "(Sparsity) Found 39 layer(s) eligible to use sparse tactics",
-        "(Sparsity) Chose 0 layer(s) using sparse tactics",
-        "(Sparsity) Found 2 layer(s) eligible to use sparse tactics: a, b",
-        "(Sparsity) Chose 1 layer(s) using sparse tactics: b",
-        "Constructing optimization profile number 1 [2/2].",
-        "(Sparsity) Found 1 layer(s) eligible to use sparse tactics",
-    ):
-        reader.feed(line)
-
-    assert reader.sparsity() == (SparsityLines(0, 41, 1, ("a", "b"), ("b",)), SparsityLines(1, 1, 0))
 
 
 def test_a_log_without_timings_has_none() -> None:
