@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from sparseflow_trt.engines.outcome_reasons import why_it_runs
 from sparseflow_trt.engines.protocol import LayerEvidence
 from sparseflow_trt.engines.tactics import is_sparse_tactic
-from sparseflow_trt.engines.timings import LayerTimings, Timing
+from sparseflow_trt.engines.timings import LayerTimings
 from sparseflow_trt.engines.twins import Twins, find_twins
 from sparseflow_trt.errors import EvidenceError
 from sparseflow_trt.plan import Plan, PlannedLayer
@@ -20,16 +22,12 @@ _COMPILED = "{ForeignNode["  # how TensorRT 8.6 names what its compiler, Myelin,
 _MOVES = re.compile(r"^(noop|reformat|shuffle|slice|cast|constant)$", re.IGNORECASE)
 _REGION = re.compile(r"_myl\d+_\d+$")
 _JOINED = re.compile(r" \+ | \|\| ")
-# A name that stands for a kernel which is chosen later, on the device that runs it.
-_STUB = "__myelin"
-
 _TENSORRT_TYPES = {
     "fp32": "Float", "fp16": "Half", "bf16": "BFloat16", "int8": "Int8", "fp8": "FP8",
     "fp64": "Float",  # what its parser makes of FP64
     "int32": "Int32", "int64": "Int64", "uint32": "UInt32", "uint64": "UInt64",
 }  # fmt: skip
 _AS = "; timed as '{}', which is like it: TensorRT times one for all"
-_NO_TIMES = "the log has no times of it (TensorRT takes those of a layer like it, or a timing cache's)"
 
 
 @dataclass(frozen=True)
@@ -92,10 +90,12 @@ def join_outcomes(
     profiles = range(max(1, len(plan.profiles)))
     measured = {(t.layer, t.profile): t for t in timings}
     twins = {} if earlier_times else find_twins(layers, timings)
-    per_profile = [[e for e in layers if e.profile == number] for number in profiles]
+    in_plan = {layer.name: layer for layer in plan.layers}
+    made = _by_node(layers)
+    regions = [(e.profile, e.name) for e in layers if e.name.startswith(_COMPILED)]
     return tuple(
-        _outcome(planned, plan, number, _find(planned.name, per_profile[number]), measured, twins)
-        or _hidden(planned, number, per_profile[number])
+        _outcome(planned, in_plan, number, _product(made.get((planned.name, number), ())), measured, twins)
+        or _hidden(planned, number, [name for profile, name in regions if profile == number])
         for planned in plan.layers
         for number in profiles
     )
@@ -139,15 +139,22 @@ def check_precisions(plan: Plan, outcomes: tuple[LayerOutcome, ...], tf32: bool,
         raise EvidenceError(f"the engine does not run as planned: {' '.join(differing)}", hint)
 
 
-def _find(name: str, layers: list[LayerEvidence]) -> LayerEvidence | None:
-    """The engine's layer that does a node's product: not the copies and reshapes made from the same node."""
-    named = [e for e in layers if name in _nodes(e) and not _MOVES.match(e.type)]
-    return min(named, key=lambda e: _MULTIPLIES.search(e.type) is None, default=None)
+def _by_node(layers: Iterable[LayerEvidence]) -> dict[tuple[str, int], list[LayerEvidence]]:
+    """The engine's layers by node and profile, but for the copies and reshapes that were made from it."""
+    made: dict[tuple[str, int], list[LayerEvidence]] = {}
+    for layer in layers:
+        for node in _nodes(layer) if not _MOVES.match(layer.type) else ():
+            made.setdefault((node, layer.profile), []).append(layer)
+    return made
 
 
-def _hidden(planned: PlannedLayer, profile: int, layers: list[LayerEvidence]) -> LayerOutcome:
+def _product(made: Iterable[LayerEvidence]) -> LayerEvidence | None:
+    """Of the engine's layers of one node the one that does its product."""
+    return min(made, key=lambda e: _MULTIPLIES.search(e.type) is None, default=None)
+
+
+def _hidden(planned: PlannedLayer, profile: int, regions: list[str]) -> LayerOutcome:
     """A layer that the engine does not name: most likely in a region that TensorRT's compiler made."""
-    regions = [e.name for e in layers if e.name.startswith(_COMPILED)]
     if not regions:
         return LayerOutcome(planned.name, profile, why=NOT_FOUND)
     where = (
@@ -176,7 +183,7 @@ def untold(plan: Plan, outcomes: tuple[LayerOutcome, ...]) -> str:
 def _nodes(layer: LayerEvidence) -> tuple[str, ...]:
     # Without detailed verbosity there is only "gate_proj || up_proj" or "up_proj + relu" to go by.
     if layer.nodes and _is_plugin(layer):  # one node may stand for several layers
-        return tuple(name for node in layer.nodes for name in (node, *_JOINED.split(node)))
+        return tuple(dict.fromkeys(name for node in layer.nodes for name in (node, *_JOINED.split(node))))
     return layer.nodes or tuple(_JOINED.split(_REGION.sub("", layer.name)))
 
 
@@ -186,7 +193,7 @@ def _is_plugin(layer: LayerEvidence) -> bool:
 
 def _outcome(
     planned: PlannedLayer,
-    plan: Plan,
+    in_plan: Mapping[str, PlannedLayer],
     profile: int,
     found: LayerEvidence | None,
     measured: dict[tuple[str, int], LayerTimings],
@@ -197,8 +204,7 @@ def _outcome(
     own = _timings_of(planned.name, found, profile, measured)
     twin = twins.get((found.name, profile), "")
     timings = measured[twin, profile] if twin else own
-    nodes = _nodes(found)
-    merged = [other for other in plan.layers if other.name in nodes and other.name != planned.name]
+    merged = [in_plan[node] for node in _nodes(found) if node in in_plan and node != planned.name]
     if _is_plugin(found):
         return _plugin_outcome(planned, profile, found, merged)
     # One type in all that was measured is what runs, whichever tactic was picked.
@@ -217,7 +223,7 @@ def _outcome(
         best_dense_tactic=timings.best_dense.tactic if timings.best_dense else "",
         tried_sparse=timings.tried_sparse,
         tried_dense=timings.tried_dense,
-        why=_why(planned, found, timings, merged, precision) + (_AS.format(twin) if twin else ""),
+        why=why_it_runs(planned, found, timings, merged, precision) + (_AS.format(twin) if twin else ""),
         timed_as=twin,
     )
 
@@ -246,95 +252,3 @@ def _timings_of(
         if (known_as, profile) in measured:
             return measured[known_as, profile]
     return LayerTimings(found.name, profile)
-
-
-def _why(
-    planned: PlannedLayer,
-    found: LayerEvidence,
-    timings: LayerTimings,
-    merged: list[PlannedLayer],
-    precision: str,
-) -> str:
-    wanted = planned.sparsity == "sparse"
-    if is_sparse_tactic(found.tactic):
-        head = "runs sparse" if wanted else "planned dense, and runs sparse all the same"
-        return f"{head}: {_times_of_sparse(timings, found.tactic)}"
-    nothing_timed = not (timings.tried_sparse or timings.tried_dense)
-    could_be_sparse = nothing_timed or timings.tried_sparse
-    if could_be_sparse and (not found.tactic or found.tactic.startswith(_STUB)):
-        times = "" if nothing_timed else f"; of those timed, {_both_times(timings)}"
-        part = f"it is part of '{found.name}'{times}"
-        return f"planned {planned.sparsity}; which kernel it runs is not told: {part}"
-    if not wanted:
-        return _why_dense_as_planned(timings, nothing_timed)
-    if timings.tried_sparse:
-        return _why_not_picked(timings)
-    reasons = _why_not_tried(found, merged, precision)
-    if nothing_timed:
-        return f"planned sparse, and runs dense: {'; '.join((*reasons, _NO_TIMES))}"
-    return "planned sparse, but no sparse tactic was tried" + (f": {'; '.join(reasons)}" if reasons else "")
-
-
-def _why_dense_as_planned(timings: LayerTimings, nothing_timed: bool) -> str:
-    if nothing_timed:
-        return f"runs dense, as planned; {_NO_TIMES}"
-    if not timings.tried_sparse:
-        return "never tried: planned dense"
-    return f"runs dense, as planned, though sparse tactics were tried: {_both_times(timings)}"
-
-
-def _why_not_picked(timings: LayerTimings) -> str:
-    sparse, dense = timings.best_sparse, timings.best_dense
-    if sparse is None or dense is None:
-        return f"eligible, and dense was picked: {_both_times(timings)}"
-    if sparse.ms >= dense.ms:
-        return f"eligible and slower: {_both_times(timings)}"
-    formats = f" ({sparse.formats} against {dense.formats})" if sparse.formats != dense.formats else ""
-    return (
-        f"eligible and faster alone, yet dense was picked: {_both_times(timings)}; TensorRT also counts what "
-        f"converting formats around the layer costs{formats}"
-    )
-
-
-def _why_not_tried(found: LayerEvidence, merged: list[PlannedLayer], precision: str) -> list[str]:
-    """What is known of why; nothing is guessed."""
-    reasons = [
-        f"merged with '{other.name}', which is planned dense" for other in merged if other.sparsity == "dense"
-    ]
-    if found.sparse_weights is False and not reasons:
-        reasons.append("TensorRT finds that its weights are not 2:4")
-    multiplied, _, written = precision.partition("->")
-    if multiplied == "Float":
-        reasons.append("it runs in FP32, and TensorRT has no FP32 sparse kernel")
-    elif multiplied == "Int8" and written:
-        reasons.append(f"its output is {written}, and sparse INT8 kernels want one that stays INT8")
-    return reasons
-
-
-def _times_of_sparse(timings: LayerTimings, runs: str) -> str:
-    sparse, dense = timings.best_sparse, timings.best_dense
-    if sparse is None:
-        return _NO_TIMES
-    # The formats around a layer may ask for another sparse tactic than the fastest one.
-    best = "" if sparse.tactic == runs else "best sparse "
-    if dense is None:
-        return f"{best}{_ms(sparse, None)}, and no dense tactic gave a time ({_tried(timings)})"
-    return f"{best}{_ms(sparse, dense)} against {_ms(dense, sparse)} dense ({_tried(timings)})"
-
-
-def _both_times(timings: LayerTimings) -> str:
-    sparse, dense = timings.best_sparse, timings.best_dense
-    return f"best sparse {_ms(sparse, dense)}, best dense {_ms(dense, sparse)} ({_tried(timings)})"
-
-
-def _tried(timings: LayerTimings) -> str:
-    return f"{timings.tried_sparse} sparse and {timings.tried_dense} dense tactics tried"
-
-
-def _ms(timing: Timing | None, beside: Timing | None) -> str:
-    """A time with as many digits as tell it from the one beside it, three at least."""
-    if timing is None:
-        return "not measured"
-    other = beside.ms if beside else timing.ms
-    digits = next((d for d in (3, 4, 5) if f"{timing.ms:#.{d}g}" != f"{other:#.{d}g}"), 3)
-    return f"{timing.ms:#.{digits}g} ms"
