@@ -1,4 +1,4 @@
-"""The way of a model through the house, top to bottom. The only module that joins the three folders."""
+"""The way of a model through the house, top to bottom: read, planned, typed, built, validated, recorded."""
 
 from __future__ import annotations
 
@@ -34,13 +34,12 @@ from sparseflow_trt.engines.like import like_facts
 from sparseflow_trt.engines.plugin_library import check_library, library_for
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
 from sparseflow_trt.exporters.apply_plan import apply_plan, computes_in_half, restore_planned_dense
+from sparseflow_trt.exporters.exact_layers import exact_layers
 from sparseflow_trt.exporters.islands import check_islands
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
-from sparseflow_trt.exporters.positions import nodes_of_positions
-from sparseflow_trt.exporters.routers import nodes_of_routers
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.graph import WeightedLayer, read_layers
-from sparseflow_trt.manifest import Manifest, ModelRecord, PolicyRecord
+from sparseflow_trt.manifest import Manifest
 from sparseflow_trt.model_file import OnnxModel, check_operators, input_dims, read_model
 from sparseflow_trt.plan import ModelPrecision, Plan, check_plan, yaml_from_plan
 from sparseflow_trt.planning import check_forced, make_plan
@@ -49,9 +48,8 @@ from sparseflow_trt.precision_record import Precision, Precisions
 from sparseflow_trt.precision_search import choose_precisions
 from sparseflow_trt.precision_trials import Question
 from sparseflow_trt.profile_specs import ProfileSpec, make_profiles
-from sparseflow_trt.record import put_artifact, record_engine, record_layers
+from sparseflow_trt.record import put_artifact, record_engine, record_layers, record_origin, record_policy
 from sparseflow_trt.shapes import ShapeRange, check_profiles
-from sparseflow_trt.sites import find_sites
 from sparseflow_trt.split import Split
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.tolerances import plan_precision
@@ -201,7 +199,7 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
                 build_key=key,
                 model=record,
                 dense_model=dense_record,
-                policy=_policy_record(policy, folder),
+                policy=record_policy(policy, folder) if policy else None,
                 plan_sha256=sha256_of(folder / "plan.yaml"),
                 layers=record_layers(layers, built.plan, input_dims(model)),
                 graph=built.graph,
@@ -209,7 +207,7 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
                 duel=duel,
                 precision_search=built.plan.search,
                 validation=verdict,
-                notes=_notes(plan, record),
+                notes=record_origin(plan, record),
                 seconds=clock.rounded(),
                 files={},
             )
@@ -250,7 +248,7 @@ def plan_for(
             make_profiles(plan.profiles, dims, plan.axes, plan.shapes),
             dims,
             plan.policy,
-            _with_exact(asked, model),
+            _with_exact(asked, exact_layers(model)),
             plan.sparsity,
             model.path.name,
             model_sha256,
@@ -263,17 +261,9 @@ def plan_for(
     return plan
 
 
-def _with_exact(asked: ModelPrecision | Precisions, model: OnnxModel) -> Precisions:
+def _with_exact(asked: ModelPrecision | Precisions, reasons: dict[str, str]) -> Precisions:
     """What is asked for, with FP32 for the layers that half precision leads astray, and why."""
     precisions = asked if isinstance(asked, Precisions) else Precisions(asked)
-    positions, routers = nodes_of_positions(model.ir), nodes_of_routers(model.ir)
-    sites = find_sites(model) if positions or routers else []
-    reasons = {site.name: "FP32, as it computes positions" for site in sites if site.node in positions}
-    reasons |= {
-        site.name: "FP32, as it chooses (experts, say): half precision chooses others"
-        for site in sites
-        if site.node in routers
-    }
     exact: dict[str, Precision] = dict.fromkeys(reasons, "fp32")
     return replace(precisions, layers={**exact, **precisions.layers}, reasons=reasons)
 
@@ -318,19 +308,3 @@ def settle(
         question = Question(path, plan, plan_precision(plan), limits, inputs, takes_bf16)
         found = choose_precisions(question, Path(scratch), on_step)
     return plan_for(model, layers, replace(options, precision=found), plan.model_sha256)
-
-
-def _notes(plan: Plan, model: ModelRecord) -> tuple[str, ...]:
-    if plan.model_sha256 in ("", model.sha256):
-        return ()
-    theirs, ours = plan.model_sha256[:12], model.sha256[:12]
-    return (
-        f"The plan was made for another file than {model.file} (SHA-256 {theirs}…, not {ours}…): its layers "
-        "fit, its reasons may not.",
-    )
-
-
-def _policy_record(policy: Policy | None, folder: Path) -> PolicyRecord | None:
-    if policy is None:
-        return None
-    return PolicyRecord(name=policy.name, device=policy.device, sha256=sha256_of(folder / "policy.json"))

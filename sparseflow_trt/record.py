@@ -18,7 +18,9 @@ from sparseflow_trt.manifest import (
     EngineRecord,
     LayerRecord,
     Manifest,
+    ModelRecord,
     OutcomeRecord,
+    PolicyRecord,
     TimingRecord,
     write_manifest,
 )
@@ -91,6 +93,22 @@ def record_layers(
         )
         for layer in layers
         if layer.weight
+    )
+
+
+def record_policy(policy: Policy, folder: Path) -> PolicyRecord:
+    """Which policy a plan was made from; it lies in the artifact's folder."""
+    return PolicyRecord(name=policy.name, device=policy.device, sha256=sha256_of(folder / "policy.json"))
+
+
+def record_origin(plan: Plan, model: ModelRecord) -> tuple[str, ...]:
+    """A sentence where a plan was made for another file than the one that was built."""
+    if plan.model_sha256 in ("", model.sha256):
+        return ()
+    theirs, ours = plan.model_sha256[:12], model.sha256[:12]
+    return (
+        f"The plan was made for another file than {model.file} (SHA-256 {theirs}…, not {ours}…): its layers "
+        "fit, its reasons may not.",
     )
 
 
