@@ -74,7 +74,7 @@ def prune_tensor(reader: WeightReader, target: Target, written: Callable[[int], 
         ValueError: K is not a multiple of four.
         TypeError: The dtype has no 2:4 pattern here.
     """
-    data = np.frombuffer(bytearray(reader.stored_array(target.weight.tensor).tobytes()), np.uint8)
+    data = np.array(reader.stored_array(target.weight.tensor), order="C").reshape(-1).view(np.uint8)
     memory = _Memory()
 
     def prune(piece: _Piece) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparseflow_trt.validation.feeds import Array
+from sparseflow_trt.validation.steps import root_mean_square
 from sparseflow_trt.verdict import OutputVerdict, Tolerance
 
 # By NumPy's letter for a type; BF16 and FP8 of ml_dtypes are "V".
@@ -94,11 +95,7 @@ def _judge_close(
 
 
 def _absolute_bound(expected: Array, tolerance: Tolerance) -> float:
-    finite = expected[np.isfinite(expected)]
-    largest = float(np.abs(finite).max(initial=0.0))
-    if largest == 0.0:
-        return tolerance.max_abs
-    rms = largest * math.sqrt(float(np.square(finite / largest).mean()))  # does not overflow
+    rms = root_mean_square(expected[np.isfinite(expected)])
     return max(tolerance.max_abs, tolerance.max_abs_rms * rms)
 
 
