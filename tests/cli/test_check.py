@@ -71,6 +71,20 @@ def test_a_build_passes_its_own_baseline_which_is_small(sparseflow: Sparseflow, 
     assert json.loads(before)["reference"].startswith("the artifact's own typed model, by ONNX Runtime")
 
 
+def test_a_layer_in_the_plugin_is_sparse(sparseflow: Sparseflow, built: Path) -> None:
+    plan = Path("out/plan.yaml").read_text()
+    for kernel in ("plugin", "dense"):
+        Path("plan.yaml").write_text(plan.replace("sparsity: sparse", f"sparsity: {kernel}"))
+        backend = ("--backend", "onnxruntime")
+        assert sparseflow("build", built, "--plan", "plan.yaml", *backend, "-o", kernel).code == 0
+    for before in ("out", "plugin"):
+        assert sparseflow("baseline", "create", before, "-o", "b.json").code == 0
+        for after in ("out", "plugin"):
+            assert failed(sparseflow("check", after, "--baseline", "b.json", "--json")) == set()
+        lost = failed(sparseflow("check", "dense", "--baseline", "b.json", "--json"))
+        assert lost == {("layer", "planned sparse: up_proj")}
+
+
 def test_the_reference_can_be_a_model(sparseflow: Sparseflow, built: Path) -> None:
     assert sparseflow("baseline", "create", "out", "--reference", built, "-o", "b.json").code == 0
     kept = json.loads(Path("b.json").read_bytes())
