@@ -69,7 +69,7 @@ def _pairs_of_masks() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     for mask in range(16):
         held = [i for i in range(GROUP) if mask >> i & 1]
         free = [i for i in range(GROUP) if not mask >> i & 1]
-        pairs[mask] = sorted((held + free[: max(0, KEPT - len(held))])[:KEPT])
+        pairs[mask] = sorted((held + free)[:KEPT])
         fits[mask] = len(held) <= KEPT
     return pairs, fits
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sparseflow_trt.packing import Packed24, pack_2to4, unpack_2to4
+from sparseflow_trt.packing import Packed24, pack_2to4, round_up, unpack_2to4, why_not_in_plugin
 from sparseflow_trt.pattern import prune_2to4
 
 Array = npt.NDArray[Any]
@@ -65,6 +65,16 @@ def test_the_layout_by_hand() -> None:
 def test_sixteen_bits_take_nine_sixteenths() -> None:
     weight = np.zeros((32, 64), np.float16)
     assert pack_2to4(weight).nbytes * 16 == weight.nbytes * 9
+
+
+def test_the_plugin_takes_n_and_k_that_are_multiples_of_16() -> None:
+    assert why_not_in_plugin(16, 48) == ""
+    for n, k in ((24, 32), (32, 24), (8, 8)):
+        assert why_not_in_plugin(n, k) == f"N={n} and K={k} are not both multiples of 16"
+
+
+def test_rows_are_padded_to_the_next_multiple_of_8() -> None:
+    assert [round_up(m) for m in (1, 8, 9, 16, 1001)] == [8, 8, 16, 16, 1008]
 
 
 def test_many_rows_are_packed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

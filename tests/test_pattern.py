@@ -76,6 +76,14 @@ def test_a_count_is_what_counting_one_by_one_gives(case: tuple[Array, int], zero
     assert counted.first == group * 4 * inner + at
 
 
+def test_the_first_violation_is_found_wherever_it_lies() -> None:
+    mask = np.zeros((3, 16, 5), np.bool_)
+    mask[2, 8:11, 3] = mask[2, 12:15, 1] = True  # the later group stands at an earlier place inside
+    counted = pattern.count_groups(mask)
+    assert (counted.groups, counted.violating) == (60, 2)
+    assert np.unravel_index(counted.first or 0, mask.shape) == (2, 8, 3)
+
+
 @given(dtype=st.sampled_from(INTEGERS), zero=st.integers(0, 255), seed=st.integers(0, 2**32))
 def test_integers_are_pruned_to_their_zero_point(dtype: Any, zero: int, seed: int, naive: Naive) -> None:
     zero = int(np.uint8(zero).view(dtype))
