@@ -174,7 +174,7 @@ def _with_plugin(
 ) -> Decision:
     judged = {where: known.judge(m) for where, m in sizes.at.items() if m is not None}
     wins = {where: v for where, v in judged.items() if v.sparse and not is_beaten(v, own.verdicts[where])}
-    if not judged or None in sizes.at.values():
+    if None in sizes.at.values():
         return own.decision
     top = max(judged, key=lambda where: sizes.at[where] or 0)
     if not wins:

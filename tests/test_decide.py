@@ -166,6 +166,12 @@ def test_profiles_below_run_the_dense_copy_and_profiles_above_forbid_the_plugin(
     )
 
 
+def test_where_the_plugin_cannot_be_taken_the_profile_is_told_in_which_it_would_gain_most() -> None:
+    found = decided(policy_of({16: 1.2, 64: 1.6, 512: 1.4, 1024: 0.9}), 16, 64, 512, 1024)
+    assert found.kernel == "dense"
+    assert "(profile 'p64': the plugin wins at M=64: 1.60× measured" in found.reason
+
+
 def test_where_it_wins_up_to_some_m_the_largest_opt_decides_and_nothing_is_cut() -> None:
     policy = policy_of({16: 1.5, 512: 1.4, 1024: 0.9, 4096: 0.9})
     for opt, kernel in ((512, "plugin"), (1024, "dense")):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sparseflow_trt.lookup import expect, judge, known_of, library_of, sparse_ranges
+from sparseflow_trt.lookup import expect, judge, known_of, library_of, sparse_ranges, widest
 from sparseflow_trt.near import NEAREST_OCTAVES
 from sparseflow_trt.thresholds import derive_thresholds
 from tests.policies import make_points, make_policy
@@ -293,3 +293,8 @@ def test_what_a_policy_holds_is_that_of_its_own_points() -> None:
     assert policy.model_copy(update={"points": tuple(other)}).held == {("torch", "BF16")}
     limits = make_policy(other, "tensorrt", {"down": (1, None)})
     assert limits.held == {("torch", "BF16"), ("tensorrt", "FP16")}
+
+
+def test_of_ranges_of_m_those_that_span_most_octaves_are_told() -> None:
+    assert widest([(100, 120), (16, 64), (8, 15), (1, 2)], 2) == [(1, 2), (16, 64)]
+    assert widest([(8, 15)], 2) == [(8, 15)]

@@ -81,7 +81,13 @@ def test_the_first_violation_is_found_wherever_it_lies() -> None:
     mask[2, 8:11, 3] = mask[2, 12:15, 1] = True  # the later group stands at an earlier place inside
     counted = pattern.count_groups(mask)
     assert (counted.groups, counted.violating) == (60, 2)
-    assert np.unravel_index(counted.first or 0, mask.shape) == (2, 8, 3)
+    assert counted.first == np.ravel_multi_index((2, 8, 3), mask.shape)
+
+
+@pytest.mark.parametrize("kind", ["e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz"])
+def test_of_all_that_fp8_has_a_zero_alone_is_one(kind: str) -> None:
+    values = np.arange(256, dtype=np.uint8).view(np.dtype(getattr(ml_dtypes, f"float8_{kind}")))
+    np.testing.assert_array_equal(pattern.nonzero(values), values.astype(np.float32) != 0)
 
 
 @given(dtype=st.sampled_from(INTEGERS), zero=st.integers(0, 255), seed=st.integers(0, 2**32))

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseflow_trt.baseline import Evidence, LayerEvidence, Metric
-from sparseflow_trt.regressions import check_layers, check_metric, check_verdicts
-from sparseflow_trt.verdict import Verdict
+from sparseflow_trt.baseline import Baseline, Evidence, Figures, LayerEvidence, Metric
+from sparseflow_trt.regressions import Check, check_layers, check_metric, check_outputs, check_verdicts
+from sparseflow_trt.verdict import CandidateVerdict, OutputVerdict, Tolerance, Validation, Verdict
 
 
 def evidence(*layers: LayerEvidence, status: Verdict = "pass", **more: object) -> Evidence:
@@ -90,6 +90,52 @@ def test_the_sparse_engine_has_to_go_on_winning() -> None:
     assert ships("dense", "")
     assert not ships("sparse", "dense")
     assert not ships("sparse", "")
+
+
+def errors(before: float | None, *now: float, bound: float = 1.0, passed: bool = True) -> list[Check]:
+    """What becomes of one output whose mean error was one number, and is others on as many input sets."""
+    allowed = Tolerance(max_abs=bound, max_rel=0.0, min_cosine=0.5)
+    rows = tuple(
+        OutputVerdict(
+            output="y", input_set=f"set{i}", passed=passed, tolerance=allowed, abs_bound=bound, mean_abs=mean,
+            cosine=1 - mean, reason="" if passed else f"too far off on set{i}",
+        )
+        for i, mean in enumerate(now)
+    )  # fmt: skip
+    candidate = CandidateVerdict(name="engine", file="f", verdict="pass", reason="", outputs=rows)
+    validation = Validation(
+        verdict="pass", reason="", reference="r", reference_runtime="", compared_by="", input_sets=(),
+        candidates=(candidate,),
+    )  # fmt: skip
+    figures = () if before is None else (
+        Figures(candidate="engine", output="y", max_abs=1.0, mean_abs=before, cosine=0.9, equal=None),
+    )  # fmt: skip
+    baseline = Baseline.model_construct(figures=figures, tolerances={"y": allowed}, max_growth=2.0)
+    return check_outputs(baseline, validation)
+
+
+def test_the_worst_errors_are_held_to_what_they_may_grow_by() -> None:
+    output, grown = errors(0.1, 0.05, 0.3, 0.1)
+    assert (output.kind, output.passed, output.was, output.now, output.limit) == (
+        "output", True, "cosine 0.9000000", "cosine 0.7000000", "cosine ≥ 0.5",
+    )  # fmt: skip
+    assert (grown.kind, grown.passed, grown.limit) == ("error", False, "≤ 2×")
+    assert (grown.was, grown.now) == ("0.1", "0.3")
+    assert "is 3 times what it was: 0.3, and it was 0.1." in grown.reason
+    assert [check.passed for check in errors(0.1, 0.1, 0.2)] == [True, True], "twice is allowed"
+
+
+def test_an_error_grows_from_nothing_and_in_the_noise_as_it_likes() -> None:
+    assert errors(0.1, 0.3, bound=100.0)[1].passed
+    assert not errors(0.1, 0.3, bound=20.0)[1].passed
+    for before, limit in ((0.0, "none: it was 0"), (None, "none: it is new")):
+        grown = errors(before, 0.3)[1]
+        assert (grown.passed, grown.limit) == (True, limit)
+
+
+def test_an_output_out_of_tolerance_fails_with_its_first_reason() -> None:
+    output = errors(0.1, 0.1, 0.1, passed=False)[0]
+    assert (output.passed, output.reason) == (False, "too far off on set0")
 
 
 def test_a_metric_may_drop_as_far_as_allowed() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparseflow_trt.engines.protocol import LayerEvidence
-from sparseflow_trt.engines.tactics import layers_from_log
+from sparseflow_trt.engines.tactics import is_sparse_tactic, layer_key, layers_from_log
 
 
 def line(
@@ -46,6 +46,18 @@ def test_a_layer_of_the_compiler_belongs_to_the_profile_of_its_region() -> None:
         LayerEvidence("__myl_Add_myl1_0", "kgen", "Half", "", 1),
         LayerEvidence("mm_myl1_1", "gemm", "Half", "", 1, ("mm",)),
     )
+
+
+def test_kernels_for_2to4_weights_are_known_by_their_names() -> None:
+    assert is_sparse_tactic("sm80_xmma_sparse_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x64_stage3")
+    assert is_sparse_tactic("ampere_h16816spgemm_128x64_ldg8_stages_64x3_tn_v1")
+    assert not is_sparse_tactic("sm80_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x64_stage3")
+    assert not is_sparse_tactic("")
+
+
+def test_a_layer_says_its_profile_or_has_that_of_its_builder() -> None:
+    assert layer_key("mm [profile 2]", 1) == ("mm", 2)
+    assert layer_key("mm", 1) == ("mm", 1)
 
 
 def test_quantized_inputs_are_told_and_types_are_named_once() -> None:
