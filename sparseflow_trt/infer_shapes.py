@@ -37,12 +37,24 @@ def _type_sequences(graph: ir.Graph) -> None:
 
     for node in graph:
         for _, body in bodies_of(node):
+            _type_carried(node, body)
             _type_sequences(body)
         if node.domain != ONNX_DOMAIN:
             continue
         for index, value in enumerate(node.outputs):
             if isinstance(value.type, ir.TensorType) and _is_sequence(node, index):
                 value.type = ir.SequenceType(value.type)
+
+
+def _type_carried(node: ir.Node, body: ir.Graph) -> None:
+    """Makes sequences of what a Loop hands its body, where it is handed sequences."""
+    import onnx_ir as ir
+
+    if node.op_type != "Loop":
+        return
+    for given, carried in zip(node.inputs[2:], body.inputs[2:], strict=False):
+        if given is not None and isinstance(given.type, ir.SequenceType):
+            carried.type = copy.deepcopy(given.type)
 
 
 def _is_sequence(node: ir.Node, index: int) -> bool:
