@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from dataclasses import dataclass
 
 
@@ -19,6 +20,8 @@ class SymbolicM:
         for factor in self.factors:
             constant *= factor if isinstance(factor, int) else 1
         parts = ([str(constant)] if constant != 1 or not names else []) + names
+        if len(parts) > 1:
+            parts = [f"({part})" if _is_compound(part) else part for part in parts]
         return "*".join("?" if p == "None" else p for p in parts)
 
     def is_multiple_of(self, number: int) -> bool:
@@ -37,6 +40,14 @@ class SymbolicM:
                 return None
             product *= factor
         return product
+
+
+def _is_compound(expression: str) -> bool:
+    """Whether something binds less than the product that an expression becomes a factor of."""
+    inner = None
+    while inner != expression:
+        inner, expression = expression, re.sub(r"\w*\([^()]*\)", "", expression)
+    return any(sign in expression for sign in (" + ", " - ", "/", "%"))
 
 
 def _evaluate(expression: str, dims: dict[str, int]) -> int | None:
