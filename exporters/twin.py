@@ -20,8 +20,12 @@ from sparseflow_trt.subgraphs import bodies_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-# They only move or convert values, and the ONNX Runtime has them for both types.
-_RUNS_AS_TYPED = {"Cast", "Constant", "Identity"}
+# They only move or convert values, and the ONNX Runtime has them for both types: a table is not widened whole
+# for the few rows that are gathered, nor a weight before it is transposed.
+_RUNS_AS_TYPED = {
+    "Cast", "Constant", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
+    "Unsqueeze",
+}  # fmt: skip
 
 
 def needs_twin(model: OnnxModel) -> bool:

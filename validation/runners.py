@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ def _session(path: Path, optimized: bool) -> Any:
     if not path.is_file():
         raise ModelError(f"{path} does not exist.", "Check the path.")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except NoKernel as error:
         raise UnsupportedError(
             f"ONNX Runtime's CPU cannot run {path}: {one_line(error)}.",
@@ -120,6 +121,9 @@ def _session(path: Path, optimized: bool) -> Any:
             f"ONNX Runtime does not take {path}: {one_line(error)}.",
             "Check the model with onnx.checker, and its operators' domains.",
         ) from error
+    if not optimized:
+        _give_back_after_runs(session, onnxruntime)
+    return session
 
 
 def _leave_weights_in_their_file(options: Any, onnxruntime: Any) -> None:
@@ -131,6 +135,14 @@ def _leave_weights_in_their_file(options: Any, onnxruntime: Any) -> None:
     options.add_session_config_entry("session.disable_prepacking", "1")
     # The file's order. By default a twin's weights may all be widened before the first product reads one.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+
+
+def _give_back_after_runs(session: Any, onnxruntime: Any) -> None:
+    """Has a session keep no memory between its runs, since others are held beside it; its arena would."""
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    session.run = partial(session.run, run_options=options)
+    session.run_with_ort_values = partial(session.run_with_ort_values, run_options=options)
 
 
 def run_once(runner: Any, given: InputSet) -> Outputs:

@@ -145,3 +145,21 @@ def test_others_need_none(models: Models) -> None:
     assert not needs_twin(read_model(models.matmul(_weight(64, 8))))
     assert needs_twin(read_model(models.matmul(_weight(64, 8).astype(np.float16))))
     assert needs_twin(read_model(models.matmul(_weight(64, 8).astype(ml_dtypes.bfloat16))))
+
+
+def test_what_only_moves_values_reads_weights_as_they_are_stored(models: Models) -> None:
+    """A table is not widened for the rows that are gathered, nor a weight before it is transposed."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["ids"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("Transpose", ["w"], ["turned"]),
+        helper.make_node("MatMul", ["rows", "turned"], ["y"]),
+    ]
+    weights = {"table": _weight(8, 64), "w": _weight(16, 64)}
+    got = _twin_of(models, nodes, weights)
+    twin = onnx.load(models.folder / "twin.onnx").graph
+    read = {node.op_type: list(node.input) for node in twin.node}
+    stored = {tensor.name: tensor.data_type for tensor in twin.initializer}
+    assert stored[read["Gather"][0]] == stored[read["Transpose"][0]] == TensorProto.BFLOAT16
+    rows = _rounded(weights["table"])[X.astype(np.int64)]
+    np.testing.assert_allclose(got, _rounded(rows @ _rounded(weights["w"]).T), rtol=1e-2)
