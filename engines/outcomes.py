@@ -20,6 +20,7 @@ NOT_FOUND = "not found in the engine"
 _MULTIPLIES = re.compile(r"conv|gemm|matrixmultiply|matmul|fullyconnected|correlation", re.IGNORECASE)
 _COMPILED = "{ForeignNode["  # how TensorRT 8.6 names what its compiler, Myelin, took whole
 _MOVES = re.compile(r"^(noop|reformat|shuffle|slice|cast|constant)$", re.IGNORECASE)
+_GENERATED = "kgen"
 _REGION = re.compile(r"_myl\d+_\d+$")
 _JOINED = re.compile(r" \+ | \|\| ")
 _TENSORRT_TYPES = {
@@ -149,8 +150,13 @@ def _by_node(layers: Iterable[LayerEvidence]) -> dict[tuple[str, int], list[Laye
 
 
 def _product(made: Iterable[LayerEvidence]) -> LayerEvidence | None:
-    """Of the engine's layers of one node the one that does its product."""
-    return min(made, key=lambda e: _MULTIPLIES.search(e.type) is None, default=None)
+    """Of the engine's layers of one node the one that does its product.
+
+    A kernel that Myelin generates (to pad a Conv's channels, say) is not it, where there is another.
+    """
+    return min(
+        made, key=lambda e: (_MULTIPLIES.search(e.type) is None, e.type == _GENERATED), default=None
+    )
 
 
 def _hidden(planned: PlannedLayer, profile: int, regions: list[str]) -> LayerOutcome:

@@ -219,6 +219,18 @@ def test_copies_and_reshapes_of_a_product_are_not_the_product() -> None:
     assert outcome(True, (*copies, fusion, GEMM)).engine_layer == GEMM.name
 
 
+def test_a_kernel_that_pads_channels_is_not_the_product() -> None:
+    """As TensorRT-RTX 1.7 tells of a first convolution of three channels."""
+    padding = LayerEvidence(
+        "__myl_CastReplConc_myl0_1", "kgen", "", "__myl_CastReplConc_0x61", 0, ("cast", "mm")
+    )
+    fused = LayerEvidence("__myl_CorrMulAdd_myl0_2", "runtime_fusion", "Half", "", 0, ("mm", "act"))
+
+    found = outcome(False, (padding, fused))
+
+    assert (found.engine_layer, found.precision) == (fused.name, "Half")
+
+
 @pytest.mark.parametrize("tactic", ["", "__myelin_CASK_STUB"])
 def test_a_kernel_that_is_not_told(tactic: str) -> None:
     region = LayerEvidence("{ForeignNode[a...mm]}", "Myelin", "Half", tactic, 0, ("a", "mm"))
