@@ -154,9 +154,7 @@ def _product(made: Iterable[LayerEvidence]) -> LayerEvidence | None:
 
     A kernel that Myelin generates (to pad a Conv's channels, say) is not it, where there is another.
     """
-    return min(
-        made, key=lambda e: (_MULTIPLIES.search(e.type) is None, e.type == _GENERATED), default=None
-    )
+    return min(made, key=lambda e: (_MULTIPLIES.search(e.type) is None, e.type == _GENERATED), default=None)
 
 
 def _hidden(planned: PlannedLayer, profile: int, regions: list[str]) -> LayerOutcome:

@@ -77,8 +77,8 @@ def refit(
     clock = Clock()
     output = check_place(options.output)
     before = read_manifest(folder)
-    check_files(before, folder)
     engine_options = built_with(before, folder)
+    check_files(before, folder)  # reads them whole
     with clock("read"):
         model = read_model(path)
         step = "Reading the weights"

@@ -67,12 +67,12 @@ def tensorrt_manifest(folder: Path, done: str) -> Manifest:
         ArtifactError: The folder is no artifact, its files have changed, or its engine is another's.
     """
     manifest = read_manifest(folder)
-    check_files(manifest, folder)
     if manifest.engine.backend != "tensorrt":
         raise ArtifactError(
             f"{folder} holds an engine of {manifest.engine.backend}; only TensorRT's are {done}.",
             "Build it with --backend tensorrt, on the machine with the GPU.",
         )
+    check_files(manifest, folder)  # reads them whole
     return manifest
 
 
