@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from rich.text import Text
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import OutputFile, common_options, metric_options
@@ -83,7 +84,7 @@ def command(
         print_gate(gate)
         if update:
             done = "tightened to this build" if tightened else "not changed: checks failed"
-            console.out().print(f"{baseline}: {done}.")
+            console.say(f"{baseline}: {done}.")
     if annotations == "github" or (annotations == "auto" and os.environ.get("GITHUB_ACTIONS") == "true"):
         _tell_github(gate, baseline, as_json)
     return EXIT_OK if gate.verdict == "pass" else EXIT_OUTPUTS_DIFFER
@@ -91,21 +92,22 @@ def command(
 
 def print_gate(gate: Gate) -> None:
     """Prints a row for each check, the verdict, and what each failed check says."""
-    out = console.out()
-    table = console.table("Check", "Passed", "What", "Candidate", ">Was", ">Now", "Limit")
+    table = console.table(
+        "Check", "Passed", "Of what", "Candidate", ">Was", ">Now", "Limit", spared=("Limit", "Check")
+    )
     for check in gate.checks:
         passed = console.styled("yes", "green") if check.passed else console.styled("no", "red")
         table.add_row(check.kind, passed, check.name, check.of, check.was, check.now, check.limit)
-    out.print(table)
+    console.out().print(table)
     colour = "green" if gate.verdict == "pass" else "red"
-    out.print(f"\n{gate.artifact} against {gate.baseline}:", console.styled(gate.verdict, colour))
+    console.say(Text(f"\n{gate.artifact} against {gate.baseline}: ") + console.styled(gate.verdict, colour))
     failed = [check.reason for check in gate.checks if not check.passed]
     for reason in failed[:_MOST_REASONS]:
-        out.print(f"  {reason}")
+        console.say(f"  {reason}")
     if len(failed) > _MOST_REASONS:
-        out.print(f"  And {len(failed) - _MOST_REASONS} more: --json has all.")
+        console.say(f"  And {len(failed) - _MOST_REASONS} more: --json has all.")
     for note in gate.notes:
-        out.print("  ", console.styled(note, "yellow"), sep="")
+        console.say(console.styled(f"  {note}", "yellow"))
 
 
 def _tell_github(gate: Gate, baseline: Path, as_json: bool) -> None:

@@ -28,14 +28,15 @@ from rich.text import Text
 _WIDTH = 160  # of a table in a file or a pipe, where there is no terminal to ask
 # Where a table is too wide these columns give way: numbers and words of a fixed list are not broken.
 _WRAPPED = {
-    "Basis", "Candidate", "Finding", "Install", "Kernel or layer", "Layer", "Output", "Prune", "Reason",
-    "Source", "Thresholds", "Types", "Why", "Wins at M",
+    "Basis", "Candidate", "Finding", "Install", "Kernel or layer", "Layer", "Limit", "Now", "Of what",
+    "Output", "Prune", "Reason", "Source", "Thresholds", "Types", "Was", "Why", "Wins at M",
 }  # fmt: skip
 # Of those, the ones that hold numbers and words of a fixed list: they are broken between them alone.
-_WHOLE_WORDS = {"Basis", "Candidate", "Prune", "Types", "Wins at M"}
+_WHOLE_WORDS = {"Basis", "Candidate", "Limit", "Now", "Prune", "Types", "Was", "Wins at M"}
 _GAP = 2  # between two columns
 _ROOM = 40  # for sentences beside the other columns; with less they stand below the table
 _NAME = 36  # of a name that is not broken
+_LONG_WORD = 32  # of a layer's name, in a table that has nothing else to tell it by
 _NUMBER = re.compile(r"\d+")
 _LEAST_BYTES = 10_000_000  # a step that counts further counts bytes: nothing else comes in such numbers
 _NARROWEST = 9  # that such a column gets where it holds longer words
@@ -56,8 +57,11 @@ class _Table(Table):
             whole, longest_word = (max(width[i] for width in widths) for i in (1, 0))
             if self.spared and column.header == "Output" and whole <= _NAME:
                 column.no_wrap = True  # the figures give way first
-            word = longest_word if column.header in _WHOLE_WORDS else min(longest_word, _NARROWEST)
-            column.min_width = whole if column.no_wrap else word
+            if column.header in _WHOLE_WORDS:
+                word = longest_word
+            else:
+                word = min(longest_word, _LONG_WORD if column.header == "Of what" else _NARROWEST)
+            column.min_width, column.max_width = whole if column.no_wrap else word, whole
         every = self.columns
         left_out: list[str] = []
         for name in self.spared:
@@ -67,12 +71,25 @@ class _Table(Table):
             rest = [column for column in self.columns if column.header != name]
             self.columns = [replace(column, _index=i) for i, column in enumerate(rest)]
         wide = options.update(width=max(options.max_width, self._least()))
+        self._fit(wide.max_width)
         try:
             yield from super().__rich_console__(console, wide)
         finally:
             self.columns = every
         if left_out:
             yield Text(f"Not shown for want of width: {', '.join(left_out)}.", "dim")
+
+    def _fit(self, room: int) -> None:
+        """Gives columns their widths: the widest gives way first, and none below its least.
+
+        rich has the widest give way below that, and the others not, so that the table is too wide.
+        """
+        widths = [column.max_width or 0 for column in self.columns]
+        for _ in range(sum(widths) + _GAP * (len(widths) - 1) - room):
+            wider = [i for i, column in enumerate(self.columns) if widths[i] > (column.min_width or 0)]
+            widths[max(wider, key=lambda i: widths[i])] -= 1
+        for column, width in zip(self.columns, widths, strict=True):
+            column.width = width
 
     def _least(self) -> int:
         return sum(column.min_width or 0 for column in self.columns) + _GAP * (len(self.columns) - 1)
@@ -82,6 +99,44 @@ def out() -> Console:
     """The console for results."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH
     return Console(width=width, highlight=False, markup=False, soft_wrap=True)
+
+
+def say(said: str | Text, whole: str = "") -> None:
+    """Prints sentences: in a terminal with each line broken between words, elsewhere as they are.
+
+    No word is broken, so that a path or a name can be copied.
+
+    Args:
+        said: Lines; what one is indented by its further lines are, and a little more.
+        whole: Behind it what is not broken at all, such as a command.
+    """
+    to = out()
+    text = Text(said) if isinstance(said, str) else said
+    if not to.is_terminal:
+        to.print(text + whole)
+        return
+    lines = [part for line in text.split(allow_blank=True) for part in _broken(to, line)]
+    if whole and lines[-1].cell_len + cell_len(whole) <= to.width:
+        lines[-1] += whole
+    elif whole:
+        lines.append(Text(f"  {whole}"))
+    for line in lines:
+        to.print(line)
+
+
+def _broken(to: Console, line: Text) -> Iterator[Text]:
+    """A line in parts that fit, broken at spaces alone: rich's own breaks long words, too."""
+    indent = len(line.plain) - len(line.plain.lstrip()) + _GAP
+    used, starts = 0, []
+    for word in re.finditer(r"\s*(\S+)", line.plain):
+        if used and used + cell_len(word[0]) > to.width:
+            starts.append(word.start(1))
+            used = indent + cell_len(word[1])
+        else:
+            used += cell_len(word[0])
+    for number, part in enumerate(line.divide(starts)):
+        part.rstrip()
+        yield Text(" " * indent if number else "") + part
 
 
 def styled(text: str, style: str) -> Text:
@@ -109,7 +164,7 @@ def table(*columns: str, title: str | None = None, spared: tuple[str, ...] = ())
             name.lstrip(">"),
             justify="right" if name.startswith(">") else "left",
             overflow="fold",
-            no_wrap=name not in _WRAPPED,
+            no_wrap=name.lstrip(">") not in _WRAPPED,
         )
     return made
 

@@ -17,7 +17,6 @@ _SPEEDUP = re.compile(r"\d+\.\d\d×")
 
 def print_estimate(result: Estimate) -> None:
     """Prints an estimate: a row for layers that are alike, the whole, and why layers are not taken."""
-    out = console.out()
     sparse = "Plugin" if result.kernel == "plugin" else "Sparse"
     table = console.table(
         "Kind", ">N", ">K", ">Count", ">M", "Type", "2:4", ">Dense µs", f">{sparse} µs", ">Speedup", ">Share",
@@ -30,18 +29,18 @@ def print_estimate(result: Estimate) -> None:
             _us(row.dense_us), _us(row.sparse_us), f"{row.speedup:.2f}×" if row.speedup else "-",
             "-" if row.share is None else f"{row.share:.1%}", ", ".join(row.basis), _prune(row),
         )  # fmt: skip
-    out.print(f"{result.model} on {result.device}, by policy '{result.policy}':\n")
+    console.say(f"{result.model} on {result.device}, by policy '{result.policy}':\n")
     if result.stands_in:
-        out.print(
+        console.say(
             "TensorRT's own sparse kernels gain less here, or nothing, or were not measured: sparse is the "
             "2:4 plugin (`plan --plugin LIB`); --library tensorrt shows them.\n"
         )
-    out.print(table)
-    out.print(f"\n{_total(result)}\n")
+    console.out().print(table)
+    console.say(f"\n{_total(result)}\n")
     for reason in reasons(result.layers):
-        out.print(reason)
+        console.say(reason)
     for note in result.notes:
-        out.print(console.styled(note, "dim"))
+        console.say(console.styled(note, "dim"))
 
 
 def reasons(rows: Iterable[EstimatedLayers]) -> Iterator[str]:

@@ -87,7 +87,7 @@ def command(
         with_what += [("inputs", inputs), ("seed", seed), *(("tolerance", text) for text in tolerances)]
         more = [str(word) for name, value in with_what if value for word in (f"--{name}", value)]
         build = shlex.join(["sparseflow-trt", "build", str(model), "--plan", str(output), *more])
-        console.out().print(f"\nWritten: {output}. Build it with: {build}")
+        console.say(f"\nWritten: {output}. Build it with: ", build)
     else:
         click.echo(yaml_from_plan(plan), nl=False)
     return EXIT_OK
@@ -106,18 +106,17 @@ def print_plan(plan: Any) -> None:
     rows, reasons = console.fold_last(columns, cells)
     table = console.table(*columns)
     console.add_alike(table, rows, {"sparse": "green", "plugin": "green", "dense": "dim"})
-    out = console.out()
-    out.print(table)
+    console.out().print(table)
     for reason in reasons:
-        out.print(reason)
+        console.say(reason)
     if plan.search:
         print_search(plan.search)
     if plan.split:
-        out.print(f"\nProfiles: {plan.split}")
+        console.say(f"\nProfiles: {plan.split}")
         for profile in plan.profiles:
             ranges = ((name, r.min, r.opt, r.max) for name, r in profile.inputs.items())
             said = ", ".join(f"{name} {'…'.join(map(_shape, shapes))}" for name, *shapes in ranges)
-            out.print(f"  {profile.name}: {said}")
+            console.say(f"  {profile.name}: {said}")
 
 
 def _shape(shape: tuple[int, ...]) -> str:

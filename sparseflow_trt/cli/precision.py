@@ -24,17 +24,18 @@ def print_search(search: PrecisionSearch) -> None:
     """Prints what was found on which inputs, the sensitivity table, the runs and what they cannot show."""
     from sparseflow_trt.precision_record import by_need
 
-    out = console.out()
     shares = ", ".join(f"{100 * share:.3g} % {name.upper()}" for name, share in search.work.items())
-    out.print(f"\nPrecisions found on {search.inputs}")
+    console.say(f"\nPrecisions found on {search.inputs}")
     runs = "1 run" if len(search.runs) == 1 else f"{len(search.runs)} runs"
-    out.print(
+    console.say(
         f"  {runs} (and {search.measuring_runs} that measured) for {search.layers} weighted layers, "
         f"{search.groups} groups; outputs held to {search.held_to.upper()}'s tolerance."
     )
-    out.print(f"  Of the products' M·N·K: {shares}. Cost {search.cost:.3g} of all in FP16 (FP32 counts 16).")
+    console.say(
+        f"  Of the products' M·N·K: {shares}. Cost {search.cost:.3g} of all in FP16 (FP32 counts 16)."
+    )
     if not search.irreducible:
-        out.print(
+        console.say(
             console.styled("  The runs were used up: some of what is in FP32 may not need to be.", "yellow")
         )
     table = console.table(
@@ -47,18 +48,18 @@ def print_search(search: PrecisionSearch) -> None:
             "-" if row.subnormal is None else f"{100 * row.subnormal:.2g} %",
             _shown(row.fp16_error), _shown(row.bf16_error), f"{row.work:.2e}", row.why,
         )  # fmt: skip
-    out.print(table)
+    console.out().print(table)
     if len(rows) > _MOST:
-        out.print(f"  … and {len(rows) - _MOST} more (--json, or `search` in the plan, has all).")
+        console.say(f"  … and {len(rows) - _MOST} more (--json, or `search` in the plan, has all).")
     table = console.table(">Run", "Assignment", "Verdict", ">Error / bound", ">Cosine")
     for i, run in enumerate(search.runs, 1):
         word = "pass" if run.passed else "fail"
         error = "-" if run.max_abs is None else f"{run.max_abs:.3g}"
         cosine = "-" if run.cosine is None else f"{run.cosine:.6f}"
         table.add_row(str(i), run.what, console.styled(word, _COLOURS[word]), error, cosine)
-    out.print(table)
+    console.out().print(table)
     for note in search.notes:
-        out.print(f"  {note}")
+        console.say(f"  {note}")
 
 
 def _shown(value: float | None) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +107,29 @@ def process() -> Sparseflow:
         command = (*COMMAND, *map(str, arguments))
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
         return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+    return run
+
+
+@pytest.fixture
+def terminal() -> Sparseflow:
+    """Runs a command in a process of its own, whose standard output is a terminal of 80 columns."""
+
+    def run(*arguments: object) -> Ended:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        command = (*COMMAND, *map(str, arguments))
+        plain = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
+        with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, text=True, env=plain) as child:
+            os.close(theirs)
+            out = b""
+            with contextlib.suppress(OSError):  # Linux's end of a terminal
+                while data := os.read(ours, 1 << 16):
+                    out += data
+            err = child.stderr.read() if child.stderr else ""
+        os.close(ours)
+        said = re.sub(r"\x1b\[[0-9;]*m", "", out.decode()).replace("\r\n", "\n")
+        return Ended(child.returncode, said, err)
 
     return run
 

@@ -85,6 +85,19 @@ def test_a_layer_in_the_plugin_is_sparse(sparseflow: Sparseflow, built: Path) ->
         assert lost == {("layer", "planned sparse: up_proj")}
 
 
+def test_what_fails_fits_a_terminal_and_is_not_broken_elsewhere(
+    sparseflow: Sparseflow, terminal: Sparseflow, rebuilt: Callable[..., None]
+) -> None:
+    assert sparseflow("baseline", "create", "out", "-o", "b.json").code == 0
+    rebuilt(lambda _, weight: weight * 1.5)
+    plain, shown = (run("check", "new", "--baseline", "b.json") for run in (sparseflow, terminal))
+    assert (plain.code, shown.code, shown.err) == (4, 4, "")
+    assert max(map(len, shown.out.splitlines())) <= 80
+    assert max(map(len, plain.out.splitlines())) > 160
+    reasons = [p.out.partition("new against b.json: fail")[2].split() for p in (plain, shown)]
+    assert reasons[0] == reasons[1] and len(reasons[0]) > 50
+
+
 def test_the_reference_can_be_a_model(sparseflow: Sparseflow, built: Path) -> None:
     assert sparseflow("baseline", "create", "out", "--reference", built, "-o", "b.json").code == 0
     kept = json.loads(Path("b.json").read_bytes())

@@ -42,6 +42,18 @@ def test_ranges_and_words_of_a_list_are_not_broken(
     assert {"1–128,", "2048–16384", "estimated,", "extrapolated", "unknown"} <= set(words)
 
 
+def test_a_table_is_no_wider_than_the_terminal_where_its_words_have_room(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    table = console.table("Of what", "Candidate", ">Was")
+    table.add_row("weights 2:4: layers.0.self_attn.q_proj", "engine (onnxruntime)", "cosine 1.0000000")
+    console.out().print(table)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 60
+    assert {"layers.0.self_attn.q_proj", "(onnxruntime)", "1.0000000"} <= set(printed.split())
+
+
 @pytest.mark.parametrize(
     ("width", "header", "below"),
     [

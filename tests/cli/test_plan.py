@@ -38,6 +38,28 @@ def test_or_written_with_a_table_of_the_reasons(
     assert yaml.safe_load((own_folder / "plan.yaml").read_text())["precision"] == "fp16"
 
 
+def test_in_a_terminal_lines_are_broken_between_words_and_the_command_is_whole(
+    sparseflow: Sparseflow, terminal: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    folder = own_folder / "a-folder-whose-path-is-long" / "and-goes-on-for-more-than-one-line"
+    folder.mkdir(parents=True)
+    command = (
+        "plan", mlp(), "--policy", "a100-80gb", "--dim", "batch=1,8,2048", "--split", "batch",
+        "-o", folder / "plan.yaml",
+    )  # fmt: skip
+    (plain, shown) = (run(*command) for run in (sparseflow, terminal))
+    assert (plain.code, shown.code, shown.err) == (0, 0, "")
+    assert shown.out.split()[-30:] == plain.out.split()[-30:], "the same words"
+    build = f"sparseflow-trt build {own_folder / 'model.onnx'} --plan {folder / 'plan.yaml'}"
+    assert f"Build it with: {build}\n" in plain.out
+    lines = shown.out.splitlines()
+    assert lines[-1] == f"  {build}", "to be copied"
+    assert str(folder / "plan.yaml") in shown.out, "nor is a path"
+    long = [line for line in lines if len(line) > 80]
+    assert all(str(folder) in line for line in long), long
+    assert any(len(line) > 80 and line.startswith("Profiles: ") for line in plain.out.splitlines())
+
+
 def test_a_shipped_policy_gives_its_reason(sparseflow: Sparseflow, mlp: MakeModel) -> None:
     ended = sparseflow("plan", mlp(), "--dim", "batch=8", "--policy", "a100-80gb", "--json")
     plan = ended.json
