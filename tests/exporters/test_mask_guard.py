@@ -197,3 +197,17 @@ def test_a_planned_change_is_allowed_and_named(model: Path, models: Models) -> N
     assert [layer.state.value for layer in read_layers(read_model(model.parent / "typed.onnx"))] == [
         "sparse", "not-sparse", "sparse",
     ]  # fmt: skip
+
+
+def test_a_layer_that_could_not_be_changed_as_planned_is_not_named_as_changed(models: Models) -> None:
+    dense = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], name="first"),
+        helper.make_node("MatMul", ["p", "w"], ["y"], name="second"),
+    ]
+    pruned = models.save(models.model(nodes, {"w": prune_2to4(dense, 0)}))
+    unpruned = models.save(models.model(nodes, {"w": dense}), "unpruned.onnx")
+    applied = _apply(pruned, _plan(pruned, dense="second"), unpruned)
+    assert [record.route for record in applied.restored] == ["kept"]
+    assert [record.route for record in applied.opted_out] == ["none"]
+    assert [check.planned for check in applied.mask_checks] == [()] * len(applied.mask_checks)
