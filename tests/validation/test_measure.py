@@ -112,6 +112,7 @@ def test_another_type_is_no_fault_and_another_shape_is() -> None:
     assert wide.passed
     assert (narrow.reference_dtype, narrow.candidate_dtype) == ("float32", "float16")
     verdict = judge(np.ones((2, 3)), np.ones((3, 2)))
+    assert not verdict.passed
     assert verdict.reason == "output 'y' on input set 'set': expected shape (2, 3), got (3, 2)."
 
 
