@@ -2,27 +2,34 @@
 
 python benchmarks/model_size.py minilm
 python benchmarks/model_size.py tinyllama
+python benchmarks/model_size.py llama-8b-4-layers
+python benchmarks/model_size.py llama-8b-2-layers-fp32
 python benchmarks/model_size.py llama-8b
 
 - minilm: the sentence encoder whose weights come with the package of `make demo`.
 - tinyllama: TinyLlama-1.1B's architecture with random weights in FP16, for both backends that need no GPU.
+- llama-8b-4-layers, llama-8b-2-layers-fp32: as many of Llama-3-8B's layers, the one with its vocabulary
+  (3.8 GB), the other with TinyLlama's (2.8 GB): larger than a protobuf may be. As tinyllama, and deployed.
 - llama-8b: Llama-3-8B's architecture, exported without its weights ever being in memory; random FP16 values
   are then written shard by shard (16 GB, and as much again for the pruned copy). inspect, prune and plan.
 
 Each step is a command of its own. Memory is the largest resident set of any process in it, as Linux accounts
-for it (wait4), file pages that it maps included. Processor seconds stand beside
-wall time, and the load average: the machine may be shared. `--work DIR` keeps the files.
+for it (wait4), file pages that it maps included; beside it the most that a command's processes held together
+at one of ten moments a second, without these (RssAnon). Processor seconds stand beside wall time, and the
+load average: the machine may be shared. `--work DIR` keeps the files.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -51,6 +58,11 @@ DIMS = ("--dim", "batch=1,1,2", "--dim", "seq=1,16,32")
 MINILM_DIMS = ("--dim", "batch=1,8,32", "--dim", "seq=8,128,256")
 POLICY = ("--policy", "a100-80gb")
 SHARD_BYTES = 4 << 30
+LAYERS = ("llama-8b-4-layers", "llama-8b-2-layers-fp32")
+CONFIGS["llama-8b-4-layers"] = {**CONFIGS["llama-8b"], "num_hidden_layers": 4}
+CONFIGS["llama-8b-2-layers-fp32"] = {
+    **CONFIGS["llama-8b"], "num_hidden_layers": 2, "vocab_size": 32000, "dtype": "float32",
+}  # fmt: skip
 
 
 def main() -> None:
@@ -98,6 +110,10 @@ def run_whole(size: str, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         build = ("build", str(pruned), "--plan", str(plan), "--backend", backend, "-o", str(artifact))
         yield f"build {backend}", step(*build, "--force")
     yield "validate onnxruntime", step("validate", str(artifact), "--reference", str(pruned))
+    if size in LAYERS:
+        repository = ("--name", "decoder", "--repository", str(folder / "models"))
+        yield "deploy onnxruntime", step("deploy", "triton", str(artifact), *repository)
+        return
     yield (
         "export, unchecked",
         step("export", str(source), *extra, "--no-check", "-o", str(folder / "unchecked.onnx")),
@@ -135,7 +151,12 @@ def measured(command: list[str], accept: tuple[int, ...] = (0,)) -> dict[str, An
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out:
         child = subprocess.Popen(command, stdout=out)
+        held, ended = [0], threading.Event()
+        watch = threading.Thread(target=_watch, args=(child.pid, held, ended))
+        watch.start()
         _, status, usage = os.wait4(child.pid, 0)
+        ended.set()
+        watch.join()
         child.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.perf_counter() - started
         out.seek(0)
@@ -146,12 +167,36 @@ def measured(command: list[str], accept: tuple[int, ...] = (0,)) -> dict[str, An
         "seconds": round(seconds, 1),
         "processor seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak memory MB": round(usage.ru_maxrss * 1024 / 1e6),
+        "peak memory that is no file's MB": round(max(held) / 1e6),
         "load average at the start": round(load, 1),
     }
     said = json.loads(text) if text.lstrip().startswith("{") else {}
     found |= _kept(said)
     print(Path(command[0]).name, *command[1:3], found, flush=True)
     return found
+
+
+def _watch(process: int, held: list[int], ended: threading.Event) -> None:
+    """Adds how many bytes a process and those below it hold, beside pages of files, until it has ended."""
+    while not ended.wait(0.1):
+        held.append(sum(map(_held, _family(process))))
+
+
+def _family(process: int) -> list[int]:
+    family = [process]
+    for one in family:  # it grows as it is walked
+        for listed in Path(f"/proc/{one}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                family += map(int, listed.read_text().split())
+    return family
+
+
+def _held(process: int) -> int:
+    with contextlib.suppress(OSError):  # it has ended
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def _kept(said: dict[str, Any]) -> dict[str, Any]:
