@@ -17,6 +17,7 @@ _HINT = (
     "A traffic file is CSV with the header m,weight (or m,count) and a row for each M, or JSON: "
     '{"512": 10, "1024": 3} or [{"m": 512, "weight": 10}].'
 )
+_WEIGHTS = ("weight", "count")
 LARGEST_M = 2**31 - 1  # of a dimension in TensorRT
 
 
@@ -42,7 +43,7 @@ def read_traffic(path: Path) -> Traffic:
 
     Args:
         path: A CSV file with the header m,weight or m,count, or a JSON file: {"512": 10} or
-            [{"m": 512, "weight": 10}].
+            [{"m": 512, "weight": 10}]. Names may be in capitals, and others may stand beside them.
 
     Raises:
         ShapeError: The file cannot be read, a row is no M and weight, or all weights are 0.
@@ -72,7 +73,7 @@ def _csv_rows(text: str, path: Path) -> Iterable[tuple[str, Any, Any]]:
     if not text.strip():
         raise ShapeError(f"{path} is empty.", _HINT)
     header = [cell.strip().lower() for cell in lines[0]] if lines else []
-    weight_columns = [name for name in ("weight", "count") if name in header]
+    weight_columns = [name for name in _WEIGHTS if name in header]
     if "m" not in header or len(weight_columns) != 1 or len(set(header)) != len(header):
         raise ShapeError(f"{path} begins with {_shown(','.join(header))} and not with m,weight.", _HINT)
     at_m, at_weight = header.index("m"), header.index(weight_columns[0])
@@ -92,10 +93,12 @@ def _json_rows(text: str, path: Path) -> Iterable[tuple[str, Any, Any]]:
         return
     for number, row in enumerate(data, 1):
         where = f"entry {number}"
-        names = set(row) - {"m"} if isinstance(row, dict) else set()
-        if not isinstance(row, dict) or "m" not in row or names not in ({"weight"}, {"count"}):
-            raise ShapeError(f"{path}, {where}: {_shown(row)} has not the fields m and weight.", _HINT)
-        yield where, row["m"], row[names.pop()]
+        names = [name.strip().lower() for name in row] if isinstance(row, dict) else []
+        weights = [name for name in _WEIGHTS if name in names]
+        if "m" not in names or len(weights) != 1 or len(set(names)) != len(names):
+            raise ShapeError(f"{path}, {where}: {_shown(row)} is not one m with one weight.", _HINT)
+        cells = list(row.values())
+        yield where, cells[names.index("m")], cells[names.index(weights[0])]
 
 
 def _size(given: Any) -> int | None:

@@ -32,6 +32,7 @@ def _read(folder: Path, text: str) -> Traffic:
         '{"512": 10, "64": 2.5}',
         '[{"m": 512, "weight": 10}, {"m": 64, "weight": 2.5}]',
         '  [{"m": "512", "count": "10"}, {"m": 64, "count": 2.5}]',
+        '[{"day": "monday", "M": 512, "Weight": 10}, {"weight ": 2.5, "m": 64}]',
     ],
 )
 def test_csv_and_json_say_the_same(text: str, tmp_path: Path) -> None:
@@ -68,9 +69,10 @@ def test_csv_and_json_say_the_same(text: str, tmp_path: Path) -> None:
         ('{"1": true}', "M='1': True is not a weight"),
         ('{"1": [1]}', "M='1': [1] is not a weight"),
         ('{"1": 1e999}', "M='1': inf is not a weight"),
-        ("[1]", "entry 1: 1 has not the fields m and weight."),
-        ('[{"m": 1}]', "entry 1: {'m': 1} has not the fields m and weight."),
+        ("[1]", "entry 1: 1 is not one m with one weight."),
+        ('[{"m": 1}]', "entry 1: {'m': 1} is not one m with one weight."),
         ('[{"m": 1, "weight": 1, "count": 1}]', "entry 1: "),
+        ('[{"m": 1, "M": 2, "weight": 1}]', "entry 1: "),
         ('[{"m": true, "weight": 1}]', "entry 1: True is not M"),
     ],
 )
