@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import PlotFile, common_options
-from sparseflow_trt.errors import EXIT_OK
+from sparseflow_trt.errors import EXIT_OK, InputError
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.kernel_profile import KernelProfile
@@ -64,6 +65,12 @@ def command(
     from sparseflow_trt.policy import find_policy
     from sparseflow_trt.profiling import profile_artifact, profile_module
 
+    if source.endswith(".onnx"):
+        build = shlex.join(["sparseflow-trt", "build", source])
+        raise InputError(
+            f"{source} is an ONNX file, which runs nothing by itself.",
+            f"Build it on the machine with the GPU and profile the artifact: {build}",
+        )
     chosen = find_policy(policy) if policy else None
     artifact = Path(source, "manifest.json").is_file()
     of_config = artifact or (":" in source and not Path(source).exists())

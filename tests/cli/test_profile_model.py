@@ -106,6 +106,13 @@ def test_what_cannot_be_profiled(arguments: tuple[str, ...], says: str, sparsefl
     assert says in sparseflow("profile", *arguments).error
 
 
+def test_an_onnx_file_is_not_profiled(sparseflow: Sparseflow) -> None:
+    ended = sparseflow("profile", "a model.onnx")
+    assert ended.code == 1
+    assert ended.error == "a model.onnx is an ONNX file, which runs nothing by itself."
+    assert "sparseflow-trt build 'a model.onnx'" in ended.err
+
+
 def test_an_artifact_without_tensorrt_is_not_profiled(
     sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
 ) -> None:
