@@ -120,12 +120,20 @@ def decide(
             return Decision("dense", f"asked for the plugin, which cannot run it: {why_not}")
         return Decision("plugin", "asked for: the plugin wherever it can run")
     if policy is None:
-        hint = "`sparseflow-trt autotune MODEL` measures one; or name one with --policy, or --sparsity force"
-        return Decision("dense", f"no policy for this device: {hint}")
+        return Decision("dense", f"no policy for this device: {_what_gives_one(precision)}")
     sizes = _sizes(layer, profiles, input_dims)
     own = _own_kernels(layer, precision, policy, sizes)
     known = plugin_known(policy, layer.kind, layer.n, layer.k, precision.upper())
     return _with_plugin(layer, own, known, sizes, plugin.given, why_not)
+
+
+def _what_gives_one(precision: str) -> str:
+    """The command that measures a policy for layers of a precision, or that there is none, and what else."""
+    asked = {"fp16": "", "bf16": " --dtype bf16"}.get(precision)  # FP16 is what autotune measures unasked
+    otherwise = "name one with --policy, or --sparsity force"
+    if asked is None:
+        return f"{otherwise}; `autotune` measures no {precision.upper()}"
+    return f"`sparseflow-trt autotune MODEL{asked}` measures one; or {otherwise}"
 
 
 def _sizes(layer: WeightedLayer, profiles: tuple[Profile, ...], dims: dict[str, Dims]) -> _Sizes:

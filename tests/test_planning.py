@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 PRECISIONS: tuple[ModelPrecision, ...] = ("fp32", "fp16", "keep")
+NO_POLICY = "no policy for this device: "
 
 
 def _decision(layer: WeightedLayer, *opts: int, **options: Any) -> PlannedLayer:
@@ -74,11 +75,19 @@ def test_an_unknown_m_is_dense() -> None:
         (SparsityState.NOT_SPARSE, {"sparsity": "force"}, "dense", "weights are not 2:4: the reason"),
         (SparsityState.SPARSE, {"sparsity": "off"}, "dense", "sparsity is off"),
         (SparsityState.SPARSE, {"sparsity": "force"}, "sparse", "asked for: sparsity is forced"),
-        (SparsityState.SPARSE, {"policy": None}, "dense", "no policy for this device: "),
+        (SparsityState.SPARSE, {"policy": None}, "dense", f"{NO_POLICY}`sparseflow-trt autotune MODEL` meas"),
+        (
+            SparsityState.SPARSE, {"policy": None, "precision": "bf16"}, "dense",
+            f"{NO_POLICY}`sparseflow-trt autotune MODEL --dtype bf16` measures one; or name one with",
+        ),
+        (
+            SparsityState.SPARSE, {"policy": None, "precision": "fp32"}, "dense",
+            f"{NO_POLICY}name one with --policy, or --sparsity force; `autotune` measures no FP32",
+        ),
         (SparsityState.SPARSE, {"precision": "fp32"}, "dense", "profile 'p0': no measurement of FP32"),
         (SparsityState.SPARSE, {"precision": "bf16"}, "dense", "profile 'p0': no measurement of BF16"),
     ],
-)
+)  # fmt: skip
 def test_reasons(state: SparsityState, options: dict[str, Any], sparsity: str, reason: str) -> None:
     planned = _decision(make_layer("a", state), 100, **options)
     assert planned.sparsity == sparsity
