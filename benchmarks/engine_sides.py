@@ -32,8 +32,9 @@ from sparseflow_trt.engines.tensorrt_api import load_flavour
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.manifest import NAME as MANIFEST
 from sparseflow_trt.model_file import read_model
-from sparseflow_trt.pipeline import BuildOptions, BuildResult, PlanOptions, build, plan_for, read
+from sparseflow_trt.pipeline import BuildOptions, BuildResult, build
 from sparseflow_trt.plan import Plan
+from sparseflow_trt.plan_options import PlanOptions, plan_for, read
 from sparseflow_trt.policy import Policy, find_policy
 from sparseflow_trt.profile_specs import ProfileSpec
 from sparseflow_trt.shapes import Profile, ShapeRange

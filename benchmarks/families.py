@@ -28,7 +28,8 @@ from sparseflow_trt.hugging_face import load_hugging_face
 from sparseflow_trt.manifest import Manifest
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.pipeline import BuildOptions, build
+from sparseflow_trt.plan_options import PlanOptions
 
 PAGE = Path(__file__).parent.parent / "docs" / "FAMILIES.md"
 BACKENDS = ("onnxruntime", "tensorrt-rtx")

@@ -47,8 +47,8 @@ from sparseflow_trt.engines.tensorrt_api import load_flavour
 from sparseflow_trt.errors import SparseflowError
 from sparseflow_trt.exporters.apply_plan import apply_plan, write_fp32_reference
 from sparseflow_trt.model_file import read_model
-from sparseflow_trt.pipeline import PlanOptions, plan_for, read
 from sparseflow_trt.plan import Plan
+from sparseflow_trt.plan_options import PlanOptions, plan_for, read
 from sparseflow_trt.policy import Policy, find_policy
 from sparseflow_trt.validation.runners import reference_runner
 

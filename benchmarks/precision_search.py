@@ -35,7 +35,7 @@ from sparseflow_trt.exporters.precision_groups import find_groups
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.node_range import NodeRange
-from sparseflow_trt.pipeline import PlanOptions, plan_for, read, settle
+from sparseflow_trt.plan_options import PlanOptions, plan_for, read, settle
 from sparseflow_trt.precision_trials import Question, Trials
 from sparseflow_trt.sites import name_of
 from sparseflow_trt.validation.compare import compare_one, reference_outputs

@@ -31,7 +31,8 @@ from sparseflow_trt.deploying import deploy
 from sparseflow_trt.deployment import DeployOptions
 from sparseflow_trt.engines.triton_server import Server, ServerOptions, start_server
 from sparseflow_trt.exporters.triton_repository import roll_back
-from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.pipeline import BuildOptions, build
+from sparseflow_trt.plan_options import PlanOptions
 
 MODEL = "mlp"
 WIDTH = 64

@@ -13,13 +13,9 @@ from onnx import TensorProto, helper
 from sparseflow_trt.artifact_validation import ValidationOptions
 from sparseflow_trt.engines.choose import BackendName
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.pipeline import (
-    BuildOptions,
-    BuildResult,
-    PlanOptions,
-    build,
-)
+from sparseflow_trt.pipeline import BuildOptions, BuildResult, build
 from sparseflow_trt.plan import Plan
+from sparseflow_trt.plan_options import PlanOptions
 from sparseflow_trt.validation.tolerances import parse_tolerances
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from sparseflow_trt.graph import SparsityState, read_layers
 from sparseflow_trt.manifest import NAME
 from sparseflow_trt.model_file import read_model
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.pipeline import BuildOptions, build
+from sparseflow_trt.plan_options import PlanOptions
 
 if TYPE_CHECKING:
     from tests.conftest import Models

@@ -21,8 +21,9 @@ from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.errors import BuildError, NotInstalledError
 from sparseflow_trt.manifest import DuelRecord, check_files, read_manifest
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.pipeline import BuildOptions, BuildResult, PlanOptions, build, plan_for, read
+from sparseflow_trt.pipeline import BuildOptions, BuildResult, build
 from sparseflow_trt.plan import Plan, read_plan
+from sparseflow_trt.plan_options import PlanOptions, plan_for, read
 from sparseflow_trt.profile_specs import ProfileSpec
 
 if TYPE_CHECKING:

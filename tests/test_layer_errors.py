@@ -15,7 +15,8 @@ from sparseflow_trt.artifact_validation import ValidationOptions
 from sparseflow_trt.engines.choose import BackendName
 from sparseflow_trt.exporters.probe import common_values
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.pipeline import BuildOptions, build
+from sparseflow_trt.plan_options import PlanOptions
 from sparseflow_trt.validation import layer_errors as module
 from sparseflow_trt.validation.runners import UnsupportedError
 from sparseflow_trt.verdict import LayerError, Validation

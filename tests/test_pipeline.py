@@ -22,13 +22,9 @@ from sparseflow_trt.errors import (
     PlanError,
 )
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.pipeline import (
-    BuildResult,
-    PlanOptions,
-    plan_for,
-    read,
-)
+from sparseflow_trt.pipeline import BuildResult
 from sparseflow_trt.plan import read_plan
+from sparseflow_trt.plan_options import PlanOptions, plan_for, read
 from sparseflow_trt.policy import Point, Policy
 from tests.builds import BATCH, BRAIN, FLOAT, HALF, Run, builder_in, dense_weight, make_mlp, sparse_weight
 

@@ -18,10 +18,7 @@ from sparseflow_trt.errors import (
     InputError,
 )
 from sparseflow_trt.manifest import check_files, read_manifest
-from sparseflow_trt.pipeline import (
-    BuildOptions,
-    build,
-)
+from sparseflow_trt.pipeline import BuildOptions, build
 from sparseflow_trt.plan import read_plan
 from sparseflow_trt.validation.tolerances import parse_tolerances
 from tests.builds import BATCH, IMPOSSIBLE, Run, builder_in, dense_weight, make_mlp

@@ -27,8 +27,9 @@ from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.manifest import PluginRecord, check_files, read_manifest
 from sparseflow_trt.model_file import OnnxModel, read_model
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.pipeline import BuildOptions, BuildResult, PlanOptions, build, plan_for, read
+from sparseflow_trt.pipeline import BuildOptions, BuildResult, build
 from sparseflow_trt.plan import Plan, read_plan
+from sparseflow_trt.plan_options import PlanOptions, plan_for, read
 from sparseflow_trt.target import GraphNeeds
 from sparseflow_trt.timing import engine_file
 from tests.policies import make_points, make_policy

@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 
 from sparseflow_trt.artifact_validation import ValidationOptions, input_sets
 from sparseflow_trt.errors import PlanError
-from sparseflow_trt.pipeline import PlanOptions, plan_for, read, settle
 from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan, plan_from_yaml, yaml_from_plan
+from sparseflow_trt.plan_options import PlanOptions, plan_for, read, settle
 from sparseflow_trt.precision_record import PrecisionSearch
 from sparseflow_trt.validation.tolerances import DEFAULTS, Tolerances, parse_tolerances
 from tests.troubled import save_transformer

@@ -29,7 +29,8 @@ from sparseflow_trt.errors import (
 )
 from sparseflow_trt.manifest import check_files, read_manifest, write_manifest
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.pipeline import BuildOptions, build
+from sparseflow_trt.plan_options import PlanOptions
 from sparseflow_trt.refit import RefitOptions, built_with, refit
 
 if TYPE_CHECKING:

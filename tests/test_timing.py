@@ -13,7 +13,8 @@ from onnx import helper
 
 from sparseflow_trt.engines.benchmark import Ratio, Timing
 from sparseflow_trt.errors import ArtifactError
-from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.pipeline import BuildOptions, build
+from sparseflow_trt.plan_options import PlanOptions
 from sparseflow_trt.timing import EngineFile, time_artifacts
 from sparseflow_trt.validation.feeds import InputSet
 

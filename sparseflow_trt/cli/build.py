@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from sparseflow_trt.engines.choose import BackendName
     from sparseflow_trt.export import ExportOptions, ExportReport
     from sparseflow_trt.manifest import Manifest
-    from sparseflow_trt.pipeline import BuildResult, PlanOptions
+    from sparseflow_trt.pipeline import BuildResult
     from sparseflow_trt.plan import Plan
+    from sparseflow_trt.plan_options import PlanOptions
     from sparseflow_trt.shapes import Dims
 
 _MOST_NAMED = 6  # layers, in a sentence

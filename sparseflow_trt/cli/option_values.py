@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sparseflow_trt.artifact_validation import ValidationOptions
     from sparseflow_trt.engines.protocol import EngineOptions
     from sparseflow_trt.export import ExportOptions
-    from sparseflow_trt.pipeline import PlanOptions
+    from sparseflow_trt.plan_options import PlanOptions
     from sparseflow_trt.policy import Policy
     from sparseflow_trt.shapes import ShapeRange
 
@@ -58,7 +58,7 @@ def read_plan_options(
             twice.
         PolicyError: There is no such policy.
     """
-    from sparseflow_trt.pipeline import PlanOptions
+    from sparseflow_trt.plan_options import PlanOptions
     from sparseflow_trt.profile_specs import check_specs, parse_profile, read_shapes_file
     from sparseflow_trt.split import Split
     from sparseflow_trt.traffic import read_traffic

@@ -12,7 +12,8 @@ from onnx import helper
 from sparseflow_trt.cli.evidence import print_evidence
 from sparseflow_trt.manifest import Manifest, OutcomeRecord
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.pipeline import BuildOptions, build
+from sparseflow_trt.plan_options import PlanOptions
 
 if TYPE_CHECKING:
     from tests.conftest import Models

@@ -175,7 +175,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
     import numpy as np
     from onnx import helper, numpy_helper, save
 
-    from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+    from sparseflow_trt.pipeline import BuildOptions, build
+    from sparseflow_trt.plan_options import PlanOptions
 
     folder = tmp_path_factory.mktemp("like")
     graph = helper.make_graph(

@@ -15,7 +15,7 @@ from sparseflow_trt.exporters.routers import nodes_of_routers
 from sparseflow_trt.exporters.twin import write_twin
 from sparseflow_trt.graph import read_layers
 from sparseflow_trt.model_file import OnnxModel, read_model
-from sparseflow_trt.pipeline import PlanOptions, plan_for
+from sparseflow_trt.plan_options import PlanOptions, plan_for
 from sparseflow_trt.sites import find_sites
 from tests.conftest import Array
 

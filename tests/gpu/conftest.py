@@ -238,7 +238,8 @@ def mlp_model(write_mlp: WriteMlp, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def mlp_options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
     """What the small MLP's artifact is built with: FP16, sparsity forced, two profiles (PROFILES)."""
-    from sparseflow_trt.pipeline import BuildOptions, PlanOptions
+    from sparseflow_trt.pipeline import BuildOptions
+    from sparseflow_trt.plan_options import PlanOptions
     from sparseflow_trt.profile_specs import ProfileSpec
 
     profiles = tuple(ProfileSpec(name=name, axes={"m": sizes}) for name, sizes in PROFILES.items())

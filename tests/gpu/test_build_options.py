@@ -30,7 +30,8 @@ Build = Callable[..., "BuildResult"]
 def build_mlp(mlp_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Builds the small MLP with one profile, in FP16, sparsity forced, and these options of the builder."""
     from sparseflow_trt.engines.protocol import EngineOptions
-    from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+    from sparseflow_trt.pipeline import BuildOptions, build
+    from sparseflow_trt.plan_options import PlanOptions
 
     plan = PlanOptions(axes={"m": (1, 16, 64)}, precision="fp16", sparsity="force")
 

@@ -70,7 +70,8 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def build_gated(gated: Path, library: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Builds it with two profiles or the first: `build_gated(change)` changes the plan of plugin layers."""
-    from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build, plan_for, read
+    from sparseflow_trt.pipeline import BuildOptions, build
+    from sparseflow_trt.plan_options import PlanOptions, plan_for, read
     from sparseflow_trt.profile_specs import ProfileSpec
 
     profiles = (

@@ -34,8 +34,9 @@ from sparseflow_trt.errors import (
 )
 from sparseflow_trt.manifest import Manifest, OutcomeRecord
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.pipeline import BuildOptions, BuildResult, PlanOptions, build, plan_for, read
+from sparseflow_trt.pipeline import BuildOptions, BuildResult, build
 from sparseflow_trt.plan import Plan, SparsityMode
+from sparseflow_trt.plan_options import PlanOptions, plan_for, read
 from sparseflow_trt.shapes import ShapeRange
 from sparseflow_trt.timing import time_artifacts
 

@@ -11,7 +11,8 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.manifest import Manifest
-from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.pipeline import BuildOptions, build
+from sparseflow_trt.plan_options import PlanOptions
 from sparseflow_trt.policy import Policy, find_policy
 from sparseflow_trt.report.html import write_report
 

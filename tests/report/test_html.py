@@ -15,7 +15,8 @@ from onnx import helper
 from sparseflow_trt.artifact_validation import ValidationOptions
 from sparseflow_trt.cli.attributions import print_attribution
 from sparseflow_trt.manifest import DuelRecord, Manifest
-from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.pipeline import BuildOptions, build
+from sparseflow_trt.plan_options import PlanOptions
 from sparseflow_trt.policy import find_policy
 from sparseflow_trt.precision_record import PrecisionSearch
 from sparseflow_trt.report.html import write_report

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper, save
 from sparseflow_trt.engines.triton_server import find_server
 from sparseflow_trt.errors import NotInstalledError
 from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.pipeline import BuildOptions, build
+from sparseflow_trt.plan_options import PlanOptions
 from sparseflow_trt.policy import find_policy
 from sparseflow_trt.profile_specs import parse_profile
 

@@ -12,7 +12,8 @@ import pytest
 from sparseflow_trt.deploying import deploy
 from sparseflow_trt.deployment import DeployOptions
 from sparseflow_trt.errors import DeployError
-from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.pipeline import BuildOptions, build
+from sparseflow_trt.plan_options import PlanOptions
 from sparseflow_trt.profile_specs import parse_profile
 from sparseflow_trt.served_artifact import choose_route, read_artifact
 from sparseflow_trt.serving import VerifyOptions, verify

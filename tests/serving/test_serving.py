@@ -27,7 +27,8 @@ from sparseflow_trt.errors import ArtifactError, DeployError
 from sparseflow_trt.exporters.triton_config import parse_config, text_from_config
 from sparseflow_trt.exporters.triton_manifests import alive_command, ready_command
 from sparseflow_trt.exporters.triton_models import write_stand_in
-from sparseflow_trt.pipeline import BuildOptions, PlanOptions, build
+from sparseflow_trt.pipeline import BuildOptions, build
+from sparseflow_trt.plan_options import PlanOptions
 from sparseflow_trt.policy import find_policy
 from sparseflow_trt.profile_specs import parse_profile
 from sparseflow_trt.served_artifact import read_artifact
