@@ -173,8 +173,8 @@ def open_journal(path: Path, identity: Identity) -> Iterator[tuple[Journal, Appe
         identity: What will be added to it holds for.
 
     Raises:
-        PolicyError: It cannot be written, is no journal, holds for another GPU, other library versions or
-            other dtypes, or another run is writing it.
+        PolicyError: It cannot be written or locked, is no journal, holds for another GPU, other library
+            versions or other dtypes, or another run is writing it.
     """
     try:
         stream = path.open("a+b")
@@ -185,10 +185,15 @@ def open_journal(path: Path, identity: Identity) -> Iterator[tuple[Journal, Appe
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise PolicyError(
                 f"another run is writing {path}.", "Wait for it, or choose another -o."
             ) from None
+        except OSError as error:
+            raise PolicyError(
+                f"{path} cannot be locked, so that no two runs write it: {error.strerror}.",
+                "Choose a place on a file system that has locks: -o.",
+            ) from error
         stream.seek(0)
         data = stream.read()
         whole = data[: data.rfind(b"\n") + 1]

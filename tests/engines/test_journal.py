@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -159,6 +161,20 @@ def test_a_pair_that_is_none_is_not_read(journal: Path, field: str, value: objec
     journal.write_text("\n".join([*lines[:3], json.dumps(changed), *lines[4:]]) + "\n")
     with pytest.raises(PolicyError, match=rf"line 4: .*{says}"):
         read_journal(journal)
+
+
+def test_a_file_system_without_locks_is_told_from_another_run(
+    journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with (
+        pytest.raises(PolicyError, match=r"cannot be locked.*No locks available"),
+        open_journal(journal, IDENTITY),
+    ):
+        pass
 
 
 def test_two_runs_do_not_write_one_journal(journal: Path) -> None:
