@@ -211,7 +211,8 @@ def test_busy_gpus_are_waited_for_and_it_says_what_for(
 
     with RayWorkers(make, identity=identify, tell=tell) as workers:
         assert workers.count == 2
-    for sentence in said:
+    assert len(said) >= 2
+    for sentence in said[:2]:  # a slow machine is told once more, with the GPUs that are free by then
         assert "Waiting for 1 GPU with a CPU beside it of the Ray cluster (" in sentence
         assert "0 of 2 GPUs and 3 of 3 CPUs are free, the rest is in use by others" in sentence
 
