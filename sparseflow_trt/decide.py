@@ -129,7 +129,9 @@ def decide(
 
 def _what_gives_one(precision: str) -> str:
     """The command that measures a policy for layers of a precision, or that there is none, and what else."""
-    asked = {"fp16": "", "bf16": " --dtype bf16"}.get(precision)  # FP16 is what autotune measures unasked
+    asked = {"fp16": "", "bf16": " --dtype bf16"}.get(
+        precision
+    )  # FP16 is what autotune measures of most models
     otherwise = "name one with --policy, or --sparsity force"
     if asked is None:
         return f"{otherwise}; `autotune` measures no {precision.upper()}"

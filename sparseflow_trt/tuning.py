@@ -38,9 +38,10 @@ from sparseflow_trt.model_file import read_model
 from sparseflow_trt.packing import why_not_in_plugin
 from sparseflow_trt.policy import MARGIN, Dtype, Policy, json_from_policy, read_policy
 from sparseflow_trt.presets import Product, products_of_preset
-from sparseflow_trt.sites import LayerSite, find_sites, why_not_eligible
+from sparseflow_trt.sites import LayerSite, find_sites, type_name, why_not_eligible
 from sparseflow_trt.weights import TracedWeight
 
+_HALVES: tuple[Dtype, ...] = ("FP16", "BF16")
 GRID = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
 
@@ -124,6 +125,21 @@ def products_of(
             "Give an ONNX model with MatMul or Gemm layers, or --preset llama-8b.",
         )
     return tuple(dict.fromkeys(found))
+
+
+def dtypes_of(models: Iterable[Path], presets: Iterable[str]) -> tuple[Dtype, ...]:
+    """The types to measure where none is asked for: the half ones that models compute in, else FP16.
+
+    A plan keeps such a model as it is typed, and takes FP16 for one in FP32; presets count as FP16.
+
+    Raises:
+        ModelError: A model cannot be read.
+    """
+    found = set[Dtype]("FP16" for _ in presets)
+    for path in models:
+        gives = {type_name(site.node.outputs[0].dtype) for site in find_sites(read_model(path))}
+        found |= {half for half in _HALVES if half in gives} or {"FP16"}
+    return tuple(half for half in _HALVES if half in found)
 
 
 def autotune(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from ml_dtypes import bfloat16
+from onnx import TensorProto, helper
 
 from sparseflow_trt.between import WAVE
 from sparseflow_trt.engines.autotune import Measured, Request
@@ -21,7 +22,16 @@ from sparseflow_trt.errors import ArtifactError, PolicyError
 from sparseflow_trt.lookup import judge
 from sparseflow_trt.policy import Dtype, Library, Pair, Point, Policy, Threshold, read_policy
 from sparseflow_trt.presets import Product
-from sparseflow_trt.tuning import GRID, Progress, Space, Tuned, autotune, default_output, products_of
+from sparseflow_trt.tuning import (
+    GRID,
+    Progress,
+    Space,
+    Tuned,
+    autotune,
+    default_output,
+    dtypes_of,
+    products_of,
+)
 from tests.policies import make_points, make_policy
 
 if TYPE_CHECKING:
@@ -336,6 +346,18 @@ def test_a_windowed_or_grouped_conv_is_no_plain_product(models: Models) -> None:
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     model = models.model(nodes, weights, {"x": (1, 16, 8, 8)})
     assert products_of([models.save(model)], []) == (Product("conv", 32, 16),)
+
+
+def test_a_model_is_measured_in_the_type_that_it_computes_in(models: Models) -> None:
+    node = helper.make_node("MatMul", ["x", "up"], ["y"], name="up_proj")
+    types = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16, bfloat16: TensorProto.BFLOAT16}
+    single, half, brain = (
+        models.save(models.model([node], {"up": np.ones((64, 256), dtype)}, dtype=code), f"{code}.onnx")
+        for dtype, code in types.items()
+    )
+    assert dtypes_of([single], []) == dtypes_of([half], []) == dtypes_of([], ["llama-8b"]) == ("FP16",)
+    assert dtypes_of([brain], []) == ("BF16",)
+    assert dtypes_of([brain, single], []) == dtypes_of([brain], ["llama-8b"]) == ("FP16", "BF16")
 
 
 def test_a_model_with_nothing_to_measure(models: Models) -> None:

@@ -50,8 +50,8 @@ _SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
     "dtypes",
     multiple=True,
     type=click.Choice(("fp16", "bf16")),
-    default=("fp16",),
-    help="Of weights and activations; for each one an option. Default: fp16.",
+    help="Of weights and activations; for each one an option. Default: bf16 for models that compute in it, "
+    "else fp16.",
 )
 @click.option(
     "--library",
@@ -114,7 +114,7 @@ def command(
     """
     from sparseflow_trt.engines.journal import journal_beside
     from sparseflow_trt.policy import find_policy
-    from sparseflow_trt.tuning import GRID, Space, autotune, default_output, products_of
+    from sparseflow_trt.tuning import GRID, Space, autotune, default_output, dtypes_of, products_of
 
     if not models and not presets:
         raise click.UsageError("give ONNX models, or --preset NAME.")
@@ -123,7 +123,7 @@ def command(
     added = [find_policy(other) for other in others]
     space = Space(
         products=products_of(models, presets, tensor_parallel, plugin is not None),
-        dtypes=tuple(dict.fromkeys(dtype.upper() for dtype in dtypes)),
+        dtypes=tuple(dict.fromkeys(dtype.upper() for dtype in dtypes)) or dtypes_of(models, presets),
         grid=read_grid(grid) if grid else GRID,
         plugin=plugin is not None,
     )
