@@ -100,6 +100,11 @@ def test_results_of_another_machine_are_replaced(tmp_path: Path) -> None:
     assert counts(read(tmp_path)) == (1, 0, 0, [])
 
 
+def line_of(counted: list[int]) -> str:
+    """A table's row."""
+    return f"| {' | '.join(map(str, counted))} |"
+
+
 def test_the_committed_summary_is_one_of_these_tests() -> None:
     summary = result_of("gpu_tests")
     outcomes = [test["outcome"] for test in summary["tests"].values()]
@@ -111,10 +116,9 @@ def test_the_committed_summary_is_one_of_these_tests() -> None:
     assert f"{said}, and {len(summary['not run'])} were not run" in page
     readme = prose("README.md")
     total = len(outcomes) + len(summary["not run"])
-    assert (
-        f"the {total} tests of `tests/gpu` there: {summary['passed']} passed, {summary['failed']} failed"
-        in readme
-    )
+    counted = [total, *(summary[word] for word in ("passed", "failed", "skipped")), len(summary["not run"])]
+    head = "| tests | passed | failed | skipped | not run | |---|---|---|---|---|"
+    assert f"{head} {line_of(counted)}" in readme
     for file in {name.partition("::")[0] for name in [*summary["tests"], *summary["not run"]]}:
         told = [test["outcome"] for name, test in summary["tests"].items() if name.startswith(f"{file}::")]
         missing = sum(name.startswith(f"{file}::") for name in summary["not run"])

@@ -77,6 +77,11 @@ def test_the_table_is_what_the_policy_holds(name: str) -> None:
         assert cells.split(" | ") == expected
 
 
+def few_in_readme(gpu: str, said: str) -> None:
+    low, _, high = said.partition(" to ")
+    assert re.search(rf"(cuBLAS, M = 1 to 64|the same) \| {gpu} \| {low}× to {high}× \|", prose("README.md"))
+
+
 def test_what_the_page_says_of_mlps() -> None:
     said = {}
     for dtype in ("FP16", "BF16"):
@@ -84,6 +89,7 @@ def test_what_the_page_says_of_mlps() -> None:
         few = [p.speedup for s in MLPS for m, p in pairs[s].items() if m <= 64]
         said[dtype] = f"{min(few):.2f} to {max(few):.2f}"
     assert f"at M=1 to 64 by {said['FP16']} times. In BF16 they lose there, at {said['BF16']} times" in PROSE
+    few_in_readme("H200", said["FP16"])
     margin = find_policy("h200").margin
     fp16, bf16 = pairs_of("FP16"), pairs_of("BF16")
     lost = [m for shape in MLPS for m, pair in fp16[shape].items() if not pair.wins(margin)]
@@ -104,6 +110,7 @@ def test_what_the_page_says_of_mlps_on_an_h100() -> None:
     assert (
         f"at M=1 to 64 by {min(few['FP16']):.2f} to {max(few['FP16']):.2f} times. In BF16 they win" in PROSE
     )
+    few_in_readme("H100", f"{min(few['FP16']):.2f} to {max(few['FP16']):.2f}")
     highest = max(pair.dense.m for pair in pairs["BF16"] if not pair.wins(margin))
     assert f"win above M={highest}, and at M=1 to 64 are" in PROSE
     assert f"are {min(few['BF16']):.2f} to {max(few['BF16']):.2f} times as fast" in PROSE
@@ -291,6 +298,8 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
     said = "it is {:.2f} times as fast at M=256 and {:.2f} times at M=64, "
     said += "and TinyLlama's 2048→2048 is {:.2f} times"
     assert said.format(*slower) in PROSE
+    worst = f"| one of LLaMA-8B's attention products alone at M=64, the same | H200 | {slower[1]:.2f}× |"
+    assert worst in prose("README.md")
     assert min(taken_at.values()) > 1
     dense = [p.speedup for p in pairs.values() if "a dense tactic" in p.sparse.tactic]
     assert max(abs(gain - 1) for gain in dense) <= 0.02

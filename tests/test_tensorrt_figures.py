@@ -124,6 +124,21 @@ def test_engines_with_tensorrts_own_sparse_kernels() -> None:
     assert f"{ran[0]} run sparse at batch 1 and {ran[1]} at 32" in page
 
 
+def test_the_readme_gives_the_extremes_of_the_engines() -> None:
+    gains = {
+        (name, row["profile"]): row["dense over it"]["sparse"]["median"]
+        for name in ("tensorrt_mlp_tinyllama", "tensorrt_mlp_llama-8b", "tensorrt_resnet50")
+        for row in result_of(name)["rows"]
+    }
+    (int8,) = result_of("tensorrt_mlp_tinyllama-int8")["times"]
+    gains["int8", ""] = int8["dense over sparse"]["median"]
+    for row in result_of("tensorrt_minilm")["bench: against is the dense engine"][1:]:
+        gains["minilm", row["shapes"]] = row["speedup"]["median"]
+    exception, readme = gains.pop(("tensorrt_mlp_llama-8b", "m64")), prose("README.md")
+    assert f"one of them INT8 | H200 | {min(gains.values()):.2f}× to {max(gains.values()):.2f}× |" in readme
+    assert f"| LLaMA-8B's MLP at M=64, the same | H200 | {exception:.2f}× |" in readme
+
+
 def shape_in_resnet50(layer: str) -> tuple[int, ...]:
     """Channels in and out, kernel, stride and the input's height of one of its convolutions."""
     found = re.fullmatch(r"layer(\d)\.(\d)\.(.*)", layer)
