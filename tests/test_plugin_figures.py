@@ -40,26 +40,31 @@ def test_the_products_of_the_plugin() -> None:
     gains = [cell["speedup"] for cell in cells()]
     low, high, mean = min(gains), max(gains), statistics.geometric_mean(gains)
     assert low >= 1
-    said = f"{len(gains)} products it is {low:.2f} to {high:.2f} times as fast"
-    assert f"in {said.replace('products', 'products on the H200')}" in page
-    assert f"{mean:.2f} in the geometric mean" in page
+    on_h100 = [cell["speedup"] for cell in result_of("h100/plugin_linear_llama-8b")["cells"]]
+    h100 = f"{min(on_h100):.2f} to {max(on_h100):.2f}"
+    assert (
+        f"| plugin over dense | {low:.2f} to {high:.2f} times as fast | {h100} times as fast |"
+        f" | geometric mean | {mean:.2f} | {statistics.geometric_mean(on_h100):.2f} |" in page
+    )
+    of = f"{len(gains)}, of LLaMA-8B, LLaMA-70B and TinyLlama | {len(on_h100)}, of LLaMA-8B"
+    assert f"| | H200 | H100 | |---|---|---| | products | {of} |" in page
     sizes = [cell["m"] for cell in cells()]
     assert (
         f"| {len(gains)} MLP products of LLaMA-8B, LLaMA-70B and TinyLlama in the plugin, M = {min(sizes)} "
         f"to {max(sizes)}, geometric mean | H200 | {mean:.2f}×, from {low:.2f}× to {high:.2f}× |" in readme
     )
     assert f"In the {len(gains)} products it is {nearer(cells())} times nearer to FP32" in readme
-    for model in MODELS:
+    for model, name in zip(MODELS, ("LLaMA-8B", "LLaMA-70B", "TinyLlama"), strict=True):
         result = result_of(f"plugin_linear_{model}")
         own = statistics.geometric_mean(c["speedup"] for c in result["cells"] if c["m"] % 8 == 0)
         assert own == pytest.approx(result["geometric_mean"], abs=6e-4)
-        assert f"{own:.2f}" in page
+        assert f"{name} {own:.2f}" in page
     over = [cell["plugin_over_cusparselt"] for cell in cells()]
     near = [ratio for ratio in over if ratio <= 1.03]
-    assert (
-        f"that was so in {len(near)} of {len(over)}, {min(near):.3f} to {max(near):.3f}; in the other" in page
-    )
-    assert f"other {len(over) - len(near)} it was {min(set(over) - set(near)):.3f} to {max(over):.3f}" in page
+    far_over = sorted(set(over) - set(near))
+    times = f"{min(near):.3f} to {max(near):.3f} in {len(near)}, {far_over[0]:.3f} to {far_over[-1]:.3f} in"
+    assert f"own call | {times} {len(over) - len(near)} |" in page
+    assert f"but for two products of {len(over)} on the H200" in page
     far = {
         (model, cell["layer"], cell["m"]): f"{cell['plugin_over_cusparselt']:.3f}"
         for model in MODELS
@@ -96,7 +101,7 @@ def test_the_products_of_the_plugin() -> None:
         f"{len(gains)} products (no one slower than TensorRT's dense kernel in the median, {mean:.2f}"
         in prose("CHANGELOG.md")
     )
-    assert f"{nearer(cells())} times nearer to FP32" in page
+    assert f"| nearer to FP32 than dense | {nearer(cells())} times |" in page
 
 
 def nearer(found: list[dict[str, Any]]) -> str:
@@ -109,13 +114,12 @@ def test_the_products_of_the_plugin_on_an_h100() -> None:
     found = result_of("h100/plugin_linear_llama-8b")["cells"]
     page, readme = prose("docs/PLUGIN.md"), prose("README.md")
     gains, over = ([cell[key] for cell in found] for key in ("speedup", "plugin_over_cusparselt"))
-    mean, said = statistics.geometric_mean(gains), f"{min(gains):.2f} to {max(gains):.2f} times as fast"
-    assert f"In LLaMA-8B's {len(gains)} on the H100 it is {said}, {mean:.2f} in the geometric mean" in page
+    mean = statistics.geometric_mean(gains)
     span = f"{mean:.2f}×, from {min(gains):.2f}× to {max(gains):.2f}×"
     assert f"| LLaMA-8B's {len(gains)} of them | H100 | {span} |" in readme
     assert max(over) <= 1.03
-    assert f"it takes {min(over):.3f} to {max(over):.3f} of its time in all {len(over)}" in page
-    assert f"({nearer(found)} on the H100)" in page
+    assert f" | {min(over):.3f} to {max(over):.3f} in {len(over)} | | nearer to FP32 than dense |" in page
+    assert f"nearer to FP32 than dense | {nearer(cells())} times | {nearer(found)} times |" in page
 
 
 def test_the_plugins_engines() -> None:
@@ -129,9 +133,9 @@ def test_the_plugins_engines() -> None:
         plugin = {build["plugin_engine_mb"] for build in builds}
         seconds = [build["plugin_build_s"] for build in builds]
         assert len(plugin) == len(sizes) == 1
-        assert f"{plugin.pop():.0f} MB for {sizes.pop()}" in page
-        assert f"{min(seconds):.0f} to {max(seconds):.0f} s for 15 M" in page
-        assert f"{min(dense):.0f} to {max(dense):.0f} s for one" in page
+        taken = f"{min(seconds):.0f} to {max(seconds):.0f} s for 15 M"
+        taken += f" | {min(dense):.0f} to {max(dense):.0f} s for one"
+        assert f"| {plugin.pop():.0f} MB | {sizes.pop()} MB | {taken} |" in page
     searched = result_of("plugin_linear_llama-70b")["builds"][0]["searched"]
     slower, larger = (
         (re.findall(r"\d+", found["chosen"])[0], f"{found['us']:.1f}")
@@ -250,14 +254,22 @@ def test_whole_networks_with_the_plugin() -> None:
         assert f"{words} {gains['joined']['median']:.3f}× |" in readme
     by_policy = [whole[i]["policy"]["median"] for i in (0, 2)]
     assert "gained {:.3f}× at prefill (H200) and {:.3f}× at decode (H100)".format(*by_policy) in readme
-    for decoder in (*decoders, on_h100):
+    for decoder, name in zip(
+        (*decoders, on_h100), ("prefill, H200", "decode, H200", "decode, H100"), strict=True
+    ):
         (row,) = decoder["rows"]
-        sizes = [row["built"][side]["engine_mb"] for side in ("dense", "joined")]
-        assert f"{sizes[1]:,.0f} MB for {sizes[0]:,.0f}" in page
-    for decoder, phase in ((decoders[0], "prefill"), (on_h100, "decode")):
-        errors = decoder["rows"][0]["errors"]
-        joined, dense = (f"{100 * errors[side]['relative_l2']:.2f} %" for side in ("joined", "dense"))
-        assert f"{joined} for {dense} dense at {phase}" in page
+        sides = [row["built"][side] for side in ("joined", "dense")]
+        built = [f"{side['engine_mb']:,.0f}" for side in sides] + [f"{side['build_s']:.0f}" for side in sides]
+        errors = row.get("errors", {})
+        said = [
+            f"{100 * errors[side]['relative_l2']:.2f} %" if errors else "–" for side in ("joined", "dense")
+        ]
+        assert f"| {name} | {' | '.join(built + said)} |" in page
+    joined = [gains["joined"]["median"] for gains in whole]
+    assert (
+        f"MLP blocks are {min(blocks):.2f} to {max(blocks):.2f} times as fast as dense, a decoder "
+        f"{min(joined):.3f} to {max(joined):.3f} times" in page
+    )
 
 
 def test_ten_minutes_of_load() -> None:
@@ -272,10 +284,11 @@ def test_ten_minutes_of_load() -> None:
         assert soak["rss_bytes_grown_after_a_quarter"] < 6e6
         grown.append([soak["memory"][i]["rss"] / 1e9 for i in (0, -1)])
     counts = [f"{sum(soak['runs']):,}" for soak in soaks]
-    assert f"{counts[0]} runs on the H200 and {counts[1]} on the H100" in page
-    said = "grew from {:.1f} to {:.1f} GB on the H200 and from {:.1f} to {:.1f} on the H100"
+    assert f"| runs | {counts[0]} | {counts[1]} |" in page
+    said = "first quarter of the time | from {:.1f} to {:.1f} GB | from {:.1f} to {:.1f} GB |"
     assert said.format(*grown[0], *grown[1]) in page
-    assert f"then by {soaks[0]['rss_bytes_grown_after_a_quarter'] / 1e6:.0f} MB and not at all" in page
+    later = f"{soaks[0]['rss_bytes_grown_after_a_quarter'] / 1e6:.0f} MB more"
+    assert f"| the host's memory, then | {later} | did not grow |" in page
     assert soaks[1]["rss_bytes_grown_after_a_quarter"] <= 0
     new = soaks[0]["host_ms_new_m"]
     assert f"{new['median']:.2f} ms in the median, {new['p99']:.0f} at the 99th percentile" in page

@@ -332,6 +332,9 @@ def test_no_product_that_the_policy_puts_into_the_plugin_is_slower_there() -> No
     estimates = tuple(point for point in h200.points if point.library == "torch")
     taken_at = [cell["speedup"] for cell in plugin_cells() if takes_plugin(h200, cell)]
     assert min(taken_at) >= 1
+    left = [(c["layer"], c["k"], c["m"]) for c in plugin_cells() if not takes_plugin(h200, c)]
+    assert left == [("down", 5632, 16), ("down", 5632, 64)]
+    assert "in all but TinyLlama's `down` at M=16 and 64" in prose("docs/PLUGIN.md")
     without = h200.model_copy(update={"points": estimates})
     missed = [c["speedup"] for c in plugin_cells() if takes_plugin(h200, c) and not takes_plugin(without, c)]
     alone = sum(takes_plugin(without, cell) for cell in plugin_cells())
