@@ -31,27 +31,34 @@ WITHIN = ("tensorrt_mlp_llama-8b", "m256")
 
 def test_the_errors_of_tensorrts_own_kernels() -> None:
     page = prose("docs/TENSORRT.md")
+    small = result_of("tensorrt_mlp_tinyllama")["rows"]
     big = {
-        (name, row["profile"], side): 100 * row["error against FP32"][side]["y"]["relative_l2"]
+        (name, row["profile"]): row
         for name in ("tensorrt_mlp_llama-8b", "h100/tensorrt_mlp_llama-8b")
         for row in result_of(name)["rows"]
-        for side in SUM_UP_IN_FP16
     }
-    within = {f"{big.pop((*WITHIN, side)):.2f}" for side in SUM_UP_IN_FP16}
-    over = f"relative L2 {min(big.values()):.2f} to {max(big.values()):.2f} %, dense and sparse"
-    assert f"over what was asked**: {over}" in page
-    assert f"but for M=256 on the H200 with {within.pop()} %" in page
-    assert not within
-    small = [row["error against FP32"] for row in result_of("tensorrt_mlp_tinyllama")["rows"]]
-    dense, sparse = ([100 * row[side]["y"]["relative_l2"] for row in small] for side in SUM_UP_IN_FP16)
-    told = f"{min(dense):.2f} to {max(dense):.2f} % dense and {min(sparse):.2f} to {max(sparse):.2f} % sparse"
-    assert f"TinyLlama: relative L2 {told}" in page
-    resnet = [
-        100 * error["logits"]["relative_l2"]
-        for row in result_of("tensorrt_resnet50")["rows"]
-        for error in row["error against FP32"].values()
-    ]
-    assert f"ResNet-50: relative L2 {min(resnet):.3f} to {max(resnet):.3f} %" in page
+    within = big.pop(WITHIN)
+    for words, measured in (
+        ("TinyLlama MLP", small),
+        ("LLaMA-8B MLP, H200 and H100", list(big.values())),
+        ("LLaMA-8B MLP at M=256 on the H200", [within]),
+    ):
+        errors = [spread_of(measured, "y", side, 2) for side in SUM_UP_IN_FP16]
+        found = [row["error against FP32"][side]["y"] for row in measured for side in SUM_UP_IN_FP16]
+        cosine = min(error["cosine"] for error in found)
+        plugin = spread_of(measured, "y", "plugin", 2)
+        assert line_of(words, *errors, f"{cosine:.5f}", plugin) in page
+    resnet = result_of("tensorrt_resnet50")["rows"]
+    errors = [spread_of(resnet, "logits", side, 3) for side in SUM_UP_IN_FP16]
+    assert line_of("ResNet-50", *errors, "–", "–") in page
+    assert "are over what was asked**, but for M=256 on the H200: 0.5 % was the most" in page
+
+
+def spread_of(measured: list[dict[str, Any]], output: str, side: str, digits: int) -> str:
+    """The relative L2 of a side's engines, from and to."""
+    errors = [100 * row["error against FP32"][side][output]["relative_l2"] for row in measured]
+    low, high = f"{min(errors):.{digits}f}", f"{max(errors):.{digits}f}"
+    return f"{high} %" if low == high else f"{low} to {high} %"
 
 
 def test_the_tactics_of_tensorrt() -> None:
@@ -176,22 +183,27 @@ def test_the_build_time_beside_polygraphys() -> None:
     )
     now, earlier, h100 = (result_of(n) for n in ("build_time", "build_time_earlier", "h100/build_time"))
     medians = [
-        {what: times["median"] for what, times in found["seconds"].items()} for found in (now, earlier)
+        {what: times["median"] for what, times in found["seconds"].items()} for found in (now, earlier, h100)
     ]
-    (step, theirs), (step_before, theirs_before) = (
-        (found["ours, the backend's step"], found["polygraphy, the same engine"]) for found in medians
-    )
     runs = [f"{run:.3f}" for run in sorted(now["ratios"][same]["runs"])]
-    assert f"{runs[0]}, {runs[1]} and {runs[2]} times as long as `convert`" in page
-    assert f"(medians {step:.1f} and {theirs:.1f} s; `build_time.json`)" in page
     ratio, before = (
         "{median:.3f} ({min:.3f}–{max:.3f})".format(**earlier["ratios"][key]) for key in (same, free)
     )
-    assert f"earlier run {ratio} times ({step_before:.1f} and {theirs_before:.1f} s;" in page
-    assert f"on the H100, one round, it was {h100['ratios'][same]['median']:.3f}" in page
+    of_h100 = f"{h100['ratios'][same]['median']:.3f}"
+    assert "| | H200 | H200, an earlier run | H100, one round |" in page
+    rounds = f"{runs[0]}, {runs[1]} and {runs[2]}"
+    assert line_of("the backend's step over `convert`", rounds, ratio, of_h100) in page
+    sides = [
+        "{:.1f} and {:.1f} s".format(found["ours, the backend's step"], found["polygraphy, the same engine"])
+        for found in medians
+    ]
+    assert line_of("their medians", *sides) in page
     left = "polygraphy, types left to TensorRT"
-    assert f"took {medians[0][left]:.1f} s in one round, {medians[1][left]:.1f} earlier" in page
-    assert f"the step takes {now['ratios'][free]['median']:.3f} of that, {before} earlier" in page
+    assert len(now["seconds"][left]["runs"]) == 1
+    took = [f"{found[left]:.1f} s" for found in medians]
+    assert line_of("`convert --fp16`", f"{took[0]}, one round", *took[1:]) in page
+    over = [f"{found['ratios'][free]['median']:.3f}" for found in (now, h100)]
+    assert line_of("the step over `convert --fp16`", over[0], before, over[1]) in page
     whole = "{median:.3f} ({min:.3f}–{max:.3f})".format(
         **now["ratios"]["ours, whole command over polygraphy, the same engine"]
     )
