@@ -191,9 +191,9 @@ def test_the_plugin_is_taken_at_no_held_out_product_where_its_kernels_lose(
     count = sum(taken is not None for taken in gains)
     monkeypatch.setattr("sparseflow_trt.plugin_lookup.guess_for", lambda *_: None)
     lost = [taken for taken in plugin_gains() if taken is not None and taken < 0.98]
-    assert f"in {len(lost)} of the {len(gains)} held-out FP16 products of other shapes" in PROSE
-    assert f"({min(lost):.2f} at worst)" in PROSE
-    assert f"learned takes it in {count}, none of them one of those" in PROSE
+    assert f"Of {len(gains)} held-out FP16 products of other shapes" in PROSE
+    assert f"| its points near by, as they once were | {len(lost)} ({min(lost):.2f} at worst) | – |" in PROSE
+    assert f"| what was learned | 0 | {count} |" in PROSE
 
 
 def plugin_gains() -> list[float | None]:
@@ -221,6 +221,9 @@ def test_the_gate_between_the_plugins_points() -> None:
     assert known.otherwise is not None
     asked = ((known, 128), (known, 256), (known, 192), (known.otherwise, 192))
     gains = [found.judge(m).speedup for found, m in asked]
-    said = "{:.2f} times as fast at M=128 and {:.2f} at 256, is {:.2f} times as fast at M=192, though the "
-    said += "estimate is {:.2f}."
-    assert f"TinyLlama's gate on `h200`, {said.format(*gains)}" in PROSE
+    below, above, between, estimate = (f"{gain:.2f}" for gain in gains)
+    assert (
+        "TinyLlama's gate on `h200`: | M | times as fast | |---|---| "
+        f"| 128, measured | {below} | | 192 | {between}, though the estimate is {estimate} | "
+        f"| 256, measured | {above} |"
+    ) in PROSE
