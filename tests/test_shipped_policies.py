@@ -340,6 +340,7 @@ def test_no_product_that_the_policy_puts_into_the_plugin_is_slower_there() -> No
     alone = sum(takes_plugin(without, cell) for cell in plugin_cells())
     assert f"By cuSPARSELt's times alone it would take {alone} (" in PROSE
     assert f"which gain {min(missed):.2f} to {max(missed):.2f} times, would not be among them" in PROSE
+    assert f"{len(taken_at)} of the {len(plugin_cells())} products measured there" in prose("README.md")
     share = f"takes the plugin in {len(taken_at)} of these {len(plugin_cells())} products"
     assert f"{share}, the least gain {min(taken_at):.2f} times" in PROSE
 
