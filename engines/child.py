@@ -97,7 +97,10 @@ def shared_child() -> Iterator[None]:
 
 def _idle_child(flavour: str) -> _Child | None:
     child = _idle.pop(flavour, None)
-    if child is None or child.is_alive():
+    if child is None:
+        return None
+    if child.is_alive():
+        child.empty_log()
         return child
     child.end()
     return None
@@ -141,9 +144,12 @@ class _Child:
         """Whether it can build."""
         return self._process.poll() is None
 
+    def empty_log(self) -> None:
+        """Leaves what it said of an earlier job out of its log."""
+        os.truncate(self._log, 0)
+
     def ask(self, job: Job, on_progress: OnProgress) -> Message:
         """Hands it a job; its last message, an empty one if it went without a word."""
-        os.truncate(self._log, 0)
         with contextlib.suppress(BrokenPipeError):  # it is gone: so is what it has to say
             self._jobs.write(job.model_dump_json().encode() + b"\n")
             self._jobs.flush()

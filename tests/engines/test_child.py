@@ -68,6 +68,20 @@ def test_a_child_that_ends_without_a_result_is_an_error(
     assert caught.value.message.endswith("    why")
 
 
+def test_what_a_child_said_before_it_was_asked_is_told(
+    request_for_tiny: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(child._Child):
+        def __init__(self, flavour: str) -> None:
+            super().__init__(flavour)
+            self._process.wait()
+
+    monkeypatch.setattr(child, "_Child", Late)
+    monkeypatch.setattr(child, "COMMAND", (sys.executable, "-c", "import sys; print('why'); sys.exit(3)"))
+    with pytest.raises(BuildError, match=r"Its log ends with:\n    why"):
+        TensorRtRtxBackend().build(request_for_tiny, lambda progress: None)
+
+
 def test_what_crashes_after_the_engine_is_told_of_fails_no_build(
     request_for_tiny: BuildRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
