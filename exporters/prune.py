@@ -16,7 +16,7 @@ from sparseflow_trt._files import check_file, written_atomically
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.pruned_bytes import Target, prune_file, prune_tensor
 from sparseflow_trt.model_file import OnnxModel, data_files, read_model
-from sparseflow_trt.prunable import PrunableWeight, choose_weights, is_external
+from sparseflow_trt.prunable import PrunableWeight, choose_weights, is_external, proto_of
 from sparseflow_trt.scan import WeightReader
 from sparseflow_trt.tensor_data import is_external as lies_outside
 from sparseflow_trt.tensor_data import tensor_protos
@@ -91,7 +91,7 @@ def prune_model(
         inline = {id(old): new for old, new in pairs}
         for job in jobs:
             if not is_external(job.weight):
-                pruned.append(_prune_inline(reader, job, inline[id(job.weight.tensor.raw)], counter))
+                pruned.append(_prune_inline(reader, job, inline[id(proto_of(job.weight))], counter))
         for source, target in renamed.items():
             stream = files.enter_context(written_atomically(output.parent / target))
             mine = [job for job in jobs if job.region.place == source]
@@ -112,11 +112,15 @@ def _copy_of(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _prune_inline(
     reader: WeightReader, job: PrunableWeight, proto: onnx.TensorProto, counter: _Counter
 ) -> PrunedWeight:
+    import onnx_ir as ir
+
     data, zeroed = prune_tensor(reader, Target(job.weight, job.site.k_axis), counter.add)
     if zeroed:
+        whole = bytearray(ir.serde.TensorProtoTensor(proto).tobytes())
+        whole[job.region.begin : job.region.end] = data
         for typed in ("float_data", "int32_data"):
             proto.ClearField(typed)
-        proto.raw_data = data
+        proto.raw_data = bytes(whole)
     return PrunedWeight(job.weight.name, job.layers, job.weight.tensor.size, zeroed)
 
 

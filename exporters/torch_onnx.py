@@ -222,7 +222,7 @@ def _weight_name(node: ir.Node) -> str:
     """The initializer that a product multiplies by, or ""."""
     value = node.inputs[1] if node.op_type in ("Conv", "Gemm", "MatMul") else None
     while value is not None and (producer := value.producer()) is not None:
-        value = producer.inputs[0] if producer.op_type in ("Reshape", "Transpose") else None
+        value = producer.inputs[0] if producer.op_type in ("Reshape", "Split", "Transpose") else None
     return value.name or "" if value is not None and value.is_initializer() else ""
 
 

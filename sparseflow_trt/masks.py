@@ -8,6 +8,7 @@ from typing import Any
 
 from sparseflow_trt.graph import SparsityState, WeightedLayer
 from sparseflow_trt.model_file import OnnxModel
+from sparseflow_trt.parts import part_of
 from sparseflow_trt.pattern import Array
 from sparseflow_trt.scan import WeightReader, scan_pattern
 from sparseflow_trt.sites import find_sites, why_not_eligible
@@ -61,7 +62,7 @@ def check_masks(
         site = sites[layer.name]
         if not isinstance(site.weight, TracedWeight) or why_not_eligible(site):
             continue
-        tensor = parameters.get(layer.weight)
+        tensor = _parameter_of(site.weight, parameters)
         if tensor is None or tuple(tensor.shape) != layer.weight_shape:
             foreign.append(layer.name)
             continue
@@ -74,6 +75,17 @@ def check_masks(
         if known[key] != layer.mask_hash:
             changed.append(layer.weight)
     return MaskCheck(compared, sparse, tuple(dict.fromkeys(changed)), tuple(foreign))
+
+
+def _parameter_of(weight: TracedWeight, parameters: Mapping[str, Any]) -> Any:
+    """The parameter that a weight is by its name, or the rows of it; None where there is none."""
+    part = part_of(weight.tensor)
+    if part is None:
+        return parameters.get(weight.name)
+    whole = parameters.get(part.name)
+    if whole is None or tuple(whole.shape) != tuple(part.whole.shape.numpy()):
+        return None
+    return whole[part.start : part.stop]
 
 
 def array_of(tensor: Any) -> Array:

@@ -14,12 +14,14 @@ from sparseflow_trt.errors import ModelError
 from sparseflow_trt.graph import SparsityState, WeightedLayer, kind_of
 from sparseflow_trt.layer_names import NOT_NAMED, is_named, why_left
 from sparseflow_trt.model_file import OnnxModel
+from sparseflow_trt.parts import part_of
 from sparseflow_trt.scan import WeightReader, lay_out
 from sparseflow_trt.sites import LayerSite, find_sites, why_not_eligible
 from sparseflow_trt.trace import passes_through
 from sparseflow_trt.weights import TracedWeight
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 Reasons = tuple[tuple[str, str], ...]
@@ -153,7 +155,7 @@ def _why_not_asked(users: _Users, include: tuple[str, ...], exclude: tuple[str, 
 
 
 def _why_not_written(weight: TracedWeight) -> str:
-    if not is_external(weight) and not _has_proto(weight):
+    if not is_external(weight) and proto_of(weight) is None:
         return f"weight '{weight.name}' is a list of numbers, not a tensor"
     return ""
 
@@ -260,14 +262,20 @@ def _names_of(site: LayerSite, weight: TracedWeight) -> tuple[str, ...]:
 def _region_of(tensor: ir.TensorProtocol) -> Region:
     import onnx_ir as ir
 
+    if (part := part_of(tensor)) is not None:
+        whole = _region_of(part.whole)
+        begin = whole.begin + part.offset
+        return Region(whole.place, begin, begin + tensor.nbytes)
     if isinstance(tensor, ir.ExternalTensor):  # two names for one range of a file are one weight
         begin = tensor.offset or 0
         return Region(Path(tensor.path).resolve(), begin, begin + tensor.nbytes)
     return Region(id(tensor), 0, tensor.nbytes)
 
 
-def _has_proto(weight: TracedWeight) -> bool:
-    """Whether the values stand in a TensorProto; those of a Constant's `value_floats` do not."""
+def proto_of(weight: TracedWeight) -> onnx.TensorProto | None:
+    """The TensorProto that holds a weight's values; those of a Constant's `value_floats` stand in none."""
     import onnx
 
-    return isinstance(getattr(weight.tensor, "raw", None), onnx.TensorProto)
+    part = part_of(weight.tensor)
+    proto = getattr(part.whole if part is not None else weight.tensor, "raw", None)
+    return proto if isinstance(proto, onnx.TensorProto) else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.infer_shapes import infer_shapes
 from sparseflow_trt.model_file import ONNX_DOMAIN, OnnxModel, deepest
+from sparseflow_trt.parts import take_parts
 from sparseflow_trt.pattern import GROUP
 from sparseflow_trt.subgraphs import bodies_of
 from sparseflow_trt.symbolic import SymbolicM
@@ -72,12 +73,14 @@ class LayerSite:
 def find_sites(model: OnnxModel) -> list[LayerSite]:
     """Finds the weighted layers of the main graph and of every subgraph; no weight is read.
 
-    Calls of the model's own functions are inlined in `model.ir`, and shapes that it lacks are added.
+    In `model.ir` calls of the model's own functions are inlined, shapes that it lacks are added, and weights
+    that a Split takes apart become one for each part, see `parts`.
 
     Raises:
         ModelError: A node says something impossible.
     """
     _inline_functions(model)
+    _take_parts(model)
     if _lacks_shapes(model.ir):
         _infer_shapes(model)
     used: set[str] = set()
@@ -306,6 +309,15 @@ def _inline_functions(model: OnnxModel) -> None:
         raise ModelError(
             f"{model.path}: a function of the model cannot be inlined: {deepest(error)}.",
             "Inline the model's functions with onnx.inliner, or export it without functions.",
+        ) from error
+
+
+def _take_parts(model: OnnxModel) -> None:
+    try:
+        take_parts(model.ir)
+    except (ValueError, TypeError, LookupError) as error:
+        raise ModelError(
+            f"{model.path}: {error}.", "Export the model again; onnx.checker says more."
         ) from error
 
 

@@ -56,6 +56,16 @@ def removed():
     return module, inputs
 """
 
+CROSS = """
+import torch
+
+def decoder():
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerDecoderLayer(32, 2, 64, batch_first=True)
+    inputs = {"tgt": torch.randn(2, 5, 32), "memory": torch.randn(2, 7, 32)}
+    return layer.eval(), inputs, {"tgt": {0: "batch", 1: "seq"}, "memory": {0: "batch", 1: "images"}}
+"""
+
 
 @pytest.fixture
 def source(own_folder: Path) -> str:
@@ -116,6 +126,24 @@ def test_build_exports_first(sparseflow: Sparseflow, source: str, own_folder: Pa
     again = sparseflow(*command, "--opset", 19, "-o", "other.artifact").json
     assert again["export"]["output"] == "other.exported.onnx"
     assert (own_folder / "mine.make.exported.onnx").read_bytes() == reference
+
+
+def test_cross_attention_from_module_to_artifact(sparseflow: Sparseflow, own_folder: Path) -> None:
+    (own_folder / "cross.py").write_text(CROSS)
+    said = sparseflow("export", "cross.py:decoder", "-o", "m.onnx", "--json").json
+    assert said["validation"]["verdict"] == "pass"
+    assert (said["masks"]["compared"], said["masks"]["foreign"]) == (7, [])
+    cross = "multihead_attn.in_proj_weight"
+    parts = {f"{cross}/MatMul": f"{cross}.0:32", f"{cross}/MatMul_1": f"{cross}.32:96"}
+    pruned = sparseflow("prune", "m.onnx", "-o", "p.onnx", "--json").json["pruned"]
+    assert {name: entry["weight"] for entry in pruned for name in entry["layers"] if name in parts} == parts
+    assert sparseflow("inspect", "p.onnx").code == 0
+    sizes = [given for axis in ("batch", "seq", "images") for given in ("--dim", f"{axis}=1,2,4")]
+    options = ("--backend", "onnxruntime", "--sparsity", "force", "--dense-model", "m.onnx", "--json")
+    manifest = sparseflow("build", "p.onnx", *sizes, *options).json["manifest"]
+    assert manifest["status"] == "pass"
+    planned = {layer["name"]: layer["sparsity"] for layer in manifest["layers"]}
+    assert [planned[name] for name in parts] == ["sparse", "sparse"]
 
 
 def test_functions_of_one_name_in_two_files_have_files_of_their_own(
