@@ -28,6 +28,13 @@ def wave_of(multiprocessors: int) -> int:
 WAVE = wave_of(MULTIPROCESSORS)
 
 
+def around(sizes: Sequence[int], m: int) -> Sequence[int]:
+    """Of M that grow those around one: itself, its two neighbours, or the one at the end; none of none."""
+    i = bisect_left(sizes, m)
+    alone = i < len(sizes) and sizes[i] == m
+    return sizes[i : i + 1] if alone else sizes[max(i - 1, 0) : i + 1]
+
+
 def time_between(m: float, points: Sequence[Point]) -> float:
     """The time at M on the line through two points, log over log; that of the only one."""
     low, high = points[0], points[-1]
@@ -69,10 +76,5 @@ def wins_at(pairs: Mapping[int, Pair], m: int, margin: float, wave: int | None) 
         margin: As in `wins_between`.
         wave: As in `wins_between`.
     """
-    sizes = list(pairs)
-    i = bisect_left(sizes, m)
-    if i == len(sizes):
-        return pairs[sizes[-1]].wins(margin)
-    if i == 0 or sizes[i] == m:
-        return pairs[sizes[i]].wins(margin)
-    return wins_between(pairs[sizes[i - 1]], pairs[sizes[i]], margin, wave)
+    beside = [pairs[size] for size in around(list(pairs), m)]
+    return wins_between(*beside, margin, wave) if len(beside) == 2 else beside[0].wins(margin)

@@ -129,9 +129,8 @@ def decide(
 
 def _what_gives_one(precision: str) -> str:
     """The command that measures a policy for layers of a precision, or that there is none, and what else."""
-    asked = {"fp16": "", "bf16": " --dtype bf16"}.get(
-        precision
-    )  # FP16 is what autotune measures of most models
+    # FP16 is what autotune measures of most models
+    asked = {"fp16": "", "bf16": " --dtype bf16"}.get(precision)
     otherwise = "name one with --policy, or --sparsity force"
     if asked is None:
         return f"{otherwise}; `autotune` measures no {precision.upper()}"
@@ -249,9 +248,8 @@ def _dense_below(known: Known, low: int, top: int) -> int:
     That copy runs cuBLASLt, so no margin is asked for: an estimate is of those very two. What was not
     measured is no reason to hold a second copy.
     """
-    pairs = known.timed or known.pairs
-    sizes = [m for m in pairs if m < top]
-    slower = [m for m in sizes if pairs[m].speedup < 1]
+    sizes = [m for m in known.timed if m < top]
+    slower = [m for m in sizes if known.timed[m].speedup < 1]
     if not slower:
         return 0
     begin = min((m for m in sizes if m > slower[-1]), default=top)

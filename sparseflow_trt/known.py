@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sparseflow_trt._same import Same
-from sparseflow_trt.between import time_between, wins_at
+from sparseflow_trt.between import around, time_between, wins_at
 from sparseflow_trt.correction import Correction
 from sparseflow_trt.expected import At, DenseTime, Expected, Verdict
 from sparseflow_trt.forest import Guess
@@ -33,8 +32,7 @@ class Known:
         margin: The share by which sparse has to be faster.
         dense: What was measured of the dense kernel at this very shape, by M, which grows: with a sparse
             kernel or alone.
-        timed: What `pairs` were made of by a correction, as it was timed; None where they are that.
-        correction: How they were made of it.
+        correction: How `pairs` were made of what was timed; None where they are that.
         guess: What all measured shapes say of this one; None where they are too few. Where it was measured
             it speaks between measured M alone, and not where times count as smooth.
         otherwise: What speaks where these pairs leave it open: below the smallest M, above the largest, and
@@ -56,7 +54,6 @@ class Known:
     whose: str
     margin: float
     dense: dict[int, Point]
-    timed: dict[int, Pair] | None = None
     correction: Correction | None = None
     guess: Guess | None = None
     otherwise: Known | None = None
@@ -65,6 +62,11 @@ class Known:
     def exact(self) -> bool:
         """Whether this very shape was measured."""
         return self.shape == (self.n, self.k)
+
+    @property
+    def timed(self) -> Mapping[int, Pair]:
+        """What `pairs` are, or were made of, as it was timed."""
+        return self.correction.timed if self.correction else self.pairs
 
     def at(self, m: int) -> Known:
         """What speaks at M: this, or what speaks otherwise where these pairs leave it open."""
@@ -95,9 +97,9 @@ class Known:
         """
         if not self.dense:
             return None
-        around, at = _around(list(self.dense), m)
-        points = tuple(self.dense[size] for size in around)
-        return DenseTime(max(1.0, m / around[-1]) * time_between(m, points), at, points)
+        beside = around(list(self.dense), m)
+        points = tuple(self.dense[size] for size in beside)
+        return DenseTime(max(1.0, m / beside[-1]) * time_between(m, points), _place(m, beside), points)
 
     def of_multiples(self) -> Known:
         """What ranges of M are drawn from: this, where a kernel takes one M as well as another."""
@@ -121,18 +123,19 @@ class Known:
     def _times(self, m: int) -> Expected | None:
         if not self.shape:
             return None
-        around, at = _around(list(self.pairs), m)
+        beside = around(list(self.pairs), m)
+        at = _place(m, beside)
         where = {
             "measured": "measured",
-            "between": f"between M={around[0]} and M={around[-1]}",
-            "above": f"as at M={around[0]}, the largest measured",
-            "below": f"as at M={around[0]}, the smallest measured",
+            "between": f"between M={beside[0]} and M={beside[-1]}",
+            "above": f"as at M={beside[0]}, the largest measured",
+            "below": f"as at M={beside[0]}, the smallest measured",
         }[at]
-        pairs = [self.pairs[size] for size in around]
+        pairs = [self.pairs[size] for size in beside]
         paired = time_between(m, [pair.dense for pair in pairs])
-        points = self._behind(m, around)
+        points = self._behind(m, beside)
         own = self.dense_at(m)
-        scale = self.n * self.k / math.prod(self.shape) * max(1.0, m / around[-1])
+        scale = self.n * self.k / math.prod(self.shape) * max(1.0, m / beside[-1])
         dense_us = own.us if own else scale * paired
         alone = own is not None and own.at in ("measured", "between") and not set(own.points) <= set(points)
         if self.guess and not self.exact and at != "below":
@@ -151,10 +154,10 @@ class Known:
             dense_alone=alone,
         )
 
-    def _behind(self, m: int, around: Sequence[int]) -> tuple[Point, ...]:
+    def _behind(self, m: int, beside: Sequence[int]) -> tuple[Point, ...]:
         """The measured points that the times at M rest on."""
-        pairs = self.timed or self.pairs
-        points = tuple(point for size in around for point in (pairs[size].dense, pairs[size].sparse))
+        pairs = [self.timed[size] for size in beside]
+        points = tuple(point for pair in pairs for point in (pair.dense, pair.sparse))
         return (*points, *self.correction.behind(m)) if self.correction else points
 
     def _learned(self, guess: Guess, m: int, dense_us: float, points: tuple[Point, ...]) -> Expected:
@@ -258,14 +261,11 @@ class Known:
         return f"no measurement near {self.k}→{self.n} of kind '{self.kind}' {here}"
 
 
-def _around(sizes: Sequence[int], m: int) -> tuple[Sequence[int], At]:
-    """The measured M around one, of those that grow: itself, its neighbours or the one at the end."""
-    i = bisect_left(sizes, m)
-    if i == len(sizes):
-        return sizes[-1:], "above"
-    if sizes[i] == m:
-        return sizes[i : i + 1], "measured"
-    return (sizes[:1], "below") if i == 0 else (sizes[i - 1 : i + 1], "between")
+def _place(m: int, beside: Sequence[int]) -> At:
+    """Where M lies among those of which these are around it."""
+    if len(beside) == 2:
+        return "between"
+    return "measured" if beside[0] == m else "above" if beside[0] < m else "below"
 
 
 @functools.lru_cache(maxsize=64)

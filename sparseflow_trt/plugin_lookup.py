@@ -84,8 +84,7 @@ def _estimated(layer: Known) -> Known:
         return known
     return replace(
         known,
-        pairs={m: correction.pair(m, pair) for m, pair in known.pairs.items()},
-        timed=known.pairs,
+        pairs=correction.pairs(),
         correction=correction,
         whose="estimated from cuSPARSELt against TensorRT's kernels",
         dense={},
