@@ -25,13 +25,12 @@ from typing import Any
 from sparseflow_trt.engines.protocol import LayerEvidence
 from sparseflow_trt.engines.tactics import layer_key
 from sparseflow_trt.errors import ArtifactError
-from sparseflow_trt.manifest import EngineLayerRecord, Manifest, check_files, read_manifest
+from sparseflow_trt.manifest import STUB, EngineLayerRecord, Manifest, check_files, read_manifest
 
 Wanted = Mapping[tuple[str, int], frozenset[int]]
 
 _UNSIGNED = (1 << 64) - 1
 _COPIES = ("NoOp", "Reformat")  # types of layers that compute nothing
-_STUB = "__myelin"  # a name that stands for a kernel which is chosen later
 _GENERATED = "kgen"  # the type of layers whose kernel is compiled from what they compute: nothing was chosen
 _SHOWN = 5
 
@@ -130,7 +129,7 @@ def compare_tactics(
         after: The new engine's layers.
     """
     copies = {(layer.name, layer.profile) for layer in (*before, *after) if layer.type in _COPIES}
-    stubs = sum(layer.tactic.startswith(_STUB) for layer in before)
+    stubs = sum(layer.tactic.startswith(STUB) for layer in before)
     if stubs:  # where products tell nothing, names made from what generated kernels compute say no more
         copies |= {(layer.name, layer.profile) for layer in (*before, *after) if layer.type == _GENERATED}
     was, now = _told(before, copies), _told(after, copies)
@@ -172,7 +171,7 @@ def _told(
         for layer in layers
         if (layer.name, layer.profile) not in but
         and (layer.tactic or layer.tactic_id)
-        and not layer.tactic.startswith(_STUB)
+        and not layer.tactic.startswith(STUB)
     }
 
 

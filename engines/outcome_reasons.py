@@ -5,10 +5,9 @@ from __future__ import annotations
 from sparseflow_trt.engines.protocol import LayerEvidence
 from sparseflow_trt.engines.tactics import is_sparse_tactic
 from sparseflow_trt.engines.timings import LayerTimings, Timing
+from sparseflow_trt.manifest import STUB
 from sparseflow_trt.plan import PlannedLayer
 
-# A name that stands for a kernel which is chosen later, on the device that runs it.
-_STUB = "__myelin"
 _NO_TIMES = "the log has no times of it (TensorRT takes those of a layer like it, or a timing cache's)"
 
 
@@ -34,7 +33,7 @@ def why_it_runs(
         return f"{head}: {_times_of_sparse(timings, found.tactic)}"
     nothing_timed = not (timings.tried_sparse or timings.tried_dense)
     could_be_sparse = nothing_timed or timings.tried_sparse
-    if could_be_sparse and (not found.tactic or found.tactic.startswith(_STUB)):
+    if could_be_sparse and (not found.tactic or found.tactic.startswith(STUB)):
         times = "" if nothing_timed else f"; of those timed, {_both_times(timings)}"
         part = f"it is part of '{found.name}'{times}"
         return f"planned {planned.sparsity}; which kernel it runs is not told: {part}"

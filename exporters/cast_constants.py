@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparseflow_trt.exporters.plugin_fold import drop_unused
-from sparseflow_trt.exporters.rewriting import Names, constant_of
+from sparseflow_trt.exporters.rewriting import constant_of
+from sparseflow_trt.free_names import Names
 from sparseflow_trt.model_file import ONNX_DOMAIN
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparseflow_trt.exporters.rewriting import Names
+from sparseflow_trt.free_names import Names
 from sparseflow_trt.model_file import OnnxModel
 
 

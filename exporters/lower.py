@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.lower_rules import RULES
 from sparseflow_trt.exporters.node_types import schema_of
-from sparseflow_trt.exporters.rewriting import OPSET, Names, Rewriting, not_lowered, part_name
+from sparseflow_trt.exporters.rewriting import OPSET, Rewriting, not_lowered, part_name
+from sparseflow_trt.free_names import Names
 from sparseflow_trt.infer_shapes import infer_shapes
 from sparseflow_trt.model_file import ONNX_DOMAIN
 

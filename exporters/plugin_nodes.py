@@ -19,8 +19,8 @@ import numpy as np
 from sparseflow_trt.decide import PluginLayer
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.plugin_fold import Folded, drop_unused, fold, why_not_gemm
-from sparseflow_trt.exporters.rewriting import Names
 from sparseflow_trt.exporters.saving import DOMAIN, OP_TYPE
+from sparseflow_trt.free_names import Names
 from sparseflow_trt.graph_record import PluginNodeRecord
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.packing import pack_2to4, why_not_in_plugin

@@ -16,6 +16,7 @@ from sparseflow_trt._files import check_file, written_atomically
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.pruned_bytes import Target, prune_file, prune_tensor
 from sparseflow_trt.model_file import OnnxModel, data_files, read_model
+from sparseflow_trt.parts import part_of
 from sparseflow_trt.prunable import PrunableWeight, choose_weights, is_external, proto_of
 from sparseflow_trt.scan import WeightReader
 from sparseflow_trt.tensor_data import is_external as lies_outside
@@ -116,11 +117,12 @@ def _prune_inline(
 
     data, zeroed = prune_tensor(reader, Target(job.weight, job.site.k_axis), counter.add)
     if zeroed:
-        whole = bytearray(ir.serde.TensorProtoTensor(proto).tobytes())
-        whole[job.region.begin : job.region.end] = data
+        if part_of(job.weight.tensor) is not None:
+            whole = ir.serde.TensorProtoTensor(proto).tobytes()
+            data = whole[: job.region.begin] + data + whole[job.region.end :]
         for typed in ("float_data", "int32_data"):
             proto.ClearField(typed)
-        proto.raw_data = bytes(whole)
+        proto.raw_data = data
     return PrunedWeight(job.weight.name, job.layers, job.weight.tensor.size, zeroed)
 
 

@@ -1,10 +1,11 @@
-"""What graphs are rewritten with: free names, and for the rules of lowering new nodes and constants."""
+"""What the rules of lowering rewrite nodes with: new nodes and constants."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.errors import ModelError
+from sparseflow_trt.free_names import Names
 from sparseflow_trt.pattern import Array
 
 if TYPE_CHECKING:
@@ -18,27 +19,6 @@ def not_lowered(node: ir.Node, why: str) -> ModelError:
     """The error that names a node for which there is no form in opset 17."""
     name = node.name or next((v.name for v in node.outputs if v.name), "")
     return ModelError(f"node '{name}' ({node.op_type}) cannot be written in opset {OPSET}: {why}.", _HINT)
-
-
-class Names:
-    """Gives names that no value of the model has.
-
-    A subgraph may not name a value as the graph around it does.
-    """
-
-    def __init__(self, model: ir.Model) -> None:
-        self._taken = {v.name for node in model.graph.all_nodes() for v in node.outputs}
-        for graph in model.graphs():
-            self._taken |= {v.name for v in (*graph.inputs, *graph.initializers.values())}
-
-    def new(self, base: str) -> str:
-        """`base`, with a number behind it where that is taken."""
-        name, number = base, 1
-        while name in self._taken:
-            number += 1
-            name = f"{base}_{number}"
-        self._taken.add(name)
-        return name
 
 
 class Rewriting:

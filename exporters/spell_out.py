@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparseflow_trt.exporters.rewriting import Names, Rewriting, constant_of
+from sparseflow_trt.exporters.rewriting import Rewriting, constant_of
+from sparseflow_trt.free_names import Names
 from sparseflow_trt.model_file import ONNX_DOMAIN
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.exporters.rewriting import Names
 from sparseflow_trt.exporters.saving import save_model
+from sparseflow_trt.free_names import Names
 from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.subgraphs import bodies_of
 

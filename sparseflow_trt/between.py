@@ -76,5 +76,5 @@ def wins_at(pairs: Mapping[int, Pair], m: int, margin: float, wave: int | None) 
         margin: As in `wins_between`.
         wave: As in `wins_between`.
     """
-    beside = [pairs[size] for size in around(list(pairs), m)]
-    return wins_between(*beside, margin, wave) if len(beside) == 2 else beside[0].wins(margin)
+    low, *high = (pairs[size] for size in around(list(pairs), m))
+    return wins_between(low, high[0], margin, wave) if high else low.wins(margin)

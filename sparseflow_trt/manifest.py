@@ -82,6 +82,10 @@ class EngineLayerRecord(Record):
     tactic_id: str = ""
 
 
+# A tactic of that name stands for a kernel which is chosen later, on the device that runs it.
+STUB = "__myelin"
+
+
 class OutcomeRecord(Record):
     """What became of one planned layer in one profile of the engine, with the times behind it.
 
@@ -105,6 +109,11 @@ class OutcomeRecord(Record):
     why: str
     plugin: bool = False
     timed_as: str = ""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the engine says which kernel the layer runs: a whole compiled by Myelin does not."""
+        return self.sparse or bool(self.tactic and not self.tactic.startswith(STUB))
 
 
 class EngineRecord(Record):

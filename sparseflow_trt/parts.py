@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sparseflow_trt.free_names import Names
 from sparseflow_trt.model_file import ONNX_DOMAIN
 
 if TYPE_CHECKING:
@@ -31,7 +32,16 @@ class Part:
     @property
     def offset(self) -> int:
         """At which byte of the whole tensor it begins."""
-        return self.start * self.whole.nbytes // int(self.whole.shape.numpy()[0])
+        return self.start * self._row_bytes
+
+    @property
+    def nbytes(self) -> int:
+        """How many it has."""
+        return (self.stop - self.start) * self._row_bytes
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.whole.nbytes // int(self.whole.shape.numpy()[0])
 
 
 def part_of(tensor: ir.TensorProtocol) -> Part | None:
@@ -52,17 +62,17 @@ def take_parts(model: ir.Model) -> None:
         LookupError: One lacks its input.
     """
     made: dict[tuple[ir.Value, int, int], ir.Value] = {}
-    taken: set[str | None] = set()
+    names: Names | None = None
     for node in tuple(model.graph.all_nodes()):
         if not (sizes := _row_sizes(node)):
             continue
-        taken = taken or {value.name for value in _values(model)}
+        names = names or Names(model)
         whole, start = node.inputs[0], 0
         assert whole is not None
         for output, size in zip(node.outputs, sizes, strict=True):
             key = (whole, start, start + size)
             if key not in made:
-                made[key] = _make(*key, taken)
+                made[key] = _make(*key, names)
             output.replace_all_uses_with(made[key])
             start += size
         read = [value for value in node.inputs if value is not None]
@@ -106,19 +116,14 @@ def _row_sizes(node: ir.Node) -> Sequence[int]:
     return sizes if all(sizes) else ()
 
 
-def _make(whole: ir.Value, start: int, stop: int, taken: set[str | None]) -> ir.Value:
+def _make(whole: ir.Value, start: int, stop: int, names: Names) -> ir.Value:
     """The initializer that rows start..stop of another are, beside it."""
     import onnx_ir as ir
 
     tensor, graph = whole.const_value, whole.graph
     assert tensor is not None
     assert isinstance(graph, ir.Graph)
-    name = base = f"{whole.name}.{start}:{stop}"
-    number = 1
-    while name in taken:
-        number += 1
-        name = f"{base}_{number}"
-    taken.add(name)
+    name = names.new(f"{whole.name}.{start}:{stop}")
     part = Part(whole.name or "", tensor, start, stop)
     shape = ir.Shape([stop - start, *tensor.shape.numpy()[1:]])
     rows: ir.TensorProtocol
@@ -126,7 +131,7 @@ def _make(whole: ir.Value, start: int, stop: int, taken: set[str | None]) -> ir.
         rows = ir.ExternalTensor(
             tensor.location,
             (tensor.offset or 0) + part.offset,
-            part.whole.nbytes // int(tensor.shape.numpy()[0]) * (stop - start),
+            part.nbytes,
             tensor.dtype,
             shape=shape,
             name=name,
@@ -138,10 +143,3 @@ def _make(whole: ir.Value, start: int, stop: int, taken: set[str | None]) -> ir.
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=rows)
     graph.register_initializer(value)
     return value
-
-
-def _values(model: ir.Model) -> list[ir.Value]:
-    values = [output for node in model.graph.all_nodes() for output in node.outputs]
-    for graph in model.graphs():
-        values += [*graph.inputs, *graph.initializers.values()]
-    return values

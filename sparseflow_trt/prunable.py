@@ -262,14 +262,12 @@ def _names_of(site: LayerSite, weight: TracedWeight) -> tuple[str, ...]:
 def _region_of(tensor: ir.TensorProtocol) -> Region:
     import onnx_ir as ir
 
-    if (part := part_of(tensor)) is not None:
-        whole = _region_of(part.whole)
-        begin = whole.begin + part.offset
-        return Region(whole.place, begin, begin + tensor.nbytes)
     if isinstance(tensor, ir.ExternalTensor):  # two names for one range of a file are one weight
         begin = tensor.offset or 0
         return Region(Path(tensor.path).resolve(), begin, begin + tensor.nbytes)
-    return Region(id(tensor), 0, tensor.nbytes)
+    part = part_of(tensor)
+    place, begin = (id(part.whole), part.offset) if part is not None else (id(tensor), 0)
+    return Region(place, begin, begin + tensor.nbytes)
 
 
 def proto_of(weight: TracedWeight) -> onnx.TensorProto | None:

@@ -34,7 +34,7 @@ from sparseflow_trt.engines.measured_policy import (
 from sparseflow_trt.engines.measurers import Crew
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.kinds import kind_from_names
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model_file import OnnxModel
 from sparseflow_trt.packing import why_not_in_plugin
 from sparseflow_trt.policy import MARGIN, Dtype, Policy, json_from_policy, read_policy
 from sparseflow_trt.presets import Product, products_of_preset
@@ -102,12 +102,12 @@ class Tuned:
 
 
 def products_of(
-    models: Iterable[Path], presets: Iterable[str], tensor_parallel: int = 1, joined: bool = False
+    models: Iterable[OnnxModel], presets: Iterable[str], tensor_parallel: int = 1, joined: bool = False
 ) -> tuple[Product, ...]:
     """The products of models and presets, each once.
 
     Args:
-        models: ONNX files, pruned or not: N, K and the kind of each layer count, its weights are not read.
+        models: As read, pruned or not: N, K and the kind of each layer count, its weights are not read.
         presets: Names of presets.
         tensor_parallel: How many GPUs share each layer of a preset.
         joined: Whether a model's layers of one kind and input are also taken as one product, as the plugin
@@ -117,7 +117,7 @@ def products_of(
         ModelError: A model cannot be read.
         PolicyError: There is no such preset, it cannot be shared so, or there is nothing to measure.
     """
-    found = [product for path in models for product in _products_of_model(path, joined)]
+    found = [product for model in models for product in _products_of_model(model, joined)]
     found += [product for name in presets for product in products_of_preset(name, tensor_parallel)]
     if not found:
         raise PolicyError(
@@ -127,7 +127,7 @@ def products_of(
     return tuple(dict.fromkeys(found))
 
 
-def dtypes_of(models: Iterable[Path], presets: Iterable[str]) -> tuple[Dtype, ...]:
+def dtypes_of(models: Iterable[OnnxModel], presets: Iterable[str]) -> tuple[Dtype, ...]:
     """The types to measure where none is asked for: the half ones that models compute in, else FP16.
 
     A plan keeps such a model as it is typed, and takes FP16 for one in FP32; presets count as FP16.
@@ -136,8 +136,8 @@ def dtypes_of(models: Iterable[Path], presets: Iterable[str]) -> tuple[Dtype, ..
         ModelError: A model cannot be read.
     """
     found = set[Dtype]("FP16" for _ in presets)
-    for path in models:
-        gives = {type_name(site.node.outputs[0].dtype) for site in find_sites(read_model(path))}
+    for model in models:
+        gives = {type_name(site.node.outputs[0].dtype) for site in find_sites(model)}
         found |= {half for half in _HALVES if half in gives} or {"FP16"}
     return tuple(half for half in _HALVES if half in found)
 
@@ -241,11 +241,11 @@ def _check_nothing_is_lost(output: Path, journal: Path, added: Sequence[Policy])
         )
 
 
-def _products_of_model(path: Path, joined: bool) -> list[Product]:
+def _products_of_model(model: OnnxModel, joined: bool) -> list[Product]:
     """Layers that could be 2:4 and are one plain product: no group of several, and no window of a Conv."""
     sites = [
         site
-        for site in find_sites(read_model(path))
+        for site in find_sites(model)
         if site.batch == 1 and site.pattern_k == site.k and not why_not_eligible(site)
     ]
     found = [Product(_kind_of(site), site.n, site.k) for site in sites]

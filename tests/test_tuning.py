@@ -20,6 +20,7 @@ from sparseflow_trt.engines.measured_policy import extend_policy, policy_from_jo
 from sparseflow_trt.engines.measurers import InTurn
 from sparseflow_trt.errors import ArtifactError, PolicyError
 from sparseflow_trt.lookup import judge
+from sparseflow_trt.model_file import read_model
 from sparseflow_trt.policy import Dtype, Library, Pair, Point, Policy, Threshold, read_policy
 from sparseflow_trt.presets import Product
 from sparseflow_trt.tuning import (
@@ -311,12 +312,12 @@ def test_the_products_of_a_model_are_its_layers_that_could_be_sparse(models: Mod
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     weights["odd"] = weights["odd"][:, :7]
     path = models.save(models.model(nodes, weights))
-    assert products_of([path], []) == (
+    assert products_of([read_model(path)], []) == (
         Product("gate_up", 256, 64),
         Product("down", 64, 256),
         Product("classifier", 7, 256),
     )
-    assert products_of([path], ["llama-8b"])[3] == Product("qkv", 6144, 4096)
+    assert products_of([read_model(path)], ["llama-8b"])[3] == Product("qkv", 6144, 4096)
 
 
 def test_layers_of_one_input_are_measured_as_one_product_too(models: Models) -> None:
@@ -331,8 +332,8 @@ def test_layers_of_one_input_are_measured_as_one_product_too(models: Models) -> 
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     path = models.save(models.model(nodes, weights))
     alone = (Product("gate_up", 256, 64), Product("down", 64, 256))
-    assert products_of([path], []) == alone
-    assert products_of([path], [], joined=True) == (*alone, Product("gate_up", 512, 64))
+    assert products_of([read_model(path)], []) == alone
+    assert products_of([read_model(path)], [], joined=True) == (*alone, Product("gate_up", 512, 64))
 
 
 def test_a_windowed_or_grouped_conv_is_no_plain_product(models: Models) -> None:
@@ -345,16 +346,14 @@ def test_a_windowed_or_grouped_conv_is_no_plain_product(models: Models) -> None:
     shapes = {"one": (32, 16, 1, 1), "window": (32, 32, 3, 3), "grouped": (32, 16, 1, 1)}
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     model = models.model(nodes, weights, {"x": (1, 16, 8, 8)})
-    assert products_of([models.save(model)], []) == (Product("conv", 32, 16),)
+    assert products_of([read_model(models.save(model))], []) == (Product("conv", 32, 16),)
 
 
 def test_a_model_is_measured_in_the_type_that_it_computes_in(models: Models) -> None:
     node = helper.make_node("MatMul", ["x", "up"], ["y"], name="up_proj")
     types = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16, bfloat16: TensorProto.BFLOAT16}
-    single, half, brain = (
-        models.save(models.model([node], {"up": np.ones((64, 256), dtype)}, dtype=code), f"{code}.onnx")
-        for dtype, code in types.items()
-    )
+    written = [models.model([node], {"up": np.ones((64, 256), one)}, dtype=two) for one, two in types.items()]
+    single, half, brain = (read_model(models.save(model, f"{i}.onnx")) for i, model in enumerate(written))
     assert dtypes_of([single], []) == dtypes_of([half], []) == dtypes_of([], ["llama-8b"]) == ("FP16",)
     assert dtypes_of([brain], []) == ("BF16",)
     assert dtypes_of([brain, single], []) == dtypes_of([brain], ["llama-8b"]) == ("FP16", "BF16")
@@ -363,7 +362,7 @@ def test_a_model_is_measured_in_the_type_that_it_computes_in(models: Models) -> 
 def test_a_model_with_nothing_to_measure(models: Models) -> None:
     node = helper.make_node("Relu", ["x"], ["y"])
     with pytest.raises(PolicyError, match="no model has a layer"):
-        products_of([models.save(models.model([node]))], [])
+        products_of([read_model(models.save(models.model([node])))], [])
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def command(
     M between where one wins and where the other does, until they are 5 % apart.
     """
     from sparseflow_trt.engines.journal import journal_beside
+    from sparseflow_trt.model_file import read_model
     from sparseflow_trt.policy import find_policy
     from sparseflow_trt.tuning import GRID, Space, autotune, default_output, dtypes_of, products_of
 
@@ -121,9 +122,10 @@ def command(
     if plugin and libraries and "tensorrt" not in libraries:
         raise click.UsageError("--plugin is measured in TensorRT: --library tensorrt.")
     added = [find_policy(other) for other in others]
+    read = [read_model(path) for path in models]
     space = Space(
-        products=products_of(models, presets, tensor_parallel, plugin is not None),
-        dtypes=tuple(dict.fromkeys(dtype.upper() for dtype in dtypes)) or dtypes_of(models, presets),
+        products=products_of(read, presets, tensor_parallel, plugin is not None),
+        dtypes=tuple(dict.fromkeys(dtype.upper() for dtype in dtypes)) or dtypes_of(read, presets),
         grid=read_grid(grid) if grid else GRID,
         plugin=plugin is not None,
     )

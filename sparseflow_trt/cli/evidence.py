@@ -58,8 +58,8 @@ def print_evidence(manifest: Manifest) -> None:
 def _key(layer: LayerRecord, outcome: OutcomeRecord) -> tuple[str, ...]:
     names = list(layer.m)
     profile = names[outcome.profile] if outcome.profile < len(names) else str(outcome.profile)
-    told = outcome.sparse or (outcome.tactic and not outcome.tactic.startswith("__myelin"))
-    runs = "plugin" if outcome.plugin else "sparse" if outcome.sparse else "dense" if told else "not told"
+    kernel = "plugin" if outcome.plugin else "sparse" if outcome.sparse else "dense"
+    runs = kernel if outcome.plugin or outcome.is_told else "not told"
     # alike are those whose reasons, which name a layer that was timed for them, differ in figures alone
     return (
         layer.kind,

@@ -14,7 +14,7 @@ from sparseflow_trt.manifest import Manifest
 from sparseflow_trt.policy import Policy
 from sparseflow_trt.precision_record import by_need
 from sparseflow_trt.report.errors import Gauge, draw_gauges, draw_steps, shipped_gauges
-from sparseflow_trt.report.layer_table import layer_rows, time_groups, was_told, whose_times
+from sparseflow_trt.report.layer_table import layer_rows, time_groups, whose_times
 from sparseflow_trt.report.speedups import HEIGHT, WIDTH, draw_speedups
 from sparseflow_trt.report.spine import draw_spine
 from sparseflow_trt.verdict import cancelling
@@ -120,7 +120,7 @@ def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
 
 
 def _tiles(manifest: Manifest, gauges: tuple[Gauge, ...]) -> list[Tile]:
-    layers, outcomes = manifest.layers, [o for o in manifest.engine.outcomes if was_told(o)]
+    layers, outcomes = manifest.layers, [o for o in manifest.engine.outcomes if o.is_told]
     planned = sum(layer.sparsity == "sparse" for layer in layers)
     pruned = sum(layer.state == "sparse" for layer in layers)
     in_plugin = sum(layer.sparsity == "plugin" for layer in layers)

@@ -169,13 +169,8 @@ def _expected(layer: LayerRecord, known: Known) -> Iterable[Times]:
             yield Times(profile, m, expected.dense_us, expected.sparse_us, measured=False)
 
 
-def was_told(outcome: OutcomeRecord) -> bool:
-    """Whether the engine says which kernel a layer runs: a whole compiled by Myelin does not."""
-    return outcome.sparse or bool(outcome.tactic and not outcome.tactic.startswith("__myelin"))
-
-
 def _runs(outcomes: list[OutcomeRecord]) -> str:
-    told = {"plugin" if o.plugin else "sparse" if o.sparse else "dense" for o in outcomes if was_told(o)}
+    told = {"plugin" if o.plugin else "sparse" if o.sparse else "dense" for o in outcomes if o.is_told}
     return "mixed" if len(told) > 1 else "".join(told)
 
 
