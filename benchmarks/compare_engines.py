@@ -13,10 +13,10 @@ from engine_sides import Arrays, Settings, build_side, feeds_at_opt, first_like,
 from measure import result_that_stands, today, write_result
 
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.manifest import Manifest
+from sparseflow_trt.artifacts.manifest import Manifest
 from sparseflow_trt.pipeline import BuildResult
-from sparseflow_trt.policy import Policy
-from sparseflow_trt.profile_specs import ProfileSpec
+from sparseflow_trt.plans.profile_specs import ProfileSpec
+from sparseflow_trt.policies.policy import Policy
 from sparseflow_trt.validation.runners import reference_runner
 
 SLOWER = 1.02

@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt._files import written_atomically
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.pattern import prune_2to4
 
 HALF = TensorProto.FLOAT16
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -46,10 +46,10 @@ from sparseflow_trt.engines.torch_profile import LinearProduct, profile_torch_mo
 from sparseflow_trt.engines.torch_sparse import Swapped, restore_linears, swap_linears
 from sparseflow_trt.engines.torch_timing import capture, new_event
 from sparseflow_trt.engines.turns import times_in_turn
-from sparseflow_trt.estimate_record import end_to_end
-from sparseflow_trt.policy import MARGIN, Dtype
-from sparseflow_trt.torch_pattern import prune_rows
-from sparseflow_trt.torch_source import TorchModel, load_torch_model
+from sparseflow_trt.gains.estimate_record import end_to_end
+from sparseflow_trt.policies.policy import MARGIN, Dtype
+from sparseflow_trt.pytorch.torch_pattern import prune_rows
+from sparseflow_trt.pytorch.torch_source import TorchModel, load_torch_model
 
 TINYLLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparseflow_trt.engines.runner import Engine
-from sparseflow_trt.profiling import plain_name
+from sparseflow_trt.gains.profiling import plain_name
 
 PROFILED = 20  # runs
 TENSOR_CORES = 2.0  # by how much 2:4 tensor cores are faster on paper

@@ -23,21 +23,21 @@ from typing import Any
 import numpy as np
 from engine_layers import layer_ms, products_of
 
-from sparseflow_trt.decide import SparsityMode
+from sparseflow_trt.artifacts.manifest import NAME as MANIFEST
+from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
 from sparseflow_trt.engines.benchmark import ratio, time_interleaved
 from sparseflow_trt.engines.plugin_library import load_library
 from sparseflow_trt.engines.protocol import EngineOptions, Progress
 from sparseflow_trt.engines.runner import Engine
 from sparseflow_trt.engines.tensorrt_api import load_flavour
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
-from sparseflow_trt.manifest import NAME as MANIFEST
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.pipeline import BuildOptions, BuildResult, build
-from sparseflow_trt.plan import Plan
-from sparseflow_trt.plan_options import PlanOptions, plan_for, read
-from sparseflow_trt.policy import Policy, find_policy
-from sparseflow_trt.profile_specs import ProfileSpec
-from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.plans.decide import SparsityMode
+from sparseflow_trt.plans.plan import Plan
+from sparseflow_trt.plans.profile_specs import ProfileSpec
+from sparseflow_trt.plans.shapes import Profile, ShapeRange
+from sparseflow_trt.policies.policy import Policy, find_policy
 from sparseflow_trt.validation.inputs import generate_inputs
 from sparseflow_trt.validation.runners import ort_runner
 

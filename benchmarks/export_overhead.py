@@ -27,9 +27,9 @@ from typing import Any
 from measure import summary, write_result
 
 from sparseflow_trt.export import ExportOptions, export_model
-from sparseflow_trt.exportable import Exportable
 from sparseflow_trt.exporters.torch_onnx import DEFAULT_OPSET
-from sparseflow_trt.hf_tasks import load_exportable
+from sparseflow_trt.pytorch.exportable import Exportable
+from sparseflow_trt.pytorch.hf_tasks import load_exportable
 
 RUNS = 5
 

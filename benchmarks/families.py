@@ -20,16 +20,16 @@ from typing import Any, NamedTuple
 from measure import RESULTS, write_result
 
 from sparseflow_trt._files import write_atomically
+from sparseflow_trt.artifacts.manifest import Manifest
+from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.errors import SparseflowError
 from sparseflow_trt.export import ExportOptions, ExportReport, export_model
 from sparseflow_trt.exporters.prune import prune_model
-from sparseflow_trt.hf_tasks import Task
-from sparseflow_trt.hugging_face import load_hugging_face
-from sparseflow_trt.manifest import Manifest
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, build
-from sparseflow_trt.plan_options import PlanOptions
+from sparseflow_trt.pytorch.hf_tasks import Task
+from sparseflow_trt.pytorch.hugging_face import load_hugging_face
 
 PAGE = Path(__file__).parent.parent / "docs" / "FAMILIES.md"
 BACKENDS = ("onnxruntime", "tensorrt-rtx")
@@ -52,8 +52,8 @@ Small sizes show that a graph is taken, not how fast it is.
 """
 _EXPERTS = """
 A mixture of experts is exported with every expert run on every token and weighed by its route
-(`sparseflow_trt/experts.py`): its weights are constants that can be 2:4, and it costs as many products as
-there are experts. The profile of a KV cache begins at `past=0`: an empty cache.
+(`sparseflow_trt/pytorch/experts.py`): its weights are constants that can be 2:4, and it costs as many
+products as there are experts. The profile of a KV cache begins at `past=0`: an empty cache.
 """
 
 _SMALL = {

@@ -46,7 +46,7 @@ def main(gigabytes: float) -> None:
 
 def write_model(path: Path, gigabytes: float) -> None:
     """Writes a chain of 2:4 products, K along the first and the second axis in turn."""
-    from sparseflow_trt.pattern import prune_2to4
+    from sparseflow_trt.model.pattern import prune_2to4
 
     rng = np.random.default_rng(0)
     up = prune_2to4(rng.standard_normal((K, N)).astype(np.float16), 0)  # MatMul: [K, N]

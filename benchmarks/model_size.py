@@ -224,9 +224,9 @@ def write_8b(folder: Path) -> None:
     import onnx_ir as ir
     import torch
 
-    from sparseflow_trt.exportable import Exportable, wrap
     from sparseflow_trt.exporters.torch_onnx import export_module
-    from sparseflow_trt.hugging_face import load_hugging_face
+    from sparseflow_trt.pytorch.exportable import Exportable, wrap
+    from sparseflow_trt.pytorch.hugging_face import load_hugging_face
 
     config = folder / "config.json"
     config.write_text(json.dumps(CONFIGS["llama-8b"]), encoding="utf-8")

@@ -38,6 +38,7 @@ from engine_sides import OrtEngine, join
 from measure import RESULTS, today, write_result
 
 from sparseflow_trt._files import sha256_of, write_atomically, written_atomically
+from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
 from sparseflow_trt.engines.benchmark import ratio, time_interleaved
 from sparseflow_trt.engines.choose import backend_for
 from sparseflow_trt.engines.plugin_library import load_library
@@ -46,10 +47,9 @@ from sparseflow_trt.engines.runner import Engine
 from sparseflow_trt.engines.tensorrt_api import load_flavour
 from sparseflow_trt.errors import SparseflowError
 from sparseflow_trt.exporters.apply_plan import apply_plan, write_fp32_reference
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.plan import Plan
-from sparseflow_trt.plan_options import PlanOptions, plan_for, read
-from sparseflow_trt.policy import Policy, find_policy
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.plans.plan import Plan
+from sparseflow_trt.policies.policy import Policy, find_policy
 from sparseflow_trt.validation.runners import reference_runner
 
 CASES: dict[str, tuple[Shape, tuple[Phase, ...]]] = {

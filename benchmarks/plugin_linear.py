@@ -51,10 +51,10 @@ from sparseflow_trt.engines.tensorrt_api import Flavour, build_engine, load_flav
 from sparseflow_trt.engines.tensorrt_log import BuildLog
 from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
 from sparseflow_trt.exporters.saving import save_plugin_model
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.packing import ROWS, round_up
-from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.packing import ROWS, round_up
+from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.plans.shapes import Profile, ShapeRange
 
 Arrays = Mapping[str, Any]
 

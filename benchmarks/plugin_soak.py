@@ -38,9 +38,9 @@ from sparseflow_trt.engines.tensorrt_api import Flavour, build_engine, load_flav
 from sparseflow_trt.engines.tensorrt_log import BuildLog
 from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
 from sparseflow_trt.exporters.saving import save_plugin_model
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.plans.shapes import Profile, ShapeRange
 
 K, N, MOST = 1024, 4096, 2048
 TOLERANCE = 4e-3  # of the largest output; FP16 rounds to half of 2^-10, the hidden layer too

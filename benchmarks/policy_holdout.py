@@ -32,14 +32,14 @@ from unittest import mock
 
 from measure import RESULTS, write_result
 
-from sparseflow_trt import forest
 from sparseflow_trt.engines.autotune import Curve, Request, curves_of
 from sparseflow_trt.engines.journal import SUFFIX, Journal, Run, journal_beside, open_journal, read_journal
 from sparseflow_trt.engines.measurers import identify, make_measurers
 from sparseflow_trt.engines.medians import Effort
-from sparseflow_trt.lookup import judge
-from sparseflow_trt.policy import Dtype, Pair, Policy, find_policy
-from sparseflow_trt.presets import Product, products_of_preset
+from sparseflow_trt.policies import forest
+from sparseflow_trt.policies.lookup import judge
+from sparseflow_trt.policies.policy import Dtype, Pair, Policy, find_policy
+from sparseflow_trt.policies.presets import Product, products_of_preset
 
 # Mistral-7B's layers are those of LLaMA-3-8B.
 MODELS = (

@@ -27,17 +27,17 @@ from typing import Any
 import numpy as np
 from measure import write_result
 
-from sparseflow_trt.artifact_validation import ValidationOptions
+from sparseflow_trt.building.artifact_validation import ValidationOptions
+from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read, settle
 from sparseflow_trt.exporters.apply_plan import apply_plan, save_model
 from sparseflow_trt.exporters.measured import MOVERS, OUTPUT, PRODUCTS, add_measurements, first_float
 from sparseflow_trt.exporters.node_types import infer_types
 from sparseflow_trt.exporters.precision_groups import find_groups
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.node_range import NodeRange
-from sparseflow_trt.plan_options import PlanOptions, plan_for, read, settle
-from sparseflow_trt.precision_trials import Question, Trials
-from sparseflow_trt.sites import name_of
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.node_range import NodeRange
+from sparseflow_trt.model.sites import name_of
+from sparseflow_trt.precision.trials import Question, Trials
 from sparseflow_trt.validation.compare import compare_one, reference_outputs
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.input_files import load_inputs
@@ -227,7 +227,7 @@ def bisect(
 
 
 def _again(question: Question, atoms: Any, folder: Path) -> Path:
-    from sparseflow_trt.precision_trials import assigned
+    from sparseflow_trt.precision.trials import assigned
 
     layers = {name: "fp32" for atom in atoms for name in atom.layers}
     plan = assigned(question.plan, layers, tuple(name for atom in atoms for name in atom.nodes))

@@ -15,7 +15,7 @@ from typing import Any
 
 from sparseflow_trt._files import write_atomically
 from sparseflow_trt.engines.kernel_profile import CLASSES, IN_WORDS
-from sparseflow_trt.estimate_record import end_to_end
+from sparseflow_trt.gains.estimate_record import end_to_end
 from sparseflow_trt.report.profile_plot import plot_profile
 
 ROOT = Path(__file__).parent.parent

@@ -38,8 +38,8 @@ from measure import write_result
 
 from sparseflow_trt.exporters.prune_torch import prune_module
 from sparseflow_trt.exporters.pruning_methods import METHODS, Method
-from sparseflow_trt.torch_layers import choose_by_name, find_layers
-from sparseflow_trt.torch_pattern import is_2to4
+from sparseflow_trt.pytorch.torch_layers import choose_by_name, find_layers
+from sparseflow_trt.pytorch.torch_pattern import is_2to4
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "demo"))
 

@@ -24,8 +24,8 @@ from sparseflow_trt.engines.autotune import RESOLUTION, Curve, Request
 from sparseflow_trt.engines.measurers import Crew, InTurn, identify, make_measurers
 from sparseflow_trt.engines.medians import Effort
 from sparseflow_trt.engines.ray_workers import RayWorkers
-from sparseflow_trt.policy import Dtype, Pair, Threshold
-from sparseflow_trt.presets import PRESETS
+from sparseflow_trt.policies.policy import Dtype, Pair, Threshold
+from sparseflow_trt.policies.presets import PRESETS
 from sparseflow_trt.tuning import Space, Tuned, autotune, products_of
 
 GRID = (1, 16, 64, 256, 1024, 4096)

@@ -23,7 +23,7 @@ from sparseflow_trt.engines.autotune import Curve, Request
 from sparseflow_trt.engines.child import run_build, shared_child
 from sparseflow_trt.engines.protocol import BuildRequest
 from sparseflow_trt.engines.single_products import plan_product, write_product
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.pattern import prune_2to4
 
 CURVE = Curve("tensorrt", "FP16", 5632, 2048, "gate_up")
 FIRST_M, STEP = 256, 8

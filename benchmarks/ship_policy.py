@@ -35,16 +35,16 @@ from typing import Any
 
 from measure import write_result
 
-from sparseflow_trt.between import MULTIPROCESSORS, wave_of
 from sparseflow_trt.engines.autotune import incomplete_curves
 from sparseflow_trt.engines.journal import read_journal
 from sparseflow_trt.engines.measured_policy import extend_policy, policy_from_journal
-from sparseflow_trt.known import Known
-from sparseflow_trt.lookup import known_of
-from sparseflow_trt.packing import ROWS
-from sparseflow_trt.plugin_lookup import plugin_known
-from sparseflow_trt.policy import SHIPPED, Pair, Point, Policy, Threshold, json_from_policy
-from sparseflow_trt.thresholds import derive_thresholds
+from sparseflow_trt.model.packing import ROWS
+from sparseflow_trt.policies.between import MULTIPROCESSORS, wave_of
+from sparseflow_trt.policies.known import Known
+from sparseflow_trt.policies.lookup import known_of
+from sparseflow_trt.policies.plugin_lookup import plugin_known
+from sparseflow_trt.policies.policy import SHIPPED, Pair, Point, Policy, Threshold, json_from_policy
+from sparseflow_trt.policies.thresholds import derive_thresholds
 from sparseflow_trt.tuning import GRID
 
 ALL = Path(__file__).parent / "results"
@@ -67,7 +67,7 @@ Asked = Sequence[tuple[Known, Mapping[int, Pair]]]
 
 
 def main() -> None:
-    """Writes sparseflow_trt/policies/NAME.json, and what was lost how in results/ship_policy.json."""
+    """Writes sparseflow_trt/policies/shipped/NAME.json, and what was lost how in results/ship_policy.json."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -28,8 +28,8 @@ from engine_sides import Settings, add_options, settings_from
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt._files import written_atomically
-from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.profile_specs import ProfileSpec
+from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.plans.profile_specs import ProfileSpec
 
 GRID = (64, 256, 1024, 4096)
 # hidden size, intermediate size, each M

@@ -22,8 +22,8 @@ from engine_sides import add_options, settings_from
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt._files import sha256_of, written_atomically
-from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.profile_specs import ProfileSpec, parse_profile
+from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.plans.profile_specs import ProfileSpec, parse_profile
 
 RESNET_PROFILES = ("b1:batch=1,1,1", "b32:batch=2,32,32")
 MINILM_PROFILES = ("b8s128:batch=1,8,8:seq=8,128,128", "b32s256:batch=1,32,32:seq=8,256,256")

@@ -20,8 +20,8 @@ from sparseflow_trt.engines.cusparselt import Tensor
 from sparseflow_trt.engines.cusparselt_plan import Algorithm, Shape
 from sparseflow_trt.engines.time_torch import DTYPES, MOST_ERROR, TorchMeasurer
 from sparseflow_trt.engines.torch_timing import capture
-from sparseflow_trt.policy import Dtype
-from sparseflow_trt.torch_pattern import prune_rows
+from sparseflow_trt.policies.policy import Dtype
+from sparseflow_trt.pytorch.torch_pattern import prune_rows
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ import onnx
 from measure import write_result
 from onnx import TensorProto, helper, numpy_helper
 
-from sparseflow_trt.deploying import deploy
-from sparseflow_trt.deployment import DeployOptions
+from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.engines.triton_server import Server, ServerOptions, start_server
 from sparseflow_trt.exporters.triton_repository import roll_back
 from sparseflow_trt.pipeline import BuildOptions, build
-from sparseflow_trt.plan_options import PlanOptions
+from sparseflow_trt.serving.deploying import deploy
+from sparseflow_trt.serving.deployment import DeployOptions
 
 MODEL = "mlp"
 WIDTH = 64

@@ -13,11 +13,11 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sparseflow_trt.between import wins_between
 from sparseflow_trt.engines.gpu_state import ClockState
 from sparseflow_trt.engines.medians import Median
-from sparseflow_trt.policy import Dtype, Kernel, Library, Pair, Point, SparseKernel
-from sparseflow_trt.presets import Product
+from sparseflow_trt.policies.between import wins_between
+from sparseflow_trt.policies.policy import Dtype, Kernel, Library, Pair, Point, SparseKernel
+from sparseflow_trt.policies.presets import Product
 
 # A crossover is found when the two measured M around it are no farther apart than this, or no M that is
 # worth measuring lies between them: kernels work on tiles, and above 8 only multiples of 8 are tried.

@@ -9,7 +9,7 @@ from sparseflow_trt.engines.load_engine import load_engine
 from sparseflow_trt.engines.tensorrt_api import Flavour
 from sparseflow_trt.engines.tensorrt_log import BuildLog
 from sparseflow_trt.errors import BuildError
-from sparseflow_trt.shapes import Profile
+from sparseflow_trt.plans.shapes import Profile
 
 _DEFAULT_STREAM = 0
 

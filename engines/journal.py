@@ -15,12 +15,12 @@ from typing import IO
 from pydantic import ValidationError, model_validator
 
 from sparseflow_trt._schema import Record, describe
-from sparseflow_trt.between import MULTIPROCESSORS, wave_of
 from sparseflow_trt.engines.autotune import Curve, Measured, Request
 from sparseflow_trt.engines.gpu_state import ClockState
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.policy import Dtype, Pair, Point, SparseKernel
-from sparseflow_trt.presets import Product
+from sparseflow_trt.policies.between import MULTIPROCESSORS, wave_of
+from sparseflow_trt.policies.policy import Dtype, Pair, Point, SparseKernel
+from sparseflow_trt.policies.presets import Product
 
 SUFFIX = ".points.jsonl"
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sparseflow_trt.artifacts.manifest import STUB, EngineLayerRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.engines.protocol import LayerEvidence
 from sparseflow_trt.engines.tactics import layer_key
 from sparseflow_trt.errors import ArtifactError
-from sparseflow_trt.manifest import STUB, EngineLayerRecord, Manifest, check_files, read_manifest
 
 Wanted = Mapping[tuple[str, int], frozenset[int]]
 

@@ -8,9 +8,9 @@ from sparseflow_trt.engines.autotune import Curve, Request
 from sparseflow_trt.engines.gpu_state import describe_clocks
 from sparseflow_trt.engines.journal import Journal
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.policy import MARGIN, Pair, Point, Policy
-from sparseflow_trt.presets import Product
-from sparseflow_trt.thresholds import derive_thresholds, with_given
+from sparseflow_trt.policies.policy import MARGIN, Pair, Point, Policy
+from sparseflow_trt.policies.presets import Product
+from sparseflow_trt.policies.thresholds import derive_thresholds, with_given
 
 
 def policy_from_journal(

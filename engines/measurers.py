@@ -12,7 +12,7 @@ from sparseflow_trt.engines.hardware import NO_GPU, find_gpus
 from sparseflow_trt.engines.journal import Identity
 from sparseflow_trt.engines.medians import Effort
 from sparseflow_trt.errors import NotInstalledError
-from sparseflow_trt.policy import Dtype, Library
+from sparseflow_trt.policies.policy import Dtype, Library
 
 
 class Measurer(Protocol):

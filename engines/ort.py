@@ -14,8 +14,8 @@ from sparseflow_trt import _deps
 from sparseflow_trt.engines.plugin_library import lowered_note
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, LayerEvidence, OnProgress, Progress
 from sparseflow_trt.errors import BuildError
-from sparseflow_trt.model_file import OnnxModel, data_files, read_model
-from sparseflow_trt.target import GraphNeeds
+from sparseflow_trt.model.model_file import OnnxModel, data_files, read_model
+from sparseflow_trt.model.target import GraphNeeds
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from sparseflow_trt.artifacts.manifest import STUB
 from sparseflow_trt.engines.protocol import LayerEvidence
 from sparseflow_trt.engines.tactics import is_sparse_tactic
 from sparseflow_trt.engines.timings import LayerTimings, Timing
-from sparseflow_trt.manifest import STUB
-from sparseflow_trt.plan import PlannedLayer
+from sparseflow_trt.plans.plan import PlannedLayer
 
 _NO_TIMES = "the log has no times of it (TensorRT takes those of a layer like it, or a timing cache's)"
 

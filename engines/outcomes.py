@@ -12,8 +12,8 @@ from sparseflow_trt.engines.tactics import is_sparse_tactic
 from sparseflow_trt.engines.timings import LayerTimings
 from sparseflow_trt.engines.twins import Twins, find_twins
 from sparseflow_trt.errors import EvidenceError
-from sparseflow_trt.plan import Plan, PlannedLayer
-from sparseflow_trt.target import PLUGIN_OP
+from sparseflow_trt.model.target import PLUGIN_OP
+from sparseflow_trt.plans.plan import Plan, PlannedLayer
 
 NOT_FOUND = "not found in the engine"
 

@@ -18,7 +18,7 @@ from sparseflow_trt.errors import BuildError, NotInstalledError
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.outcomes import LayerOutcome
-    from sparseflow_trt.plan import Plan
+    from sparseflow_trt.plans.plan import Plan
 
 _HOW = "Compile it with `sparseflow-trt plugin build`."
 _USED = {"cusparseLt": "cuSPARSELt", "cublasLt": "cuBLASLt"}  # what the plugin's library loads itself

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from sparseflow_trt.artifacts.manifest import PluginRecord
     from sparseflow_trt.engines.outcomes import LayerOutcome
-    from sparseflow_trt.manifest import PluginRecord
-    from sparseflow_trt.plan import Plan
-    from sparseflow_trt.target import GraphNeeds
+    from sparseflow_trt.model.target import GraphNeeds
+    from sparseflow_trt.plans.plan import Plan
 
 
 @dataclass(frozen=True)

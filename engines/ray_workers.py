@@ -13,7 +13,7 @@ from sparseflow_trt.engines.journal import Identity
 from sparseflow_trt.engines.measurers import Identify, InTurn, MakeMeasurers, identify
 from sparseflow_trt.engines.ray_cluster import Tell, connect, release, reserve
 from sparseflow_trt.errors import PolicyError, SparseflowError
-from sparseflow_trt.policy import Dtype, Library
+from sparseflow_trt.policies.policy import Dtype, Library
 
 
 class RayWorkers:

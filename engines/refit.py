@@ -19,7 +19,7 @@ from sparseflow_trt.engines.same_graph import named_weights
 from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
 from sparseflow_trt.engines.tensorrt_log import BuildLog, make_logger, sentence
 from sparseflow_trt.errors import BuildError
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.model_file import read_model
 
 if TYPE_CHECKING:
     import onnx_ir as ir

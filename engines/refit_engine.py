@@ -12,7 +12,7 @@ from sparseflow_trt.engines.same_graph import changed_weights
 from sparseflow_trt.engines.tensorrt_api import Flavour
 from sparseflow_trt.engines.tensorrt_log import BuildLog
 from sparseflow_trt.errors import BuildError
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.model_file import read_model
 
 
 def check_refittable(

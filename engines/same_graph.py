@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.model_file import OnnxModel
-from sparseflow_trt.subgraphs import bodies_of
+from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.subgraphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir

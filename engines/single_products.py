@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseflow_trt.engines.autotune import Request
-from sparseflow_trt.packing import pack_2to4
-from sparseflow_trt.plan import Plan, PlannedLayer, Precision
-from sparseflow_trt.policy import Dtype, Kernel
-from sparseflow_trt.target import PLUGIN_DOMAIN, PLUGIN_OP, PLUGIN_VERSION
+from sparseflow_trt.model.packing import pack_2to4
+from sparseflow_trt.model.target import PLUGIN_DOMAIN, PLUGIN_OP, PLUGIN_VERSION
+from sparseflow_trt.plans.plan import Plan, PlannedLayer, Precision
+from sparseflow_trt.policies.policy import Dtype, Kernel
 
 NODE = "product"
 PRECISIONS: dict[Dtype, Precision] = {"FP16": "fp16", "BF16": "bf16"}

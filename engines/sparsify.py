@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sparseflow_trt.engines.torch_sparse import SparseKernel, Swapped, restore_linears, swap_linears
-from sparseflow_trt.lookup import expect
-from sparseflow_trt.policy import Policy
-from sparseflow_trt.torch_layers import Choice, TorchLayer, find_layers, judge_choices
+from sparseflow_trt.policies.lookup import expect
+from sparseflow_trt.policies.policy import Policy
+from sparseflow_trt.pytorch.torch_layers import Choice, TorchLayer, find_layers, judge_choices
 
 MLP = ("gate_up", "down", "ffn")
 ATTENTION = ("qkv", "o")

@@ -24,8 +24,8 @@ from sparseflow_trt.engines.protocol import EngineOptions, OnProgress, Progress
 from sparseflow_trt.engines.tensorrt_log import BuildLog, clean, make_logger, sentence
 from sparseflow_trt.engines.timing_cache import caches_for, this_machine
 from sparseflow_trt.errors import BuildError, NotInstalledError
-from sparseflow_trt.shapes import Profile
-from sparseflow_trt.target import GraphNeeds
+from sparseflow_trt.model.target import GraphNeeds
+from sparseflow_trt.plans.shapes import Profile
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _named_node(error: Any, model: Path) -> tuple[str, str]:
     """The name and operator of the node that an error is about; 8.6 gives its number in the file alone."""
     if hasattr(error, "node_operator"):
         return error.node_name() or str(error.node()), error.node_operator()
-    from sparseflow_trt.model_file import read_model
+    from sparseflow_trt.model.model_file import read_model
 
     nodes = read_model(model).proto.graph.node
     number = error.node()
@@ -277,8 +277,8 @@ def _select_like(flavour: Flavour, config: Any, options: EngineOptions) -> Any:
         return None
     if not hasattr(flavour.module, "IAlgorithmSelector"):
         raise lacks(f"{flavour.title} {flavour.version}", "--like")
+    from sparseflow_trt.artifacts.manifest import read_manifest
     from sparseflow_trt.engines.like import make_selector, tactics_of
-    from sparseflow_trt.manifest import read_manifest
 
     selector = make_selector(flavour.module, tactics_of(read_manifest(options.like).engine.layers))
     config.algorithm_selector = selector

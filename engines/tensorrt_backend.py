@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sparseflow_trt._files import sha256_of
+from sparseflow_trt.artifacts.manifest import PluginRecord
 from sparseflow_trt.engines.child import run_build
 from sparseflow_trt.engines.hardware import NO_GPU, find_gpus
 from sparseflow_trt.engines.like import compare_tactics, read_like
@@ -16,8 +17,7 @@ from sparseflow_trt.engines.tensorrt_api import graph_needs_of, install_line, ve
 from sparseflow_trt.engines.timing_cache import driver_of
 from sparseflow_trt.engines.wire import Exchange, Outcome
 from sparseflow_trt.errors import EvidenceError
-from sparseflow_trt.manifest import PluginRecord
-from sparseflow_trt.target import GraphNeeds
+from sparseflow_trt.model.target import GraphNeeds
 
 _KEY = "tensorrt"
 _ENGINE = "model.engine"

@@ -11,7 +11,7 @@ from sparseflow_trt.engines.outcomes import check_precisions, join_outcomes, unt
 from sparseflow_trt.engines.plugin_library import lowered_note
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions, OnProgress
 from sparseflow_trt.engines.tensorrt_api import graph_needs_of, install_line, version_of
-from sparseflow_trt.target import GraphNeeds
+from sparseflow_trt.model.target import GraphNeeds
 
 _KEY = "tensorrt-rtx"
 _ENGINE = "model.engine"

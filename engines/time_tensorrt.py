@@ -49,8 +49,8 @@ from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
 from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.engines.turns import Work, times_in_turn
 from sparseflow_trt.errors import NotInstalledError, PolicyError
-from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.policy import Dtype, Kernel, Library, Pair
+from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.policies.policy import Dtype, Kernel, Library, Pair
 
 MOST_ERROR = 1e-2  # of the sparse engine against FP32, relative, in the 2-norm
 

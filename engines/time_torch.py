@@ -31,8 +31,8 @@ from sparseflow_trt.engines.medians import Effort, sample_until_narrow
 from sparseflow_trt.engines.torch_timing import Queue, capture, new_event
 from sparseflow_trt.engines.turns import Work, times_in_turn
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.policy import Dtype, Library, Pair
-from sparseflow_trt.torch_pattern import prune_rows
+from sparseflow_trt.policies.policy import Dtype, Library, Pair
+from sparseflow_trt.pytorch.torch_pattern import prune_rows
 
 GRAPHS = "CUDA graphs"
 QUEUED = "queued calls"  # behind a sleeping kernel, where they cannot be recorded

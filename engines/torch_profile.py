@@ -12,9 +12,9 @@ from typing import Any, Literal
 from sparseflow_trt._deps import require
 from sparseflow_trt.engines.kernel_profile import KernelProfile, make_profile
 from sparseflow_trt.errors import NotInstalledError
-from sparseflow_trt.kinds import kind_from_names
-from sparseflow_trt.torch_layers import rows_given
-from sparseflow_trt.torch_source import TorchModel
+from sparseflow_trt.model.kinds import kind_from_names
+from sparseflow_trt.pytorch.torch_layers import rows_given
+from sparseflow_trt.pytorch.torch_source import TorchModel
 
 _NO_KERNELS = ("cuda_sync", "overhead", "gpu_user_annotation")
 _DTYPES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}

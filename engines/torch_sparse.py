@@ -20,7 +20,7 @@ from sparseflow_trt.engines.cusparselt_plan import Algorithm, Shape
 from sparseflow_trt.engines.gpu_state import l2_bytes
 from sparseflow_trt.engines.input_sets import sets_needed
 from sparseflow_trt.engines.torch_timing import Queue
-from sparseflow_trt.torch_pattern import is_2to4
+from sparseflow_trt.pytorch.torch_pattern import is_2to4
 
 NOT_2TO4 = "its weights are not 2:4"
 

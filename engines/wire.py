@@ -7,7 +7,7 @@ from pydantic import Field
 from sparseflow_trt._schema import Record
 from sparseflow_trt.engines.protocol import EngineOptions, LayerEvidence, Progress
 from sparseflow_trt.engines.timings import LayerTimings
-from sparseflow_trt.shapes import Profile
+from sparseflow_trt.plans.shapes import Profile
 
 
 class Exchange(Record):

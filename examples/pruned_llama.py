@@ -25,7 +25,7 @@ def _make(layers: int) -> tuple[Any, dict[str, Any]]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from sparseflow_trt.exporters.prune_torch import prune_module
-    from sparseflow_trt.torch_layers import choose_by_name, find_layers
+    from sparseflow_trt.pytorch.torch_layers import choose_by_name, find_layers
 
     torch.manual_seed(0)
     config = LlamaConfig(

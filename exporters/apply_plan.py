@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparseflow_trt.artifacts.graph_record import GraphRecord, PluginNodeRecord, RestoreRecord
 from sparseflow_trt.errors import ModelError, PlanError
 from sparseflow_trt.exporters.cast_constants import fold_casts
 from sparseflow_trt.exporters.islands import fp32_islands, islands_by_layer, quantized_region
@@ -18,13 +19,12 @@ from sparseflow_trt.exporters.restore import restore_dense
 from sparseflow_trt.exporters.retype import retype
 from sparseflow_trt.exporters.saving import IR_VERSION, save_model, save_plugin_model
 from sparseflow_trt.exporters.spell_out import fold_integer_biases, spell_out
-from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
-from sparseflow_trt.graph_record import GraphRecord, PluginNodeRecord, RestoreRecord
-from sparseflow_trt.model_file import OnnxModel
-from sparseflow_trt.plan import Plan, PlannedLayer
-from sparseflow_trt.precision_record import UNCHANGED
-from sparseflow_trt.sites import find_sites, name_of
-from sparseflow_trt.target import ANYTHING, GraphNeeds
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
+from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.sites import find_sites, name_of
+from sparseflow_trt.model.target import ANYTHING, GraphNeeds
+from sparseflow_trt.plans.plan import Plan, PlannedLayer
+from sparseflow_trt.plans.precision_record import UNCHANGED
 
 if TYPE_CHECKING:
     import onnx_ir as ir

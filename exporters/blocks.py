@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.torch_layers import TorchLayer
+from sparseflow_trt.pytorch.torch_layers import TorchLayer
 
 _NEEDED_FOR = "calibrated pruning"
 

@@ -20,8 +20,8 @@ from typing import Any
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import InputError, one_line
 from sparseflow_trt.exporters.blocks import Block, find_blocks
-from sparseflow_trt.torch_layers import TorchLayer
-from sparseflow_trt.torch_pattern import Tensor
+from sparseflow_trt.pytorch.torch_layers import TorchLayer
+from sparseflow_trt.pytorch.torch_pattern import Tensor
 
 _SAME = 1e-3  # relative: GPUs add up in any order
 _NEEDED_FOR = "calibrated pruning"

@@ -12,8 +12,8 @@ import numpy as np
 
 from sparseflow_trt.exporters.plugin_fold import drop_unused
 from sparseflow_trt.exporters.rewriting import constant_of
-from sparseflow_trt.free_names import Names
-from sparseflow_trt.model_file import ONNX_DOMAIN
+from sparseflow_trt.model.free_names import Names
+from sparseflow_trt.model.model_file import ONNX_DOMAIN
 
 if TYPE_CHECKING:
     import onnx_ir as ir

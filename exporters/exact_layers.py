@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sparseflow_trt.exporters.positions import nodes_of_positions
 from sparseflow_trt.exporters.routers import nodes_of_routers
-from sparseflow_trt.model_file import OnnxModel
-from sparseflow_trt.sites import find_sites
+from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.sites import find_sites
 
 
 def exact_layers(model: OnnxModel) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sparseflow_trt.free_names import Names
-from sparseflow_trt.model_file import OnnxModel
+from sparseflow_trt.model.free_names import Names
+from sparseflow_trt.model.model_file import OnnxModel
 
 
 def narrow_integers(model: OnnxModel) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from sparseflow_trt.artifacts.graph_record import IslandsRecord
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.positions import nodes_of_positions
 from sparseflow_trt.exporters.routers import nodes_of_routers
-from sparseflow_trt.graph_record import IslandsRecord
-from sparseflow_trt.plan import DEFAULT_ISLANDS, Plan
-from sparseflow_trt.sites import module_of, name_of
+from sparseflow_trt.model.sites import module_of, name_of
+from sparseflow_trt.plans.plan import DEFAULT_ISLANDS, Plan
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -15,9 +15,9 @@ from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.lower_rules import RULES
 from sparseflow_trt.exporters.node_types import schema_of
 from sparseflow_trt.exporters.rewriting import OPSET, Rewriting, not_lowered, part_name
-from sparseflow_trt.free_names import Names
-from sparseflow_trt.infer_shapes import infer_shapes
-from sparseflow_trt.model_file import ONNX_DOMAIN
+from sparseflow_trt.model.free_names import Names
+from sparseflow_trt.model.infer_shapes import infer_shapes
+from sparseflow_trt.model.model_file import ONNX_DOMAIN
 
 if TYPE_CHECKING:
     import onnx

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from sparseflow_trt.artifacts.graph_record import MaskCheckRecord
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.graph_record import MaskCheckRecord
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.scan import PatternScan, WeightReader, scan_pattern
-from sparseflow_trt.sites import LayerSite, find_sites
-from sparseflow_trt.trace import trace_weight
-from sparseflow_trt.weights import TracedWeight, Untraceable
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.scan import PatternScan, WeightReader, scan_pattern
+from sparseflow_trt.model.sites import LayerSite, find_sites
+from sparseflow_trt.model.trace import trace_weight
+from sparseflow_trt.model.weights import TracedWeight, Untraceable
 
 _HINT = (
     "This is a fault of the rewriting: please report it with the model; --sparsity off builds without 2:4."

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparseflow_trt.exporters.node_types import floating_types
-from sparseflow_trt.model_file import ONNX_DOMAIN
-from sparseflow_trt.node_range import COLUMNS, FILL, LARGEST_FP16, SMALLEST_FP16
-from sparseflow_trt.sites import name_of
-from sparseflow_trt.subgraphs import bodies_of
+from sparseflow_trt.model.model_file import ONNX_DOMAIN
+from sparseflow_trt.model.node_range import COLUMNS, FILL, LARGEST_FP16, SMALLEST_FP16
+from sparseflow_trt.model.sites import name_of
+from sparseflow_trt.model.subgraphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir

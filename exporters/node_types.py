@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sparseflow_trt.infer_shapes import infer_shapes
-from sparseflow_trt.model_file import ONNX_DOMAIN
-from sparseflow_trt.subgraphs import bodies_of
+from sparseflow_trt.model.infer_shapes import infer_shapes
+from sparseflow_trt.model.model_file import ONNX_DOMAIN
+from sparseflow_trt.model.subgraphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sparseflow_trt.artifacts.graph_record import OptOutRecord
 from sparseflow_trt.errors import ModelError, PlanError
-from sparseflow_trt.graph_record import OptOutRecord
-from sparseflow_trt.model_file import OnnxModel
-from sparseflow_trt.pattern import GROUP, KEPT, Array, magnitude_bits
-from sparseflow_trt.scan import Piece, WeightReader, lay_out, map_pieces, scan_pattern
-from sparseflow_trt.sites import LayerSite, dtype_name, find_sites, why_not_eligible
-from sparseflow_trt.weights import TracedWeight, replace_weight
+from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.pattern import GROUP, KEPT, Array, magnitude_bits
+from sparseflow_trt.model.scan import Piece, WeightReader, lay_out, map_pieces, scan_pattern
+from sparseflow_trt.model.sites import LayerSite, dtype_name, find_sites, why_not_eligible
+from sparseflow_trt.model.weights import TracedWeight, replace_weight
 
 if TYPE_CHECKING:
     import onnx_ir as ir

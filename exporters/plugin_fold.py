@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.exporters.rewriting import constant_of
-from sparseflow_trt.model_file import ONNX_DOMAIN
-from sparseflow_trt.pattern import Array
-from sparseflow_trt.sites import LayerSite
+from sparseflow_trt.model.model_file import ONNX_DOMAIN
+from sparseflow_trt.model.pattern import Array
+from sparseflow_trt.model.sites import LayerSite
 
 if TYPE_CHECKING:
     import onnx_ir as ir

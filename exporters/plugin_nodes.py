@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sparseflow_trt.decide import PluginLayer
+from sparseflow_trt.artifacts.graph_record import PluginNodeRecord
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.plugin_fold import Folded, drop_unused, fold, why_not_gemm
 from sparseflow_trt.exporters.saving import DOMAIN, OP_TYPE
-from sparseflow_trt.free_names import Names
-from sparseflow_trt.graph_record import PluginNodeRecord
-from sparseflow_trt.model_file import OnnxModel
-from sparseflow_trt.packing import pack_2to4, why_not_in_plugin
-from sparseflow_trt.scan import WeightReader
-from sparseflow_trt.sites import LayerSite, dtype_name, find_sites
-from sparseflow_trt.target import PLUGIN_VERSION
-from sparseflow_trt.weights import TracedWeight
+from sparseflow_trt.model.free_names import Names
+from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.packing import pack_2to4, why_not_in_plugin
+from sparseflow_trt.model.scan import WeightReader
+from sparseflow_trt.model.sites import LayerSite, dtype_name, find_sites
+from sparseflow_trt.model.target import PLUGIN_VERSION
+from sparseflow_trt.model.weights import TracedWeight
+from sparseflow_trt.plans.decide import PluginLayer
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -9,9 +9,9 @@ import numpy as np
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.plugin_nodes import ACTIVATIONS
 from sparseflow_trt.exporters.saving import DOMAIN, OP_TYPE, plugin_nodes
-from sparseflow_trt.free_names import Names
-from sparseflow_trt.packing import Packed24, unpack_2to4
-from sparseflow_trt.pattern import Array
+from sparseflow_trt.model.free_names import Names
+from sparseflow_trt.model.packing import Packed24, unpack_2to4
+from sparseflow_trt.model.pattern import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt.exporters.node_types import infer_types
 from sparseflow_trt.exporters.rewriting import constant_of
-from sparseflow_trt.model_file import ONNX_DOMAIN
+from sparseflow_trt.model.model_file import ONNX_DOMAIN
 
 if TYPE_CHECKING:
     import onnx_ir as ir

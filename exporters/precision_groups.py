@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt.exporters.islands import fp32_islands, quantized_region
 from sparseflow_trt.exporters.measured import MOVERS, PRODUCTS, first_float
-from sparseflow_trt.node_range import LARGEST_FP16, NodeRange
-from sparseflow_trt.plan import Plan, Precision
-from sparseflow_trt.precision_record import UNCHANGED
-from sparseflow_trt.sites import find_sites, name_of
+from sparseflow_trt.model.node_range import LARGEST_FP16, NodeRange
+from sparseflow_trt.model.sites import find_sites, name_of
+from sparseflow_trt.plans.plan import Plan, Precision
+from sparseflow_trt.plans.precision_record import UNCHANGED
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from sparseflow_trt.model_file import OnnxModel
+    from sparseflow_trt.model.model_file import OnnxModel
 
 
 @dataclass(frozen=True)

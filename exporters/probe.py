@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
-from sparseflow_trt.infer_shapes import infer_shapes
-from sparseflow_trt.model_file import OnnxModel, read_model
-from sparseflow_trt.sites import find_sites, module_of
-from sparseflow_trt.subgraphs import bodies_of
+from sparseflow_trt.model.infer_shapes import infer_shapes
+from sparseflow_trt.model.model_file import OnnxModel, read_model
+from sparseflow_trt.model.sites import find_sites, module_of
+from sparseflow_trt.model.subgraphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from sparseflow_trt._files import check_file, written_atomically
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.pruned_bytes import Target, prune_file, prune_tensor
-from sparseflow_trt.model_file import OnnxModel, data_files, read_model
-from sparseflow_trt.parts import part_of
-from sparseflow_trt.prunable import PrunableWeight, choose_weights, is_external, proto_of
-from sparseflow_trt.scan import WeightReader
-from sparseflow_trt.tensor_data import is_external as lies_outside
-from sparseflow_trt.tensor_data import tensor_protos
+from sparseflow_trt.model.model_file import OnnxModel, data_files, read_model
+from sparseflow_trt.model.parts import part_of
+from sparseflow_trt.model.prunable import PrunableWeight, choose_weights, is_external, proto_of
+from sparseflow_trt.model.scan import WeightReader
+from sparseflow_trt.model.tensor_data import is_external as lies_outside
+from sparseflow_trt.model.tensor_data import tensor_protos
 
 if TYPE_CHECKING:
     import onnx

@@ -14,7 +14,6 @@ from typing import Any
 from sparseflow_trt._deps import require
 from sparseflow_trt._schema import Record
 from sparseflow_trt.errors import InputError, ModelError
-from sparseflow_trt.expected import VerdictBasis
 from sparseflow_trt.exporters.blocks import Block
 from sparseflow_trt.exporters.calibration import as_batch, walk_blocks
 from sparseflow_trt.exporters.pruning_methods import (
@@ -27,8 +26,9 @@ from sparseflow_trt.exporters.pruning_methods import (
     prune_by_sparsegpt,
     prune_by_wanda,
 )
-from sparseflow_trt.torch_layers import Choice, TorchLayer, choose_by_name, find_layers, find_others
-from sparseflow_trt.torch_pattern import Tensor, is_2to4, mask_hash
+from sparseflow_trt.policies.expected import VerdictBasis
+from sparseflow_trt.pytorch.torch_layers import Choice, TorchLayer, choose_by_name, find_layers, find_others
+from sparseflow_trt.pytorch.torch_pattern import Tensor, is_2to4, mask_hash
 
 _SAMPLED = 1024  # rows of a layer's inputs on which its error is measured
 _NEEDED_FOR = "pruning PyTorch modules"

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.pattern import Array, prune_in_place, scratch_bytes
-from sparseflow_trt.scan import WeightReader, cut_pieces, lay_out, run_in_order, zero_point_like
-from sparseflow_trt.weights import TracedWeight
+from sparseflow_trt.model.pattern import Array, prune_in_place, scratch_bytes
+from sparseflow_trt.model.scan import WeightReader, cut_pieces, lay_out, run_in_order, zero_point_like
+from sparseflow_trt.model.weights import TracedWeight
 
 _PRUNED_ELEMENTS = 1 << 18  # at a time: large enough for cores not to wait for each other
 _COPIED_BYTES = 1 << 20

@@ -14,8 +14,8 @@ from typing import Literal
 
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.pattern import GROUP
-from sparseflow_trt.torch_pattern import Tensor, keep_two
+from sparseflow_trt.model.pattern import GROUP
+from sparseflow_trt.pytorch.torch_pattern import Tensor, keep_two
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 METHODS: tuple[Method, ...] = ("magnitude", "wanda", "sparsegpt")

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sparseflow_trt.artifacts.graph_record import RestoreRecord
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.graph_record import RestoreRecord
-from sparseflow_trt.model_file import OnnxModel, input_dims
-from sparseflow_trt.pattern import Array
-from sparseflow_trt.scan import WeightReader
-from sparseflow_trt.sites import LayerSite, dtype_name, find_sites
-from sparseflow_trt.weights import TracedWeight, replace_weight
+from sparseflow_trt.model.model_file import OnnxModel, input_dims
+from sparseflow_trt.model.pattern import Array
+from sparseflow_trt.model.scan import WeightReader
+from sparseflow_trt.model.sites import LayerSite, dtype_name, find_sites
+from sparseflow_trt.model.weights import TracedWeight, replace_weight
 
 if TYPE_CHECKING:
     import onnx_ir as ir

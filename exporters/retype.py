@@ -15,9 +15,9 @@ import numpy as np
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.node_types import floating_types, infer_types, types_of
-from sparseflow_trt.free_names import Names
-from sparseflow_trt.model_file import ONNX_DOMAIN
-from sparseflow_trt.subgraphs import bodies_of
+from sparseflow_trt.model.free_names import Names
+from sparseflow_trt.model.model_file import ONNX_DOMAIN
+from sparseflow_trt.model.subgraphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.free_names import Names
-from sparseflow_trt.pattern import Array
+from sparseflow_trt.model.free_names import Names
+from sparseflow_trt.model.pattern import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.model_file import ONNX_DOMAIN
-from sparseflow_trt.subgraphs import bodies_of
-from sparseflow_trt.trace import trace_weight
-from sparseflow_trt.weights import TracedWeight
+from sparseflow_trt.model.model_file import ONNX_DOMAIN
+from sparseflow_trt.model.subgraphs import bodies_of
+from sparseflow_trt.model.trace import trace_weight
+from sparseflow_trt.model.weights import TracedWeight
 
 if TYPE_CHECKING:
     import onnx_ir as ir

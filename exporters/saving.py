@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparseflow_trt.target import PLUGIN_DOMAIN, PLUGIN_OP
+from sparseflow_trt.model.target import PLUGIN_DOMAIN, PLUGIN_OP
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparseflow_trt.exporters.rewriting import Rewriting, constant_of
-from sparseflow_trt.free_names import Names
-from sparseflow_trt.model_file import ONNX_DOMAIN
+from sparseflow_trt.model.free_names import Names
+from sparseflow_trt.model.model_file import ONNX_DOMAIN
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -21,7 +21,7 @@ from sparseflow_trt.errors import ModelError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from sparseflow_trt.exportable import Exportable
+    from sparseflow_trt.pytorch.exportable import Exportable
 
 DEFAULT_OPSET = 20
 # Above it weights stand in a file of their own: a protobuf ends at 2 GiB, and is held in memory twice

@@ -9,7 +9,7 @@ from itertools import combinations
 
 from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton_tensors import Ends
-from sparseflow_trt.shapes import Profile
+from sparseflow_trt.plans.shapes import Profile
 
 DEFAULT_DELAY_US = 500
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton_batching import Batching
 from sparseflow_trt.exporters.triton_tensors import Ends, ServedTensor
-from sparseflow_trt.shapes import Profile
+from sparseflow_trt.plans.shapes import Profile
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig

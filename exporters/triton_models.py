@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparseflow_trt import __version__
-from sparseflow_trt.shapes import Profile
+from sparseflow_trt.plans.shapes import Profile
 
 Runtime = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 MODEL_FILE = "model.py"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.errors import DeployError
-from sparseflow_trt.shapes import Dims
+from sparseflow_trt.plans.shapes import Dims
 
 if TYPE_CHECKING:
     import onnx
 
-    from sparseflow_trt.model_file import OnnxModel
+    from sparseflow_trt.model.model_file import OnnxModel
 
 # ONNX's names of types, and those of model_config.proto, which has no FP8, INT4, FP4 and complex numbers. Of
 # text ONNX Runtime makes Python's strings, and Triton's Python backend bytes.

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.exporters.saving import save_model
-from sparseflow_trt.free_names import Names
-from sparseflow_trt.model_file import OnnxModel
-from sparseflow_trt.subgraphs import bodies_of
+from sparseflow_trt.model.free_names import Names
+from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.subgraphs import bodies_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -14,16 +14,16 @@ from sparseflow_trt._deps import require
 from sparseflow_trt._files import check_file, temporary_folder
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import InputError, ModelError
-from sparseflow_trt.experts import use_every_expert
-from sparseflow_trt.exportable import Exportable, load_function
 from sparseflow_trt.exporters.torch_onnx import DEFAULT_OPSET, export_module, save_export
 from sparseflow_trt.exporters.twin import write_twin
-from sparseflow_trt.graph import WeightedLayer, read_layers
-from sparseflow_trt.hf_tasks import Task, load_exportable
-from sparseflow_trt.hugging_face import TorchDtype
-from sparseflow_trt.masks import MaskCheck, check_masks
-from sparseflow_trt.model_file import OnnxModel, input_dims, read_model
-from sparseflow_trt.shapes import Dims, make_profile, terms
+from sparseflow_trt.model.graph import WeightedLayer, read_layers
+from sparseflow_trt.model.model_file import OnnxModel, input_dims, read_model
+from sparseflow_trt.plans.shapes import Dims, make_profile, terms
+from sparseflow_trt.pytorch.experts import use_every_expert
+from sparseflow_trt.pytorch.exportable import Exportable, load_function
+from sparseflow_trt.pytorch.hf_tasks import Task, load_exportable
+from sparseflow_trt.pytorch.hugging_face import TorchDtype
+from sparseflow_trt.pytorch.masks import MaskCheck, check_masks
 from sparseflow_trt.validation.compare import compare
 from sparseflow_trt.validation.inputs import generate_inputs
 from sparseflow_trt.validation.tolerances import DEFAULTS, output_tolerances
@@ -31,8 +31,8 @@ from sparseflow_trt.validation.torch_runner import torch_reference
 from sparseflow_trt.validation.trial import Candidate
 
 if TYPE_CHECKING:
-    from sparseflow_trt.plan import Precision
-    from sparseflow_trt.verdict import Validation
+    from sparseflow_trt.artifacts.verdict import Validation
+    from sparseflow_trt.plans.plan import Precision
 
 # The sizes that an export is compared at: other ones than it was traced with, one token and none before.
 _SIZES: dict[str, tuple[int, int, int]] = {

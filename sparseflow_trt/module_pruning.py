@@ -11,14 +11,14 @@ from typing import Any
 
 from sparseflow_trt._deps import require
 from sparseflow_trt._files import check_file, check_folder, put_in_place, temporary_folder, write_atomically
-from sparseflow_trt.checkpoint_files import open_checkpoint, save_tensors
 from sparseflow_trt.errors import InputError, ModelError, NotInstalledError
 from sparseflow_trt.exporters.prune_torch import PruneRecord, prune_module
 from sparseflow_trt.exporters.pruning_methods import DAMPING, Method
-from sparseflow_trt.hugging_face import TorchDtype
-from sparseflow_trt.policy import Dtype, Library, Policy
-from sparseflow_trt.sparse_entries import MASKS
-from sparseflow_trt.torch_layers import (
+from sparseflow_trt.policies.policy import Dtype, Library, Policy
+from sparseflow_trt.pytorch.checkpoint_files import open_checkpoint, save_tensors
+from sparseflow_trt.pytorch.hugging_face import TorchDtype
+from sparseflow_trt.pytorch.sparse_entries import MASKS
+from sparseflow_trt.pytorch.torch_layers import (
     Choice,
     TorchLayer,
     choose_by_name,
@@ -27,8 +27,8 @@ from sparseflow_trt.torch_layers import (
     is_conv1d,
     record_rows,
 )
-from sparseflow_trt.torch_pattern import mask_hash
-from sparseflow_trt.torch_source import TorchModel, load_torch_model
+from sparseflow_trt.pytorch.torch_pattern import mask_hash
+from sparseflow_trt.pytorch.torch_source import TorchModel, load_torch_model
 from sparseflow_trt.validation.input_files import read_sets
 
 RECORD = "pruning.json"

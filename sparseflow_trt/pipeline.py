@@ -10,14 +10,15 @@ from pathlib import Path
 from sparseflow_trt import __version__
 from sparseflow_trt._clock import Clock
 from sparseflow_trt._files import sha256_of, temporary_folder
-from sparseflow_trt.artifact import (
+from sparseflow_trt.artifacts.artifact import (
     build_key,
     built_before,
     check_place,
     hash_arrays,
     record_model,
 )
-from sparseflow_trt.artifact_validation import (
+from sparseflow_trt.artifacts.manifest import Manifest, ModelRecord
+from sparseflow_trt.building.artifact_validation import (
     Shipped,
     ValidationOptions,
     check_tolerances,
@@ -25,17 +26,22 @@ from sparseflow_trt.artifact_validation import (
     read_unpruned,
     validate,
 )
-from sparseflow_trt.duel import Built, check_duel, run_duel
+from sparseflow_trt.building.duel import Built, check_duel, run_duel
+from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read, settle
+from sparseflow_trt.building.record import (
+    put_artifact,
+    record_engine,
+    record_layers,
+    record_origin,
+    record_policy,
+)
 from sparseflow_trt.engines.choose import BackendName, backend_for
 from sparseflow_trt.engines.like import like_facts
 from sparseflow_trt.engines.plugin_library import check_library, library_for
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
 from sparseflow_trt.exporters.apply_plan import apply_plan
-from sparseflow_trt.manifest import Manifest, ModelRecord
-from sparseflow_trt.model_file import check_operators, input_dims, read_model
-from sparseflow_trt.plan import Plan, yaml_from_plan
-from sparseflow_trt.plan_options import PlanOptions, plan_for, read, settle
-from sparseflow_trt.record import put_artifact, record_engine, record_layers, record_origin, record_policy
+from sparseflow_trt.model.model_file import check_operators, input_dims, read_model
+from sparseflow_trt.plans.plan import Plan, yaml_from_plan
 from sparseflow_trt.validation.feeds import InputSet
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from sparseflow_trt import __version__
 from sparseflow_trt._clock import Clock
 from sparseflow_trt._files import temporary_folder
-from sparseflow_trt.artifact import build_key, check_place, hash_arrays, record_model
-from sparseflow_trt.artifact_validation import (
+from sparseflow_trt.artifacts.artifact import build_key, check_place, hash_arrays, record_model
+from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
+from sparseflow_trt.building.artifact_validation import (
     Shipped,
     ValidationOptions,
     check_tolerances,
@@ -18,20 +19,19 @@ from sparseflow_trt.artifact_validation import (
     read_unpruned,
     validate,
 )
+from sparseflow_trt.building.record import put_artifact, record_engine, record_layers
 from sparseflow_trt.engines.like import compare_tactics
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
 from sparseflow_trt.engines.same_graph import check_same_graph
 from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.errors import ArtifactError, NotInstalledError, NotSparseError
 from sparseflow_trt.exporters.apply_plan import apply_plan
-from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
-from sparseflow_trt.layer_names import of_classifiers
-from sparseflow_trt.manifest import EngineRecord, Manifest, check_files, read_manifest
-from sparseflow_trt.model_file import check_operators, input_dims, read_model
-from sparseflow_trt.plan import Plan, check_plan, read_plan
-from sparseflow_trt.policy import read_policy
-from sparseflow_trt.record import put_artifact, record_engine, record_layers
-from sparseflow_trt.shapes import check_profiles
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
+from sparseflow_trt.model.layer_names import of_classifiers
+from sparseflow_trt.model.model_file import check_operators, input_dims, read_model
+from sparseflow_trt.plans.plan import Plan, check_plan, read_plan
+from sparseflow_trt.plans.shapes import check_profiles
+from sparseflow_trt.policies.policy import read_policy
 
 _POLICY = "policy.json"
 

@@ -33,13 +33,13 @@ from sparseflow_trt.engines.measured_policy import (
 )
 from sparseflow_trt.engines.measurers import Crew
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.kinds import kind_from_names
-from sparseflow_trt.model_file import OnnxModel
-from sparseflow_trt.packing import why_not_in_plugin
-from sparseflow_trt.policy import MARGIN, Dtype, Policy, json_from_policy, read_policy
-from sparseflow_trt.presets import Product, products_of_preset
-from sparseflow_trt.sites import LayerSite, find_sites, type_name, why_not_eligible
-from sparseflow_trt.weights import TracedWeight
+from sparseflow_trt.model.kinds import kind_from_names
+from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.packing import why_not_in_plugin
+from sparseflow_trt.model.sites import LayerSite, find_sites, type_name, why_not_eligible
+from sparseflow_trt.model.weights import TracedWeight
+from sparseflow_trt.policies.policy import MARGIN, Dtype, Policy, json_from_policy, read_policy
+from sparseflow_trt.policies.presets import Product, products_of_preset
 
 _HALVES: tuple[Dtype, ...] = ("FP16", "BF16")
 GRID = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sparseflow_trt.artifact_validation import ValidationOptions
+from sparseflow_trt.building.artifact_validation import ValidationOptions
+from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.engines.choose import BackendName
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, BuildResult, build
-from sparseflow_trt.plan import Plan
-from sparseflow_trt.plan_options import PlanOptions
+from sparseflow_trt.plans.plan import Plan
 from sparseflow_trt.validation.tolerances import parse_tolerances
 
 if TYPE_CHECKING:

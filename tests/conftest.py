@@ -16,7 +16,7 @@ from hypothesis import settings
 from onnx import TensorProto, helper
 
 if TYPE_CHECKING:
-    from sparseflow_trt.timing import EngineFile
+    from sparseflow_trt.building.timing import EngineFile
     from sparseflow_trt.validation.feeds import InputSet
 
 settings.register_profile("here", deadline=None)  # the first example pays for imports
@@ -177,7 +177,7 @@ class Duels:
 
     def graph_needs(self) -> Any:
         """As TensorRT's: one switch for all layers, so that dense ones have to be opted out."""
-        from sparseflow_trt.target import GraphNeeds
+        from sparseflow_trt.model.target import GraphNeeds
 
         return GraphNeeds(opts_out_dense=True)
 
@@ -220,7 +220,7 @@ def duels(monkeypatch: pytest.MonkeyPatch) -> Duels:
     made = Duels()
     monkeypatch.setattr("sparseflow_trt.pipeline.check_duel", lambda *_: None)
     monkeypatch.setattr("sparseflow_trt.pipeline.backend_for", lambda _: (made, "It stands in."))
-    monkeypatch.setattr("sparseflow_trt.duel.time_engines", made.time)
+    monkeypatch.setattr("sparseflow_trt.building.duel.time_engines", made.time)
     return made
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
+from sparseflow_trt.model.model_file import read_model
 
 if TYPE_CHECKING:
     from tests.conftest import Array

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sparseflow_trt.target import PLUGIN_OP
+from sparseflow_trt.model.target import PLUGIN_OP
 
 
 def write_library(path: Path, says: str = PLUGIN_OP) -> Path:

@@ -11,12 +11,12 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from sparseflow_trt.artifact_validation import ValidationOptions, validate_artifact
+from sparseflow_trt.artifacts.manifest import read_manifest
+from sparseflow_trt.building.artifact_validation import ValidationOptions, validate_artifact
+from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
 from sparseflow_trt.errors import ArtifactError, ModelError
-from sparseflow_trt.manifest import read_manifest
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, BuildResult, build
-from sparseflow_trt.plan_options import PlanOptions, plan_for, read
 
 if TYPE_CHECKING:
     from tests.conftest import Array, Duels, Models

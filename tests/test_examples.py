@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from sparseflow_trt.torch_layers import find_layers
-from sparseflow_trt.torch_source import load_torch_model
+from sparseflow_trt.pytorch.torch_layers import find_layers
+from sparseflow_trt.pytorch.torch_source import load_torch_model
 from tests.test_docs import write_model
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -13,8 +13,8 @@ import pytest
 from sparseflow_trt.engines.protocol import Progress
 from sparseflow_trt.errors import InputError, ModelError, NotInstalledError
 from sparseflow_trt.export import ExportOptions, export_model, is_torch_source
-from sparseflow_trt.graph import SparsityState
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.graph import SparsityState
+from sparseflow_trt.model.model_file import read_model
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -37,7 +37,7 @@ RESNET = {
 MODULES = """
 import numpy as np
 import torch
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.pattern import prune_2to4
 
 class Block(torch.nn.Module):
     def __init__(self):
@@ -263,8 +263,8 @@ def test_a_function_may_return_a_model_of_transformers(tmp_path: Path) -> None:
 
 
 def test_every_expert_weighed_is_what_the_chosen_ones_make(tmp_path: Path) -> None:
-    from sparseflow_trt.experts import use_every_expert
-    from sparseflow_trt.hugging_face import load_hugging_face, read_config
+    from sparseflow_trt.pytorch.experts import use_every_expert
+    from sparseflow_trt.pytorch.hugging_face import load_hugging_face, read_config
 
     folder = Path(_write(tmp_path / "moe", MIXTRAL))
     plain = load_hugging_face(folder, weights="random")

@@ -29,7 +29,7 @@ def test_a_build_holds_one_import_name_and_all_the_data(tmp_path: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     assert [p.name for p in tmp_path.iterdir()] == ["sparseflow_trt"]
     for name in (
-        *(f"policies/{name}.json" for name in ("a100-80gb", "h100", "h200")),
+        *(f"policies/shipped/{name}.json" for name in ("a100-80gb", "h100", "h200")),
         "report/report.html.jinja",
         "report/report.css",
         "report/report.js",

@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.artifact_validation import ValidationOptions, validate_artifact
+from sparseflow_trt.building.artifact_validation import ValidationOptions, validate_artifact
+from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
 from sparseflow_trt.engines.choose import BackendName
 from sparseflow_trt.errors import (
     EXIT_NOT_SPARSE,
@@ -21,11 +22,10 @@ from sparseflow_trt.errors import (
     NotSparseError,
     PlanError,
 )
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildResult
-from sparseflow_trt.plan import read_plan
-from sparseflow_trt.plan_options import PlanOptions, plan_for, read
-from sparseflow_trt.policy import Point, Policy
+from sparseflow_trt.plans.plan import read_plan
+from sparseflow_trt.policies.policy import Point, Policy
 from tests.builds import BATCH, BRAIN, FLOAT, HALF, Run, builder_in, dense_weight, make_mlp, sparse_weight
 
 if TYPE_CHECKING:

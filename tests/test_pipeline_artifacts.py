@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.artifact_validation import ValidationOptions, validate_artifact
+from sparseflow_trt.artifacts.manifest import check_files, read_manifest
+from sparseflow_trt.building.artifact_validation import ValidationOptions, validate_artifact
 from sparseflow_trt.engines.choose import BackendName
 from sparseflow_trt.engines.ort import OnnxRuntimeBackend
 from sparseflow_trt.errors import (
     ArtifactError,
     InputError,
 )
-from sparseflow_trt.manifest import check_files, read_manifest
 from sparseflow_trt.pipeline import BuildOptions, build
-from sparseflow_trt.plan import read_plan
+from sparseflow_trt.plans.plan import read_plan
 from sparseflow_trt.validation.tolerances import parse_tolerances
 from tests.builds import BATCH, IMPOSSIBLE, Run, builder_in, dense_weight, make_mlp
 

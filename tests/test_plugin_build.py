@@ -14,7 +14,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.artifact_validation import ValidationOptions, validate_artifact
+from sparseflow_trt.artifacts.manifest import PluginRecord, check_files, read_manifest
+from sparseflow_trt.building.artifact_validation import ValidationOptions, validate_artifact
+from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
+from sparseflow_trt.building.timing import engine_file
 from sparseflow_trt.engines.ort import OnnxRuntimeBackend
 from sparseflow_trt.engines.outcomes import join_outcomes
 from sparseflow_trt.engines.plugin_library import copy_library
@@ -24,15 +27,12 @@ from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
 from sparseflow_trt.exporters.prune import prune_model
 from sparseflow_trt.exporters.saving import plugin_nodes, save_model
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
-from sparseflow_trt.manifest import PluginRecord, check_files, read_manifest
-from sparseflow_trt.model_file import OnnxModel, read_model
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.model_file import OnnxModel, read_model
+from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.model.target import GraphNeeds
 from sparseflow_trt.pipeline import BuildOptions, BuildResult, build
-from sparseflow_trt.plan import Plan, read_plan
-from sparseflow_trt.plan_options import PlanOptions, plan_for, read
-from sparseflow_trt.target import GraphNeeds
-from sparseflow_trt.timing import engine_file
-from tests.policies import make_points, make_policy
+from sparseflow_trt.plans.plan import Plan, read_plan
+from tests.made_policies import make_points, make_policy
 from tests.shared_libraries import write_library
 from tests.troubled import save_transformer
 

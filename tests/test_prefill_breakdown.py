@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from sparseflow_trt.lookup import judge
-from sparseflow_trt.policy import find_policy
+from sparseflow_trt.policies.lookup import judge
+from sparseflow_trt.policies.policy import find_policy
 from tests.pages import ROOT, prose, result_of
 
 PAGE = (ROOT / "docs" / "PREFILL_BREAKDOWN.md").read_text(encoding="utf-8")

@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from sparseflow_trt.artifact_validation import ValidationOptions
+from sparseflow_trt.artifacts.manifest import check_files, read_manifest, write_manifest
+from sparseflow_trt.building.artifact_validation import ValidationOptions
+from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions
 from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.errors import (
@@ -27,10 +29,8 @@ from sparseflow_trt.errors import (
     NotSparseError,
     PlanError,
 )
-from sparseflow_trt.manifest import check_files, read_manifest, write_manifest
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, build
-from sparseflow_trt.plan_options import PlanOptions
 from sparseflow_trt.refit import RefitOptions, built_with, refit
 
 if TYPE_CHECKING:

@@ -12,17 +12,17 @@ import pytest
 from ml_dtypes import bfloat16
 from onnx import TensorProto, helper
 
-from sparseflow_trt.between import WAVE
 from sparseflow_trt.engines.autotune import Measured, Request
 from sparseflow_trt.engines.gpu_state import ClockState
 from sparseflow_trt.engines.journal import Identity, journal_beside, read_journal
 from sparseflow_trt.engines.measured_policy import extend_policy, policy_from_journal
 from sparseflow_trt.engines.measurers import InTurn
 from sparseflow_trt.errors import ArtifactError, PolicyError
-from sparseflow_trt.lookup import judge
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.policy import Dtype, Library, Pair, Point, Policy, Threshold, read_policy
-from sparseflow_trt.presets import Product
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.policies.between import WAVE
+from sparseflow_trt.policies.lookup import judge
+from sparseflow_trt.policies.policy import Dtype, Library, Pair, Point, Policy, Threshold, read_policy
+from sparseflow_trt.policies.presets import Product
 from sparseflow_trt.tuning import (
     GRID,
     Progress,
@@ -33,7 +33,7 @@ from sparseflow_trt.tuning import (
     dtypes_of,
     products_of,
 )
-from tests.policies import make_points, make_policy
+from tests.made_policies import make_points, make_policy
 
 if TYPE_CHECKING:
     from tests.conftest import Models

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparseflow_trt.artifacts.verdict import Attribution, OutputVerdict, StepName
 from sparseflow_trt.validation.runners import reference_runner
 from sparseflow_trt.validation.steps import Outputs, Stage, add_outputs, attribute
-from sparseflow_trt.verdict import Attribution, OutputVerdict, StepName
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt._deps import require
+from sparseflow_trt.artifacts.verdict import (
+    CandidateVerdict,
+    InputSetRecord,
+    Validation,
+    Verdict,
+    overall_verdict,
+)
 from sparseflow_trt.errors import InputError, one_line
 from sparseflow_trt.validation.chain import Chain, Origin
 from sparseflow_trt.validation.feeds import InputSet
@@ -17,13 +24,6 @@ from sparseflow_trt.validation.runners import Outputs, ort_runtime, reference_ru
 from sparseflow_trt.validation.steps import Stage
 from sparseflow_trt.validation.tolerances import OutputTolerances
 from sparseflow_trt.validation.trial import Candidate, OnOutputs, Trial, conclude, open_trial, run_trial
-from sparseflow_trt.verdict import (
-    CandidateVerdict,
-    InputSetRecord,
-    Validation,
-    Verdict,
-    overall_verdict,
-)
 
 if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner

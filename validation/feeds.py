@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.shapes import Dims
+from sparseflow_trt.plans.shapes import Dims
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from sparseflow_trt.model_file import OnnxModel
+    from sparseflow_trt.model.model_file import OnnxModel
 
 Array = npt.NDArray[Any]
 

@@ -17,8 +17,8 @@ from sparseflow_trt.validation.feeds import InputSet, checked_feeds, read_input_
 from sparseflow_trt.validation.messages import quiet_polygraphy
 
 if TYPE_CHECKING:
-    from sparseflow_trt.model_file import OnnxModel
-    from sparseflow_trt.shapes import Profile
+    from sparseflow_trt.model.model_file import OnnxModel
+    from sparseflow_trt.plans.shapes import Profile
 
 Sets = list[tuple[str, Mapping[str, Any]]]
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.shapes import POINTS, Profile, check_profile
+from sparseflow_trt.plans.shapes import POINTS, Profile, check_profile
 from sparseflow_trt.validation.feeds import Array, InputSet, InputSpec, read_input_specs
 from sparseflow_trt.validation.index_bounds import index_bound
 
 if TYPE_CHECKING:
-    from sparseflow_trt.model_file import OnnxModel
+    from sparseflow_trt.model.model_file import OnnxModel
 
 Shapes = dict[str, tuple[int, ...]]
 

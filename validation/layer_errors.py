@@ -10,11 +10,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from sparseflow_trt.artifacts.verdict import LayerError, StepName
 from sparseflow_trt.validation.feeds import Array
 from sparseflow_trt.validation.narrow import widen
 from sparseflow_trt.validation.runners import open_session
 from sparseflow_trt.validation.steps import relative_size, root_mean_square
-from sparseflow_trt.verdict import LayerError, StepName
 
 _TYPES: dict[str, Any] = {"FLOAT16": np.dtype(np.float16), "BFLOAT16": np.dtype(ml_dtypes.bfloat16)}
 _CHUNK = 48 << 20  # elements whose values are in memory at a time, about 20 bytes each

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from sparseflow_trt.artifacts.verdict import OutputVerdict, Tolerance
 from sparseflow_trt.validation.feeds import Array
 from sparseflow_trt.validation.steps import root_mean_square
-from sparseflow_trt.verdict import OutputVerdict, Tolerance
 
 # By NumPy's letter for a type; BF16 and FP8 of ml_dtypes are "V".
 _KINDS = {"f": "floating point", "V": "floating point", "i": "integer", "u": "integer", "b": "boolean"}

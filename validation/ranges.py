@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import InputError, one_line
-from sparseflow_trt.node_range import NodeRange, joined, range_from_row
+from sparseflow_trt.model.node_range import NodeRange, joined, range_from_row
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.messages import numpy_only, quiet_polygraphy
 from sparseflow_trt.validation.runners import as_written_runner, run_errors, run_once

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sparseflow_trt.validation.feeds import Array
-from sparseflow_trt.verdict import (
+from sparseflow_trt.artifacts.verdict import (
     Attribution,
     OutputVerdict,
     StepName,
@@ -19,6 +18,7 @@ from sparseflow_trt.verdict import (
     StepRecord,
     left_after_cancelling,
 )
+from sparseflow_trt.validation.feeds import Array
 
 Outputs = Mapping[str, Array]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sparseflow_trt._schema import Record
+from sparseflow_trt.artifacts.verdict import Tolerance
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.plan import Plan, Precision
-from sparseflow_trt.verdict import Tolerance
+from sparseflow_trt.plans.plan import Plan, Precision
 
 # The reasoning, for all of them. A type rounds each value it stores by up to u (its unit roundoff,
 # relative), and independent roundings add as the root of their number: through a network of about 100

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sparseflow_trt.artifacts.verdict import CandidateVerdict, OutputVerdict, StepName, Verdict
 from sparseflow_trt.errors import InputError, NotInstalledError, SparseflowError, one_line
 from sparseflow_trt.validation.engine_runner import engine_runner, engine_runtime, select_profile
 from sparseflow_trt.validation.feeds import InputSet
@@ -22,7 +23,6 @@ from sparseflow_trt.validation.runners import (
 )
 from sparseflow_trt.validation.tolerances import OutputTolerances
 from sparseflow_trt.validation.triton_runner import ServedAt, triton_runner, triton_runtime
-from sparseflow_trt.verdict import CandidateVerdict, OutputVerdict, StepName, Verdict
 
 if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from sparseflow_trt._deps import require
+from sparseflow_trt.artifacts.load_record import LoadStep
 from sparseflow_trt.errors import DeployError, one_line
-from sparseflow_trt.load_record import LoadStep
 from sparseflow_trt.validation.feeds import Array
 from sparseflow_trt.validation.triton_runner import (
     ServedAt,

@@ -1,5 +1,5 @@
 // 2:4 weights in 9/16 of their dense size: what is kept of each group of four, and where it stood.
-// sparseflow_trt/packing.py is the reference of this format.
+// sparseflow_trt/model/packing.py is the reference of this format.
 #pragma once
 
 #include <cstdint>

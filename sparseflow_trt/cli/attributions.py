@@ -8,8 +8,8 @@ from sparseflow_trt._listing import listed
 from sparseflow_trt.cli import console
 
 if TYPE_CHECKING:
-    from sparseflow_trt.graph_record import GraphRecord
-    from sparseflow_trt.verdict import Attribution, LayerError, StepName
+    from sparseflow_trt.artifacts.graph_record import GraphRecord
+    from sparseflow_trt.artifacts.verdict import Attribution, LayerError, StepName
 
 _MOST_OUTPUTS = 3  # in a sentence
 _MOST_LAYERS = 10  # of each step: the rest is in the JSON
@@ -17,7 +17,7 @@ _MOST_LAYERS = 10  # of each step: the rest is in the JSON
 
 def print_attribution(attribution: Attribution) -> None:
     """Prints the step to blame, what each step changes of each output, and the layers that add most."""
-    from sparseflow_trt.verdict import cancelling, shown_outputs
+    from sparseflow_trt.artifacts.verdict import cancelling, shown_outputs
 
     out = console.out()
     out.print(f"\nWhere the error comes from: {attribution.reason}")

@@ -17,8 +17,8 @@ from sparseflow_trt.cli import console
 from sparseflow_trt.cli.numbers import positive
 from sparseflow_trt.cli.options import OutputFile, PluginLibrary, common_options
 from sparseflow_trt.errors import EXIT_OK, PolicyError
-from sparseflow_trt.presets import PRESETS
-from sparseflow_trt.traffic import LARGEST_M
+from sparseflow_trt.plans.traffic import LARGEST_M
+from sparseflow_trt.policies.presets import PRESETS
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.measurers import Crew
@@ -113,8 +113,8 @@ def command(
     M between where one wins and where the other does, until they are 5 % apart.
     """
     from sparseflow_trt.engines.journal import journal_beside
-    from sparseflow_trt.model_file import read_model
-    from sparseflow_trt.policy import find_policy
+    from sparseflow_trt.model.model_file import read_model
+    from sparseflow_trt.policies.policy import find_policy
     from sparseflow_trt.tuning import GRID, Space, autotune, default_output, dtypes_of, products_of
 
     if not models and not presets:

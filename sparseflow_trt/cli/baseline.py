@@ -62,8 +62,8 @@ def create(
     more than they may (exit code 4), or where nothing could be run (1).
     """
     from sparseflow_trt._files import check_file, write_atomically
-    from sparseflow_trt.baseline import json_from_baseline
-    from sparseflow_trt.gate import BaselineOptions, create_baseline
+    from sparseflow_trt.gates.baseline import json_from_baseline
+    from sparseflow_trt.gates.gate import BaselineOptions, create_baseline
 
     path = output or Path(f"{artifact.resolve().name.removesuffix('.artifact')}.baseline.json")
     check_file(path)

@@ -15,9 +15,9 @@ from sparseflow_trt.errors import EXIT_OK
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from sparseflow_trt.building.timing import TimedShapes
     from sparseflow_trt.engines.benchmark import Timing
     from sparseflow_trt.engines.layer_times import LayerTime
-    from sparseflow_trt.timing import TimedShapes
 
 _MOST_LAYERS = 15
 
@@ -36,7 +36,7 @@ def command(
 
     Where min is empty (a KV cache that holds nothing yet) it is timed with one element in its place.
     """
-    from sparseflow_trt.timing import time_artifacts
+    from sparseflow_trt.building.timing import time_artifacts
 
     with console.progress_bar() as show:
         timed = time_artifacts(artifact, against, rounds, launches, show, layers)

@@ -35,13 +35,13 @@ from sparseflow_trt.cli.verdicts import exit_code_of, print_duel, print_validati
 from sparseflow_trt.errors import EXIT_OUTPUTS_DIFFER
 
 if TYPE_CHECKING:
+    from sparseflow_trt.artifacts.manifest import Manifest
+    from sparseflow_trt.building.plan_options import PlanOptions
     from sparseflow_trt.engines.choose import BackendName
     from sparseflow_trt.export import ExportOptions, ExportReport
-    from sparseflow_trt.manifest import Manifest
     from sparseflow_trt.pipeline import BuildResult
-    from sparseflow_trt.plan import Plan
-    from sparseflow_trt.plan_options import PlanOptions
-    from sparseflow_trt.shapes import Dims
+    from sparseflow_trt.plans.plan import Plan
+    from sparseflow_trt.plans.shapes import Dims
 
 _MOST_NAMED = 6  # layers, in a sentence
 
@@ -96,10 +96,10 @@ def command(
     Exits with 4 where the outputs differ more than they may or the reference itself holds NaN, with 1 where
     nothing was run; the artifact is kept then, marked 'fail' or 'not run'.
     """
-    from sparseflow_trt.artifact import check_place
+    from sparseflow_trt.artifacts.artifact import check_place
     from sparseflow_trt.export import ExportOptions, is_torch_source
     from sparseflow_trt.pipeline import BuildOptions, build
-    from sparseflow_trt.plan import read_plan
+    from sparseflow_trt.plans.plan import read_plan
 
     engine = take_engine_options(options)
     export = take_export_options(options)
@@ -157,8 +157,8 @@ def command(
 
 def _export(source: str, onnx: Path, options: ExportOptions, plan: Plan | PlanOptions) -> ExportReport:
     from sparseflow_trt.export import export_model
-    from sparseflow_trt.plan import Plan
-    from sparseflow_trt.profile_specs import check_before_export
+    from sparseflow_trt.plans.plan import Plan
+    from sparseflow_trt.plans.profile_specs import check_before_export
 
     def check(dims: dict[str, Dims]) -> None:
         if not isinstance(plan, Plan):  # whose profiles are checked when the file is there
@@ -175,7 +175,7 @@ def _refuse_both(options: dict[str, Any]) -> None:
 
 
 def _read_margin(verdict: bool, margin: float | None) -> float | None:
-    from sparseflow_trt.duel import MARGIN
+    from sparseflow_trt.building.duel import MARGIN
 
     if margin is None:
         return MARGIN if verdict else None
@@ -247,8 +247,8 @@ def _print_layers(manifest: Manifest, model: Path) -> None:
 
 
 def _how_to_prune(manifest: Manifest, model: Path) -> str:
-    from sparseflow_trt.model_file import read_model
-    from sparseflow_trt.prunable import choose_weights
+    from sparseflow_trt.model.model_file import read_model
+    from sparseflow_trt.model.prunable import choose_weights
 
     taken = {name for weight in choose_weights(read_model(model)).taken for name in weight.layers}
     able = [layer.name in taken for layer in manifest.layers if layer.state == "not-sparse"]

@@ -14,7 +14,7 @@ from sparseflow_trt.cli.options import OutputFile, common_options, metric_option
 from sparseflow_trt.errors import EXIT_OK, EXIT_OUTPUTS_DIFFER
 
 if TYPE_CHECKING:
-    from sparseflow_trt.regressions import Gate
+    from sparseflow_trt.gates.regressions import Gate
 
 _MOST_REASONS = 10
 
@@ -54,9 +54,9 @@ def command(
     Exits with 4 where anything is worse than it may be, with 0 where nothing is.
     """
     from sparseflow_trt._files import check_file, write_atomically
-    from sparseflow_trt.baseline import MAX_BYTES, json_from_baseline
-    from sparseflow_trt.gate import check_artifact
-    from sparseflow_trt.report.junit import junit_from_error, junit_from_gate
+    from sparseflow_trt.gates.baseline import MAX_BYTES, json_from_baseline
+    from sparseflow_trt.gates.gate import check_artifact
+    from sparseflow_trt.gates.junit import junit_from_error, junit_from_gate
 
     if junit and junit.exists() and baseline.exists() and junit.samefile(baseline):
         raise click.UsageError(f"--junit {junit} is the baseline itself.")
@@ -112,7 +112,7 @@ def print_gate(gate: Gate) -> None:
 
 def _tell_github(gate: Gate, baseline: Path, as_json: bool) -> None:
     """Annotations on the step's output (its standard error where the other is JSON), and the summary."""
-    from sparseflow_trt.report.github import annotations_from_gate, summary_from_gate
+    from sparseflow_trt.gates.github import annotations_from_gate, summary_from_gate
 
     click.echo(annotations_from_gate(gate, str(baseline)), err=as_json, nl=False)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):

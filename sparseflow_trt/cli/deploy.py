@@ -112,17 +112,17 @@ def deploy_triton(
     A configuration that was edited stays edited: what differs from the fresh one is shown.
     """
     from sparseflow_trt._files import alone_in, check_folder_of_files
-    from sparseflow_trt.deploying import deploy
-    from sparseflow_trt.deployment import DeployOptions
-    from sparseflow_trt.deployment_files import (
+    from sparseflow_trt.exporters.triton_manifests import start_script
+    from sparseflow_trt.serving.deploying import deploy
+    from sparseflow_trt.serving.deployment import DeployOptions
+    from sparseflow_trt.serving.deployment_files import (
         check_plugins,
         check_wanted,
         deployment_folder,
         plan_server,
         write_deployment_files,
     )
-    from sparseflow_trt.exporters.triton_manifests import start_script
-    from sparseflow_trt.served_artifact import model_name
+    from sparseflow_trt.serving.served_artifact import model_name
 
     if name and len(artifacts) > 1:
         raise click.UsageError("--name is for one artifact.")
@@ -229,7 +229,7 @@ def verify_deployment(
     """
     from sparseflow_trt._files import check_folder_of_files
     from sparseflow_trt.engines.triton_server import Addresses
-    from sparseflow_trt.serving import VerifyOptions, verify
+    from sparseflow_trt.serving.verify import VerifyOptions, verify
     from sparseflow_trt.validation.triton_load import write_csv
 
     if bool(http) != bool(grpc):

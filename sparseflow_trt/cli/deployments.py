@@ -9,8 +9,8 @@ from sparseflow_trt.cli import console
 from sparseflow_trt.cli.verdicts import print_validation
 
 if TYPE_CHECKING:
-    from sparseflow_trt.deployment import Deployed
-    from sparseflow_trt.serving import Verified
+    from sparseflow_trt.serving.deployment import Deployed
+    from sparseflow_trt.serving.verify import Verified
 
 _MOST_BATCHES = 4  # sizes that ran most items: --json has all
 

@@ -56,10 +56,10 @@ def command(
     as_json: bool,
 ) -> int:  # fmt: skip
     """Estimate MODEL's products dense and sparse, pruned or not, from a policy's times. No GPU is needed."""
-    from sparseflow_trt.estimate import estimate_model
-    from sparseflow_trt.graph import read_layers
-    from sparseflow_trt.model_file import read_model
-    from sparseflow_trt.traffic import read_traffic
+    from sparseflow_trt.gains.estimate import estimate_model
+    from sparseflow_trt.model.graph import read_layers
+    from sparseflow_trt.model.model_file import read_model
+    from sparseflow_trt.plans.traffic import read_traffic
 
     if device and policy:
         raise click.UsageError("--device and --policy both name a policy: give one of them.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sparseflow_trt.cli import console
 
 if TYPE_CHECKING:
-    from sparseflow_trt.estimate_record import Estimate, EstimatedLayers
+    from sparseflow_trt.gains.estimate_record import Estimate, EstimatedLayers
 
 _SPEEDUP = re.compile(r"\d+\.\d\d×")
 

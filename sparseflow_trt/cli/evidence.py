@@ -9,7 +9,7 @@ from sparseflow_trt._listing import listed
 from sparseflow_trt.cli import console
 
 if TYPE_CHECKING:
-    from sparseflow_trt.manifest import LayerRecord, Manifest, OutcomeRecord
+    from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest, OutcomeRecord
 
 _MOST_MERGED = 3  # other layers, in a sentence
 _AS_ANOTHER = "*"  # behind a time

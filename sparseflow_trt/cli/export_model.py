@@ -46,7 +46,7 @@ def command(
     that returns (module, inputs) or (module, inputs, axes). Nothing is downloaded. Where the outputs differ
     nothing is written, and it exits with 4.
     """
-    from sparseflow_trt.artifact_export import is_artifact
+    from sparseflow_trt.building.artifact_export import is_artifact
     from sparseflow_trt.export import ExportOptions, export_model
 
     asked = take_export_options(options)
@@ -67,7 +67,7 @@ def command(
 
 
 def _export_artifact(folder: Path, output: Path | None, as_json: bool) -> int:
-    from sparseflow_trt.artifact_export import export_artifact
+    from sparseflow_trt.building.artifact_export import export_artifact
 
     name = folder.resolve().name.removesuffix(".artifact")
     with console.progress_bar() as show:

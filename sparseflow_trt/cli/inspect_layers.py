@@ -15,9 +15,9 @@ from sparseflow_trt.cli.options import common_options, model_argument
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
 
 if TYPE_CHECKING:
-    from sparseflow_trt.graph import WeightedLayer
-    from sparseflow_trt.mask_history import Break, Missing
-    from sparseflow_trt.model_file import OnnxModel
+    from sparseflow_trt.model.graph import WeightedLayer
+    from sparseflow_trt.model.mask_history import Break, Missing
+    from sparseflow_trt.model.model_file import OnnxModel
 
 
 @click.command("inspect")
@@ -35,9 +35,9 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
     Exits with 0 where every eligible weight is 2:4, with 3 where one is not; with --since, where a step broke
     one or left one out.
     """
-    from sparseflow_trt.graph import all_eligible_sparse, read_layers
-    from sparseflow_trt.mask_history import find_breaks, find_missing
-    from sparseflow_trt.model_file import read_model
+    from sparseflow_trt.model.graph import all_eligible_sparse, read_layers
+    from sparseflow_trt.model.mask_history import find_breaks, find_missing
+    from sparseflow_trt.model.model_file import read_model
 
     history = []
     with console.progress_bar() as show:
@@ -80,7 +80,7 @@ def _print_changes(breaks: Sequence[Break], missing: Sequence[Missing]) -> None:
 
 def _inputs(found: OnnxModel) -> list[dict[str, Any]]:
     """What the model takes: names, types and dimensions, whose symbols --dim sizes."""
-    from sparseflow_trt.model_file import input_dims
+    from sparseflow_trt.model.model_file import input_dims
 
     dims = input_dims(found)
     values = [value for value in found.ir.graph.inputs if value.name in dims]
@@ -133,13 +133,13 @@ def _json(model: Path, found: OnnxModel, layers: Any, sparse: bool) -> dict[str,
 
 
 def _counts(layers: Any) -> dict[str, int]:
-    from sparseflow_trt.graph import SparsityState
+    from sparseflow_trt.model.graph import SparsityState
 
     return {state.value: sum(layer.state is state for layer in layers) for state in SparsityState}
 
 
 def _print(layers: Any, show_all: bool) -> None:
-    from sparseflow_trt.sites import OPS
+    from sparseflow_trt.model.sites import OPS
 
     columns = ("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
     table = console.table(*columns, spared=("K axis", "Op"))
@@ -178,7 +178,7 @@ def _print(layers: Any, show_all: bool) -> None:
 
 def print_masks_apart(layers: Any) -> None:
     """Says what to do with layers whose masks are not part of their weights, where there are any."""
-    from sparseflow_trt.trace import MASK_APART
+    from sparseflow_trt.model.trace import MASK_APART
 
     apart = sum(layer.reason == MASK_APART for layer in layers)
     if apart:
@@ -200,8 +200,8 @@ class _Pruning:
 
 
 def _what_pruning_does(found: OnnxModel, layers: Sequence[WeightedLayer]) -> _Pruning:
-    from sparseflow_trt.graph import SparsityState
-    from sparseflow_trt.prunable import choose_weights, prunable
+    from sparseflow_trt.model.graph import SparsityState
+    from sparseflow_trt.model.prunable import choose_weights, prunable
 
     dense = {layer.name for layer in layers if layer.state is SparsityState.NOT_SPARSE}
     if not dense:

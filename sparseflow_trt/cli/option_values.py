@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from sparseflow_trt.artifact_validation import ValidationOptions
+    from sparseflow_trt.building.artifact_validation import ValidationOptions
+    from sparseflow_trt.building.plan_options import PlanOptions
     from sparseflow_trt.engines.protocol import EngineOptions
     from sparseflow_trt.export import ExportOptions
-    from sparseflow_trt.plan_options import PlanOptions
-    from sparseflow_trt.policy import Policy
-    from sparseflow_trt.shapes import ShapeRange
+    from sparseflow_trt.plans.shapes import ShapeRange
+    from sparseflow_trt.policies.policy import Policy
 
 _T = TypeVar("_T")
 
@@ -58,10 +58,10 @@ def read_plan_options(
             twice.
         PolicyError: There is no such policy.
     """
-    from sparseflow_trt.plan_options import PlanOptions
-    from sparseflow_trt.profile_specs import check_specs, parse_profile, read_shapes_file
-    from sparseflow_trt.split import Split
-    from sparseflow_trt.traffic import read_traffic
+    from sparseflow_trt.building.plan_options import PlanOptions
+    from sparseflow_trt.plans.profile_specs import check_specs, parse_profile, read_shapes_file
+    from sparseflow_trt.plans.split import Split
+    from sparseflow_trt.plans.traffic import read_traffic
 
     if traffic and not split:
         raise click.UsageError("--traffic weighs the cuts of --split: give both.")
@@ -92,7 +92,7 @@ def read_ranges(
     Raises:
         ShapeError: One cannot be read, or is given twice.
     """
-    from sparseflow_trt.shapes import parse_axis_range, parse_input_range
+    from sparseflow_trt.plans.shapes import parse_axis_range, parse_input_range
 
     axes = _each_once(map(parse_axis_range, dims), "axis")
     return axes, _each_once(map(parse_input_range, shapes), "input")
@@ -117,7 +117,7 @@ def find_policy_for(name: str | None) -> Policy | None:
         PolicyError: There is no policy of that name.
     """
     from sparseflow_trt.engines.hardware import find_gpus
-    from sparseflow_trt.policy import find_policy, policy_for_device
+    from sparseflow_trt.policies.policy import find_policy, policy_for_device
 
     if name:
         return find_policy(name)
@@ -137,7 +137,7 @@ def read_validation_options(
     Raises:
         InputError: A tolerance reads otherwise.
     """
-    from sparseflow_trt.artifact_validation import ValidationOptions
+    from sparseflow_trt.building.artifact_validation import ValidationOptions
     from sparseflow_trt.validation.tolerances import parse_tolerances
 
     return ValidationOptions(inputs, seed, parse_tolerances(tolerances), dense_model, per_layer)

@@ -139,7 +139,7 @@ def plan_options(function: _F) -> _F:
 
 def export_options(function: _F) -> _F:
     """How a PyTorch module or a Hugging Face folder becomes ONNX."""
-    from sparseflow_trt.hf_tasks import TASKS
+    from sparseflow_trt.pytorch.hf_tasks import TASKS
 
     options = [
         click.option(

@@ -51,10 +51,10 @@ def command(
     with the same would.
     """
     from sparseflow_trt._files import sha256_of, write_atomically
-    from sparseflow_trt.artifact_validation import check_tolerances, input_sets, read_unpruned
+    from sparseflow_trt.building.artifact_validation import check_tolerances, input_sets, read_unpruned
+    from sparseflow_trt.building.plan_options import plan_for, read, settle
     from sparseflow_trt.engines.choose import backend_for
-    from sparseflow_trt.plan import yaml_from_plan
-    from sparseflow_trt.plan_options import plan_for, read, settle
+    from sparseflow_trt.plans.plan import yaml_from_plan
 
     searched = options["precision"] == "auto"
     if (inputs or seed or tolerances or dense_model or backend != "auto") and not searched:

@@ -16,10 +16,10 @@ from sparseflow_trt.cli.options import OutputFile, PlotFile, common_options
 from sparseflow_trt.cli.policy_answers import Product, answer_of, print_answer
 from sparseflow_trt.cli.policy_tables import print_policy
 from sparseflow_trt.errors import EXIT_OK, PolicyError
-from sparseflow_trt.traffic import LARGEST_M
+from sparseflow_trt.plans.traffic import LARGEST_M
 
 if TYPE_CHECKING:
-    from sparseflow_trt.policy import Point, Policy
+    from sparseflow_trt.policies.policy import Point, Policy
 
 _DTYPES = click.Choice(["FP32", "FP16", "BF16", "INT8", "FP8"], case_sensitive=False)
 _SOURCE = 120  # characters of it in the list
@@ -35,7 +35,7 @@ def command() -> None:
 @common_options
 def list_policies(as_json: bool) -> int:
     """List the policies that are shipped."""
-    from sparseflow_trt.policy import read_policy, shipped_policies
+    from sparseflow_trt.policies.policy import read_policy, shipped_policies
 
     policies = [read_policy(path) for path in shipped_policies().values()]
     if as_json:
@@ -82,7 +82,7 @@ def show_policy(
     A row for each shape that was measured, with the M at which sparse wins there; --points has all times.
     --json has the file whole, or with the points and thresholds that the options choose.
     """
-    from sparseflow_trt.policy import find_policy
+    from sparseflow_trt.policies.policy import find_policy
 
     found = find_policy(policy)
     if kind:
@@ -144,7 +144,7 @@ def ask_policy(
     policy: str, kind: str, n: int, k: int, m: int, dtype: str, library: Any, plugin: bool, as_json: bool
 ) -> int:
     """Ask POLICY about one product, and show the points behind its answer."""
-    from sparseflow_trt.policy import find_policy
+    from sparseflow_trt.policies.policy import find_policy
 
     if plugin and library == "torch":
         raise click.UsageError("--plugin is of TensorRT's engines: leave out --library torch.")
@@ -174,7 +174,7 @@ def import_file(
     as_json: bool,
 ) -> int:  # fmt: skip
     """Make a policy of FILE: {"ops": {"gate_proj": {"min_m": 256}}} or a CSV op,M,pruned_dense_us,…."""
-    from sparseflow_trt.policy_import import import_policy
+    from sparseflow_trt.policies.policy_import import import_policy
 
     if not re.fullmatch(r"\d+\.\d", compute_capability):
         raise click.BadParameter(f"'{compute_capability}' is not X.Y", param_hint="--compute-capability")
@@ -203,9 +203,9 @@ def learn_from_artifacts(
     The builder times a kernel with its weights in the GPU's cache: such a policy says which kernel the
     builder prefers. What an engine gains by it, `build --verdict` measures.
     """
-    from sparseflow_trt.learn import learn_policy
-    from sparseflow_trt.manifest import read_manifest
-    from sparseflow_trt.policy import find_policy
+    from sparseflow_trt.artifacts.learn import learn_policy
+    from sparseflow_trt.artifacts.manifest import read_manifest
+    from sparseflow_trt.policies.policy import find_policy
 
     policy = learn_policy(map(read_manifest, artifacts), name, find_policy(into) if into else None)
     return _write(policy, output, as_json)
@@ -213,7 +213,7 @@ def learn_from_artifacts(
 
 def _write(policy: Policy, output: Path, as_json: bool) -> int:
     from sparseflow_trt._files import write_atomically
-    from sparseflow_trt.policy import json_from_policy
+    from sparseflow_trt.policies.policy import json_from_policy
 
     write_atomically(output, json_from_policy(policy))
     if as_json:
@@ -227,7 +227,7 @@ def _write(policy: Policy, output: Path, as_json: bool) -> int:
 
 def _check_kind(kind: str, policy: Policy) -> None:
     """A mistyped kind would be answered as one that was not measured."""
-    from sparseflow_trt.kinds import KINDS
+    from sparseflow_trt.model.kinds import KINDS
 
     held = {point.kind for point in policy.points} | {limit.kind for limit in policy.thresholds}
     if kind not in held.union(KINDS):

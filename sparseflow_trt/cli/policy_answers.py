@@ -9,9 +9,9 @@ from sparseflow_trt.cli import console
 from sparseflow_trt.cli.policy_tables import nearest_points, points_table
 
 if TYPE_CHECKING:
-    from sparseflow_trt.expected import Verdict
-    from sparseflow_trt.known import Known
-    from sparseflow_trt.policy import Library, Pair, Point, Policy
+    from sparseflow_trt.policies.expected import Verdict
+    from sparseflow_trt.policies.known import Known
+    from sparseflow_trt.policies.policy import Library, Pair, Point, Policy
 
 _HEAVIEST = 8  # products that a learned answer rests on
 _LIMITED = {"torch": "cuSPARSELt"}  # the plugin runs its kernels, and takes the same sizes
@@ -71,9 +71,9 @@ def answer_of(policy: Policy, product: Product, library: Library, plugin: bool) 
         library: Whose kernels.
         plugin: Whether the sparse kernel is the plugin, and not the library's own.
     """
-    from sparseflow_trt.expected import Verdict
-    from sparseflow_trt.lookup import known_of
-    from sparseflow_trt.plugin_lookup import plugin_known
+    from sparseflow_trt.policies.expected import Verdict
+    from sparseflow_trt.policies.lookup import known_of
+    from sparseflow_trt.policies.plugin_lookup import plugin_known
 
     kind, n, k, m, dtype = product
     known = (
@@ -108,8 +108,8 @@ def print_answer(answer: Answer) -> None:
 
 def _plugin_gain(policy: Policy, product: Product) -> str:
     """Why the plugin would win at a product or, where it would not, at the next multiple of 8; else ""."""
-    from sparseflow_trt.packing import why_not_in_plugin
-    from sparseflow_trt.plugin_lookup import PLUGIN_DTYPES, judge_with_plugin, plugin_known
+    from sparseflow_trt.model.packing import why_not_in_plugin
+    from sparseflow_trt.policies.plugin_lookup import PLUGIN_DTYPES, judge_with_plugin, plugin_known
 
     kind, n, k, m, dtype = product
     better = judge_with_plugin(policy, *product)
@@ -128,8 +128,8 @@ def _why_never(known: Known, limited: str) -> str:
         known: What is known of the layer.
         limited: What runs it, where that takes not every size: the plugin, or cuSPARSELt; else "".
     """
-    from sparseflow_trt.packing import why_not_in_plugin
-    from sparseflow_trt.sites import why_not_2to4
+    from sparseflow_trt.model.packing import why_not_in_plugin
+    from sparseflow_trt.model.sites import why_not_2to4
 
     if why := why_not_2to4(known.dtype, known.k):
         return f"cannot be 2:4: {why}"

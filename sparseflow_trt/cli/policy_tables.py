@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sparseflow_trt.cli import console
 
 if TYPE_CHECKING:
-    from sparseflow_trt.measured_shapes import MeasuredShape
-    from sparseflow_trt.policy import Point, Policy, Threshold
+    from sparseflow_trt.policies.measured_shapes import MeasuredShape
+    from sparseflow_trt.policies.policy import Point, Policy, Threshold
 
 _WORDS = 240  # characters of the clocks and of the source, which --points and --json have whole
 _MOST_SHAPES = 3  # of a threshold's that are named; more are counted
@@ -33,7 +33,7 @@ def print_policy(policy: Policy, shown: Policy, every_point: bool = False) -> No
         shown: The same with the points and thresholds to show.
         every_point: A row for each point, and all words whole.
     """
-    from sparseflow_trt.measured_shapes import measured_shapes
+    from sparseflow_trt.policies.measured_shapes import measured_shapes
 
     out = console.out()
     for name, said in _facts(policy, every_point):
@@ -110,7 +110,7 @@ def _shapes_table(shapes: Iterable[MeasuredShape]) -> Any:
 
 
 def _wins(shape: MeasuredShape) -> str:
-    from sparseflow_trt.lookup import widest
+    from sparseflow_trt.policies.lookup import widest
 
     if not shape.wins:
         return "nowhere" if shape.kernel else ""

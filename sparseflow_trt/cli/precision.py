@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sparseflow_trt.cli import console
 
 if TYPE_CHECKING:
-    from sparseflow_trt.precision_record import PrecisionSearch
+    from sparseflow_trt.plans.precision_record import PrecisionSearch
 
 _MOST = 12  # rows that are alike but for their figures; all of them are in the manifest and with --json
 _COLOURS = {
@@ -22,7 +22,7 @@ _COLOURS = {
 
 def print_search(search: PrecisionSearch) -> None:
     """Prints what was found on which inputs, the sensitivity table, the runs and what they cannot show."""
-    from sparseflow_trt.precision_record import by_need
+    from sparseflow_trt.plans.precision_record import by_need
 
     shares = ", ".join(f"{100 * share:.3g} % {name.upper()}" for name, share in search.work.items())
     console.say(f"\nPrecisions found on {search.inputs}")

@@ -14,8 +14,8 @@ from sparseflow_trt.errors import EXIT_OK, InputError
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.kernel_profile import KernelProfile
-    from sparseflow_trt.policy import Policy
-    from sparseflow_trt.profiling import Profiled
+    from sparseflow_trt.gains.profiling import Profiled
+    from sparseflow_trt.policies.policy import Policy
 
 
 @click.command("profile")
@@ -62,8 +62,8 @@ def command(
     SOURCE is an artifact with a TensorRT engine, a folder with a Hugging Face config.json (weights are random
     where there are none), or FILE.py:FUNCTION or MODULE:FUNCTION that returns (module, inputs).
     """
-    from sparseflow_trt.policy import find_policy
-    from sparseflow_trt.profiling import profile_artifact, profile_module
+    from sparseflow_trt.gains.profiling import profile_artifact, profile_module
+    from sparseflow_trt.policies.policy import find_policy
 
     if source.endswith(".onnx"):
         build = shlex.join(["sparseflow-trt", "build", source])
@@ -108,7 +108,7 @@ def command(
 def _profile_sparsified(
     source: str, policy: Policy, batch: int, seq: int, dtype: Any, attention: bool, runs: int, as_json: bool
 ) -> int:
-    from sparseflow_trt.sparsified_profile import profile_sparsified
+    from sparseflow_trt.gains.sparsified_profile import profile_sparsified
 
     with console.progress_bar() as show:
         found = profile_sparsified(source, policy, batch, seq, dtype, attention, runs, show)

@@ -101,8 +101,8 @@ def _prune_onnx(
     model: Path, output: Path | None, include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool
 ) -> int:
     from sparseflow_trt.exporters.prune import prune_model
-    from sparseflow_trt.layer_names import NOT_NAMED
-    from sparseflow_trt.model_file import read_model
+    from sparseflow_trt.model.layer_names import NOT_NAMED
+    from sparseflow_trt.model.model_file import read_model
 
     found = read_model(model)
     output = output or model.with_name(f"{model.stem}.2to4.onnx")

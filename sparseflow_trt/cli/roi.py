@@ -13,10 +13,10 @@ from sparseflow_trt.cli import console
 from sparseflow_trt.cli.numbers import positive
 from sparseflow_trt.cli.options import common_options
 from sparseflow_trt.errors import EXIT_OK, PolicyError
-from sparseflow_trt.roi import BUSY, HOURS_A_MONTH, REALISED, realised_speedup, return_on_sparsity
+from sparseflow_trt.gains.roi import BUSY, HOURS_A_MONTH, REALISED, realised_speedup, return_on_sparsity
 
 if TYPE_CHECKING:
-    from sparseflow_trt.roi import Fleet, Roi
+    from sparseflow_trt.gains.roi import Fleet, Roi
 
 
 @click.command("roi")
@@ -114,7 +114,7 @@ def _speedup(
     measured: float | None, estimate: Path | None, gemm_share: float | None, realised: float
 ) -> tuple[float, str]:
     """The speedup to count with, and how it is known."""
-    from sparseflow_trt.estimate_record import end_to_end, read_estimate
+    from sparseflow_trt.gains.estimate_record import end_to_end, read_estimate
 
     if measured is not None and estimate is None:
         if gemm_share is not None or realised != REALISED:

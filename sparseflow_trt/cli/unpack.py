@@ -31,7 +31,7 @@ def command(checkpoint: Path, output: Path, as_json: bool) -> int:
 
     Exits with 3 where weights that the configuration says are 2:4 are not; they are written as they are.
     """
-    from sparseflow_trt.sparse_checkpoint import unpack_checkpoint
+    from sparseflow_trt.pytorch.sparse_checkpoint import unpack_checkpoint
 
     with console.progress_bar() as show:
         done = unpack_checkpoint(checkpoint, output, show)

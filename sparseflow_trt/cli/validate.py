@@ -34,7 +34,7 @@ def command(
     Exits with 4 where the outputs differ more than they may or the reference itself holds NaN, with 1 where
     nothing was run.
     """
-    from sparseflow_trt.artifact_validation import validate_artifact
+    from sparseflow_trt.building.artifact_validation import validate_artifact
 
     options = read_validation_options(inputs, seed, tolerances, dense_model, per_layer)
     with console.progress_bar() as show:

@@ -12,8 +12,8 @@ from sparseflow_trt.errors import EXIT_FAILED, EXIT_OK, EXIT_OUTPUTS_DIFFER
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from sparseflow_trt.manifest import DuelRecord, TimingRecord
-    from sparseflow_trt.verdict import Validation
+    from sparseflow_trt.artifacts.manifest import DuelRecord, TimingRecord
+    from sparseflow_trt.artifacts.verdict import Validation
 
 _COLOURS = {"pass": "green", "fail": "red", "not run": "yellow"}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sparseflow_trt.manifest import Manifest
-from sparseflow_trt.verdict import OutputVerdict, StepOutput, StepRecord, shown_outputs
+from sparseflow_trt.artifacts.manifest import Manifest
+from sparseflow_trt.artifacts.verdict import OutputVerdict, StepOutput, StepRecord, shown_outputs
 
 _SMALLEST, _LARGEST = 1e-7, 1.0  # of the bars by step, as shares of the output: log scale
 

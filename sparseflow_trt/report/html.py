@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparseflow_trt.manifest import Manifest
-from sparseflow_trt.policy import Policy
-from sparseflow_trt.precision_record import by_need
+from sparseflow_trt.artifacts.manifest import Manifest
+from sparseflow_trt.artifacts.verdict import cancelling
+from sparseflow_trt.plans.precision_record import by_need
+from sparseflow_trt.policies.policy import Policy
 from sparseflow_trt.report.errors import Gauge, draw_gauges, draw_steps, shipped_gauges
 from sparseflow_trt.report.layer_table import layer_rows, time_groups, whose_times
 from sparseflow_trt.report.speedups import HEIGHT, WIDTH, draw_speedups
 from sparseflow_trt.report.spine import draw_spine
-from sparseflow_trt.verdict import cancelling
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sparseflow_trt.known import Known
-from sparseflow_trt.lookup import known_of
-from sparseflow_trt.manifest import LayerRecord, Manifest, OutcomeRecord
-from sparseflow_trt.policy import WHOSE, Policy
+from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest, OutcomeRecord
+from sparseflow_trt.policies.known import Known
+from sparseflow_trt.policies.lookup import known_of
+from sparseflow_trt.policies.policy import WHOSE, Policy
 
 _WEIGHTS = {"sparse": "2:4", "not-sparse": "not 2:4", "not-eligible": "not eligible"}
 _MOST_GROUPS = 24

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.load_record import LoadStep
+from sparseflow_trt.artifacts.load_record import LoadStep
 from sparseflow_trt.report.plots import INK, check_plot_name, plot_style, save_plot
 
 _COLOURS = ("#0f766e", "#b45309", "#6b7280")

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.kinds import KINDS
-from sparseflow_trt.lookup import taken_where_measured, widest
-from sparseflow_trt.policy import (
+from sparseflow_trt.model.kinds import KINDS
+from sparseflow_trt.policies.lookup import taken_where_measured, widest
+from sparseflow_trt.policies.policy import (
     WHOSE,
     Dtype,
     Library,

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sparseflow_trt.known import Known
-from sparseflow_trt.lookup import known_of, taken_ranges
-from sparseflow_trt.manifest import LayerRecord, Manifest
-from sparseflow_trt.plugin_lookup import plugin_known
-from sparseflow_trt.policy import WHOSE, Pair, Policy, pairs_by_shape
+from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest
+from sparseflow_trt.policies.known import Known
+from sparseflow_trt.policies.lookup import known_of, taken_ranges
+from sparseflow_trt.policies.plugin_lookup import plugin_known
+from sparseflow_trt.policies.policy import WHOSE, Pair, Policy, pairs_by_shape
 
 WIDTH, HEIGHT = 340, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 38, 20, 12, 44

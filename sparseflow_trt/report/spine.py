@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
-from sparseflow_trt.graph_record import IslandsRecord
-from sparseflow_trt.manifest import LayerRecord, Manifest
+from sparseflow_trt.artifacts.graph_record import IslandsRecord
+from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest
 
 _NUMBER = re.compile(r"\d+")
 _MOST_BLOCKS = 40

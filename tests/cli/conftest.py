@@ -24,7 +24,7 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.cli.main import main
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.pattern import prune_2to4
 
 if TYPE_CHECKING:
     from tests.conftest import Models

@@ -15,7 +15,7 @@ from sparseflow_trt.engines.autotune import Measured, Request
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.journal import Identity, read_journal
 from sparseflow_trt.engines.measurers import InTurn
-from sparseflow_trt.policy import Dtype, Library, Pair, Point, read_policy
+from sparseflow_trt.policies.policy import Dtype, Library, Pair, Point, read_policy
 from tests.shared_libraries import write_library
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from sparseflow_trt.building.timing import TimedShapes
 from sparseflow_trt.engines.benchmark import EngineMemory, Ratio, Timing
 from sparseflow_trt.engines.layer_times import LayerTime
-from sparseflow_trt.timing import TimedShapes
 
 
 def test_only_tensorrt_engines_are_timed(sparseflow: Any, mlp: Any) -> None:
@@ -54,7 +54,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         speedup = Ratio(2.0, 1.9, 2.1)
         return (TimedShapes(shapes="default:opt: x 4×64", timing=own, against=other, speedup=speedup),)
 
-    monkeypatch.setattr("sparseflow_trt.timing.time_artifacts", time)
+    monkeypatch.setattr("sparseflow_trt.building.timing.time_artifacts", time)
     return asked
 
 

@@ -8,9 +8,9 @@ import re
 import pytest
 from rich.console import Console
 
+from sparseflow_trt.artifacts.verdict import Validation
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.verdicts import print_validation
-from sparseflow_trt.verdict import Validation
 
 
 @pytest.mark.parametrize("width", [20, 60, 80, 100, 160])

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.policies import make_points, make_policy
+from tests.made_policies import make_points, make_policy
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow

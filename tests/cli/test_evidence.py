@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from sparseflow_trt.artifacts.manifest import Manifest, OutcomeRecord
+from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.cli.evidence import print_evidence
-from sparseflow_trt.manifest import Manifest, OutcomeRecord
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, build
-from sparseflow_trt.plan_options import PlanOptions
 
 if TYPE_CHECKING:
     from tests.conftest import Models

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.pattern import prune_2to4
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow

@@ -105,7 +105,7 @@ def test_what_kind_of_error_it_was_is_in_the_json(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("sparseflow_trt.graph.read_layers", fail)
+    monkeypatch.setattr("sparseflow_trt.model.graph.read_layers", fail)
     ended = sparseflow("inspect", mlp(), "--json")
     said = ended.json["error"]
     assert (ended.code, said["exit_code"], said["hint"]) == (code, code, hint)
@@ -133,7 +133,7 @@ def test_a_fault_of_our_own_is_said_to_be_one(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("sparseflow_trt.graph.read_layers", fail)
+    monkeypatch.setattr("sparseflow_trt.model.graph.read_layers", fail)
     ended = sparseflow("inspect", mlp())
     assert ended.code == 1
     assert ended.err.startswith(
@@ -156,7 +156,7 @@ def test_the_machines_own_limits(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("sparseflow_trt.graph.read_layers", fail)
+    monkeypatch.setattr("sparseflow_trt.model.graph.read_layers", fail)
     assert sparseflow("inspect", mlp()).error == says
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sparseflow_trt.plugin_lookup import judge_with_plugin
-from sparseflow_trt.policy import find_policy
-from tests.policies import make_points, make_policy
+from sparseflow_trt.policies.plugin_lookup import judge_with_plugin
+from sparseflow_trt.policies.policy import find_policy
+from tests.made_policies import make_points, make_policy
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
@@ -206,7 +206,7 @@ def test_ask_names_the_kernel(sparseflow: Sparseflow) -> None:
 
 
 def test_json_has_the_file_whole_or_what_was_chosen(sparseflow: Sparseflow) -> None:
-    from sparseflow_trt.policy import find_policy
+    from sparseflow_trt.policies.policy import find_policy
 
     whole = find_policy("h200").model_dump(mode="json")
     assert sparseflow("policy", "show", "h200", "--json").json == whole

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sparseflow_trt.artifacts.manifest import read_manifest
 from sparseflow_trt.cli.profile_model import _as_data, _draw, print_profiled
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.kernel_profile import make_profile
 from sparseflow_trt.engines.torch_profile import LinearProduct
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.manifest import read_manifest
-from sparseflow_trt.profiling import conclude, products_of
+from sparseflow_trt.gains.profiling import conclude, products_of
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow

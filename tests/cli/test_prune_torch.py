@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from sparseflow_trt.sparse_checkpoint import load_checkpoint
-from sparseflow_trt.torch_layers import find_layers
-from sparseflow_trt.torch_pattern import is_2to4, mask_hash
+from sparseflow_trt.pytorch.sparse_checkpoint import load_checkpoint
+from sparseflow_trt.pytorch.torch_layers import find_layers
+from sparseflow_trt.pytorch.torch_pattern import is_2to4, mask_hash
 from tests.torch_models import TOKENS, make_gpt2, make_llama
 
 if TYPE_CHECKING:

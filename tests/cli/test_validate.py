@@ -76,7 +76,7 @@ def test_an_rtx_engine_is_not_run_and_not_counted_as_passed(sparseflow: Sparsefl
 def test_nothing_compared_is_no_success(
     sparseflow: Sparseflow, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparseflow_trt import artifact_validation
+    from sparseflow_trt.building import artifact_validation
 
     validate = artifact_validation.validate_artifact
 

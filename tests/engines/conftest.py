@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from sparseflow_trt.engines.protocol import BuildRequest
-from sparseflow_trt.plan import Plan
-from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.plans.plan import Plan
+from sparseflow_trt.plans.shapes import Profile, ShapeRange
 
 _NUMPY: dict[int, np.dtype[Any]] = {
     TensorProto.FLOAT: np.dtype(np.float32),

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sparseflow_trt.between import WAVE, wins_between
 from sparseflow_trt.engines.autotune import (
     RESOLUTION,
     Curve,
@@ -24,8 +23,9 @@ from sparseflow_trt.engines.autotune import (
     what_is_left,
 )
 from sparseflow_trt.engines.measurers import InTurn
-from sparseflow_trt.policy import Dtype, Library, Pair, Point
-from sparseflow_trt.presets import Product
+from sparseflow_trt.policies.between import WAVE, wins_between
+from sparseflow_trt.policies.policy import Dtype, Library, Pair, Point
+from sparseflow_trt.policies.presets import Product
 
 CURVE = Curve("torch", "FP16", 14336, 4096, "gate_up")
 GRID = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -99,7 +99,8 @@ def test_what_crashes_after_the_engine_is_told_of_fails_no_build(
 def test_the_child_does_not_wait_for_what_it_has_no_use_for() -> None:
     script = "import sys, sparseflow_trt.engines.worker; print(*sys.modules)"
     loaded = subprocess.check_output((sys.executable, "-c", script), text=True).split()
-    assert not {"numpy", "onnx", "onnx_ir", "sparseflow_trt.plan", "sparseflow_trt.manifest"} & set(loaded)
+    ours = {"sparseflow_trt.plans.plan", "sparseflow_trt.artifacts.manifest"}
+    assert not {"numpy", "onnx", "onnx_ir", *ours} & set(loaded)
 
 
 def test_a_library_that_is_missing_in_the_child_is_not_a_failed_build(
@@ -190,7 +191,7 @@ def test_a_killed_parent_leaves_no_child(request_for_tiny: BuildRequest, tempora
         "from pathlib import Path\n"
         "from sparseflow_trt.engines.protocol import BuildRequest\n"
         "from sparseflow_trt.engines.tensorrt_rtx import TensorRtRtxBackend\n"
-        "from sparseflow_trt.plan import Plan\n"
+        "from sparseflow_trt.plans.plan import Plan\n"
         "def die(progress):\n"
         "    print(Path(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read_text(), flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -14,7 +14,7 @@ from sparseflow_trt.engines.inspect_engine import engine_information
 from sparseflow_trt.engines.tensorrt_api import Flavour
 from sparseflow_trt.engines.tensorrt_log import BuildLog
 from sparseflow_trt.errors import BuildError
-from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.plans.shapes import Profile, ShapeRange
 
 PROFILES = tuple(
     Profile(name=name, inputs={"x": ShapeRange(min=(low, 2), opt=(low, 2), max=(high, 2))})

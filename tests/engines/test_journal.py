@@ -15,8 +15,8 @@ from sparseflow_trt.engines.autotune import Curve, Measured, Request
 from sparseflow_trt.engines.gpu_state import ClockState
 from sparseflow_trt.engines.journal import Identity, Journal, Run, journal_beside, open_journal, read_journal
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.policy import Pair, Point
-from sparseflow_trt.presets import Product
+from sparseflow_trt.policies.policy import Pair, Point
+from sparseflow_trt.policies.presets import Product
 
 IDENTITY = Identity(
     device="NVIDIA H200", compute_capability="9.0", libraries={"torch": "2.11.0"}, dtypes=("BF16", "FP16")

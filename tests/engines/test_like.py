@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparseflow_trt.artifacts.manifest import EngineLayerRecord
 from sparseflow_trt.engines.inspector import layers_from_inspector
 from sparseflow_trt.engines.like import (
     compare_tactics,
@@ -25,7 +26,6 @@ from sparseflow_trt.engines.like import (
 from sparseflow_trt.engines.protocol import LayerEvidence
 from sparseflow_trt.engines.tactics import layer_key
 from sparseflow_trt.errors import ArtifactError
-from sparseflow_trt.manifest import EngineLayerRecord
 
 if TYPE_CHECKING:
     from sparseflow_trt.pipeline import BuildResult
@@ -175,8 +175,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
     import numpy as np
     from onnx import helper, numpy_helper, save
 
+    from sparseflow_trt.building.plan_options import PlanOptions
     from sparseflow_trt.pipeline import BuildOptions, build
-    from sparseflow_trt.plan_options import PlanOptions
 
     folder = tmp_path_factory.mktemp("like")
     graph = helper.make_graph(

@@ -8,7 +8,7 @@ from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.measurers import make_measurers
 from sparseflow_trt.engines.medians import Effort
 from sparseflow_trt.errors import NotInstalledError
-from sparseflow_trt.policy import Library
+from sparseflow_trt.policies.policy import Library
 
 
 @pytest.mark.skipif(bool(find_gpus()), reason="this machine has a GPU: tests/gpu measures on it")

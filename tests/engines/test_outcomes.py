@@ -17,8 +17,8 @@ from sparseflow_trt.engines.outcomes import (
 )
 from sparseflow_trt.engines.protocol import LayerEvidence
 from sparseflow_trt.engines.timings import LayerTimings, Timing, read_timings
-from sparseflow_trt.plan import Plan, PlannedLayer, Precision
-from sparseflow_trt.shapes import Profile
+from sparseflow_trt.plans.plan import Plan, PlannedLayer, Precision
+from sparseflow_trt.plans.shapes import Profile
 
 DATA = Path(__file__).parent / "data"
 SPARSE_KERNEL = "sm90_xmma_sparse_gemm_f16f16_f16f32_f32_tn"

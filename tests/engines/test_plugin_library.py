@@ -28,10 +28,10 @@ from sparseflow_trt.engines.plugins import NAME
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, LayerEvidence
 from sparseflow_trt.engines.tensorrt_api import Flavour, version_of
 from sparseflow_trt.errors import BuildError, NotInstalledError
-from sparseflow_trt.plan import Plan, PlannedLayer
-from sparseflow_trt.policy import Kernel
-from sparseflow_trt.shapes import Profile
-from sparseflow_trt.target import PLUGIN_OP
+from sparseflow_trt.model.target import PLUGIN_OP
+from sparseflow_trt.plans.plan import Plan, PlannedLayer
+from sparseflow_trt.plans.shapes import Profile
+from sparseflow_trt.policies.policy import Kernel
 from tests.shared_libraries import write_library
 
 

@@ -19,8 +19,8 @@ from sparseflow_trt.engines.journal import Identity, read_journal
 from sparseflow_trt.engines.measurers import InTurn
 from sparseflow_trt.engines.ray_workers import RayWorkers
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.policy import Dtype, Pair, Point
-from sparseflow_trt.presets import Product
+from sparseflow_trt.policies.policy import Dtype, Pair, Point
+from sparseflow_trt.policies.presets import Product
 from sparseflow_trt.tuning import Space, autotune
 
 ray: Any = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray>=2.9'")

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from sparseflow_trt.engines.same_graph import changed_weights, check_same_graph, named_weights
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.model_file import OnnxModel, read_model
+from sparseflow_trt.model.model_file import OnnxModel, read_model
 
 if TYPE_CHECKING:
     from tests.conftest import Models

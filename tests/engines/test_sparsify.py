@@ -8,9 +8,9 @@ import pytest
 
 from sparseflow_trt.engines.sparsify import restore_module, sparsify_module
 from sparseflow_trt.exporters.prune_torch import prune_module
-from sparseflow_trt.policy import Point, find_policy
+from sparseflow_trt.policies.policy import Point, find_policy
 from tests.engines.test_torch_sparse import Dense
-from tests.policies import make_points, make_policy
+from tests.made_policies import make_points, make_policy
 from tests.torch_models import make_gpt2, make_llama, token_batches
 
 torch: Any = pytest.importorskip("torch")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparseflow_trt.engines.tensorrt_api import graph_needs_of, is_strongly_typed
-from sparseflow_trt.target import ANYTHING, GraphNeeds
+from sparseflow_trt.model.target import ANYTHING, GraphNeeds
 
 OLD = GraphNeeds(17, spells_out=True, opts_out_dense=True, takes_plugin=True, takes_bf16=False)
 NEW = GraphNeeds(opts_out_dense=True, takes_plugin=True)

@@ -15,7 +15,7 @@ from sparseflow_trt.engines.hardware import Gpu
 from sparseflow_trt.engines.protocol import BuildRequest, Progress
 from sparseflow_trt.engines.tensorrt_rtx import TensorRtRtxBackend, why_not_here
 from sparseflow_trt.errors import EXIT_EVIDENCE_DIFFERS, BuildError, EvidenceError
-from sparseflow_trt.plan import PlannedLayer, Precision
+from sparseflow_trt.plans.plan import PlannedLayer, Precision
 
 SaveModel = Callable[..., Path]
 MakeRequest = Callable[..., BuildRequest]

@@ -29,11 +29,11 @@ from sparseflow_trt.engines.time_tensorrt import TensorRtMeasurer, told_tactic
 from sparseflow_trt.errors import NotInstalledError
 from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
 from sparseflow_trt.exporters.saving import plugin_nodes
-from sparseflow_trt.graph import SparsityState, read_layers
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.plan import check_plan
-from sparseflow_trt.policy import Dtype, Kernel
+from sparseflow_trt.model.graph import SparsityState, read_layers
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.plans.plan import check_plan
+from sparseflow_trt.policies.policy import Dtype, Kernel
 
 
 def product(tmp_path: Path, dtype: Dtype) -> tuple[Request, np.ndarray, Path]:

@@ -19,7 +19,7 @@ from sparseflow_trt.engines.torch_profile import (
     require_gpu,
 )
 from sparseflow_trt.errors import NotInstalledError
-from sparseflow_trt.torch_source import TorchModel
+from sparseflow_trt.pytorch.torch_source import TorchModel
 
 torch = pytest.importorskip("torch")
 

@@ -12,7 +12,7 @@ import pytest
 
 from sparseflow_trt.engines.cusparselt_plan import Algorithm
 from sparseflow_trt.engines.torch_sparse import CuSparseLt, restore_linears, swap_linears
-from sparseflow_trt.torch_pattern import prune_rows
+from sparseflow_trt.pytorch.torch_pattern import prune_rows
 
 torch = pytest.importorskip("torch")
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from sparseflow_trt.engines.typed_nodes import TypedNode, typed_nodes
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.model_file import read_model
 
 FLOAT, FLOAT16, INT8, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.BOOL
 

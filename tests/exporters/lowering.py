@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.exporters.lower import Lowered, lower_to_opset17
 from sparseflow_trt.exporters.saving import save_model
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.model_file import read_model
 
 Array = npt.NDArray[Any]
 

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from sparseflow_trt.exporters.prune import PruneReport, prune_model
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.model_file import read_model
 
 if TYPE_CHECKING:
     from tests.conftest import Array

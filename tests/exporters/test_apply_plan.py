@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from sparseflow_trt.artifacts.graph_record import GraphRecord
 from sparseflow_trt.errors import ModelError, PlanError
 from sparseflow_trt.exporters import apply_plan as module
 from sparseflow_trt.exporters.apply_plan import (
@@ -22,12 +23,11 @@ from sparseflow_trt.exporters.apply_plan import (
     write_fp32_reference,
 )
 from sparseflow_trt.exporters.saving import INLINE_BYTES, IR_VERSION, save_model
-from sparseflow_trt.graph import read_layers
-from sparseflow_trt.graph_record import GraphRecord
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.plan import ModelPrecision, Plan
-from sparseflow_trt.planning import make_plan
+from sparseflow_trt.model.graph import read_layers
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.plans.plan import ModelPrecision, Plan
+from sparseflow_trt.plans.planning import make_plan
 from tests.conftest import set_external
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from sparseflow_trt.exporters.cast_constants import fold_casts
 from sparseflow_trt.exporters.saving import save_model
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.model_file import read_model
 from tests.conftest import Array, Models
 
 RNG = np.random.default_rng(0)

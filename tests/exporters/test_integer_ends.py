@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from sparseflow_trt.exporters.integer_ends import narrow_integers
 from sparseflow_trt.exporters.saving import save_model
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.model_file import read_model
 from tests.serving.conftest import write_model_of_ids
 
 

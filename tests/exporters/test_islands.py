@@ -11,11 +11,11 @@ from onnx import helper
 
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.islands import check_islands, fp32_islands, islands_by_layer
-from sparseflow_trt.graph import read_layers
-from sparseflow_trt.model_file import OnnxModel, read_model
-from sparseflow_trt.plan import Plan
-from sparseflow_trt.planning import make_plan
-from sparseflow_trt.sites import find_sites
+from sparseflow_trt.model.graph import read_layers
+from sparseflow_trt.model.model_file import OnnxModel, read_model
+from sparseflow_trt.model.sites import find_sites
+from sparseflow_trt.plans.plan import Plan
+from sparseflow_trt.plans.planning import make_plan
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.lower import Lowered, lower_to_opset17
-from sparseflow_trt.graph import read_layers
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.graph import read_layers
+from sparseflow_trt.model.model_file import read_model
 from tests.exporters.lowering import (
     BF16,
     F32,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.exporters.lower import Lowered
-from sparseflow_trt.graph import read_layers
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.graph import read_layers
+from sparseflow_trt.model.model_file import read_model
 from tests.exporters.lowering import (
     BF16,
     F16,

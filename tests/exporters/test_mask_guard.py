@@ -11,20 +11,20 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
+from sparseflow_trt.artifacts.graph_record import GraphRecord
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters import apply_plan as module
 from sparseflow_trt.exporters import mask_guard
 from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.exporters.opt_out import opt_out
 from sparseflow_trt.exporters.retype import retype
-from sparseflow_trt.graph import read_layers
-from sparseflow_trt.graph_record import GraphRecord
-from sparseflow_trt.model_file import OnnxModel, read_model
-from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.plan import Plan
-from sparseflow_trt.planning import make_plan
-from sparseflow_trt.scan import scan_pattern
-from sparseflow_trt.target import GraphNeeds
+from sparseflow_trt.model.graph import read_layers
+from sparseflow_trt.model.model_file import OnnxModel, read_model
+from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.model.scan import scan_pattern
+from sparseflow_trt.model.target import GraphNeeds
+from sparseflow_trt.plans.plan import Plan
+from sparseflow_trt.plans.planning import make_plan
 
 if TYPE_CHECKING:
     from tests.conftest import Models

@@ -12,14 +12,14 @@ from onnx import helper
 from sparseflow_trt.exporters.measured import OUTPUT, add_measurements
 from sparseflow_trt.exporters.node_types import infer_types
 from sparseflow_trt.exporters.saving import save_model
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.ranges import measure_ranges
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sparseflow_trt.node_range import NodeRange
+    from sparseflow_trt.model.node_range import NodeRange
     from tests.conftest import Array, Models
 
 RNG = np.random.default_rng(0)

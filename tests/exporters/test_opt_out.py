@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
+from sparseflow_trt.artifacts.graph_record import OptOutRecord
 from sparseflow_trt.errors import ModelError, PlanError
 from sparseflow_trt.exporters.opt_out import opt_out, put_back
 from sparseflow_trt.exporters.retype import retype
 from sparseflow_trt.exporters.saving import save_model
-from sparseflow_trt.graph import SparsityState, WeightedLayer, read_layers
-from sparseflow_trt.graph_record import OptOutRecord
-from sparseflow_trt.model_file import OnnxModel, read_model
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
+from sparseflow_trt.model.model_file import OnnxModel, read_model
+from sparseflow_trt.model.pattern import prune_2to4
 
 Array = npt.NDArray[Any]
 node = helper.make_node

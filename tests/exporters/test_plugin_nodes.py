@@ -14,16 +14,16 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from sparseflow_trt.decide import PluginUse
 from sparseflow_trt.errors import ModelError, PlanError
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers, put_into_plugin
 from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
 from sparseflow_trt.exporters.saving import OP_TYPE, save_model, save_plugin_model
-from sparseflow_trt.graph import read_layers
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.packing import Packed24, pack_2to4, unpack_2to4
-from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.planning import make_plan
+from sparseflow_trt.model.graph import read_layers
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.packing import Packed24, pack_2to4, unpack_2to4
+from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.plans.decide import PluginUse
+from sparseflow_trt.plans.planning import make_plan
 
 Array = npt.NDArray[Any]
 node = helper.make_node

@@ -9,13 +9,13 @@ import onnx
 import onnxruntime
 import pytest
 
+from sparseflow_trt.building.plan_options import PlanOptions, plan_for
 from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.exporters.positions import nodes_of_positions
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
-from sparseflow_trt.graph import read_layers
-from sparseflow_trt.model_file import OnnxModel, read_model
-from sparseflow_trt.plan import Plan
-from sparseflow_trt.plan_options import PlanOptions, plan_for
+from sparseflow_trt.model.graph import read_layers
+from sparseflow_trt.model.model_file import OnnxModel, read_model
+from sparseflow_trt.plans.plan import Plan
 from tests.conftest import Array
 
 RNG = np.random.default_rng(0)

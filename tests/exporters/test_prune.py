@@ -16,9 +16,9 @@ from onnx import TensorProto, helper
 
 from sparseflow_trt.errors import ArtifactError, ModelError
 from sparseflow_trt.exporters.prune import prune_model
-from sparseflow_trt.graph import SparsityState, all_eligible_sparse, read_layers
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.graph import SparsityState, all_eligible_sparse, read_layers
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.pattern import prune_2to4
 from tests.exporters.pruning import MATMUL, check_same, hashes_of, prune, random_weight, values_in
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ import os, resource, signal, sys
 from pathlib import Path
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.exporters.prune import prune_model
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.model_file import read_model
 
 path, output, how = sys.argv[1:]
 progress = None

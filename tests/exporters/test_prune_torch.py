@@ -13,8 +13,8 @@ from sparseflow_trt.exporters import calibration, prune_torch, pruning_methods
 from sparseflow_trt.exporters.blocks import find_blocks
 from sparseflow_trt.exporters.calibration import as_batch
 from sparseflow_trt.exporters.prune_torch import PruneRecord, prune_module
-from sparseflow_trt.torch_layers import choose_by_name, find_layers
-from sparseflow_trt.torch_pattern import is_2to4, mask_hash
+from sparseflow_trt.pytorch.torch_layers import choose_by_name, find_layers
+from sparseflow_trt.pytorch.torch_pattern import is_2to4, mask_hash
 from tests.torch_models import make_bert, make_gpt2, make_llama, token_batches
 
 torch: Any = pytest.importorskip("torch")

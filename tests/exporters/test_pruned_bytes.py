@@ -15,11 +15,11 @@ from onnx import helper
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters import pruned_bytes
 from sparseflow_trt.exporters.pruned_bytes import Target, prune_file, prune_tensor
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.pattern import prune_2to4
-from sparseflow_trt.scan import WeightReader, lay_out
-from sparseflow_trt.sites import find_sites
-from sparseflow_trt.weights import TracedWeight
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.model.scan import WeightReader, lay_out
+from sparseflow_trt.model.sites import find_sites
+from sparseflow_trt.model.weights import TracedWeight
 
 if TYPE_CHECKING:
     from tests.conftest import Array, Models, Naive

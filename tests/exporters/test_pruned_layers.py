@@ -13,9 +13,9 @@ from onnx import TensorProto, helper
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.prune import PruneReport
-from sparseflow_trt.graph import all_eligible_sparse, read_layers
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.graph import all_eligible_sparse, read_layers
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.pattern import prune_2to4
 from tests.exporters.pruning import MATMUL, prune, random_weight
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from sparseflow_trt.exporters.pruning_methods import (
     prune_by_sparsegpt,
     prune_by_wanda,
 )
-from sparseflow_trt.torch_pattern import is_2to4, keep_two
+from sparseflow_trt.pytorch.torch_pattern import is_2to4, keep_two
 
 torch: Any = pytest.importorskip("torch")
 

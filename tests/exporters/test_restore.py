@@ -11,12 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sparseflow_trt.artifacts.graph_record import RestoreRecord
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.restore import restore_dense
 from sparseflow_trt.exporters.saving import save_model
-from sparseflow_trt.graph_record import RestoreRecord
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.pattern import prune_2to4
 
 if TYPE_CHECKING:
     from tests.conftest import Array, Models

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.retype import retype
-from sparseflow_trt.model_file import OnnxModel, read_model
+from sparseflow_trt.model.model_file import OnnxModel, read_model
 
 F, H, B = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 

@@ -10,13 +10,13 @@ import onnx
 import onnxruntime
 import pytest
 
+from sparseflow_trt.building.plan_options import PlanOptions, plan_for
 from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.exporters.routers import nodes_of_routers
 from sparseflow_trt.exporters.twin import write_twin
-from sparseflow_trt.graph import read_layers
-from sparseflow_trt.model_file import OnnxModel, read_model
-from sparseflow_trt.plan_options import PlanOptions, plan_for
-from sparseflow_trt.sites import find_sites
+from sparseflow_trt.model.graph import read_layers
+from sparseflow_trt.model.model_file import OnnxModel, read_model
+from sparseflow_trt.model.sites import find_sites
 from tests.conftest import Array
 
 RNG = np.random.default_rng(0)

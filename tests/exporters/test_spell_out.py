@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.exporters.spell_out import fold_integer_biases, spell_out
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.model_file import read_model
 
 X = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton_batching import choose_batching, overlapping
 from sparseflow_trt.exporters.triton_tensors import Ends, ServedTensor
-from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.plans.shapes import Profile, ShapeRange
 
 Range = tuple[int, int, int]
 ENDS = Ends((ServedTensor("x", "FP32", ("batch", "seq")),), (ServedTensor("y", "FP32", ("batch", "seq", 8)),))

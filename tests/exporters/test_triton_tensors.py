@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton_tensors import TENSORRT_TYPES, TRITON_TYPES, ServedTensor, read_ends
-from sparseflow_trt.model_file import read_model
+from sparseflow_trt.model.model_file import read_model
 
 if TYPE_CHECKING:
     from tests.conftest import Models

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper
 
 from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
-from sparseflow_trt.graph import read_layers
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.planning import make_plan
+from sparseflow_trt.model.graph import read_layers
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.plans.planning import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

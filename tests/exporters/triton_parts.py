@@ -7,7 +7,7 @@ from typing import Any
 from sparseflow_trt.exporters.triton_batching import choose_batching
 from sparseflow_trt.exporters.triton_config import ServedModel
 from sparseflow_trt.exporters.triton_tensors import Ends, ServedTensor
-from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.plans.shapes import Profile, ShapeRange
 
 ENDS = Ends(
     (ServedTensor("x", "FP32", ("batch", "seq", 16)), ServedTensor("ids", "INT64", ("batch",))),

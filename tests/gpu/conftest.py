@@ -208,7 +208,7 @@ def write_mlp() -> WriteMlp:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
 
-        from sparseflow_trt.pattern import prune_2to4
+        from sparseflow_trt.model.pattern import prune_2to4
 
         rng = np.random.default_rng(0)
         tensors = []
@@ -238,9 +238,9 @@ def mlp_model(write_mlp: WriteMlp, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def mlp_options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
     """What the small MLP's artifact is built with: FP16, sparsity forced, two profiles (PROFILES)."""
+    from sparseflow_trt.building.plan_options import PlanOptions
     from sparseflow_trt.pipeline import BuildOptions
-    from sparseflow_trt.plan_options import PlanOptions
-    from sparseflow_trt.profile_specs import ProfileSpec
+    from sparseflow_trt.plans.profile_specs import ProfileSpec
 
     profiles = tuple(ProfileSpec(name=name, axes={"m": sizes}) for name, sizes in PROFILES.items())
     plan = PlanOptions(profiles=profiles, precision="fp16", sparsity="force")

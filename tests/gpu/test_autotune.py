@@ -16,8 +16,8 @@ from sparseflow_trt.engines.measurers import InTurn, identify
 from sparseflow_trt.engines.medians import Effort
 from sparseflow_trt.engines.tensorrt_api import version_of
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.presets import Product
-from sparseflow_trt.torch_pattern import prune_rows
+from sparseflow_trt.policies.presets import Product
+from sparseflow_trt.pytorch.torch_pattern import prune_rows
 from sparseflow_trt.tuning import Space, autotune
 
 NEEDS_TENSORRT = False  # but for the last test

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from sparseflow_trt.artifacts.manifest import NAME
 from sparseflow_trt.engines.like import compare_tactics
 from sparseflow_trt.engines.tactics import is_sparse_tactic
 from sparseflow_trt.errors import ArtifactError, BuildError, NotSparseError
-from sparseflow_trt.manifest import NAME
 
 if TYPE_CHECKING:
+    from sparseflow_trt.artifacts.manifest import Manifest
     from sparseflow_trt.engines.timings import LayerTimings
-    from sparseflow_trt.manifest import Manifest
     from sparseflow_trt.pipeline import BuildResult
 
 ENGINE = "engine (tensorrt)"
@@ -29,9 +29,9 @@ Build = Callable[..., "BuildResult"]
 @pytest.fixture(scope="module")
 def build_mlp(mlp_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Builds the small MLP with one profile, in FP16, sparsity forced, and these options of the builder."""
+    from sparseflow_trt.building.plan_options import PlanOptions
     from sparseflow_trt.engines.protocol import EngineOptions
     from sparseflow_trt.pipeline import BuildOptions, build
-    from sparseflow_trt.plan_options import PlanOptions
 
     plan = PlanOptions(axes={"m": (1, 16, 64)}, precision="fp16", sparsity="force")
 
@@ -68,7 +68,7 @@ def other_weights(model: Path, output: Path, sparse: bool = True) -> Path:
     import onnx
     from onnx import numpy_helper
 
-    from sparseflow_trt.pattern import prune_2to4
+    from sparseflow_trt.model.pattern import prune_2to4
 
     proto = onnx.load(model)
     rng = np.random.default_rng(7)
@@ -127,7 +127,7 @@ def test_a_timing_cache_saves_time_and_keeps_the_tactics(
 def test_a_refitted_engine_follows_the_new_model(
     refittable: BuildResult, mlp_model: Path, tmp_path: Path
 ) -> None:
-    from sparseflow_trt.artifact_validation import ValidationOptions, validate_artifact
+    from sparseflow_trt.building.artifact_validation import ValidationOptions, validate_artifact
     from sparseflow_trt.refit import RefitOptions, refit
 
     assert_runs(refittable.manifest)
@@ -148,10 +148,10 @@ def test_the_old_engine_does_not_compute_the_new_model(
     refittable: BuildResult, mlp_model: Path, tmp_path: Path
 ) -> None:
     """What the test above shows is the exchange, not a tolerance that lets anything pass."""
-    from sparseflow_trt.artifact_validation import Shipped, ValidationOptions, input_sets, validate
-    from sparseflow_trt.manifest import read_manifest
-    from sparseflow_trt.model_file import read_model
-    from sparseflow_trt.plan import read_plan
+    from sparseflow_trt.artifacts.manifest import read_manifest
+    from sparseflow_trt.building.artifact_validation import Shipped, ValidationOptions, input_sets, validate
+    from sparseflow_trt.model.model_file import read_model
+    from sparseflow_trt.plans.plan import read_plan
     from sparseflow_trt.refit import RefitOptions, refit
 
     new_model = other_weights(mlp_model, tmp_path / "new.onnx")
@@ -244,7 +244,7 @@ def timings_of(built: BuildResult, folder: Path) -> tuple[LayerTimings, ...]:
     """What another build of the same typed model times: the artifact has the tactics' names, not numbers."""
     from sparseflow_trt.engines.child import run_build
     from sparseflow_trt.engines.protocol import BuildRequest
-    from sparseflow_trt.plan import read_plan
+    from sparseflow_trt.plans.plan import read_plan
 
     plan = read_plan(built.artifact / "plan.yaml")
     request = BuildRequest(built.artifact / "model.onnx", plan, folder, sparse=True)

@@ -45,7 +45,7 @@ def flavour() -> Flavour:
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, Array]:
     """Two layers' weights and a bias, FP16."""
-    from sparseflow_trt.pattern import prune_2to4
+    from sparseflow_trt.model.pattern import prune_2to4
 
     rng = np.random.default_rng(0)
 
@@ -68,8 +68,8 @@ def engine_file(
     from sparseflow_trt.engines.tensorrt_log import BuildLog
     from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
     from sparseflow_trt.exporters.saving import save_plugin_model
-    from sparseflow_trt.model_file import read_model
-    from sparseflow_trt.shapes import Profile, ShapeRange
+    from sparseflow_trt.model.model_file import read_model
+    from sparseflow_trt.plans.shapes import Profile, ShapeRange
 
     folder = tmp_path_factory.mktemp("plugin")
     nodes = [
@@ -109,7 +109,7 @@ def dense_file(
     from sparseflow_trt.engines.protocol import EngineOptions
     from sparseflow_trt.engines.tensorrt_api import build_engine
     from sparseflow_trt.engines.tensorrt_log import BuildLog
-    from sparseflow_trt.shapes import Profile, ShapeRange
+    from sparseflow_trt.plans.shapes import Profile, ShapeRange
 
     if _cublaslt() is None:
         pytest.skip("cuBLASLt is not here")
@@ -261,7 +261,7 @@ def test_errors_are_those_of_dense_fp16(
 
 
 def test_an_engine_holds_the_packed_weights(engine_file: Path, tensors: dict[str, Array]) -> None:
-    from sparseflow_trt.packing import pack_2to4
+    from sparseflow_trt.model.packing import pack_2to4
 
     content = engine_file.read_bytes()
     for name in ("up", "down"):
@@ -273,7 +273,7 @@ def test_an_engine_holds_the_packed_weights(engine_file: Path, tensors: dict[str
 
 def test_damaged_weights_are_refused(flavour: Flavour, engine_file: Path, tensors: dict[str, Array]) -> None:
     from sparseflow_trt.engines.runner import Engine
-    from sparseflow_trt.packing import pack_2to4
+    from sparseflow_trt.model.packing import pack_2to4
 
     indices = pack_2to4(np.ascontiguousarray(tensors["up"].T)).indices.tobytes()
     damaged = engine_file.with_name("damaged.engine")

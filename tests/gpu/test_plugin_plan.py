@@ -17,9 +17,9 @@ import pytest
 from sparseflow_trt.errors import BuildError, ModelError
 
 if TYPE_CHECKING:
-    from sparseflow_trt.manifest import Manifest
+    from sparseflow_trt.artifacts.manifest import Manifest
     from sparseflow_trt.pipeline import BuildResult
-    from sparseflow_trt.plan import Plan
+    from sparseflow_trt.plans.plan import Plan
 
 ENGINE = "engine (tensorrt)"
 HIDDEN, INTERMEDIATE = 256, 512
@@ -41,7 +41,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from sparseflow_trt.pattern import prune_2to4
+    from sparseflow_trt.model.pattern import prune_2to4
 
     rng = np.random.default_rng(0)
     shapes = {"gate": (HIDDEN, INTERMEDIATE), "up": (HIDDEN, INTERMEDIATE), "down": (INTERMEDIATE, HIDDEN)}
@@ -70,9 +70,9 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def build_gated(gated: Path, library: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Builds it with two profiles or the first: `build_gated(change)` changes the plan of plugin layers."""
+    from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
     from sparseflow_trt.pipeline import BuildOptions, build
-    from sparseflow_trt.plan_options import PlanOptions, plan_for, read
-    from sparseflow_trt.profile_specs import ProfileSpec
+    from sparseflow_trt.plans.profile_specs import ProfileSpec
 
     profiles = (
         ProfileSpec(name="small", axes={"m": (1, 16, 64)}),
@@ -173,9 +173,9 @@ def test_it_duels_the_dense_engine(build_gated: Build) -> None:
 
 
 def test_a_finished_artifact_is_timed_profiled_and_validated(built: BuildResult, gated: Path) -> None:
-    from sparseflow_trt.artifact_validation import ValidationOptions, validate_artifact
-    from sparseflow_trt.profiling import profile_artifact
-    from sparseflow_trt.timing import time_artifacts
+    from sparseflow_trt.building.artifact_validation import ValidationOptions, validate_artifact
+    from sparseflow_trt.building.timing import time_artifacts
+    from sparseflow_trt.gains.profiling import profile_artifact
 
     timed = time_artifacts(built.artifact, built.artifact, 3, 5, layers=True)
     assert all(row.timing.p50 > 0 and row.timing.layers for row in timed)

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from sparseflow_trt.building.timing import time_artifacts
 from sparseflow_trt.engines import dlpack
 from sparseflow_trt.engines.benchmark import ratio, time_interleaved
 from sparseflow_trt.engines.device_tensor import DeviceTensor, new_tensor
 from sparseflow_trt.engines.runner import Engine
 from sparseflow_trt.engines.tensorrt_api import load_flavour
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.timing import time_artifacts
 
 HIDDEN = 256
 F32 = np.dtype(np.float32)

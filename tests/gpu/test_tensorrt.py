@@ -19,6 +19,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sparseflow_trt.artifacts.manifest import Manifest, OutcomeRecord
+from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
+from sparseflow_trt.building.timing import time_artifacts
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.protocol import BuildRequest
 from sparseflow_trt.engines.runner import Engine
@@ -32,13 +35,10 @@ from sparseflow_trt.errors import (
     InputError,
     NotSparseError,
 )
-from sparseflow_trt.manifest import Manifest, OutcomeRecord
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, BuildResult, build
-from sparseflow_trt.plan import Plan, SparsityMode
-from sparseflow_trt.plan_options import PlanOptions, plan_for, read
-from sparseflow_trt.shapes import ShapeRange
-from sparseflow_trt.timing import time_artifacts
+from sparseflow_trt.plans.plan import Plan, SparsityMode
+from sparseflow_trt.plans.shapes import ShapeRange
 
 BACKEND = "tensorrt"
 COMMAND = (sys.executable, "-m", "sparseflow_trt.cli.main")

@@ -11,9 +11,9 @@ import pytest
 from sparseflow_trt.engines import cusparselt
 from sparseflow_trt.engines.sparsify import restore_module, sparsify_module
 from sparseflow_trt.exporters.prune_torch import prune_module
-from sparseflow_trt.policy import find_policy
-from sparseflow_trt.sparse_checkpoint import load_checkpoint, unpack_checkpoint
-from sparseflow_trt.torch_pattern import is_2to4, prune_rows
+from sparseflow_trt.policies.policy import find_policy
+from sparseflow_trt.pytorch.sparse_checkpoint import load_checkpoint, unpack_checkpoint
+from sparseflow_trt.pytorch.torch_pattern import is_2to4, prune_rows
 
 NEEDS_TENSORRT = False
 

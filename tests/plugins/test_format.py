@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sparseflow_trt.packing import pack_2to4
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.packing import pack_2to4
+from sparseflow_trt.model.pattern import prune_2to4
 
 Array = npt.NDArray[Any]
 SOURCES = Path(__file__).parents[2] / "plugins" / "sparse_linear"

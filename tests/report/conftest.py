@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sparseflow_trt.manifest import Manifest
+from sparseflow_trt.artifacts.manifest import Manifest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from sparseflow_trt.manifest import Manifest
+from sparseflow_trt.artifacts.manifest import Manifest
+from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.pipeline import BuildOptions, build
-from sparseflow_trt.plan_options import PlanOptions
-from sparseflow_trt.policy import Policy, find_policy
+from sparseflow_trt.policies.policy import Policy, find_policy
 from sparseflow_trt.report.html import write_report
 
 if TYPE_CHECKING:

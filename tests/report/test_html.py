@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from sparseflow_trt.artifact_validation import ValidationOptions
+from sparseflow_trt.artifacts.manifest import DuelRecord, Manifest
+from sparseflow_trt.artifacts.verdict import Attribution
+from sparseflow_trt.building.artifact_validation import ValidationOptions
+from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.cli.attributions import print_attribution
-from sparseflow_trt.manifest import DuelRecord, Manifest
 from sparseflow_trt.pipeline import BuildOptions, build
-from sparseflow_trt.plan_options import PlanOptions
-from sparseflow_trt.policy import find_policy
-from sparseflow_trt.precision_record import PrecisionSearch
+from sparseflow_trt.plans.precision_record import PrecisionSearch
+from sparseflow_trt.policies.policy import find_policy
 from sparseflow_trt.report.html import write_report
 from sparseflow_trt.validation.tolerances import parse_tolerances
-from sparseflow_trt.verdict import Attribution
 
 if TYPE_CHECKING:
     from tests.conftest import Models

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sparseflow_trt.graph_record import IslandsRecord
-from sparseflow_trt.manifest import DuelRecord
-from sparseflow_trt.policy import find_policy
+from sparseflow_trt.artifacts.graph_record import IslandsRecord
+from sparseflow_trt.artifacts.manifest import DuelRecord
+from sparseflow_trt.artifacts.verdict import cancelling
+from sparseflow_trt.policies.policy import find_policy
 from sparseflow_trt.report.errors import draw_gauges, draw_steps, shipped_gauges
 from sparseflow_trt.report.layer_table import layer_rows, layer_times, time_groups, whose_times
 from sparseflow_trt.report.speedups import draw_speedups
 from sparseflow_trt.report.spine import draw_spine
-from sparseflow_trt.verdict import cancelling
-from tests.policies import make_points, make_policy
+from tests.made_policies import make_points, make_policy
 
 if TYPE_CHECKING:
     from tests.report.conftest import MakeManifest

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from sparseflow_trt.errors import ArtifactError, InputError, PolicyError
-from sparseflow_trt.lookup import sparse_ranges
-from sparseflow_trt.policy import Point, digest_of, find_policy
+from sparseflow_trt.policies.lookup import sparse_ranges
+from sparseflow_trt.policies.policy import Point, digest_of, find_policy
 from sparseflow_trt.report.policy_plot import plot_policy
+from tests.made_policies import make_points, make_policy
 from tests.pages import ROOT
-from tests.policies import make_points, make_policy
 
 
 def _texts(path: Path) -> list[str]:

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
+from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.engines.triton_server import find_server
 from sparseflow_trt.errors import NotInstalledError
-from sparseflow_trt.pattern import prune_2to4
+from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, build
-from sparseflow_trt.plan_options import PlanOptions
-from sparseflow_trt.policy import find_policy
-from sparseflow_trt.profile_specs import parse_profile
+from sparseflow_trt.plans.profile_specs import parse_profile
+from sparseflow_trt.policies.policy import find_policy
 
 PROFILES = ("short:batch=1,8,16:seq=1,32,32", "long:batch=1,4,16:seq=33,64,64")
 

@@ -19,16 +19,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseflow_trt import engine_deployment
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.deploying import deploy
-from sparseflow_trt.deployment import DeployOptions
-from sparseflow_trt.deployment_files import kubernetes_name, plan_server
 from sparseflow_trt.errors import ArtifactError, DeployError
 from sparseflow_trt.exporters.triton_config import ServedModel, make_config, parse_config
 from sparseflow_trt.exporters.triton_manifests import server_command
 from sparseflow_trt.exporters.triton_repository import largest_batch, roll_back
 from sparseflow_trt.exporters.triton_version import check_version, read_record, versions_in
+from sparseflow_trt.serving import engine_deployment
+from sparseflow_trt.serving.deploying import deploy
+from sparseflow_trt.serving.deployment import DeployOptions
+from sparseflow_trt.serving.deployment_files import kubernetes_name, plan_server
 
 AsTensorrt = Callable[..., Path]
 

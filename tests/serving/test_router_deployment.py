@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.deploying import deploy
-from sparseflow_trt.deployment import DeployOptions
 from sparseflow_trt.errors import DeployError
+from sparseflow_trt.serving.deploying import deploy
+from sparseflow_trt.serving.deployment import DeployOptions
 
 AsTensorrt = Callable[..., Path]
 LIBRARY = "libsparseflow_linear24.trt10.so"

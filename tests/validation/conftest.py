@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sparseflow_trt.model_file import OnnxModel, read_model
+from sparseflow_trt.model.model_file import OnnxModel, read_model
 
 WIDTH = 8
 

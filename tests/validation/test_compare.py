@@ -12,9 +12,10 @@ import pytest
 from onnx import TensorProto, helper
 from polygraphy.logger import G_LOGGER
 
+from sparseflow_trt.artifacts.verdict import Validation, overall_verdict
 from sparseflow_trt.errors import InputError, ModelError
-from sparseflow_trt.model_file import OnnxModel, read_model
-from sparseflow_trt.shapes import make_profile
+from sparseflow_trt.model.model_file import OnnxModel, read_model
+from sparseflow_trt.plans.shapes import make_profile
 from sparseflow_trt.validation.compare import compare
 from sparseflow_trt.validation.engine_runner import select_profile
 from sparseflow_trt.validation.feeds import InputSet
@@ -22,7 +23,6 @@ from sparseflow_trt.validation.inputs import generate_inputs
 from sparseflow_trt.validation.runners import reference_runner, run_once
 from sparseflow_trt.validation.tolerances import DEFAULTS, Tolerances, output_tolerances, parse_tolerance
 from sparseflow_trt.validation.trial import Candidate
-from sparseflow_trt.verdict import Validation, overall_verdict
 
 Linear = Callable[..., Path]
 FP16 = output_tolerances(DEFAULTS["fp16"])
@@ -316,6 +316,6 @@ def test_a_profile_is_chosen_by_the_sets_shapes(inputs: list[InputSet]) -> None:
 
 
 def _plan() -> Any:
-    from sparseflow_trt.plan import Plan
+    from sparseflow_trt.plans.plan import Plan
 
     return Plan(precision="fp16", policy="none", profiles=(), layers=())

@@ -9,8 +9,8 @@ import pytest
 from polygraphy.json import save_json
 
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.model_file import OnnxModel
-from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.plans.shapes import Profile, ShapeRange
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.input_files import check_ranges, load_inputs
 from sparseflow_trt.validation.inputs import generate_inputs

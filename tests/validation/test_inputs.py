@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from sparseflow_trt.errors import InputError, ShapeError
-from sparseflow_trt.model_file import OnnxModel, read_model
-from sparseflow_trt.shapes import Profile, ShapeRange
+from sparseflow_trt.model.model_file import OnnxModel, read_model
+from sparseflow_trt.plans.shapes import Profile, ShapeRange
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.inputs import generate_inputs
 

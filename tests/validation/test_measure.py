@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sparseflow_trt.artifacts.verdict import OutputVerdict, Tolerance
 from sparseflow_trt.validation.measure import judge_output
 from sparseflow_trt.validation.messages import quiet_polygraphy
-from sparseflow_trt.verdict import OutputVerdict, Tolerance
 
 STRICT = Tolerance(max_abs=1e-3, max_rel=1e-2, min_cosine=0.999)
 

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sparseflow_trt.artifacts.verdict import Attribution, OutputVerdict
 from sparseflow_trt.cli.attributions import print_attribution
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.model_file import read_model
-from sparseflow_trt.shapes import make_profile
+from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.plans.shapes import make_profile
 from sparseflow_trt.validation import steps as module
 from sparseflow_trt.validation.chain import Origin
 from sparseflow_trt.validation.compare import compare
@@ -25,7 +26,6 @@ from sparseflow_trt.validation.inputs import generate_inputs
 from sparseflow_trt.validation.steps import Stage, add_outputs, attribute, percent
 from sparseflow_trt.validation.tolerances import DEFAULTS, output_tolerances
 from sparseflow_trt.validation.trial import Candidate
-from sparseflow_trt.verdict import Attribution, OutputVerdict
 
 Linear = Callable[..., Path]
 FP16 = output_tolerances(DEFAULTS["fp16"])

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.plan import Plan, Precision
+from sparseflow_trt.plans.plan import Plan, Precision
 from sparseflow_trt.validation.tolerances import (
     DEFAULTS,
     Tolerances,

@@ -1,0 +1,1 @@
+"""Parts of a build, joined of exporters, engines and validation."""

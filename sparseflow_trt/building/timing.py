@@ -1,0 +1,178 @@
+"""Times engines on this machine's GPU: finished artifacts, and those that are to become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sparseflow_trt._schema import Record
+from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
+from sparseflow_trt.engines.benchmark import Ratio, Timing, add_layers, ratio, time_interleaved
+from sparseflow_trt.engines.plugin_library import load_library
+from sparseflow_trt.engines.runner import Engine
+from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
+from sparseflow_trt.errors import ArtifactError
+from sparseflow_trt.model.model_file import OnnxModel, input_dims, read_model
+from sparseflow_trt.plans.plan import read_plan
+from sparseflow_trt.plans.shapes import Profile, with_something
+from sparseflow_trt.validation.feeds import InputSet
+from sparseflow_trt.validation.inputs import generate_inputs
+
+OnTimed = Callable[[str, int, int], None]  # (step, done, total)
+
+
+class TimedShapes(Record):
+    """One input set's GPU times: of the artifact, and of the one it is held against."""
+
+    shapes: str
+    timing: Timing
+    against: Timing | None
+    speedup: Ratio | None
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """A TensorRT engine to load.
+
+    Attributes:
+        path: Its file.
+        host_code: Whether it may bring code for the CPU.
+        weights: The typed ONNX file whose weights it gets, where it was written without.
+        plugin: The library of its plugin, where it has nodes of it.
+    """
+
+    path: Path
+    host_code: bool
+    weights: Path | None = None
+    plugin: Path | None = None
+
+
+def engine_file(folder: Path, engine: EngineRecord) -> EngineFile:
+    """The engine that lies in `folder`, finished or not."""
+    weights = folder / "model.onnx" if engine.options.get("strip_plan") else None
+    plugin = folder / engine.plugin.file if engine.plugin else None
+    return EngineFile(folder / engine.file, bool(engine.options.get("version_compatible")), weights, plugin)
+
+
+def tensorrt_manifest(folder: Path, done: str) -> Manifest:
+    """The manifest of an artifact whose engine is TensorRT's, its files checked.
+
+    Args:
+        folder: The artifact.
+        done: What is done with TensorRT's engines alone, as in "timed".
+
+    Raises:
+        ArtifactError: The folder is no artifact, its files have changed, or its engine is another's.
+    """
+    manifest = read_manifest(folder)
+    if manifest.engine.backend != "tensorrt":
+        raise ArtifactError(
+            f"{folder} holds an engine of {manifest.engine.backend}; only TensorRT's are {done}.",
+            "Build it with --backend tensorrt, on the machine with the GPU.",
+        )
+    check_files(manifest, folder)  # reads them whole
+    return manifest
+
+
+def open_engine(flavour: Flavour, file: EngineFile) -> Engine:
+    """Loads an engine, after the library of its plugin.
+
+    Raises:
+        BuildError: It does not load here, or this process has another library of the plugin.
+        InputError: It has an input or output that cannot be given here.
+        NotInstalledError: cuda-bindings or the plugin's library is missing.
+    """
+    if file.plugin:
+        load_library(flavour, file.plugin)
+    return Engine(flavour, file.path, file.host_code, file.weights)
+
+
+def time_engines(
+    files: Sequence[EngineFile],
+    inputs: Sequence[InputSet],
+    rounds: int,
+    launches: int,
+    progress: OnTimed = lambda step, done, total: None,
+    layers: bool = False,
+) -> list[tuple[Timing, ...]]:
+    """Times TensorRT engines in turn on each input set, as CUDA graphs: for each set a timing of each engine.
+
+    Args:
+        files: Engines that take the same inputs.
+        inputs: What to run them on.
+        rounds: How many rounds count, after one that does not.
+        launches: CUDA graph replays a round and engine.
+        progress: Called with (step, done, total) before each input set.
+        layers: Whether each layer is timed too.
+
+    Raises:
+        BuildError: An engine does not load or run here.
+        InputError: An engine takes other inputs.
+        NotInstalledError: TensorRT or cuda-bindings is missing.
+    """
+    flavour = load_flavour("tensorrt")
+    timed = []
+    with ExitStack() as stack:
+        engines = [stack.enter_context(open_engine(flavour, file)) for file in files]
+        for i, given in enumerate(inputs):
+            progress(f"Timing {given.name}", i, len(inputs))
+            timings = time_interleaved(engines, given.feeds, rounds, launches)
+            timed.append(add_layers(timings, engines, given.feeds) if layers else timings)
+    return timed
+
+
+def time_artifacts(
+    folder: Path,
+    against: Path | None,
+    rounds: int,
+    launches: int,
+    progress: OnTimed = lambda step, done, total: None,
+    layers: bool = False,
+) -> tuple[TimedShapes, ...]:
+    """Times an artifact's engine, in turn with another's, on seeded inputs of its own profiles.
+
+    A profile whose min is empty (a KV cache that holds nothing yet) is timed at its smallest shapes that are
+    not, and its row says so: an engine is given no empty tensors here.
+
+    Args:
+        folder: The artifact.
+        against: Another one that takes the same inputs; its time over the first's is the speedup.
+        rounds: How many rounds count, after one that does not.
+        launches: CUDA graph replays a round and engine.
+        progress: Called with (step, done, total).
+        layers: Whether each layer is timed too.
+
+    Raises:
+        ArtifactError: A folder is no artifact, or its engine is not TensorRT's.
+        BuildError: An engine does not load or run here.
+        InputError: The other engine takes other inputs.
+        NotInstalledError: TensorRT or cuda-bindings is missing.
+    """
+    folders = [folder, *([against] if against else [])]
+    files = [engine_file(f, tensorrt_manifest(f, "timed").engine) for f in folders]
+    inputs = _timed_inputs(read_model(folder / "model.onnx"), read_plan(folder / "plan.yaml").profiles)
+    timed = time_engines(files, inputs, rounds, launches, progress, layers)
+    return tuple(_timed_shapes(given, timings) for given, timings in zip(inputs, timed, strict=True))
+
+
+def _timed_inputs(model: OnnxModel, profiles: tuple[Profile, ...]) -> list[InputSet]:
+    dims = input_dims(model)
+    filled = tuple(with_something(profile, dims) for profile in profiles)
+    empty = {f"{given.name}:min" for given, changed in zip(profiles, filled, strict=True) if given != changed}
+    return [
+        replace(given, name=f"{given.name}, not empty") if given.name in empty else given
+        for given in generate_inputs(model, filled)
+    ]
+
+
+def _timed_shapes(given: InputSet, timings: tuple[Timing, ...]) -> TimedShapes:
+    timing, *others = timings
+    shapes = ", ".join(f"{name} {'×'.join(map(str, a.shape))}" for name, a in given.feeds.items())
+    return TimedShapes(
+        shapes=f"{given.name}: {shapes}",
+        timing=timing,
+        against=others[0] if others else None,
+        speedup=ratio(others[0], timing) if others else None,
+    )

@@ -1,0 +1,1 @@
+"""A build held to an accepted one, in CI."""

@@ -1,0 +1,191 @@
+"""A model's weighted layers: what each multiplies, as a GEMM, and what its weight's 2:4 state is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from sparseflow_trt.model.kinds import kind_from_names
+from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.scan import PatternScan, WeightReader, lay_out, scan_pattern
+from sparseflow_trt.model.sites import (
+    SMALLEST_K,
+    LayerSite,
+    dtype_name,
+    find_sites,
+    multiplied_as,
+    product_dtype,
+    type_name,
+    why_not_eligible,
+)
+from sparseflow_trt.model.symbolic import SymbolicM
+from sparseflow_trt.model.weights import TracedWeight, Untraceable
+
+
+class SparsityState(str, Enum):
+    """A weight's 2:4 state along K."""
+
+    SPARSE = "sparse"
+    NOT_SPARSE = "not-sparse"
+    NOT_ELIGIBLE = "not-eligible"
+
+
+@dataclass(frozen=True)
+class WeightedLayer:
+    """A node that multiplies by a weight, seen as `batch` GEMMs of M×K by K×N.
+
+    Attributes:
+        name: Unique in the model: the node's name, with its subgraph's path before it.
+        module: The torch module it came from, where the exporter says; else "".
+        kind: gate_up, down, qkv, o, ffn, conv, classifier or other.
+        side: Which operand the weight is: "right", or "left" (W·X).
+        dtype: Of the weight as it is multiplied: stored floats behind a QuantizeLinear are INT8, say.
+        computed: Whether its weight is constant, and computed of other constants in the graph.
+        product: The type that it is multiplied in: a float's where the weight is INT8 and the other operand
+            is a float.
+        gives: The type of what it gives, as the model types it; "" where that is not known.
+        k_axes: The axes of the stored weight that K lies on; for Conv that of the input channels.
+        first: Index in the stored weight of the first element of the first violating group.
+    """
+
+    name: str
+    module: str
+    op_type: str
+    kind: str
+    side: str
+    weight: str
+    weight_shape: tuple[int, ...]
+    dtype: str
+    m: SymbolicM
+    n: int
+    k: int
+    batch: int
+    k_axes: tuple[int, ...]
+    state: SparsityState
+    reason: str
+    groups: int = 0
+    violating: int = 0
+    first: tuple[int, ...] | None = None
+    mask_hash: str = ""
+    shared_with: tuple[str, ...] = ()
+    computed: bool = False
+    product: str = ""
+    gives: str = ""
+
+    @property
+    def eligible(self) -> bool:
+        """Whether the weight could be 2:4 at all."""
+        return self.state is not SparsityState.NOT_ELIGIBLE
+
+
+def read_layers(
+    model: OnnxModel, progress: Callable[[int, int], None] | None = None
+) -> tuple[WeightedLayer, ...]:
+    """Finds every weighted layer and reads each weight once.
+
+    Args:
+        model: A model as read.
+        progress: Called with (bytes read, bytes to read) after each weight.
+
+    Returns:
+        The layers in graph order; a layer in a subgraph follows the layers before its If, Loop or Scan.
+
+    Raises:
+        ModelError: A node says something impossible.
+    """
+    sites = find_sites(model)
+    users = _users_by_tensor(sites)
+    scans: dict[tuple[object, ...], PatternScan] = {}
+    layers = []
+    to_read = {
+        _scan_key(site.weight, site.k_axis): site.weight.tensor.nbytes
+        for site in sites
+        if isinstance(site.weight, TracedWeight) and not why_not_eligible(site)
+    }
+    done = 0
+    with WeightReader() as reader:
+        for site in sites:
+            if isinstance(site.weight, Untraceable):
+                layers.append(_describe(site, (), site.weight.reason, None, ()))
+                continue
+            reason = why_not_eligible(site)
+            shared = tuple(u.name for u in users[id(site.weight.tensor)] if u is not site)
+            axes: tuple[int, ...] = ()
+            if dtype_name(site.weight.tensor) in SMALLEST_K:
+                axes = lay_out(reader.stored_array(site.weight.tensor), site.weight, site.k_axis).k_axes
+            scan = None
+            if not reason:
+                key = _scan_key(site.weight, site.k_axis)
+                if key not in scans:
+                    scans[key] = scan_pattern(reader, site.weight, site.k_axis)
+                    done += site.weight.tensor.nbytes
+                    if progress:
+                        progress(done, sum(to_read.values()))
+                scan = scans[key]
+            layers.append(_describe(site, axes, reason, scan, shared))
+    return tuple(layers)
+
+
+def all_eligible_sparse(layers: tuple[WeightedLayer, ...]) -> bool:
+    """Whether no eligible layer violates 2:4."""
+    return all(layer.state is not SparsityState.NOT_SPARSE for layer in layers)
+
+
+def _describe(
+    site: LayerSite, axes: tuple[int, ...], reason: str, scan: PatternScan | None, shared: tuple[str, ...]
+) -> WeightedLayer:
+    traced = site.weight if isinstance(site.weight, TracedWeight) else None
+    state = SparsityState.NOT_ELIGIBLE
+    if scan:
+        state = SparsityState.NOT_SPARSE if scan.violating else SparsityState.SPARSE
+        if scan.violating:
+            share = 100 * scan.violating / scan.groups
+            reason = f"{share:.3g}% of {scan.groups} groups hold more than two non-zeros"
+    return WeightedLayer(
+        name=site.name,
+        module=site.module,
+        op_type=site.node.op_type,
+        kind=kind_of(site),
+        side=site.side,
+        weight=traced.name if traced else "",
+        weight_shape=tuple(int(d) for d in traced.tensor.shape.numpy()) if traced else (),
+        dtype=product_dtype(traced) if traced else "",
+        m=site.m,
+        n=site.n,
+        k=site.k,
+        batch=site.batch,
+        k_axes=axes,
+        state=state,
+        reason=reason,
+        groups=scan.groups if scan else 0,
+        violating=scan.violating if scan else 0,
+        first=scan.first if scan else None,
+        mask_hash=scan.mask_hash if scan else "",
+        shared_with=shared,
+        computed=isinstance(site.weight, Untraceable) and site.weight.computed,
+        product=multiplied_as(site),
+        gives=type_name(site.node.outputs[0].dtype),
+    )
+
+
+def _scan_key(weight: TracedWeight, k_axis: int) -> tuple[object, ...]:
+    """What a weight's pattern depends on."""
+    return id(weight.tensor), weight.steps, k_axis, weight.zero_key
+
+
+def _users_by_tensor(sites: list[LayerSite]) -> dict[int, list[LayerSite]]:
+    users: dict[int, list[LayerSite]] = {}
+    for site in sites:
+        if isinstance(site.weight, TracedWeight):
+            users.setdefault(id(site.weight.tensor), []).append(site)
+    return users
+
+
+def kind_of(site: LayerSite) -> str:
+    """What a layer is in a network, see `kinds`: by the names of its module, its weight and itself."""
+    if site.node.op_type == "Conv":
+        return "conv"
+    weight = site.weight.name if isinstance(site.weight, TracedWeight) else ""
+    shape = (site.n, site.k) if weight else (0, 0)
+    return kind_from_names((site.module, weight, site.name), *shape)

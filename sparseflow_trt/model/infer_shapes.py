@@ -1,0 +1,105 @@
+"""onnx's inference of types and shapes, past custom operators, and without its traceback where it fails."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING
+
+from sparseflow_trt.model.model_file import ONNX_DOMAIN
+from sparseflow_trt.model.subgraphs import bodies_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_MAKE_SEQUENCES = {
+    "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence",
+}  # fmt: skip
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Adds types and shapes that the file does not say and onnx can tell; a failure leaves them unknown."""
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
+    before, logger.disabled = logger.disabled, True  # what stays unknown is said of each layer
+    try:
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    finally:
+        logger.disabled = before
+    _type_sequences(model.graph)
+    _type_what_is_alike(model)
+
+
+def _type_sequences(graph: ir.Graph) -> None:
+    """Makes sequences of values that are: the pass gives them the type of their elements."""
+    import onnx_ir as ir
+
+    for node in graph:
+        for _, body in bodies_of(node):
+            _type_carried(node, body)
+            _type_sequences(body)
+        if node.domain != ONNX_DOMAIN:
+            continue
+        for index, value in enumerate(node.outputs):
+            if isinstance(value.type, ir.TensorType) and _is_sequence(node, index):
+                value.type = ir.SequenceType(value.type)
+
+
+def _type_carried(node: ir.Node, body: ir.Graph) -> None:
+    """Makes sequences of what a Loop hands its body, where it is handed sequences."""
+    import onnx_ir as ir
+
+    if node.op_type != "Loop":
+        return
+    for given, carried in zip(node.inputs[2:], body.inputs[2:], strict=False):
+        if given is not None and isinstance(given.type, ir.SequenceType):
+            carried.type = copy.deepcopy(given.type)
+
+
+def _is_sequence(node: ir.Node, index: int) -> bool:
+    """Whether an output is a sequence: its operator makes them, or passes on one that it has."""
+    import onnx_ir as ir
+
+    source: ir.Value | None = None
+    if node.op_type in _MAKE_SEQUENCES:
+        return True
+    if node.op_type == "Identity":
+        source = node.inputs[0]
+    elif node.op_type == "If":
+        source = node.attributes["then_branch"].as_graph().outputs[index]
+    elif node.op_type == "Loop" and index < len(node.inputs) - 2:  # behind these lie stacked tensors
+        source = node.attributes["body"].as_graph().outputs[index + 1]
+    return source is not None and isinstance(source.type, ir.SequenceType)
+
+
+def _type_what_is_alike(model: ir.Model) -> None:
+    """Types what custom operators make, and what follows from it, by those who read it.
+
+    onnx knows nothing of such an output. A MatMul of it and a weight says that it is of the weight's type.
+    """
+    import onnx
+
+    opset = model.opset_imports.get(ONNX_DOMAIN, 1)
+    nodes = [node for node in model.graph.all_nodes() if node.domain == ONNX_DOMAIN]
+    nodes = [node for node in nodes if _untyped(node) and onnx.defs.has(node.op_type, opset)]
+    known = True
+    while known:
+        known = False
+        for node in nodes:
+            alike: dict[str, list[ir.Value]] = {}
+            schema = onnx.defs.get_schema(node.op_type, opset, ONNX_DOMAIN)
+            for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
+                for index, value in enumerate(values):
+                    formal = formals[min(index, len(formals) - 1)]  # the last may be variadic
+                    if value is not None and value.name and formal.is_homogeneous:
+                        alike.setdefault(formal.type_str, []).append(value)
+            for values in alike.values():
+                told = next((value.type for value in values if value.type is not None), None)
+                for value in values:
+                    if value.type is None and told is not None:
+                        value.type, known = copy.deepcopy(told), True  # types are changed in place
+
+
+def _untyped(node: ir.Node) -> bool:
+    return any(v is not None and v.name and v.type is None for v in (*node.inputs, *node.outputs))

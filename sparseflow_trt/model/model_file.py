@@ -1,0 +1,242 @@
+"""Reads an ONNX file, checking everything before anything is handed out. Weights are not loaded."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparseflow_trt.errors import ModelError, one_line
+from sparseflow_trt.model.inline_data import read_skeleton
+from sparseflow_trt.model.tensor_data import check_tensor, is_external, is_in_file, location_of, tensor_protos
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+ONNX_DOMAIN = ""  # of ONNX's own operators, in every graph in memory
+_OTHER_NAME = "ai.onnx"  # of the same, in files: onnx-ir makes it "" of nodes, not of the opsets' names
+_HINT_EXPORT = "Export the model again, or give another file."
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A model file as read: its protobuf, and the onnx-ir graph whose tensors point into it.
+
+    Large tensors inside the file are not in `proto`: they are ranges of the file, as external data whose
+    location is the file's own name (see inline_data). Read with `inline`, `proto` is the whole file.
+    """
+
+    path: Path
+    proto: onnx.ModelProto
+    ir: ir.Model
+
+    @property
+    def maps_itself(self) -> bool:
+        """Whether tensors of `proto` are ranges of the model file itself."""
+        return any(is_in_file(self.path, tensor) for tensor in tensor_protos(self.proto))
+
+    @property
+    def opset(self) -> int:
+        """The version of the ONNX operator set the model is written in."""
+        return self.ir.opset_imports[ONNX_DOMAIN]
+
+
+def read_model(path: Path, inline: bool = False) -> OnnxModel:
+    """Reads and checks an ONNX model file. External data is checked for its place and size, not read.
+
+    Args:
+        path: The file.
+        inline: Parse the weights inside the file, too, instead of leaving them there.
+
+    Raises:
+        ModelError: The file is missing, empty, truncated, not ONNX or of an unknown opset; or its
+            external data is missing, too short or outside the model's folder.
+    """
+    import onnx_ir as ir
+
+    proto = _parse(path, inline)
+    _check_header(path, proto)
+    if any(isinstance(text, bytes) for text in _texts(proto)):  # how protobuf hands out what is no UTF-8
+        raise ModelError(f"{path} is not an ONNX model: a name in it is not text.", _HINT_EXPORT)
+    _check_types(path, proto)
+    for tensor in tensor_protos(proto):
+        check_tensor(path, tensor)
+    try:
+        model = ir.serde.deserialize_model(proto)
+    except (ir.serde.SerdeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ModelError(f"{path} is not a valid ONNX graph: {deepest(error)}.", _HINT_EXPORT) from error
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        ir.external_data.set_base_dir(graph, path.parent)  # of its subgraphs too
+    _check_values(path, model, {s.values.name for g in _graphs(proto) for s in g.sparse_initializer})
+    version = model.opset_imports.pop(_OTHER_NAME, 1)
+    model.opset_imports.setdefault(ONNX_DOMAIN, version)
+    return OnnxModel(path, proto, model)
+
+
+def data_files(model: OnnxModel) -> list[Path]:
+    """The external data files of a model, each once, in the order they are first named."""
+    found: dict[Path, Path] = {}
+    for tensor in tensor_protos(model.proto):
+        if is_external(tensor) and not is_in_file(model.path, tensor):
+            path = model.path.parent / location_of(tensor)
+            found.setdefault(path.resolve(), path)  # 'w.bin' and './w.bin' are one file
+    return list(found.values())
+
+
+def input_dims(model: OnnxModel) -> dict[str, tuple[int | str | None, ...]]:
+    """The dimensions of each input a caller has to give: sizes, axis names, or None for unnamed ones."""
+    dims: dict[str, tuple[int | str | None, ...]] = {}
+    for value in model.ir.graph.inputs:
+        if value.name and value.name not in model.ir.graph.initializers:
+            shape = value.shape if value.shape is not None else ()
+            dims[value.name] = tuple(d if isinstance(d, int) else d.value for d in shape)
+    return dims
+
+
+def check_operators(model: OnnxModel) -> None:
+    """Checks that each node of ONNX's own domain is an operator of the model's opset.
+
+    Raises:
+        ModelError: One is not; it is named with its node.
+    """
+    import onnx
+
+    for node in model.ir.graph.all_nodes():
+        if node.domain != ONNX_DOMAIN or node.op_identifier() in model.ir.functions:
+            continue
+        try:
+            onnx.defs.get_schema(node.op_type, model.opset, ONNX_DOMAIN)
+        except onnx.defs.SchemaError as error:
+            versions = [
+                schema.since_version
+                for schema in onnx.defs.get_all_schemas_with_history()
+                if schema.name == node.op_type and schema.domain == ONNX_DOMAIN
+            ]
+            since = f" (it came with opset {min(versions)})" if versions else ""
+            name = node.name or next((output.name for output in node.outputs), "")
+            raise ModelError(
+                f"{model.path}: node '{name}' is a '{node.op_type}', which opset {model.opset} "
+                f"does not have{since}.",
+                "Export with an opset that has it, or replace the operator.",
+            ) from error
+
+
+def _parse(path: Path, inline: bool) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        # A link to a file elsewhere is parsed whole: its own ranges would lie outside the model's folder.
+        skeleton = None if inline or path.is_symlink() else read_skeleton(path)
+        data = skeleton or path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"{path} does not exist.", "Check the path.") from None
+    except IsADirectoryError:
+        from_hub = (path / "config.json").is_file()
+        export = shlex.join(["sparseflow-trt", "export", str(path)])
+        hint = f"Make one of it: {export}" if from_hub else "Name the .onnx file in it."
+        raise ModelError(f"{path} is a folder, not an ONNX file.", hint) from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.", "Check the file.") from error
+    if not data:
+        raise ModelError(f"{path} is empty.", _HINT_EXPORT)
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        raise ModelError(
+            f"{path} is not an ONNX model, or is truncated ({len(data)} bytes).", _HINT_EXPORT
+        ) from error
+    return proto
+
+
+def _check_header(path: Path, proto: onnx.ModelProto) -> None:
+    import onnx
+
+    if not proto.HasField("graph") or proto.ir_version < 1 or not proto.graph.node:
+        raise ModelError(f"{path} is not an ONNX model: it has no graph.", _HINT_EXPORT)
+    versions = [entry.version for entry in proto.opset_import if entry.domain in (ONNX_DOMAIN, _OTHER_NAME)]
+    newest = onnx.defs.onnx_opset_version()
+    if not versions and proto.ir_version >= 3:
+        raise ModelError(f"{path} names no ONNX opset.", _HINT_EXPORT)
+    if versions and not 1 <= max(versions) <= newest:
+        raise ModelError(
+            f"{path} is written in opset {max(versions)}; onnx {onnx.__version__} knows 1 to {newest}.",
+            "Export with an older opset, or install a newer onnx.",
+        )
+
+
+def _check_types(path: Path, proto: onnx.ModelProto) -> None:
+    """Checks that no value is a map, which onnx-ir does not read: classifiers of scikit-learn give such."""
+    for graph in _graphs(proto):
+        for value in (*graph.output, *graph.input, *graph.value_info):
+            kind = value.type
+            while kind.HasField("sequence_type") or kind.HasField("optional_type"):
+                nested = kind.sequence_type if kind.HasField("sequence_type") else kind.optional_type
+                kind = nested.elem_type
+            if kind.HasField("map_type"):
+                raise ModelError(
+                    f"{path}: '{value.name}' is a map, not a tensor: ZipMap makes such.",
+                    "Export the model without it; skl2onnx does with options={'zipmap': False}.",
+                )
+
+
+def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    waiting = [proto.graph]
+    nodes = [node for function in proto.functions for node in function.node]
+    while waiting or nodes:
+        if waiting:
+            graph = waiting.pop()
+            yield graph
+            nodes += graph.node
+        while nodes:
+            for attribute in nodes.pop().attribute:
+                waiting += [attribute.g] if attribute.HasField("g") else []
+                waiting += attribute.graphs
+
+
+def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Every name in a model that something is looked up by."""
+    nodes = [node for function in proto.functions for node in function.node]
+    for function in proto.functions:
+        yield from (function.name, function.domain, *function.input, *function.output)
+    for graph in _graphs(proto):
+        nodes += graph.node
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            yield value.name
+            yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    for node in nodes:
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for tensor in tensor_protos(proto):
+        yield tensor.name
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
+
+
+def _check_values(path: Path, model: ir.Model, sparse: set[str]) -> None:
+    """Checks that whatever is read is made; onnx-ir does not know sparse initializers."""
+    for graph in model.graphs():
+        for node in graph:
+            for value in node.inputs:
+                if value is not None and not _is_made(value) and value.name not in sparse:
+                    name = node.name or node.op_type
+                    raise ModelError(
+                        f"{path}: node '{name}' reads '{value.name}', which nothing makes.", _HINT_EXPORT
+                    )
+        for value in graph.outputs:
+            if not _is_made(value) and value.name not in sparse:
+                raise ModelError(f"{path}: nothing makes the output '{value.name}'.", _HINT_EXPORT)
+
+
+def _is_made(value: ir.Value) -> bool:
+    return value.producer() is not None or value.is_graph_input() or value.is_initializer()
+
+
+def deepest(error: BaseException) -> str:
+    """What the first cause of an error says, on one line and without its full stop."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(error)

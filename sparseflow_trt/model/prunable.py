@@ -1,0 +1,279 @@
+"""Which weights of an ONNX model pruning takes, which it leaves and which it cannot take, with the reasons.
+
+The one rule: `inspect` tells it, `estimate` counts by it, `prune` does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparseflow_trt.errors import ModelError
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer, kind_of
+from sparseflow_trt.model.layer_names import NOT_NAMED, is_named, why_left
+from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.parts import part_of
+from sparseflow_trt.model.scan import WeightReader, lay_out
+from sparseflow_trt.model.sites import LayerSite, find_sites, why_not_eligible
+from sparseflow_trt.model.trace import passes_through
+from sparseflow_trt.model.weights import TracedWeight
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+Reasons = tuple[tuple[str, str], ...]
+_Users = list[tuple[LayerSite, TracedWeight]]  # those of one weight
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a tensor's bytes lie: a range of a data file, or all of an inline tensor."""
+
+    place: object
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class PrunableWeight:
+    """A stored tensor to prune and one of its users; all of them see the same groups.
+
+    Attributes:
+        layers: The names of all its users, in the graph's order.
+    """
+
+    site: LayerSite
+    weight: TracedWeight
+    region: Region
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What pruning does with each layer that has a constant weight.
+
+    Attributes:
+        taken: The weights to prune; some may be 2:4 already.
+        conflicts: (layer, why) of weights that another use of their bytes keeps from being pruned.
+        skipped: (layer, why) of those that cannot be 2:4, or that are not asked for.
+    """
+
+    taken: tuple[PrunableWeight, ...]
+    conflicts: Reasons
+    skipped: Reasons
+
+
+def choose_weights(model: OnnxModel, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> Choice:
+    """Decides which weights of a model pruning takes.
+
+    Args:
+        model: A model as read.
+        include: Layer, module or weight names (shell patterns) of what to prune, and nothing else; none means
+            all but classifiers, see `layer_names`.
+        exclude: Such names of what stays as it is.
+
+    Raises:
+        ModelError: A node says something impossible, or a pattern matches nothing.
+    """
+    sites = find_sites(model)
+    _check_named(sites, (*include, *exclude))
+    storage = _Storage(model)
+    taken: list[PrunableWeight] = []
+    conflicts: list[tuple[str, str]] = []
+    skipped: list[tuple[str, str]] = []
+    for region, shared in _users_by_region(sites).items():
+        able = [(site, weight) for site, weight in shared if not why_not_eligible(site)]
+        skipped += [(s.name, why_not_eligible(s)) for s, _ in shared if why_not_eligible(s)]
+        if not able:
+            continue
+        names = tuple(site.name for site, _ in able)
+        site, weight = able[0]
+        why = _why_not_asked(able, include, exclude) or _why_not_written(weight)
+        if why == NOT_NAMED:  # naming it would not help where it cannot be pruned
+            why = _why_never(able, region, storage) or why
+        if why:
+            skipped += [(name, why) for name in names]
+        elif conflict := _conflict(able, region, storage):
+            conflicts += [(name, conflict) for name in names]
+        else:
+            taken.append(PrunableWeight(site, weight, region, names))
+    return Choice(tuple(taken), tuple(conflicts), tuple(skipped))
+
+
+def unprunable(model: OnnxModel) -> dict[str, str]:
+    """The layers that could be 2:4 and that pruning never takes, whatever is asked for, each with the reason.
+
+    Args:
+        model: A model as read.
+
+    Raises:
+        ModelError: A node says something impossible.
+    """
+    storage = _Storage(model)
+    never = {}
+    for region, shared in _users_by_region(find_sites(model)).items():
+        able = [(site, weight) for site, weight in shared if not why_not_eligible(site)]
+        if able and (why := _why_never(able, region, storage)):
+            never.update({site.name: why for site, _ in able})
+    return never
+
+
+def prunable(layers: Sequence[WeightedLayer], choice: Choice) -> tuple[WeightedLayer, ...]:
+    """Those of a model's layers that are not 2:4 and that pruning makes so.
+
+    Args:
+        layers: Of the model, as `graph.read_layers` gives them.
+        choice: Of the same model.
+    """
+    taken = {name for weight in choice.taken for name in weight.layers}
+    return tuple(layer for layer in layers if layer.state is SparsityState.NOT_SPARSE and layer.name in taken)
+
+
+def is_external(weight: TracedWeight) -> bool:
+    """Whether a weight's values are a range of a file."""
+    import onnx_ir as ir
+
+    return isinstance(weight.tensor, ir.ExternalTensor)
+
+
+def _users_by_region(sites: list[LayerSite]) -> dict[Region, _Users]:
+    users: dict[Region, _Users] = {}
+    for site in sites:
+        if isinstance(site.weight, TracedWeight):
+            users.setdefault(_region_of(site.weight.tensor), []).append((site, site.weight))
+    return users
+
+
+def _why_not_asked(users: _Users, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+    """Why nobody asks for the weight of these layers, or "" where somebody does."""
+    names = [name for site, weight in users for name in _names_of(site, weight)]
+    kinds = [kind_of(site) for site, _ in users]
+    return why_left(names, "classifier" if "classifier" in kinds else "", include, exclude)
+
+
+def _why_not_written(weight: TracedWeight) -> str:
+    if not is_external(weight) and proto_of(weight) is None:
+        return f"weight '{weight.name}' is a list of numbers, not a tensor"
+    return ""
+
+
+def _why_never(users: _Users, region: Region, storage: _Storage) -> str:
+    """Why a weight cannot be pruned, whoever asks for it, or "" where it can."""
+    return _why_not_written(users[0][1]) or _conflict(users, region, storage)
+
+
+def _conflict(users: _Users, region: Region, storage: _Storage) -> str:
+    """Which use of a weight's bytes keeps it from being pruned, or "" where none does."""
+    why = _disagreement(users) or storage.other_use(region, [site for site, _ in users])
+    return f"weight '{users[0][1].name}' {why}" if why else ""
+
+
+def _disagreement(able: _Users) -> str:
+    """Why layers that share a weight see different groups of four in it, or "" where they see the same."""
+    if len(able) == 1:
+        return ""
+    by_axis: dict[object, list[str]] = {}
+    by_zero: dict[object, list[str]] = {}
+    with WeightReader() as reader:
+        for site, weight in able:
+            layout = lay_out(reader.stored_array(weight.tensor), weight, site.k_axis)
+            # K's stride in the stored array says which elements form a group
+            stride = layout.array.shape[2] if layout.in_place else (weight.steps, site.k_axis)
+            by_axis.setdefault(stride, []).append(f"'{site.name}'")
+            by_zero.setdefault((weight.tensor.dtype, weight.zero_key), []).append(f"'{site.name}'")
+    if len(by_axis) > 1:
+        return "is shared by layers whose K lies on different axes: " + _against(by_axis)
+    if len(by_zero) > 1:
+        return "is shared by layers that take other values for zero: " + _against(by_zero)
+    return ""
+
+
+def _against(groups: dict[object, list[str]]) -> str:
+    return " against ".join(", ".join(names) for names in groups.values())
+
+
+class _Storage:
+    """Every stored tensor of a model, to find who else reads the bytes that pruning would change."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._values: dict[object, list[tuple[Region, ir.Value]]] = {}
+        for graph in model.ir.graphs():
+            for value in graph.initializers.values():
+                self._add(value, value.const_value)
+        for node in model.ir.graph.all_nodes():
+            tensor = node.attributes.get("value")
+            if node.op_type == "Constant" and tensor is not None and node.outputs:
+                self._add(node.outputs[0], tensor.value)
+
+    def _add(self, value: ir.Value, tensor: Any) -> None:
+        if tensor is not None and hasattr(tensor, "nbytes"):
+            region = _region_of(tensor)
+            self._values.setdefault(region.place, []).append((region, value))
+
+    def other_use(self, region: Region, sites: list[LayerSite]) -> str:
+        """What else than these layers' weights the bytes of a region are, or "" where nothing."""
+        weights = {(site.node, 0 if site.side == "left" else 1) for site in sites}
+        uses = set()
+        for other, value in self._values.get(region.place, []):
+            if other.end <= region.begin or region.end <= other.begin:
+                continue
+            if other != region:
+                return f"shares some of its bytes with '{value.name}', which pruning would change"
+            for user, index in _uses(value):
+                if user is None:
+                    uses.add("the graph's outputs")
+                elif (user, index) not in weights:
+                    uses.add(f"{user.op_type} '{user.name or user.outputs[0].name}'")
+        return f"is also read by {', '.join(sorted(uses))}, which pruning would change" if uses else ""
+
+
+def _uses(value: ir.Value) -> Iterator[tuple[ir.Node | None, int]]:
+    """The (node, input) pairs that read a value, through the nodes that a weight is traced through.
+
+    A graph that gives the value out is (None, 0).
+    """
+    if value.is_graph_output():
+        yield None, 0
+    for node, index in value.uses():
+        if passes_through(node) and index == 0:
+            yield from _uses(node.outputs[0])
+        else:
+            yield node, index
+
+
+def _check_named(sites: list[LayerSite], globs: tuple[str, ...]) -> None:
+    """Refuses a pattern that matches nothing: a slip of the pen would prune what it was to protect."""
+    weights = [(site, site.weight) for site in sites if isinstance(site.weight, TracedWeight)]
+    for glob in globs:
+        if not any(is_named(_names_of(site, weight), (glob,)) for site, weight in weights):
+            raise ModelError(
+                f"'{glob}' matches no layer, module or weight.", "`sparseflow-trt inspect` lists their names."
+            )
+
+
+def _names_of(site: LayerSite, weight: TracedWeight) -> tuple[str, ...]:
+    """The names that patterns are held against; a layer of no module has none for that."""
+    return tuple(filter(None, (site.name, site.module, weight.name)))
+
+
+def _region_of(tensor: ir.TensorProtocol) -> Region:
+    import onnx_ir as ir
+
+    if isinstance(tensor, ir.ExternalTensor):  # two names for one range of a file are one weight
+        begin = tensor.offset or 0
+        return Region(Path(tensor.path).resolve(), begin, begin + tensor.nbytes)
+    part = part_of(tensor)
+    place, begin = (id(part.whole), part.offset) if part is not None else (id(tensor), 0)
+    return Region(place, begin, begin + tensor.nbytes)
+
+
+def proto_of(weight: TracedWeight) -> onnx.TensorProto | None:
+    """The TensorProto that holds a weight's values; those of a Constant's `value_floats` stand in none."""
+    import onnx
+
+    part = part_of(weight.tensor)
+    proto = getattr(part.whole if part is not None else weight.tensor, "raw", None)
+    return proto if isinstance(proto, onnx.TensorProto) else None

@@ -1,0 +1,214 @@
+"""Reads weights once, memory-mapped and in pieces, and says what their 2:4 pattern is."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+
+from sparseflow_trt.model import pattern
+from sparseflow_trt.model.pattern import Array
+from sparseflow_trt.model.weights import TracedWeight
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import onnx_ir as ir
+
+PIECE_ELEMENTS = 1 << 20  # scanned at a time; a core's share of cache holds it. Part of the mask hash.
+
+
+@dataclass(frozen=True)
+class PatternScan:
+    """What one pass over a weight's bytes found.
+
+    Attributes:
+        groups: How many groups of four along K there are.
+        violating: How many of them hold more than two non-zeros.
+        first: Where the first of those begins, as an index into the stored array; None where the
+            stored array has no such index (its layout is not a permutation of the operand's).
+        mask_hash: SHA-256 over the packed non-zero positions in memory order, per piece.
+    """
+
+    groups: int
+    violating: int
+    first: tuple[int, ...] | None
+    mask_hash: str
+
+
+class Layout(NamedTuple):
+    """An operand seen as (outer, K, inner) in memory order, so that it is scanned front to back.
+
+    `k_axes` are the axes of the stored array that K lies on; empty where it cannot be said because
+    the operand is a copy (`in_place` is False then).
+    """
+
+    array: Array
+    k_axes: tuple[int, ...]
+    in_place: bool
+
+
+class WeightReader:
+    """Maps each external data file once. Use as a context manager; its arrays are read-only."""
+
+    def __init__(self) -> None:
+        self._maps: dict[str, mmap.mmap] = {}
+
+    def __enter__(self) -> WeightReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._maps.clear()  # a map closes when the last array on it goes
+
+    def stored_array(self, tensor: ir.TensorProtocol) -> Array:
+        """The tensor's values in stored layout; of external data nothing is read yet."""
+        import onnx_ir as ir
+
+        shape = tuple(int(d) for d in tensor.shape.numpy())
+        if not isinstance(tensor, ir.ExternalTensor) or tensor.dtype.bitwidth < 8 or 0 in shape:
+            return tensor.numpy()
+        count = int(np.prod(shape, dtype=np.int64))
+        mapped = self._map(os.fspath(tensor.path))
+        return np.frombuffer(mapped, tensor.dtype.numpy(), count, tensor.offset or 0).reshape(shape)
+
+    def release(self, tensor: ir.TensorProtocol, start: int, stop: int) -> None:
+        """Gives the pages of bytes start..stop of an external tensor back to the system."""
+        import onnx_ir as ir
+
+        mapped = self._maps.get(os.fspath(tensor.path)) if isinstance(tensor, ir.ExternalTensor) else None
+        if mapped is None or not isinstance(tensor, ir.ExternalTensor):
+            return
+        base = tensor.offset or 0
+        begin, end = ((base + at) // mmap.PAGESIZE * mmap.PAGESIZE for at in (start, stop))
+        if end > begin:
+            mapped.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+    def _map(self, path: str) -> mmap.mmap:
+        if path not in self._maps:
+            with Path(path).open("rb") as stream:
+                self._maps[path] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[path]
+
+
+def lay_out(stored: Array, weight: TracedWeight, k_axis: int) -> Layout:
+    """Arranges a weight along `k_axis`, an axis of the operand as its node sees it."""
+    operand = weight.operand(stored)
+    in_place = operand.size > 0 and np.may_share_memory(operand, stored)
+    axes: tuple[int, ...] = ()
+    if in_place:
+        begin = operand.strides[k_axis]
+        end = begin * operand.shape[k_axis]
+        axes = tuple(
+            i
+            for i, (size, stride) in enumerate(zip(stored.shape, stored.strides, strict=True))
+            if size > 1 and stride < end and begin < stride * size
+        )
+    order = sorted(range(operand.ndim), key=lambda i: -operand.strides[i])
+    ordered = np.ascontiguousarray(operand.transpose(order))
+    at = order.index(k_axis)
+    outer = int(np.prod(ordered.shape[:at], dtype=np.int64))
+    inner = int(np.prod(ordered.shape[at + 1 :], dtype=np.int64))
+    return Layout(ordered.reshape(outer, ordered.shape[at], inner), axes, in_place)
+
+
+def scan_pattern(reader: WeightReader, weight: TracedWeight, k_axis: int) -> PatternScan:
+    """Counts the 2:4 violations of a weight along `k_axis` in one pass over its bytes, on all cores.
+
+    Raises:
+        ValueError: K is not a multiple of four.
+        TypeError: The dtype has no 2:4 pattern here.
+    """
+    stored = reader.stored_array(weight.tensor)
+    layout = lay_out(stored, weight, k_axis)
+    _, k, inner = layout.array.shape
+    zero_point = zero_point_like(layout, weight, k_axis, stored)
+    itemsize = stored.itemsize
+
+    def scan(piece: Piece) -> tuple[pattern.GroupCount, bytes]:
+        zero = zero_point if isinstance(zero_point, int) else zero_point[piece]
+        mask = pattern.nonzero(layout.array[piece], zero)
+        counted = pattern.count_groups(mask)
+        bits = np.packbits(mask.reshape(-1)).tobytes()
+        if layout.in_place:
+            begin = (piece[0].start * k + piece[1].start) * inner * itemsize
+            reader.release(weight.tensor, begin, begin + mask.size * itemsize)
+        return counted, bits
+
+    digest = hashlib.sha256()
+    groups = violating = 0
+    first: int | None = None
+    for piece, (counted, bits) in map_pieces(scan, layout.array):
+        digest.update(bits)
+        if first is None and counted.first is not None:
+            first = (piece[0].start * k + piece[1].start) * inner + counted.first
+        groups += counted.groups
+        violating += counted.violating
+    where = None
+    if first is not None and layout.in_place:
+        where = tuple(int(i) for i in np.unravel_index(first, stored.shape))
+    return PatternScan(groups, violating, where, digest.hexdigest())
+
+
+Piece = tuple[slice, slice]
+_Result = TypeVar("_Result")
+
+
+def map_pieces(work: Callable[[Piece], _Result], array: Array) -> Iterator[tuple[Piece, _Result]]:
+    """Runs `work` on every piece of an (outer, K, inner) array, on all cores; results come in order."""
+
+    def tell(piece: Piece) -> tuple[Piece, _Result]:
+        return piece, work(piece)
+
+    return run_in_order(partial(tell, piece) for piece in cut_pieces(array.shape, PIECE_ELEMENTS))
+
+
+def run_in_order(tasks: Iterable[Callable[[], _Result]]) -> Iterator[_Result]:
+    """Runs tasks on all cores; gives their results in the order of the tasks.
+
+    Only a few are under way at a time, so that memory does not grow with their number.
+    """
+    cores = len(os.sched_getaffinity(0))
+    under_way: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(cores) as threads:
+        for task in tasks:
+            under_way.append(threads.submit(task))
+            if len(under_way) > 2 * cores:
+                yield under_way.popleft().result()
+        for future in under_way:
+            yield future.result()
+
+
+def zero_point_like(layout: Layout, weight: TracedWeight, k_axis: int, stored: Array) -> Array | int:
+    """A weight's zero point: a number, or an array of the layout's shape."""
+    if isinstance(weight.zero_point, int):
+        return weight.zero_point
+    spread = np.broadcast_to(weight.zero_point, stored.shape)  # per axis: small models only, copied below
+    return lay_out(np.ascontiguousarray(spread), weight, k_axis).array
+
+
+def cut_pieces(shape: tuple[int, ...], elements: int) -> Iterator[Piece]:
+    """Cuts (outer, K, inner) into contiguous pieces of whole groups, in memory order.
+
+    A piece has at most `elements` elements, or one row of groups where that has more.
+    """
+    outer, k, inner = shape
+    if k * inner <= elements:
+        step = max(1, elements // max(k * inner, 1))
+        for begin in range(0, outer, step):
+            yield slice(begin, min(begin + step, outer)), slice(0, k)
+        return
+    step = max(1, elements // (pattern.GROUP * inner)) * pattern.GROUP
+    for row in range(outer):
+        for begin in range(0, k, step):
+            yield slice(row, row + 1), slice(begin, min(begin + step, k))

@@ -1,0 +1,256 @@
+"""Decides which kernel a layer gets: dense, TensorRT's own sparse ones, or the plugin, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer
+from sparseflow_trt.model.packing import ROWS, round_up
+from sparseflow_trt.model.sites import SMALLEST_K
+from sparseflow_trt.model.symbolic import SymbolicM
+from sparseflow_trt.plans.shapes import Dims, Profile, dims_at
+from sparseflow_trt.policies.expected import Verdict
+from sparseflow_trt.policies.known import Known
+from sparseflow_trt.policies.lookup import judge
+from sparseflow_trt.policies.plugin_lookup import PLUGIN_DTYPES, is_beaten, plugin_known
+from sparseflow_trt.policies.policy import Kernel, Policy
+
+SparsityMode = Literal["policy", "force", "off", "plugin"]
+
+_LACKS = "with --plugin LIB, which `sparseflow-trt plugin build` makes"
+_ELEMENT_BYTES = 2
+
+
+@dataclass(frozen=True)
+class PluginLayer:
+    """What the plugin could do with a layer, of which its graph decides.
+
+    Attributes:
+        reads: What value it multiplies, and in which graph: layers of one input may become one product.
+        why_not: Why it cannot run in the plugin, "" where it can.
+    """
+
+    reads: str
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class PluginUse:
+    """Whether a plan may use the plugin, and for what.
+
+    Attributes:
+        given: Whether there is a library of it.
+        layers: The model's layers that could be asked for; one that lacks cannot.
+    """
+
+    given: bool = False
+    layers: Mapping[str, PluginLayer] = field(default_factory=dict)
+
+    def why_not(self, name: str, precision: str) -> str:
+        """Why a layer cannot run in the plugin in a precision, "" where it can."""
+        if name not in self.layers:
+            return "the graph was not looked at for it"
+        if reason := self.layers[name].why_not:
+            return reason
+        return (
+            "" if precision.upper() in PLUGIN_DTYPES else f"the plugin takes FP16 and BF16, not {precision}"
+        )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A layer's kernel and why; `dense_below_m` is the M below which the plugin runs its dense copy."""
+
+    kernel: Kernel
+    reason: str
+    dense_below_m: int = 0
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """A layer's M: at each profile's opt, by where that is, and over all profiles."""
+
+    at: Mapping[str, int | None]
+    low: int
+    high: int
+
+
+def decide(
+    layer: WeightedLayer,
+    precision: str,
+    profiles: tuple[Profile, ...],
+    input_dims: dict[str, Dims],
+    policy: Policy | None,
+    mode: SparsityMode,
+    plugin: PluginUse,
+) -> Decision:
+    """Decides the kernel of one layer.
+
+    The plugin is taken where it wins at the largest opt and, among those where it does not, only at smaller
+    ones: a graph has one node for all profiles, and below some M that node can run a dense copy.
+
+    Args:
+        layer: The layer.
+        precision: What it is planned in.
+        profiles: The optimization profiles.
+        input_dims: Each input's dimensions, by name.
+        policy: Where sparse wins; None plans everything dense.
+        mode: "policy" asks the policy; "force" takes TensorRT's sparse kernels for every 2:4 layer, "plugin"
+            the plugin for every one that it can run; "off" neither. (Where no layer is 2:4 a build refuses
+            both, see `planning.check_forced`.)
+        plugin: Whether the plugin may be used.
+    """
+    if layer.state is SparsityState.NOT_ELIGIBLE:
+        return Decision("dense", f"cannot be 2:4: {layer.reason}")
+    if layer.state is SparsityState.NOT_SPARSE:
+        return Decision("dense", f"weights are not 2:4: {layer.reason}")
+    smallest = SMALLEST_K.get(precision.upper(), 0)
+    if layer.k < smallest:  # enough for the type that it is stored in
+        reason = f"too small: K={layer.k}, a sparse {precision.upper()} instruction takes {smallest}"
+        return Decision("dense", reason)
+    if mode == "off":
+        return Decision("dense", "sparsity is off")
+    if mode == "force":
+        return Decision("sparse", "asked for: sparsity is forced")
+    why_not = plugin.why_not(layer.name, precision)
+    if mode == "plugin":
+        if why_not:
+            return Decision("dense", f"asked for the plugin, which cannot run it: {why_not}")
+        return Decision("plugin", "asked for: the plugin wherever it can run")
+    if policy is None:
+        return Decision("dense", f"no policy for this device: {_what_gives_one(precision)}")
+    sizes = _sizes(layer, profiles, input_dims)
+    own = _own_kernels(layer, precision, policy, sizes)
+    known = plugin_known(policy, layer.kind, layer.n, layer.k, precision.upper())
+    return _with_plugin(layer, own, known, sizes, plugin.given, why_not)
+
+
+def _what_gives_one(precision: str) -> str:
+    """The command that measures a policy for layers of a precision, or that there is none, and what else."""
+    # FP16 is what autotune measures of most models
+    asked = {"fp16": "", "bf16": " --dtype bf16"}.get(precision)
+    otherwise = "name one with --policy, or --sparsity force"
+    if asked is None:
+        return f"{otherwise}; `autotune` measures no {precision.upper()}"
+    return f"`sparseflow-trt autotune MODEL{asked}` measures one; or {otherwise}"
+
+
+def _sizes(layer: WeightedLayer, profiles: tuple[Profile, ...], dims: dict[str, Dims]) -> _Sizes:
+    at: dict[str, int | None] = {}
+    ends: list[int] = []
+    for profile in profiles or (None,):
+        m = layer.m.evaluate(dims_at(dims, profile, "opt") if profile else {})
+        at[f"profile '{profile.name}'" if profile else "static shapes"] = m
+        if m is not None:
+            low = layer.m.evaluate(dims_at(dims, profile, "min")) if profile else m
+            high = layer.m.evaluate(dims_at(dims, profile, "max")) if profile else m
+            ends += [m, low or m, high or m]
+    return _Sizes(at, min(ends, default=0), max(ends, default=0))
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What is decided between TensorRT's own kernels, and the verdict at each M."""
+
+    decision: Decision
+    verdicts: Mapping[str, Verdict]
+
+
+def _own_kernels(layer: WeightedLayer, precision: str, policy: Policy, sizes: _Sizes) -> _Own:
+    sparse_in: dict[str, str] = {}
+    dense_in: dict[str, str] = {}
+    verdicts = {}
+    for where, m in sizes.at.items():
+        if m is None:
+            dense_in[where] = f"M={layer.m} is not known"
+            continue
+        verdict = judge(policy, layer.kind, layer.n, layer.k, m, precision.upper())
+        verdicts[where] = verdict
+        (sparse_in if verdict.sparse else dense_in)[where] = verdict.reason
+    if not sparse_in:
+        said = "; ".join(f"{where}: {reason}" for where, reason in dense_in.items())
+        return _Own(Decision("dense", said), verdicts)
+    (first, reason), *others = sparse_in.items()
+    also = f"; sparse also in {', '.join(where for where, _ in others)}" if others else ""
+    said = f"{first}: {reason}{also}" + (f"; dense in {', '.join(dense_in)}" if dense_in else "")
+    return _Own(Decision("sparse", said), verdicts)
+
+
+def _with_plugin(
+    layer: WeightedLayer, own: _Own, known: Known, sizes: _Sizes, given: bool, why_not: str
+) -> Decision:
+    judged = {where: known.judge(m) for where, m in sizes.at.items() if m is not None}
+    wins = {where: v for where, v in judged.items() if v.sparse and not is_beaten(v, own.verdicts[where])}
+    if None in sizes.at.values():
+        return own.decision
+    top = max(judged, key=lambda where: sizes.at[where] or 0)
+    if not wins:
+        padded = "" if why_not else _when_padded(own.verdicts[top], known, sizes.at[top] or 0, given)
+        return Decision(own.decision.kernel, own.decision.reason + padded)
+    best = top if top in wins else max(wins, key=lambda where: wins[where].speedup or 0)
+    told = f"{best}: {wins[best].reason}"
+    kept = own.decision
+    if why_not:
+        return Decision(kept.kernel, f"{kept.reason}; the plugin cannot run it: {why_not}")
+    if top not in wins:
+        lost = f"in {top}, and a graph has one node for all profiles"
+        padded = _when_padded(own.verdicts[top], known, sizes.at[top] or 0, given)
+        return Decision(
+            kept.kernel,
+            f"{kept.reason}; not in the plugin, which does not win for sure {lost} ({told}){padded}",
+        )
+    if not given:
+        gain = told if len(sizes.at) > 1 else wins[best].reason
+        return Decision(kept.kernel, f"{kept.reason}; {_LACKS}, {gain}")
+    below = _dense_below(known, sizes.low, sizes.at[top] or 0)
+    said = told + _beside(own.verdicts[best], wins[best])
+    if others := [where for where in wins if where != best]:
+        said += f"; also in {', '.join(others)}"
+    if below:
+        memory = layer.n * layer.k * _ELEMENT_BYTES / 2**20
+        said += f"; below M={below} its dense copy, which takes {memory:.3g} MiB more of the GPU's memory"
+    said += _beside_multiples(layer.m, known, sizes, sizes.at[top] or 0, below)
+    return Decision("plugin", said, below)
+
+
+def _beside(own: Verdict, plugin: Verdict) -> str:
+    """What TensorRT's own sparse kernels would gain in its place, where that was measured."""
+    if own.speedup is None or own.points == plugin.points or any(p.library == "torch" for p in own.points):
+        return ""
+    return f"; TensorRT's own sparse kernels {own.speedup:.2f}×"
+
+
+def _when_padded(own: Verdict, known: Known, m: int, given: bool) -> str:
+    """What the plugin would gain at the next multiple of 8, where it does not at M."""
+    padded = known.padded(m)
+    if padded is None or is_beaten(padded, own):
+        return ""
+    gain = f" ({padded.speedup:.2f}×)" if padded.speedup else ""
+    return f"; padded to M={round_up(m)} the plugin would win{gain}" + ("" if given else f", {_LACKS}")
+
+
+def _beside_multiples(m: SymbolicM, known: Known, sizes: _Sizes, top: int, dense_below: int) -> str:
+    """What is lost at M that are no multiples of 8, where such come and are not left to the dense copy."""
+    if sizes.low == sizes.high or m.is_multiple_of(ROWS) or top % ROWS:
+        return ""
+    beside = top - 1 if max(sizes.low, dense_below) < top else top + 1
+    verdict = known.judge(beside)
+    if beside > sizes.high or verdict.sparse or verdict.speedup is None:
+        return ""
+    return f"; but at M={beside} {verdict.speedup:.2f}×: pad M to a multiple of {ROWS}"
+
+
+def _dense_below(known: Known, low: int, top: int) -> int:
+    """The M below which the plugin's dense copy is faster: up to the first measured M after one where it was.
+
+    That copy runs cuBLASLt, so no margin is asked for: an estimate is of those very two. What was not
+    measured is no reason to hold a second copy.
+    """
+    sizes = [m for m in known.timed if m < top]
+    slower = [m for m in sizes if known.timed[m].speedup < 1]
+    if not slower:
+        return 0
+    begin = min((m for m in sizes if m > slower[-1]), default=top)
+    return begin if low < begin else 0

@@ -1,0 +1,186 @@
+"""Makes a plan: decides each layer's precision and kernel, joins layers, and splits the profiles."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Container
+
+from sparseflow_trt.errors import NotSparseError, ShapeError
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer
+from sparseflow_trt.model.layer_names import NOT_NAMED
+from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.prunable import choose_weights, prunable
+from sparseflow_trt.plans.crossovers import LayerShape
+from sparseflow_trt.plans.decide import Decision, PluginUse, SparsityMode, decide
+from sparseflow_trt.plans.joins import find_joins
+from sparseflow_trt.plans.plan import DEFAULT_ISLANDS, Plan, PlannedLayer, mark_decided
+from sparseflow_trt.plans.precision_record import ModelPrecision, Precision, Precisions, unchanged_precision
+from sparseflow_trt.plans.shapes import Dims, Profile
+from sparseflow_trt.plans.split import Split, split_profile
+from sparseflow_trt.policies.policy import Policy
+
+NO_PLUGIN = PluginUse()
+
+Decided = dict[str, tuple[WeightedLayer, Precision, Decision]]  # by the layer's name
+
+
+def make_plan(
+    layers: tuple[WeightedLayer, ...],
+    profiles: tuple[Profile, ...],
+    input_dims: dict[str, Dims],
+    policy: Policy | None,
+    precision: ModelPrecision | Precisions,
+    sparsity: SparsityMode = "policy",
+    model: str = "",
+    model_sha256: str = "",
+    split: Split | None = None,
+    plugin: PluginUse = NO_PLUGIN,
+) -> Plan:
+    """Decides precision and kernel for each layer with a constant weight.
+
+    Args:
+        layers: The model's weighted layers as read.
+        profiles: The optimization profiles; none for a model whose shapes are all static.
+        input_dims: Each input's dimensions, by name; with the profiles they give each layer's M.
+        policy: Where sparse wins; None plans everything dense.
+        precision: For all layers whose weights are floats; "keep" leaves each as its weight is typed. Or
+            what a search chose, layer by layer.
+        sparsity: As in `decide`.
+        model: The model file's name, for the reader.
+        model_sha256: Of the model file.
+        split: Splits the one profile that there is at the crossovers of the layers.
+        plugin: Whether the plugin may be used, and for which layers.
+
+    Raises:
+        ShapeError: There is not one profile to be split, or it cannot be split along that axis.
+    """
+    precisions = precision if isinstance(precision, Precisions) else Precisions(precision)
+
+    def decide_all(profiles: tuple[Profile, ...]) -> Decided:
+        own = {layer.name: _layer_precision(layer, precisions) for layer in layers}
+        return {
+            x.name: (x, own[x.name], decide(x, own[x.name], profiles, input_dims, policy, sparsity, plugin))
+            for x in layers
+            if x.weight
+        }
+
+    told = ""
+    if split:
+        if len(profiles) != 1:
+            raise ShapeError(
+                f"{len(profiles)} profiles cannot be split along '{split.axis}': it takes one.",
+                "Give the whole range with --dim or --shapes, and leave out the profiles.",
+            )
+        # one node of the plugin serves all profiles: nothing is to be split for it
+        fixed = {name for name, (_, _, d) in decide_all(profiles).items() if d.kernel == "plugin"}
+        products = _count_products(layers, precisions, sparsity, fixed)
+        profiles, told = split_profile(profiles[0], split, input_dims, products, policy)
+    described = f"{policy.name} ({policy.device}, {policy.provenance})" if policy else "none"
+    decided = decide_all(profiles)
+    joins = find_joins(decided, profiles, input_dims, policy, plugin) if policy else {}
+    wide = precisions.reasons if precisions.model in ("fp16", "bf16") else {}
+    return Plan(
+        model=model,
+        model_sha256=model_sha256,
+        precision=precisions.model,
+        islands=(*DEFAULT_ISLANDS, *precisions.islands),
+        policy=described,
+        split=told,
+        profiles=profiles,
+        layers=tuple(
+            _planned(*each, joins.get(name, ("", "")), wide.get(name, "")) for name, each in decided.items()
+        ),
+        search=precisions.search,
+    )
+
+
+def _planned(
+    layer: WeightedLayer, own: Precision, decision: Decision, join: tuple[str, str], wide: str
+) -> PlannedLayer:
+    """A layer's row in a plan; `join` names the product that it is a part of, and says why.
+
+    `wide` says why it is FP32, where it is.
+    """
+    joined, why = join
+    reason = "; ".join(filter(None, (decision.reason, why, wide if own == "fp32" else "")))
+    return PlannedLayer(
+        name=layer.name,
+        module=layer.module,
+        kind=layer.kind,
+        n=layer.n,
+        k=layer.k,
+        precision=own,
+        sparsity=decision.kernel,
+        reason=reason,
+        dense_below_m=decision.dense_below_m,
+        joined=joined,
+        decided=mark_decided(decision.kernel, reason),
+    )
+
+
+def check_forced(layers: tuple[WeightedLayer, ...], sparsity: SparsityMode, model: OnnxModel) -> None:
+    """Checks that a model whose layers are to run sparse whatever a policy says has one that could.
+
+    Where some are 2:4 these are taken, and the others are planned dense with the reason.
+
+    Raises:
+        NotSparseError: Sparsity is forced, and no layer is 2:4.
+    """
+    weighted = [layer for layer in layers if layer.weight]
+    if sparsity not in ("force", "plugin") or any(x.state is SparsityState.SPARSE for x in weighted):
+        return
+    asked = f"--sparsity {sparsity} takes 2:4 weights as they are"
+    said = f"{model.path.name} has no weights that are 2:4, and {asked}"
+    able = [layer for layer in weighted if layer.eligible]
+    if able:
+        first, more = able[0], f" (the first of {len(able)})" if len(able) > 1 else ""
+        raise NotSparseError(
+            f"{said}: of layer '{first.name}'{more} {first.reason}.", _how_to_prune(able, model)
+        )
+    why = f"layer '{weighted[0].name}' cannot be: {weighted[0].reason}" if weighted else "it has no weights"
+    raise NotSparseError(f"{said}: {why}.", "Leave it to a policy, which plans it dense: --sparsity policy.")
+
+
+def _how_to_prune(able: list[WeightedLayer], model: OnnxModel) -> str:
+    """What makes layers that are not 2:4 so, of all that `prune` leaves alone, too."""
+    policy = "leave it to a policy: --sparsity policy."
+    choice = choose_weights(model)
+    left = {**dict(choice.conflicts), **dict(choice.skipped)}
+    written = f"{model.path.stem}.2to4{model.path.suffix}"
+    command = ["sparseflow-trt", "prune", str(model.path), "-o", written]
+    if prunable(able, choice):
+        return f"Prune it first: `{shlex.join(command)}`; or {policy}"
+    if named := [layer.name for layer in able if left.get(layer.name) == NOT_NAMED]:
+        command += [word for name in named for word in ("--include", name)]
+        return (
+            "`prune` takes a classifier only where it is named, as it costs much accuracy for little time: "
+            f"`{shlex.join(command)}`; or {policy}"
+        )
+    return f"`prune` cannot make it so: {left[able[0].name]}. So {policy}"
+
+
+def _count_products(
+    layers: tuple[WeightedLayer, ...],
+    precision: Precisions,
+    sparsity: SparsityMode,
+    fixed: Container[str],
+) -> Counter[LayerShape]:
+    counted: Counter[LayerShape] = Counter()
+    for layer in layers:
+        if layer.weight and layer.n and layer.k and layer.batch:
+            dtype = _layer_precision(layer, precision).upper()
+            choosable = (
+                sparsity == "policy" and layer.state is SparsityState.SPARSE and layer.name not in fixed
+            )
+            counted[LayerShape(layer.kind, layer.n, layer.k, layer.m, dtype, choosable)] += layer.batch
+    return counted
+
+
+def _layer_precision(layer: WeightedLayer, precisions: Precisions) -> Precision:
+    if given := unchanged_precision(layer.product or layer.dtype):
+        return given
+    if precisions.model == "keep":
+        halves: dict[str, Precision] = {"FP16": "fp16", "BF16": "bf16"}
+        return halves.get(layer.gives or layer.dtype, "fp32")
+    return precisions.layers.get(layer.name, precisions.model)

@@ -1,0 +1,1 @@
+"""Artifacts on Triton: deployed, and verified against a real server."""

@@ -1,0 +1,62 @@
+"""A user's metric: called with what it is promised, and its faults are said in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparseflow_trt.errors import InputError
+from sparseflow_trt.gates.task_metrics import load_metric
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> Path:
+    path = tmp_path / "metrics.py"
+    path.write_text(
+        "import numpy as np\n"
+        "def mean(outputs, inputs):\n"
+        "    return np.mean([o['y'].mean() * i['x'].size for o, i in zip(outputs, inputs)])\n"
+        "def broken(outputs, inputs):\n    return outputs[7]\n"
+        "def nan(outputs, inputs):\n    return float('nan')\n"
+        "def ends(outputs, inputs):\n    raise SystemExit(0)\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_scores_all_sets_at_once(metrics: Path) -> None:
+    outputs = [{"y": np.ones(2)}, {"y": np.full(2, 3.0)}]
+    assert load_metric(f"{metrics}:mean")(outputs, [{"x": np.zeros(4)}] * 2) == 8.0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("broken", "IndexError"),
+        ("nan", "gave nan"),
+        ("lacks", "AttributeError"),
+        ("ends", "failed: SystemExit: 0"),
+    ],
+)
+def test_faults_are_worded(metrics: Path, name: str, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        load_metric(f"{metrics}:{name}")([], [])
+    assert f"{metrics}:{name}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "source", ["metrics.py", "no_such_module_here:f", "nowhere.py:f", ":f", "m:not a name"]
+)
+def test_what_is_no_metric_is_refused(source: str) -> None:
+    with pytest.raises(InputError):
+        load_metric(source)
+
+
+def test_a_script_that_ends_python_is_no_metric(tmp_path: Path) -> None:
+    """`check` had ended with it, with exit code 0 and nothing checked."""
+    script = tmp_path / "script.py"
+    script.write_text("import sys\ndef mean(outputs, inputs): return 1.0\nsys.exit(0)\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"script.py:mean failed: SystemExit: 0"):
+        load_metric(f"{script}:mean")

@@ -1,0 +1,247 @@
+"""Plans: what is decided for each layer, and why."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from sparseflow_trt.errors import NotSparseError, ShapeError
+from sparseflow_trt.exporters.prune import prune_model
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
+from sparseflow_trt.model.model_file import OnnxModel, read_model
+from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.model.symbolic import SymbolicM
+from sparseflow_trt.plans.plan import (
+    ModelPrecision,
+    PlannedLayer,
+    SparsityMode,
+    check_plan,
+)
+from sparseflow_trt.plans.planning import check_forced, make_plan
+from sparseflow_trt.plans.shapes import Profile, ShapeRange
+from sparseflow_trt.plans.split import Split
+from tests.made_plans import DIMS, PLAN, POLICY, make_layer, profile_at
+
+if TYPE_CHECKING:
+    from tests.conftest import Models
+
+
+PRECISIONS: tuple[ModelPrecision, ...] = ("fp32", "fp16", "keep")
+NO_POLICY = "no policy for this device: "
+
+
+def _decision(layer: WeightedLayer, *opts: int, **options: Any) -> PlannedLayer:
+    profiles = tuple(profile_at(f"p{i}", opt) for i, opt in enumerate(opts))
+    options = {"policy": POLICY, "precision": "fp16", **options}
+    (planned,) = make_plan((layer,), profiles, DIMS, **options).layers
+    return planned
+
+
+def test_the_policy_decides_at_the_opt_shape() -> None:
+    sparse = _decision(make_layer("a"), 100)
+    assert sparse.sparsity == "sparse"
+    assert sparse.reason.startswith("profile 'p0': threshold of kind 'qkv'")
+    assert _decision(make_layer("a"), 99).sparsity == "dense"
+
+
+def test_one_profile_that_wins_is_enough_and_all_that_lose_are_said() -> None:
+    assert _decision(make_layer("a"), 1, 100).reason.startswith("profile 'p1'")
+    several = _decision(make_layer("a"), 1, 100, 200, 2).reason
+    assert several.endswith("; sparse also in profile 'p2'; dense in profile 'p0', profile 'p3'")
+    lost = _decision(make_layer("a"), 1, 2)
+    assert "profile 'p0'" in lost.reason
+    assert "; profile 'p1'" in lost.reason
+
+
+def test_static_shapes_are_judged_without_profiles() -> None:
+    layer = make_layer("a", m=SymbolicM((10, 20)))
+    assert _decision(layer).reason.startswith("static shapes: threshold")
+    assert _decision(layer).sparsity == "sparse"
+
+
+def test_an_unknown_m_is_dense() -> None:
+    planned = _decision(make_layer("a", m=SymbolicM((None, "batch"))), 100)
+    assert (planned.sparsity, planned.reason) == ("dense", "profile 'p0': M=?*batch is not known")
+
+
+@pytest.mark.parametrize(
+    ("state", "options", "sparsity", "reason"),
+    [
+        (SparsityState.NOT_ELIGIBLE, {"sparsity": "force"}, "dense", "cannot be 2:4: the reason"),
+        (SparsityState.NOT_SPARSE, {"sparsity": "force"}, "dense", "weights are not 2:4: the reason"),
+        (SparsityState.SPARSE, {"sparsity": "off"}, "dense", "sparsity is off"),
+        (SparsityState.SPARSE, {"sparsity": "force"}, "sparse", "asked for: sparsity is forced"),
+        (SparsityState.SPARSE, {"policy": None}, "dense", f"{NO_POLICY}`sparseflow-trt autotune MODEL` meas"),
+        (
+            SparsityState.SPARSE, {"policy": None, "precision": "bf16"}, "dense",
+            f"{NO_POLICY}`sparseflow-trt autotune MODEL --dtype bf16` measures one; or name one with",
+        ),
+        (
+            SparsityState.SPARSE, {"policy": None, "precision": "fp32"}, "dense",
+            f"{NO_POLICY}name one with --policy, or --sparsity force; `autotune` measures no FP32",
+        ),
+        (SparsityState.SPARSE, {"precision": "fp32"}, "dense", "profile 'p0': no measurement of FP32"),
+        (SparsityState.SPARSE, {"precision": "bf16"}, "dense", "profile 'p0': no measurement of BF16"),
+    ],
+)  # fmt: skip
+def test_reasons(state: SparsityState, options: dict[str, Any], sparsity: str, reason: str) -> None:
+    planned = _decision(make_layer("a", state), 100, **options)
+    assert planned.sparsity == sparsity
+    assert planned.reason.startswith(reason)
+
+
+def test_a_product_too_short_for_the_planned_type_is_dense() -> None:
+    """K=12 fills a sparse instruction of FP32 (TF32), and none of FP16."""
+    layers = (make_layer("short", k=12),)
+    found = {p: make_plan(layers, (), {}, None, p, "force").layers[0] for p in PRECISIONS}
+    assert {p: layer.sparsity for p, layer in found.items()} == {
+        "fp32": "sparse", "fp16": "dense", "keep": "sparse",
+    }  # fmt: skip
+    assert found["fp16"].reason == "too small: K=12, a sparse FP16 instruction takes 16"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "gets"),
+    [
+        ("FP32", "fp16", "fp16"),
+        ("FP16", "fp32", "fp32"),
+        ("BF16", "keep", "bf16"),
+        ("FP32", "keep", "fp32"),
+        ("INT8", "fp16", "int8"),
+        ("UINT8", "keep", "int8"),
+        ("FP8", "bf16", "fp8"),
+        ("FP8-E5M2", "fp16", "fp8"),
+    ],
+)
+def test_precision(dtype: str, precision: str, gets: str) -> None:
+    assert _decision(make_layer("a", dtype=dtype), 1, precision=precision).precision == gets
+
+
+def test_layers_without_a_weight_are_not_planned() -> None:
+    dynamic = make_layer("a", SparsityState.NOT_ELIGIBLE, weight="", dtype="", n=0, k=0)
+    plan = make_plan(
+        (dynamic, make_layer("b")), (profile_at("p", 100),), DIMS, POLICY, "fp16", model="m.onnx"
+    )
+    assert [layer.name for layer in plan.layers] == ["b"]
+    assert (plan.model, plan.policy) == ("m.onnx", "mine (GPU X, measured)")
+    check_plan(plan, (dynamic, make_layer("b")))
+
+
+def test_a_plan_splits_its_profile_where_its_layers_change() -> None:
+    """The policy takes qkv sparse from M=100 on, and has no word on down."""
+    layers = (
+        make_layer("a"),
+        make_layer("b", kind="down", n=8),
+        make_layer("c", SparsityState.NOT_SPARSE, n=8),
+    )
+    plan = make_plan(layers, (profile_at("p", 500),), DIMS, POLICY, "fp16", split=Split("batch"))
+    assert [(p.name, p.inputs["x"]) for p in plan.profiles] == [
+        ("batch-1-99", ShapeRange(min=(1, 64), opt=(10, 64), max=(99, 64))),
+        ("batch-100-999", ShapeRange(min=(100, 64), opt=(500, 64), max=(999, 64))),
+    ]
+    assert plan.split.startswith("axis 'batch' is split where layers change, at 100 (qkv)")
+    assert [layer.sparsity for layer in plan.layers] == ["sparse", "dense", "dense"]
+    assert plan.layers[0].reason.startswith("profile 'batch-100-999': threshold of kind 'qkv'")
+    assert plan.layers[0].reason.endswith("; dense in profile 'batch-1-99'")
+    assert all(f"profile '{p.name}': no measurement" in plan.layers[1].reason for p in plan.profiles)
+
+
+@pytest.mark.parametrize("options", [{"policy": None}, {"sparsity": "off"}, {"sparsity": "force"}])
+def test_where_the_policy_does_not_decide_nothing_is_split(options: dict[str, Any]) -> None:
+    options = {"policy": POLICY, **options}
+    plan = make_plan(
+        (make_layer("a"),), (profile_at("p", 500),), DIMS, precision="fp16", split=Split("batch"), **options
+    )
+    assert plan.profiles == (profile_at("p", 500),)
+    assert "is not split: no layer changes" in plan.split
+
+
+@pytest.mark.parametrize("profiles", [(), (profile_at("a", 1), profile_at("b", 2))])
+def test_only_one_profile_can_be_split(profiles: tuple[Profile, ...]) -> None:
+    with pytest.raises(ShapeError, match="profiles cannot be split along 'batch': it takes one"):
+        make_plan((make_layer("a"),), profiles, DIMS, POLICY, "fp16", split=Split("batch"))
+
+
+def _products(models: Models, *names: str, k: int = 64, sparse: str = "") -> OnnxModel:
+    """Products one after the other, named, whose weights are not 2:4 but for `sparse`."""
+    rng = np.random.default_rng(0)
+    chain = ["x", *(f"h_{name}" for name in names[:-1]), "y"]
+    nodes = [
+        helper.make_node("MatMul", [read, f"{name}.w"], [written], name=name)
+        for name, read, written in zip(names, chain, chain[1:], strict=False)
+    ]
+    nodes = nodes or [helper.make_node("Relu", ["x"], ["y"])]
+    weights = {f"{name}.w": rng.standard_normal((k, k)).astype(np.float32) for name in names}
+    if sparse:
+        weights[f"{sparse}.w"] = np.asarray(prune_2to4(weights[f"{sparse}.w"], 0))
+    return read_model(models.save(models.model(nodes, weights, {"x": ("batch", k)}), "m.onnx"))
+
+
+@pytest.mark.parametrize("sparsity", ["force", "plugin"])
+@pytest.mark.parametrize(
+    ("names", "k", "said", "options"),
+    [
+        (("a",), 64, "of layer 'a' 100% of 1024 groups", ""),
+        (("a", "b"), 64, "of layer 'a' (the first of 2) 100%", ""),
+        (("lm_head", "b"), 64, "of layer 'lm_head' (the first of 2) 100%", ""),
+        (("lm_head",), 64, "of layer 'lm_head' 100%", " --include lm_head"),
+        (("lm_head", "score"), 64, "of layer 'lm_head' (the", " --include lm_head --include score"),
+        (("a",), 6, "layer 'a' cannot be: K=6 is not a multiple of 4", None),
+        ((), 64, "it has no weights", None),
+    ],
+)
+def test_sparsity_is_not_forced_where_nothing_is_2to4(
+    sparsity: SparsityMode, names: tuple[str, ...], k: int, said: str, options: str | None, models: Models
+) -> None:
+    model = _products(models, *names, k=k)
+    with pytest.raises(NotSparseError) as caught:
+        check_forced(read_layers(model), sparsity, model)
+    asked = f"--sparsity {sparsity} takes 2:4 weights as they are"
+    assert caught.value.message.startswith(f"m.onnx has no weights that are 2:4, and {asked}: {said}")
+    (command,) = re.findall("`(sparseflow-trt .*)`", caught.value.hint) or [None]
+    assert command == (
+        f"sparseflow-trt prune {model.path} -o m.2to4.onnx{options}" if k == 64 and names else None
+    )
+    named = "`prune` takes a classifier only where it is named" in caught.value.hint
+    assert named == bool(options)
+    if command:  # what it says to do does it
+        output = models.folder / "pruned.onnx"
+        prune_model(model, output, include=tuple((options or "").split()[1::2]))
+        pruned = read_model(output)
+        check_forced(read_layers(pruned), sparsity, pruned)
+
+
+def test_where_pruning_takes_nothing_it_is_not_advised(models: Models) -> None:
+    weight = np.ones((64, 64), np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="a"),
+        helper.make_node("Add", ["h", "w"], ["y"], name="other"),
+    ]
+    model = read_model(models.save(models.model(nodes, {"w": weight})))
+    with pytest.raises(NotSparseError) as caught:
+        check_forced(read_layers(model), "force", model)
+    assert caught.value.hint == (
+        "`prune` cannot make it so: weight 'w' is also read by Add 'other', which pruning would change. "
+        "So leave it to a policy: --sparsity policy."
+    )
+
+
+def test_sparsity_is_forced_where_one_layer_is_2to4_and_asked_of_a_policy_anywhere(models: Models) -> None:
+    one = _products(models, "a", "b", sparse="a")
+    check_forced(read_layers(one), "force", one)
+    none = _products(models, "a", "b")
+    for sparsity in ("policy", "off"):
+        check_forced(read_layers(none), sparsity, none)
+
+
+@pytest.mark.parametrize(("kind", "named"), [("classifier", True), ("qkv", False)])
+def test_where_a_classifier_is_not_2to4_pruning_is_said_to_want_its_name(kind: str, named: bool) -> None:
+    layers = (make_layer("a", SparsityState.NOT_SPARSE, kind=kind), make_layer("b"))
+    plan = PLAN.model_copy(update={"layers": tuple(_decision(make_layer(name), 100) for name in "ab")})
+    with pytest.raises(NotSparseError) as caught:
+        check_plan(plan, layers)
+    assert ("takes a classifier only where --include names it" in caught.value.hint) == named
