@@ -24,8 +24,7 @@ def _make(layers: int) -> tuple[Any, dict[str, Any]]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sparseflow_trt.exporters.prune_torch import prune_module
-    from sparseflow_trt.pytorch.torch_layers import choose_by_name, find_layers
+    from sparseflow_trt import choose_by_name, find_layers, prune_module
 
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from sparseflow_trt import __version__
+from sparseflow_trt._version import __version__
 from sparseflow_trt.plans.shapes import Profile
 
 Runtime = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparseflow_trt import __version__
 from sparseflow_trt._clock import Clock
 from sparseflow_trt._files import sha256_of, temporary_folder
+from sparseflow_trt._version import __version__
 from sparseflow_trt.artifacts.artifact import (
     build_key,
     built_before,

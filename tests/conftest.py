@@ -16,7 +16,7 @@ from hypothesis import settings
 from onnx import TensorProto, helper
 
 if TYPE_CHECKING:
-    from sparseflow_trt.building.timing import EngineFile
+    from sparseflow_trt.building.loading import EngineFile
     from sparseflow_trt.validation.feeds import InputSet
 
 settings.register_profile("here", deadline=None)  # the first example pays for imports

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.artifacts.manifest import PluginRecord, check_files, read_manifest
 from sparseflow_trt.building.artifact_validation import ValidationOptions, validate_artifact
+from sparseflow_trt.building.loading import engine_file
 from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
-from sparseflow_trt.building.timing import engine_file
 from sparseflow_trt.engines.ort import OnnxRuntimeBackend
 from sparseflow_trt.engines.outcomes import join_outcomes
 from sparseflow_trt.engines.plugin_library import copy_library

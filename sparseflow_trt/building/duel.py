@@ -13,8 +13,9 @@ from sparseflow_trt._clock import Clock
 from sparseflow_trt._deps import require
 from sparseflow_trt.artifacts.graph_record import GraphRecord
 from sparseflow_trt.artifacts.manifest import DuelProfileRecord, DuelRecord, EngineRecord
+from sparseflow_trt.building.loading import engine_file
 from sparseflow_trt.building.record import record_rivals
-from sparseflow_trt.building.timing import engine_file, time_engines
+from sparseflow_trt.building.timing import time_engines
 from sparseflow_trt.engines.child import shared_child
 from sparseflow_trt.engines.choose import BackendName
 from sparseflow_trt.engines.protocol import EngineOptions, OnProgress, Progress

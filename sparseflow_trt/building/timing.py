@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from sparseflow_trt._schema import Record
-from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
+from sparseflow_trt.building.loading import EngineFile, engine_file, open_engine, tensorrt_manifest
 from sparseflow_trt.engines.benchmark import Ratio, Timing, add_layers, ratio, time_interleaved
-from sparseflow_trt.engines.plugin_library import load_library
-from sparseflow_trt.engines.runner import Engine
-from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
-from sparseflow_trt.errors import ArtifactError
+from sparseflow_trt.engines.tensorrt_api import load_flavour
 from sparseflow_trt.model.model_file import OnnxModel, input_dims, read_model
 from sparseflow_trt.plans.plan import read_plan
 from sparseflow_trt.plans.shapes import Profile, with_something
@@ -30,63 +27,6 @@ class TimedShapes(Record):
     timing: Timing
     against: Timing | None
     speedup: Ratio | None
-
-
-@dataclass(frozen=True)
-class EngineFile:
-    """A TensorRT engine to load.
-
-    Attributes:
-        path: Its file.
-        host_code: Whether it may bring code for the CPU.
-        weights: The typed ONNX file whose weights it gets, where it was written without.
-        plugin: The library of its plugin, where it has nodes of it.
-    """
-
-    path: Path
-    host_code: bool
-    weights: Path | None = None
-    plugin: Path | None = None
-
-
-def engine_file(folder: Path, engine: EngineRecord) -> EngineFile:
-    """The engine that lies in `folder`, finished or not."""
-    weights = folder / "model.onnx" if engine.options.get("strip_plan") else None
-    plugin = folder / engine.plugin.file if engine.plugin else None
-    return EngineFile(folder / engine.file, bool(engine.options.get("version_compatible")), weights, plugin)
-
-
-def tensorrt_manifest(folder: Path, done: str) -> Manifest:
-    """The manifest of an artifact whose engine is TensorRT's, its files checked.
-
-    Args:
-        folder: The artifact.
-        done: What is done with TensorRT's engines alone, as in "timed".
-
-    Raises:
-        ArtifactError: The folder is no artifact, its files have changed, or its engine is another's.
-    """
-    manifest = read_manifest(folder)
-    if manifest.engine.backend != "tensorrt":
-        raise ArtifactError(
-            f"{folder} holds an engine of {manifest.engine.backend}; only TensorRT's are {done}.",
-            "Build it with --backend tensorrt, on the machine with the GPU.",
-        )
-    check_files(manifest, folder)  # reads them whole
-    return manifest
-
-
-def open_engine(flavour: Flavour, file: EngineFile) -> Engine:
-    """Loads an engine, after the library of its plugin.
-
-    Raises:
-        BuildError: It does not load here, or this process has another library of the plugin.
-        InputError: It has an input or output that cannot be given here.
-        NotInstalledError: cuda-bindings or the plugin's library is missing.
-    """
-    if file.plugin:
-        load_library(flavour, file.plugin)
-    return Engine(flavour, file.path, file.host_code, file.weights)
 
 
 def time_engines(

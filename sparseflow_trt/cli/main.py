@@ -16,7 +16,7 @@ import traceback
 
 import click
 
-from sparseflow_trt import __version__
+from sparseflow_trt._version import __version__
 from sparseflow_trt.errors import (
     EXIT_FAILED,
     EXIT_HUNG_UP,

@@ -44,7 +44,7 @@ def command(
     Exits with 4 where the outputs differ more than they may or the reference itself holds NaN, with 1 where
     nothing was run.
     """
-    from sparseflow_trt.refit import RefitOptions, refit
+    from sparseflow_trt.refitting import RefitOptions, refit
 
     options = RefitOptions(
         output=output or Path(f"{model.stem}.artifact"),

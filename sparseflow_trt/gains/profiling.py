@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparseflow_trt._schema import Record
 from sparseflow_trt.artifacts.manifest import EngineLayerRecord, Manifest
-from sparseflow_trt.building.timing import engine_file, open_engine, tensorrt_manifest
+from sparseflow_trt.building.loading import engine_file, open_engine, tensorrt_manifest
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.kernel_profile import KernelProfile, make_profile
 from sparseflow_trt.engines.tensorrt_api import load_flavour

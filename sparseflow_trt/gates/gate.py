@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparseflow_trt import __version__
 from sparseflow_trt._files import sha256_of
+from sparseflow_trt._version import __version__
 from sparseflow_trt.artifacts.manifest import Manifest, check_files, read_manifest
 from sparseflow_trt.artifacts.verdict import Validation
 from sparseflow_trt.building.artifact_validation import (

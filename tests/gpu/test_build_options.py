@@ -128,7 +128,7 @@ def test_a_refitted_engine_follows_the_new_model(
     refittable: BuildResult, mlp_model: Path, tmp_path: Path
 ) -> None:
     from sparseflow_trt.building.artifact_validation import ValidationOptions, validate_artifact
-    from sparseflow_trt.refit import RefitOptions, refit
+    from sparseflow_trt.refitting import RefitOptions, refit
 
     assert_runs(refittable.manifest)
     new_model = other_weights(mlp_model, tmp_path / "new.onnx")
@@ -152,7 +152,7 @@ def test_the_old_engine_does_not_compute_the_new_model(
     from sparseflow_trt.building.artifact_validation import Shipped, ValidationOptions, input_sets, validate
     from sparseflow_trt.model.model_file import read_model
     from sparseflow_trt.plans.plan import read_plan
-    from sparseflow_trt.refit import RefitOptions, refit
+    from sparseflow_trt.refitting import RefitOptions, refit
 
     new_model = other_weights(mlp_model, tmp_path / "new.onnx")
     new = refit(refittable.artifact, new_model, RefitOptions(tmp_path / "new.artifact")).artifact
@@ -168,7 +168,7 @@ def test_the_old_engine_does_not_compute_the_new_model(
 def test_weights_that_are_not_2to4_are_refused(
     refittable: BuildResult, mlp_model: Path, tmp_path: Path
 ) -> None:
-    from sparseflow_trt.refit import RefitOptions, refit
+    from sparseflow_trt.refitting import RefitOptions, refit
 
     dense = other_weights(mlp_model, tmp_path / "dense.onnx", sparse=False)
     with pytest.raises(NotSparseError, match=r"layer 'up_proj' .* and its new weights are not 2:4"):
@@ -179,7 +179,7 @@ def test_weights_that_are_not_2to4_are_refused(
 def test_an_engine_that_was_not_built_for_it_is_refused(
     cached: tuple[BuildResult, Path], mlp_model: Path, tmp_path: Path
 ) -> None:
-    from sparseflow_trt.refit import RefitOptions, refit
+    from sparseflow_trt.refitting import RefitOptions, refit
 
     with pytest.raises(ArtifactError, match="it was built without --refit"):
         refit(cached[0].artifact, mlp_model, RefitOptions(tmp_path / "new.artifact"))

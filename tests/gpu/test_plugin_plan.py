@@ -188,7 +188,7 @@ def test_refit_keeps_the_plugins_weights(build_gated: Build, gated: Path, tmp_pa
     from onnx import numpy_helper
 
     from sparseflow_trt.engines.protocol import EngineOptions
-    from sparseflow_trt.refit import RefitOptions, refit
+    from sparseflow_trt.refitting import RefitOptions, refit
 
     artifact = build_gated(dense_down, count=1, engine=EngineOptions(refit=True)).artifact
 
@@ -209,7 +209,7 @@ def test_an_engine_with_refit_can_be_refitted_or_is_not_built(
 ) -> None:
     """TensorRT 8.6.0 cannot where both profiles run down by one kernel, which its own timing decides."""
     from sparseflow_trt.engines.protocol import EngineOptions
-    from sparseflow_trt.refit import RefitOptions, refit
+    from sparseflow_trt.refitting import RefitOptions, refit
 
     try:
         artifact = build_gated(dense_down, engine=EngineOptions(refit=True)).artifact

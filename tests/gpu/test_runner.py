@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from sparseflow_trt.building.loading import open_artifact
 from sparseflow_trt.building.timing import time_artifacts
 from sparseflow_trt.engines import dlpack
 from sparseflow_trt.engines.benchmark import ratio, time_interleaved
 from sparseflow_trt.engines.device_tensor import DeviceTensor, new_tensor
 from sparseflow_trt.engines.runner import Engine
-from sparseflow_trt.engines.tensorrt_api import load_flavour
 from sparseflow_trt.errors import InputError
 
 HIDDEN = 256
@@ -38,7 +38,7 @@ def close(one: Array, other: Array) -> None:
 @pytest.fixture
 def load(mlp_artifact: Path) -> Callable[[], Engine]:
     """Loads the small MLP's engine: FP16 inside, FP32 outside; profile 0 to 64 rows, 1 from 65 to 512."""
-    return lambda: Engine(load_flavour("tensorrt"), mlp_artifact / "model.engine")
+    return lambda: open_artifact(mlp_artifact)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from sparseflow_trt.errors import (
 )
 from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, build
-from sparseflow_trt.refit import RefitOptions, built_with, refit
+from sparseflow_trt.refitting import RefitOptions, built_with, refit
 
 if TYPE_CHECKING:
     from tests.conftest import Array, Models

@@ -6,9 +6,9 @@ import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparseflow_trt import __version__
 from sparseflow_trt._clock import Clock
 from sparseflow_trt._files import temporary_folder
+from sparseflow_trt._version import __version__
 from sparseflow_trt.artifacts.artifact import build_key, check_place, hash_arrays, record_model
 from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.building.artifact_validation import (

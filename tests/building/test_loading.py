@@ -1,0 +1,48 @@
+"""An artifact is opened for running only where it holds an engine, and the files that were written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from sparseflow_trt.building.loading import open_artifact
+from sparseflow_trt.building.plan_options import PlanOptions
+from sparseflow_trt.engines.choose import BackendName
+from sparseflow_trt.engines.hardware import find_gpus
+from sparseflow_trt.errors import ArtifactError, SparseflowError
+from sparseflow_trt.pipeline import BuildOptions, build
+
+if TYPE_CHECKING:
+    from tests.conftest import Models
+
+
+def built(models: Models, folder: Path, backend: BackendName) -> Path:
+    path = models.matmul(np.ones((64, 32), np.float32))
+    plan = PlanOptions(axes={"batch": (1, 4, 8)})
+    return build(path, BuildOptions(folder / "made", plan, backend)).artifact
+
+
+def test_a_model_of_onnx_runtime_says_how_it_is_opened(models: Models, tmp_path: Path) -> None:
+    folder = built(models, tmp_path, "onnxruntime")
+    with pytest.raises(ArtifactError, match="holds a model of ONNX Runtime, and no engine") as caught:
+        open_artifact(folder)
+    assert f"InferenceSession('{folder / 'model.ort.onnx'}')" in caught.value.hint
+
+
+def test_an_engine_that_was_changed_is_not_opened(models: Models, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_libs")
+    folder = built(models, tmp_path, "tensorrt-rtx")
+    engine = folder / "model.engine"
+    engine.write_bytes(engine.read_bytes()[:-1] + b"\0\0")
+    with pytest.raises(ArtifactError, match=r"model\.engine"):
+        open_artifact(folder)
+
+
+@pytest.mark.skipif(bool(find_gpus()), reason="tests/gpu opens engines where there is a GPU")
+def test_what_an_engine_needs_to_run_is_said(models: Models, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_libs")
+    with pytest.raises(SparseflowError, match=r"cuda.bindings|CUDA"):
+        open_artifact(built(models, tmp_path, "tensorrt-rtx"))
