@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparseflow_trt._listing import listed
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.attributions import print_restored
-from sparseflow_trt.cli.evidence import print_evidence
+from sparseflow_trt.cli.built import print_built
 from sparseflow_trt.cli.export_model import plain_export, print_export, source_stem
 from sparseflow_trt.cli.option_values import (
     read_plan_options,
@@ -30,20 +27,15 @@ from sparseflow_trt.cli.options import (
     plan_options,
     validation_options,
 )
-from sparseflow_trt.cli.precision import print_search
-from sparseflow_trt.cli.verdicts import exit_code_of, print_duel, print_validation
+from sparseflow_trt.cli.verdicts import exit_code_of
 from sparseflow_trt.errors import EXIT_OUTPUTS_DIFFER
 
 if TYPE_CHECKING:
-    from sparseflow_trt.artifacts.manifest import Manifest
     from sparseflow_trt.building.plan_options import PlanOptions
     from sparseflow_trt.engines.choose import BackendName
     from sparseflow_trt.export import ExportOptions, ExportReport
-    from sparseflow_trt.pipeline import BuildResult
     from sparseflow_trt.plans.plan import Plan
     from sparseflow_trt.plans.shapes import Dims
-
-_MOST_NAMED = 6  # layers, in a sentence
 
 
 @click.command("build")
@@ -151,7 +143,10 @@ def command(
             }
         )
     else:
-        _print(result, path)
+        if result.unchanged:
+            said = "Nothing has changed since this artifact was built; --force builds it again."
+            console.out().print(said)
+        print_built(result.manifest, result.artifact, path)
     return exit_code_of(result.manifest.validation)
 
 
@@ -184,79 +179,3 @@ def _read_margin(verdict: bool, margin: float | None) -> float | None:
     if not 0 <= margin < 1:  # false for nan, too
         raise click.UsageError(f"--margin {margin:g} is no share: give one from 0 to below 1, such as 0.02.")
     return margin
-
-
-def _print(result: BuildResult, model: Path) -> None:
-    manifest, out = result.manifest, console.out()
-    if result.unchanged:
-        out.print("Nothing has changed since this artifact was built; --force builds it again.")
-    for note in manifest.notes:
-        out.print(console.styled(note, "yellow"))
-    _print_layers(manifest, model)
-    if manifest.precision_search:
-        print_search(manifest.precision_search)
-    engine = manifest.engine
-    versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
-    out.print(f"\nEngine: {engine.file} by {engine.backend} ({versions}) in {engine.build_seconds:.1f} s")
-    out.print(f"  {engine.chosen_because}")
-    for sentence in dict.fromkeys((engine.sparse_tactics, *engine.notes)):
-        if sentence:
-            out.print("  ", console.styled(sentence, "yellow"), sep="")
-    print_evidence(manifest)
-    if manifest.duel:
-        print_duel(manifest.duel)
-    print_validation(manifest.validation)
-    out.print(f"\nArtifact: {result.artifact}\nReport:   {result.artifact / 'report.html'}")
-
-
-def _print_layers(manifest: Manifest, model: Path) -> None:
-    """One row for each decision that layers of one kind and shape share."""
-    groups: Counter[tuple[str, ...]] = Counter()
-    for layer in manifest.layers:
-        opt = ", ".join(str(m[1] if m[1] is not None else "?") for m in layer.m.values()) or "-"
-        row = (
-            layer.kind, opt, str(layer.n), str(layer.k), layer.state, layer.precision, layer.sparsity,
-            layer.reason,
-        )  # fmt: skip
-        groups[row] += 1
-    columns = (">Layers", "Kind", ">M (opt)", ">N", ">K", "Weights", "Precision", "Plan", "Reason")
-    rows, reasons = console.fold_last(columns, [(str(count), *row) for row, count in groups.items()])
-    table = console.table(*columns)
-    for cells in rows:
-        table.add_row(*cells)
-    out = console.out()
-    out.print(table)
-    for reason in reasons:
-        out.print(reason)
-    states = Counter(layer.state for layer in manifest.layers)
-    if states["not-sparse"] and not states["sparse"]:
-        said = f"No weights are 2:4, {states['not-sparse']} could be: nothing can run sparse."
-        out.print(console.styled(f"\n{said} {_how_to_prune(manifest, model)}", "yellow"))
-    elif names := [layer.name for layer in manifest.layers if layer.state == "not-sparse"]:
-        said = f"{len(names)} of {len(manifest.layers)} layers could be 2:4, are not, and stay dense"
-        named = listed([f"'{name}'" for name in names], _MOST_NAMED)
-        out.print(console.styled(f"\n{said}: {named}.", "yellow"))
-    islands = len(manifest.graph.islands)
-    out.print(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")
-    print_restored(manifest.graph)
-    for name, elements, largest in manifest.graph.clamped:
-        lost = (
-            f"{elements} value(s) of constant '{name}', up to {largest:.3g}, do not fit their type: clipped."
-        )
-        out.print(console.styled(f"{lost} If that is no mask's fill, plan its reader in fp32.", "yellow"))
-
-
-def _how_to_prune(manifest: Manifest, model: Path) -> str:
-    from sparseflow_trt.model.model_file import read_model
-    from sparseflow_trt.model.prunable import choose_weights
-
-    taken = {name for weight in choose_weights(read_model(model)).taken for name in weight.layers}
-    able = [layer.name in taken for layer in manifest.layers if layer.state == "not-sparse"]
-    prune, inspect = (
-        f"`{shlex.join(['sparseflow-trt', name, str(model)])}`" for name in ("prune", "inspect")
-    )
-    if all(able):
-        return f"{prune} makes them so."
-    if any(able):
-        return f"{prune} makes {sum(able)} of them so, and {inspect} says why not the others."
-    return f"{inspect} says whether they can be pruned."

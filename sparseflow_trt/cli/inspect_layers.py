@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparseflow_trt.cli import console
+from sparseflow_trt.cli.built import print_built
 from sparseflow_trt.cli.options import common_options, model_argument
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
 
@@ -32,13 +33,21 @@ if TYPE_CHECKING:
 def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool) -> int:
     """Show each weighted layer of MODEL: M, N, K, dtype, K's axis and its 2:4 state.
 
+    Of an artifact in MODEL's place: what was planned for each layer and why, what the engine runs, and how
+    far it is from FP32, as `build` printed it.
+
     Exits with 0 where every eligible weight is 2:4, with 3 where one is not; with --since, where a step broke
     one or left one out.
     """
+    from sparseflow_trt.building.artifact_export import is_artifact
     from sparseflow_trt.model.graph import all_eligible_sparse, read_layers
     from sparseflow_trt.model.mask_history import find_breaks, find_missing
     from sparseflow_trt.model.model_file import read_model
 
+    if is_artifact(str(model)):
+        if show_all or since:
+            raise click.UsageError("--all and --since are for ONNX files: name the one that it was built of.")
+        return _inspect_artifact(model, as_json)
     history = []
     with console.progress_bar() as show:
         for path in (*since, model):
@@ -59,6 +68,19 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
         if since:
             _print_changes(breaks, missing)
     return EXIT_OK if not (breaks or missing) and (sparse or since) else EXIT_NOT_SPARSE
+
+
+def _inspect_artifact(folder: Path, as_json: bool) -> int:
+    from sparseflow_trt.artifacts.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    if as_json:
+        console.print_json({"artifact": str(folder), "manifest": manifest.model_dump(mode="json")})
+    else:
+        by = f": {manifest.command}" if manifest.command else ""
+        console.out().print(f"Built of {manifest.model.file} at {manifest.created} by {manifest.tool}{by}\n")
+        print_built(manifest, folder)
+    return EXIT_NOT_SPARSE if any(layer.state == "not-sparse" for layer in manifest.layers) else EXIT_OK
 
 
 def _print_changes(breaks: Sequence[Break], missing: Sequence[Missing]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -193,3 +194,35 @@ def test_products_of_activations_are_shown_when_asked_for(sparseflow: Sparseflow
     assert "square" not in hidden.out
     assert "1 of them products with no constant weight: --all lists them" in hidden.out
     assert "[bold]square[/bold]" in sparseflow("inspect", path, "--all").out, "names are no markup"
+
+
+def test_an_artifact_is_shown_as_it_was_built(sparseflow: Sparseflow, models: Models, tmp_path: Path) -> None:
+    path = models.matmul(prune_2to4(np.random.default_rng(0).standard_normal((64, 32)), 0).astype(np.float32))
+    built = sparseflow(
+        "build", path, "--backend", "onnxruntime", "--dim", "batch=8", "-o", tmp_path / "made.artifact"
+    )
+    shown = sparseflow("inspect", tmp_path / "made.artifact")
+    assert (shown.code, shown.err) == (0, "")
+    origin, _, rest = shown.out.partition("\n\n")
+    assert origin.startswith(f"Built of {path.name} at 2") and f"build {path}" in origin
+    assert rest == built.out
+    told = json.loads(sparseflow("inspect", tmp_path / "made.artifact", "--json").out)
+    assert told["manifest"]["layers"][0]["state"] == "sparse"
+
+    refused = sparseflow("inspect", tmp_path / "made.artifact", "--since", path)
+    assert refused.code == 2
+    assert "--all and --since are for ONNX files" in refused.err
+
+
+def test_an_artifact_without_2to4_weights_ends_as_its_model_does(
+    sparseflow: Sparseflow, models: Models, tmp_path: Path
+) -> None:
+    path = models.matmul(np.ones((64, 32), np.float32))
+    sparseflow(
+        "build", path, "--backend", "onnxruntime", "--dim", "batch=8", "-o", tmp_path / "made.artifact"
+    )
+    shown = sparseflow("inspect", tmp_path / "made.artifact")
+    assert shown.code == sparseflow("inspect", path).code == 3
+    assert f"`sparseflow-trt inspect {path.name}` says whether they can be pruned." in " ".join(
+        shown.out.split()
+    )
