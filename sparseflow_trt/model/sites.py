@@ -17,6 +17,7 @@ from sparseflow_trt.model.subgraphs import bodies_of
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.model.trace import is_dequantized, trace_weight
 from sparseflow_trt.model.weights import TracedWeight, Untraceable
+from sparseflow_trt.unread import drop_unread
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -73,13 +74,14 @@ class LayerSite:
 def find_sites(model: OnnxModel) -> list[LayerSite]:
     """Finds the weighted layers of the main graph and of every subgraph; no weight is read.
 
-    In `model.ir` calls of the model's own functions are inlined, shapes that it lacks are added, and weights
-    that a Split takes apart become one for each part, see `parts`.
+    In `model.ir` calls of the model's own functions are inlined, nodes that nothing reads are left out,
+    shapes that it lacks are added, and weights that a Split takes apart become one for each part (`parts`).
 
     Raises:
         ModelError: A node says something impossible.
     """
     _inline_functions(model)
+    drop_unread(model.ir.graph)
     _take_parts(model)
     if _lacks_shapes(model.ir):
         _infer_shapes(model)

@@ -358,7 +358,8 @@ def test_a_weight_that_is_computed_of_constants_is_said(models: Models) -> None:
         helper.make_node("MatMul", ["r", "t"], ["b"], name="left_operand"),
         helper.make_node("MatMul", ["x", "t"], ["y"], name="activations"),
     ]
-    layers = layers_of(models.save(models.model(nodes, {"w": random_weight(64, 64)})))
+    model = models.model(nodes, {"w": random_weight(64, 64)}, outputs=("a", "b", "y"))
+    layers = layers_of(models.save(model))
     assert layers[-1].reason == "dynamic weight: 'x' is an input of its graph"
     why = "its weight is computed of constants, by Split 'split': export it with these folded"
     said = {layer.name: (layer.computed, layer.state) for layer in layers}

@@ -25,6 +25,8 @@ from tests.exporters.pruning import check_same, prune, values_in
 from tests.graphs import NOT_ELIGIBLE, NOT_SPARSE, SPARSE, layers_of, random_weight
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.conftest import Array, Models
 
 ROWS = [16, 32]
@@ -36,7 +38,7 @@ def attention(
     weight: Array,
     sizes: list[int] | None = None,
     opset: int = 21,
-    more: Any = (),
+    more: Sequence[onnx.NodeProto] = (),
     **attributes: Any,
 ) -> onnx.ModelProto:
     """Two products with the rows of one weight, as cross attention has them."""
@@ -45,7 +47,8 @@ def attention(
         held.append(helper.make_node("Transpose", [part], [f"{part}t"], perm=[1, 0]))
         held.append(helper.make_node("MatMul", ["x", f"{part}t"], [f"y{part}"], f"mm_{part}"))
     weights = {"w": weight, **({"sizes": np.array(sizes, np.int64)} if sizes else {})}
-    return models.model([*held, *more], weights, outputs=["ya", "yb"], opset=opset)
+    outputs = ["ya", "yb", *(node.output[0] for node in more[-1:])]
+    return models.model([*held, *more], weights, outputs=outputs, opset=opset)
 
 
 def pruned_below(weight: Array) -> Array:

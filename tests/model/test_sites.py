@@ -49,15 +49,15 @@ def test_layers_in_a_loop(models: Models) -> None:
 
     nodes = [
         helper.make_node("MatMul", ["state", "w"], ["next"], name="mm"),
-        helper.make_node("MatMul", ["x", "state"], ["unused"], name="dynamic"),
+        helper.make_node("MatMul", ["x", "state"], ["each"], name="dynamic"),
         helper.make_node("Identity", ["go"], ["go_on"]),
     ]
     inputs = [info("i", TensorProto.INT64), info("go", TensorProto.BOOL), info("state", TensorProto.FLOAT)]
-    outputs = [info("go_on", TensorProto.BOOL), info("next", TensorProto.FLOAT)]
+    outputs = [info("go_on", TensorProto.BOOL), *(info(v, TensorProto.FLOAT) for v in ("next", "each"))]
     body = helper.make_graph(nodes, "body", inputs, outputs)
-    loop = helper.make_node("Loop", ["n", "", "x"], ["y"], name="loop", body=body)
+    loop = helper.make_node("Loop", ["n", "", "x"], ["y", "each"], name="loop", body=body)
     weights = {"w": random_weight(64, 64), "n": np.array(3, np.int64)}
-    static, dynamic = layers_of(models.save(models.model([loop], weights)))
+    static, dynamic = layers_of(models.save(models.model([loop], weights, outputs=["y", "each"])))
     assert (static.name, static.state) == ("loop/body/mm", NOT_SPARSE)
     assert (dynamic.name, dynamic.state) == ("loop/body/dynamic", NOT_ELIGIBLE)
 
