@@ -63,8 +63,8 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
         _print(layers, show_all)
         _print_what_pruning_does(model, _what_pruning_does(found, layers))
         for given in _inputs(found):
-            dims = ", ".join("?" if dim is None else str(dim) for dim in given["dims"])
-            console.out().print(f"Input '{given['name']}': {given['dtype']} [{dims}]")
+            dims = "of no said shape" if given["dims"] is None else f"[{', '.join(map(str, given['dims']))}]"
+            console.out().print(f"Input '{given['name']}': {given['dtype']} {dims}")
         if since:
             _print_changes(breaks, missing)
     return EXIT_OK if not (breaks or missing) and (sparse or since) else EXIT_NOT_SPARSE
@@ -101,20 +101,20 @@ def _print_changes(breaks: Sequence[Break], missing: Sequence[Missing]) -> None:
 
 
 def _inputs(found: OnnxModel) -> list[dict[str, Any]]:
-    """What the model takes: names, types and dimensions, whose symbols --dim sizes."""
-    from sparseflow_trt.model.model_file import input_dims
+    """What the model takes: names, types and dimensions, whose symbols --dim sizes; null for no shape."""
+    from sparseflow_trt.model.model_file import given_inputs
 
-    dims = input_dims(found)
-    values = [value for value in found.ir.graph.inputs if value.name in dims]
+    values = given_inputs(found)
     numpy_names = {"FLOAT": "float32", "DOUBLE": "float64"}
     types = ["?" if value.dtype is None else value.dtype.name for value in values]
+    shapes = [value.shape for value in values]
     return [
         {
             "name": value.name,
             "dtype": numpy_names.get(dtype, dtype.lower()),
-            "dims": list(dims[value.name or ""]),
+            "dims": None if shape is None else [d if isinstance(d, int) else d.value for d in shape],
         }
-        for value, dtype in zip(values, types, strict=True)
+        for value, dtype, shape in zip(values, types, shapes, strict=True)
     ]
 
 

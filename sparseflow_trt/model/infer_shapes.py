@@ -31,6 +31,22 @@ def infer_shapes(model: ir.Model) -> None:
     _type_what_is_alike(model)
 
 
+def forget_made_up_dims(model: ir.Model) -> None:
+    """Takes the names off dimensions that nobody knows: onnx's inference and tf2onnx call each unk__1, …
+
+    An input's own is an axis as any other, whatever it is called.
+    """
+    import onnx_ir as ir
+
+    shapes = [value.shape for value in model.graph.inputs if value.shape is not None]
+    given = {dim.value for shape in shapes for dim in shape if not isinstance(dim, int)}
+    for value in (output for node in model.graph.all_nodes() for output in node.outputs):
+        dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape or ()]
+        made_up = [isinstance(dim, str) and dim.startswith("unk__") and dim not in given for dim in dims]
+        if any(made_up):
+            value.shape = ir.Shape(None if no else dim for dim, no in zip(dims, made_up, strict=True))
+
+
 def _type_sequences(graph: ir.Graph) -> None:
     """Makes sequences of values that are: the pass gives them the type of their elements."""
     import onnx_ir as ir

@@ -70,10 +70,26 @@ def read_model(path: Path, inline: bool = False) -> OnnxModel:
         raise ModelError(f"{path} is not a valid ONNX graph: {deepest(error)}.", _HINT_EXPORT) from error
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         ir.external_data.set_base_dir(graph, path.parent)  # of its subgraphs too
+    _name_axes(model.graph)
     _check_values(path, model, {s.values.name for g in _graphs(proto) for s in g.sparse_initializer})
     version = model.opset_imports.pop(_OTHER_NAME, 1)
     model.opset_imports.setdefault(ONNX_DOMAIN, version)
     return OnnxModel(path, proto, model)
+
+
+def _name_axes(graph: ir.Graph) -> None:
+    """Names the dimensions of inputs that the file leaves without a name, `x.0`: M follows from them."""
+    import onnx_ir as ir
+
+    given = [value for value in graph.inputs if value.shape is not None]
+    taken = {dim.value for v in given for dim in v.shape or () if not isinstance(dim, int)}
+    for value in given:
+        dims = list(value.shape or ())
+        for i, dim in enumerate(dims):
+            unnamed = dim < 0 if isinstance(dim, int) else not dim.value  # old exporters write -1
+            if unnamed and (axis := f"{value.name}.{i}") not in taken:
+                dims[i] = ir.SymbolicDim(axis)
+        value.shape = ir.Shape(dims)
 
 
 def data_files(model: OnnxModel) -> list[Path]:
@@ -86,13 +102,27 @@ def data_files(model: OnnxModel) -> list[Path]:
     return list(found.values())
 
 
+def given_inputs(model: OnnxModel) -> list[ir.Value]:
+    """The inputs that a caller has to give; an initializer may be listed as one, too."""
+    return [v for v in model.ir.graph.inputs if v.name and v.name not in model.ir.graph.initializers]
+
+
 def input_dims(model: OnnxModel) -> dict[str, tuple[int | str | None, ...]]:
-    """The dimensions of each input a caller has to give: sizes, axis names, or None for unnamed ones."""
+    """The dimensions of each input a caller has to give: sizes and axes, `x.0` where the file names none.
+
+    Raises:
+        ModelError: Of an input the file does not even say how many dimensions it has.
+    """
+    import onnx_ir as ir
+
     dims: dict[str, tuple[int | str | None, ...]] = {}
-    for value in model.ir.graph.inputs:
-        if value.name and value.name not in model.ir.graph.initializers:
-            shape = value.shape if value.shape is not None else ()
-            dims[value.name] = tuple(d if isinstance(d, int) else d.value for d in shape)
+    for value in given_inputs(model):
+        if value.shape is None and isinstance(value.type, ir.TensorType):
+            raise ModelError(
+                f"{model.path}: input '{value.name}' has no shape, not even a number of dimensions.",
+                "Export the model with a shape for it; its axes may be dynamic.",
+            )
+        dims[value.name or ""] = tuple(d if isinstance(d, int) else d.value for d in value.shape or ())
     return dims
 
 

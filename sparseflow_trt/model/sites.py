@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.model.infer_shapes import infer_shapes
+from sparseflow_trt.model.infer_shapes import forget_made_up_dims, infer_shapes
 from sparseflow_trt.model.model_file import ONNX_DOMAIN, OnnxModel, deepest
 from sparseflow_trt.model.parts import take_parts
 from sparseflow_trt.model.pattern import GROUP
@@ -84,7 +84,8 @@ def find_sites(model: OnnxModel) -> list[LayerSite]:
     drop_unread(model.ir.graph)
     _take_parts(model)
     if _lacks_shapes(model.ir):
-        _infer_shapes(model)
+        infer_shapes(model.ir)
+    forget_made_up_dims(model.ir)
     used: set[str] = set()
     sites = []
     for prefix, node in _walk(model.ir.graph, ""):
@@ -279,9 +280,7 @@ def _dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
     dims: list[int | str | None] = []
     for dim in value.shape:
         symbol = dim if isinstance(dim, int) else dim.value
-        # onnx names a dimension of which it has no idea unk__1; old exporters write -1
-        unknown = symbol.startswith("unk__") if isinstance(symbol, str) else symbol is None or symbol < 0
-        dims.append(None if unknown else symbol)
+        dims.append(None if isinstance(symbol, int) and symbol < 0 else symbol)  # old exporters write -1
     return tuple(dims)
 
 
@@ -292,11 +291,6 @@ def _lacks_shapes(model: ir.Model) -> bool:
         if node.op_type in OPS
         for value in (*node.inputs[:2], *node.outputs)
     )
-
-
-def _infer_shapes(model: OnnxModel) -> None:
-    """Adds what onnx's shape inference finds to the graph in memory; the file's protobuf stays as it was."""
-    infer_shapes(model.ir)
 
 
 def _inline_functions(model: OnnxModel) -> None:

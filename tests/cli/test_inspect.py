@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
@@ -226,3 +227,16 @@ def test_an_artifact_without_2to4_weights_ends_as_its_model_does(
     assert f"`sparseflow-trt inspect {path.name}` says whether they can be pruned." in " ".join(
         shown.out.split()
     )
+
+
+def test_an_input_whose_shape_the_file_does_not_say(sparseflow: Sparseflow, models: Models) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")
+    path = models.save(models.model([node], {"w": np.ones((64, 64), np.float32)}))
+    proto = onnx.load(path)
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    models.save(proto)
+    ended = sparseflow("inspect", path)
+    assert (ended.code, ended.out.splitlines()[-1]) == (3, "Input 'x': float32 of no said shape")
+    assert sparseflow("inspect", path, "--json").json["inputs"][0]["dims"] is None
+    ended = sparseflow("plan", path, "--shapes", "x:1x64,2x64,4x64")
+    assert ended.error.endswith("input 'x' has no shape, not even a number of dimensions.")

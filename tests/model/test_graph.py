@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, all_eligible_sparse, read_layers
-from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.model_file import input_dims, read_model
 from sparseflow_trt.model.pattern import prune_2to4
 from tests.graphs import NOT_ELIGIBLE, NOT_SPARSE, SPARSE, layers_of, only_layer, random_weight
 
@@ -233,10 +233,32 @@ def test_metadata_of_another_form_is_no_module(models: Models, scopes: str) -> N
     assert only_layer(models.save(models.model([node], {"w": random_weight(64, 64)}))).module == ""
 
 
-def test_unknown_dimensions_stay_unknown(models: Models) -> None:
+def test_axes_without_a_name_are_called_after_their_input(models: Models) -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    layer = only_layer(models.save(models.model([node], {"w": random_weight(64, 32)}, {"x": (-1, None, 64)})))
-    assert str(layer.m) == "?*?"
+    path = models.save(models.model([node], {"w": random_weight(64, 32)}, {"x": (-1, None, 64)}))
+    assert str(only_layer(path).m) == "x.0*x.1"
+    assert input_dims(read_model(path)) == {"x": ("x.0", "x.1", 64)}
+
+
+def test_a_name_that_is_taken_is_no_axis(models: Models) -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    model = models.model([node], {"w": random_weight(64, 32)}, {"x": (None, "x.0", 64)})
+    assert str(only_layer(models.save(model)).m) == "?*x.0"
+
+
+def test_unknown_dimensions_stay_unknown(models: Models) -> None:
+    """tf2onnx calls every dimension unk__ and a number: those of inputs are axes, the others nobody knows."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="known"),
+        helper.make_node("Reshape", ["a", "shape"], ["b"]),
+        helper.make_node("MatMul", ["b", "w"], ["y"], name="unknown"),
+    ]
+    inputs = {"x": ("unk__7", 64), "shape": (2,)}
+    model = models.model(nodes, {"w": random_weight(64, 64)}, inputs)
+    model.graph.input[1].type.tensor_type.elem_type = TensorProto.INT64
+    model.graph.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, ["unk__8", 64]))
+    layers = layers_of(models.save(model))
+    assert [(layer.name, str(layer.m)) for layer in layers] == [("known", "unk__7"), ("unknown", "?")]
 
 
 def test_progress_ends_at_the_whole(models: Models) -> None:
