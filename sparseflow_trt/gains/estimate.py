@@ -141,16 +141,24 @@ def estimate(
         unprunable: Why layers cannot be pruned, by their names; those that are not 2:4 yet count as dense.
 
     Raises:
-        ShapeError: No layer's M is known, or the traffic is of no layer.
+        ShapeError: There is no layer, none's M is known, or the traffic is of none.
     """
     groups = count_groups(layers, precisions, plugin, unprunable)
     main = _main_m(groups, model) if traffic else None
     used = library_of(policy, library) if plugin is None else "tensorrt"
     sizes = {group: _sizes(group.m, dims, traffic if group.m == main else None) for group in groups}
-    if not any(sizes.values()):
-        there = ", ".join(sorted({str(group.m) for group in groups})) or "it has no layer with a weight"
+    if not groups:
         raise ShapeError(
-            f"{model}: no layer's M is known ({there}).", "Give each axis a size: --dim batch=8."
+            f"{model}: no layer multiplies by a stored weight.",
+            "`sparseflow-trt inspect --all` says of each why.",
+        )
+    if not any(sizes.values()):
+        there = ", ".join(sorted({str(group.m) for group in groups}))
+        lacking = any(isinstance(axis, str) and axis not in dims for g in groups for axis in g.m.factors)
+        fixed = "The file does not say how it follows from the inputs' axes: export it with fixed shapes."
+        raise ShapeError(
+            f"{model}: no layer's M is known ({there}).",
+            "Give each axis a size: --dim batch=8." if lacking else fixed,
         )
     known = {group: _known_of(group, policy, used if plugin is None else None) for group in groups}
     answers = {group: ask(sizes[group], known[group]) for group in groups}

@@ -359,9 +359,13 @@ def test_traffic_of_a_static_model_is_refused() -> None:
 
 
 def test_no_known_m_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"no layer's M is known \(batch\*seq\)"):
+    with pytest.raises(ShapeError, match=r"no layer's M is known \(batch\*seq\)") as caught:
         _estimate(*MLP, sizes={"batch": 8})
-    with pytest.raises(ShapeError, match="it has no layer with a weight"):
+    assert caught.value.hint == "Give each axis a size: --dim batch=8."
+    with pytest.raises(ShapeError, match=r"no layer's M is known \(8\*\?\)") as caught:
+        _estimate(_layer("a", m=SymbolicM((8, None))), sizes={"batch": 8})
+    assert "export it with fixed shapes" in caught.value.hint, "every axis has a size"
+    with pytest.raises(ShapeError, match="no layer multiplies by a stored weight"):
         _estimate()
 
 
