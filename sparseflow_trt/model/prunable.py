@@ -18,7 +18,7 @@ from sparseflow_trt.model.parts import part_of
 from sparseflow_trt.model.scan import WeightReader, lay_out
 from sparseflow_trt.model.sites import LayerSite, find_sites, why_not_eligible
 from sparseflow_trt.model.trace import passes_through
-from sparseflow_trt.model.weights import TracedWeight
+from sparseflow_trt.model.weights import TracedWeight, Untraceable
 
 if TYPE_CHECKING:
     import onnx
@@ -84,6 +84,9 @@ def choose_weights(model: OnnxModel, include: tuple[str, ...] = (), exclude: tup
     taken: list[PrunableWeight] = []
     conflicts: list[tuple[str, str]] = []
     skipped: list[tuple[str, str]] = []
+    for site in sites:
+        if isinstance(site.weight, Untraceable) and (site.weight.computed or site.name in include):
+            skipped.append((site.name, site.weight.reason))
     for region, shared in _users_by_region(sites).items():
         able = [(site, weight) for site, weight in shared if not why_not_eligible(site)]
         skipped += [(s.name, why_not_eligible(s)) for s, _ in shared if why_not_eligible(s)]
@@ -149,7 +152,7 @@ def _users_by_region(sites: list[LayerSite]) -> dict[Region, _Users]:
 
 def _why_not_asked(users: _Users, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
     """Why nobody asks for the weight of these layers, or "" where somebody does."""
-    names = [name for site, weight in users for name in _names_of(site, weight)]
+    names = [name for site, _ in users for name in _names_of(site)]
     kinds = [kind_of(site) for site, _ in users]
     return why_left(names, "classifier" if "classifier" in kinds else "", include, exclude)
 
@@ -246,17 +249,17 @@ def _uses(value: ir.Value) -> Iterator[tuple[ir.Node | None, int]]:
 
 def _check_named(sites: list[LayerSite], globs: tuple[str, ...]) -> None:
     """Refuses a pattern that matches nothing: a slip of the pen would prune what it was to protect."""
-    weights = [(site, site.weight) for site in sites if isinstance(site.weight, TracedWeight)]
     for glob in globs:
-        if not any(is_named(_names_of(site, weight), (glob,)) for site, weight in weights):
+        if not any(is_named(_names_of(site), (glob,)) for site in sites):
             raise ModelError(
                 f"'{glob}' matches no layer, module or weight.", "`sparseflow-trt inspect` lists their names."
             )
 
 
-def _names_of(site: LayerSite, weight: TracedWeight) -> tuple[str, ...]:
+def _names_of(site: LayerSite) -> tuple[str, ...]:
     """The names that patterns are held against; a layer of no module has none for that."""
-    return tuple(filter(None, (site.name, site.module, weight.name)))
+    weight = site.weight.name if isinstance(site.weight, TracedWeight) else ""
+    return tuple(filter(None, (site.name, site.module, weight)))
 
 
 def _region_of(tensor: ir.TensorProtocol) -> Region:

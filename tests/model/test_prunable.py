@@ -146,3 +146,18 @@ def test_an_embedding_that_is_a_product_too_cannot_be_pruned(models: Models) -> 
     assert choice.conflicts == (
         ("project", "weight 'w' is also read by Gather 'embed', which pruning would change"),
     )
+
+
+def test_a_layer_whose_weight_is_computed_is_left_with_the_reason(models: Models) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    nodes = [
+        helper.make_node("Mul", ["w", "scale"], ["scaled"], name="mul"),
+        helper.make_node("MatMul", ["x", "scaled"], ["a"], name="computed"),
+        helper.make_node("MatMul", ["a", "x"], ["y"], name="scores"),
+    ]
+    weights = {"w": weight, "scale": np.array(2, np.float32)}
+    model = read_model(models.save(models.model(nodes, weights)))
+    why = ("computed", "its weight is computed of constants, by Mul 'mul': export it with these folded")
+    assert choose_weights(model).skipped == (why,)
+    named = choose_weights(model, include=("comp*", "scores"))
+    assert named.skipped == (why, ("scores", "dynamic weight: 'x' is an input of its graph"))
