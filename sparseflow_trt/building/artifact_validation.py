@@ -12,6 +12,7 @@ from sparseflow_trt.artifacts.graph_record import GraphRecord
 from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.artifacts.verdict import StepName, Validation
 from sparseflow_trt.building.layer_errors import add_layer_errors
+from sparseflow_trt.drawn import with_what_is_drawn
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.plugin_library import load_library_here
 from sparseflow_trt.engines.protocol import OnProgress, Progress
@@ -165,6 +166,7 @@ def validate(
     )
     typed = candidates[0]
     compared = with_first_overflow(compared, typed.name, typed.path, inputs, scratch)
+    compared = with_what_is_drawn(compared, model)
     if not options.per_layer:
         return compared
     pairs: list[tuple[StepName, Path, Path]] = [("precision", reference, typed.path)]
