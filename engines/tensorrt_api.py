@@ -20,8 +20,9 @@ from sparseflow_trt.engines.builder_options import (
     spare_library_handles,
 )
 from sparseflow_trt.engines.hardware import load_kernels_lazily
+from sparseflow_trt.engines.parser_refusal import refusal, unreadable
 from sparseflow_trt.engines.protocol import EngineOptions, OnProgress, Progress
-from sparseflow_trt.engines.tensorrt_log import BuildLog, clean, make_logger, sentence
+from sparseflow_trt.engines.tensorrt_log import BuildLog, make_logger
 from sparseflow_trt.engines.timing_cache import caches_for, this_machine
 from sparseflow_trt.errors import BuildError, NotInstalledError
 from sparseflow_trt.model.target import GraphNeeds
@@ -215,42 +216,8 @@ def _parse(flavour: Flavour, parser: Any, model: Path, log: BuildLog) -> None:
     if parser.parse_from_file(str(model)):
         return
     if parser.num_errors == 0:
-        raise _unreadable(flavour, model, log.take_errors())
-    raise _refusal(flavour, model, parser.get_error(0))
-
-
-def _refusal(flavour: Flavour, model: Path, error: Any) -> BuildError:
-    """The first of the parser's errors as ours; those behind it only follow from it."""
-    name, operator = _named_node(error, model)
-    if not operator:
-        return _unreadable(flavour, model, sentence(error.desc()))
-    node = f"node '{name}' ({operator})"
-    if error.code() == flavour.module.ErrorCode.UNSUPPORTED_NODE or "Plugin not found" in error.desc():
-        return BuildError(
-            f"{flavour.title} {flavour.version} has no operator for {node} of {model.name}.",
-            "Export the model without it, or build for ONNX Runtime: --backend onnxruntime.",
-        )
-    # The last line is the reason; the one above it repeats the node's name.
-    reason = sentence(clean(error.desc()).splitlines()[-1])
-    return BuildError(
-        f"{flavour.title} refuses {node} of {model.name}: {reason}",
-        "A strongly typed network takes types as they are written: where two differ, the model lacks a cast.",
-    )
-
-
-def _named_node(error: Any, model: Path) -> tuple[str, str]:
-    """The name and operator of the node that an error is about; 8.6 gives its number in the file alone."""
-    if hasattr(error, "node_operator"):
-        return error.node_name() or str(error.node()), error.node_operator()
-    from sparseflow_trt.model.model_file import read_model
-
-    nodes = read_model(model).proto.graph.node
-    number = error.node()
-    return (nodes[number].name, nodes[number].op_type) if 0 <= number < len(nodes) else ("", "")
-
-
-def _unreadable(flavour: Flavour, model: Path, reason: str) -> BuildError:
-    return BuildError(f"{flavour.title} cannot read {model.name}: {reason}", "Export the model again.")
+        raise unreadable(flavour, model, log.take_errors())
+    raise refusal(flavour, model, parser.get_error(0))
 
 
 def _configure(flavour: Flavour, config: Any, sparse: bool, on_progress: OnProgress) -> None:
