@@ -18,7 +18,7 @@ from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
 from sparseflow_trt.exporters.restore import restore_dense
 from sparseflow_trt.exporters.retype import retype
 from sparseflow_trt.exporters.saving import IR_VERSION, save_model, save_plugin_model
-from sparseflow_trt.exporters.spell_out import fold_integer_biases, spell_out
+from sparseflow_trt.exporters.spell_out import fold_dequantized, spell_out
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.sites import find_sites, name_of
@@ -73,8 +73,8 @@ def apply_plan(
     lowered = lower_to_opset17(model.ir).replaced if needs.newest_opset == 17 else {}
     if needs.spells_out:
         lowered = dict(Counter(lowered) + Counter(spell_out(model.ir)))
-    if folded := fold_integer_biases(model.ir):
-        lowered = {**lowered, "DequantizeLinear of INT32": folded}
+    if folded := fold_dequantized(model.ir):
+        lowered = {**lowered, "DequantizeLinear of INT32 or a number": folded}
     if folded := fold_casts(model.ir):
         lowered = {**lowered, "Cast of a constant": folded}
     rewritten = find_sites(model)

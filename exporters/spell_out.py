@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
-def fold_integer_biases(model: ir.Model) -> int:
-    """Turns DequantizeLinear of a constant INT32 into the constant that it gives, in place.
+def fold_dequantized(model: ir.Model) -> int:
+    """Turns DequantizeLinear of a constant INT32, or of a single number, into the constant that it gives.
 
-    Quantizers store biases so; TensorRT dequantizes no INT32. The product is ONNX's own definition, in the
-    scale's type.
+    Quantizers store biases so, and the numbers in a GELU; TensorRT dequantizes neither. The product is ONNX's
+    own definition, in the scale's type.
 
     Returns:
         How many were folded.
@@ -34,8 +34,11 @@ def fold_integer_biases(model: ir.Model) -> int:
     for node in tuple(model.graph.all_nodes()):
         if node.op_type != "DequantizeLinear" or node.domain != ONNX_DOMAIN:
             continue
-        stored, scale = (constant_of(value) if value is not None else None for value in node.inputs[:2])
-        if stored is None or scale is None or stored.dtype != ir.DataType.INT32:
+        stored, scale, zero = (_constant_input(node, i) for i in range(3))
+        if stored is None or scale is None or (zero is None and len(node.inputs) > 2 and node.inputs[2]):
+            continue
+        of_a_number = not stored.shape and stored.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
+        if stored.dtype != ir.DataType.INT32 and not of_a_number:
             continue
         if node.outputs[0].is_graph_output():
             continue
@@ -44,11 +47,19 @@ def fold_integer_biases(model: ir.Model) -> int:
         if factor.size > 1:
             at = (axis.as_int() if axis else 1) % len(stored.shape)
             factor = factor.reshape([-1 if i == at else 1 for i in range(len(stored.shape))])
-        values = (stored.numpy() * factor).astype(factor.dtype).reshape(stored.numpy().shape)
+        steps = stored.numpy().astype(np.int32)
+        if of_a_number and zero is not None:  # INT32 has none but 0
+            steps = steps - zero.numpy().astype(np.int32)
+        values = (steps * factor).astype(factor.dtype).reshape(steps.shape)
         work = Rewriting(node, names, model.opset_imports.get(ONNX_DOMAIN, 1))
         node.outputs[0].replace_all_uses_with(work.constant(values, "folded"))
         folded += 1
     return folded
+
+
+def _constant_input(node: ir.Node, index: int) -> ir.TensorProtocol | None:
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return constant_of(value) if value is not None else None
 
 
 def spell_out(model: ir.Model) -> dict[str, int]:

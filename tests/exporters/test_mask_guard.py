@@ -107,7 +107,7 @@ def _after(step: Callable[..., Any], weight: str) -> Callable[..., Any]:
     ("function", "says"),
     [
         ("restore_planned_dense", "Restoring dense weights"),
-        ("fold_integer_biases", "Rewriting operators"),
+        ("fold_dequantized", "Rewriting operators"),
         ("retype", "Casting to the planned types"),
         ("opt_out", "Taking dense layers out of sparse kernels"),
     ],

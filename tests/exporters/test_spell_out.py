@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sparseflow_trt.exporters.spell_out import fold_integer_biases, spell_out
+from sparseflow_trt.exporters.spell_out import fold_dequantized, spell_out
 from sparseflow_trt.model.model_file import read_model
 
 X = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
@@ -85,8 +85,34 @@ def test_an_int32_bias_is_folded_to_what_it_dequantizes_to(tmp_path: Path, scale
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(onnx.shape_inference.infer_shapes(made), tmp_path / "m.onnx")
     model = read_model(tmp_path / "m.onnx")
-    assert fold_integer_biases(model.ir) == 1
+    assert fold_dequantized(model.ir) == 1
     add = next(node for node in model.ir.graph if node.op_type == "Add")
     folded = ir.convenience.get_const_tensor(add.inputs[1])  # type: ignore[arg-type]
     assert folded is not None
     np.testing.assert_array_equal(folded.numpy(), np.array([1, -2, 3, 70000]) * scale)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_a_quantized_number_is_folded_and_a_quantized_weight_is_not(dtype: Any, tmp_path: Path) -> None:
+    """ONNX Runtime's quantizer makes such of the 1 in a GELU, and TensorRT refuses it."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["one", "scale", "zero"], ["o"], "number"),
+        helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["f"], "weight"),
+        helper.make_node("MatMul", ["x", "f"], ["a"], "mm"),
+        helper.make_node("Add", ["a", "o"], ["y"], "add"),
+    ]
+    constants = {"one": dtype(100), "scale": np.float32(0.02), "zero": dtype(50), "w": np.ones((4, 4), dtype)}
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    model = read_model(tmp_path / "m.onnx")
+    assert fold_dequantized(model.ir) == 1
+    mm, add = (next(node for node in model.ir.graph if node.name == name) for name in ("mm", "add"))
+    folded = ir.convenience.get_const_tensor(add.inputs[1])  # type: ignore[arg-type]
+    assert folded is not None
+    assert folded.numpy().tolist() == np.float32(50 * 0.02)
+    assert mm.inputs[1] is not None
+    assert mm.inputs[1].producer() is not None
