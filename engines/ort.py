@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sparseflow_trt import _deps
 from sparseflow_trt.engines.plugin_library import lowered_note
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, LayerEvidence, OnProgress, Progress
+from sparseflow_trt.engines.shadowed import rename_shadowed
 from sparseflow_trt.errors import BuildError
 from sparseflow_trt.model.model_file import OnnxModel, data_files, read_model
 from sparseflow_trt.model.target import GraphNeeds
@@ -128,6 +129,7 @@ def _optimise(ort: Any, model: OnnxModel, folder: Path) -> None:
         if _ENGINE in str(error) or _DATA in str(error):  # it does not say why, and there is one reason
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / _ENGINE)) from error
         raise _refusal(model, str(error)) from error
+    rename_shadowed(folder / _ENGINE)
 
 
 def _failures(ort: Any) -> tuple[type[Exception], ...]:
