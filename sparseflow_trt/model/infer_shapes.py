@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
 from sparseflow_trt.model.subgraphs import bodies_of
+from sparseflow_trt.stand_ins import stand_ins
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,7 +25,8 @@ def infer_shapes(model: ir.Model) -> None:
     logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
     before, logger.disabled = logger.disabled, True  # what stays unknown is said of each layer
     try:
-        ShapeInferencePass(check_type=False, strict_mode=False)(model)
+        with stand_ins(model):
+            ShapeInferencePass(check_type=False, strict_mode=False)(model)
     finally:
         logger.disabled = before
     _type_sequences(model.graph)

@@ -1,0 +1,92 @@
+"""Puts ONNX's operators in the place of the ONNX Runtime's own, for as long as shapes are inferred.
+
+onnx knows nothing of those, and behind the first of them no M would be known. What stands in gives the same
+shape and type; it is never run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sparseflow_trt.model.model_file import ONNX_DOMAIN
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_RUNTIMES = "com.microsoft"
+# They give what they are given, another way; the last two of them the ONNX Runtime has in ONNX's domain.
+_ALIKE = {
+    "BiasGelu", "FastGelu", "Gelu", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+    "LayerNormalization", "SimplifiedLayerNormalization",
+}  # fmt: skip
+_SUM = 3  # the output of a SkipLayerNormalization that is the sum it normalises
+
+
+@contextmanager
+def stand_ins(model: ir.Model) -> Iterator[None]:
+    """Within it nodes are ONNX's own where that gives the same shapes; behind it they are as before."""
+    undo = [_stand_in(node) for node in model.graph.all_nodes()]
+    try:
+        yield
+    finally:
+        for node, op_type, domain, inputs, sums in filter(None, undo):
+            node.op_type, node.domain = op_type, domain
+            for index, value in enumerate(inputs):
+                node.replace_input_with(index, value)
+            for user, index in sums:
+                user.replace_input_with(index, node.outputs[_SUM])
+            if len(node.outputs) > _SUM:
+                node.outputs[_SUM].shape = node.outputs[0].shape
+                node.outputs[_SUM].type = copy.deepcopy(node.outputs[0].type)
+
+
+_Undo = tuple["ir.Node", str, str, tuple["ir.Value | None", ...], tuple[tuple["ir.Node", int], ...]]
+
+
+def _stand_in(node: ir.Node) -> _Undo | None:
+    told = _like(node)
+    if told is None:
+        return None
+    inputs = tuple(node.inputs)
+    sums: tuple[tuple[ir.Node, int], ...] = ()
+    before = (node.op_type, node.domain)
+    node.op_type, node.domain = told[0], ONNX_DOMAIN
+    for index, source in enumerate(told[1]):
+        node.replace_input_with(index, inputs[source])
+    if told[0] == "Identity" and len(node.outputs) > _SUM:
+        sums = tuple((use.node, use.idx) for use in node.outputs[_SUM].uses())
+        node.outputs[_SUM].replace_all_uses_with(node.outputs[0])
+    return node, *before, inputs, sums
+
+
+def _like(node: ir.Node) -> tuple[str, tuple[int, ...]] | None:
+    """ONNX's operator of the same shape and type, and which inputs it takes first."""
+    kind = node.op_type
+    if node.domain == ONNX_DOMAIN:
+        return ("Identity", ()) if kind in ("LayerNormalization", "SimplifiedLayerNormalization") else None
+    if node.domain != _RUNTIMES:
+        return None
+    if kind in ("QuantizeLinear", "DequantizeLinear"):
+        return kind, ()
+    if kind == "EmbedLayerNormalization":
+        return "Gather", (2, 0)  # rows of the table of words, by their indices
+    if kind == "FusedMatMul":
+        turned = any(a.value for name, a in node.attributes.items() if name.startswith("trans"))
+        return None if turned else ("MatMul", ())
+    if kind == "Attention" and not _is_square(node):
+        return None
+    if kind in _ALIKE or kind in ("Attention", "MultiHeadAttention"):
+        return "Identity", ()
+    return None
+
+
+def _is_square(node: ir.Node) -> bool:
+    """Whether an Attention's weight makes q, k and v as wide as what it reads."""
+    shape = node.inputs[1].shape if node.inputs[1] is not None else None
+    if shape is None or not shape.is_static():
+        return False
+    sizes = tuple(int(d) for d in shape.numpy())
+    return len(sizes) == 2 and sizes[1] == 3 * sizes[0]
