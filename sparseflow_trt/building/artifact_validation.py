@@ -11,8 +11,8 @@ from sparseflow_trt.artifacts.artifact import record_model
 from sparseflow_trt.artifacts.graph_record import GraphRecord
 from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.artifacts.verdict import StepName, Validation
+from sparseflow_trt.building.drawn import with_what_is_drawn
 from sparseflow_trt.building.layer_errors import add_layer_errors
-from sparseflow_trt.drawn import with_what_is_drawn
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.plugin_library import load_library_here
 from sparseflow_trt.engines.protocol import OnProgress, Progress

@@ -7,8 +7,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
+from sparseflow_trt.model.stand_ins import stand_ins
 from sparseflow_trt.model.subgraphs import bodies_of
-from sparseflow_trt.stand_ins import stand_ins
 
 if TYPE_CHECKING:
     import onnx_ir as ir

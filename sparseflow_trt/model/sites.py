@@ -16,8 +16,8 @@ from sparseflow_trt.model.pattern import GROUP
 from sparseflow_trt.model.subgraphs import bodies_of
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.model.trace import is_dequantized, trace_weight
+from sparseflow_trt.model.unread import drop_unread
 from sparseflow_trt.model.weights import TracedWeight, Untraceable
-from sparseflow_trt.unread import drop_unread
 
 if TYPE_CHECKING:
     import onnx_ir as ir
