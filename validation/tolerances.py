@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sparseflow_trt._schema import Record
@@ -62,6 +62,8 @@ DEFAULTS: dict[Precision, Tolerance] = {
 }
 
 _FROM_FINE_TO_COARSE: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8")
+_ROUNDED: dict[str, Precision] = {"FLOAT16": "fp16", "BFLOAT16": "bf16"}
+_ROUNDOFF: dict[Precision, float] = {"fp16": 2.0**-11, "bf16": 2.0**-8}
 _FIELDS = {
     "atol": "max_abs",
     "rms_atol": "max_abs_rms",
@@ -87,15 +89,27 @@ class Tolerances(Record):
 
     overrides: tuple[ToleranceOverride, ...] = ()
 
-    def for_plan(self, plan: Plan, tf32: bool = False) -> OutputTolerances:
+    def for_plan(
+        self, plan: Plan, outputs: Mapping[str, str] | None = None, tf32: bool = False
+    ) -> OutputTolerances:
         """The tolerances for a model that runs as planned: those that its precisions were searched for.
 
-        With `tf32` FP32 products may run in TF32, whose unit roundoff is FP16's.
+        Args:
+            plan: The plan.
+            outputs: The model's outputs and their ONNX types. One that is FLOAT16 or BFLOAT16 is rounded to
+                it, whatever is planned.
+            tf32: Whether FP32 products may run in TF32, whose unit roundoff is FP16's.
         """
         precision = plan.search.held_to if plan.search else plan_precision(plan)
         if tf32 and precision == "fp32":
             precision = "fp16"
-        return output_tolerances(DEFAULTS[precision], self.overrides)
+        finer = _FROM_FINE_TO_COARSE[: _FROM_FINE_TO_COARSE.index(precision)]
+        coarser = {
+            name: _ROUNDED[dtype]
+            for name, dtype in (outputs or {}).items()
+            if dtype in _ROUNDED and _ROUNDED[dtype] not in (*finer, precision)
+        }
+        return output_tolerances(DEFAULTS[precision], self.overrides, coarser)
 
 
 @dataclass(frozen=True)
@@ -160,11 +174,39 @@ def parse_tolerances(texts: Sequence[str]) -> Tolerances:
     return Tolerances(overrides=overrides)
 
 
-def output_tolerances(default: Tolerance, overrides: Sequence[ToleranceOverride] = ()) -> OutputTolerances:
-    """A default with what the user asked for: first what is for all outputs, on it what is for one."""
-    by_output = {override.output: override.values for override in overrides}
-    common = _overridden(default, by_output.pop("", {}))
-    return OutputTolerances(common, {name: _overridden(common, values) for name, values in by_output.items()})
+def output_tolerances(
+    default: Tolerance,
+    overrides: Sequence[ToleranceOverride] = (),
+    coarser: Mapping[str, Precision] | None = None,
+) -> OutputTolerances:
+    """A default with what the user asked for: first what is for all outputs, on it what is for one.
+
+    Args:
+        default: For every output.
+        overrides: What the user asked for.
+        coarser: Outputs that are rounded to a coarser type than the default is for, and that type.
+    """
+    asked = {override.output: override.values for override in overrides}
+    common = asked.pop("", {})
+    rounded = {name: _rounded_once(default, own) for name, own in (coarser or {}).items()}
+    by_output = {
+        name: _overridden(_overridden(rounded.get(name, default), common), asked.get(name, {}))
+        for name in dict.fromkeys((*rounded, *asked))
+    }
+    return OutputTolerances(_overridden(default, common), by_output)
+
+
+def _rounded_once(tolerance: Tolerance, precision: Precision) -> Tolerance:
+    """What is allowed of an output that is rounded to a type at last: e grows by u at most."""
+    unit = _ROUNDOFF[precision]
+    said = f"The output is {precision.upper()}: it is rounded once, u = 2^{math.log2(unit):.0f}."
+    return tolerance.model_copy(
+        update={
+            "max_rel": tolerance.max_rel + unit,
+            "min_cosine": tolerance.min_cosine - unit**2,
+            "reason": f"{tolerance.reason} {said}",
+        }
+    )
 
 
 def _overridden(tolerance: Tolerance, values: dict[str, float]) -> Tolerance:

@@ -28,7 +28,7 @@ from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
 from sparseflow_trt.exporters.restore import check_same_ends
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
-from sparseflow_trt.model.model_file import OnnxModel, check_operators, input_dims, read_model
+from sparseflow_trt.model.model_file import OnnxModel, check_operators, input_dims, output_types, read_model
 from sparseflow_trt.plans.plan import Plan, read_plan
 from sparseflow_trt.precision.overflow import with_first_overflow
 from sparseflow_trt.validation.chain import Origin
@@ -117,9 +117,11 @@ def check_tolerances(tolerances: Tolerances, model: OnnxModel) -> None:
         )
 
 
-def limits_for(plan: Plan, engine: EngineRecord, tolerances: Tolerances) -> OutputTolerances:
-    """How far outputs may be off: as a user asked for it, else by the plan, and by TF32 where that is on."""
-    return tolerances.for_plan(plan, bool(engine.options.get("tf32")))
+def limits_for(
+    model: OnnxModel, plan: Plan, engine: EngineRecord, tolerances: Tolerances
+) -> OutputTolerances:
+    """How far outputs may be off: as a user asked, else by plan, output types, and TF32 where it is on."""
+    return tolerances.for_plan(plan, output_types(model), bool(engine.options.get("tf32")))
 
 
 def validate(
@@ -160,7 +162,7 @@ def validate(
         reference,
         candidates,
         inputs,
-        limits_for(shipped.plan, shipped.engine, options.tolerances),
+        limits_for(model, shipped.plan, shipped.engine, options.tolerances),
         lambda done, total: on_step(Progress("Comparing with the FP32 reference", done, total)),
         origin,
     )

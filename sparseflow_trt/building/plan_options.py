@@ -16,7 +16,7 @@ from sparseflow_trt.exporters.islands import check_islands
 from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model.graph import WeightedLayer, read_layers
-from sparseflow_trt.model.model_file import OnnxModel, input_dims, read_model
+from sparseflow_trt.model.model_file import OnnxModel, input_dims, output_types, read_model
 from sparseflow_trt.plans.decide import PluginUse, SparsityMode
 from sparseflow_trt.plans.plan import ModelPrecision, Plan, check_plan
 from sparseflow_trt.plans.planning import check_forced, make_plan
@@ -140,7 +140,7 @@ def settle(
         PlanError: Not even FP32 keeps the tolerances.
         SparseflowError: The model cannot be run on the inputs.
     """
-    limits = validation.tolerances.for_plan(plan)
+    limits = validation.tolerances.for_plan(plan, output_types(model))
     with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
         path = model.path
         if unpruned is not None:

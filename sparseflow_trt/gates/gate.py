@@ -116,7 +116,7 @@ def create_baseline(
             check_shipped(folder, manifest, model)
             check_same_inputs(model, typed)
             reference = reference_for(model, Path(scratch) / "reference.onnx")
-        limits = limits_for(plan, manifest.engine, options.validation.tolerances)
+        limits = limits_for(typed, plan, manifest.engine, options.validation.tolerances)
         progress = _progress(on_step, "Running the artifact")
         validation = compare(reference, candidates, inputs, limits, progress, on_outputs=keep)
     if given and sha256_of(given) != manifest.model.sha256:

@@ -126,6 +126,11 @@ def input_dims(model: OnnxModel) -> dict[str, tuple[int | str | None, ...]]:
     return dims
 
 
+def output_types(model: OnnxModel) -> dict[str, str]:
+    """ONNX's name of each output's type, "" where the file does not say it."""
+    return {value.name or "": value.dtype.name if value.dtype else "" for value in model.ir.graph.outputs}
+
+
 def check_operators(model: OnnxModel) -> None:
     """Checks that each node of ONNX's own domain is an operator of the model's opset.
 

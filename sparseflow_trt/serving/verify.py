@@ -121,7 +121,7 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
                 _reference(artifact, options.reference, Path(scratch)),
                 _candidates(read, name, at, standing_in),
                 inputs,
-                limits_for(read.plan, read.manifest.engine, options.validation.tolerances),
+                limits_for(typed, read.plan, read.manifest.engine, options.validation.tolerances),
                 lambda done, total: on_step(Progress("Comparing with the FP32 reference", done, total)),
             )
         # each candidate is the whole way from the reference to the answer: no chain of steps

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 
+import ml_dtypes
+import numpy as np
 import pytest
 
 from sparseflow_trt.errors import InputError
@@ -40,6 +42,31 @@ def test_the_coarsest_precision_counts(found: Plan, expected: Precision) -> None
 def test_tf32_is_held_to_fp16s_tolerance_where_fp32_is_planned() -> None:
     assert Tolerances().for_plan(plan("fp32"), tf32=True).of("y") == DEFAULTS["fp16"]
     assert Tolerances().for_plan(plan("bf16"), tf32=True).of("y") == DEFAULTS["bf16"]
+
+
+def test_an_output_is_allowed_the_rounding_to_its_own_type() -> None:
+    outputs = {"half": "FLOAT16", "brain": "BFLOAT16", "single": "FLOAT", "ids": "INT64", "unknown": ""}
+    found = Tolerances().for_plan(plan("fp32"), outputs)
+    fp32 = DEFAULTS["fp32"]
+    assert {name for name in outputs if found.of(name) == fp32} == {"single", "ids", "unknown"}
+    assert found.of("brain").max_rel == fp32.max_rel + 2**-8
+    assert found.of("half").max_rel == fp32.max_rel + 2**-11
+    assert found.of("half").reason.endswith("The output is FP16: it is rounded once, u = 2^-11.")
+    values = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
+    for name, dtype in (("half", np.float16), ("brain", ml_dtypes.bfloat16)):
+        off = np.abs(values - values.astype(dtype).astype(np.float32))
+        assert fp32.max_rel * 0.4 < np.max(off / np.abs(values)) < found.of(name).max_rel
+        rounded = values.astype(dtype).astype(np.float64)
+        cosine = rounded @ values / np.linalg.norm(rounded) / np.linalg.norm(values)
+        assert cosine > found.of(name).min_cosine
+
+
+def test_a_plan_that_is_as_coarse_allows_for_that_rounding() -> None:
+    outputs = {"y": "FLOAT16"}
+    assert Tolerances().for_plan(plan("fp16"), outputs).of("y") == DEFAULTS["fp16"]
+    assert Tolerances().for_plan(plan("bf16"), outputs).of("y") == DEFAULTS["bf16"]
+    asked = parse_tolerances(["y:rtol=1e-5", "cosine=0.5"]).for_plan(plan("fp32"), outputs).of("y")
+    assert (asked.max_rel, asked.min_cosine) == (1e-5, 0.5)
 
 
 def test_a_coarser_precision_is_allowed_more() -> None:
