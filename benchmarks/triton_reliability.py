@@ -29,7 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.engines.triton_server import Server, ServerOptions, start_server
-from sparseflow_trt.exporters.triton_repository import roll_back
+from sparseflow_trt.exporters.triton_rollback import roll_back
 from sparseflow_trt.pipeline import BuildOptions, build
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions

@@ -84,7 +84,6 @@ def make_config(model: ServedModel) -> ModelConfig:
         config.optimization.cuda.graphs = True
         for profile in model.profiles:
             _add_graph(config, profile)
-    config.version_policy.latest.num_versions = 1
     if model.cache:
         config.response_cache.enable = True
     if model.md5:

@@ -73,7 +73,9 @@ def _merge(
             continue  # as it was generated: the fresh value takes its place
         # of a block that is not generated any more only what a person changed in it stays
         generated = _is_set(ours, descriptor) or (base is not None and _is_set(base, descriptor))
-        within = bool(descriptor.message_type) and not _repeated(descriptor) and path + name not in decided
+        message = None if _repeated(descriptor) else descriptor.message_type
+        # of a choice (which versions are served) there is one value, and none of its parts
+        within = message is not None and not message.oneofs and path + name not in decided
         if within and generated and _is_set(theirs, descriptor):
             inner = None if base is None else getattr(base, name)
             _merge(inner, old, new, getattr(merged, name), f"{path}{name}.", found, decided)

@@ -37,8 +37,11 @@ def write_model_py(
     )
 
 
-def write_router_py(sparse: str, dense: str, least: int) -> str:
-    """A model.py that sends batches of `least` and more to one model, and smaller ones to another."""
+def write_router_py(sparse: tuple[str, int], dense: tuple[str, int], least: int) -> str:
+    """A model.py that sends batches of `least` and more to one model, and smaller ones to another.
+
+    Both are named with the version: what a router answers does not change under it when they are updated.
+    """
     return _render("triton_router", sparse=sparse, dense=dense, least=least)
 
 

@@ -1,35 +1,37 @@
-"""A model's folder in Triton's repository: versions beside each other, swapped by rename, withdrawn."""
+"""A model's folder in Triton's repository: versions, and the configuration that names what is served."""
 
 from __future__ import annotations
 
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from sparseflow_trt._files import put_in_place, sha256_of, temporary_folder, write_atomically
 from sparseflow_trt._schema import read_text
 from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton_config import Route, cpu_twin, parse_config, text_from_config
 from sparseflow_trt.exporters.triton_merge import Difference, merge_configs
+from sparseflow_trt.exporters.triton_policy import sent_to, serve
 from sparseflow_trt.exporters.triton_version import (
+    CONFIG,
     RECORD,
     VersionRecord,
     deployed_tensors,
     read_record,
+    served_versions,
     versions_in,
 )
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-CONFIG = "config.pbtxt"
 PLUGIN = "plugin.so"  # one name for all versions, so that the server's command holds for each
-_CPU_CONFIG = "configs/cpu.pbtxt"
+CPU_CONFIG = "configs/cpu.pbtxt"
 _ARTIFACT = "manifest.json"  # what an artifact's folder holds, and a model's does not
-_WITHDRAWN = ".withdrawn-"  # Triton takes folders with numbers for versions, and leaves others alone
+WITHDRAWN = ".withdrawn-"  # Triton takes folders with numbers for versions, and leaves others alone
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -64,6 +66,7 @@ class NewVersion:
         plugin: Which of `files` is the library of the engine's plugin nodes, "" where it has none.
         batch_given: Whether a person said the largest batch, which goes before an edited configuration then.
         router: The model that it is one of the two of, "" where it is none.
+        parts: Of a router, the versions of its two models that it sends batches to, by their names.
     """
 
     name: str
@@ -80,6 +83,7 @@ class NewVersion:
     plugin: str = ""
     batch_given: bool = False
     router: str = ""
+    parts: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_name(name: str) -> str:
@@ -95,14 +99,15 @@ def check_name(name: str) -> str:
 
 
 def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
-    """Writes a version beside the older ones, and puts it in place by one rename.
+    """Writes a version beside the older ones; it is served once the configuration names it, by one rename.
 
-    The configuration follows, so that a server never reads one that names files which are not there.
+    Of a router's part the version that the router sends batches to now is served on beside it.
 
     Args:
         repository: Triton's; made where it is missing.
         new: What the version holds.
-        keep: How many versions stay, with this one; at least 2: a server may still serve the one before.
+        keep: How many versions stay, with this one; at least 2: a server may still serve the one before. More
+            stay where a router's versions name them.
 
     Raises:
         DeployError: The configuration would not be served, clients would break, or the repository holds
@@ -116,7 +121,9 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
             "Name another repository, in which no artifacts lie, or another name with --name.",
         )
     present = versions_in(folder)
-    record = read_record(folder, present[-1]) if present else None
+    served = served_versions(folder)
+    record = read_record(folder, served[-1]) if served else None
+    sent, named = sent_to(repository, new.router, new.name)
     number = max([*present, *_withdrawn(folder)], default=0) + 1
     folder.mkdir(parents=True, exist_ok=True)
     with temporary_folder(folder / str(number)) as place:
@@ -125,8 +132,9 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
         for name, text in new.texts.items():
             (place / name).write_text(text, encoding="utf-8")
         generated = new.configure(number, place)
-        served, differences = _merged(folder, record, generated, new.batch_given)
-        new.check(served, str(folder / CONFIG))
+        serve(generated, number, folder, sent)
+        config, differences = merged_config(folder, record, generated, new.batch_given, bool(new.router))
+        new.check(config, str(folder / CONFIG))
         made = VersionRecord(
             build_key=new.build_key,
             backend=new.backend,
@@ -135,69 +143,27 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
             needs=new.needs,
             plugin=new.plugin,
             router=new.router,
+            parts=dict(new.parts),
+            before=served[-1] if served else 0,
             files={file.name: sha256_of(file) for file in sorted(place.iterdir())},
-            inputs=deployed_tensors(served.input),
-            outputs=deployed_tensors(served.output),
+            inputs=deployed_tensors(config.input),
+            outputs=deployed_tensors(config.output),
             generated=text_from_config(generated),
-            served=text_from_config(served),
+            served=text_from_config(config),
         )
         if record is not None:
-            if _same(record, made, folder, present[-1], number):
-                return Written(folder, present[-1], served, differences, unchanged=True)
+            if _same((record, served[-1]), (made, number), folder):
+                return Written(folder, served[-1], config, differences, unchanged=True)
             _check_clients(folder, record, made)
         (place / RECORD).write_text(made.model_dump_json(indent=2) + "\n", encoding="utf-8")
         put_in_place(place, folder / str(number))
-    _put_plugin(folder, number, made)
-    _write_configs(folder, served, new.cpu_twin)
-    removed = tuple(present[: max(0, len(present) + 1 - max(keep, 2))])
+    put_plugin(folder, number, made)
+    write_configs(folder, config, new.cpu_twin)
+    spare = present[: max(0, len(present) + 1 - max(keep, 2))]
+    removed = tuple(old for old in spare if old not in named.union(served))
     for old in removed:
         shutil.rmtree(folder / str(old))
-    return Written(folder, number, served, differences, removed=removed)
-
-
-def roll_back(folder: Path) -> tuple[int, int]:
-    """Withdraws the newest version by one rename; the one before is served, with its configuration.
-
-    Returns:
-        The version that was withdrawn and the one that is served now.
-
-    Raises:
-        DeployError: There is no such repository or model, or no older version, or this tool did not write it.
-    """
-    if not folder.is_dir():
-        _refuse_missing(folder)
-    present = versions_in(folder)
-    if len(present) < 2:
-        raise DeployError(
-            f"{folder} has {len(present)} version(s), and to roll back takes two.",
-            "Deploy the artifact that is to be served.",
-        )
-    newest, before = read_record(folder, present[-1]), read_record(folder, present[-2])
-    if newest is None or before is None:
-        raise DeployError(
-            f"{folder}: version {present[-1]} or {present[-2]} has no {RECORD}: something else wrote it.",
-            "Roll back by hand: move the newest version's folder away.",
-        )
-    target = folder / f"{_WITHDRAWN}{present[-1]}"
-    shutil.rmtree(target, ignore_errors=True)
-    config, _ = _merged(folder, newest, parse_config(before.generated, RECORD))
-    _put_plugin(folder, present[-2], before)
-    (folder / str(present[-1])).rename(target)
-    _write_configs(folder, config, (folder / _CPU_CONFIG).exists())
-    return present[-1], present[-2]
-
-
-def _refuse_missing(folder: Path) -> NoReturn:
-    repository = folder.parent
-    if not repository.is_dir():
-        raise DeployError(
-            f"there is no repository {repository}.", "Name the one that `deploy triton` wrote to."
-        )
-    known = sorted(entry.name for entry in repository.iterdir() if versions_in(entry))
-    raise DeployError(
-        f"{repository} has no model '{folder.name}'; it has {', '.join(known) or 'none'}.",
-        "Name one of its models with --name, or another repository.",
-    )
+    return Written(folder, number, config, differences, removed=removed)
 
 
 def is_router(folder: Path) -> bool:
@@ -222,7 +188,7 @@ def plugins_in(repository: Path) -> dict[str, str]:
     return {path.parent.name: sha256_of(path) for path in sorted(repository.glob(f"*/{PLUGIN}"))}
 
 
-def _put_plugin(folder: Path, version: int, record: VersionRecord) -> None:
+def put_plugin(folder: Path, version: int, record: VersionRecord) -> None:
     """Puts a version's library where the server's command names it.
 
     It stays when a version needs none: one that is rolled back to may. By rename: a server has it mapped.
@@ -231,14 +197,32 @@ def _put_plugin(folder: Path, version: int, record: VersionRecord) -> None:
         write_atomically(folder / PLUGIN, (folder / str(version) / record.plugin).read_bytes())
 
 
-def _merged(
-    folder: Path, record: VersionRecord | None, generated: ModelConfig, batch_given: bool = False
+def merged_config(
+    folder: Path,
+    record: VersionRecord | None,
+    generated: ModelConfig,
+    batch_given: bool = False,
+    part: bool = False,
 ) -> tuple[ModelConfig, tuple[Difference, ...]]:
+    """A fresh configuration with what a person changed in the file, and where the two differ.
+
+    Args:
+        folder: The model's.
+        record: Of the version that the file is of.
+        generated: The fresh one.
+        batch_given: Whether a person said the largest batch.
+        part: Whether it is a router's part: which versions are served is not a person's to say then.
+
+    Raises:
+        DeployError: The file cannot be read.
+    """
     path = folder / CONFIG
     if not path.is_file():
         return generated, ()
     theirs = parse_config(read_text(path, DeployError, "configuration"), str(path))
     base = parse_config(record.generated, RECORD) if record else None
+    if part or theirs.version_policy.HasField("specific"):
+        theirs.version_policy.CopyFrom(generated.version_policy)  # how a version is put in place is no edit
     return merge_configs(base, theirs, generated, _decided(theirs, generated) if batch_given else set())
 
 
@@ -249,22 +233,37 @@ def _decided(theirs: ModelConfig, generated: ModelConfig) -> set[str]:
     return {"max_batch_size", *(("dynamic_batching.preferred_batch_size",) if above else ())}
 
 
-def _write_configs(folder: Path, config: ModelConfig, twin: bool) -> None:
+def write_configs(folder: Path, config: ModelConfig, twin: bool) -> None:
+    """Writes a model's configuration, and for a plan the one for CPUs."""
     write_atomically(folder / CONFIG, text_from_config(config))
     if twin:
-        (folder / _CPU_CONFIG).parent.mkdir(exist_ok=True)
-        write_atomically(folder / _CPU_CONFIG, text_from_config(cpu_twin(config)))
+        (folder / CPU_CONFIG).parent.mkdir(exist_ok=True)
+        write_atomically(folder / CPU_CONFIG, text_from_config(cpu_twin(config)))
 
 
-def _same(old: VersionRecord, new: VersionRecord, folder: Path, version: int, number: int) -> bool:
-    def settled(record: VersionRecord, version: int) -> VersionRecord:
-        texts = {"generated": record.generated.replace(f"MD5:{version}/", "MD5:"), "served": ""}
-        return record.model_copy(update={**texts, "router": ""})
+def _same(old: tuple[VersionRecord, int], new: tuple[VersionRecord, int], folder: Path) -> bool:
+    """Whether a version and the configuration are what they would be made anew, but for the number."""
+
+    def settled(record: VersionRecord, number: int) -> VersionRecord:
+        texts = {"generated": _unnumbered(record.generated, number), "served": ""}
+        return record.model_copy(update={**texts, "router": "", "before": 0})
 
     current = read_text(folder / CONFIG, DeployError, "configuration") if (folder / CONFIG).is_file() else ""
-    return settled(old, version) == settled(new, number) and current.replace(
-        f"MD5:{version}/", "MD5:"
-    ) == new.served.replace(f"MD5:{number}/", "MD5:")
+    served = [_unnumbered(text, number) for text, number in ((current, old[1]), (new[0].served, new[1]))]
+    return settled(*old) == settled(*new) and served[0] == served[1]
+
+
+def _unnumbered(text: str, number: int) -> str:
+    """A version's configuration without its number, and without what is told of others beside it."""
+    config = parse_config(text, CONFIG)
+    config.ClearField("version_policy")
+    for agent in config.model_repository_agents.agents:
+        files = dict(agent.parameters)
+        agent.parameters.clear()
+        for path, digest in files.items():
+            if path.startswith(own := f"MD5:{number}/"):
+                agent.parameters[path.removeprefix(own)] = digest
+    return text_from_config(config)
 
 
 def _check_clients(folder: Path, old: VersionRecord, new: VersionRecord) -> None:
@@ -288,5 +287,5 @@ def _seen_by_clients(record: VersionRecord) -> list[str]:
 def _withdrawn(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
-    numbers = (entry.name.removeprefix(_WITHDRAWN) for entry in folder.glob(f"{_WITHDRAWN}*"))
+    numbers = (entry.name.removeprefix(WITHDRAWN) for entry in folder.glob(f"{WITHDRAWN}*"))
     return [int(number) for number in numbers if number.isdecimal()]

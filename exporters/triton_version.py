@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton_config import parse_config
 
 RECORD = "sparseflow.json"
+CONFIG = "config.pbtxt"
 
 
 class DeployedTensor(Record):
@@ -31,6 +34,8 @@ class VersionRecord(Record):
         needs: Flags of the server that the configuration depends on.
         plugin: The plugin's library that the engine needs, one of its files; "" where it needs none.
         router: The model that it was written for as one of its two; "" where it was deployed for itself.
+        parts: Of a router, the versions of its two models that it sends batches to, by their names.
+        before: The version that was served until then; 0 where none was.
         files: SHA-256 of the version's files.
         generated: The configuration that was generated, before it was merged with an edited one.
         served: The one that was written.
@@ -44,6 +49,8 @@ class VersionRecord(Record):
     needs: tuple[str, ...] = ()
     plugin: str = ""
     router: str = ""
+    parts: dict[str, int] = Field(default_factory=dict)
+    before: int = 0
     files: dict[str, str]
     inputs: tuple[DeployedTensor, ...]
     outputs: tuple[DeployedTensor, ...]
@@ -59,12 +66,30 @@ def versions_in(folder: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and not name.startswith("0"))
 
 
+def served_versions(folder: Path) -> list[int]:
+    """The versions of a model that its configuration has a server serve, in ascending order.
+
+    Others that lie there were served before, or a run that was killed left them: nothing names them yet.
+    Where a person wrote another policy, or there is no configuration, it is the newest.
+
+    Raises:
+        DeployError: The configuration cannot be read.
+    """
+    present, path = versions_in(folder), folder / CONFIG
+    if not path.is_file():
+        return present[-1:]
+    policy = parse_config(read_text(path, DeployError, "configuration"), str(path)).version_policy
+    if not policy.HasField("specific"):
+        return present[-1:]
+    return [number for number in present if number in policy.specific.versions]
+
+
 def read_models(repository: Path) -> dict[str, VersionRecord]:
-    """The newest version's record of each model that this tool deployed to a repository, by name."""
+    """The record of what is served of each model that this tool deployed to a repository, by name."""
     found = {}
     for folder in sorted(repository.iterdir()):
-        present = versions_in(folder)
-        record = read_record(folder, present[-1]) if present else None
+        served = served_versions(folder)
+        record = read_record(folder, served[-1]) if served else None
         if record is not None:
             found[folder.name] = record
     return found

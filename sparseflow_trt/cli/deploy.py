@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.deployments import model_json, print_model, print_verified
+from sparseflow_trt.cli.deployments import model_json, print_load, print_model, print_verified
 from sparseflow_trt.cli.option_values import read_validation_options
 from sparseflow_trt.cli.options import common_options, input_options
 from sparseflow_trt.cli.verdicts import exit_code_of
@@ -160,6 +160,8 @@ def deploy_triton(
     out = console.out()
     for model in deployed:
         print_model(model)
+    if any(model.written.version > 1 and not model.written.unchanged for model in deployed):
+        print_load([model.name for model in deployed])
     seen = f"{repository} at /models"
     if plan.plugins:
         seen += f" and {written[0].parent / 'plugins'} at /plugins"
@@ -298,7 +300,9 @@ def roll_back_model(repository: Path, name: str, as_json: bool) -> int:
     A running server is told by its load request: POST /v2/repository/models/NAME/load.
     """
     from sparseflow_trt._files import alone_in
-    from sparseflow_trt.exporters.triton_repository import check_name, roll_back
+    from sparseflow_trt.exporters.triton_repository import check_name
+    from sparseflow_trt.exporters.triton_rollback import roll_back
+    from sparseflow_trt.exporters.triton_version import read_record
 
     folder = repository / check_name(name)
     with alone_in(repository) if repository.is_dir() else contextlib.nullcontext():
@@ -308,5 +312,6 @@ def roll_back_model(repository: Path, name: str, as_json: bool) -> int:
         return EXIT_OK
     out = console.out()
     out.print(f"{name}: version {withdrawn} is withdrawn, {serves} is the newest.")
-    out.print(f"Tell a running server: curl -X POST http://HOST:8000/v2/repository/models/{name}/load")
+    record = read_record(folder, serves)
+    print_load([*(record.parts if record else ()), name])
     return EXIT_OK

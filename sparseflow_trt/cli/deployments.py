@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.cli import console
@@ -48,6 +48,14 @@ def print_model(model: Deployed) -> None:
         for difference in written.differences:
             table.add_row(difference.field, difference.kept, difference.theirs, difference.ours)
         out.print(table)
+
+
+def print_load(models: Sequence[str]) -> None:
+    """Prints how a running server takes what was written: of a router its two models first."""
+    out, order = console.out(), ", one after the other" if len(models) > 1 else ""
+    out.print(f"A running server takes it when it is told{order}:")
+    for name in models:
+        out.print(f"  curl -X POST http://HOST:8000/v2/repository/models/{name}/load")
 
 
 def print_verified(found: Verified) -> None:

@@ -13,8 +13,8 @@ from sparseflow_trt.exporters.triton_check import check_config
 from sparseflow_trt.exporters.triton_config import PLAN_FILE, Device, Route, ServedModel, make_config
 from sparseflow_trt.exporters.triton_models import MODEL_FILE, write_model_py
 from sparseflow_trt.exporters.triton_releases import check_tensorrt, release_of, tensorrt_of
-from sparseflow_trt.exporters.triton_repository import CONFIG, NewVersion, largest_batch
-from sparseflow_trt.exporters.triton_version import versions_in
+from sparseflow_trt.exporters.triton_repository import NewVersion, largest_batch
+from sparseflow_trt.exporters.triton_version import CONFIG, versions_in
 from sparseflow_trt.serving.deployment import DeployOptions, Planned, needs_of
 from sparseflow_trt.serving.served_artifact import RUNTIMES, Artifact, choose_route, plugin_notes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from sparseflow_trt.exporters.triton_config import ServedModel, make_config
 from sparseflow_trt.exporters.triton_models import MODEL_FILE, write_router_py
 from sparseflow_trt.exporters.triton_repository import NewVersion, is_router, plugins_in
 from sparseflow_trt.exporters.triton_tensors import Ends, ServedTensor
-from sparseflow_trt.exporters.triton_version import read_record, versions_in
+from sparseflow_trt.exporters.triton_version import read_record, served_versions, versions_in
 from sparseflow_trt.serving.deployment import Deployed, DeployOptions, Planned, needs_of, write_planned
 from sparseflow_trt.serving.engine_deployment import plan_engine
 from sparseflow_trt.serving.served_artifact import Artifact
@@ -32,8 +33,10 @@ def deploy_router(
 ) -> tuple[Deployed, ...]:
     """Writes two artifacts' engines into the repository, and the router that gives them batches.
 
-    All three are planned before one is written. Where one then cannot be written, what was stays, and the
-    same command goes on from there, with artifacts that were built anew, too.
+    The router names the versions of its two models, which serve the versions of the router before on until it
+    is written: the three change together, by one rename. Both engines are planned before one is written.
+    Where one then cannot be written, what was is served on, and the same command goes on from there, with
+    artifacts that were built anew, too.
 
     Raises:
         ArtifactError: The disk is full or not writable.
@@ -58,15 +61,24 @@ def deploy_router(
         if library and planned.version.route == "tensorrt_plan":
             plugins[part_name] = library.sha256
         parts.append(planned)
-    router = _plan_router(name, sparse, dense, least, options)
-    return tuple(write_planned(planned, options) for planned in (*parts, router))
+    written = [write_planned(planned, options) for planned in parts]
+    versions = {part.name: part.written.version for part in written}
+    router = _plan_router(name, sparse, dense, least, versions, options)
+    return (*written, write_planned(router, options))
 
 
-def _plan_router(name: str, sparse: Artifact, dense: Artifact, least: int, options: DeployOptions) -> Planned:
+def _plan_router(
+    name: str,
+    sparse: Artifact,
+    dense: Artifact,
+    least: int,
+    versions: Mapping[str, int],
+    options: DeployOptions,
+) -> Planned:
     """The model that gives batches of so many items or more to the sparse engine, others to the dense."""
     batching = replace(sparse.batching, max_batch_size=_largest_batch(sparse, dense))
     to_sparse, to_dense = _names_of_parts(name)
-    text = write_router_py(to_sparse, to_dense, least)
+    text = write_router_py((to_sparse, versions[to_sparse]), (to_dense, versions[to_dense]), least)
 
     def configure(number: int, place: Path) -> ModelConfig:
         return make_config(
@@ -95,6 +107,7 @@ def _plan_router(name: str, sparse: Artifact, dense: Artifact, least: int, optio
         cpu_twin=False,
         needs=needs_of(options, version_compatible=False),
         batch_given=options.max_batch_size is not None,
+        parts=versions,
     )
     notes = [f"Batches of {least} and more go to '{to_sparse}', smaller ones to '{to_dense}'."]
     if note := _weights_note(sparse.manifest, dense.manifest):
@@ -151,7 +164,8 @@ def _refuse_other(name: str, part: Artifact, router: str, repository: Path) -> N
     One that was written as that router's part is none: the router itself was not written then, or is gone.
     """
     present = versions_in(repository / name)
-    record = read_record(repository / name, present[-1]) if present else None
+    served = served_versions(repository / name)
+    record = read_record(repository / name, served[-1]) if served else None
     if record and (record.router == router or record.build_key == part.manifest.build_key):
         return
     if present:

@@ -28,7 +28,7 @@ from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.triton_models import write_stand_in
 from sparseflow_trt.exporters.triton_repository import largest_batch
-from sparseflow_trt.exporters.triton_version import VersionRecord, check_version, versions_in
+from sparseflow_trt.exporters.triton_version import VersionRecord, check_version, served_versions, versions_in
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.serving.engine_ends import narrows_integers
 from sparseflow_trt.serving.served_artifact import Artifact, model_name, read_artifact
@@ -164,16 +164,17 @@ def _reference(artifact: Path, given: Path | None, scratch: Path) -> Path:
 
 
 def _deployed(folder: Path, artifact: Artifact) -> tuple[int, VersionRecord]:
-    present = versions_in(folder)
-    if not present:
+    served = served_versions(folder)
+    if not served:
         raise DeployError(f"{folder} holds no version of a model.", "Deploy the artifact there first.")
-    record = check_version(folder, present[-1])
-    if record.backend != "router" and record.build_key != artifact.manifest.build_key:
+    record = check_version(folder, served[-1])
+    engines = [check_version(folder.parent / part, number) for part, number in record.parts.items()]
+    if artifact.manifest.build_key not in [engine.build_key for engine in engines or [record]]:
         raise ArtifactError(
-            f"{folder} serves another build than {artifact.folder} as version {present[-1]}.",
+            f"{folder} serves another build than {artifact.folder} as version {served[-1]}.",
             "Deploy the artifact, or name the one that is served.",
         )
-    return present[-1], record
+    return served[-1], record
 
 
 @contextlib.contextmanager
@@ -183,15 +184,17 @@ def _served(
     """Where the model is served, and whether a stand-in answers."""
     if options.addresses is not None:
         # Not whether the server is ready: after a refused version it says no, and serves the one before on.
-        if not is_ready(options.addresses.http, f"models/{name}/versions/{version}"):
-            raise DeployError(
-                f"the server at {options.addresses.http} is not ready with version {version} of '{name}'.",
-                f"Start it, or tell it: curl -X POST http://{options.addresses.http}/v2/repository/models/"
-                f"{name}/load; without --http and --grpc one is started here.",
-            )
+        at = options.addresses.http
+        for model, number in (*record.parts.items(), (name, version)):
+            if not is_ready(at, f"models/{model}/versions/{number}"):
+                raise DeployError(
+                    f"the server at {at} is not ready with version {number} of '{model}'.",
+                    f"Start it, or tell it: curl -X POST http://{at}/v2/repository/models/{model}/load; "
+                    "without --http and --grpc one is started here.",
+                )
         yield options.addresses, False
         return
-    names = [name, f"{name}-sparse", f"{name}-dense"] if record.backend == "router" else [name]
+    names = [*record.parts, name]
     gpu = bool(find_gpus())
     needs_gpu = record.route == "python" and record.backend in ("tensorrt", "tensorrt-rtx")
     if needs_gpu and not gpu:

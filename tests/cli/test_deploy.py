@@ -269,6 +269,25 @@ def test_rollback_serves_the_version_before(
         sparseflow("build", mlp("n.onnx", seed=1), "-o", "n.artifact", "--policy", "a100-80gb", *BUILD).code
         == 0
     )
-    assert sparseflow(*deploy, "n.artifact").code == 0
+    told = "A running server takes it when it is told:\n  curl -X POST http://HOST:8000/v2/repository/models/m/load"
+    assert told in sparseflow(*deploy, "n.artifact").out
+    assert told not in sparseflow(*deploy, "n.artifact").out
     assert sparseflow(*rollback, "--json").json == {"name": "m", "withdrawn": 2, "version": 1}
     assert json.loads((tmp_path / "models/m/1/sparseflow.json").read_text())["route"] == "python"
+
+
+def test_a_running_server_is_told_of_a_routers_engines_first(
+    mlp: Callable[..., Path], sparseflow: Sparseflow
+) -> None:
+    for name, sparsity in (("m", "force"), ("d", "off"), ("e", "off")):
+        model = mlp(f"{name}.onnx", seed=int(name == "e"))
+        assert sparseflow("build", model, "-o", f"{name}.artifact", "--sparsity", sparsity, *BUILD).code == 0
+    deploy = ("deploy", "triton", "m.artifact", "--sparse-from", "2", "--repository", "models", "--dense")
+    first = sparseflow(*deploy, "d.artifact")
+    assert (first.code, "A running server" in first.out) == (0, False), first.error
+    lines = [
+        f"  curl -X POST http://HOST:8000/v2/repository/models/{m}/load" for m in ("m-sparse", "m-dense", "m")
+    ]
+    told = "\n".join(["A running server takes it when it is told, one after the other:", *lines])
+    assert told in sparseflow(*deploy, "e.artifact").out
+    assert told in sparseflow("deploy", "rollback", "--repository", "models", "--name", "m").out

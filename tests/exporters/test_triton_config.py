@@ -23,7 +23,6 @@ def test_a_plan_is_served_with_every_profile_in_one_group() -> None:
     assert [list(tensor.dims) for tensor in config.output] == [[4]]
     assert config.input[1].HasField("reshape") and not config.input[1].reshape.shape
     assert list(config.dynamic_batching.preferred_batch_size) == [4, 8]
-    assert config.version_policy.latest.num_versions == 1
     (agent,) = config.model_repository_agents.agents
     assert (agent.name, dict(agent.parameters)) == ("checksum", {"MD5:3/model.plan": "0" * 32})
 

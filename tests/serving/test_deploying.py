@@ -7,6 +7,7 @@ import getpass
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,10 +22,17 @@ from hypothesis import strategies as st
 
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.errors import ArtifactError, DeployError
+from sparseflow_trt.exporters import triton_repository
 from sparseflow_trt.exporters.triton_config import ServedModel, make_config, parse_config
 from sparseflow_trt.exporters.triton_manifests import server_command
-from sparseflow_trt.exporters.triton_repository import largest_batch, roll_back
-from sparseflow_trt.exporters.triton_version import check_version, read_record, versions_in
+from sparseflow_trt.exporters.triton_repository import largest_batch
+from sparseflow_trt.exporters.triton_rollback import roll_back
+from sparseflow_trt.exporters.triton_version import (
+    check_version,
+    read_record,
+    served_versions,
+    versions_in,
+)
 from sparseflow_trt.serving import engine_deployment
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions
@@ -248,6 +256,40 @@ def test_a_failed_write_leaves_what_was_served(
     with pytest.raises(ArtifactError, match="No space left"):
         deploy(other_artifact, DeployOptions(repository, "m"))
     assert {p: p.read_bytes() for p in repository.rglob("*") if p.is_file()} == before
+
+
+def test_what_a_killed_run_left_is_neither_served_nor_taken_for_an_edit(
+    ort_artifact: Path, other_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between a version and its configuration: the older one's values were kept as if edited."""
+    repository = tmp_path / "repository"
+    deploy(ort_artifact, DeployOptions(repository, "m", delay_us=500))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(triton_repository, "write_configs", lambda *_: signal.raise_signal(signal.SIGINT))
+        deploy(other_artifact, DeployOptions(repository, "m", delay_us=900))
+    assert versions_in(repository / "m") == [1, 2] and served_versions(repository / "m") == [1]
+    written = deploy(other_artifact, DeployOptions(repository, "m", delay_us=900))[0].written
+    assert (written.version, written.differences) == (3, ())
+    assert written.config.dynamic_batching.max_queue_delay_microseconds == 900
+    assert served_versions(repository / "m") == [3]
+    assert roll_back(repository / "m") == (3, 1)  # to what was served before
+
+
+def test_versions_that_a_person_has_served_stay_served(
+    ort_artifact: Path, other_artifact: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    deploy(ort_artifact, DeployOptions(repository, "m"))
+    path = repository / "m" / "config.pbtxt"
+    ours = re.compile(r"version_policy \{\n  specific \{\n    versions: 1\n  \}\n\}\n")
+    text, found = ours.subn("version_policy { all { } }\n", path.read_text(encoding="utf-8"))
+    assert found == 1
+    path.write_text(text, encoding="utf-8")
+    (model,) = deploy(other_artifact, DeployOptions(repository, "m"))
+    assert model.written.config.version_policy.HasField("all")
+    assert [difference.field for difference in model.written.differences] == ["version_policy"]
+    assert served_versions(repository / "m") == [2]  # the newest of them answers
+    assert roll_back(repository / "m") == (2, 1)
 
 
 def test_clients_are_not_broken(ort_artifact: Path, other_artifact: Path, tmp_path: Path) -> None:

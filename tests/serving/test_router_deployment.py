@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.errors import DeployError
+from sparseflow_trt.errors import ArtifactError, DeployError
+from sparseflow_trt.exporters.triton_rollback import roll_back
+from sparseflow_trt.exporters.triton_version import read_record, served_versions, versions_in
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions
+from sparseflow_trt.serving.verify import VerifyOptions, verify
 
 AsTensorrt = Callable[..., Path]
 LIBRARY = "libsparseflow_linear24.trt10.so"
@@ -81,3 +84,92 @@ def test_the_two_engines_of_a_router_need_one_plugin_library(
     ):
         deploy(sparse, DeployOptions(tmp_path / "repository", "m", dense=other))
     assert not (tmp_path / "repository").exists()
+
+
+def test_a_router_names_the_versions_of_its_engines_and_none_of_these_is_removed(
+    ort_artifact: Path, other_artifact: Path, dense_artifact: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    router = DeployOptions(repository, "m", dense=dense_artifact, keep=2)
+    first = deploy(ort_artifact, router)[-1].written
+    record = read_record(first.folder, first.version)
+    assert record is not None and record.parts == {"m-sparse": 1, "m-dense": 1}
+    blocked = repository / "m" / "config.pbtxt"
+    text = blocked.read_text(encoding="utf-8")
+    blocked.write_text(text.replace("max_batch_size: 16", "max_batch_size: 64"), encoding="utf-8")
+    for artifact in (other_artifact, ort_artifact, other_artifact):  # the router itself is refused each time
+        with pytest.raises(DeployError, match="max_batch_size is 64"):
+            deploy(artifact, router)
+        assert 1 in served_versions(repository / "m-sparse")
+    assert versions_in(repository / "m-sparse") == [1, 3, 4] and versions_in(repository / "m") == [1]
+    blocked.write_text(text, encoding="utf-8")
+    sparse, dense, second = (model.written for model in deploy(other_artifact, router))
+    assert (sparse.version, sparse.unchanged, dense.unchanged, second.version) == (4, True, True, 2)
+    assert served_versions(repository / "m-sparse") == [1, 4]
+    deploy(ort_artifact, router)
+    assert versions_in(repository / "m-sparse") == [1, 4, 5] and versions_in(repository / "m") == [2, 3]
+    assert served_versions(repository / "m-sparse") == [4, 5]
+    assert deploy(other_artifact, router)[0].written.removed == (1,)  # no router names it any more
+
+
+def test_a_router_is_rolled_back_with_its_engines(
+    ort_artifact: Path, other_artifact: Path, dense_artifact: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    router = DeployOptions(repository, "m", dense=dense_artifact)
+    for artifact in (ort_artifact, other_artifact, ort_artifact):
+        deploy(artifact, router)
+    with pytest.raises(DeployError, match="one of the two models that the router 'm' sends batches to") as no:
+        roll_back(repository / "m-sparse")
+    assert no.value.hint == "Roll back the router, and both with it: --name m."
+    assert served_versions(repository / "m-sparse") == [2, 3]
+    assert [roll_back(repository / "m"), roll_back(repository / "m")] == [(3, 2), (2, 1)]
+    assert served_versions(repository / "m-sparse") == [1, 2, 3]
+    record = read_record(repository / "m", 1)
+    assert record is not None and record.parts == {"m-sparse": 1, "m-dense": 1}
+    again = deploy(other_artifact, router)
+    assert [model.written.version for model in again] == [4, 1, 4]
+    assert again[0].written.differences == () and served_versions(repository / "m-sparse") == [1, 4]
+
+
+def test_a_rollback_to_an_engine_that_is_gone_is_refused_before_anything_changes(
+    ort_artifact: Path, other_artifact: Path, dense_artifact: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    for artifact in (ort_artifact, other_artifact, ort_artifact):
+        deploy(artifact, DeployOptions(repository, "m", dense=dense_artifact))
+    roll_back(repository / "m")
+    shutil.rmtree(repository / "m-sparse" / "1")
+    with pytest.raises(DeployError, match="m-sparse has no version 1 any more"):
+        roll_back(repository / "m")
+    assert served_versions(repository / "m") == versions_in(repository / "m")[-1:] == [2]
+
+
+def test_both_engines_of_a_plan_keep_their_checksums(
+    ort_artifact: Path, other_artifact: Path, dense_artifact: Path, as_tensorrt: AsTensorrt, tmp_path: Path
+) -> None:
+    """Triton reads one configuration for the versions that it serves beside each other."""
+    dense = as_tensorrt(dense_artifact, tmp_path / "plans", "dense")
+    for name, artifact in (("one", ort_artifact), ("two", other_artifact)):
+        plan = as_tensorrt(artifact, tmp_path / "plans", name)
+        (written, *_) = deploy(plan, DeployOptions(tmp_path / "repository", "m", dense=dense))
+    config = written.written.config
+    assert list(config.version_policy.specific.versions) == [1, 2]
+    (agent,) = config.model_repository_agents.agents
+    assert sorted(agent.parameters) == ["MD5:1/model.plan", "MD5:2/model.plan"]
+    assert all(model.written.unchanged for model in deploy(plan, DeployOptions(
+        tmp_path / "repository", "m", dense=dense)))  # fmt: skip
+
+
+def test_a_router_is_verified_with_what_its_engines_were_made_from(
+    ort_artifact: Path, other_artifact: Path, dense_artifact: Path, tmp_path: Path
+) -> None:
+    """Before a server starts: a router's own files are the same whatever its engines are."""
+    repository = tmp_path / "repository"
+    deploy(ort_artifact, DeployOptions(repository, "m", dense=dense_artifact))
+    with pytest.raises(ArtifactError, match="m serves another build than"):
+        verify(other_artifact, VerifyOptions(repository, "m"))
+    engine = repository / "m-dense" / "1" / "model.ort.data"
+    engine.write_bytes(engine.read_bytes()[:-1] + b"?")
+    with pytest.raises(DeployError, match=r"m-dense/1/model\.ort\.data is not the file that was deployed"):
+        verify(ort_artifact, VerifyOptions(repository, "m"))
