@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PLUGIN = "plugin.so"  # one name for all versions, so that the server's command holds for each
 CPU_CONFIG = "configs/cpu.pbtxt"
 _ARTIFACT = "manifest.json"  # what an artifact's folder holds, and a model's does not
+_REMOVED = ".removed-"
 WITHDRAWN = ".withdrawn-"  # Triton takes folders with numbers for versions, and leaves others alone
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -162,7 +163,10 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
     spare = present[: max(0, len(present) + 1 - max(keep, 2))]
     removed = tuple(old for old in spare if old not in named.union(served))
     for old in removed:
-        shutil.rmtree(folder / str(old))
+        (folder / str(old)).rename(folder / f"{_REMOVED}{old}")  # a half removed one is no version
+    for gone in folder.glob(f"{_REMOVED}*"):
+        # on NFS what a server holds open cannot be removed yet: the next deployment does it
+        shutil.rmtree(gone, ignore_errors=True)
     return Written(folder, number, config, differences, removed=removed)
 
 

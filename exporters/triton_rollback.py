@@ -40,7 +40,7 @@ def roll_back(folder: Path) -> tuple[int, int]:
     older = [number for number in versions_in(folder) if served and number < served[-1]]
     if not older:
         raise DeployError(
-            f"{folder} has {len(served)} version(s), and to roll back takes two.",
+            f"{folder} serves {f'version {served[-1]}' if served else 'nothing'}, and has none before it.",
             "Deploy the artifact that is to be served.",
         )
     newest = read_record(folder, served[-1])

@@ -264,7 +264,7 @@ def test_rollback_serves_the_version_before(
     assert sparseflow(*deploy, artifact).code == 0
     other = sparseflow(*rollback[:-1], "n")
     assert (other.code, other.error) == (1, "models has no model 'n'; it has m.")
-    assert "has 1 version(s), and to roll back takes two" in sparseflow(*rollback).error
+    assert "m serves version 1, and has none before it" in sparseflow(*rollback).error
     assert (
         sparseflow("build", mlp("n.onnx", seed=1), "-o", "n.artifact", "--policy", "a100-80gb", *BUILD).code
         == 0
