@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -24,7 +24,7 @@ class ServerPlan:
         flags: What the models' configurations depend on.
         plugins: Names of plugin libraries in /plugins.
         packages: What pip adds to the image, for the Python backend.
-        stubs: How many processes the Python backend runs.
+        stubs: How many processes the Python backend runs for each version of a model, by the model's name.
         gpu: Whether it takes one.
         queue_us: The average wait in the queue, in microseconds, from which on Kubernetes adds a replica.
         own_plugins: Plugin libraries that models bring, seen from the repository: NAME/plugin.so.
@@ -35,7 +35,7 @@ class ServerPlan:
     flags: Sequence[str] = ()
     plugins: Sequence[str] = ()
     packages: Sequence[str] = ()
-    stubs: int = 0
+    stubs: Mapping[str, int] = field(default_factory=dict)
     gpu: bool = True
     queue_us: int = 2000
     own_plugins: Sequence[str] = ()
@@ -130,12 +130,19 @@ def alive_command(plan: ServerPlan) -> str:
 
     One that was killed is not started again, and its model's ready endpoint goes on saying yes.
     """
-    live = f"curl -sf http://127.0.0.1:{_PORTS['http']}/v2/health/live"
+    server = f"http://127.0.0.1:{_PORTS['http']}/v2"
+    live = f"curl -sf {server}/health/live"
     if not plan.stubs:
         return live
+    # as many as the server says that there are versions: of a router's engines there are two after an update
+    told = f"told=$(curl -sf -X POST {server}/repository/index | tr '{{' '\\n')"
+    wanted = " + ".join(
+        f'{count} * $(echo "$told" | grep -c \'"name":"{name}",.*READY\')'
+        for name, count in plan.stubs.items()
+    )
     # in brackets, so that the pattern does not find this very command
     found = "grep -sl '[t]riton_python_backend_stub' /proc/[0-9]*/cmdline | wc -l"
-    return f'{live} && [ "$({found})" -ge {plan.stubs} ]'
+    return f'{live} && {told} && [ "$({found})" -ge $(({wanted})) ]'
 
 
 def _deployment(plan: ServerPlan, name: str) -> dict[str, Any]:
@@ -165,12 +172,22 @@ def _deployment(plan: ServerPlan, name: str) -> dict[str, Any]:
         "startupProbe": {**ready, "periodSeconds": 5, "failureThreshold": 60},
         "readinessProbe": {**ready, "periodSeconds": 5},
         "livenessProbe": {**live, "periodSeconds": 10, "failureThreshold": 3},
+        # it ends while requests still come to it, until every node knows that it does
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", "5"]}}},
         "volumeMounts": mounts,
-        "securityContext": {"allowPrivilegeEscalation": False},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
     }
     if plan.gpu:
         container["resources"] = {"limits": {"nvidia.com/gpu": 1}}
-    pod = {"containers": [container], "volumes": volumes, "terminationGracePeriodSeconds": 40}
+    pod = {
+        "containers": [container],
+        "volumes": volumes,
+        "terminationGracePeriodSeconds": 40,  # Triton takes up to 30 to answer what it has
+        "automountServiceAccountToken": False,
+    }
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",

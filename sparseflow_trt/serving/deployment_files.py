@@ -92,7 +92,7 @@ def plan_server(repository: Path, plugins: Sequence[Path], container: str | None
         plugins=sorted(names),
         own_plugins=list(own.values()),
         packages=list(dict.fromkeys(packages)),
-        stubs=sum(instances_of(record) for record in models.values() if record.route == "python"),
+        stubs={name: instances_of(record) for name, record in models.items() if record.route == "python"},
         gpu=any(backend not in ("onnxruntime", "router") for _, backend in kinds),
     )
 

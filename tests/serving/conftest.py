@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
 from sparseflow_trt.building.plan_options import PlanOptions
-from sparseflow_trt.engines.triton_server import find_server
+from sparseflow_trt.engines.triton_server import Server, find_server
 from sparseflow_trt.errors import NotInstalledError
 from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, build
@@ -30,6 +31,15 @@ def tritonserver() -> None:
         find_server()
     except NotInstalledError as error:
         pytest.skip(error.message)
+
+
+def succeeds(command: str, server: Server) -> bool:
+    """Whether a probe of the Deployment does, but for the port, and for other tests' servers."""
+    words = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
+    (backends,) = (word.partition("=")[2] for word in words if word.startswith("--backend-directory="))
+    command = command.replace("127.0.0.1:8000", server.at.http)
+    command = command.replace("[t]riton", f"{backends}/python/[t]riton")
+    return subprocess.run(["sh", "-c", command], capture_output=True, check=False).returncode == 0
 
 
 def write_model(path: Path, seed: int = 0) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import numpy as np
 import pytest
 
 from sparseflow_trt.engines.triton_server import Server, ServerOptions, start_server
+from sparseflow_trt.exporters.triton_manifests import alive_command, ready_command
 from sparseflow_trt.exporters.triton_rollback import roll_back
 from sparseflow_trt.exporters.triton_version import served_versions, versions_in
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions
-from tests.serving.conftest import build_artifact
+from sparseflow_trt.serving.deployment_files import plan_server
+from tests.serving.conftest import build_artifact, succeeds
 
 MODELS = ("m-sparse", "m-dense", "m")  # the router last, as it is told to a server
 BATCHES = (1, 8)  # to the dense engine, and to the sparse one
@@ -118,6 +121,11 @@ def client_of(server: Server) -> Iterator[Any]:
         yield client
 
 
+def processes_of(server: Server) -> list[str]:
+    tasks = Path(f"/proc/{server.pid}/task").iterdir()
+    return [pid for task in tasks for pid in (task / "children").read_text().split()]
+
+
 def tell(server: Server) -> None:
     """Has a server take what lies in the repository, in the order that `deploy triton` says."""
     with client_of(server) as client:
@@ -163,6 +171,9 @@ def test_an_update_that_is_killed_anywhere_leaves_one_pair_answering(
         answers.learn("new")
         assert not answers.failed and answers.seen == {("1", batch, "old") for batch in BATCHES}
 
+        plan = plan_server(repository, (), None)
+        assert succeeds(ready_command(plan), server) and succeeds(alive_command(plan), server)
+
         answers.seen.clear()
         with answers.watched():
             assert roll_back(repository / "m") == (3, 1)
@@ -170,3 +181,11 @@ def test_an_update_that_is_killed_anywhere_leaves_one_pair_answering(
             assert answers.now() == {"old"}
         assert not answers.failed
         assert answers.seen == {(v, b, pair) for v, pair in (("3", "new"), ("1", "old")) for b in BATCHES}
+        assert succeeds(alive_command(plan), server)
+        stubs = [Path(f"/proc/{pid}/cmdline") for pid in processes_of(server)]
+        (one, *_) = [stub for stub in stubs if "m-sparse" in stub.read_text()]  # two versions are loaded
+        os.kill(int(one.parent.name), signal.SIGKILL)
+        until = time.monotonic() + 20  # the router's that was withdrawn is on its way out
+        while succeeds(alive_command(plan), server) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert succeeds(ready_command(plan), server) and not succeeds(alive_command(plan), server)

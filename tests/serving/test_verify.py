@@ -37,6 +37,7 @@ from sparseflow_trt.validation.tolerances import DEFAULTS
 from sparseflow_trt.validation.triton_load import find_perf_analyzer
 from tests.serving.conftest import (
     PROFILES,
+    succeeds,
     write_model,
     write_model_of_columns,
 )
@@ -430,15 +431,6 @@ def test_the_probes_see_a_stub_that_was_killed(ort_artifact: Path, tmp_path: Pat
     repository = tmp_path / "repository"
     deploy(ort_artifact, DeployOptions(repository))
     plan = plan_server(repository, (), None)
-
-    def succeeds(command: str, server: Server) -> bool:
-        # of this server alone: other tests' servers run beside it
-        words = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")
-        (backends,) = (word.partition("=")[2] for word in words if word.startswith("--backend-directory="))
-        command = command.replace("127.0.0.1:8000", server.at.http).replace(
-            "[t]riton", f"{backends}/python/[t]riton"
-        )
-        return subprocess.run(["sh", "-c", command], capture_output=True, check=False).returncode == 0
 
     with start_server(repository, ServerOptions(load=["mlp"])) as server, client_of(server) as client:
         assert succeeds(ready_command(plan), server) and succeeds(alive_command(plan), server)
