@@ -123,7 +123,7 @@ def parse_config(text: str, source: str) -> ModelConfig:
     try:
         return text_format.Parse(text, pb.ModelConfig())
     except text_format.ParseError as error:
-        where = " ".join(str(error).split())
+        where = " ".join(str(error).split()).rstrip(".")
         raise DeployError(
             f"{source} is no configuration of Triton: {where}.", "Correct that line."
         ) from error

@@ -143,6 +143,8 @@ def deploy_triton(
     check_plugins(plugins)
     check_wanted(files, options["container"])
     check_folder_of_files(deployment_folder(repository))
+    if repository.is_dir():  # what its other models say wrongly is told before one is written
+        plan_server(repository, plugins, options["container"])
     asked = DeployOptions(repository, name, gpus=chosen, count=instances, delay_us=queue_delay, **options)
     deployed = [model for artifact in artifacts for model in deploy(artifact, asked)]
     with alone_in(repository):  # the files are of all models that are there by now

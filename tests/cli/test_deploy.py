@@ -142,6 +142,20 @@ def test_a_plugin_that_no_server_could_load_is_refused_before_anything_is_deploy
     assert not (tmp_path / "models.deploy").exists()
 
 
+def test_what_another_models_configuration_says_wrongly_is_told_before_one_is_written(
+    artifact: Path, sparseflow: Sparseflow, tmp_path: Path
+) -> None:
+    deploy = ("deploy", "triton", artifact, "--repository", "models", "--name")
+    assert sparseflow(*deploy, "other").code == 0
+    path = tmp_path / "models" / "other" / "config.pbtxt"
+    path.write_text(path.read_text(encoding="utf-8") + "oops: 1\n", encoding="utf-8")
+    done = sparseflow(*deploy, "m")
+    assert done.code == 1
+    assert done.error.startswith("models/other/config.pbtxt is no configuration of Triton: ")
+    assert done.error.endswith('has no field named "oops".')
+    assert not (tmp_path / "models" / "m").exists()
+
+
 def test_an_edited_configuration_is_shown(artifact: Path, sparseflow: Sparseflow, tmp_path: Path) -> None:
     deploy = ("deploy", "triton", artifact, "--repository", "models")
     assert sparseflow(*deploy).code == 0
