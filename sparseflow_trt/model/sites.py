@@ -42,8 +42,9 @@ _RUNTIMES = (
 )  # fmt: skip
 
 # The smallest K of an mma.sp instruction of each type (PTX ISA, "Matrix shape" of mma.sp): a shorter
-# product cannot fill one sparse tensor core instruction.
-SMALLEST_K = {"FP32": 8, "FP16": 16, "BF16": 16, "INT8": 32, "UINT8": 32, "FP8": 32, "FP8-E5M2": 32}
+# product cannot fill one sparse tensor core instruction. FP32 weights run 2:4 in 16 bits alone: of TF32 the
+# instructions take one of two, not two of four.
+SMALLEST_K = {"FP32": 16, "FP16": 16, "BF16": 16, "INT8": 32, "UINT8": 32, "FP8": 32, "FP8-E5M2": 32}
 _DTYPE_NAMES = {
     "FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16", "DOUBLE": "FP64",
     "FLOAT8E4M3FN": "FP8", "FLOAT8E5M2": "FP8-E5M2",
@@ -122,9 +123,14 @@ def why_not_2to4(dtype: str, k: int) -> str:
         return f"no sparse tensor core product for {dtype} weights"
     if k % GROUP:
         return f"K={k} is not a multiple of {GROUP}"
-    if k < SMALLEST_K[dtype]:
-        return f"too small: K={k}, a sparse {dtype} instruction takes {SMALLEST_K[dtype]}"
-    return ""
+    return why_too_small(dtype, k)
+
+
+def why_too_small(dtype: str, k: int) -> str:
+    """Why K fills no sparse instruction of a type, "" where it does, or where there is none."""
+    smallest = SMALLEST_K.get(dtype, 0)
+    runs_in = "FP16 or BF16" if dtype == "FP32" else dtype
+    return f"too small: K={k}, a sparse {runs_in} instruction takes {smallest}" if k < smallest else ""
 
 
 def dtype_name(tensor: ir.TensorProtocol) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer
 from sparseflow_trt.model.packing import ROWS, round_up
-from sparseflow_trt.model.sites import SMALLEST_K
+from sparseflow_trt.model.sites import why_too_small
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.plans.shapes import Dims, Profile, dims_at
 from sparseflow_trt.policies.expected import Verdict
@@ -106,10 +106,8 @@ def decide(
         return Decision("dense", f"cannot be 2:4: {layer.reason}")
     if layer.state is SparsityState.NOT_SPARSE:
         return Decision("dense", f"weights are not 2:4: {layer.reason}")
-    smallest = SMALLEST_K.get(precision.upper(), 0)
-    if layer.k < smallest:  # enough for the type that it is stored in
-        reason = f"too small: K={layer.k}, a sparse {precision.upper()} instruction takes {smallest}"
-        return Decision("dense", reason)
+    if why := why_too_small(precision.upper(), layer.k):  # it may be stored in another type
+        return Decision("dense", why)
     if mode == "off":
         return Decision("dense", "sparsity is off")
     if mode == "force":

@@ -256,7 +256,7 @@ def chains(draw: st.DrawFn) -> tuple[tuple[int, ...], list[tuple[str, tuple[int,
         else:
             shape = draw(_factors(size))
             steps.append(("reshape", shape))
-    k = draw(st.sampled_from([d for d in range(8, size + 1, 4) if size % d == 0]))
+    k = draw(st.sampled_from([d for d in range(16, size + 1, 4) if size % d == 0]))
     rest = size // k
     batch = draw(st.sampled_from([d for d in range(1, rest + 1) if rest % d == 0]))
     last = (k, rest) if batch == 1 else (batch, k, rest // batch)

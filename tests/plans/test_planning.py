@@ -95,13 +95,15 @@ def test_reasons(state: SparsityState, options: dict[str, Any], sparsity: str, r
 
 
 def test_a_product_too_short_for_the_planned_type_is_dense() -> None:
-    """K=12 fills a sparse instruction of FP32 (TF32), and none of FP16."""
-    layers = (make_layer("short", k=12),)
-    found = {p: make_plan(layers, (), {}, None, p, "force").layers[0] for p in PRECISIONS}
-    assert {p: layer.sparsity for p, layer in found.items()} == {
-        "fp32": "sparse", "fp16": "dense", "keep": "sparse",
-    }  # fmt: skip
-    assert found["fp16"].reason == "too small: K=12, a sparse FP16 instruction takes 16"
+    """K=16 fills a sparse instruction of FP16, K=12 none of any type."""
+    found = {
+        (k, p): make_plan((make_layer("short", k=k),), (), {}, None, p, "force").layers[0]
+        for k in (12, 16)
+        for p in PRECISIONS
+    }
+    assert {layer.sparsity for (k, _), layer in found.items() if k == 12} == {"dense"}
+    assert {layer.sparsity for (k, _), layer in found.items() if k == 16} == {"sparse"}
+    assert found[12, "fp16"].reason == "too small: K=12, a sparse FP16 instruction takes 16"
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_rows_of_a_layer_that_is_called_by_its_inputs_name() -> None:
     ("layer", "why"),
     [
         (torch.nn.Linear(30, 8), "K=30 is not a multiple of 4"),
-        (torch.nn.Linear(4, 8), "too small: K=4, a sparse FP32 instruction takes 8"),
+        (torch.nn.Linear(12, 8), "too small: K=12, a sparse FP16 or BF16 instruction takes 16"),
         (torch.nn.Linear(12, 8).half(), "too small: K=12, a sparse FP16 instruction takes 16"),
         (torch.nn.Linear(32, 8, dtype=torch.float64), "no sparse tensor core product for float64 weights"),
         (torch.nn.Linear(32, 8, device="meta"), "its weight is not loaded (it is on PyTorch's meta device)"),
