@@ -36,8 +36,8 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
     Of an artifact in MODEL's place: what was planned for each layer and why, what the engine runs, and how
     far it is from FP32, as `build` printed it.
 
-    Exits with 0 where every eligible weight is 2:4, with 3 where one is not; with --since, where a step broke
-    one or left one out.
+    Exits with 0 where every eligible weight is 2:4, with 3 where one is not or has its mask apart; with
+    --since, where a step broke one or left one out.
     """
     from sparseflow_trt.building.artifact_export import is_artifact
     from sparseflow_trt.model.graph import all_eligible_sparse, read_layers

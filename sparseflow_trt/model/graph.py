@@ -20,6 +20,7 @@ from sparseflow_trt.model.sites import (
     why_not_eligible,
 )
 from sparseflow_trt.model.symbolic import SymbolicM
+from sparseflow_trt.model.trace import MASK_APART
 from sparseflow_trt.model.weights import TracedWeight, Untraceable
 
 
@@ -128,8 +129,11 @@ def read_layers(
 
 
 def all_eligible_sparse(layers: tuple[WeightedLayer, ...]) -> bool:
-    """Whether no eligible layer violates 2:4."""
-    return all(layer.state is not SparsityState.NOT_SPARSE for layer in layers)
+    """Whether no eligible layer violates 2:4.
+
+    Where a layer's mask is apart from its weight it does: as they are stored the weights run dense.
+    """
+    return not any(layer.state is SparsityState.NOT_SPARSE or layer.reason == MASK_APART for layer in layers)
 
 
 def _describe(

@@ -52,13 +52,15 @@ def test_masks_that_are_apart_are_listed_with_what_to_do(sparseflow: Sparseflow,
         helper.make_node("Mul", ["w", "mask"], ["masked"], name="mul"),
         helper.make_node("MatMul", ["x", "masked"], ["y"], name="up"),
     ]
-    weights = {"w": np.ones((64, 32), np.float32), "mask": np.ones((64, 32), np.float32)}
-    models.save(models.model(nodes, weights), "masked.onnx")
+    mask = np.tile(np.array([[1], [1], [0], [0]], np.float32), (16, 32))
+    models.save(models.model(nodes, {"w": np.ones((64, 32), np.float32), "mask": mask}), "masked.onnx")
     ended = sparseflow("inspect", "masked.onnx")
+    assert ended.code == 3  # for a mask of 2:4, too: the weight that is stored runs dense
     lines = ended.out.splitlines()
     assert lines[1].endswith("its mask is still apart: multiplied with its weight")
     assert any(line.startswith("1 layer(s) multiply a mask with their weight at each run") for line in lines)
     assert "torch.nn.utils.prune.remove(module, 'weight'), or squash_mask()" in ended.out
+    assert not sparseflow("inspect", "masked.onnx", "--json").json["all_eligible_sparse"]
 
 
 def test_a_weight_on_two_axes_is_not_to_be_pruned(sparseflow: Sparseflow, models: Models) -> None:
