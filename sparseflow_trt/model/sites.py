@@ -76,7 +76,8 @@ def find_sites(model: OnnxModel) -> list[LayerSite]:
     """Finds the weighted layers of the main graph and of every subgraph; no weight is read.
 
     In `model.ir` calls of the model's own functions are inlined, nodes that nothing reads are left out,
-    shapes that it lacks are added, and weights that a Split takes apart become one for each part (`parts`).
+    shapes that it lacks are added, and weights that a Split or Slices take apart become one for each part
+    (`parts`).
 
     Raises:
         ModelError: A node says something impossible.

@@ -1,4 +1,4 @@
-"""Weights that a Split takes apart: each part is read, pruned and written as a weight."""
+"""Weights that a Split or Slices take apart: each part is read, pruned and written as a weight."""
 
 from __future__ import annotations
 
@@ -85,6 +85,79 @@ def test_sizes_as_each_opset_says_them(
 def test_columns_are_no_range_of_the_file(models: Models) -> None:
     nodes = attention(models, random_weight(64, 48), [16, 32], axis=1)
     assert [layer.state for layer in layers_of(models.save(nodes))] == [NOT_ELIGIBLE] * 2
+
+
+def slices(models: Models, weight: Array, *given: dict[str, Any], between: Any = ()) -> onnx.ModelProto:
+    """Products with slices of one weight: each of its own starts, ends and, where given, axes and steps."""
+    held, weights = list(between), {"w": weight}
+    for i, each in enumerate(given):
+        inputs = [f"{name}{i}" if name in each else "" for name in ("starts", "ends", "axes", "steps")]
+        while not inputs[-1]:
+            inputs.pop()
+        weights |= {f"{name}{i}": np.array(value, np.int64) for name, value in each.items()}
+        whole = between[-1].output[0] if between else "w"
+        held.append(helper.make_node("Slice", [whole, *inputs], [f"s{i}"], f"slice_{i}"))
+        held.append(helper.make_node("Gemm", ["x", f"s{i}"], [f"y{i}"], f"mm_{i}", transB=int(not between)))
+    return models.model(held, weights, outputs=[f"y{i}" for i in range(len(given))])
+
+
+def test_slices_are_parts(models: Models) -> None:
+    """As exporters have fused q, k and v: ends beyond the last row, negative numbers, axes left out."""
+    weight = pruned_below(random_weight(48, 64))
+    model = slices(
+        models, weight, {"starts": [0], "ends": [16], "axes": [0], "steps": [1]},
+        {"starts": [-32], "ends": [2**63 - 1], "axes": [-2]},
+        {"starts": [16, 0], "ends": [48, 64]}, {"starts": [8], "ends": [24]},
+    )  # fmt: skip
+    found = layers_of(path := models.save(model))
+    assert [layer.weight for layer in found] == ["w.0:16", "w.16:48", "w.16:48", "w.8:24"]
+    assert [layer.state for layer in found] == [NOT_SPARSE, SPARSE, SPARSE, NOT_SPARSE]
+    choice = choose_weights(read_model(path))  # the last overlaps the others
+    assert {name for name, _ in choice.conflicts} == {"mm_0", "mm_1", "mm_2", "mm_3"}
+    _, pruned = prune(models.save(slices(models, weight, {"starts": [0], "ends": [16]})))
+    check_same(
+        values_in(pruned, path.parent / "out", {"w": weight})["w"],
+        np.concatenate([prune_2to4(weight[:16], 1), weight[16:]]),
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"starts": [0], "ends": [16], "steps": [2], "axes": [0]}, {"starts": [0], "ends": [16], "axes": [1]},
+        {"starts": [0, 0], "ends": [16, 32]}, {"starts": [47], "ends": [0], "steps": [-1], "axes": [0]},
+        {"starts": [0, 0], "ends": [48, 64], "axes": [1]},
+    ],
+)  # fmt: skip
+def test_what_is_no_range_of_rows_is_left(models: Models, given: dict[str, Any]) -> None:
+    (layer,) = layers_of(models.save(slices(models, random_weight(48, 64), given)))
+    assert (layer.state, layer.weight) == (NOT_ELIGIBLE, "")
+
+
+def test_parts_behind_a_transpose_and_of_a_part(models: Models) -> None:
+    """The graph that is made of them gives what the file gives."""
+    ort = pytest.importorskip("onnxruntime")
+    weight = pruned_below(random_weight(48, 64))
+    transpose = helper.make_node("Transpose", ["w"], ["t"], "t", perm=[1, 0])
+    columns = {"starts": [16], "ends": [48], "axes": [1]}
+    behind = slices(models, weight, {"starts": [0], "ends": [16], "axes": [1]}, columns, between=[transpose])
+    split = helper.make_node("Split", ["w"], ["a", "b"], "split", num_outputs=2)
+    of_a_part = slices(models, weight, {"starts": [0], "ends": [16]}, between=[split, transpose])
+    of_a_part.graph.node[1].input[0] = "b"
+    of_a_part.graph.node[2].input[0] = "b"  # the Slice
+    of_a_part.graph.node[3].attribute[0].i = 1
+    named = []
+    for model in (behind, of_a_part):
+        path = models.save(model)
+        read = read_model(path)
+        named += [(layer.weight, layer.state) for layer in read_layers(read)]
+        save_model(read.ir, written := path.with_name("written.onnx"))
+        x = {"x": random_weight(4, 64)}
+        run = [ort.InferenceSession(file).run(None, x) for file in (path, written)]
+        for expected, got in zip(*run, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    assert named == [("w.0:16", NOT_SPARSE), ("w.16:48", SPARSE), ("w.24:40", SPARSE)]
+    assert "w" not in {tensor.name for tensor in onnx.load(written).graph.initializer}
 
 
 def test_sizes_that_are_not_those_of_the_weight_are_refused(models: Models) -> None:
