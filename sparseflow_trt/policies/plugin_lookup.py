@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sparseflow_trt._same import Same
-from sparseflow_trt.model.packing import why_not_in_plugin
+from sparseflow_trt.model.packing import ROWS, why_not_in_plugin
 from sparseflow_trt.policies.correction import correction_of
 from sparseflow_trt.policies.expected import Expected, Verdict
 from sparseflow_trt.policies.known import Known
@@ -111,6 +111,22 @@ def _timed(layer: Known) -> Known:
         guess=guess_for(policy, "torch", n, k, dtype, shape),
         otherwise=None,
     )
+
+
+def estimated_speedups(known: Known) -> dict[int, float]:
+    """What estimates say of the plugin where they decide, by M: those that PyTorch's kernels were timed at.
+
+    Args:
+        known: As `plugin_known` gives it.
+
+    Returns:
+        The speedups at multiples of 8; none where TensorRT's times of this very shape do not correct them.
+    """
+    estimated = known.otherwise or known
+    if estimated.correction is None:
+        return {}
+    deciding = [m for m in estimated.timed if m % ROWS == 0 and known.at(m) is estimated]
+    return {m: expected.speedup for m in deciding if (expected := known.expect(m))}
 
 
 def judge_with_plugin(

@@ -6,13 +6,17 @@ import math
 import shlex
 import textwrap
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.model.kinds import KINDS
-from sparseflow_trt.policies.lookup import taken_where_measured, widest
+from sparseflow_trt.model.packing import why_not_in_plugin
+from sparseflow_trt.policies.lookup import taken_ranges, taken_where_measured, widest
+from sparseflow_trt.policies.plugin_lookup import PLUGIN_DTYPES, estimated_speedups, plugin_known
 from sparseflow_trt.policies.policy import (
     WHOSE,
     Dtype,
@@ -34,11 +38,12 @@ _DENSE, _SPARSE, _PLUGIN, _GRID = "#6b7280", "#0f766e", "#b45309", "#e5e7eb"  # 
 _FEW = 16  # so many panels have four columns at most; more make about a square
 _COLOURS: dict[SparseKernel, str] = {"sparse": _SPARSE, "plugin": _PLUGIN}
 _MOST_RANGES = 8  # that are written over a panel, those that span most octaves; the others are counted
-_LETTERS = 48  # of a line over a panel
+_LETTERS = 46  # of a line over a panel
 _LINE = 0.13  # the height of one, in inches
 _TAKEN: dict[SparseKernel, tuple[str, float]] = {"sparse": ("#d7efe9", 1), "plugin": ("#f5cf9f", 0.05)}
 _NAMES = (  # in the order of the legend
-    "dense", "sparse", "plugin", "dense / sparse", "dense / plugin", "sparse is taken", "plugin is taken",
+    "dense", "sparse", "plugin", "dense / sparse", "dense / plugin", "dense / plugin, estimated",
+    "sparse is taken", "plugin is taken",
 )  # fmt: skip
 
 Shape = tuple[tuple[str, ...], int, int]  # kinds, N, K
@@ -46,13 +51,23 @@ Curves = dict[SparseKernel, dict[int, Pair]]  # of one shape, by kernel and by M
 Ranges = dict[SparseKernel, list[tuple[int, int]]]  # the M from and to which a lookup takes each
 
 
+@dataclass(frozen=True)
+class _Panel:
+    """What is drawn of one shape; `estimates` are the plugin's speedups by M, where they decide."""
+
+    curves: Curves
+    estimates: dict[int, float]
+    ranges: Ranges
+
+
 def plot_policy(
     policy: Policy, path: Path, library: Library, dtype: Dtype, points: Iterable[Point] | None = None
 ) -> None:
     """Draws a panel for each shape: times above, speedups below, marked where a lookup takes a sparse kernel.
 
-    TensorRT's panels show the plugin beside its own sparse kernels, each where it was measured. The file says
-    in its metadata which policy it shows, with `digest_of` it, and what each panel says in words.
+    TensorRT's panels show the plugin beside its own sparse kernels, each where it was measured, and the
+    plugin's speedup, dashed, where an estimate decides. The file says in its metadata which policy it shows,
+    with `digest_of` it, and what each panel says in words.
 
     Args:
         policy: The policy, whose lookup says where a kernel is taken.
@@ -68,8 +83,8 @@ def plot_policy(
         ArtifactError: The file cannot be written.
     """
     check_plot_name(path)
-    panels = _panels(policy.points if points is None else points, library, dtype)
-    if not panels:
+    curves = _curves(policy.points if points is None else points, library, dtype)
+    if not curves:
         raise PolicyError(
             f"policy '{policy.name}' holds no {dtype} points of {WHOSE[library]} to draw.",
             f"`sparseflow-trt policy show {shlex.quote(policy.name)}` lists what it holds.",
@@ -77,12 +92,16 @@ def plot_policy(
     matplotlib = require("matplotlib", "plots")
     from matplotlib.figure import Figure
 
+    panels = {shape: _panel(policy, shape, each, library, dtype) for shape, each in curves.items()}
     columns = _columns(len(panels))
     rows = math.ceil(len(panels) / columns)
-    ranges = {shape: _ranges(policy, shape, curves) for shape, curves in panels.items()}
-    words = max(len(_in_lines(each)) for each in ranges.values()) * _LINE
-    kernels = {kernel for curves in panels.values() for kernel in curves}
-    width, height = max(3.5 * columns, 5.5 + len(kernels)), (3.5 + words) * rows + 1.1  # the legend's width
+    words = max(len(_in_lines(panel.ranges)) for panel in panels.values()) * _LINE
+    kernels = {kernel for panel in panels.values() for kernel in panel.ranges}
+    estimated = any(panel.estimates for panel in panels.values())
+    width, height = (
+        max(3.5 * columns, 5.5 + len(kernels) + 2 * estimated),
+        (3.5 + words) * rows + 1.1,
+    )  # the legend's width
     title = f"{policy.device} · {WHOSE[library]} · {dtype}"
     with matplotlib.rc_context(plot_style(policy.name)):
         figure = Figure(figsize=(width, height))
@@ -91,21 +110,25 @@ def plot_policy(
             top=1 - (1.2 + words) / height, hspace=(0.85 + words) / 2.65, wspace=0.28,
         )  # fmt: skip
         named: dict[str, Artist] = {}
-        for i, (shape, curves) in enumerate(panels.items()):
+        for i, (shape, panel) in enumerate(panels.items()):
             inner = outer[i // columns, i % columns].subgridspec(2, 1, height_ratios=(1.5, 1), hspace=0.09)
             times = figure.add_subplot(inner[0])
             ratio = figure.add_subplot(inner[1], sharex=times)
-            _write_over(times, _title_of(shape), ranges[shape])
-            named |= _draw(times, ratio, policy.margin, curves, ranges[shape], leftmost=i % columns == 0)
+            _write_over(times, _title_of(shape), panel.ranges)
+            named |= _draw(times, ratio, policy.margin, panel, leftmost=i % columns == 0)
         lines = [named[name] for name in _NAMES if name in named]
         figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=13, fontweight="bold", color=INK)
-        figure.text(0.15 / width, 1 - 0.55 / height, _subtitle(policy, library), fontsize=8, color=_DENSE)
+        figure.text(
+            0.15 / width, 1 - 0.55 / height, _subtitle(policy, library, estimated), fontsize=8, color=_DENSE
+        )
         figure.legend(
             handles=lines, ncols=len(lines), frameon=False, loc="upper left", borderaxespad=0,
             bbox_to_anchor=(0.15 / width, 1 - 0.66 / height), handlelength=1.6, labelcolor=INK,
             columnspacing=1.4, borderpad=0.2,
         )  # fmt: skip
-        said = [f"{_title_of(shape)}: {', '.join(_in_words(ranges[shape]))}" for shape in panels]
+        said = [
+            f"{_title_of(shape)}: {', '.join(_in_words(panel.ranges))}" for shape, panel in panels.items()
+        ]
         shows = f"policy {policy.name}, sha256 {digest_of(policy)}, {library} {dtype}"
         save_plot(figure, path, title, "\n".join([shows, *said]))
 
@@ -126,7 +149,7 @@ def _columns(panels: int) -> int:
     return min(4, panels) if panels <= _FEW else math.ceil(math.sqrt(panels))
 
 
-def _panels(points: Iterable[Point], library: Library, dtype: Dtype) -> dict[Shape, Curves]:
+def _curves(points: Iterable[Point], library: Library, dtype: Dtype) -> dict[Shape, Curves]:
     """What was measured of each shape, by its kinds, in the order of KINDS."""
     points = [p for p in points if (p.library, p.dtype) == (library, dtype)]
     order = {kind: i for i, kind in enumerate(KINDS)}
@@ -140,10 +163,11 @@ def _panels(points: Iterable[Point], library: Library, dtype: Dtype) -> dict[Sha
     return {(tuple(kind for _, kind in key[0]), *key[1:]): panels[key] for key in sorted(panels)}
 
 
-def _subtitle(policy: Policy, library: Library) -> str:
+def _subtitle(policy: Policy, library: Library, estimated: bool) -> str:
     names = {"tensorrt": ("tensorrt",), "torch": ("torch", "cusparselt", "cublas")}[library]
     versions = [f"{name} {policy.libraries[name]}" for name in names if name in policy.libraries]
-    return " · ".join([f"policy '{policy.name}', {policy.provenance}", *versions])
+    how = ["estimated: from cuSPARSELt, corrected by TensorRT's times"] if estimated else []
+    return " · ".join([f"policy '{policy.name}', {policy.provenance}", *versions, *how])
 
 
 def _title_of(shape: Shape) -> str:
@@ -151,10 +175,18 @@ def _title_of(shape: Shape) -> str:
     return f"{', '.join(kinds)}  {k} → {n}"
 
 
-def _ranges(policy: Policy, shape: Shape, curves: Curves) -> Ranges:
-    """Where a lookup takes each kernel, of the M that it was measured over."""
-    kind = shape[0][0]  # of the shape itself a lookup says the same for each of its kinds
-    return {kernel: taken_where_measured(policy, kind, pairs, kernel) for kernel, pairs in curves.items()}
+def _panel(policy: Policy, shape: Shape, curves: Curves, library: Library, dtype: Dtype) -> _Panel:
+    """What is drawn of a shape, and where a lookup takes each kernel of the M that it is drawn over."""
+    (kind, *_), n, k = shape  # of the shape itself a lookup says the same for each of its kinds
+    ranges = {kernel: taken_where_measured(policy, kind, curves[kernel], kernel) for kernel in curves}
+    fits = dtype in PLUGIN_DTYPES and not why_not_in_plugin(n, k)
+    if library != "tensorrt" or not (fits or "plugin" in curves):
+        return _Panel(curves, {}, ranges)
+    known = plugin_known(policy, kind, n, k, dtype)
+    estimates = estimated_speedups(known)
+    if sizes := {*curves.get("plugin", ()), *estimates}:
+        ranges["plugin"] = taken_ranges(known, min(sizes), max(sizes))
+    return _Panel(curves, estimates, ranges)
 
 
 def _in_words(ranges: Ranges) -> list[str]:
@@ -186,13 +218,12 @@ def _write_over(times: Axes, title: str, ranges: Ranges) -> None:
         )  # fmt: skip
 
 
-def _draw(
-    times: Axes, ratio: Axes, margin: float, curves: Curves, ranges: Ranges, leftmost: bool
-) -> dict[str, Artist]:
+def _draw(times: Axes, ratio: Axes, margin: float, panel: _Panel, leftmost: bool) -> dict[str, Artist]:
     """Draws one shape; gives the artists that a legend names."""
+    curves = panel.curves
     dense = {m: pair.dense for pairs in curves.values() for m, pair in pairs.items()}
-    sizes = sorted(dense)
-    named = _draw_times(times, "dense", _DENSE, [dense[m] for m in sizes])
+    sizes = sorted({*dense, *panel.estimates})
+    named = _draw_times(times, "dense", _DENSE, [dense[m] for m in sorted(dense)])
     bands: list[tuple[float, float]] = []
     for kernel, pairs in curves.items():
         named |= _draw_times(times, kernel, _COLOURS[kernel], [pair.sparse for pair in pairs.values()])
@@ -208,7 +239,12 @@ def _draw(
             color=colour, alpha=0.2, lw=0,
         )  # fmt: skip
         bands += around
-        named |= _mark_ranges((times, ratio), ranges[kernel], kernel, sizes)
+    if panel.estimates:
+        measured = {m: pair.speedup for m, pair in curves.get("plugin", {}).items()}
+        named |= _draw_estimates(ratio, measured, panel.estimates)
+        bands += [(speedup, speedup) for speedup in panel.estimates.values()]
+    for kernel, spans in panel.ranges.items():
+        named |= _mark_ranges((times, ratio), spans, kernel, sizes)
     ratio.axhline(1, color=_DENSE, lw=0.8, zorder=1)
     ratio.axhline(1 + margin, color=_DENSE, lw=0.8, ls=(0, (2, 2)), zorder=1)
     _dress(times, ratio, sizes, [end for band in bands for end in band], leftmost)
@@ -227,12 +263,29 @@ def _draw_times(times: Axes, name: str, colour: str, points: list[Point]) -> dic
     return {name: line}
 
 
+def _draw_estimates(
+    ratio: Axes, measured: dict[int, float], estimates: dict[int, float]
+) -> dict[str, Artist]:
+    """Draws them dashed, from and to the measured ones beside them; between two of those there are none."""
+    both = measured | estimates
+    xs: list[float] = []
+    ys: list[float] = []
+    for ends in pairwise(sorted(both)):
+        dashed = any(m in estimates for m in ends)
+        xs += ends if dashed else [math.nan]
+        ys += [both[m] for m in ends] if dashed else [math.nan]
+    name = "dense / plugin, estimated"
+    (line,) = ratio.plot(xs, ys, color=_PLUGIN, lw=1, ls=(0, (3, 1.5)), label=name, zorder=2)
+    return {name: line}
+
+
 def _mark_ranges(
     both: tuple[Axes, Axes], ranges: list[tuple[int, int]], kernel: SparseKernel, sizes: list[int]
 ) -> dict[str, Artist]:
-    """Marks where a lookup takes the kernel, and the M at which that begins and ends.
+    """Marks where a lookup takes the kernel.
 
-    Sparse is shaded; the plugin, which may be taken where sparse is, has a strip at the bottom.
+    Sparse is shaded, with lines where that begins and ends; the plugin, which may be taken where sparse is,
+    has a strip at the bottom.
     """
     from matplotlib.patches import Patch
 
@@ -240,7 +293,8 @@ def _mark_ranges(
     for axes in both:
         for begin, end in ranges:
             axes.axvspan(begin, end, 0, height, color=colour, lw=1 if begin == end else 0, zorder=0)
-        for m in {m for span in ranges for m in span} - {sizes[0], sizes[-1]}:
+        ends = {m for span in ranges for m in span} if kernel == "sparse" else set()
+        for m in ends - {sizes[0], sizes[-1]}:
             axes.axvline(m, color=_COLOURS[kernel], lw=0.5, alpha=0.4, zorder=1)
     name = f"{kernel} is taken"
     return {name: Patch(color=colour, label=name)}

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from sparseflow_trt.errors import ArtifactError, InputError, PolicyError
-from sparseflow_trt.policies.lookup import sparse_ranges
+from sparseflow_trt.policies.lookup import sparse_ranges, taken_ranges
+from sparseflow_trt.policies.plugin_lookup import estimated_speedups, plugin_known
 from sparseflow_trt.policies.policy import Point, digest_of, find_policy
 from sparseflow_trt.report.policy_plot import plot_policy
 from tests.made_policies import make_points, make_policy
@@ -103,10 +104,13 @@ def test_an_image_of_the_docs_shows_the_shipped_policy_as_it_is(name: str) -> No
     assert head == f"policy {policy}, sha256 {digest_of(shipped)}, {library} {dtype}", "draw it anew"
     # and the lookup has not changed its mind since
     kind, k, n = re.match(r"(\w+).*?  (\d+) → (\d+): ", first).groups()  # type: ignore[union-attr]
-    kernel = "plugin" if "plugin at M" in first else "sparse"
     sizes = [p.m for p in shipped.points if (p.n, p.k, p.library) == (int(n), int(k), library)]
-    asked: Any = (kind, int(n), int(k), dtype, min(sizes), max(sizes), library, kernel)
-    spans = [(begin, end) for begin, end, taken in sparse_ranges(shipped, *asked) if taken]
+    asked: Any = (kind, int(n), int(k), dtype)
+    if "plugin at M" in first:  # estimates decide from 8 to 16384, the plugin's own points from 16 to 8192
+        spans = taken_ranges(plugin_known(shipped, *asked), 8, 16384)
+    else:
+        asked += (min(sizes), max(sizes), library)
+        spans = [(begin, end) for begin, end, taken in sparse_ranges(shipped, *asked) if taken]
     widest = max(spans, key=lambda span: span[1] / span[0])
     assert f"{widest[0]}–{widest[1]}" in first
 
@@ -146,11 +150,31 @@ def test_a_shape_that_the_plugin_alone_was_measured_for_is_drawn(tmp_path: Path)
     assert not {"sparse", "dense / sparse", "sparse is taken"} & set(texts)
 
 
-def test_estimates_of_the_plugin_are_not_drawn(tmp_path: Path) -> None:
+def test_what_estimates_say_of_the_plugin_is_drawn_where_they_decide(tmp_path: Path) -> None:
     h200 = find_policy("h200")
-    few = [p for p in h200.points if (p.n, p.k) == (14336, 4096)]
-    plot_policy(h200, tmp_path / "h200.svg", "torch", "FP16", few)
-    assert not [t for t in _texts(tmp_path / "h200.svg") if "plugin" in t]
+    shape = [p for p in h200.points if (p.n, p.k, p.dtype) == (14336, 4096, "FP16")]
+    plot_policy(h200, path := tmp_path / "h200.svg", "tensorrt", "FP16", shape)
+    texts = _texts(path)
+    assert "dense / plugin, estimated" in texts
+    assert any(t.endswith("estimated: from cuSPARSELt, corrected by TensorRT's times") for t in texts)
+    assert "plugin at M 8–256, 512–16384" in texts
+    known = plugin_known(h200, "gate_up", 14336, 4096, "FP16")
+    drawn = estimated_speedups(known)
+    assert sorted(drawn) == [8, 384, 12288, 16384]  # it was measured in TensorRT from 16 to 8192
+    assert drawn[384] == known.judge(384).speedup
+    assert known.judge(384).points[0].library == "torch"
+    assert sorted(p.m for p in shape if p.kernel == "plugin")[3:5] == [256, 512]
+
+
+def test_a_shape_that_estimates_alone_speak_for_is_drawn_dashed(tmp_path: Path) -> None:
+    h200 = find_policy("h200")
+    shape = [p for p in h200.points if (p.n, p.k, p.dtype) == (6144, 4096, "FP16")]
+    plot_policy(h200, path := tmp_path / "h200.svg", "tensorrt", "FP16", shape)
+    texts = _texts(path)
+    assert {"dense / plugin, estimated", "plugin is taken"} <= set(texts)
+    assert not {"plugin", "dense / plugin"} & set(texts)
+    plot_policy(h200, path, "torch", "FP16", shape)
+    assert not [t for t in _texts(path) if "plugin" in t]
 
 
 def test_the_same_points_make_the_same_file(tmp_path: Path) -> None:
