@@ -25,10 +25,10 @@ class Expected:
             sure by what all of them say, or at the nearest one and its witnesses.
         doubt: Why it does not, where it wins at all measured M that speak, or on average by what was learned;
             else "".
-        basis: Whether this very shape was measured, or what speaks for it: all measured shapes, from which
-            the speedup was learned, or the nearest one of its kind.
+        basis: Whether this very shape was measured, around M, or what speaks for it: all measured shapes,
+            from which the speedup was learned, or the nearest one of its kind.
         at: Where M lies among the measured M: on one, between two, above all or below all. What was learned
-            lies between those of all shapes, or above them.
+            lies between those of all shapes, or above them; of a measured shape above its own.
         where: The same in words.
         points: The measured points behind it; of a learned speedup those of the nearest shape, of which its
             dense time is scaled. What the speedup itself rests on `Known.learned_from` tells.

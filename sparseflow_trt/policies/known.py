@@ -34,7 +34,8 @@ class Known:
             kernel or alone.
         correction: How `pairs` were made of what was timed; None where they are that.
         guess: What all measured shapes say of this one; None where they are too few. Where it was measured
-            it speaks between measured M alone, and not where times count as smooth.
+            it speaks between measured M and, where others were measured at larger ones and nothing is
+            corrected, above its largest; not where times count as smooth.
         otherwise: What speaks where these pairs leave it open: below the smallest M, above the largest, and
             between two at both of which sparse wins and is not sure to win between them. It never promises
             more there than these pairs do: as at the nearest M beyond them, interpolated between two.
@@ -138,7 +139,9 @@ class Known:
         scale = self.n * self.k / math.prod(self.shape) * max(1.0, m / beside[-1])
         dense_us = own.us if own else scale * paired
         alone = own is not None and own.at in ("measured", "between") and not set(own.points) <= set(points)
-        if self.guess and not self.exact and at != "below":
+        # a correction is not known to hold so far beyond where both were timed
+        others = self.guess is not None and self.guess.largest > beside[0] and not self.correction
+        if self.guess and at != "below" and (not self.exact or (at == "above" and others)):
             return replace(self._learned(self.guess, m, dense_us, points), dense_alone=alone)
         wins_around = all(pair.wins(self.margin) for pair in pairs)
         doubt = self._doubt(m) if wins_around else ""
@@ -167,13 +170,15 @@ class Known:
         unsure = math.exp(mean) >= least > sure
         above = m > guess.largest
         where = f"as at M={guess.largest}, the largest measured, " if above else ""
+        if self.exact:
+            where = f"above M={max(self.pairs)}, its largest measured, {where}"
         return Expected(
             dense_us=dense_us,
             sparse_us=dense_us / math.exp(mean),
             wins=sure >= least,
             doubt=f"no more than {rounded_down(sure)} is sure" if unsure else "",
             basis="learned",
-            at="above" if above else "between",
+            at="above" if above or self.exact else "between",
             where=f"{where}learned from {guess.shapes} measured shapes",
             points=points,
         )

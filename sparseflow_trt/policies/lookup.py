@@ -101,8 +101,9 @@ def judge(
     within NEAREST_OCTAVES was measured, what all measured shapes say (`forest`), or that nearest one, if its
     WITNESSES agree, where they are too few to learn from; else the kind's threshold; else dense. Between two
     measured M sparse has to win at both and to be sure to win in between, by what all measured shapes say or,
-    where they are too few, by `between.wins_between`; above the largest measured M what holds there holds;
-    below the smallest a shape says nothing.
+    where they are too few, by `between.wins_between`; above the shape's largest measured M what all of
+    them say, if others were measured at larger ones, else what holds at it; below the smallest a shape says
+    nothing.
 
     Args:
         policy: What was measured.
@@ -199,6 +200,7 @@ def _learned_edges(known: Known, guess: Guess, low: int, high: int) -> set[int]:
             for (before, first), (after, second) in pairwise(known.pairs.items())
             if first.wins(known.margin) and second.wins(known.margin)
         ]
+        spans.append((max(known.pairs) + 1, high))
     within = [(max(low, begin), min(high, end)) for begin, end in spans]
     asked = [sorted({begin, end, *guess.sizes(begin, end)}) for begin, end in within if begin <= end]
     guess.ask(m for sizes in asked for m in sizes)

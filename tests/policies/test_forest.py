@@ -74,6 +74,28 @@ def test_above_the_largest_measured_m_a_learned_answer_is_said_to_be_of_it(polic
     assert "largest" not in known.judge(GRID[-1]).reason
 
 
+def test_above_a_shapes_largest_m_the_others_speak_where_they_were_measured_further(policy: Policy) -> None:
+    """Sparse loses up to M=64, where this shape ends, and wins from 256 on for all others."""
+    kept = [p for p in policy.points if (p.n, p.k) != (1024, 2048) or p.m <= 64]
+    short = make_policy(kept).model_copy(update={"wave": None})
+    known = known_of(short, "gate_up", 1024, 2048, "FP16")
+    verdict = known.judge(1024)
+    assert (verdict.sparse, verdict.basis) == (True, "learned")
+    assert verdict.speedup == pytest.approx(speedup_of(1024, 2048), rel=0.05)
+    assert "above M=64, its largest measured, learned from 25 measured shapes" in verdict.reason
+    assert known.judge(64).basis == "exact"
+    assert "above M=64, its largest measured, as at M=4096, the largest" in known.judge(8192).reason
+    times = known.expect(1024)
+    assert times
+    assert times.at == "above"
+    assert times.dense_us == pytest.approx(16 * known.pairs[64].dense.us)
+    said = {m: known.judge(m).sparse for m in range(1, 2000, 7)}
+    spans = sparse_ranges(short, "gate_up", 1024, 2048, "FP16", 1, 2000)
+    assert all(said[m] == sparse for begin, end, sparse in spans for m in said if begin <= m <= end)
+    smooth = judge(make_policy(kept), "gate_up", 1024, 2048, 1024, "FP16")
+    assert (smooth.sparse, smooth.basis) == (False, "exact")
+
+
 def test_a_shape_that_was_measured_speaks_for_itself(policy: Policy) -> None:
     assert judge(policy, "gate_up", 1024, 2048, 1024, "FP16").basis == "exact"
     assert known_of(policy, "gate_up", 1024, 2048, "FP16").guess is None, "its times count as smooth"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import random
+import statistics
 from typing import Any
 
 import pytest
 
+from sparseflow_trt.policies.lookup import known_of
 from sparseflow_trt.policies.plugin_lookup import plugin_known
-from sparseflow_trt.policies.policy import find_policy
+from sparseflow_trt.policies.policy import Policy, find_policy
 from tests.pages import ROOT, prose, result_of
 
 PAGE = "docs/AUTOTUNED_POLICY.md"
@@ -227,3 +230,43 @@ def test_the_gate_between_the_plugins_points() -> None:
         f"| 128, measured | {below} | | 192 | {between}, though the estimate is {estimate} | "
         f"| 256, measured | {above} |"
     ) in PROSE
+
+
+@pytest.mark.parametrize("name", ["h200", "h100"])
+def test_above_a_shapes_largest_m_what_others_say_is_better(name: str) -> None:
+    learned, as_at_largest, best = gains_above(find_policy(name), 256)
+    assert min(learned) == 1.0
+    lost = [gain for gain in as_at_largest if gain < 0.98]
+    means = [f"{statistics.geometric_mean(gains):.3f}" for gains in (as_at_largest, learned, best)]
+    row = [f"`{name}`", str(len(best)), f"{means[0]}, {len(lost)} lost ({min(lost):.2f} at worst)"]
+    assert f"| {' | '.join(row)} | {means[1]}, none lost | {means[2]} |" in PROSE
+
+
+def gains_above(policy: Policy, most: int) -> tuple[list[float], list[float], list[float]]:
+    """What held-out products above M=`most` gain, had a fifth of the policy's shapes at a time no larger M.
+
+    Returns:
+        Of these shapes' products, over dense: by the policy, by what holds at the shape's largest M, and by
+        the faster kernel.
+    """
+    held = {
+        (row["kind"], row["n"], row["k"], row["dtype"], row["m"]): row["dense_us"] / row["sparse_us"]
+        for result in map(result_of, HELD_OUT)
+        if result["policy"] == policy.name
+        for row in result["rows"]
+        if row["m"] > most
+    }
+    shapes = sorted({(p.n, p.k) for p in policy.points if p.library == "torch"})
+    random.Random(0).shuffle(shapes)
+    learned, as_at_largest, best = list[float](), list[float](), list[float]()
+    for part in range(5):
+        short = set(shapes[part::5])
+        kept = tuple(p for p in policy.points if (p.n, p.k) not in short or p.m <= most)
+        less = policy.model_copy(update={"points": kept, "thresholds": ()})
+        for (kind, n, k, dtype, m), gain in held.items():
+            known = known_of(less, kind, n, k, dtype, "torch")
+            if (n, k) in short and known.exact:
+                learned.append(gain if known.judge(m).sparse else 1.0)
+                as_at_largest.append(gain if known.pairs[max(known.pairs)].wins(known.margin) else 1.0)
+                best.append(max(gain, 1.0))
+    return learned, as_at_largest, best
