@@ -10,6 +10,7 @@ import ast
 import contextlib
 import itertools
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from sparseflow_trt.pytorch.exportable import Exportable
 
 DEFAULT_OPSET = 20
+LEAVE_OUT = "Leave it out of the axes that FILE.py:FUNCTION returns, and export one file for each size."
+# Of what torch.export says where it finds so itself; where it does not, the exported file fails (`export`).
+_FIXED = re.compile(
+    r"static shape of (?P<size>\d+) for dimension inputs\['(?P<name>\w+)'\]\.shape\[(?P<index>\d+)\]"
+)
 # Above it weights stand in a file of their own: a protobuf ends at 2 GiB, and is held in memory twice
 # while it is written.
 _INLINE_BYTES = 256 << 20
@@ -63,6 +69,13 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
             )
         # torch.onnx's classes share no base, and any operator's converter can raise anything
         except Exception as error:
+            if (fixed := _FIXED.search(str(_deepest(error)))) and fixed["name"] in found.axes:
+                axis = found.axes[fixed["name"]].get(int(fixed["index"]), fixed["index"])
+                raise ModelError(
+                    f"torch's exporter fixes axis '{axis}' (dimension {fixed['index']} of input "
+                    f"'{fixed['name']}') at {fixed['size']}, the size it is traced with.",
+                    LEAVE_OUT,
+                ) from error
             words = _first_words(error)
             if "unexpected keyword argument" in words:
                 raise ModelError(
@@ -249,7 +262,12 @@ def _class_name(found: Exportable) -> str:
 
 def _first_words(error: BaseException) -> str:
     """The deepest cause that says something, in one line: torch wraps it in pages of advice."""
-    while error.__cause__ is not None and str(error.__cause__).strip():
-        error = error.__cause__
+    error = _deepest(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:400] if lines else ''}".rstrip(".")
+
+
+def _deepest(error: BaseException) -> BaseException:
+    while error.__cause__ is not None and str(error.__cause__).strip():
+        error = error.__cause__
+    return error

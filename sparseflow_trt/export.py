@@ -76,6 +76,8 @@ class ExportReport:
         written: Whether it was put in place: not where it does something else than the module.
         validation: None where it was not checked.
         seconds: Of each step.
+        fixed: Axes along which alone it does something else than the module, at sizes other than those it was
+            traced with, which these are.
     """
 
     files: tuple[Path, ...]
@@ -89,6 +91,7 @@ class ExportReport:
     masks: MaskCheck
     validation: Validation | None
     seconds: dict[str, float]
+    fixed: dict[str, int] = field(default_factory=dict)
 
 
 def is_torch_source(text: str) -> bool:
@@ -153,6 +156,7 @@ def export_model(
             with clock("check"):
                 validation = _compare(model, found, options.sizes, folder, on_step)
         written = validation is None or validation.verdict != "fail"
+        fixed = {} if written else _fixed_axes(model, found, options.sizes, folder, on_step)
         report = ExportReport(
             files=tuple(output.with_name(file.name) for file in files),
             written=written,
@@ -165,6 +169,7 @@ def export_model(
             masks=masks,
             validation=validation,
             seconds=clock.rounded(),
+            fixed=fixed,
         )
         if written:
             for file, place in zip(files, report.files, strict=True):  # the model after its data
@@ -282,3 +287,32 @@ def _sizes_of(found: Exportable, dims: Mapping[str, Any]) -> dict[str, tuple[int
             for term in terms(axis):
                 sizes[term] = _SIZES.get(term, (size, size, 2 * size))
     return sizes
+
+
+def _fixed_axes(
+    model: OnnxModel,
+    found: Exportable,
+    sizes: Mapping[str, tuple[int, int, int]],
+    folder: Path,
+    on_step: OnProgress,
+) -> dict[str, int]:
+    """Those along which alone an export fails, each with the size it was traced with; it holds at that."""
+    dims = input_dims(model)
+    traced = {
+        axis: int(found.inputs[name].shape[index])
+        for name, named in found.axes.items()
+        for index, axis in named.items()
+        if name in dims and terms(axis) == (axis,)
+    }
+    varied = _sizes_of(found, dims) | dict(sizes)
+    as_traced = {axis: (size, size, size) for axis, size in traced.items()}
+    if as_traced.keys() != varied.keys():  # a term of a sum whose size no input has
+        return {}
+
+    def fails(some: Mapping[str, tuple[int, int, int]]) -> bool:
+        try:
+            return _compare(model, found, {**as_traced, **some}, folder, on_step).verdict == "fail"
+        except InputError:  # the module itself does not take these sizes together
+            return False
+
+    return {} if fails({}) else {axis: traced[axis] for axis in traced if fails({axis: varied[axis]})}

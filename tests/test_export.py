@@ -76,6 +76,22 @@ class Liar(torch.nn.Module):
 def liar():
     return Liar(), torch.randn(2, 16)
 
+class Fixing(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(16, 16)
+    def forward(self, x):
+        return self.linear(x) + (x.shape[0] - 5 if torch.compiler.is_compiling() else 0)
+
+def fixing():
+    return Fixing(), torch.randn(5, 2, 16), {"x": {0: "seq", 1: "batch"}}
+
+class Told(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x if x.shape[0] == 5 else x + x
+def told():
+    return Told(), torch.randn(5, 2, 16), {"x": {0: "seq", 1: "batch"}}
+
 class ByValue(torch.nn.Module):
     def forward(self, x):
         return x + 1 if x.sum() > 0 else x
@@ -161,13 +177,27 @@ def test_an_export_that_does_something_else_is_not_written(modules: str, tmp_pat
     assert report.validation is not None
     assert (report.validation.verdict, report.written) == ("fail", False)
     assert not (tmp_path / "m.onnx").exists()
+    assert report.fixed == {}, "it is wrong at the sizes that it was traced with, too"
     assert export_model(f"{modules}:liar", tmp_path / "m.onnx", ExportOptions(check=False)).written
+
+
+def test_an_axis_that_torch_fixes_is_named(modules: str, tmp_path: Path) -> None:
+    """As it fixes the sequence of an LSTM, and tells it or not."""
+    report = export_model(f"{modules}:fixing", tmp_path / "m.onnx")
+    assert (report.written, report.inputs, report.fixed) == (False, {"x": ("seq", "batch", 16)}, {"seq": 5})
+    as_traced = ExportOptions(sizes={"seq": (5, 5, 5), "batch": (1, 2, 3)})
+    assert export_model(f"{modules}:fixing", tmp_path / "m.onnx", as_traced).written
 
 
 @pytest.mark.parametrize(
     ("function", "error", "words"),
     [
         ("by_value", ModelError, "torch cannot export the ByValue: "),
+        (
+            "told",
+            ModelError,
+            r"fixes axis 'seq' \(dimension 0 of input 'x'\) at 5, the size it is traced with",
+        ),
         ("misnamed", ModelError, "the Outer has no such input: .* unexpected keyword argument 'pixels'"),
         ("wrong_axes", InputError, "gives axes for 'y', which is no input"),
         ("axes_as_ranges", InputError, "gives axes that name no dimensions of 'input'"),

@@ -124,11 +124,26 @@ def print_export(report: ExportReport) -> None:
     seconds = ", ".join(f"{step} {value:.1f} s" for step, value in report.seconds.items())
     if not report.written:
         out.print(console.styled("\nNothing was written.", "red"))
+        for axis, size in report.fixed.items():
+            out.print(_fixed(report, axis, size))
         return
     where = ", ".join(map(str, report.files))
     out.print(
         f"\nWritten: {where} ({console.size(report.bytes)}): {report.task}, opset {report.opset}\n  {seconds}"
     )
+
+
+def _fixed(report: ExportReport, axis: str, size: int) -> str:
+    from sparseflow_trt.exporters.torch_onnx import LEAVE_OUT
+
+    places = (
+        f"dimension {index} of input '{name}'"
+        for name, dims in report.inputs.items()
+        for index, dim in enumerate(dims)
+        if dim == axis
+    )
+    where = f"axis '{axis}' ({', '.join(places)}) at {size}, the size it was traced with"
+    return f"torch's exporter fixed {where}: the file fails at others. {LEAVE_OUT}"
 
 
 def plain_export(report: ExportReport) -> dict[str, Any]:
@@ -151,4 +166,5 @@ def plain_export(report: ExportReport) -> dict[str, Any]:
         "masks": dataclasses.asdict(report.masks),
         "validation": report.validation.model_dump(mode="json") if report.validation else None,
         "seconds": report.seconds,
+        "fixed_axes": report.fixed,
     }  # fmt: skip
