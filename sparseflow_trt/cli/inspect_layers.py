@@ -72,6 +72,7 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
 
 def _inspect_artifact(folder: Path, as_json: bool) -> int:
     from sparseflow_trt.artifacts.manifest import read_manifest
+    from sparseflow_trt.model.trace import MASK_APART
 
     manifest = read_manifest(folder)
     if as_json:
@@ -80,7 +81,8 @@ def _inspect_artifact(folder: Path, as_json: bool) -> int:
         by = f": {manifest.command}" if manifest.command else ""
         console.out().print(f"Built of {manifest.model.file} at {manifest.created} by {manifest.tool}{by}\n")
         print_built(manifest, folder)
-    return EXIT_NOT_SPARSE if any(layer.state == "not-sparse" for layer in manifest.layers) else EXIT_OK
+    left = any(layer.state == "not-sparse" or layer.state_reason == MASK_APART for layer in manifest.layers)
+    return EXIT_NOT_SPARSE if left else EXIT_OK
 
 
 def _print_changes(breaks: Sequence[Break], missing: Sequence[Missing]) -> None:

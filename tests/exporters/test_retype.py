@@ -235,9 +235,9 @@ def test_behind_a_custom_operator_types_follow_from_the_weights(tmp_path: Path) 
 
 def test_what_no_type_is_known_of_stays_as_it_is(tmp_path: Path) -> None:
     nodes = [
-        helper.make_node("FusedMatMul", ["x", "w"], ["a"], domain="com.microsoft"),
+        helper.make_node("Mixed", ["x", "w"], ["a"], domain="com.example"),
         helper.make_node("Relu", ["a"], ["b"]),
-        helper.make_node("FusedMatMul", ["b", "w"], ["y"], domain="com.microsoft"),
+        helper.make_node("Mixed", ["b", "w"], ["y"], domain="com.example"),
     ]
     graph = helper.make_graph(
         nodes,
@@ -246,7 +246,7 @@ def test_what_no_type_is_known_of_stays_as_it_is(tmp_path: Path) -> None:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 8])],
         [numpy_helper.from_array(W, "w")],
     )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.example", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx")
     model = read_model(tmp_path / "m.onnx")
     assert retype(model.ir, lambda _: H).casts == 0
