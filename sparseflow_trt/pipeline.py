@@ -32,7 +32,7 @@ from sparseflow_trt.building.record import (
     put_artifact,
     record_engine,
     record_layers,
-    record_origin,
+    record_notes,
     record_policy,
 )
 from sparseflow_trt.engines.choose import BackendName, backend_for
@@ -155,7 +155,7 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
                 duel=duel,
                 precision_search=built.plan.search,
                 validation=verdict,
-                notes=record_origin(plan, record),
+                notes=record_notes(plan, record, layers),
                 seconds=clock.rounded(),
                 files={},
             )

@@ -23,7 +23,7 @@ from sparseflow_trt.engines.benchmark import Timing, ratio
 from sparseflow_trt.engines.hardware import find_gpus
 from sparseflow_trt.engines.protocol import BuiltEngine, EngineOptions
 from sparseflow_trt.errors import ArtifactError
-from sparseflow_trt.model.graph import WeightedLayer
+from sparseflow_trt.model.graph import WeightedLayer, left_as_they_are
 from sparseflow_trt.plans.plan import Plan
 from sparseflow_trt.plans.shapes import POINTS, Dims, Profile, dims_at
 from sparseflow_trt.policies.policy import Policy
@@ -101,12 +101,14 @@ def record_policy(policy: Policy, folder: Path) -> PolicyRecord:
     return PolicyRecord(name=policy.name, device=policy.device, sha256=sha256_of(folder / "policy.json"))
 
 
-def record_origin(plan: Plan, model: ModelRecord) -> tuple[str, ...]:
-    """A sentence where a plan was made for another file than the one that was built."""
+def record_notes(plan: Plan, model: ModelRecord, layers: tuple[WeightedLayer, ...]) -> tuple[str, ...]:
+    """Sentences on layers that no plan is for, and on a plan that was made for another file."""
+    notes = left_as_they_are(layers)
     if plan.model_sha256 in ("", model.sha256):
-        return ()
+        return notes
     theirs, ours = plan.model_sha256[:12], model.sha256[:12]
     return (
+        *notes,
         f"The plan was made for another file than {model.file} (SHA-256 {theirs}…, not {ours}…): its layers "
         "fit, its reasons may not.",
     )

@@ -34,7 +34,7 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
     """Show each weighted layer of MODEL: M, N, K, dtype, K's axis and its 2:4 state.
 
     Of an artifact in MODEL's place: what was planned for each layer and why, what the engine runs, and how
-    far it is from FP32, as `build` printed it.
+    far it is from FP32, as `build` printed it; exits with 3 where a layer that was planned is not 2:4.
 
     Exits with 0 where every eligible weight is 2:4, with 3 where one is not or has its mask apart; with
     --since, where a step broke one or left one out.
@@ -72,7 +72,6 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
 
 def _inspect_artifact(folder: Path, as_json: bool) -> int:
     from sparseflow_trt.artifacts.manifest import read_manifest
-    from sparseflow_trt.model.trace import MASK_APART
 
     manifest = read_manifest(folder)
     if as_json:
@@ -81,8 +80,7 @@ def _inspect_artifact(folder: Path, as_json: bool) -> int:
         by = f": {manifest.command}" if manifest.command else ""
         console.out().print(f"Built of {manifest.model.file} at {manifest.created} by {manifest.tool}{by}\n")
         print_built(manifest, folder)
-    left = any(layer.state == "not-sparse" or layer.state_reason == MASK_APART for layer in manifest.layers)
-    return EXIT_NOT_SPARSE if left else EXIT_OK
+    return EXIT_NOT_SPARSE if any(layer.state == "not-sparse" for layer in manifest.layers) else EXIT_OK
 
 
 def _print_changes(breaks: Sequence[Break], missing: Sequence[Missing]) -> None:
@@ -202,15 +200,9 @@ def _print(layers: Any, show_all: bool) -> None:
 
 def print_masks_apart(layers: Any) -> None:
     """Says what to do with layers whose masks are not part of their weights, where there are any."""
-    from sparseflow_trt.model.trace import MASK_APART
+    from sparseflow_trt.model.graph import masks_apart
 
-    apart = sum(layer.reason == MASK_APART for layer in layers)
-    if apart:
-        said = (
-            f"{apart} layer(s) multiply a mask with their weight at each run, so that it is not seen as 2:4. "
-            "Make the mask part of it before the export: torch.nn.utils.prune.remove(module, 'weight'), or "
-            "squash_mask() of torch.ao's sparsifier."
-        )
+    if said := masks_apart(layers):
         console.out().print(console.styled(said, "yellow"))
 
 

@@ -54,6 +54,7 @@ def command(
     from sparseflow_trt.building.artifact_validation import check_tolerances, input_sets, read_unpruned
     from sparseflow_trt.building.plan_options import plan_for, read, settle
     from sparseflow_trt.engines.choose import backend_for
+    from sparseflow_trt.model.graph import left_as_they_are
     from sparseflow_trt.plans.plan import yaml_from_plan
 
     searched = options["precision"] == "auto"
@@ -82,6 +83,8 @@ def command(
         console.print_json(plan.model_dump(mode="json"))
     elif output:
         print_plan(plan)
+        for said in left_as_they_are(layers):
+            console.out().print(console.styled(said, "yellow"))
         with_what: list[tuple[str, Any]] = [("plugin", options["plugin"] if plan.plugin_products else None)]
         with_what += [("dense-model", dense_model), ("backend", backend if backend != "auto" else None)]
         with_what += [("inputs", inputs), ("seed", seed), *(("tolerance", text) for text in tolerances)]

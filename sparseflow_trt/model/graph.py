@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from sparseflow_trt._listing import listed
 from sparseflow_trt.model.kinds import kind_from_names
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.scan import PatternScan, WeightReader, lay_out, scan_pattern
@@ -22,6 +23,8 @@ from sparseflow_trt.model.sites import (
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.model.trace import MASK_APART
 from sparseflow_trt.model.weights import TracedWeight, Untraceable
+
+_MOST_NAMED = 3  # layers, in a sentence
 
 
 class SparsityState(str, Enum):
@@ -134,6 +137,29 @@ def all_eligible_sparse(layers: tuple[WeightedLayer, ...]) -> bool:
     Where a layer's mask is apart from its weight it does: as they are stored the weights run dense.
     """
     return not any(layer.state is SparsityState.NOT_SPARSE or layer.reason == MASK_APART for layer in layers)
+
+
+def masks_apart(layers: Iterable[WeightedLayer]) -> str:
+    """What to do with layers whose masks are not part of their weights; "" where there are none."""
+    apart = sum(layer.reason == MASK_APART for layer in layers)
+    if not apart:
+        return ""
+    return (
+        f"{apart} layer(s) multiply a mask with their weight at each run, so that it is not seen as 2:4. "
+        "Make the mask part of it before the export: torch.nn.utils.prune.remove(module, 'weight'), or "
+        "squash_mask() of torch.ao's sparsifier."
+    )
+
+
+def left_as_they_are(layers: Iterable[WeightedLayer]) -> tuple[str, ...]:
+    """Sentences on layers that no plan is for, since their weights are computed in the graph."""
+    layers = tuple(layers)
+    computed = [f"'{layer.name}'" for layer in layers if layer.computed and layer.reason != MASK_APART]
+    told = (
+        f"{len(computed)} layer(s) have weights that are computed of constants in the graph, and stay as "
+        f"they are: {listed(computed, _MOST_NAMED)}. `sparseflow-trt inspect` says what to do."
+    )
+    return tuple(filter(None, (masks_apart(layers), told if computed else "")))
 
 
 def _describe(
