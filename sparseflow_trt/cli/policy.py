@@ -253,7 +253,8 @@ def _parse_shape(text: str) -> tuple[str, tuple[int, int]]:
 
 def _draw(policy: Policy, named: str, shown: Sequence[Point], path: Path) -> str:
     """Draws the first library and type that has times of both; says which, and what else there is."""
-    from sparseflow_trt.report.policy_plot import curves_by_shape, plot_policy
+    from sparseflow_trt.report.policy_panels import curves_by_shape
+    from sparseflow_trt.report.policy_plot import plot_policy
 
     groups: dict[Any, list[Point]] = {}
     for point in sorted(shown, key=lambda p: (p.library, p.dtype != "FP16", p.dtype)):

@@ -6,17 +6,12 @@ import math
 import shlex
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.model.kinds import KINDS
-from sparseflow_trt.model.packing import why_not_in_plugin
-from sparseflow_trt.policies.lookup import taken_ranges, taken_where_measured, widest
-from sparseflow_trt.policies.plugin_lookup import PLUGIN_DTYPES, estimated_speedups, plugin_known
 from sparseflow_trt.policies.policy import (
     WHOSE,
     Dtype,
@@ -26,9 +21,9 @@ from sparseflow_trt.policies.policy import (
     Policy,
     SparseKernel,
     digest_of,
-    pairs_by_shape,
 )
 from sparseflow_trt.report.plots import INK, check_plot_name, plot_style, save_plot
+from sparseflow_trt.report.policy_panels import Panel, Ranges, in_words, panels_of, title_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -37,7 +32,6 @@ if TYPE_CHECKING:
 _DENSE, _SPARSE, _PLUGIN, _GRID = "#6b7280", "#0f766e", "#b45309", "#e5e7eb"  # the report's palette
 _FEW = 16  # so many panels have four columns at most; more make about a square
 _COLOURS: dict[SparseKernel, str] = {"sparse": _SPARSE, "plugin": _PLUGIN}
-_MOST_RANGES = 8  # that are written over a panel, those that span most octaves; the others are counted
 _LETTERS = 46  # of a line over a panel
 _LINE = 0.13  # the height of one, in inches
 _TAKEN: dict[SparseKernel, tuple[str, float]] = {"sparse": ("#d7efe9", 1), "plugin": ("#f5cf9f", 0.05)}
@@ -45,19 +39,6 @@ _NAMES = (  # in the order of the legend
     "dense", "sparse", "plugin", "dense / sparse", "dense / plugin", "dense / plugin, estimated",
     "sparse is taken", "plugin is taken",
 )  # fmt: skip
-
-Shape = tuple[tuple[str, ...], int, int]  # kinds, N, K
-Curves = dict[SparseKernel, dict[int, Pair]]  # of one shape, by kernel and by M
-Ranges = dict[SparseKernel, list[tuple[int, int]]]  # the M from and to which a lookup takes each
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """What is drawn of one shape; `estimates` are the plugin's speedups by M, where they decide."""
-
-    curves: Curves
-    estimates: dict[int, float]
-    ranges: Ranges
 
 
 def plot_policy(
@@ -83,8 +64,8 @@ def plot_policy(
         ArtifactError: The file cannot be written.
     """
     check_plot_name(path)
-    curves = _curves(policy.points if points is None else points, library, dtype)
-    if not curves:
+    panels = panels_of(policy, policy.points if points is None else points, library, dtype)
+    if not panels:
         raise PolicyError(
             f"policy '{policy.name}' holds no {dtype} points of {WHOSE[library]} to draw.",
             f"`sparseflow-trt policy show {shlex.quote(policy.name)}` lists what it holds.",
@@ -92,7 +73,6 @@ def plot_policy(
     matplotlib = require("matplotlib", "plots")
     from matplotlib.figure import Figure
 
-    panels = {shape: _panel(policy, shape, each, library, dtype) for shape, each in curves.items()}
     columns = _columns(len(panels))
     rows = math.ceil(len(panels) / columns)
     words = max(len(_in_lines(panel.ranges)) for panel in panels.values()) * _LINE
@@ -114,7 +94,7 @@ def plot_policy(
             inner = outer[i // columns, i % columns].subgridspec(2, 1, height_ratios=(1.5, 1), hspace=0.09)
             times = figure.add_subplot(inner[0])
             ratio = figure.add_subplot(inner[1], sharex=times)
-            _write_over(times, _title_of(shape), panel.ranges)
+            _write_over(times, title_of(shape), panel.ranges)
             named |= _draw(times, ratio, policy.margin, panel, leftmost=i % columns == 0)
         lines = [named[name] for name in _NAMES if name in named]
         figure.text(0.15 / width, 1 - 0.3 / height, title, fontsize=13, fontweight="bold", color=INK)
@@ -126,41 +106,15 @@ def plot_policy(
             bbox_to_anchor=(0.15 / width, 1 - 0.66 / height), handlelength=1.6, labelcolor=INK,
             columnspacing=1.4, borderpad=0.2,
         )  # fmt: skip
-        said = [
-            f"{_title_of(shape)}: {', '.join(_in_words(panel.ranges))}" for shape, panel in panels.items()
-        ]
+        said = [f"{title_of(shape)}: {', '.join(in_words(panel.ranges))}" for shape, panel in panels.items()]
         shows = f"policy {policy.name}, sha256 {digest_of(policy)}, {library} {dtype}"
         save_plot(figure, path, title, "\n".join([shows, *said]))
-
-
-def curves_by_shape(points: Iterable[Point]) -> dict[tuple[int, int], Curves]:
-    """What can be drawn of points of one library and type: each shape's sparse kernels, held to dense."""
-    points = list(points)
-    found: dict[tuple[int, int], Curves] = {}
-    for kernel in _COLOURS:
-        for shape, pairs in pairs_by_shape(points, kernel).items():
-            found.setdefault(shape, {})[kernel] = pairs
-    return found
 
 
 def _columns(panels: int) -> int:
     if panels == 5:
         return 3
     return min(4, panels) if panels <= _FEW else math.ceil(math.sqrt(panels))
-
-
-def _curves(points: Iterable[Point], library: Library, dtype: Dtype) -> dict[Shape, Curves]:
-    """What was measured of each shape, by its kinds, in the order of KINDS."""
-    points = [p for p in points if (p.library, p.dtype) == (library, dtype)]
-    order = {kind: i for i, kind in enumerate(KINDS)}
-    kinds: dict[tuple[int, int], set[str]] = {}
-    for p in points:
-        kinds.setdefault((p.n, p.k), set()).add(p.kind)
-    panels = {}
-    for (n, k), curves in curves_by_shape(points).items():
-        ranked = sorted((order.get(kind, len(order)), kind) for kind in kinds[n, k])
-        panels[tuple(ranked), n, k] = curves
-    return {(tuple(kind for _, kind in key[0]), *key[1:]): panels[key] for key in sorted(panels)}
 
 
 def _subtitle(policy: Policy, library: Library, estimated: bool) -> str:
@@ -170,39 +124,9 @@ def _subtitle(policy: Policy, library: Library, estimated: bool) -> str:
     return " · ".join([f"policy '{policy.name}', {policy.provenance}", *versions, *how])
 
 
-def _title_of(shape: Shape) -> str:
-    kinds, n, k = shape
-    return f"{', '.join(kinds)}  {k} → {n}"
-
-
-def _panel(policy: Policy, shape: Shape, curves: Curves, library: Library, dtype: Dtype) -> _Panel:
-    """What is drawn of a shape, and where a lookup takes each kernel of the M that it is drawn over."""
-    (kind, *_), n, k = shape  # of the shape itself a lookup says the same for each of its kinds
-    ranges = {kernel: taken_where_measured(policy, kind, curves[kernel], kernel) for kernel in curves}
-    fits = dtype in PLUGIN_DTYPES and not why_not_in_plugin(n, k)
-    if library != "tensorrt" or not (fits or "plugin" in curves):
-        return _Panel(curves, {}, ranges)
-    known = plugin_known(policy, kind, n, k, dtype)
-    estimates = estimated_speedups(known)
-    if sizes := {*curves.get("plugin", ()), *estimates}:
-        ranges["plugin"] = taken_ranges(known, min(sizes), max(sizes))
-    return _Panel(curves, estimates, ranges)
-
-
-def _in_words(ranges: Ranges) -> list[str]:
-    """For each kernel the M at which it is taken; of very many ranges the widest."""
-    said = []
-    for kernel, spans in ranges.items():
-        shown = widest(spans, _MOST_RANGES)
-        words = ", ".join(f"{begin}–{end}" if begin < end else str(begin) for begin, end in shown)
-        more = f" and {len(spans) - len(shown)} narrower" if len(spans) > len(shown) else ""
-        said.append(f"{kernel} at M {words}{more}" if words else f"{kernel} at no M")
-    return said
-
-
 def _in_lines(ranges: Ranges) -> list[tuple[str, SparseKernel]]:
     """The same as lines that fit over a panel, each with its kernel."""
-    each = zip(_in_words(ranges), ranges, strict=True)
+    each = zip(in_words(ranges), ranges, strict=True)
     return [(line, kernel) for words, kernel in each for line in textwrap.wrap(words, _LETTERS)]
 
 
@@ -218,7 +142,7 @@ def _write_over(times: Axes, title: str, ranges: Ranges) -> None:
         )  # fmt: skip
 
 
-def _draw(times: Axes, ratio: Axes, margin: float, panel: _Panel, leftmost: bool) -> dict[str, Artist]:
+def _draw(times: Axes, ratio: Axes, margin: float, panel: Panel, leftmost: bool) -> dict[str, Artist]:
     """Draws one shape; gives the artists that a legend names."""
     curves = panel.curves
     dense = {m: pair.dense for pairs in curves.values() for m, pair in pairs.items()}
