@@ -64,6 +64,7 @@ def read_model(path: Path, inline: bool = False) -> OnnxModel:
     _check_types(path, proto)
     for tensor in tensor_protos(proto):
         check_tensor(path, tensor)
+    _check_dense(path, proto)
     try:
         model = ir.serde.deserialize_model(proto)
     except (ir.serde.SerdeError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -71,7 +72,7 @@ def read_model(path: Path, inline: bool = False) -> OnnxModel:
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         ir.external_data.set_base_dir(graph, path.parent)  # of its subgraphs too
     _name_axes(model.graph)
-    _check_values(path, model, {s.values.name for g in _graphs(proto) for s in g.sparse_initializer})
+    _check_values(path, model)
     version = model.opset_imports.pop(_OTHER_NAME, 1)
     model.opset_imports.setdefault(ONNX_DOMAIN, version)
     return OnnxModel(path, proto, model)
@@ -251,18 +252,34 @@ def _texts(proto: onnx.ModelProto) -> Iterator[str | bytes]:
         yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
 
 
-def _check_values(path: Path, model: ir.Model, sparse: set[str]) -> None:
-    """Checks that whatever is read is made; onnx-ir does not know sparse initializers."""
+def _check_dense(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuses ONNX's sparse tensors, which onnx-ir does not read."""
+    for graph in _graphs(proto):
+        names = [tensor.values.name for tensor in graph.sparse_initializer]
+        names += [
+            node.output[0]
+            for node in graph.node
+            if any(attribute.HasField("sparse_tensor") for attribute in node.attribute)
+        ]
+        if names:
+            raise ModelError(
+                f"{path} stores '{names[0]}' as a sparse tensor of ONNX's, which is not read here.",
+                "Store it as a tensor with its zeros: 2:4 is found in such.",
+            )
+
+
+def _check_values(path: Path, model: ir.Model) -> None:
+    """Checks that whatever is read is made."""
     for graph in model.graphs():
         for node in graph:
             for value in node.inputs:
-                if value is not None and not _is_made(value) and value.name not in sparse:
+                if value is not None and not _is_made(value):
                     name = node.name or node.op_type
                     raise ModelError(
                         f"{path}: node '{name}' reads '{value.name}', which nothing makes.", _HINT_EXPORT
                     )
         for value in graph.outputs:
-            if not _is_made(value) and value.name not in sparse:
+            if not _is_made(value):
                 raise ModelError(f"{path}: nothing makes the output '{value.name}'.", _HINT_EXPORT)
 
 

@@ -380,14 +380,20 @@ def test_names_that_are_no_text(models: Models) -> None:
         _refused(path, "a name in it is not text")
 
 
-def test_a_model_with_features_that_are_read_around(models: Models) -> None:
+def test_sparse_tensors_are_refused_by_name(models: Models) -> None:
     nodes = [helper.make_node("Add", ["x", "s"], ["y"])]
     model = models.model(nodes)
     sparse = model.graph.sparse_initializer.add()
     sparse.values.CopyFrom(models.tensor("s", np.ones(2, np.float32)))
     sparse.indices.CopyFrom(models.tensor("", np.arange(2)))
     sparse.dims.extend([4])
-    assert len(list(tensor_protos(read_model(models.save(model)).proto))) == 2
+    assert len(list(tensor_protos(model))) == 2
+    with pytest.raises(ModelError, match="stores 's' as a sparse tensor of ONNX's") as caught:
+        read_model(models.save(model))
+    assert caught.value.hint == "Store it as a tensor with its zeros: 2:4 is found in such."
+    made = helper.make_node("Constant", [], ["made"], sparse_value=sparse)
+    _refused(models.save(models.model([made, helper.make_node("Add", ["x", "made"], ["y"])])), "'made'")
+
     models.externalize(model, {})
     sparse.values.raw_data = b""
     _refused(models.save(model), "'s'", "needs 8 bytes")
