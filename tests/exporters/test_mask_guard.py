@@ -155,9 +155,9 @@ def test_a_pattern_that_a_type_cannot_use_is_kept_all_the_same(models: Models) -
     """A person may plan a layer sparse that is too short for a sparse FP16 instruction."""
     weight = prune_2to4(np.random.default_rng(0).standard_normal((12, 8)).astype(np.float32), 0)
     path = models.matmul(weight)
-    plan = _plan(path, precision="fp32").model_copy(update={"precision": "fp16"})
-    layers = tuple(p.model_copy(update={"precision": "fp16"}) for p in plan.layers)
-    assert plan.wants_sparse
+    plan = _plan(path, precision="fp16")
+    assert not plan.wants_sparse
+    layers = tuple(p.model_copy(update={"sparsity": "sparse"}) for p in plan.layers)
     assert _apply(path, plan.model_copy(update={"layers": layers})).mask_checks[-1].read == 1
 
 
