@@ -84,13 +84,21 @@ def served_versions(folder: Path) -> list[int]:
     return [number for number in present if number in policy.specific.versions]
 
 
+def served_record(folder: Path) -> VersionRecord | None:
+    """The record of the newest version that is served of a model; None where there is none.
+
+    Raises:
+        DeployError: It or the configuration cannot be read.
+    """
+    served = served_versions(folder)
+    return read_record(folder, served[-1]) if served else None
+
+
 def read_models(repository: Path) -> dict[str, VersionRecord]:
     """The record of what is served of each model that this tool deployed to a repository, by name."""
     found = {}
     for folder in sorted(repository.iterdir()):
-        served = served_versions(folder)
-        record = read_record(folder, served[-1]) if served else None
-        if record is not None:
+        if (record := served_record(folder)) is not None:
             found[folder.name] = record
     return found
 

@@ -15,6 +15,7 @@ from sparseflow_trt.errors import InputError, ModelError, NotInstalledError
 from sparseflow_trt.export import ExportOptions, export_model, is_torch_source
 from sparseflow_trt.model.graph import SparsityState
 from sparseflow_trt.model.model_file import read_model
+from tests.torch_models import FIXING
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -76,16 +77,6 @@ class Liar(torch.nn.Module):
 def liar():
     return Liar(), torch.randn(2, 16)
 
-class Fixing(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(16, 16)
-    def forward(self, x):
-        return self.linear(x) + (x.shape[0] - 5 if torch.compiler.is_compiling() else 0)
-
-def fixing():
-    return Fixing(), torch.randn(5, 2, 16), {"x": {0: "seq", 1: "batch"}}
-
 class Told(torch.nn.Module):
     def forward(self, x):
         return 2 * x if x.shape[0] == 5 else x + x
@@ -112,7 +103,7 @@ def misnamed():
 
 @pytest.fixture
 def modules(tmp_path: Path) -> str:
-    (tmp_path / "mine.py").write_text(MODULES)
+    (tmp_path / "mine.py").write_text(MODULES + FIXING)
     return f"{tmp_path}/mine.py"
 
 

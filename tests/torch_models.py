@@ -6,6 +6,21 @@ from typing import Any
 
 TOKENS = 99
 
+# The source of a module whose "seq" holds at the size that it is traced with alone.
+FIXING = """
+import torch
+
+class Fixing(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(16, 16)
+    def forward(self, x):
+        return self.linear(x) + (x.shape[0] - 5 if torch.compiler.is_compiling() else 0)
+
+def fixing():
+    return Fixing(), torch.randn(5, 2, 16), {"x": {0: "seq", 1: "batch"}}
+"""
+
 
 def make_llama(torch: Any, layers: int = 2) -> Any:
     """A Llama of hidden size 64 in FP32."""

@@ -103,13 +103,10 @@ class Tolerances(Record):
         precision = plan.search.held_to if plan.search else plan_precision(plan)
         if tf32 and precision == "fp32":
             precision = "fp16"
-        finer = _FROM_FINE_TO_COARSE[: _FROM_FINE_TO_COARSE.index(precision)]
-        coarser = {
-            name: _ROUNDED[dtype]
-            for name, dtype in (outputs or {}).items()
-            if dtype in _ROUNDED and _ROUNDED[dtype] not in (*finer, precision)
-        }
-        return output_tolerances(DEFAULTS[precision], self.overrides, coarser)
+        coarser = _FROM_FINE_TO_COARSE[_FROM_FINE_TO_COARSE.index(precision) + 1 :]
+        types = {name: _ROUNDED.get(dtype) for name, dtype in (outputs or {}).items()}
+        rounded = {name: own for name, own in types.items() if own in coarser}
+        return output_tolerances(DEFAULTS[precision], self.overrides, rounded)
 
 
 @dataclass(frozen=True)

@@ -78,10 +78,8 @@ def plot_policy(
     words = max(len(_in_lines(panel.ranges)) for panel in panels.values()) * _LINE
     kernels = {kernel for panel in panels.values() for kernel in panel.ranges}
     estimated = any(panel.estimates for panel in panels.values())
-    width, height = (
-        max(3.5 * columns, 5.5 + len(kernels) + 2 * estimated),
-        (3.5 + words) * rows + 1.1,
-    )  # the legend's width
+    width = max(3.5 * columns, 5.5 + len(kernels) + 2 * estimated)  # the latter is the legend's
+    height = (3.5 + words) * rows + 1.1
     title = f"{policy.device} · {WHOSE[library]} · {dtype}"
     with matplotlib.rc_context(plot_style(policy.name)):
         figure = Figure(figsize=(width, height))

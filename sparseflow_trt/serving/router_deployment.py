@@ -16,7 +16,7 @@ from sparseflow_trt.exporters.triton_config import ServedModel, make_config
 from sparseflow_trt.exporters.triton_models import MODEL_FILE, write_router_py
 from sparseflow_trt.exporters.triton_repository import NewVersion, is_router, plugins_in
 from sparseflow_trt.exporters.triton_tensors import Ends, ServedTensor
-from sparseflow_trt.exporters.triton_version import read_record, served_versions, versions_in
+from sparseflow_trt.exporters.triton_version import served_record, versions_in
 from sparseflow_trt.serving.deployment import Deployed, DeployOptions, Planned, needs_of, write_planned
 from sparseflow_trt.serving.engine_deployment import plan_engine
 from sparseflow_trt.serving.served_artifact import Artifact
@@ -164,8 +164,7 @@ def _refuse_other(name: str, part: Artifact, router: str, repository: Path) -> N
     One that was written as that router's part is none: the router itself was not written then, or is gone.
     """
     present = versions_in(repository / name)
-    served = served_versions(repository / name)
-    record = read_record(repository / name, served[-1]) if served else None
+    record = served_record(repository / name)
     if record and (record.router == router or record.build_key == part.manifest.build_key):
         return
     if present:

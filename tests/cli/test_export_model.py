@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.torch_models import FIXING
+
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
 
@@ -67,21 +69,6 @@ def decoder():
 """
 
 
-FIXING = """
-import torch
-
-class Fixing(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = torch.nn.Linear(16, 16)
-    def forward(self, x):
-        return self.linear(x) + (x.shape[0] - 5 if torch.compiler.is_compiling() else 0)
-
-def make():
-    return Fixing(), torch.randn(5, 2, 16), {"x": {0: "seq", 1: "batch"}}
-"""
-
-
 @pytest.fixture
 def source(own_folder: Path) -> str:
     (own_folder / "mine.py").write_text(MODULE)
@@ -120,13 +107,13 @@ def test_an_export_that_differs_exits_with_4_and_writes_nothing(
 def test_an_axis_that_torch_fixes_is_named_with_what_to_do(sparseflow: Sparseflow, own_folder: Path) -> None:
     (own_folder / "fixing.py").write_text(FIXING)
     for command in (("export",), ("build", "--backend", "onnxruntime", "--dim", "batch=1", "--dim", "seq=2")):
-        ended = sparseflow(command[0], "fixing.py:make", *command[1:])
+        ended = sparseflow(command[0], "fixing.py:fixing", *command[1:])
         assert ended.code == 4
         told = (
             "torch's exporter fixed axis 'seq' (dimension 0 of input 'x') at 5, the size it was traced with"
         )
         assert f"\nNothing was written.\n{told}: the file fails at others. Leave it out" in ended.out
-    assert sparseflow("export", "fixing.py:make", "--json").json["fixed_axes"] == {"seq": 5}
+    assert sparseflow("export", "fixing.py:fixing", "--json").json["fixed_axes"] == {"seq": 5}
 
 
 def test_export_says_where_masks_are_apart(sparseflow: Sparseflow, own_folder: Path) -> None:
