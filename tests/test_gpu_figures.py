@@ -6,7 +6,7 @@ from tests.pages import ROOT, prose, result_of, rows
 
 
 def test_the_library_of_each_result_is_said() -> None:
-    known = {library: set[str]() for library in ("70deece4", "bb16e7f5", "7dc686b7", "dde83e4f")}
+    known = {library: set[str]() for library in ("70deece4", "bb16e7f5", "7dc686b7", "dde83e4f", "713aab63")}
     for name in (f"{gpu}{kind}_{model}" for gpu in ("", "h100/") for kind, model in (
         ("plugin_linear", "llama-8b"), ("plugin_linear", "llama-70b"), ("plugin_linear", "tinyllama"),
         ("tensorrt_mlp", "llama-8b"), ("tensorrt_mlp", "tinyllama"), ("plugin_decoder", "prefill"),
@@ -30,15 +30,20 @@ def test_the_library_of_each_result_is_said() -> None:
                      "h100/plugin_decoder_decode"},
         "7dc686b7": {"tensorrt_mlp_llama-8b m256"},
         "dde83e4f": {"plugin_linear_llama-8b", "plugin_linear_tinyllama"},
+        "713aab63": {"tensorrt_mlp_llama-8b m4096"},
     }  # fmt: skip
     said = dict(zip(known, rows("docs/PLUGIN.md", r"\| `[0-9a-f]{8}…`"), strict=True))
     assert all(line.startswith(f"| `{library}…`") for library, line in said.items())
     assert "on the H200: TinyLlama's MLP blocks, LLaMA-8B's at M=1024" in said["70deece4"]
     kept = [cell for cell in result_of("plugin_linear_llama-8b")["cells"] if "plugin_sha256" in cell]
     assert [(cell["layer"], cell["m"], cell["plugin_sha256"][:8]) for cell in kept] == [
-        ("down", m, "7dc686b7") for m in (128, 512, 2048)
+        ("down", 128, "713aab63"),
+        ("down", 512, "713aab63"),
+        ("down", 2048, "7dc686b7"),
     ]
-    assert "LLaMA-8B's `down` at M=128, 512 and 2048 and its MLP at M=256" in said["7dc686b7"]
+    assert "LLaMA-8B's `down` at M=2048 and its MLP at M=256" in said["7dc686b7"]
+    assert "LLaMA-8B's `down` at M=128 and 512 and its MLP at M=4096, memcheck" in said["713aab63"]
+    assert result_of("plugin_sanitizer")["tools"]["memcheck"]["plugin_sha256"].startswith("713aab63")
     assert "LLaMA-8B's other products and TinyLlama's, ten minutes of load" in said["dde83e4f"]
     assert {result_of(f"plugin_{name}")["plugin_sha256"][:8] for name in ("soak", "linear_tinyllama")} == {
         "dde83e4f"

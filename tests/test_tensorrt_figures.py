@@ -163,16 +163,20 @@ def shape_in_resnet50(layer: str) -> tuple[int, ...]:
     }[part]
 
 
-def test_resnets_layers_without_times_run_the_tactic_of_the_one_that_is_like_them() -> None:
+def test_resnets_layers_without_times_have_those_of_the_one_that_is_like_them() -> None:
     for row in result_of("tensorrt_resnet50")["rows"]:
         alike: dict[tuple[object, ...], list[dict[str, Any]]] = {}
         for layer in row["layers"]["sparse"]:
             fused = [part in layer["engine_layer"] for part in (".add", ".relu")]
             alike.setdefault((*shape_in_resnet50(layer["layer"]), *fused), []).append(layer)
-        assert sum(not layer["tried_dense"] for group in alike.values() for layer in group) == 29
+        twins = [layer for group in alike.values() for layer in group if layer["timed_as"]]
+        assert len(twins) == row["built"]["sparse"]["layers with no times of their own"] == 29
         for group in alike.values():
-            assert [bool(layer["tried_dense"]) for layer in group].count(True) == 1
-            assert len({layer["tactic"] for layer in group}) == 1
+            (timed,) = (layer for layer in group if not layer["timed_as"])
+            for layer in group:
+                assert layer["timed_as"] in ("", timed["engine_layer"])
+                for key in ("tactic", "best_sparse_ms", "best_dense_ms", "tried_sparse", "tried_dense"):
+                    assert layer[key] == timed[key]
 
 
 def test_the_build_time_beside_polygraphys() -> None:

@@ -134,7 +134,7 @@ class Known:
         }[at]
         pairs = [self.pairs[size] for size in beside]
         paired = time_between(m, [pair.dense for pair in pairs])
-        points = self._behind(m, beside)
+        points = self._behind(m, [*self._lost_before(m), *beside])
         own = self.dense_at(m)
         scale = self.n * self.k / math.prod(self.shape) * max(1.0, m / beside[-1])
         dense_us = own.us if own else scale * paired
@@ -156,6 +156,13 @@ class Known:
             points=points,
             dense_alone=alone,
         )
+
+    def _lost_before(self, m: int) -> list[int]:
+        """Above the largest measured M, if sparse wins there: the one before, if it does not (`wins_at`)."""
+        *before, largest = list(self.pairs)[-2:]
+        if self.guess or m <= largest or not self.pairs[largest].wins(self.margin):
+            return []
+        return [size for size in before if not self.pairs[size].wins(self.margin)]
 
     def _behind(self, m: int, beside: Sequence[int]) -> tuple[Point, ...]:
         """The measured points that the times at M rest on."""
@@ -201,6 +208,8 @@ class Known:
             sure = math.inf if alone else self._sure(self.guess, [m])[0]
             return f"no more than {rounded_down(sure)} is sure there" if sure < 1 + self.margin else ""
         if not wins_at(self.pairs, m, self.margin, self.policy.wave):
+            if before := self._lost_before(m):
+                return f"it does not win at M={before[0]}, the one before"
             if self.policy.wave is None:
                 return "how large a step times take between them is not known"
             return "one wave of tiles more would cost it"

@@ -14,7 +14,8 @@ def derive_thresholds(points: Iterable[Point], margin: float, wave: int | None =
 
     Of several such ranges the one that spans most octaves of M is taken (of equals the one that begins
     later), since a threshold speaks for shapes that nobody measured: it is to be sure, not to be greedy.
-    It has no upper end where sparse still won at the largest M of every shape, and spans an octave more then.
+    It has no upper end where sparse still wins above the largest M of every shape, see `between.wins_at`, and
+    spans an octave more then.
 
     Args:
         points: Measured points; an M that lacks its dense or its sparse point is left out.
@@ -58,20 +59,20 @@ def _threshold(
         m: [all(at < min(p) or wins_at(p, at, margin, wave) for p in shapes.values()) for at in (m, m + 1)]
         for m in sizes
     }
-    low, high = _longest_run(wins)
+    low, high, open_ended = _longest_run(wins)
     yield Threshold(
         kind=members[0].kind,
         library=members[0].library,
         dtype=members[0].dtype,
         kernel=kernel,
         min_m=low,
-        max_m=None if high == sizes[-1] else high,
+        max_m=None if open_ended else high,
         shapes=tuple(shapes),
     )
 
 
-def _longest_run(wins: dict[int, list[bool]]) -> tuple[int | None, int | None]:
-    """The first and the last M of the run of wins that spans most octaves.
+def _longest_run(wins: dict[int, list[bool]]) -> tuple[int | None, int | None, bool]:
+    """The first and the last M of the run of wins that spans most octaves, and whether it goes on above them.
 
     Args:
         wins: For M in ascending order whether it wins there, and right above.
@@ -83,6 +84,9 @@ def _longest_run(wins: dict[int, list[bool]]) -> tuple[int | None, int | None]:
         if not here or not above:
             runs.append([])
     last = max(wins)
-    found = [(run[-1] / run[0] * (2 if run[-1] == last else 1), run[0], run[-1]) for run in runs if run]
-    _, low, high = max(found, default=(0, None, None))
-    return low, high
+    found = []
+    for run in filter(None, runs):
+        open_ended = run[-1] == last and wins[last][1]
+        found.append((run[-1] / run[0] * (2 if open_ended else 1), run[0], run[-1], open_ended))
+    _, low, high, open_ended = max(found, default=(0, None, None, False))
+    return low, high, open_ended

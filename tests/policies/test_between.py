@@ -69,6 +69,17 @@ def test_at_measured_m_a_step_is_of_no_interest() -> None:
     assert all(wins_at(pairs, m, MARGIN, 0) for m in range(1, 300))
 
 
+def test_above_the_largest_m_both_of_the_two_largest_have_to_win() -> None:
+    def taken(*gains: float) -> bool:
+        pairs = {64 * 2**i: _pair(64 * 2**i, 10 * gain, 10) for i, gain in enumerate(gains)}
+        return wins_at(pairs, 1024, MARGIN, WAVE)
+
+    assert taken(2.0)
+    assert taken(0.5, 2.0, 2.0)
+    assert not taken(2.0, 1.0, 2.0)
+    assert not taken(2.0, 2.0, 1.0)
+
+
 def test_a_verdict_says_what_speaks_against_it() -> None:
     points = [
         p for m in (128, 256) for p in (_pair(m, m / 10, m / 12).dense, _pair(m, m / 10, m / 12).sparse)

@@ -58,7 +58,8 @@ def test_of_one_monotone_shape_it_is_the_crossover(sizes: list[int], losing: int
     ordered = sorted(sizes)
     limit = _derive({m: 1.5 if i >= losing else 0.9 for i, m in enumerate(ordered)})
     crossover = ordered[losing] if losing < len(ordered) else None
-    assert (limit.min_m, limit.max_m) == (crossover, None)
+    alone = len(ordered) > 1 and losing == len(ordered) - 1  # the largest, where the one before loses
+    assert (limit.min_m, limit.max_m) == (crossover, crossover if alone else None)
 
 
 @given(st.lists(_speedups, min_size=1, max_size=4))
@@ -73,7 +74,8 @@ def test_of_the_ranges_that_win_none_spans_more_octaves(shapes: list[dict[int, f
         all(m < low or judge(policy, "o", n, 64, m, "FP16").sparse for n, policy, low in policies)
         for m in sizes
     ]
-    ends = [*sizes[:-1], 2 * sizes[-1]]  # what wins at the largest holds above it
+    holds = all(judge(policy, "o", n, 64, sizes[-1] + 1, "FP16").sparse for n, policy, _ in policies)
+    ends = [*sizes[:-1], sizes[-1] * (2 if holds else 1)]  # what wins above the largest spans an octave more
     spans = [
         ends[j] / sizes[i] for i in range(len(sizes)) for j in range(i, len(sizes)) if all(won[i : j + 1])
     ]
@@ -89,8 +91,13 @@ def test_of_two_equal_ranges_the_later_is_taken() -> None:
 
 
 def test_a_short_range_does_not_hide_that_sparse_wins_at_the_largest() -> None:
-    limit = _derive({1000: 2.0, 1100: 2.0, 2000: 1.0, 4000: 2.0})
-    assert (limit.min_m, limit.max_m) == (4000, None)
+    limit = _derive({1000: 2.0, 1100: 2.0, 2000: 1.0, 3800: 2.0, 4000: 2.0})
+    assert (limit.min_m, limit.max_m) == (3800, None)
+
+
+def test_one_win_at_the_largest_m_holds_there_alone() -> None:
+    limit = _derive({1000: 1.0, 4000: 2.0})
+    assert (limit.min_m, limit.max_m) == (4000, 4000)
 
 
 def test_it_has_an_end_where_sparse_stops_winning() -> None:
