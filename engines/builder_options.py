@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.errors import BuildError
+from sparseflow_trt.plans.shapes import POINTS, Profile
 
 _MIB = 1 << 20
 _OF_WORKSPACE = re.compile(r"workspace|any implementation for node", re.IGNORECASE)
 _OF_LEAN_RUNTIME = re.compile(r"nvinfer_lean|lean runtime", re.IGNORECASE)
+_OF_FIXED = re.compile(r"violate shape constraints|reshape (would change|changes) volume", re.IGNORECASE)
+_POINTS = ("MIN", "OPT", "MAX")
+_OF_POINT = re.compile(r"\bk(?P<point>MIN|OPT|MAX) values for profile (?P<number>\d+)\b")
 _OF_NO_GPU = re.compile(r"CUDA_SUCCESS|not found in the accelerator list", re.IGNORECASE)
 
 
@@ -82,13 +87,16 @@ def spare_library_handles(trt: ModuleType, network: Any, config: Any) -> None:
     config.set_tactic_sources(sources)
 
 
-def build_failure(title: str, model: str, options: EngineOptions, said: str) -> BuildError:
+def build_failure(
+    title: str, model: str, options: EngineOptions, profiles: Sequence[Profile], said: str
+) -> BuildError:
     """The error of a build that gave no engine.
 
     Args:
         title: The TensorRT's name for people, with its version.
         model: The model file's name.
         options: What was asked for, which may be why.
+        profiles: The optimization profiles, which TensorRT tells of by number.
         said: What TensorRT logged as errors.
     """
     if options.workspace is not None and _OF_WORKSPACE.search(said):
@@ -108,10 +116,24 @@ def build_failure(title: str, model: str, options: EngineOptions, said: str) -> 
             f"of its own: {said}",
             "Build on that GPU's machine, or without --refit and --strip-plan.",
         )
+    if _OF_FIXED.search(said):
+        said = _OF_POINT.sub(lambda told: _named(told, profiles), said)
+        return BuildError(
+            f"{title} could not build {model}: {said}",
+            "The model has a size fixed inside that a profile's shapes do not go with: export it with that "
+            "axis dynamic, or plan with the one size that it takes.",
+        )
     return BuildError(
         f"{title} could not build {model}: {said}",
         "Where a profile does not fit, change its shapes; where a layer has no kernel, plan it in fp32.",
     )
+
+
+def _named(told: re.Match[str], profiles: Sequence[Profile]) -> str:
+    """The shapes of "kOPT values for profile 0", with the profile's name."""
+    profile, point = profiles[int(told["number"])], POINTS[_POINTS.index(told["point"])]
+    shapes = (f"{name} {'x'.join(map(str, given.at(point)))}" for name, given in profile.inputs.items())
+    return f"the {point} shapes of profile '{profile.name}' ({', '.join(shapes)})"
 
 
 def lacks(title: str, option: str) -> BuildError:

@@ -184,7 +184,7 @@ def build_engine(
     built = builder.build_serialized_network(network, config)
     del selector  # TensorRT does not keep it alive
     if built is None:
-        raise build_failure(named, model.name, options, log.take_errors())
+        raise build_failure(named, model.name, options, profiles, log.take_errors())
     notes += [file.save(config) for file in saved]
     with engine.open("wb") as stream:
         stream.write(built)

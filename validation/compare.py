@@ -16,11 +16,18 @@ from sparseflow_trt.artifacts.verdict import (
     Verdict,
     overall_verdict,
 )
-from sparseflow_trt.errors import InputError, one_line
+from sparseflow_trt.errors import InputError
 from sparseflow_trt.validation.chain import Chain, Origin
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.messages import numpy_only, quiet_polygraphy
-from sparseflow_trt.validation.runners import Outputs, ort_runtime, reference_runner, run_errors, run_once
+from sparseflow_trt.validation.runners import (
+    Outputs,
+    cannot_run,
+    ort_runtime,
+    reference_runner,
+    run_errors,
+    run_once,
+)
 from sparseflow_trt.validation.steps import Stage
 from sparseflow_trt.validation.tolerances import OutputTolerances
 from sparseflow_trt.validation.trial import Candidate, OnOutputs, Trial, conclude, open_trial, run_trial
@@ -212,10 +219,7 @@ def _run_reference(reference: Reference, given: InputSet) -> Outputs:
     try:
         return run_once(reference.runner, given)
     except run_errors() as error:
-        raise InputError(
-            f"the reference {reference.name} cannot run on input set '{given.name}': {one_line(error)}.",
-            "Check the set's values and shapes against what the model takes.",
-        ) from error
+        raise cannot_run(f"the reference {reference.name}", reference.runner, given, error) from error
 
 
 def _check_names(tolerances: OutputTolerances, expected: Outputs) -> None:

@@ -1,9 +1,17 @@
-"""What other libraries say: silenced while they work for us."""
+"""What other libraries say: silenced while they work for us, and read where they refuse."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
+
+from sparseflow_trt.errors import one_line
+
+_REFUSED = re.compile(
+    r".*Non-zero status code returned while running (?P<operator>\S+) node\. Name:'(?P<name>.*?)' "
+    r"Status Message: (?:\S+\.(?:h|cc):\d+ (?:.* was false\. )?)?(?P<why>.*)"
+)
 
 
 @contextlib.contextmanager
@@ -33,3 +41,12 @@ def numpy_only() -> Iterator[None]:
         yield
     finally:
         array.is_torch = found
+
+
+def why_refused(error: BaseException) -> str:
+    """Why a run failed, on one line with no full stop: of ONNX Runtime's refusals the node comes first."""
+    words = one_line(error)
+    if said := _REFUSED.fullmatch(words):
+        node = f"{said['operator']} node '{said['name']}'" if said["name"] else f"a {said['operator']} node"
+        return f"{node} refuses it: {said['why']}"
+    return words

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.errors import InputError, one_line
 from sparseflow_trt.model.node_range import NodeRange, joined, range_from_row
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.messages import numpy_only, quiet_polygraphy
-from sparseflow_trt.validation.runners import as_written_runner, run_errors, run_once
+from sparseflow_trt.validation.runners import as_written_runner, cannot_run, run_errors, run_once
 
 
 def measure_ranges(
@@ -45,10 +44,7 @@ def measure_ranges(
             try:
                 table = run_once(runner, given)[output]
             except run_errors() as error:
-                raise InputError(
-                    f"{path} cannot be measured on input set '{given.name}': {one_line(error)}.",
-                    "Check the set's values and shapes against what the model takes.",
-                ) from error
+                raise cannot_run("the model", runner, given, error) from error
             for (name, measured), row in zip(rows, table, strict=True):
                 found.setdefault(name, []).append(range_from_row(row, measured))
             on_progress(done, len(inputs))

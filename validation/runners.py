@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Any
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import BuildError, InputError, ModelError, one_line
 from sparseflow_trt.validation.feeds import Array, InputSet
+from sparseflow_trt.validation.messages import why_refused
 from sparseflow_trt.validation.narrow import WidenedSession, is_narrow, widen
 
 if TYPE_CHECKING:
+    from polygraphy.backend.base import BaseRunner
     from polygraphy.backend.onnxrt import OnnxrtRunner
 
 Outputs = dict[str, Array]
+
+_FIXED = (
+    "Where the model has one of these sizes fixed inside, export it with that axis dynamic, or plan with the "
+    "one size that it takes; where values are what it refuses, give others with --inputs."
+)
 
 _FATAL = 4  # ONNX Runtime's severity; what is below it goes to stderr, and all of it is in the exception too
 
@@ -159,3 +166,26 @@ def run_errors() -> tuple[type[Exception], ...]:
     from polygraphy.exception import PolygraphyException
 
     return (PolygraphyException, InputError, *ort_errors())
+
+
+def cannot_run(what: str, runner: BaseRunner, given: InputSet, error: BaseException) -> InputError:
+    """The error of a model that has to run on an input set and does not, with the sizes asked of it.
+
+    Args:
+        what: The model, in words.
+        runner: The one that failed.
+        given: The set.
+        error: What the run raised.
+    """
+    with runner:
+        described = runner.get_input_metadata(use_numpy_dtypes=False)
+    sizes = dict.fromkeys(  # an axis that several inputs have, once
+        f"{dim or f'{name}.{i}'}={size}"
+        for name, end in described.items()
+        if name in given.feeds
+        for i, (dim, size) in enumerate(zip(end.shape, given.feeds[name].shape, strict=False))
+        if not isinstance(dim, int)
+    )
+    where = f"'{given.name}'" + (f" ({', '.join(sizes)})" if sizes else "")
+    hint = _FIXED if sizes else "Check the set's values and shapes against what the model takes."
+    return InputError(f"{what} cannot run on input set {where}: {why_refused(error)}.", hint)

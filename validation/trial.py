@@ -12,6 +12,7 @@ from sparseflow_trt.errors import InputError, NotInstalledError, SparseflowError
 from sparseflow_trt.validation.engine_runner import engine_runner, engine_runtime, select_profile
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.measure import judge_output, missing_output
+from sparseflow_trt.validation.messages import why_refused
 from sparseflow_trt.validation.runners import (
     Outputs,
     UnsupportedError,
@@ -140,7 +141,7 @@ def run_trial(
         _check_shapes(trial.takes, given)
         got = run_once(runner, given)
     except run_errors() as error:
-        trial.errors.append(f"it cannot run on input set '{given.name}': {one_line(error)}.")
+        trial.errors.append(f"it cannot run on input set '{given.name}': {why_refused(error)}.")
         return None
     watch(trial.candidate.name, given.name, got)
     trial.outputs.extend(_judge(given.name, expected, got, tolerances))

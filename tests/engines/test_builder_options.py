@@ -201,8 +201,8 @@ def test_flags_are_set_by_name() -> None:
 
 
 def test_a_failure_without_options_has_the_usual_hint() -> None:
-    assert "most likely" not in build_failure("T", "m", EngineOptions(), "no workspace").message
-    assert "most likely" not in build_failure("T", "m", EngineOptions(workspace=1), "a bad shape").message
+    assert "most likely" not in build_failure("T", "m", EngineOptions(), (), "no workspace").message
+    assert "most likely" not in build_failure("T", "m", EngineOptions(workspace=1), (), "a bad shape").message
 
 
 def test_what_is_asked_for_is_plain_data() -> None:

@@ -123,6 +123,24 @@ def test_a_profile_that_does_not_fit_is_refused_and_the_log_is_kept(
     assert "[VERBOSE]" in log.read_text()
 
 
+def test_a_size_that_is_fixed_inside_is_told_with_the_node_and_the_profile(
+    save_model: SaveModel, make_request: MakeRequest
+) -> None:
+    """As other exporters write a Reshape of the batch that they traced with."""
+    path = save_model()
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 2, 64]), "sizes"))
+    model.graph.node[1].CopyFrom(helper.make_node("Reshape", ["xw", "sizes"], ["y"], name="fixed"))
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, path)
+    with pytest.raises(BuildError) as caught:
+        TensorRtRtxBackend().build(make_request(path, 2, 8), ignore)
+    assert "the opt shapes of profile 'to8' (x 4x64) violate" in caught.value.message
+    assert "fixed" in caught.value.message
+    assert "export it with that axis dynamic, or plan with the one size" in caught.value.hint
+
+
 def test_dynamic_shapes_need_a_profile(save_model: SaveModel, make_request: MakeRequest) -> None:
     with pytest.raises(BuildError, match="no optimization profile has been defined"):
         TensorRtRtxBackend().build(make_request(save_model()), ignore)

@@ -273,8 +273,34 @@ def test_a_reference_that_fails_is_an_error(
     outside = InputSet(
         "outside", {**dict.fromkeys(names, ids), "column_ids": np.zeros(1, np.int64)}, None, ""
     )
-    with pytest.raises(InputError, match=r"cannot run on input set 'outside': .*out of"):
+    with pytest.raises(InputError, match=r"'outside' \(batch=1, .*\): a Gather node refuses it: .*out of"):
         compare(embedding.path, [], [outside], FP16)
+
+
+def test_a_size_that_is_fixed_inside_is_told_with_its_node(tmp_path: Path, save: Callable[..., Path]) -> None:
+    """As other exporters write a Reshape of the batch that they traced with."""
+    path = save(
+        tmp_path / "fixed.onnx",
+        [helper.make_node("Reshape", ["x", "shape"], ["y"], name="flat"),
+         helper.make_node("ReduceSum", ["z", "axes"], ["s"])],
+        [("x", TensorProto.FLOAT, ["batch", "", 8]), ("z", TensorProto.FLOAT, ["batch", 2])],
+        [("y", TensorProto.FLOAT, [1, 24]), ("s", TensorProto.FLOAT, [1, 2])],
+        {"shape": np.array([1, 24], np.int64), "axes": np.array([0], np.int64)},
+    )  # fmt: skip
+    x = {"x": np.ones((2, 3, 8), np.float32), "z": np.ones((2, 2), np.float32)}
+    words = (
+        r"the reference fixed\.onnx cannot run on input set 'two' \(batch=2, x\.1=3\): Reshape node 'flat' "
+        r"refuses it: The input tensor cannot be reshaped to the requested shape\. Input shape:\{2,3,8\}, "
+        r"requested shape:\{1,24\}\.$"
+    )
+    with pytest.raises(InputError, match=words) as caught:
+        compare(path, [], [InputSet("two", x, None, "")], FP16)
+    assert "export it with that axis dynamic, or plan with the one size that it takes" in caught.value.hint
+    one = {"x": np.ones((1, 3, 8), np.float32), "z": np.ones((1, 2), np.float32)}
+    assert (
+        compare(path, [Candidate("c", path, "onnx")], [InputSet("one", one, None, "")], FP16).verdict
+        == "pass"
+    )
 
 
 def test_external_data_is_found(tmp_path: Path, reference: Path, inputs: list[InputSet]) -> None:
