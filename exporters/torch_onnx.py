@@ -46,7 +46,7 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
         opset: Of ONNX, from 18 on.
 
     Raises:
-        ModelError: torch cannot export it; with torch's first words on why.
+        ModelError: torch cannot export it, with torch's first words on why; or it makes one axis of two.
         NotInstalledError: PyTorch or onnxscript.
     """
     torch = require("torch", "exporting PyTorch modules")
@@ -92,6 +92,7 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
         parameters = {name for name, _ in found.module.named_parameters()}
         optimizer.optimize_ir(model, should_fold=lambda node: _may_fold(node, parameters))
     _name_axes(model, names)
+    _check_axes(model, found)
     _drop_unused(model)
     _name_after_modules(model, found.prefix)
     return model
@@ -185,6 +186,24 @@ def _name_axes(model: ir.Model, names: dict[str, str]) -> None:
             continue
         dims = [d if isinstance(d, int) else changed.get(str(d.value), d.value) for d in value.shape]
         value.shape = ir.Shape(dims)
+
+
+def _check_axes(model: ir.Model, found: Exportable) -> None:
+    """Checks that torch left apart what has names of its own: it makes one axis of those it finds equal."""
+    made = {value.name: value.shape for value in model.graph.inputs if value.shape is not None}
+    given = [(axis, name, i) for name, named in found.axes.items() for i, axis in named.items()]
+    places = {axis: f"'{axis}' (dimension {i} of input '{name}')" for axis, name, i in reversed(given)}
+    for axis, name, i in given:
+        if name not in made:  # nothing reads it
+            continue
+        other = str(made[name][i])
+        if other != axis and other in places:
+            raise ModelError(
+                f"torch's exporter finds axes {places[other]} and {places[axis]} always equal, and makes one "
+                f"of them, '{other}'.",
+                "Give both one name in the axes that FILE.py:FUNCTION returns; one of size 1 that is "
+                "broadcast to the other is left out of them.",
+            )
 
 
 def _drop_unused(model: ir.Model) -> None:

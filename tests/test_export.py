@@ -83,6 +83,18 @@ class Told(torch.nn.Module):
 def told():
     return Told(), torch.randn(5, 2, 16), {"x": {0: "seq", 1: "batch"}}
 
+class Merging(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(16, 16)
+    def forward(self, unread, x, y):
+        return self.linear(x) + y
+def merging():
+    axes = {"x": {0: "rows"}, "y": {0: "more rows"}}
+    return Merging(), (torch.randn(5, 2, 4), torch.randn(5, 16), torch.randn(5, 16)), axes
+def merged():
+    return *merging()[:2], {"x": {0: "rows"}, "y": {0: "rows"}}
+
 class ByValue(torch.nn.Module):
     def forward(self, x):
         return x + 1 if x.sum() > 0 else x
@@ -180,6 +192,13 @@ def test_an_axis_that_torch_fixes_is_named(modules: str, tmp_path: Path) -> None
     assert export_model(f"{modules}:fixing", tmp_path / "m.onnx", as_traced).written
 
 
+def test_two_axes_of_one_name_are_one(modules: str, tmp_path: Path) -> None:
+    """As the error says to name those that torch finds equal."""
+    report = export_model(f"{modules}:merged", tmp_path / "m.onnx")
+    assert report.inputs == {"unread": (5, 2, 4), "x": ("rows", 16), "y": ("rows", 16)}
+    assert report.written
+
+
 @pytest.mark.parametrize(
     ("function", "error", "words"),
     [
@@ -188,6 +207,12 @@ def test_an_axis_that_torch_fixes_is_named(modules: str, tmp_path: Path) -> None
             "told",
             ModelError,
             r"fixes axis 'seq' \(dimension 0 of input 'x'\) at 5, the size it is traced with",
+        ),
+        (
+            "merging",
+            ModelError,
+            r"finds axes 'rows' \(dimension 0 of input 'x'\) and 'more rows' \(dimension 0 of input 'y'\) "
+            "always equal, and makes one of them, 'rows'",
         ),
         ("misnamed", ModelError, "the Outer has no such input: .* unexpected keyword argument 'pixels'"),
         ("wrong_axes", InputError, "gives axes for 'y', which is no input"),
