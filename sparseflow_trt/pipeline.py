@@ -40,7 +40,7 @@ from sparseflow_trt.engines.like import like_facts
 from sparseflow_trt.engines.plugin_library import check_library, library_for
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
 from sparseflow_trt.exporters.apply_plan import apply_plan
-from sparseflow_trt.model.model_file import check_operators, input_dims, read_model
+from sparseflow_trt.model.model_file import input_dims, read_model
 from sparseflow_trt.plans.plan import Plan, yaml_from_plan
 from sparseflow_trt.validation.feeds import InputSet
 
@@ -86,7 +86,6 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
         check_duel(options.backend, options.engine)
     with clock("read"):
         model, layers = read(path, on_step)
-        check_operators(model)
         unpruned = read_unpruned(options.validation.dense_model, model)
     with clock("plan"):
         record = record_model(model)

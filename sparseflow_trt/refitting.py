@@ -28,7 +28,8 @@ from sparseflow_trt.errors import ArtifactError, NotInstalledError, NotSparseErr
 from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.model.layer_names import of_classifiers
-from sparseflow_trt.model.model_file import check_operators, input_dims, read_model
+from sparseflow_trt.model.model_file import input_dims, read_model
+from sparseflow_trt.model.operators import check_operators
 from sparseflow_trt.plans.plan import Plan, check_plan, read_plan
 from sparseflow_trt.plans.shapes import check_profiles
 from sparseflow_trt.policies.policy import read_policy

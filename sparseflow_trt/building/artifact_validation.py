@@ -28,7 +28,8 @@ from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
 from sparseflow_trt.exporters.restore import check_same_ends
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.twin import needs_twin, write_twin
-from sparseflow_trt.model.model_file import OnnxModel, check_operators, input_dims, output_types, read_model
+from sparseflow_trt.model.model_file import OnnxModel, input_dims, output_types, read_model
+from sparseflow_trt.model.operators import check_operators
 from sparseflow_trt.plans.plan import Plan, read_plan
 from sparseflow_trt.precision.overflow import with_first_overflow
 from sparseflow_trt.validation.chain import Origin

@@ -17,6 +17,7 @@ from sparseflow_trt.exporters.plugin_nodes import plugin_layers
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model.graph import WeightedLayer, read_layers
 from sparseflow_trt.model.model_file import OnnxModel, input_dims, output_types, read_model
+from sparseflow_trt.model.operators import check_operators
 from sparseflow_trt.plans.decide import PluginUse, SparsityMode
 from sparseflow_trt.plans.plan import ModelPrecision, Plan, check_plan
 from sparseflow_trt.plans.planning import check_forced, make_plan
@@ -58,12 +59,13 @@ class PlanOptions:
 
 
 def read(path: Path, on_step: OnProgress = lambda _: None) -> tuple[OnnxModel, tuple[WeightedLayer, ...]]:
-    """Reads a model and its weighted layers.
+    """Reads a model that is to be planned, and its weighted layers.
 
     Raises:
-        ModelError: The file cannot be read.
+        ModelError: The file cannot be read, or no backend takes its opset or one of its operators.
     """
     model = read_model(path)
+    check_operators(model)
     step = "Reading the weights"
     return model, read_layers(model, lambda done, total: on_step(Progress(step, done, total)))
 

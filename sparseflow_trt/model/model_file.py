@@ -132,34 +132,6 @@ def output_types(model: OnnxModel) -> dict[str, str]:
     return {value.name or "": value.dtype.name if value.dtype else "" for value in model.ir.graph.outputs}
 
 
-def check_operators(model: OnnxModel) -> None:
-    """Checks that each node of ONNX's own domain is an operator of the model's opset.
-
-    Raises:
-        ModelError: One is not; it is named with its node.
-    """
-    import onnx
-
-    for node in model.ir.graph.all_nodes():
-        if node.domain != ONNX_DOMAIN or node.op_identifier() in model.ir.functions:
-            continue
-        try:
-            onnx.defs.get_schema(node.op_type, model.opset, ONNX_DOMAIN)
-        except onnx.defs.SchemaError as error:
-            versions = [
-                schema.since_version
-                for schema in onnx.defs.get_all_schemas_with_history()
-                if schema.name == node.op_type and schema.domain == ONNX_DOMAIN
-            ]
-            since = f" (it came with opset {min(versions)})" if versions else ""
-            name = node.name or next((output.name for output in node.outputs), "")
-            raise ModelError(
-                f"{model.path}: node '{name}' is a '{node.op_type}', which opset {model.opset} "
-                f"does not have{since}.",
-                "Export with an opset that has it, or replace the operator.",
-            ) from error
-
-
 def _parse(path: Path, inline: bool) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError

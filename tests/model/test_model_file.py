@@ -17,7 +17,8 @@ from onnx import TensorProto, helper
 from sparseflow_trt.errors import ModelError, SparseflowError
 from sparseflow_trt.exporters.prune import prune_model
 from sparseflow_trt.model.graph import read_layers
-from sparseflow_trt.model.model_file import ONNX_DOMAIN, check_operators, data_files, input_dims, read_model
+from sparseflow_trt.model.model_file import ONNX_DOMAIN, data_files, input_dims, read_model
+from sparseflow_trt.model.operators import check_operators
 from sparseflow_trt.model.tensor_data import tensor_protos
 
 if TYPE_CHECKING:
@@ -311,46 +312,6 @@ def test_data_files_are_found_everywhere_and_named_once(
     with pytest.raises(ModelError) as caught:
         read_model(Path(path.name))
     assert caught.value.hint.endswith(f"beside it, in '{path.parent}'.")
-
-
-# ---- operators
-
-
-def test_an_unknown_operator_is_named_with_its_node(models: Models) -> None:
-    nodes = [helper.make_node("MatMull", ["x"], ["y"], name="typo")]
-    model = read_model(models.save(models.model(nodes)))
-    with pytest.raises(ModelError, match="node 'typo' is a 'MatMull', which opset 21 does not have\\."):
-        check_operators(model)
-
-
-def test_an_operator_of_a_later_opset_says_so(models: Models) -> None:
-    nodes = [helper.make_node("GroupNormalization", ["x", "x", "x"], ["y"], num_groups=1)]
-    model = read_model(models.save(models.model(nodes, opset=17)))
-    with pytest.raises(ModelError, match=r"node 'y' is .* \(it came with opset 18\)"):
-        check_operators(model)
-
-
-def test_operators_in_branches_are_checked_and_other_domains_are_not(models: Models) -> None:
-    body = helper.make_graph(
-        [helper.make_node("Nope", ["x"], ["t"], name="deep")],
-        "g",
-        [],
-        [helper.make_tensor_value_info("t", TensorProto.FLOAT, None)],
-    )
-    nodes = [helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)]
-    with pytest.raises(ModelError, match="'deep'"):
-        check_operators(read_model(models.save(models.model(nodes, {"c": np.array(True)}))))
-    function = helper.make_function(
-        "mine", "Nope", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], [helper.make_opsetid("", 21)]
-    )
-    fine = [
-        helper.make_node("FusedMatMul", ["x", "x"], ["z"], domain="com.microsoft"),
-        helper.make_node("Nope", ["z"], ["y"], domain="mine"),
-    ]
-    check_operators(read_model(models.save(models.model(fine, functions=[function]))))
-    same_name = [helper.make_node("Nope", ["x"], ["y"], name="not mine")]
-    with pytest.raises(ModelError, match="'not mine'"):
-        check_operators(read_model(models.save(models.model(same_name, functions=[function]))))
 
 
 # ---- graphs that contradict themselves
