@@ -21,6 +21,7 @@ SparsityMode = Literal["policy", "force", "off", "plugin"]
 
 _LACKS = "with --plugin LIB, which `sparseflow-trt plugin build` makes"
 _ELEMENT_BYTES = 2
+DENSE_IN_FP32 = "FP32 runs dense: of TF32 sparse instructions take one of two, not two of four"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def decide(
         policy: Where sparse wins; None plans everything dense.
         mode: "policy" asks the policy; "force" takes TensorRT's sparse kernels for every 2:4 layer, "plugin"
             the plugin for every one that it can run; "off" neither. (Where no layer is 2:4 a build refuses
-            both, see `planning.check_forced`.)
+            both, see `planning.check_forced`.) What is planned in FP32 is dense whatever is asked.
         plugin: Whether the plugin may be used.
     """
     if layer.state is SparsityState.NOT_ELIGIBLE:
@@ -110,6 +111,8 @@ def decide(
         return Decision("dense", why)
     if mode == "off":
         return Decision("dense", "sparsity is off")
+    if precision == "fp32":
+        return Decision("dense", DENSE_IN_FP32)
     if mode == "force":
         return Decision("sparse", "asked for: sparsity is forced")
     why_not = plugin.why_not(layer.name, precision)

@@ -17,6 +17,7 @@ from sparseflow_trt._schema import Record, load_yaml, parse, read_text
 from sparseflow_trt.errors import NotSparseError, PlanError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer
 from sparseflow_trt.model.layer_names import of_classifiers
+from sparseflow_trt.plans.decide import DENSE_IN_FP32
 from sparseflow_trt.plans.decide import SparsityMode as SparsityMode
 from sparseflow_trt.plans.precision_record import UNCHANGED, PrecisionSearch, unchanged_precision
 from sparseflow_trt.plans.precision_record import ModelPrecision as ModelPrecision
@@ -203,12 +204,14 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
     """Checks that a plan fits a model's layers.
 
     Raises:
-        PlanError: Every layer that does not fit is named with what was expected and what the plan says.
+        PlanError: Every layer that does not fit is named with what was expected and what the plan says; or
+            all that does not is that layers are planned sparse in FP32.
         NotSparseError: All that does not fit is that layers are planned sparse whose weights are not 2:4.
     """
     known = {layer.name: layer for layer in layers if layer.weight}
     problems = []
     not_sparse: list[WeightedLayer] = []
+    wide: list[str] = []
     for planned in plan.layers:
         layer = known.pop(planned.name, None)
         if layer is None:
@@ -224,6 +227,9 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
                 f"'{planned.name}' is planned {planned.sparsity} and is {layer.state.value}: {layer.reason}"
             )
             not_sparse.append(layer)
+        elif planned.sparsity == "sparse" and planned.precision == "fp32":
+            problems.append(f"'{planned.name}' is planned sparse in fp32, and {DENSE_IN_FP32}")
+            wide.append(planned.name)
         planned_so = planned.precision if planned.precision in UNCHANGED else None
         if planned_so != unchanged_precision(layer.product or layer.dtype):
             multiplied = f", multiplied in {layer.product}" if layer.product not in ("", layer.dtype) else ""
@@ -239,4 +245,5 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
             named = of_classifiers(layer.kind for layer in not_sparse)
             hint = f"Plan them dense, or prune the model first: `sparseflow-trt prune MODEL`{named}."
             raise NotSparseError(said, hint)
-        raise PlanError(said, _HINT)
+        in_16_bits = "Plan them dense, or in fp16 or bf16."
+        raise PlanError(said, in_16_bits if len(problems) == len(wide) else _HINT)

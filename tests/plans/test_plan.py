@@ -299,3 +299,13 @@ def test_a_layer_that_is_not_quantized_cannot_be_planned_so() -> None:
     data["layers"][0]["precision"] = "int8"
     with pytest.raises(PlanError, match="'a' is planned int8 and its weights are FP32"):
         check_plan(plan_from_yaml(yaml.safe_dump(data)), (make_layer("a"),))
+
+
+def test_a_layer_that_is_edited_to_fp32_is_edited_to_dense_too() -> None:
+    data = yaml.safe_load(yaml_from_plan(PLAN))
+    data["layers"][0]["precision"] = "fp32"
+    with pytest.raises(PlanError, match="'a' is planned sparse in fp32, and FP32 runs dense") as caught:
+        check_plan(plan_from_yaml(yaml.safe_dump(data)), (make_layer("a"),))
+    assert caught.value.hint == "Plan them dense, or in fp16 or bf16."
+    data["layers"][0]["sparsity"] = "dense"
+    check_plan(plan_from_yaml(yaml.safe_dump(data)), (make_layer("a"),))

@@ -80,11 +80,9 @@ def test_an_unknown_m_is_dense() -> None:
             SparsityState.SPARSE, {"policy": None, "precision": "bf16"}, "dense",
             f"{NO_POLICY}`sparseflow-trt autotune MODEL --dtype bf16` measures one; or name one with",
         ),
-        (
-            SparsityState.SPARSE, {"policy": None, "precision": "fp32"}, "dense",
-            f"{NO_POLICY}name one with --policy, or --sparsity force; `autotune` measures no FP32",
-        ),
-        (SparsityState.SPARSE, {"precision": "fp32"}, "dense", "profile 'p0': no measurement of FP32"),
+        (SparsityState.SPARSE, {"precision": "fp32"}, "dense", "FP32 runs dense: of TF32 sparse instr"),
+        (SparsityState.SPARSE, {"precision": "fp32", "sparsity": "force"}, "dense", "FP32 runs dense: of"),
+        (SparsityState.SPARSE, {"precision": "keep", "sparsity": "force"}, "dense", "FP32 runs dense: of"),
         (SparsityState.SPARSE, {"precision": "bf16"}, "dense", "profile 'p0': no measurement of BF16"),
     ],
 )  # fmt: skip
@@ -92,6 +90,11 @@ def test_reasons(state: SparsityState, options: dict[str, Any], sparsity: str, r
     planned = _decision(make_layer("a", state), 100, **options)
     assert planned.sparsity == sparsity
     assert planned.reason.startswith(reason)
+
+
+def test_where_no_policy_can_be_measured_none_is_advised() -> None:
+    reason = _decision(make_layer("a", dtype="INT8"), 100, policy=None).reason
+    assert reason.endswith("name one with --policy, or --sparsity force; `autotune` measures no INT8")
 
 
 def test_a_product_too_short_for_the_planned_type_is_dense() -> None:
@@ -102,7 +105,7 @@ def test_a_product_too_short_for_the_planned_type_is_dense() -> None:
         for p in PRECISIONS
     }
     assert {layer.sparsity for (k, _), layer in found.items() if k == 12} == {"dense"}
-    assert {layer.sparsity for (k, _), layer in found.items() if k == 16} == {"sparse"}
+    assert [found[16, p].sparsity for p in PRECISIONS] == ["dense", "sparse", "dense"], "FP32 never is sparse"
     assert found[12, "fp16"].reason == "too small: K=12, a sparse FP16 instruction takes 16"
 
 
