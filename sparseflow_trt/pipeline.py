@@ -40,6 +40,7 @@ from sparseflow_trt.engines.like import like_facts
 from sparseflow_trt.engines.plugin_library import check_library, library_for
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
 from sparseflow_trt.exporters.apply_plan import apply_plan
+from sparseflow_trt.model.graph import layers_with_masks_apart
 from sparseflow_trt.model.model_file import input_dims, read_model
 from sparseflow_trt.plans.plan import Plan, yaml_from_plan
 from sparseflow_trt.validation.feeds import InputSet
@@ -149,6 +150,7 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
                 policy=record_policy(policy, folder) if policy else None,
                 plan_sha256=sha256_of(folder / "plan.yaml"),
                 layers=record_layers(layers, built.plan, input_dims(model)),
+                masks_apart=layers_with_masks_apart(layers),
                 graph=built.graph,
                 engine=built.engine,
                 duel=duel,

@@ -196,7 +196,8 @@ class Manifest(Record):
 
     `notes` are sentences for the person who builds that are not about the engine; `duel` is None where
     sparse and dense were not compared; `dense_model` is the unpruned model, None where it was not given;
-    `precision_search` is None where precisions were given, not searched for.
+    `precision_search` is None where precisions were given, not searched for. `masks_apart` are layers that no
+    plan is for, and `layers` has not: a mask is still multiplied with their weight.
     """
 
     schema_version: Literal[1]
@@ -210,6 +211,7 @@ class Manifest(Record):
     policy: PolicyRecord | None
     plan_sha256: str
     layers: tuple[LayerRecord, ...]
+    masks_apart: tuple[str, ...] = ()
     graph: GraphRecord
     engine: EngineRecord
     duel: DuelRecord | None = None

@@ -34,7 +34,7 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
     """Show each weighted layer of MODEL: M, N, K, dtype, K's axis and its 2:4 state.
 
     Of an artifact in MODEL's place: what was planned for each layer and why, what the engine runs, and how
-    far it is from FP32, as `build` printed it; exits with 3 where a layer that was planned is not 2:4.
+    far it is from FP32, as `build` printed it.
 
     Exits with 0 where every eligible weight is 2:4, with 3 where one is not or has its mask apart; with
     --since, where a step broke one or left one out.
@@ -80,7 +80,8 @@ def _inspect_artifact(folder: Path, as_json: bool) -> int:
         by = f": {manifest.command}" if manifest.command else ""
         console.out().print(f"Built of {manifest.model.file} at {manifest.created} by {manifest.tool}{by}\n")
         print_built(manifest, folder)
-    return EXIT_NOT_SPARSE if any(layer.state == "not-sparse" for layer in manifest.layers) else EXIT_OK
+    left = manifest.masks_apart or any(layer.state == "not-sparse" for layer in manifest.layers)
+    return EXIT_NOT_SPARSE if left else EXIT_OK
 
 
 def _print_changes(breaks: Sequence[Break], missing: Sequence[Missing]) -> None:

@@ -136,12 +136,18 @@ def all_eligible_sparse(layers: tuple[WeightedLayer, ...]) -> bool:
 
     Where a layer's mask is apart from its weight it does: as they are stored the weights run dense.
     """
-    return not any(layer.state is SparsityState.NOT_SPARSE or layer.reason == MASK_APART for layer in layers)
+    violated = any(layer.state is SparsityState.NOT_SPARSE for layer in layers)
+    return not violated and not layers_with_masks_apart(layers)
+
+
+def layers_with_masks_apart(layers: Iterable[WeightedLayer]) -> tuple[str, ...]:
+    """The layers whose masks are still multiplied with their weights, by name."""
+    return tuple(layer.name for layer in layers if layer.reason == MASK_APART)
 
 
 def masks_apart(layers: Iterable[WeightedLayer]) -> str:
     """What to do with layers whose masks are not part of their weights; "" where there are none."""
-    apart = sum(layer.reason == MASK_APART for layer in layers)
+    apart = len(layers_with_masks_apart(layers))
     if not apart:
         return ""
     return (

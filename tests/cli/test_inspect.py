@@ -64,7 +64,8 @@ def test_masks_that_are_apart_are_listed_with_what_to_do(sparseflow: Sparseflow,
     for command in (("plan", "-o", "p.yaml"), ("build", "--backend", "onnxruntime", "-o", "a.artifact")):
         ended = sparseflow(command[0], "masked.onnx", "--dim", "batch=8", *command[1:])
         assert (ended.code, told in ended.out) == (0, True), "a table without its layers would be all"
-    assert told in sparseflow("inspect", "a.artifact").out
+    ended = sparseflow("inspect", "a.artifact")
+    assert (ended.code, told in ended.out) == (3, True)
     assert not sparseflow("inspect", "masked.onnx", "--json").json["all_eligible_sparse"]
 
 
