@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.errors import ModelError
+from sparseflow_trt.errors import ModelError, deepest
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -69,7 +69,7 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
             )
         # torch.onnx's classes share no base, and any operator's converter can raise anything
         except Exception as error:
-            if (fixed := _FIXED.search(str(_deepest(error)))) and fixed["name"] in found.axes:
+            if (fixed := _FIXED.search(str(deepest(error)))) and fixed["name"] in found.axes:
                 axis = found.axes[fixed["name"]].get(int(fixed["index"]), fixed["index"])
                 raise ModelError(
                     f"torch's exporter fixes axis '{axis}' (dimension {fixed['index']} of input "
@@ -280,13 +280,7 @@ def _class_name(found: Exportable) -> str:
 
 
 def _first_words(error: BaseException) -> str:
-    """The deepest cause that says something, in one line: torch wraps it in pages of advice."""
-    error = _deepest(error)
+    """What an error's first cause says, in one line: torch wraps it in pages of advice."""
+    error = deepest(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:400] if lines else ''}".rstrip(".")
-
-
-def _deepest(error: BaseException) -> BaseException:
-    while error.__cause__ is not None and str(error.__cause__).strip():
-        error = error.__cause__
-    return error

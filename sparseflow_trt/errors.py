@@ -27,6 +27,13 @@ def one_line(error: BaseException) -> str:
     return (text or type(error).__name__).rstrip(".")
 
 
+def deepest(error: BaseException) -> BaseException:
+    """The first cause of an error that says something."""
+    while error.__cause__ is not None and str(error.__cause__).strip():
+        error = error.__cause__
+    return error
+
+
 class SparseflowError(Exception):
     """The root of the hierarchy: what is wrong, and what to do.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.errors import ModelError, one_line
+from sparseflow_trt.errors import ModelError, deepest, one_line
 from sparseflow_trt.model.inline_data import read_skeleton
 from sparseflow_trt.model.tensor_data import check_tensor, is_external, is_in_file, location_of, tensor_protos
 
@@ -68,7 +68,9 @@ def read_model(path: Path, inline: bool = False) -> OnnxModel:
     try:
         model = ir.serde.deserialize_model(proto)
     except (ir.serde.SerdeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ModelError(f"{path} is not a valid ONNX graph: {deepest(error)}.", _HINT_EXPORT) from error
+        raise ModelError(
+            f"{path} is not a valid ONNX graph: {one_line(deepest(error))}.", _HINT_EXPORT
+        ) from error
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         ir.external_data.set_base_dir(graph, path.parent)  # of its subgraphs too
     _name_axes(model.graph)
@@ -257,10 +259,3 @@ def _check_values(path: Path, model: ir.Model) -> None:
 
 def _is_made(value: ir.Value) -> bool:
     return value.producer() is not None or value.is_graph_input() or value.is_initializer()
-
-
-def deepest(error: BaseException) -> str:
-    """What the first cause of an error says, on one line and without its full stop."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return one_line(error)

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.errors import ModelError
+from sparseflow_trt.errors import ModelError, deepest, one_line
 from sparseflow_trt.model.infer_shapes import forget_made_up_dims, infer_shapes
-from sparseflow_trt.model.model_file import ONNX_DOMAIN, OnnxModel, deepest
+from sparseflow_trt.model.model_file import ONNX_DOMAIN, OnnxModel
 from sparseflow_trt.model.parts import take_parts
 from sparseflow_trt.model.pattern import GROUP
 from sparseflow_trt.model.subgraphs import bodies_of
@@ -310,7 +310,7 @@ def _inline_functions(model: OnnxModel) -> None:
         common.InlinePass()(model.ir)
     except (ir.passes.InvariantError, RuntimeError, ValueError, TypeError, LookupError) as error:
         raise ModelError(
-            f"{model.path}: a function of the model cannot be inlined: {deepest(error)}.",
+            f"{model.path}: a function of the model cannot be inlined: {one_line(deepest(error))}.",
             "Inline the model's functions with onnx.inliner, or export it without functions.",
         ) from error
 
