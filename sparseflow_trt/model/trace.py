@@ -46,9 +46,18 @@ def trace_weight(value: ir.Value | None) -> TracedWeight | Untraceable:
     if _is_masking(node):
         return Untraceable(MASK_APART, computed=True)
     if _is_constant(source):
-        why = f"its weight is computed of constants, by {_label(node)}: export it with these folded"
-        return Untraceable(why, computed=True)
+        return Untraceable(_why_computed(source, node), computed=True)
     return Untraceable(f"dynamic weight: computed by {_label(node)}")
+
+
+def _why_computed(value: ir.Value, node: ir.Node) -> str:
+    """Why a weight that a node computes of constants is not read, and what to do."""
+    by = f"its weight is computed of constants, by {_label(node)}"
+    if is_dequantized(value):  # to fold it would make it a float
+        return f"{by} behind a DequantizeLinear: do it before, and dequantize last"
+    if node.op_type in ("Split", "Slice"):  # of what `parts` does not take
+        by += ", and no range of rows"
+    return f"{by}: export it with these folded"
 
 
 def _climb(value: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:

@@ -388,7 +388,8 @@ def test_a_weight_that_is_computed_of_constants_is_said(models: Models) -> None:
     model = models.model(nodes, {"w": random_weight(64, 64)}, outputs=("a", "b", "y"))
     layers = layers_of(models.save(model))
     assert layers[-1].reason == "dynamic weight: 'x' is an input of its graph"
-    why = "its weight is computed of constants, by Split 'split': export it with these folded"
+    by = "its weight is computed of constants, by Split 'split'"
+    why = f"{by}, and no range of rows: export it with these folded"
     said = {layer.name: (layer.computed, layer.state) for layer in layers}
     assert said == {
         "right_operand": (True, NOT_ELIGIBLE),
@@ -396,6 +397,27 @@ def test_a_weight_that_is_computed_of_constants_is_said(models: Models) -> None:
         "activations": (False, NOT_ELIGIBLE),
     }
     assert [layer.reason for layer in layers[:2]] == [why, why]
+
+
+def test_parts_of_a_dequantized_weight_are_taken_before(models: Models) -> None:
+    """Folded they would be floats."""
+    behind = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["d"]),
+        helper.make_node("Split", ["d"], ["v", "rest"], num_outputs=2, name="split"),
+    ]
+    before = [
+        helper.make_node("Split", ["w"], ["q", "rest"], num_outputs=2, name="split"),
+        helper.make_node("DequantizeLinear", ["q", "s"], ["v"]),
+    ]
+    product = helper.make_node("MatMul", ["x", "v"], ["y"])
+    weights = {"w": np.ones((128, 32), np.int8), "s": np.ones((), np.float32)}
+    refused = only_layer(models.save(models.model([*behind, product], weights)))
+    assert refused.reason == (
+        "its weight is computed of constants, by Split 'split' behind a DequantizeLinear: do it before, and "
+        "dequantize last"
+    )
+    taken = only_layer(models.save(models.model([*before, product], weights)))
+    assert (taken.dtype, taken.n, taken.k, taken.state) == ("INT8", 32, 64, NOT_SPARSE)
 
 
 @pytest.mark.parametrize(
