@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import yaml
 _PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 _CONFIGURED = "--backend-config=tensorrt,"
 _QUEUE = "triton_queue_us_per_request"
+_USER = 1000  # triton-server, which NVIDIA's images have beside root
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,17 @@ def dockerfile(plan: ServerPlan) -> str:
     """The image with what the Python backend's models import."""
     packages = " ".join(shlex.quote(package) for package in plan.packages)
     return f"FROM {plan.image}\nRUN pip install --no-cache-dir {packages}\n"
+
+
+def image_name(plan: ServerPlan, name: str) -> str:
+    """The image that the manifests name: the container's, or what the Dockerfile is to be built as.
+
+    Its tag follows from the Dockerfile: a node that has an earlier image pulls the one that is meant.
+    """
+    if not plan.packages:
+        return plan.image
+    digest = hashlib.sha256(dockerfile(plan).encode()).hexdigest()
+    return f"{name}:{plan.image.rpartition(':')[2]}-{digest[:8]}"
 
 
 def compose_file(plan: ServerPlan, repository: str) -> str:
@@ -153,10 +166,12 @@ def _deployment(plan: ServerPlan, name: str) -> dict[str, Any]:
     mounts = [
         {"name": "models", "mountPath": "/models", "readOnly": True},
         {"name": "shm", "mountPath": "/dev/shm"},
+        {"name": "tmp", "mountPath": "/tmp"},
     ]
     volumes: list[dict[str, Any]] = [
         {"name": "models", "persistentVolumeClaim": {"claimName": f"{name}-models", "readOnly": True}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+        {"name": "tmp", "emptyDir": {}},
     ]
     if plan.plugins:
         mounts.append({"name": "plugins", "mountPath": "/plugins", "readOnly": True})
@@ -165,9 +180,9 @@ def _deployment(plan: ServerPlan, name: str) -> dict[str, Any]:
         )
     container: dict[str, Any] = {
         "name": "triton",
-        # with packages: the image that the Dockerfile makes, pushed where the cluster finds it
-        "image": f"{name}:latest" if plan.packages else plan.image,
+        "image": image_name(plan, name),
         "args": server_command(plan),
+        "env": [{"name": "HOME", "value": "/tmp"}],  # where libraries keep what they compile
         "ports": [{"name": port, "containerPort": number} for port, number in _PORTS.items()],
         "startupProbe": {**ready, "periodSeconds": 5, "failureThreshold": 60},
         "readinessProbe": {**ready, "periodSeconds": 5},
@@ -177,7 +192,8 @@ def _deployment(plan: ServerPlan, name: str) -> dict[str, Any]:
         "volumeMounts": mounts,
         "securityContext": {
             "allowPrivilegeEscalation": False,
-            "seccompProfile": {"type": "RuntimeDefault"},
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
         },
     }
     if plan.gpu:
@@ -187,6 +203,12 @@ def _deployment(plan: ServerPlan, name: str) -> dict[str, Any]:
         "volumes": volumes,
         "terminationGracePeriodSeconds": 40,  # Triton takes up to 30 to answer what it has
         "automountServiceAccountToken": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
     }
     return {
         "apiVersion": "apps/v1",

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -18,6 +19,7 @@ from sparseflow_trt.exporters.triton_manifests import (
     alive_command,
     compose_file,
     dockerfile,
+    image_name,
     kubernetes_files,
     server_command,
     start_script,
@@ -82,6 +84,30 @@ def test_plugins_are_one_flag_and_quoted_for_the_shell() -> None:
 
 def test_packages_are_installed_into_the_image() -> None:
     assert dockerfile(PLANS[2]) == f"FROM {IMAGE}\nRUN pip install --no-cache-dir onnxruntime==1.31.1\n"
+
+
+def test_an_image_that_is_built_has_a_tag_of_its_own() -> None:
+    assert image_name(PLANS[0], "m") == IMAGE
+    named = image_name(PLANS[2], "m")
+    assert re.fullmatch(r"m:26\.05-py3-[0-9a-f]{8}", named)
+    later = replace(PLANS[2], packages=["onnxruntime==1.32.0"])
+    assert named == image_name(replace(PLANS[2], models=["n"]), "m") != image_name(later, "m")
+    deployment = yaml.safe_load(kubernetes_files(PLANS[2], "m")["deployment.yaml"])
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == named
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_pod_passes_the_restricted_standard(plan: ServerPlan) -> None:
+    """Kubernetes' Pod Security Standards, "restricted", by the fields that they name."""
+    pod = yaml.safe_load(kubernetes_files(plan, "m")["deployment.yaml"])["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"]
+    assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert not container["securityContext"]["allowPrivilegeEscalation"]
+    assert all({*volume} <= {"name", "emptyDir", "persistentVolumeClaim"} for volume in pod["volumes"])
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & {*pod}
 
 
 def test_the_probe_does_not_find_itself() -> None:
