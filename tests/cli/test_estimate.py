@@ -90,7 +90,7 @@ def test_a_reason_is_given_once_for_all_its_layers(sparseflow: Sparseflow, mlp: 
 def test_where_dense_alone_was_measured_it_is_said(sparseflow: Sparseflow, mlp: Mlp, policy: Path) -> None:
     only = [
         *(p for p in make_points("gate_up", 128, 64, {16: 3.0}) if p.kernel == "dense"),
-        *make_points("gate_up", 128, 64, {1: 0.5, 8: 2.0}),
+        *make_points("gate_up", 128, 64, {1: 0.5, 4: 2.0, 8: 2.0}),
         *(p for p in make_points("down", 32, 128, {16: 1.5}) if p.kernel == "dense"),
     ]
     policy.write_text(make_policy(only).model_dump_json())

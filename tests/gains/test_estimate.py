@@ -148,7 +148,8 @@ def test_no_ceiling_is_higher_than_the_part(speedup: float, share: float) -> Non
         (_layer("a"), 1024, "measured", True),
         (_layer("a"), 16, "measured", False),
         (_layer("a"), 100, "interpolated", False),
-        (_layer("a"), 9999, "extrapolated", True),
+        (_layer("a", "down", 64, 256), 9999, "extrapolated", True),
+        (_layer("a"), 9999, "extrapolated", None),  # of the two largest measured M it wins at one alone
         (_layer("a", n=200), 1024, "nearest shape", True),
         (_layer("a", "qkv", 8, 8), 1024, "class threshold (no time)", True),
         (_layer("a", "qkv", 8, 8), 8, "class threshold (no time)", False),
