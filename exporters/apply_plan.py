@@ -70,7 +70,7 @@ def apply_plan(
         restored = restore_planned_dense(model, plan, unpruned)
         back = [record.layer for record in restored if record.route == "restored"]
         stages.append(mask_stage("Restoring dense weights", given, guarded, back))
-    lowered = lower_to_opset17(model.ir).replaced if needs.newest_opset == 17 else {}
+    lowered = lower_to_opset17(model.ir) if needs.newest_opset == 17 else {}
     if needs.spells_out:
         lowered = dict(Counter(lowered) + Counter(spell_out(model.ir)))
     if folded := fold_dequantized(model.ir):

@@ -8,7 +8,6 @@ opset 17's operator schemas, so that a node with no older form is an error that 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.errors import ModelError
@@ -34,15 +33,7 @@ _VALUES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Lowered:
-    """The opset that a model was written in, and how many nodes of each operator were written anew."""
-
-    opset_before: int
-    replaced: dict[str, int]
-
-
-def lower_to_opset17(model: ir.Model) -> Lowered:
+def lower_to_opset17(model: ir.Model) -> dict[str, int]:
     """Rewrites a model in opset 17, in place; one of opset 17 or older stays as it is.
 
     Weighted layers keep their names and weights, outputs their names. Where one node becomes several,
@@ -50,6 +41,9 @@ def lower_to_opset17(model: ir.Model) -> Lowered:
 
     Args:
         model: A model whose local functions are inlined. After an error it is not to be used.
+
+    Returns:
+        How many nodes of each operator were written anew.
 
     Raises:
         ModelError: A node has no form in opset 17; it is named with the reason. Or the model still has
@@ -59,7 +53,7 @@ def lower_to_opset17(model: ir.Model) -> Lowered:
 
     before = model.opset_imports.get(ONNX_DOMAIN, 1)
     if before <= OPSET:
-        return Lowered(before, {})
+        return {}
     if model.functions:
         raise ModelError("the model has local functions, each with its opset.", "Inline them first.")
     replaced: Counter[str] = Counter()
@@ -79,7 +73,7 @@ def lower_to_opset17(model: ir.Model) -> Lowered:
     _infer_types(model)
     for node in _onnx_nodes(model):
         _check(node)
-    return Lowered(before, dict(replaced))
+    return dict(replaced)
 
 
 def _onnx_nodes(model: ir.Model) -> tuple[ir.Node, ...]:

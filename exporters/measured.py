@@ -36,16 +36,13 @@ _UNMEASURED = (
 )
 
 
-def add_measurements(
-    model: ir.Model, narrower: bool, measurable: Callable[[ir.Node], bool] = lambda _: True
-) -> tuple[tuple[str, bool], ...]:
+def add_measurements(model: ir.Model, narrower: bool) -> tuple[tuple[str, bool], ...]:
     """Adds one output, OUTPUT: a row of `node_range.COLUMNS` for each floating-point node of the main graph.
 
     Args:
         model: Its local functions are inlined and its values typed; changed in place.
         narrower: Whether each node is computed again from FP16 and from BF16 inputs, and a product from
-            its operands' magnitudes. Asks for a model in FP32.
-        measurable: Which nodes get a row. With `narrower`, those that only move values have none.
+            its operands' magnitudes; those that only move values have no row. Asks for a model in FP32.
 
     Returns:
         For each row the node's name, and whether it was computed in narrower types. An opset before 13 has
@@ -56,7 +53,7 @@ def add_measurements(
     rows: list[tuple[str, bool]] = []
     for node in tuple(graph):
         output = first_float(node)
-        if output is None or not measurable(node) or (narrower and node.op_type in MOVERS):
+        if output is None or (narrower and node.op_type in MOVERS):
             continue
         deep = narrower and _is_computed(node)
         work.row(node, output, deep)

@@ -161,7 +161,7 @@ def prune_module(
     def settle(block: Block) -> None:
         for layer in block.layers:
             on_step(f"Pruning {layer.name}", len(done), len(taken))
-            done[layer.name] = _prune_layer(layer, method, seen.pop(layer.name, None), damping)
+            done[layer.name] = _prune_layer(layer, seen.pop(layer.name, None), damping)
 
     if given:
         walk_blocks(module, taken, given, watch, settle, on_step)
@@ -205,14 +205,14 @@ def _statistics(method: Method, layer: TorchLayer) -> Norms | Hessian | None:
     return (Norms if method == "wanda" else Hessian)(layer.k, layer.weight.device)
 
 
-def _prune_layer(layer: TorchLayer, method: Method, seen: _Seen | None, damping: float) -> PrunedLayer:
+def _prune_layer(layer: TorchLayer, seen: _Seen | None, damping: float) -> PrunedLayer:
     torch = require("torch", _NEEDED_FOR)
     weight = layer.weight
     if not bool(weight.isfinite().all()):
         raise ModelError(f"the weight of '{layer.name}' holds values that are not finite.", "Check it.")
     try:
         with torch.no_grad():
-            pruned, used = _prune_weight(weight, method, seen, damping)
+            pruned, used = _prune_weight(weight, seen, damping)
     except InputError as error:
         raise InputError(f"'{layer.name}': {error.message}", error.hint) from error
     if not bool(pruned.weight.isfinite().all()) or not is_2to4(pruned.weight):
@@ -242,9 +242,7 @@ def _prune_layer(layer: TorchLayer, method: Method, seen: _Seen | None, damping:
     return record
 
 
-def _prune_weight(
-    weight: Tensor, method: Method, seen: _Seen | None, damping: float
-) -> tuple[Pruned, Method]:
+def _prune_weight(weight: Tensor, seen: _Seen | None, damping: float) -> tuple[Pruned, Method]:
     statistics = seen.statistics if seen else None
     if isinstance(statistics, Norms):
         return prune_by_wanda(weight, statistics), "wanda"

@@ -158,7 +158,7 @@ def _weight_pieces(reader: WeightReader, target: Target) -> Iterator[_Piece]:
         prune = partial(_prune_whole, weight, k_axis, stored.dtype, stored.shape)
         yield _Piece(0, stored.nbytes, prune, scratch_bytes(stored))
         return
-    zero_point = zero_point_like(layout, weight, k_axis, stored)
+    zero_point = zero_point_like(weight, k_axis, stored)
     begin = 0
     for at in cut_pieces(layout.array.shape, _PRUNED_ELEMENTS):
         values = layout.array[at]

@@ -51,8 +51,8 @@ def _tensor_problems(config: Any, ends: Ends) -> Iterator[str]:
             tensor = known.get(given.name)
             if tensor is None:
                 yield f"{what} '{given.name}' is none of the engine's, which has {_names(known)}"
-            elif _type(config, given) != tensor.type:
-                yield f"{what} '{given.name}' is {_type(config, given)}, and the engine's is {tensor.type}"
+            elif _type(given) != tensor.type:
+                yield f"{what} '{given.name}' is {_type(given)}, and the engine's is {tensor.type}"
             elif not _same_dims(list(given.dims), given.HasField("reshape"), tensor, batched):
                 shown = [dim if isinstance(dim, int) else -1 for dim in tensor.dims[1 if batched else 0 :]]
                 yield f"{what} '{given.name}' has dims {list(given.dims)}, and the engine takes {shown}"
@@ -144,7 +144,7 @@ def _takes(profile: Profile, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     )
 
 
-def _type(config: Any, given: Any) -> str:
+def _type(given: Any) -> str:
     kind = given.DESCRIPTOR.fields_by_name["data_type"].enum_type
     return str(kind.values_by_number[given.data_type].name).removeprefix("TYPE_")
 

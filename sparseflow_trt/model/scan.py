@@ -132,7 +132,7 @@ def scan_pattern(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Pat
     stored = reader.stored_array(weight.tensor)
     layout = lay_out(stored, weight, k_axis)
     _, k, inner = layout.array.shape
-    zero_point = zero_point_like(layout, weight, k_axis, stored)
+    zero_point = zero_point_like(weight, k_axis, stored)
     itemsize = stored.itemsize
 
     def scan(piece: Piece) -> tuple[pattern.GroupCount, bytes]:
@@ -189,8 +189,8 @@ def run_in_order(tasks: Iterable[Callable[[], _Result]]) -> Iterator[_Result]:
             yield future.result()
 
 
-def zero_point_like(layout: Layout, weight: TracedWeight, k_axis: int, stored: Array) -> Array | int:
-    """A weight's zero point: a number, or an array of the layout's shape."""
+def zero_point_like(weight: TracedWeight, k_axis: int, stored: Array) -> Array | int:
+    """A weight's zero point: a number, or an array laid out as the weight is."""
     if isinstance(weight.zero_point, int):
         return weight.zero_point
     spread = np.broadcast_to(weight.zero_point, stored.shape)  # per axis: small models only, copied below

@@ -78,7 +78,7 @@ def load_function(source: str) -> Exportable:
     torch = require("torch", "exporting PyTorch modules")
     module, given, named = call_for_module(torch, source, _HINT)
     inputs = _named(torch, source, module, given)
-    axes = _guess(torch, inputs) if named is None else _checked(source, named)
+    axes = _guess(inputs) if named is None else _checked(source, named)
     unknown = sorted(set(axes) - set(inputs))
     if unknown:
         raise InputError(f"{source} gives axes for '{unknown[0]}', which is no input.", _HINT)
@@ -154,7 +154,7 @@ def _checked(source: str, named: Any) -> dict[str, Axes]:
         ) from error
 
 
-def _guess(torch: Any, inputs: Mapping[str, Any]) -> dict[str, Axes]:
+def _guess(inputs: Mapping[str, Any]) -> dict[str, Axes]:
     sizes = {tensor.shape[0] for tensor in inputs.values() if tensor.dim()}
     axes: dict[str, Axes] = {}
     for name, tensor in inputs.items():

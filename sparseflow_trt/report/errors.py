@@ -24,7 +24,6 @@ class Gauge:
     worst: OutputVerdict
     passed: bool
     used: float | None
-    sets: int
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,7 @@ def draw_gauges(manifest: Manifest) -> tuple[Gauge, ...]:
         for name in dict.fromkeys(row.output for row in candidate.outputs):
             rows = [row for row in candidate.outputs if row.output == name]
             worst = max(rows, key=lambda row: (not row.passed, _used(row) or 0.0))
-            gauges.append(
-                Gauge(candidate.name, worst, all(row.passed for row in rows), _used(worst), len(rows))
-            )
+            gauges.append(Gauge(candidate.name, worst, all(row.passed for row in rows), _used(worst)))
     return tuple(gauges)
 
 

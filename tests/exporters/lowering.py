@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sparseflow_trt.exporters.lower import Lowered, lower_to_opset17
+from sparseflow_trt.exporters.lower import lower_to_opset17
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model.model_file import read_model
 
@@ -53,7 +53,7 @@ def model_of(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
-def lower(model: onnx.ModelProto, folder: Path) -> tuple[Lowered, Path, Path]:
+def lower(model: onnx.ModelProto, folder: Path) -> tuple[dict[str, int], Path, Path]:
     before, after = folder / "before.onnx", folder / "after.onnx"
     onnx.save(model, before)
     read = read_model(before)
@@ -74,7 +74,7 @@ def run_model(path: Path, feeds: Mapping[str, Array]) -> list[Array]:
 
 def check_same(
     model: onnx.ModelProto, feeds: Mapping[str, Array], folder: Path, tolerance: float = 1e-5
-) -> tuple[Lowered, onnx.ModelProto]:
+) -> tuple[dict[str, int], onnx.ModelProto]:
     """Lowers a model, and checks that it is valid ONNX and has the same outputs."""
     lowered, before, after = lower(model, folder)
     for expected, got in zip(run_model(before, feeds), run_model(after, feeds), strict=True):
