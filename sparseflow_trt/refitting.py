@@ -26,7 +26,7 @@ from sparseflow_trt.engines.same_graph import check_same_graph
 from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.errors import ArtifactError, NotInstalledError, NotSparseError
 from sparseflow_trt.exporters.apply_plan import apply_plan
-from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are, read_layers
 from sparseflow_trt.model.layer_names import of_classifiers
 from sparseflow_trt.model.model_file import input_dims, read_model
 from sparseflow_trt.model.operators import check_operators
@@ -139,7 +139,7 @@ def refit(
                     "graph": graph,
                     "engine": engine,
                     "validation": verdict,
-                    "notes": (),
+                    "notes": left_as_they_are(layers),
                     "seconds": clock.rounded(),
                 }
             )

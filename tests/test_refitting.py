@@ -47,16 +47,23 @@ def weight(k: int, n: int, seed: int) -> Array:
 
 @pytest.fixture
 def save(models: Models) -> Save:
-    """Saves x (batch, 64) through up_proj and down_proj; both are 2:4 but for those named in `dense`."""
+    """Saves x (batch, 64) through up_proj and down_proj; both are 2:4 but for those named in `dense`.
+
+    Behind them is a layer whose mask is still multiplied with its weight.
+    """
 
     def make(name: str, seed: int, dense: tuple[str, ...] = (), n: int = 128, act: str = "Relu") -> Path:
         nodes = [
             helper.make_node("MatMul", ["x", "up"], ["a"], name="up_proj"),
             helper.make_node(act, ["a"], ["b"], name="act"),
-            helper.make_node("MatMul", ["b", "down"], ["y"], name="down_proj"),
+            helper.make_node("MatMul", ["b", "down"], ["c"], name="down_proj"),
+            helper.make_node("Mul", ["head", "mask"], ["masked"], name="masked"),
+            helper.make_node("MatMul", ["c", "masked"], ["y"], name="head"),
         ]
         weights = {"up": weight(64, n, seed), "down": weight(n, 32, seed + 1)}
         kept = {key: w if key in dense else prune_2to4(w, 0) for key, w in weights.items()}
+        mask = np.tile(np.asarray([[1], [1], [0], [0]], np.float32), (8, 8))
+        kept |= {"head": weight(32, 8, seed + 2), "mask": mask}
         return models.save(models.model(nodes, kept, {"x": ("batch", 64)}, opset=17), name)
 
     return make
@@ -198,6 +205,8 @@ def test_a_refitted_artifact_is_whole(
     assert new.engine.options == {"refit": True}
     assert new.engine.notes[0].startswith("The engine of old.artifact with other weights: ")
     assert new.engine.notes[-1] == "Note."
+    assert new.notes == old.notes and "multiply a mask with their weight" in new.notes[0]
+    assert new.masks_apart == old.masks_apart == ("head",)
     assert [c.verdict for c in new.validation.candidates] == ["pass", "not run"]
     assert {"read", "plan", "rewrite", "backend", "validate"} <= set(new.seconds)
 
