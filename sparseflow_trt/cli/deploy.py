@@ -34,6 +34,15 @@ def _repository_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+def _sparse_from_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--sparse-from",
+        type=click.IntRange(1),
+        metavar="M",
+        help="From which M sparse wins, where no policy says.",
+    )(function)
+
+
 def _whole_numbers(text: str) -> list[int]:
     """Numbers from 0 on, with commas between them.
 
@@ -77,12 +86,7 @@ def _whole_numbers(text: str) -> list[int]:
 @click.option(
     "--queue-delay", type=click.IntRange(0), metavar="µs", help="How long a request may wait for others."
 )
-@click.option(
-    "--sparse-from",
-    type=click.IntRange(1),
-    metavar="M",
-    help="From which M sparse wins, where no policy says.",
-)
+@_sparse_from_option
 @click.option(
     "--dense", type=click.Path(path_type=Path), metavar="ARTIFACT",
     help="A dense artifact of the same model: a router gives it the batches below the sparse threshold.",
@@ -198,12 +202,7 @@ def deploy_triton(
     "--seconds", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Of each measurement."
 )
 @click.option("--perf-analyzer/--no-perf-analyzer", default=True, help="Measure with it where it is found.")
-@click.option(
-    "--sparse-from",
-    type=click.IntRange(1),
-    metavar="M",
-    help="From which M sparse wins, where no policy says.",
-)
+@_sparse_from_option
 @click.option(
     "--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="Until it has to be ready."
 )
