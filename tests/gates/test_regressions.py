@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from sparseflow_trt.artifacts.verdict import CandidateVerdict, OutputVerdict, Tolerance, Validation, Verdict
 from sparseflow_trt.gates.baseline import Baseline, Evidence, Figures, LayerEvidence, Metric
-from sparseflow_trt.gates.regressions import Check, check_layers, check_metric, check_outputs, check_verdicts
+from sparseflow_trt.gates.regressions import (
+    Check,
+    check_layers,
+    check_metric,
+    check_outputs,
+    check_verdicts,
+    figures_of,
+)
 
 
 def evidence(*layers: LayerEvidence, status: Verdict = "pass", **more: object) -> Evidence:
@@ -92,21 +99,24 @@ def test_the_sparse_engine_has_to_go_on_winning() -> None:
     assert not ships("sparse", "")
 
 
+def validation_of(*rows: OutputVerdict) -> Validation:
+    candidate = CandidateVerdict(name="engine", file="f", verdict="pass", reason="", outputs=rows)
+    return Validation(
+        verdict="pass", reason="", reference="r", reference_runtime="", compared_by="", input_sets=(),
+        candidates=(candidate,),
+    )  # fmt: skip
+
+
 def errors(before: float | None, *now: float, bound: float = 1.0, passed: bool = True) -> list[Check]:
     """What becomes of one output whose mean error was one number, and is others on as many input sets."""
     allowed = Tolerance(max_abs=bound, max_rel=0.0, min_cosine=0.5)
-    rows = tuple(
+    validation = validation_of(*(
         OutputVerdict(
             output="y", input_set=f"set{i}", passed=passed, tolerance=allowed, abs_bound=bound, mean_abs=mean,
             cosine=1 - mean, reason="" if passed else f"too far off on set{i}",
         )
         for i, mean in enumerate(now)
-    )  # fmt: skip
-    candidate = CandidateVerdict(name="engine", file="f", verdict="pass", reason="", outputs=rows)
-    validation = Validation(
-        verdict="pass", reason="", reference="r", reference_runtime="", compared_by="", input_sets=(),
-        candidates=(candidate,),
-    )  # fmt: skip
+    ))  # fmt: skip
     figures = () if before is None else (
         Figures(candidate="engine", output="y", max_abs=1.0, mean_abs=before, cosine=0.9, equal=None),
     )  # fmt: skip
@@ -131,6 +141,20 @@ def test_an_error_grows_from_nothing_and_in_the_noise_as_it_likes() -> None:
     for before, limit in ((0.0, "none: it was 0"), (None, "none: it is new")):
         grown = errors(before, 0.3)[1]
         assert (grown.passed, grown.limit) == (True, limit)
+
+
+def test_a_figure_that_one_set_lacks_is_not_known() -> None:
+    """Else a set whose outputs could not be compared would leave the others' as the worst ones."""
+    allowed = Tolerance(max_abs=1, max_rel=0, min_cosine=0)
+    rows = [
+        OutputVerdict(
+            output="y", input_set=f"set{i}", passed=True, tolerance=allowed, max_abs=largest,
+            mean_abs=0.1 * (i + 1), cosine=0.9 - i / 10,
+        )
+        for i, largest in enumerate((0.5, None))
+    ]  # fmt: skip
+    (found,) = figures_of(validation_of(*rows))
+    assert (found.max_abs, found.mean_abs, found.cosine, found.equal) == (None, 0.2, 0.8, None)
 
 
 def test_an_output_out_of_tolerance_fails_with_its_first_reason() -> None:

@@ -39,6 +39,15 @@ def test_either_bound_is_enough_for_an_element() -> None:
     assert not judge([100.0, 1e-5], [101.1, 1e-5]).passed
 
 
+def test_the_reason_counts_what_neither_bound_allows_and_names_the_worst_of_that() -> None:
+    loose = Tolerance(max_abs=0.1, max_rel=0.02, min_cosine=-1.0)
+    assert judge([1.0, 4.0, 100.0], [1.0, 5.0, 101.5], loose).reason == (
+        "output 'y' on input set 'set': 1 of 3 elements are outside the absolute bound 0.1 and the relative "
+        "bound 0.02; worst at [1]: expected 4, got 5 (off by 1, relative 0.25)."
+    )
+    assert "relative undefined" in judge([0.0, 4.0], [1.0, 4.0], loose).reason
+
+
 def test_zeros_in_the_reference_do_not_spoil_the_ratios() -> None:
     verdict = judge([0.0, 1.0], [1e-8, 1.0])
     assert verdict.passed

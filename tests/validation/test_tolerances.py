@@ -85,6 +85,7 @@ def test_one_output_and_all() -> None:
     assert (own.max_abs, own.max_rel, own.min_cosine, own.min_equal) == (1e-2, 2e-2, 0.5, 0.9)
     assert own.max_abs_rms == 0.0  # the absolute bound is the one that was named
     assert (other.max_rel, other.min_equal) == (DEFAULTS["fp16"].max_rel, 0.9)
+    assert other.max_abs_rms == DEFAULTS["fp16"].max_abs_rms  # nobody named one of it
     assert "asked for: max_abs = 0.01" in own.reason
 
 
