@@ -132,7 +132,8 @@ def prune_module(
         What was done. Every pruned weight was checked to be 2:4.
 
     Raises:
-        InputError: There are no batches or no layers to prune, or the module fails on a batch.
+        InputError: There are no batches or no layers to prune, the module fails on a batch, or a layer
+            gets values there that are not finite.
         ModelError: A weight is not finite.
     """
     if choices is None:

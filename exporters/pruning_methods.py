@@ -108,7 +108,7 @@ def prune_by_sparsegpt(weight: Tensor, hessian: Hessian, damping: float = DAMPIN
             where the Hessian is not positive definite with it, to 1 at most.
 
     Raises:
-        InputError: The Hessian holds values that are not finite.
+        InputError: The Hessian holds values that are not finite, or cannot be inverted with any damping.
     """
     torch = require("torch", _NEEDED_FOR)
     factor, used = _factor_of_inverse(hessian.products, damping)

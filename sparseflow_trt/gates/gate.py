@@ -93,7 +93,9 @@ def create_baseline(
             model and the reference is the pruned one.
         InputError: Inputs, a tolerance or a metric cannot be read, the reference takes other inputs, or an
             output cannot be stored.
-        ModelError: The reference cannot be read.
+        ModelError: The reference cannot be read, or ONNX Runtime does not take it.
+        UnsupportedError: ONNX Runtime's CPU has no kernel for one of its nodes.
+        NotInstalledError: ONNX Runtime.
     """
     metrics = {name: load_metric(name) for name in options.metrics}
     manifest = read_manifest(folder)

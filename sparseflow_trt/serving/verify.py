@@ -95,7 +95,9 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
         ArtifactError: The folder is no artifact, or its files have changed.
         DeployError: The repository holds another build or changed files, or the server does not serve it.
         InputError: The inputs cannot be read, or do not fit the model, or the reference takes others.
-        NotInstalledError: tritonclient, or a tritonserver to start.
+        ModelError: The reference cannot be read, or ONNX Runtime does not take it.
+        UnsupportedError: ONNX Runtime's CPU has no kernel for one of its nodes.
+        NotInstalledError: tritonclient, a tritonserver to start, or ONNX Runtime.
     """
     read = read_artifact(artifact, options.sparse_from)
     name = model_name(artifact, options.name)
