@@ -82,30 +82,29 @@ def save_plugin_model(model: ir.Model, output: Path) -> None:
     import onnx_ir as ir
 
     beside = output.with_name(f"{output.name}.packed")
-    inside: list[tuple[ir.Node, ir.Attr]] = []
+    large = [
+        (node, attribute)
+        for node in plugin_nodes(model)
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().nbytes > INLINE_BYTES
+    ]
     places: dict[int, Any] = {}
     try:
         with beside.open("wb") as stream:
-            for node in plugin_nodes(model):
-                for attribute in tuple(node.attributes.values()):
-                    if attribute.type != ir.AttributeType.TENSOR:
-                        continue
-                    tensor = attribute.as_tensor()
-                    if tensor.nbytes <= INLINE_BYTES:
-                        continue
-                    if id(tensor) not in places:
-                        places[id(tensor)] = ir.ExternalTensor(
-                            beside.name, stream.tell(), tensor.nbytes, tensor.dtype,
-                            shape=ir.Shape(tensor.shape.numpy()), name=attribute.name, base_dir=output.parent,
-                        )  # fmt: skip
-                        stream.write(tensor.tobytes())
-                    inside.append((node, attribute))
-                    node.attributes.add(ir.AttrTensor(attribute.name, places[id(tensor)]))
+            for node, attribute in large:
+                tensor = attribute.as_tensor()
+                if id(tensor) not in places:
+                    places[id(tensor)] = ir.ExternalTensor(
+                        beside.name, stream.tell(), tensor.nbytes, tensor.dtype,
+                        shape=ir.Shape(tensor.shape.numpy()), name=attribute.name, base_dir=output.parent,
+                    )  # fmt: skip
+                    stream.write(tensor.tobytes())
+                node.attributes.add(ir.AttrTensor(attribute.name, places[id(tensor)]))
         save_model(model, output)
     finally:
-        for node, attribute in inside:
+        for node, attribute in large:
             node.attributes.add(attribute)
-    if not inside:
+    if not large:
         beside.unlink()
 
 
