@@ -41,6 +41,16 @@ def test_every_batch_that_may_be_formed_has_a_profile(found: list[tuple[Range, R
     assert not batching.preferred or batching.delay_us > 0
 
 
+def test_inputs_whose_ranges_of_the_batch_differ_share_none() -> None:
+    """The batcher puts one number of items into all inputs: of these no number is right for both."""
+    two = Ends((*ENDS.inputs, ServedTensor("mask", "FP32", ("batch", "seq"))), ENDS.outputs)
+    same = profile("a", (1, 8, 32)).inputs["x"]
+    for mask, most in ((same, 32), (ShapeRange(min=(1, 1), opt=(4, 8), max=(16, 16)), 0)):
+        chosen = choose_batching(two, [Profile(name="a", inputs={"x": same, "mask": mask})])
+        assert chosen.max_batch_size == most
+    assert "In profile 'a' inputs have different batches." in " ".join(chosen.why)
+
+
 def test_profiles_split_by_batch_reach_the_last_one() -> None:
     parts = [profile("small", (1, 1, 4)), profile("large", (5, 8, 32))]
     assert choose_batching(ENDS, parts).max_batch_size == 32
