@@ -61,7 +61,7 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
         console.print_json({**_json(model, found, layers, sparse), **(changed if since else {})})
     else:
         _print(layers, show_all)
-        _print_what_pruning_does(model, _what_pruning_does(found, layers))
+        _print_what_pruning_does(model, layers, _what_pruning_does(found, layers))
         for given in _inputs(found):
             dims = "of no said shape" if given["dims"] is None else f"[{', '.join(map(str, given['dims']))}]"
             console.out().print(f"Input '{given['name']}': {given['dtype']} {dims}")
@@ -162,6 +162,7 @@ def _counts(layers: Any) -> dict[str, int]:
 
 
 def _print(layers: Any, show_all: bool) -> None:
+    from sparseflow_trt.model.graph import percent
     from sparseflow_trt.model.sites import OPS
 
     columns = ("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
@@ -173,8 +174,9 @@ def _print(layers: Any, show_all: bool) -> None:
     for layer in shown:
         why = layer.reason
         if layer.violating:
-            share = 100 * layer.violating / layer.groups
-            why = f"{share:.3g}% of the groups, first at {list(layer.first or ())}"
+            share = f"{percent(layer.violating / layer.groups)} of the groups"
+            told = f"; {layer.otherwise}" if layer.otherwise else f", first at {list(layer.first or ())}"
+            why = f"{share}{told}"
         if layer.shared_with:
             why = "; ".join(filter(None, [why, f"weight shared with {', '.join(layer.shared_with)}"]))
         n = f"{layer.batch}×{layer.n}" if layer.batch > 1 else str(layer.n or "?")
@@ -231,11 +233,16 @@ def _what_pruning_does(found: OnnxModel, layers: Sequence[WeightedLayer]) -> _Pr
     return _Pruning(tuple(layer.name for layer in prunable(layers, choice)), conflicts, skipped)
 
 
-def _print_what_pruning_does(model: Path, does: _Pruning) -> None:
+def _print_what_pruning_does(model: Path, layers: Sequence[WeightedLayer], does: _Pruning) -> None:
     """Says how to prune what is not 2:4, and of what pruning does not make so, why."""
     out = console.out()
     if does.takes:
         out.print(f"Prune them with: {shlex.join(['sparseflow-trt', 'prune', str(model)])}")
+        if before := sum(bool(layer.otherwise) for layer in layers if layer.name in does.takes):
+            out.print(
+                f"{before} of them have been pruned before, it seems: prune the model from before that, else "
+                "accuracy is lost twice."
+            )
     for told, reasons in (
         ("{} cannot be pruned: {}.", does.conflicts),
         ("`prune` leaves {} alone: {}.", does.skipped),

@@ -9,6 +9,7 @@ from enum import Enum
 from sparseflow_trt._listing import listed
 from sparseflow_trt.model.kinds import kind_from_names
 from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.pattern import GROUP
 from sparseflow_trt.model.scan import PatternScan, WeightReader, lay_out, scan_pattern
 from sparseflow_trt.model.sites import (
     SMALLEST_K,
@@ -51,6 +52,7 @@ class WeightedLayer:
         gives: The type of what it gives, as the model types it; "" where that is not known.
         k_axes: The axes of the stored weight that K lies on; for Conv that of the input channels.
         first: Index in the stored weight of the first element of the first violating group.
+        otherwise: What the zeros of a weight that is not 2:4 are, where it has many; "" where it has not.
     """
 
     name: str
@@ -76,6 +78,7 @@ class WeightedLayer:
     computed: bool = False
     product: str = ""
     gives: str = ""
+    otherwise: str = ""
 
     @property
     def eligible(self) -> bool:
@@ -101,6 +104,7 @@ def read_layers(
     sites = find_sites(model)
     users = _users_by_tensor(sites)
     scans: dict[tuple[object, ...], PatternScan] = {}
+    others: dict[tuple[object, ...], str] = {}
     layers = []
     to_read = {
         _scan_key(site.weight, site.k_axis): site.weight.tensor.nbytes
@@ -118,7 +122,7 @@ def read_layers(
             axes: tuple[int, ...] = ()
             if dtype_name(site.weight.tensor) in SMALLEST_K:
                 axes = lay_out(reader.stored_array(site.weight.tensor), site.weight, site.k_axis).k_axes
-            scan = None
+            scan, otherwise = None, ""
             if not reason:
                 key = _scan_key(site.weight, site.k_axis)
                 if key not in scans:
@@ -126,8 +130,10 @@ def read_layers(
                     done += site.weight.tensor.nbytes
                     if progress:
                         progress(done, sum(to_read.values()))
-                scan = scans[key]
-            layers.append(_describe(site, axes, reason, scan, shared))
+                    if scans[key].violating:
+                        others[key] = _otherwise(reader, site, scans[key])
+                scan, otherwise = scans[key], others.get(key, "")
+            layers.append(_describe(site, axes, reason, scan, shared, otherwise))
     return tuple(layers)
 
 
@@ -168,16 +174,45 @@ def left_as_they_are(layers: Iterable[WeightedLayer]) -> tuple[str, ...]:
     return tuple(filter(None, (masks_apart(layers), told if computed else "")))
 
 
+_MANY_ZEROS = 0.25  # INT8 weights that nobody pruned have some
+
+
+def _otherwise(reader: WeightReader, site: LayerSite, scan: PatternScan) -> str:
+    """What the zeros of a weight tell that is not 2:4 along K; "" where it has few."""
+    weight = site.weight
+    assert isinstance(weight, TracedWeight)
+    share = scan.zeros / (GROUP * scan.groups)
+    if share < _MANY_ZEROS:
+        return ""
+    rank = len(weight.operand_shape)
+    along_n = 0 if site.node.op_type == "Conv" else 2 * rank - 3 - site.k_axis
+    groups_along_n = rank > 1 and weight.operand_shape[along_n] % GROUP == 0
+    if groups_along_n and not scan_pattern(reader, weight, along_n).violating:
+        return "it is 2:4 along N, not K"
+    return f"{percent(share)} of the weight is zero"
+
+
+def percent(share: float) -> str:
+    """A share in whole percents, so that layers pruned alike read alike; below one more of it."""
+    return f"{100 * share:.0f}%" if share >= 0.01 else f"{100 * share:.2g}%"
+
+
 def _describe(
-    site: LayerSite, axes: tuple[int, ...], reason: str, scan: PatternScan | None, shared: tuple[str, ...]
+    site: LayerSite,
+    axes: tuple[int, ...],
+    reason: str,
+    scan: PatternScan | None,
+    shared: tuple[str, ...],
+    otherwise: str = "",
 ) -> WeightedLayer:
     traced = site.weight if isinstance(site.weight, TracedWeight) else None
     state = SparsityState.NOT_ELIGIBLE
     if scan:
         state = SparsityState.NOT_SPARSE if scan.violating else SparsityState.SPARSE
         if scan.violating:
-            share = 100 * scan.violating / scan.groups
-            reason = f"{share:.3g}% of {scan.groups} groups hold more than two non-zeros"
+            share = percent(scan.violating / scan.groups)
+            reason = f"{share} of {scan.groups} groups hold more than two non-zeros"
+            reason += f"; {otherwise}" if otherwise else ""
     return WeightedLayer(
         name=site.name,
         module=site.module,
@@ -202,6 +237,7 @@ def _describe(
         computed=isinstance(site.weight, Untraceable) and site.weight.computed,
         product=multiplied_as(site),
         gives=type_name(site.node.outputs[0].dtype),
+        otherwise=otherwise,
     )
 
 

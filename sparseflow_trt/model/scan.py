@@ -34,6 +34,7 @@ class PatternScan:
     Attributes:
         groups: How many groups of four along K there are.
         violating: How many of them hold more than two non-zeros.
+        zeros: How many elements are zero.
         first: Where the first of those begins, as an index into the stored array; None where the
             stored array has no such index (its layout is not a permutation of the operand's).
         mask_hash: SHA-256 over the packed non-zero positions in memory order, per piece.
@@ -41,6 +42,7 @@ class PatternScan:
 
     groups: int
     violating: int
+    zeros: int
     first: tuple[int, ...] | None
     mask_hash: str
 
@@ -135,7 +137,7 @@ def scan_pattern(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Pat
     zero_point = zero_point_like(weight, k_axis, stored)
     itemsize = stored.itemsize
 
-    def scan(piece: Piece) -> tuple[pattern.GroupCount, bytes]:
+    def scan(piece: Piece) -> tuple[pattern.GroupCount, int, bytes]:
         zero = zero_point if isinstance(zero_point, int) else zero_point[piece]
         mask = pattern.nonzero(layout.array[piece], zero)
         counted = pattern.count_groups(mask)
@@ -143,21 +145,22 @@ def scan_pattern(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Pat
         if layout.in_place:
             begin = (piece[0].start * k + piece[1].start) * inner * itemsize
             reader.release(weight.tensor, begin, begin + mask.size * itemsize)
-        return counted, bits
+        return counted, mask.size - int(np.count_nonzero(mask)), bits
 
     digest = hashlib.sha256()
-    groups = violating = 0
+    groups = violating = zeros = 0
     first: int | None = None
-    for piece, (counted, bits) in map_pieces(scan, layout.array):
+    for piece, (counted, none, bits) in map_pieces(scan, layout.array):
         digest.update(bits)
         if first is None and counted.first is not None:
             first = (piece[0].start * k + piece[1].start) * inner + counted.first
         groups += counted.groups
         violating += counted.violating
+        zeros += none
     where = None
     if first is not None and layout.in_place:
         where = tuple(int(i) for i in np.unravel_index(first, stored.shape))
-    return PatternScan(groups, violating, where, digest.hexdigest())
+    return PatternScan(groups, violating, zeros, where, digest.hexdigest())
 
 
 Piece = tuple[slice, slice]

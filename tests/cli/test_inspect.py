@@ -13,6 +13,7 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.model.pattern import prune_2to4
+from tests.graphs import random_weight
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
@@ -32,6 +33,21 @@ def test_a_table_with_the_reasons(sparseflow: Sparseflow, mlp: MakeModel) -> Non
     assert "\nPrune them with: sparseflow-trt prune " in ended.out
     assert "prune MODEL" not in ended.out
     assert ended.out.endswith("\nInput 'x': float32 [batch, 64]\n")
+
+
+def test_layers_that_were_pruned_along_the_wrong_axis_are_one_row_with_what_to_do(
+    sparseflow: Sparseflow, models: Models
+) -> None:
+    weights = {f"w{i}": prune_2to4(random_weight(64, 64, seed=i), 1) for i in range(2)}
+    nodes = [
+        helper.make_node("MatMul", [x, w], [y], name=f"layers.{w[1:]}.up/MatMul")
+        for x, w, y in (("x", "w0", "h"), ("h", "w1", "y"))
+    ]
+    models.save(models.model(nodes, weights, {"x": ("batch", 64)}), "wrong.onnx")
+    ended = sparseflow("inspect", "wrong.onnx")
+    assert ended.code == 3
+    assert ended.out.splitlines()[1].endswith("of the groups; it is 2:4 along N, not K"), ended.out
+    assert "\n2 of them have been pruned before, it seems: prune the model from before that" in ended.out
 
 
 def test_a_narrow_terminal_has_the_reasons_below_the_table(
