@@ -93,6 +93,8 @@ def command(
         console.say(f"\nWritten: {output}. Build it with: ", build)
     else:
         click.echo(yaml_from_plan(plan), nl=False)
+        for said in left_as_they_are(layers):
+            click.echo(said, err=True)
     return EXIT_OK
 
 

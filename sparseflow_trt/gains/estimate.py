@@ -23,7 +23,7 @@ from sparseflow_trt.gains.estimate_rows import (
     usual_rates,
     with_share,
 )
-from sparseflow_trt.model.graph import WeightedLayer
+from sparseflow_trt.model.graph import WeightedLayer, left_as_they_are
 from sparseflow_trt.model.model_file import OnnxModel, input_dims
 from sparseflow_trt.model.prunable import unprunable as find_unprunable
 from sparseflow_trt.model.sites import OPS, find_sites
@@ -150,7 +150,7 @@ def estimate(
     if not groups:
         raise ShapeError(
             f"{model}: no layer multiplies by a stored weight.",
-            "`sparseflow-trt inspect --all` says of each why.",
+            " ".join(left_as_they_are(layers)) or "`sparseflow-trt inspect --all` says of each why.",
         )
     if not any(sizes.values()):
         there = ", ".join(sorted({str(group.m) for group in groups}))

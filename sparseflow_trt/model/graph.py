@@ -12,6 +12,7 @@ from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.pattern import GROUP
 from sparseflow_trt.model.scan import PatternScan, WeightReader, lay_out, scan_pattern
 from sparseflow_trt.model.sites import (
+    OPS,
     SMALLEST_K,
     LayerSite,
     dtype_name,
@@ -171,7 +172,14 @@ def left_as_they_are(layers: Iterable[WeightedLayer]) -> tuple[str, ...]:
         f"{len(computed)} layer(s) have weights that are computed of constants in the graph, and stay as "
         f"they are: {listed(computed, _MOST_NAMED)}. `sparseflow-trt inspect` says what to do."
     )
-    return tuple(filter(None, (masks_apart(layers), told if computed else "")))
+    others = [layer.op_type for layer in layers if layer.op_type not in OPS]
+    kinds = listed(sorted(set(others)), _MOST_NAMED)
+    foreign = (
+        f"{len(others)} layer(s) multiply by their weights in a way that has no 2:4 path here ({kinds}), and "
+        "stay as they are. `sparseflow-trt inspect` lists them."
+    )
+    said = (masks_apart(layers), told if computed else "", foreign if others else "")
+    return tuple(filter(None, said))
 
 
 _MANY_ZEROS = 0.25  # INT8 weights that nobody pruned have some

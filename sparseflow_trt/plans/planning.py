@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Container
 
 from sparseflow_trt.errors import NotSparseError, ShapeError
-from sparseflow_trt.model.graph import SparsityState, WeightedLayer
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are
 from sparseflow_trt.model.layer_names import NOT_NAMED
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.prunable import choose_weights, prunable
@@ -138,8 +138,13 @@ def check_forced(layers: tuple[WeightedLayer, ...], sparsity: SparsityMode, mode
         raise NotSparseError(
             f"{said}: of layer '{first.name}'{more} {first.reason}.", _how_to_prune(able, model)
         )
-    why = f"layer '{weighted[0].name}' cannot be: {weighted[0].reason}" if weighted else "it has no weights"
-    raise NotSparseError(f"{said}: {why}.", "Leave it to a policy, which plans it dense: --sparsity policy.")
+    left = left_as_they_are(layers)
+    why = "no layer multiplies by a stored weight" if left else "it has no weights"
+    if weighted:
+        why = f"layer '{weighted[0].name}' cannot be: {weighted[0].reason}"
+    leave = "Or leave" if left else "Leave"
+    hint = (*left, f"{leave} it to a policy, which plans it dense: --sparsity policy.")
+    raise NotSparseError(f"{said}: {why}.", " ".join(hint))
 
 
 def _how_to_prune(able: list[WeightedLayer], model: OnnxModel) -> str:

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import yaml
+from onnx import helper
 
 from tests.shared_libraries import write_library
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
+    from tests.conftest import Models
 
 MakeModel = Callable[..., Path]
 
@@ -26,6 +29,24 @@ def test_the_plan_is_printed_as_yaml(sparseflow: Sparseflow, mlp: MakeModel) -> 
         ("down_proj", "bf16", "dense"),
     ]
     assert plan["profiles"][0]["inputs"]["x"] == {"min": [1, 64], "opt": [8, 64], "max": [32, 64]}
+
+
+def test_the_yaml_alone_is_printed_and_what_it_is_not_for_is_said_beside_it(
+    sparseflow: Sparseflow, models: Models
+) -> None:
+    nodes = [
+        helper.make_node("Mul", ["w", "mask"], ["masked"]),
+        helper.make_node("MatMul", ["x", "masked"], ["y"], name="mm"),
+    ]
+    weights = {"w": np.ones((64, 64), np.float32), "mask": np.eye(64, dtype=np.float32)}
+    models.save(models.model(nodes, weights, {"x": (8, 64)}), "masked.onnx")
+    ended = sparseflow("plan", "masked.onnx", "--policy", "h200")
+    assert ended.code == 0
+    assert yaml.safe_load(ended.out)["layers"] == []
+    assert ended.err.startswith("1 layer(s) multiply a mask with their weight at each run")
+    ended = sparseflow("estimate", "masked.onnx", "--policy", "h200")
+    assert (ended.code, ended.out) == (1, "")
+    assert "no layer multiplies by a stored weight.\nhint:  1 layer(s) multiply a mask" in ended.err
 
 
 def test_or_written_with_a_table_of_the_reasons(

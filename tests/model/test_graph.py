@@ -12,7 +12,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.model.graph import SparsityState, WeightedLayer, all_eligible_sparse, read_layers
+from sparseflow_trt.model.graph import (
+    SparsityState,
+    WeightedLayer,
+    all_eligible_sparse,
+    left_as_they_are,
+    read_layers,
+)
 from sparseflow_trt.model.model_file import input_dims, read_model
 from sparseflow_trt.model.pattern import prune_2to4
 from tests.graphs import NOT_ELIGIBLE, NOT_SPARSE, SPARSE, layers_of, only_layer, random_weight
@@ -364,6 +370,21 @@ def test_what_the_onnx_runtime_fuses_with_a_weight_is_said(
     layer = only_layer(models.save(models.model([node], {"w": random_weight(*shape)})))
     assert (layer.name, layer.state) == ("fused", NOT_ELIGIBLE)
     assert layer.reason == f"{op_type} multiplies by its weight in a way that has no 2:4 path here"
+
+
+@pytest.mark.parametrize(("op_type", "domain"), [("QLinearMatMul", ""), ("QGemm", "com.microsoft")])
+def test_what_the_onnx_runtime_quantizes_without_q_and_dq_says_what_to_do(
+    op_type: str, domain: str, models: Models
+) -> None:
+    inputs = ["x", "s", "z", "w", "s", "z", "s", "z"]
+    node = helper.make_node(op_type, inputs, ["y"], name="mm", domain=domain)
+    weights = {"w": np.ones((64, 32), np.int8), "s": np.ones((), np.float32), "z": np.zeros((), np.int8)}
+    layer = only_layer(models.save(models.model([node], weights)))
+    assert layer.reason.endswith(
+        "no 2:4 path here: with QuantizeLinear and DequantizeLinear in its place (QuantFormat.QDQ) it has one"
+    )
+    (said,) = left_as_they_are((layer,))
+    assert f" by their weights in a way that has no 2:4 path here ({op_type})" in said
 
 
 def test_attention_of_onnx_has_no_weight(models: Models) -> None:

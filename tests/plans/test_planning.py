@@ -220,6 +220,20 @@ def test_sparsity_is_not_forced_where_nothing_is_2to4(
         check_forced(read_layers(pruned), sparsity, pruned)
 
 
+def test_where_masks_are_apart_sparsity_is_not_forced_and_what_to_do_is_said(models: Models) -> None:
+    nodes = [
+        helper.make_node("Mul", ["w", "mask"], ["masked"]),
+        helper.make_node("MatMul", ["x", "masked"], ["y"], name="mm"),
+    ]
+    weights = {"w": np.ones((64, 64), np.float32), "mask": np.eye(64, dtype=np.float32)}
+    model = read_model(models.save(models.model(nodes, weights)))
+    with pytest.raises(NotSparseError, match="no layer multiplies by a stored weight") as caught:
+        check_forced(read_layers(model), "force", model)
+    first, _, last = caught.value.hint.partition(" Make the mask part of it before the export: ")
+    assert first.startswith("1 layer(s) multiply a mask with their weight")
+    assert last.endswith(" Or leave it to a policy, which plans it dense: --sparsity policy.")
+
+
 def test_where_pruning_takes_nothing_it_is_not_advised(models: Models) -> None:
     weight = np.ones((64, 64), np.float32)
     nodes = [
