@@ -47,6 +47,7 @@ class SparseflowError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.__notes__ = [f"hint: {hint}"] if hint else []  # a traceback prints them, from Python 3.11 on
         if usage:
             self.exit_code = EXIT_USAGE
 
