@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 Outputs = dict[str, Array]
 
 _FIXED = (
-    "Where the model has one of these sizes fixed inside, export it with that axis dynamic, or plan with the "
-    "one size that it takes; where values are what it refuses, give others with --inputs."
+    "Where a sequence is longer than the model has positions for, plan with a shorter one; where it has a "
+    "size fixed inside, export it with that axis dynamic, or plan with the one size that it takes; where "
+    "values are what it refuses, give others with --inputs."
 )
 
 _FATAL = 4  # ONNX Runtime's severity; what is below it goes to stderr, and all of it is in the exception too

@@ -295,6 +295,7 @@ def test_a_size_that_is_fixed_inside_is_told_with_its_node(tmp_path: Path, save:
     )
     with pytest.raises(InputError, match=words) as caught:
         compare(path, [], [InputSet("two", x, None, "")], FP16)
+    assert "longer than the model has positions for, plan with a shorter one" in caught.value.hint
     assert "export it with that axis dynamic, or plan with the one size that it takes" in caught.value.hint
     one = {"x": np.ones((1, 3, 8), np.float32), "z": np.ones((1, 2), np.float32)}
     assert (
