@@ -15,6 +15,7 @@ import yaml
 from sparseflow_trt.exporters.triton_manifests import ServerPlan, kubernetes_files
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions
+from tests.pages import ROOT
 
 _NEW_MOUNTS = ("unshare", "--mount")
 _NO_RIGHTS = ("setpriv", "--clear-groups", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all")
@@ -35,9 +36,18 @@ def test_it_serves(tmp_path: Path, ort_artifact: Path, tritonserver: None) -> No
         pytest.skip("this user cannot make mounts of its own")
     deploy(ort_artifact, DeployOptions(tmp_path / "models"))
     shutil.copytree(ort_artifact, tmp_path / "mlp")
-    steps = [f"mount --bind {shlex.quote(str(tmp_path))} /mnt", "mount -o remount,bind,ro /mnt"]
+    kept = {"/mnt/given": str(tmp_path), "/mnt/checkout": str(ROOT)}
+    steps = ["mount -t tmpfs tmpfs /mnt", f"mkdir {shlex.join(kept)}"]
+    for place, folder in kept.items():
+        steps += [shlex.join(["mount", "--bind", folder, place]), f"mount -o remount,bind,ro {place}"]
     steps += [f"mount -t tmpfs -o mode=1777 tmpfs {place}" for place in writable()]
-    steps += ["mount -o remount,bind,ro /", "! touch /root/written 2>/dev/null", "cd /mnt"]
+    if any(ROOT.is_relative_to(place) for place in writable()):
+        steps += [
+            shlex.join(["mkdir", "-p", str(ROOT)]),
+            f"mount --bind /mnt/checkout {shlex.quote(str(ROOT))}",
+        ]
+    steps += ["mount -o remount,bind,ro /", "mount -o remount,ro /mnt", "! touch /root/written 2>/dev/null"]
+    steps += ["cd /mnt/given"]
     verify = [sys.executable, "-m", "sparseflow_trt.cli.main", "deploy", "verify", "mlp"]
     verify += ["--repository", "models", "--concurrency", "0"]
     run = shlex.join([*_NO_RIGHTS, *verify])
