@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +24,18 @@ def command() -> None:
     """Serve artifacts with Triton Inference Server: write a repository, verify it on a server, roll back."""
 
 
-def _repository_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--repository",
-        required=True,
-        type=click.Path(path_type=Path, file_okay=False),
-        help="Triton's repository.",
-    )(function)
-
-
-def _sparse_from_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--sparse-from",
-        type=click.IntRange(1),
-        metavar="M",
-        help="From which M sparse wins, where no policy says.",
-    )(function)
+_repository_option = click.option(
+    "--repository",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Triton's repository.",
+)
+_sparse_from_option = click.option(
+    "--sparse-from",
+    type=click.IntRange(1),
+    metavar="M",
+    help="From which M sparse wins, where no policy says.",
+)
 
 
 def _whole_numbers(text: str) -> list[int]:

@@ -104,8 +104,7 @@ def read_layers(
     """
     sites = find_sites(model)
     users = _users_by_tensor(sites)
-    scans: dict[tuple[object, ...], PatternScan] = {}
-    others: dict[tuple[object, ...], str] = {}
+    scans: dict[tuple[object, ...], tuple[PatternScan, str]] = {}
     layers = []
     to_read = {
         _scan_key(site.weight, site.k_axis): site.weight.tensor.nbytes
@@ -116,7 +115,7 @@ def read_layers(
     with WeightReader() as reader:
         for site in sites:
             if isinstance(site.weight, Untraceable):
-                layers.append(_describe(site, (), site.weight.reason, None, ()))
+                layers.append(_describe(site, (), site.weight.reason, None, (), ""))
                 continue
             reason = why_not_eligible(site)
             shared = tuple(u.name for u in users[id(site.weight.tensor)] if u is not site)
@@ -127,13 +126,12 @@ def read_layers(
             if not reason:
                 key = _scan_key(site.weight, site.k_axis)
                 if key not in scans:
-                    scans[key] = scan_pattern(reader, site.weight, site.k_axis)
+                    found = scan_pattern(reader, site.weight, site.k_axis)
+                    scans[key] = found, _otherwise(reader, site, found) if found.violating else ""
                     done += site.weight.tensor.nbytes
                     if progress:
                         progress(done, sum(to_read.values()))
-                    if scans[key].violating:
-                        others[key] = _otherwise(reader, site, scans[key])
-                scan, otherwise = scans[key], others.get(key, "")
+                scan, otherwise = scans[key]
             layers.append(_describe(site, axes, reason, scan, shared, otherwise))
     return tuple(layers)
 
@@ -211,7 +209,7 @@ def _describe(
     reason: str,
     scan: PatternScan | None,
     shared: tuple[str, ...],
-    otherwise: str = "",
+    otherwise: str,
 ) -> WeightedLayer:
     traced = site.weight if isinstance(site.weight, TracedWeight) else None
     state = SparsityState.NOT_ELIGIBLE
