@@ -107,8 +107,8 @@ class Journal:
 
     @property
     def pairs(self) -> dict[Request, Pair]:
-        """The points by what was asked."""
-        return {answer.request: answer.pair for answer in self.measured}
+        """The points as they count, by what was asked."""
+        return {answer.request: answer.counted for answer in self.measured}
 
     @property
     def products(self) -> tuple[Product, ...]:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from sparseflow_trt._deps import require
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.engines.autotune import Curve, Measured, Request, pair_of
+from sparseflow_trt.engines.autotune import TOOK_DENSE, Curve, Measured, Request, pair_of
 from sparseflow_trt.engines.cuda import Cuda
 from sparseflow_trt.engines.gpu_state import ClockState, clock_reader, l2_bytes
 from sparseflow_trt.engines.input_sets import calls_needed, sets_needed
@@ -258,7 +258,7 @@ def told_tactic(outcome: LayerOutcome) -> str:
         if ms is not None
     ]
     told = f"; in the builder's log: {', '.join(times)}" if times else ""
-    return f"{outcome.tactic or 'not told'} (a dense tactic{told})"
+    return f"{outcome.tactic or 'not told'} {TOOK_DENSE}{told})"
 
 
 def _guess_us(outcome: LayerOutcome) -> float:

@@ -192,7 +192,7 @@ def autotune(
 
         def remember(answer: Measured) -> None:
             appender.add(answer)
-            known[answer.request] = answer.pair
+            known[answer.request] = answer.counted
             left = what_is_left(curves, space.grid, known, margin, wave)
             each = (time.monotonic() - begun) / (len(known) - already)
             on_progress(Progress(len(known), left, each * left.points, answer))

@@ -191,7 +191,7 @@ def read_grid(text: str) -> tuple[int, ...]:
 
 def progress_in_words(progress: Progress) -> str:
     """How far a run is, in one line."""
-    pair = progress.last.pair
+    pair = progress.last.counted
     said = (
         f"{progress.measured} measured, about {progress.left.points} to go, {progress.left.crossovers} "
         f"crossovers open; last {progress.last.request}: {pair.speedup:.2f}×"

@@ -160,7 +160,7 @@ class Known:
     def _lost_before(self, m: int) -> list[int]:
         """Above the largest measured M, if sparse wins there: the one before, if it does not (`wins_at`)."""
         *before, largest = list(self.pairs)[-2:]
-        if self.guess or m <= largest or not self.pairs[largest].wins(self.margin):
+        if m <= largest or not self.pairs[largest].wins(self.margin):
             return []
         return [size for size in before if not self.pairs[size].wins(self.margin)]
 
@@ -203,13 +203,13 @@ class Known:
 
     def _doubt(self, m: int) -> str:
         """Why sparse is not sure to win at M, though it does at the measured M around it; else ""."""
+        if before := self._lost_before(m):
+            return f"it does not win at M={before[0]}, the one before"
         if self.guess:  # this shape's own: between measured M
             alone = m in self.pairs or m > max(self.pairs)
             sure = math.inf if alone else self._sure(self.guess, [m])[0]
             return f"no more than {rounded_down(sure)} is sure there" if sure < 1 + self.margin else ""
         if not wins_at(self.pairs, m, self.margin, self.policy.wave):
-            if before := self._lost_before(m):
-                return f"it does not win at M={before[0]}, the one before"
             if self.policy.wave is None:
                 return "how large a step times take between them is not known"
             return "one wave of tiles more would cost it"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sparseflow_trt.engines.autotune import (
     RESOLUTION,
+    TOOK_DENSE,
     Curve,
     Measured,
     Request,
@@ -209,6 +210,32 @@ def test_one_shape_of_two_kinds_is_measured_once() -> None:
         ("BF16", 4096, 4096, "qkv"),
         ("BF16", 4096, 14336, "down"),
     ]
+
+
+@given(st.floats(0.5, 2), st.floats(1, 1000))
+def test_what_one_engine_differs_by_from_itself_is_no_gain(speedup: float, us: float) -> None:
+    """Seen on an H200: one engine timed twice, 1.05 and 0.95 times as fast as itself."""
+    raw = pair(Request(CURVE, 64), speedup, us)
+    sparse = raw.sparse.model_copy(update={"tactic": f"gemm {TOOK_DENSE})"})
+    counted = Measured(Request(CURVE, 64), Pair(raw.dense, sparse), 0.0).counted
+    assert counted.speedup == 1
+    assert counted.dense.low_us == min(raw.dense.us, sparse.us)
+    assert counted.sparse.high_us == max(raw.dense.us, sparse.us)
+    assert Measured(Request(CURVE, 64), raw, 0.0).counted == raw
+    assert Measured(Request(CURVE, 64), counted, 0.0).counted == counted
+
+
+def test_no_crossover_is_looked_for_in_noise_of_one_engine() -> None:
+    class OneEngine(Fake):
+        def measure(self, request: Request) -> Measured:
+            raw = super().measure(request).pair
+            sparse = raw.sparse.model_copy(update={"tactic": f"gemm {TOOK_DENSE})"})
+            return Measured(request, Pair(raw.dense, sparse), 0.0)
+
+    noise = OneEngine(lambda request: 1.05 if request.m >= 100 else 0.95)
+    known = run(noise)
+    assert {r.m for r in noise.asked} == set(GRID)
+    assert {each.speedup for each in known.values()} == {1}
 
 
 def test_no_more_requests_are_under_way_than_there_are_workers() -> None:

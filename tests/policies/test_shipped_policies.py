@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sparseflow_trt.engines.autotune import Curve, Request, find_crossovers
+from sparseflow_trt.engines.autotune import TOOK_DENSE, Curve, Request, find_crossovers
 from sparseflow_trt.engines.journal import read_journal
 from sparseflow_trt.policies.lookup import judge, known_of, sparse_ranges
 from sparseflow_trt.policies.plugin_lookup import plugin_known
@@ -282,13 +282,15 @@ def test_tensorrt_on_an_h200_is_planned_dense(kind: str) -> None:
 
 def test_what_tensorrts_own_sparse_kernels_gave() -> None:
     pairs: dict[tuple[int, int, int], Pair] = {}
-    seconds = {}
+    seconds, itself = {}, []
     for path in sorted(RESULTS.glob("autotune_h200_tensorrt_fp16_*.jsonl")):
-        pairs |= {(r.curve.k, r.curve.n, r.m): pair for r, pair in read_journal(path).pairs.items()}
+        journal = read_journal(path)
+        pairs |= {(r.curve.k, r.curve.n, r.m): pair for r, pair in journal.pairs.items()}
+        itself += [each for each in journal.measured if TOOK_DENSE in each.pair.sparse.tactic]
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         model = path.stem.removeprefix("autotune_h200_tensorrt_fp16_")
         seconds[model] = [line["seconds"] for line in lines if "seconds" in line]
-    taken_at = {at: p.speedup for at, p in pairs.items() if "a dense tactic" not in p.sparse.tactic}
+    taken_at = {at: p.speedup for at, p in pairs.items() if TOOK_DENSE not in p.sparse.tactic}
     faster = [at for at, gain in taken_at.items() if gain >= 1.05]
     slower = [at for at, gain in taken_at.items() if gain < 0.98]
     readme = prose("README.md")
@@ -306,11 +308,19 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
     assert f"it is {min(taken_at.values()):.2f} times as fast at 4096→6144 and M=64" in PROSE
     worst = "| one of LLaMA-8B's attention products alone at M=64, the same | H200 |"
     assert f"{worst} {min(taken_at.values()):.2f}× |" in readme
-    dense = [p.speedup for p in pairs.values() if "a dense tactic" in p.sparse.tactic]
-    assert 0.97 < min(dense) < max(dense) < 1.02
-    assert f"are the same to {max(abs(gain - 1) for gain in dense):.1%}".replace("%", " %") in PROSE
+    apart = {each.request: abs(each.pair.speedup - 1) for each in itself}
+    assert {each.counted.speedup for each in itself} == {1}
+    agree = sum(gap < 0.01 for gap in apart.values())
+    assert f"loaded and timed twice: {len(itself)} times a measure held against itself." in PROSE
+    assert f"{agree} of these pairs agree within 1 %." in PROSE
+    far = [each for each in itself if apart[each.request] > 0.03]
+    assert sorted(each.request.m for each in far) == [792, 864, 1448]
+    assert all(0.045 < apart[each.request] < 0.065 for each in far), "5 to 6 %"
+    assert all(each.clock and each.clock.sm_mhz < 1750 for each in far)
+    for point in (p for each in far for p in (each.pair.dense, each.pair.sparse)):
+        assert point.low_us and point.high_us and (point.high_us - point.low_us) / point.us < 0.02
     for words, model in (
-        ("LLaMA-8B's products took {:.0f} to {:.0f} s with", "llama-8b"),
+        ("LLaMA-8B's products took {:.0f} to {:.0f} s,", "llama-8b"),
         ("BERT-base's took {:.0f} to {:.0f} s each", "bert-base"),
         ("LLaMA-70B's shared by 8 GPUs {:.0f} to {:.0f} s", "llama-70b_tensor-parallel-8"),
     ):
