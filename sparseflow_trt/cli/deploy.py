@@ -92,6 +92,10 @@ def _whole_numbers(text: str) -> list[int]:
 @click.option(
     "--with", "wanted", metavar="docker,k8s", default="", help="Write a compose file, Kubernetes manifests."
 )
+@click.option(
+    "--image", metavar="NAME:TAG",
+    help="The image that those files run: a mirror of Triton's, or your name for the one of the Dockerfile.",
+)  # fmt: skip
 @click.option("--keep", type=click.IntRange(2), default=3, show_default=True, help="Versions that stay.")
 @common_options
 def deploy_triton(
@@ -103,6 +107,7 @@ def deploy_triton(
     queue_delay: int | None,
     plugins: tuple[Path, ...],
     wanted: str,
+    image: str | None,
     as_json: bool,
     **options: Any,
 ) -> int:
@@ -140,14 +145,14 @@ def deploy_triton(
             f"two artifacts would both be '{twice[0]}': give them one by one, with --name."
         )
     check_plugins(plugins)
-    check_wanted(files, options["container"])
+    check_wanted(files, options["container"], image)
     check_folder_of_files(deployment_folder(repository))
     if repository.is_dir():  # what its other models say wrongly is told before one is written
         plan_server(repository, plugins, options["container"])
     asked = DeployOptions(repository, name, gpus=chosen, count=instances, delay_us=queue_delay, **options)
     deployed = [model for artifact in artifacts for model in deploy(artifact, asked)]
     with alone_in(repository):  # the files are of all models that are there by now
-        plan = plan_server(repository, plugins, options["container"])
+        plan = plan_server(repository, plugins, options["container"], image)
         written = write_deployment_files(repository, plan, plugins, files)
     if as_json:
         console.print_json(
@@ -170,6 +175,8 @@ def deploy_triton(
     out.print("\n".join(start_script(plan).splitlines()[1:]).removeprefix("exec "))
     for file in written[1:]:
         out.print(f"Written: {file}")
+    if files:
+        out.print(f"They run {plan.image}{', which the Dockerfile makes' if plan.packages else ''}.")
     return EXIT_OK
 
 

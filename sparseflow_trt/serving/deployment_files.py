@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sparseflow_trt._files import write_atomically
 from sparseflow_trt.engines.shared_library import why_no_library
 from sparseflow_trt.errors import DeployError
+from sparseflow_trt.exporters.triton_kubernetes import kubernetes_files
 from sparseflow_trt.exporters.triton_manifests import (
     ServerPlan,
     compose_file,
     dockerfile,
-    kubernetes_files,
     start_script,
 )
 from sparseflow_trt.exporters.triton_releases import probe_script
 from sparseflow_trt.exporters.triton_repository import PLUGIN, plugins_in
-from sparseflow_trt.exporters.triton_version import instances_of, read_models
+from sparseflow_trt.exporters.triton_version import VersionRecord, instances_of, read_models
+from sparseflow_trt.serving.server_resources import reckon_resources
 
 _NAME_LENGTH = 40
-_UNKNOWN = "nvcr.io/nvidia/tritonserver:CONTAINER-py3"
+_UNKNOWN = "CONTAINER"
 
 
 def deployment_folder(repository: Path) -> Path:
@@ -46,11 +48,12 @@ def check_plugins(plugins: Iterable[Path]) -> None:
             )
 
 
-def check_wanted(wanted: Collection[str], container: str | None) -> None:
-    """Refuses files that name an image where the container is not known.
+def check_wanted(wanted: Collection[str], container: str | None, image: str | None = None) -> None:
+    """Refuses files that name an image where the container is not known, and images that may change.
 
     Raises:
-        DeployError: "docker" or "k8s" is wanted without a container.
+        DeployError: "docker" or "k8s" is wanted without a container, or an image without either; or the
+            image's name does not say which build of it is meant.
     """
     if wanted and not container:
         raise DeployError(
@@ -58,20 +61,62 @@ def check_wanted(wanted: Collection[str], container: str | None) -> None:
             "Give its release: --container 26.05.",
             usage=True,
         )
+    if image is None:
+        return
+    if not wanted:
+        raise DeployError(
+            "only the files for Docker and Kubernetes name an image.", "Add --with docker,k8s.", usage=True
+        )
+    last = image.rpartition("/")[2]  # a registry's port is no tag
+    if "@" not in last and last.partition(":")[2] in ("", "latest"):
+        raise DeployError(
+            f"'{image}' does not say which build of an image is to run.",
+            "Give its name with a tag of its own or a digest: --image registry.example.com/triton:26.05-1.",
+            usage=True,
+        )
 
 
-def plan_server(repository: Path, plugins: Sequence[Path], container: str | None) -> ServerPlan:
+def plan_server(
+    repository: Path, plugins: Sequence[Path], container: str | None, image: str | None = None
+) -> ServerPlan:
     """What a server of all the models in a repository needs.
 
     Args:
         repository: Triton's.
         plugins: Libraries to add to those of earlier deployments.
         container: The release of Triton's container, None where it is not known.
+        image: What the container is to run. By default Triton's own, or where models need packages beside it
+            one whose tag says which.
 
     Raises:
         DeployError: A model's record cannot be read.
     """
     models = read_models(repository)
+    known = deployment_folder(repository) / "plugins"
+    names = {plugin.name for plugin in (*plugins, *(known.iterdir() if known.is_dir() else ()))}
+    own: dict[str, str] = {}  # one library is loaded once, whichever models bring it
+    for model, sha256 in plugins_in(repository).items():
+        own.setdefault(sha256, f"{model}/{PLUGIN}")
+    packages, release = _packages(models), (container or _UNKNOWN).removesuffix("-py3")
+    base = f"nvcr.io/nvidia/tritonserver:{release}-py3"
+    resources = reckon_resources(repository, models)
+    return ServerPlan(
+        image=image or (_image_name(repository, release, dockerfile(base, packages)) if packages else base),
+        base=base,
+        models=list(models),
+        flags=list(dict.fromkeys(flag for record in models.values() for flag in record.needs)),
+        plugins=sorted(names),
+        own_plugins=list(own.values()),
+        packages=packages,
+        stubs={name: instances_of(record) for name, record in models.items() if record.route == "python"},
+        gpus=resources.gpus,
+        cpus=resources.cpus,
+        memory_gib=resources.memory_gib,
+    )
+
+
+def _packages(models: Mapping[str, VersionRecord]) -> list[str]:
+    """What the Python backend's models import, for pip."""
     kinds = {(record.route, record.backend): record for record in models.values()}
     packages = []
     if onnxruntime := kinds.get(("python", "onnxruntime")):
@@ -80,21 +125,13 @@ def plan_server(repository: Path, plugins: Sequence[Path], container: str | None
         packages += [f"tensorrt-rtx=={next(iter(rtx.versions.values()))}", "torch"]
     if ("python", "tensorrt") in kinds:
         packages += ["torch"]
-    known = deployment_folder(repository) / "plugins"
-    names = {plugin.name for plugin in (*plugins, *(known.iterdir() if known.is_dir() else ()))}
-    own: dict[str, str] = {}  # one library is loaded once, whichever models bring it
-    for model, sha256 in plugins_in(repository).items():
-        own.setdefault(sha256, f"{model}/{PLUGIN}")
-    return ServerPlan(
-        image=f"nvcr.io/nvidia/tritonserver:{container.removesuffix('-py3')}-py3" if container else _UNKNOWN,
-        models=list(models),
-        flags=list(dict.fromkeys(flag for record in models.values() for flag in record.needs)),
-        plugins=sorted(names),
-        own_plugins=list(own.values()),
-        packages=list(dict.fromkeys(packages)),
-        stubs={name: instances_of(record) for name, record in models.items() if record.route == "python"},
-        gpu=any(backend not in ("onnxruntime", "router") for _, backend in kinds),
-    )
+    return list(dict.fromkeys(packages))
+
+
+def _image_name(repository: Path, release: str, made_by: str) -> str:
+    """A name for an image that has to be made: other packages are another tag."""
+    digest = hashlib.sha256(made_by.encode()).hexdigest()[:8]
+    return f"{kubernetes_name(repository.resolve().name)}-triton:{release}-{digest}"
 
 
 def kubernetes_name(folder: str) -> str:
@@ -122,9 +159,9 @@ def write_deployment_files(
     files = {"start-server.sh": start_script(plan)}
     if "docker" in wanted:
         files["compose.yaml"] = compose_file(plan, f"../{repository.name}")
-        files["probe-tensorrt.sh"] = probe_script(plan.image)
+        files["probe-tensorrt.sh"] = probe_script(plan.base)
     if wanted and plan.packages:
-        files["Dockerfile"] = dockerfile(plan)
+        files["Dockerfile"] = dockerfile(plan.base, plan.packages)
     if "k8s" in wanted:
         name = kubernetes_name(repository.name)
         files |= {f"k8s/{file}": text for file, text in kubernetes_files(plan, name).items()}

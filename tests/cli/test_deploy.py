@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -120,15 +121,51 @@ def test_files_for_docker_and_kubernetes(artifact: Path, sparseflow: Sparseflow,
     }
     assert written == {
         "start-server.sh", "compose.yaml", "probe-tensorrt.sh", "plugins/lib.so", "k8s/deployment.yaml",
-        "k8s/service.yaml", "k8s/hpa.yaml", "k8s/podmonitor.yaml", "k8s/prometheus-adapter-values.yaml",
+        "k8s/service.yaml", "k8s/hpa.yaml", "k8s/pdb.yaml", "k8s/kustomization.yaml", "k8s/podmonitor.yaml",
+        "k8s/prometheus-adapter-values.yaml",
     }  # fmt: skip
     compose = (tmp_path / "models.deploy" / "compose.yaml").read_text(encoding="utf-8")
     assert "../models:/models:ro" in compose and "plugins=/plugins/lib.so" in compose
     assert str(tmp_path) not in compose
     dockerfile = (tmp_path / "models.deploy" / "Dockerfile").read_text(encoding="utf-8")
-    assert dockerfile.startswith("FROM nvcr.io/nvidia/tritonserver:26.05-py3\nRUN pip install")
+    assert dockerfile.startswith(
+        "ARG BASE=nvcr.io/nvidia/tritonserver:26.05-py3\nFROM ${BASE}\nRUN pip install"
+    )
     # later deployments keep the plugins of earlier ones
     assert "plugins=/plugins/lib.so" in sparseflow(*deploy, "--json").json["start"]
+
+
+def test_the_image_that_is_run_says_which_build_it_is(
+    artifact: Path, sparseflow: Sparseflow, tmp_path: Path
+) -> None:
+    deploy = ("deploy", "triton", artifact, "--repository", "models", "--container", "26.05")
+    assert sparseflow(*deploy, "--image", "r/triton:1").error == (
+        "only the files for Docker and Kubernetes name an image."
+    )
+    for image in ("triton", "r.example.com:5000/triton", "r/triton:latest", "r/triton:", ""):
+        done = sparseflow(*deploy, "--with", "docker,k8s", "--image", image)
+        assert (done.code, "does not say which build" in done.error) == (2, True), image
+    assert not (tmp_path / "models").exists(), "nothing was deployed"
+
+    def images(*more: str) -> set[str]:
+        done = sparseflow(*deploy, "--with", "docker,k8s", *more)
+        assert done.code == 0
+        folder = tmp_path / "models.deploy"
+        texts = [
+            (folder / file).read_text(encoding="utf-8") for file in ("compose.yaml", "k8s/deployment.yaml")
+        ]
+        return {found for text in texts for found in re.findall(r"^ +image: (.*)$", text, re.MULTILINE)}
+
+    (own,) = images()
+    assert re.fullmatch(r"models-triton:26\.05-[0-9a-f]{8}", own)  # another tag where its packages are others
+    assert images() == {own} != images("--container", "26.04")
+    assert (
+        "They run r/triton:1, which the Dockerfile makes."
+        in sparseflow(*deploy, "--with", "k8s", "--image", "r/triton:1").out
+    )
+    digest = "@sha256:" + "0" * 64
+    for image in ("r.example.com:5000/a/triton:26.05-1", f"r/triton{digest}", f"r/triton:latest{digest}"):
+        assert images("--image", image) == {image}
 
 
 def test_a_plugin_that_no_server_could_load_is_refused_before_anything_is_deployed(
