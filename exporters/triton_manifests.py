@@ -12,6 +12,7 @@ import yaml
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 USER = 1000  # triton-server of Triton's images, whose own default is root
 _CONFIGURED = "--backend-config=tensorrt,"
+_NVRTC = "nvidia-cuda-nvrtc==13.0.88"  # what cuSPARSELt compiles its kernels with
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class ServerPlan:
 
     Attributes:
         image: What the container runs: Triton's, a mirror of it, or one that the Dockerfile makes.
-        base: Triton's image, which the Dockerfile begins with.
+        base: Triton's image.
         models: What it loads.
         flags: What the models' configurations depend on.
         plugins: Names of plugin libraries in /plugins.
-        packages: What pip adds to the image, for the Python backend.
+        dockerfile: What makes the image of Triton's; "" where that is enough.
         stubs: How many processes the Python backend runs for each version of a model, by the model's name.
         gpus: How many it takes.
         cpus: How many cores it asks of Kubernetes for.
@@ -38,7 +39,7 @@ class ServerPlan:
     models: Sequence[str]
     flags: Sequence[str] = ()
     plugins: Sequence[str] = ()
-    packages: Sequence[str] = ()
+    dockerfile: str = ""
     stubs: Mapping[str, int] = field(default_factory=dict)
     gpus: int = 1
     cpus: int = 2
@@ -64,10 +65,30 @@ def start_script(plan: ServerPlan) -> str:
     return "#!/bin/sh\nexec " + " \\\n  ".join(shlex.quote(word) for word in server_command(plan)) + "\n"
 
 
-def dockerfile(base: str, packages: Sequence[str]) -> str:
-    """The image with what the Python backend's models import; BASE may be a mirror of Triton's."""
-    words = " ".join(shlex.quote(package) for package in packages)
-    return f"ARG BASE={base}\nFROM ${{BASE}}\nRUN pip install --no-cache-dir {words}\nUSER {USER}:{USER}\n"
+def dockerfile(base: str, packages: Sequence[str], cusparselt: str) -> str:
+    """The image with what models need beside Triton's, "" where that is enough; BASE may be a mirror of it.
+
+    Args:
+        base: Triton's image.
+        packages: What the Python backend's models import, for pip.
+        cusparselt: The version that the 2:4 plugin needs, "" where no model has it.
+    """
+    install, steps = "RUN pip install --no-cache-dir", []
+    if packages:
+        steps.append(f"{install} {shlex.join(packages)}")
+    if cusparselt:
+        # apart from the packages, whose other CUDA libraries the server is not to find; where in nvidia/ the
+        # wheels lay theirs depends on the version
+        folder = "/opt/cusparselt"
+        wheels = shlex.join((f"nvidia-cusparselt-cu13=={cusparselt}", _NVRTC))
+        steps += [
+            f"{install} --no-deps --target {folder} {wheels} \\",
+            f"  && ls -d {folder}/nvidia/*/lib > /etc/ld.so.conf.d/cusparselt.conf && ldconfig \\",
+            f"  && ln -s {folder}/nvidia/*/lib/libcusparseLt.so.0 {folder}",
+            f"ENV SPARSEFLOW_CUSPARSELT={folder}",
+        ]
+    lines = [f"ARG BASE={base}", "FROM ${BASE}", *steps, f"USER {USER}:{USER}"]
+    return "\n".join(lines) + "\n" if steps else ""
 
 
 def compose_file(plan: ServerPlan, repository: str) -> str:
@@ -78,7 +99,7 @@ def compose_file(plan: ServerPlan, repository: str) -> str:
         repository: Where the repository is, seen from the file: a relative path, which tells no local one.
     """
     service: dict[str, Any] = {"image": plan.image}
-    if plan.packages:
+    if plan.dockerfile:
         service["build"] = {"context": ".", "dockerfile": "Dockerfile"}
     service |= {
         "command": server_command(plan),

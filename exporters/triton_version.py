@@ -30,7 +30,7 @@ class VersionRecord(Record):
     Attributes:
         build_key: The artifact's: equal keys are equal builds.
         backend: What built the engine.
-        versions: Of the libraries that built it.
+        versions: Of the libraries that built it, and of those whose kernels its plugin runs.
         needs: Flags of the server that the configuration depends on.
         plugin: The plugin's library that the engine needs, one of its files; "" where it needs none.
         router: The model that it was written for as one of its two; "" where it was deployed for itself.

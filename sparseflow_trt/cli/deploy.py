@@ -176,7 +176,7 @@ def deploy_triton(
     for file in written[1:]:
         out.print(f"Written: {file}")
     if files:
-        out.print(f"They run {plan.image}{', which the Dockerfile makes' if plan.packages else ''}.")
+        out.print(f"They run {plan.image}{', which the Dockerfile makes' if plan.dockerfile else ''}.")
     return EXIT_OK
 
 

@@ -24,6 +24,7 @@ from sparseflow_trt.serving.server_resources import reckon_resources
 
 _NAME_LENGTH = 40
 _UNKNOWN = "CONTAINER"
+_TORCH = "torch==2.13.0"  # the one that the tests run with (constraints.txt)
 
 
 def deployment_folder(repository: Path) -> Path:
@@ -85,8 +86,8 @@ def plan_server(
         repository: Triton's.
         plugins: Libraries to add to those of earlier deployments.
         container: The release of Triton's container, None where it is not known.
-        image: What the container is to run. By default Triton's own, or where models need packages beside it
-            one whose tag says which.
+        image: What the container is to run. By default Triton's own, or where that lacks what models
+            need the Dockerfile's, whose tag follows from it.
 
     Raises:
         DeployError: A model's record cannot be read.
@@ -97,17 +98,18 @@ def plan_server(
     own: dict[str, str] = {}  # one library is loaded once, whichever models bring it
     for model, sha256 in plugins_in(repository).items():
         own.setdefault(sha256, f"{model}/{PLUGIN}")
-    packages, release = _packages(models), (container or _UNKNOWN).removesuffix("-py3")
+    release = (container or _UNKNOWN).removesuffix("-py3")
     base = f"nvcr.io/nvidia/tritonserver:{release}-py3"
+    made_by = dockerfile(base, _packages(models), _cusparselt(models))
     resources = reckon_resources(repository, models)
     return ServerPlan(
-        image=image or (_image_name(repository, release, dockerfile(base, packages)) if packages else base),
+        image=image or (_image_name(repository, release, made_by) if made_by else base),
         base=base,
         models=list(models),
         flags=list(dict.fromkeys(flag for record in models.values() for flag in record.needs)),
         plugins=sorted(names),
         own_plugins=list(own.values()),
-        packages=packages,
+        dockerfile=made_by,
         stubs={name: instances_of(record) for name, record in models.items() if record.route == "python"},
         gpus=resources.gpus,
         cpus=resources.cpus,
@@ -122,14 +124,20 @@ def _packages(models: Mapping[str, VersionRecord]) -> list[str]:
     if onnxruntime := kinds.get(("python", "onnxruntime")):
         packages.append(f"onnxruntime=={onnxruntime.versions['onnxruntime']}")
     if rtx := kinds.get(("python", "tensorrt-rtx")):
-        packages += [f"tensorrt-rtx=={next(iter(rtx.versions.values()))}", "torch"]
+        packages += [f"tensorrt-rtx=={next(iter(rtx.versions.values()))}", _TORCH]
     if ("python", "tensorrt") in kinds:
-        packages += ["torch"]
+        packages += [_TORCH]
     return list(dict.fromkeys(packages))
 
 
+def _cusparselt(models: Mapping[str, VersionRecord]) -> str:
+    """The cuSPARSELt that plugins were built with: with another one they measure anew while they load."""
+    found = (record.versions.get("cuSPARSELt", "") for record in models.values() if record.plugin)
+    return next(filter(None, found), "")
+
+
 def _image_name(repository: Path, release: str, made_by: str) -> str:
-    """A name for an image that has to be made: other packages are another tag."""
+    """A name for an image that has to be made: another Dockerfile is another tag."""
     digest = hashlib.sha256(made_by.encode()).hexdigest()[:8]
     return f"{kubernetes_name(repository.resolve().name)}-triton:{release}-{digest}"
 
@@ -160,8 +168,8 @@ def write_deployment_files(
     if "docker" in wanted:
         files["compose.yaml"] = compose_file(plan, f"../{repository.name}")
         files["probe-tensorrt.sh"] = probe_script(plan.base)
-    if wanted and plan.packages:
-        files["Dockerfile"] = dockerfile(plan.base, plan.packages)
+    if wanted and plan.dockerfile:
+        files["Dockerfile"] = plan.dockerfile
     if "k8s" in wanted:
         name = kubernetes_name(repository.name)
         files |= {f"k8s/{file}": text for file, text in kubernetes_files(plan, name).items()}

@@ -73,7 +73,7 @@ def plan_engine(
         manifest.build_key,
         engine.backend,
         route,
-        engine.versions,
+        engine.versions | (engine.plugin.versions if engine.plugin else {}),
         files,
         texts,
         configure,

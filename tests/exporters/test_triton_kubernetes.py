@@ -19,8 +19,8 @@ IMAGE = "nvcr.io/nvidia/tritonserver:26.05-py3"
 PLANS = [
     ServerPlan(IMAGE, IMAGE, ["m"]),
     ServerPlan("r.example.com/t:1", IMAGE, ["a", "b"], ["--cache-config=local,size=1"], ["p.so", "q.so"],
-               ["torch"], {"a": 1, "b": 2}, gpus=2, cpus=5, memory_gib=12),
-    ServerPlan("models-triton:1", IMAGE, ["m"], packages=["onnxruntime==1.31.1"], stubs={"m": 1}, gpus=0),
+               "FROM t", {"a": 1, "b": 2}, gpus=2, cpus=5, memory_gib=12),
+    ServerPlan("models-triton:1", IMAGE, ["m"], dockerfile="FROM t", stubs={"m": 1}, gpus=0),
 ]  # fmt: skip
 APPLIED = {"deployment.yaml", "service.yaml", "hpa.yaml", "pdb.yaml"}
 

@@ -30,11 +30,11 @@ PLANS = [
         ["a", "b"],
         ["--cache-config=local,size=1"],
         ["p.so", "q.so"],
-        ["torch"],
+        dockerfile(IMAGE, ["torch==2.13.0"], ""),
         {"a": 1, "b": 2},
         gpus=2,
     ),
-    ServerPlan("m:1", IMAGE, ["m"], packages=["onnxruntime==1.31.1"], stubs={"m": 1}, gpus=0),
+    ServerPlan("m:1", IMAGE, ["m"], dockerfile=dockerfile(IMAGE, ["a==1"], ""), stubs={"m": 1}, gpus=0),
 ]
 
 
@@ -55,7 +55,7 @@ def test_the_compose_file_is_one(plan: ServerPlan) -> None:
     ]
     assert sum(device["count"] for device in devices["devices"]) == plan.gpus
     # with `build`, docker compose builds and pushes what it names
-    assert (service["image"], "build" in service) == (plan.image, bool(plan.packages))
+    assert (service["image"], "build" in service) == (plan.image, bool(plan.dockerfile))
     assert service["user"] == "1000:1000" and service["read_only"] and service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["volumes"][0].endswith(":ro") and service["tmpfs"] and service["shm_size"]
@@ -69,13 +69,22 @@ def test_plugins_are_one_flag_and_quoted_for_the_shell() -> None:
 
 
 def test_packages_are_installed_into_the_image() -> None:
-    lines = dockerfile(IMAGE, PLANS[2].packages).splitlines()
-    assert lines == [
+    assert dockerfile(IMAGE, ["onnxruntime==1.31.1"], "").splitlines() == [
         f"ARG BASE={IMAGE}",
         "FROM ${BASE}",
         "RUN pip install --no-cache-dir onnxruntime==1.31.1",
         "USER 1000:1000",
     ]
+    assert dockerfile(IMAGE, [], "") == ""
+
+
+def test_the_loader_finds_the_cusparselt_that_is_installed_into_the_image() -> None:
+    """That the wheels lay the libraries there was tried by hand: they are of hundreds of megabytes."""
+    _, _, *install, named, user = dockerfile(IMAGE, [], "0.9.1").splitlines()
+    text, folder = "\n".join(install), named.removeprefix("ENV SPARSEFLOW_CUSPARSELT=")
+    assert f"--target {folder} nvidia-cusparselt-cu13==0.9.1 nvidia-cuda-nvrtc==" in text
+    assert f"/libcusparseLt.so.0 {folder}" in text and text.endswith(folder)
+    assert user == "USER 1000:1000"
 
 
 def test_the_probe_does_not_find_itself() -> None:
