@@ -32,7 +32,7 @@ from typing import Any
 from measure import command_line, summary, timed_command, timed_output, write_result
 from tensorrt_mlp import CASES, write_fp32
 
-from sparseflow_trt.engines.tensorrt_api import load_flavour
+from sparseflow_trt.engines.tensorrt.api import load_flavour
 
 M = 256
 LIMIT = 1.02

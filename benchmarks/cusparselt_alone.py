@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from sparseflow_trt.engines.cuda import Cuda, DeviceMemory, Graph
+from sparseflow_trt.engines.running.cuda import Cuda, DeviceMemory, Graph
 
 _FP16, _FP32_SUMS, _COLUMNS, _ROWS = 2, 2, 1, 2  # CUDA_R_16F, CUSPARSE_COMPUTE_32F, CUSPARSE_ORDER_COL, _ROW
 _ID, _MAX_ID, _SPLIT_K, _SPLIT_K_MODE = 0, 1, 3, 4  # cusparseLtMatmulAlgAttribute_t

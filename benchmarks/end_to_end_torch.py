@@ -37,15 +37,19 @@ from typing import Any
 from measure import write_result
 
 from sparseflow_trt._files import write_atomically
-from sparseflow_trt.engines.autotune import Curve, Request
-from sparseflow_trt.engines.cusparselt import load_torch
-from sparseflow_trt.engines.kernel_profile import CLASSES, KernelProfile
-from sparseflow_trt.engines.medians import Median, median_of
-from sparseflow_trt.engines.time_torch import DTYPES, TorchMeasurer
-from sparseflow_trt.engines.torch_profile import LinearProduct, profile_torch_model, record_products
-from sparseflow_trt.engines.torch_sparse import Swapped, restore_linears, swap_linears
-from sparseflow_trt.engines.torch_timing import capture, new_event
-from sparseflow_trt.engines.turns import times_in_turn
+from sparseflow_trt.engines.measuring.autotune import Curve, Request
+from sparseflow_trt.engines.measuring.medians import Median, median_of
+from sparseflow_trt.engines.measuring.time_torch import DTYPES, TorchMeasurer
+from sparseflow_trt.engines.timing.turns import times_in_turn
+from sparseflow_trt.engines.torch_kernels.cusparselt import load_torch
+from sparseflow_trt.engines.torch_kernels.kernel_profile import CLASSES, KernelProfile
+from sparseflow_trt.engines.torch_kernels.torch_profile import (
+    LinearProduct,
+    profile_torch_model,
+    record_products,
+)
+from sparseflow_trt.engines.torch_kernels.torch_sparse import Swapped, restore_linears, swap_linears
+from sparseflow_trt.engines.torch_kernels.torch_timing import capture, new_event
 from sparseflow_trt.gains.estimate_record import end_to_end
 from sparseflow_trt.policies.policy import MARGIN, Dtype
 from sparseflow_trt.pytorch.torch_pattern import prune_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sparseflow_trt.engines.runner import Engine
+from sparseflow_trt.engines.running.runner import Engine
 from sparseflow_trt.gains.profiling import plain_name
 
 PROFILED = 20  # runs

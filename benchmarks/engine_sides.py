@@ -25,12 +25,12 @@ from engine_layers import layer_ms, products_of
 
 from sparseflow_trt.artifacts.manifest import NAME as MANIFEST
 from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
-from sparseflow_trt.engines.benchmark import ratio, time_interleaved
-from sparseflow_trt.engines.plugin_library import load_library
+from sparseflow_trt.engines.plugin.library import load_library
 from sparseflow_trt.engines.protocol import EngineOptions, Progress
-from sparseflow_trt.engines.runner import Engine
-from sparseflow_trt.engines.tensorrt_api import load_flavour
-from sparseflow_trt.exporters.plugin_nodes import plugin_layers
+from sparseflow_trt.engines.running.benchmark import ratio, time_interleaved
+from sparseflow_trt.engines.running.runner import Engine
+from sparseflow_trt.engines.tensorrt.api import load_flavour
+from sparseflow_trt.exporters.plugin.nodes import plugin_layers
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.pipeline import BuildOptions, BuildResult, build
 from sparseflow_trt.plans.decide import SparsityMode

@@ -24,7 +24,7 @@ from sparseflow_trt.artifacts.manifest import Manifest
 from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.errors import SparseflowError
 from sparseflow_trt.export import ExportOptions, ExportReport, export_model
-from sparseflow_trt.exporters.prune import prune_model
+from sparseflow_trt.exporters.pruning.prune import prune_model
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, build

@@ -155,8 +155,8 @@ def today() -> str:
 
 def _gpu(tensorrt: str) -> dict[str, Any]:
     """The first GPU that CUDA sees, with its driver; nothing where there is none."""
-    from sparseflow_trt.engines.hardware import find_gpus
-    from sparseflow_trt.engines.timing_cache import this_machine
+    from sparseflow_trt.engines.machine.hardware import find_gpus
+    from sparseflow_trt.engines.tensorrt.timing_cache import this_machine
 
     gpus = find_gpus()
     if not gpus:

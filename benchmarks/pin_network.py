@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorrt
 
-from sparseflow_trt.engines.pin_types import pin_types
+from sparseflow_trt.engines.tensorrt.pin_types import pin_types
 
 
 def postprocess(network: Any) -> None:

@@ -39,12 +39,12 @@ from measure import RESULTS, today, write_result
 
 from sparseflow_trt._files import sha256_of, write_atomically, written_atomically
 from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
-from sparseflow_trt.engines.benchmark import ratio, time_interleaved
-from sparseflow_trt.engines.choose import backend_for
-from sparseflow_trt.engines.plugin_library import load_library
+from sparseflow_trt.engines.backends.choose import backend_for
+from sparseflow_trt.engines.plugin.library import load_library
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, Progress
-from sparseflow_trt.engines.runner import Engine
-from sparseflow_trt.engines.tensorrt_api import load_flavour
+from sparseflow_trt.engines.running.benchmark import ratio, time_interleaved
+from sparseflow_trt.engines.running.runner import Engine
+from sparseflow_trt.engines.tensorrt.api import load_flavour
 from sparseflow_trt.errors import SparseflowError
 from sparseflow_trt.exporters.apply_plan import apply_plan, write_fp32_reference
 from sparseflow_trt.model.model_file import read_model

@@ -33,8 +33,8 @@ from measure import command_line, result_that_stands, today, write_result
 from plugin_soak import MOST, K, N, build, draw, soak
 
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.engines.plugins import load_plugins
-from sparseflow_trt.engines.tensorrt_api import load_flavour
+from sparseflow_trt.engines.plugin.plugins import load_plugins
+from sparseflow_trt.engines.tensorrt.api import load_flavour
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 SAID = 12  # lines of a tool that are kept

@@ -31,12 +31,12 @@ from measure import command_line, write_result
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.engines.cuda import Cuda, DeviceMemory
-from sparseflow_trt.engines.plugins import load_plugins
+from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
+from sparseflow_trt.engines.plugin.plugins import load_plugins
 from sparseflow_trt.engines.protocol import EngineOptions
-from sparseflow_trt.engines.tensorrt_api import Flavour, build_engine, load_flavour
-from sparseflow_trt.engines.tensorrt_log import BuildLog
-from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
+from sparseflow_trt.engines.running.cuda import Cuda, DeviceMemory
+from sparseflow_trt.engines.tensorrt.api import Flavour, build_engine, load_flavour
+from sparseflow_trt.exporters.plugin.nodes import put_into_plugin
 from sparseflow_trt.exporters.saving import save_plugin_model
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.model.pattern import prune_2to4

@@ -32,10 +32,17 @@ from unittest import mock
 
 from measure import RESULTS, write_result
 
-from sparseflow_trt.engines.autotune import Curve, Request, curves_of
-from sparseflow_trt.engines.journal import SUFFIX, Journal, Run, journal_beside, open_journal, read_journal
-from sparseflow_trt.engines.measurers import identify, make_measurers
-from sparseflow_trt.engines.medians import Effort
+from sparseflow_trt.engines.measuring.autotune import Curve, Request, curves_of
+from sparseflow_trt.engines.measuring.journal import (
+    SUFFIX,
+    Journal,
+    Run,
+    journal_beside,
+    open_journal,
+    read_journal,
+)
+from sparseflow_trt.engines.measuring.measurers import identify, make_measurers
+from sparseflow_trt.engines.measuring.medians import Effort
 from sparseflow_trt.policies import forest
 from sparseflow_trt.policies.lookup import judge
 from sparseflow_trt.policies.policy import Dtype, Pair, Policy, find_policy

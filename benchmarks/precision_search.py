@@ -30,10 +30,10 @@ from measure import write_result
 from sparseflow_trt.building.artifact_validation import ValidationOptions
 from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read, settle
 from sparseflow_trt.exporters.apply_plan import apply_plan, save_model
-from sparseflow_trt.exporters.measured import MOVERS, OUTPUT, PRODUCTS, add_measurements, first_float
-from sparseflow_trt.exporters.node_types import infer_types
-from sparseflow_trt.exporters.precision_groups import find_groups
-from sparseflow_trt.exporters.twin import needs_twin, write_twin
+from sparseflow_trt.exporters.retyping.measured import MOVERS, OUTPUT, PRODUCTS, add_measurements, first_float
+from sparseflow_trt.exporters.retyping.node_types import infer_types
+from sparseflow_trt.exporters.retyping.precision_groups import find_groups
+from sparseflow_trt.exporters.retyping.twin import needs_twin, write_twin
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.model.node_range import NodeRange
 from sparseflow_trt.model.sites import name_of

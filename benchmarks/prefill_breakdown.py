@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow_trt._files import write_atomically
-from sparseflow_trt.engines.kernel_profile import CLASSES, IN_WORDS
+from sparseflow_trt.engines.torch_kernels.kernel_profile import CLASSES, IN_WORDS
 from sparseflow_trt.gains.estimate_record import end_to_end
 from sparseflow_trt.report.profile_plot import plot_profile
 

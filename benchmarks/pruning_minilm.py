@@ -36,8 +36,8 @@ import sentences
 import torch
 from measure import write_result
 
-from sparseflow_trt.exporters.prune_torch import prune_module
-from sparseflow_trt.exporters.pruning_methods import METHODS, Method
+from sparseflow_trt.exporters.pruning.prune_torch import prune_module
+from sparseflow_trt.exporters.pruning.pruning_methods import METHODS, Method
 from sparseflow_trt.pytorch.torch_layers import choose_by_name, find_layers
 from sparseflow_trt.pytorch.torch_pattern import is_2to4
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from measure import summary, write_result
 
-from sparseflow_trt.engines.autotune import Curve, Request
-from sparseflow_trt.engines.child import run_build, shared_child
+from sparseflow_trt.engines.backends.child import run_build, shared_child
+from sparseflow_trt.engines.measuring.autotune import Curve, Request
+from sparseflow_trt.engines.measuring.single_products import plan_product, write_product
 from sparseflow_trt.engines.protocol import BuildRequest
-from sparseflow_trt.engines.single_products import plan_product, write_product
 from sparseflow_trt.model.pattern import prune_2to4
 
 CURVE = Curve("tensorrt", "FP16", 5632, 2048, "gate_up")

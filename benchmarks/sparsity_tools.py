@@ -21,7 +21,7 @@ import onnx
 from measure import BIN, summary, timed_call, timed_command, write_result
 from onnx import TensorProto, helper, numpy_helper
 
-from sparseflow_trt.exporters.prune import prune_model
+from sparseflow_trt.exporters.pruning.prune import prune_model
 from sparseflow_trt.model.graph import read_layers
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.model.pattern import prune_2to4

@@ -15,11 +15,11 @@ from typing import Any
 
 from measure import write_result
 
-from sparseflow_trt.engines import cusparselt
-from sparseflow_trt.engines.cusparselt import Tensor
-from sparseflow_trt.engines.cusparselt_plan import Algorithm, Shape
-from sparseflow_trt.engines.time_torch import DTYPES, MOST_ERROR, TorchMeasurer
-from sparseflow_trt.engines.torch_timing import capture
+from sparseflow_trt.engines.measuring.time_torch import DTYPES, MOST_ERROR, TorchMeasurer
+from sparseflow_trt.engines.torch_kernels import cusparselt
+from sparseflow_trt.engines.torch_kernels.cusparselt import Tensor
+from sparseflow_trt.engines.torch_kernels.cusparselt_plan import Algorithm, Shape
+from sparseflow_trt.engines.torch_kernels.torch_timing import capture
 from sparseflow_trt.policies.policy import Dtype
 from sparseflow_trt.pytorch.torch_pattern import prune_rows
 

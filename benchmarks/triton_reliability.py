@@ -28,8 +28,8 @@ from measure import write_result
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt.building.plan_options import PlanOptions
-from sparseflow_trt.engines.triton_server import Server, ServerOptions, start_server
-from sparseflow_trt.exporters.triton_rollback import roll_back
+from sparseflow_trt.engines.triton.server import Server, ServerOptions, start_server
+from sparseflow_trt.exporters.triton.rollback import roll_back
 from sparseflow_trt.pipeline import BuildOptions, build
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from sparseflow_trt.artifacts.manifest import PluginRecord
-    from sparseflow_trt.engines.outcomes import LayerOutcome
+    from sparseflow_trt.engines.evidence.layer_evidence import LayerEvidence
+    from sparseflow_trt.engines.evidence.outcomes import LayerOutcome
     from sparseflow_trt.model.target import GraphNeeds
     from sparseflow_trt.plans.plan import Plan
 
@@ -84,28 +85,6 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class LayerEvidence:
-    """What the engine says of one of its layers, as its inspector or its builder's log puts it.
-
-    `nodes` are the ONNX nodes it was made from, where the engine tells: one for most, several for a fusion.
-    `sparse_weights` is whether TensorRT found its weights to be 2:4, None where it does not say.
-    `tactic_id` is the number that TensorRT gives the tactic ("0x00000000040608c4"), "" where it does not say.
-    `parameters` is all that the inspector of 8.6 and 10 tells of a layer with weights, but for names and its
-    tactic, as one text: layers that are alike have the same.
-    """
-
-    name: str
-    type: str
-    precision: str
-    tactic: str
-    profile: int = 0
-    nodes: tuple[str, ...] = ()
-    sparse_weights: bool | None = None
-    tactic_id: str = ""
-    parameters: str = ""
 
 
 @dataclass(frozen=True)

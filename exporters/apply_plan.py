@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt.artifacts.graph_record import GraphRecord, PluginNodeRecord, RestoreRecord
 from sparseflow_trt.errors import ModelError, PlanError
-from sparseflow_trt.exporters.cast_constants import fold_casts
-from sparseflow_trt.exporters.islands import fp32_islands, islands_by_layer, quantized_region
-from sparseflow_trt.exporters.lower import lower_to_opset17
+from sparseflow_trt.exporters.lowering.lower import lower_to_opset17
+from sparseflow_trt.exporters.lowering.opt_out import opt_out
+from sparseflow_trt.exporters.lowering.spell_out import fold_dequantized, spell_out
 from sparseflow_trt.exporters.mask_guard import check_written, mask_stage
-from sparseflow_trt.exporters.node_types import floating_types
-from sparseflow_trt.exporters.opt_out import opt_out
-from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
-from sparseflow_trt.exporters.restore import restore_dense
-from sparseflow_trt.exporters.retype import retype
+from sparseflow_trt.exporters.plugin.nodes import put_into_plugin
+from sparseflow_trt.exporters.pruning.restore import restore_dense
+from sparseflow_trt.exporters.retyping.cast_constants import fold_casts
+from sparseflow_trt.exporters.retyping.islands import fp32_islands, islands_by_layer, quantized_region
+from sparseflow_trt.exporters.retyping.node_types import floating_types
+from sparseflow_trt.exporters.retyping.retype import retype
 from sparseflow_trt.exporters.saving import IR_VERSION, save_model, save_plugin_model
-from sparseflow_trt.exporters.spell_out import fold_dequantized, spell_out
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.sites import find_sites, name_of

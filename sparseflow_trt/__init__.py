@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from sparseflow_trt.building.loading import open_artifact as open_artifact
     from sparseflow_trt.building.plan_options import PlanOptions as PlanOptions
     from sparseflow_trt.engines.protocol import EngineOptions as EngineOptions
-    from sparseflow_trt.engines.runner import Engine as Engine
-    from sparseflow_trt.engines.sparsify import restore_module as restore_module
-    from sparseflow_trt.engines.sparsify import sparsify_module as sparsify_module
+    from sparseflow_trt.engines.running.runner import Engine as Engine
+    from sparseflow_trt.engines.torch_kernels.sparsify import restore_module as restore_module
+    from sparseflow_trt.engines.torch_kernels.sparsify import sparsify_module as sparsify_module
     from sparseflow_trt.errors import SparseflowError as SparseflowError
     from sparseflow_trt.export import ExportOptions as ExportOptions
     from sparseflow_trt.export import export_model as export_model
-    from sparseflow_trt.exporters.prune import prune_model as prune_model
-    from sparseflow_trt.exporters.prune_torch import prune_module as prune_module
+    from sparseflow_trt.exporters.pruning.prune import prune_model as prune_model
+    from sparseflow_trt.exporters.pruning.prune_torch import prune_module as prune_module
     from sparseflow_trt.gates.gate import BaselineOptions as BaselineOptions
     from sparseflow_trt.gates.gate import check_artifact as check_artifact
     from sparseflow_trt.gates.gate import create_baseline as create_baseline
@@ -55,12 +55,12 @@ _HOMES = {
     "building.loading": ("open_artifact",),
     "building.plan_options": ("PlanOptions",),
     "engines.protocol": ("EngineOptions",),
-    "engines.runner": ("Engine",),
-    "engines.sparsify": ("restore_module", "sparsify_module"),
+    "engines.running.runner": ("Engine",),
+    "engines.torch_kernels.sparsify": ("restore_module", "sparsify_module"),
     "errors": ("SparseflowError",),
     "export": ("ExportOptions", "export_model"),
-    "exporters.prune": ("prune_model",),
-    "exporters.prune_torch": ("prune_module",),
+    "exporters.pruning.prune": ("prune_model",),
+    "exporters.pruning.prune_torch": ("prune_module",),
     "gates.gate": ("BaselineOptions", "check_artifact", "create_baseline"),
     "model.graph": ("WeightedLayer", "read_layers"),
     "model.model_file": ("read_model",),

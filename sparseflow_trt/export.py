@@ -14,8 +14,8 @@ from sparseflow_trt._deps import require
 from sparseflow_trt._files import check_file, temporary_folder
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import InputError, ModelError
+from sparseflow_trt.exporters.retyping.twin import write_twin
 from sparseflow_trt.exporters.torch_onnx import DEFAULT_OPSET, export_module, save_export
-from sparseflow_trt.exporters.twin import write_twin
 from sparseflow_trt.model.graph import WeightedLayer, read_layers
 from sparseflow_trt.model.model_file import OnnxModel, input_dims, read_model
 from sparseflow_trt.plans.shapes import Dims, make_profile, terms

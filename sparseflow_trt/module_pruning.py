@@ -12,8 +12,8 @@ from typing import Any
 from sparseflow_trt._deps import require
 from sparseflow_trt._files import check_file, check_folder, put_in_place, temporary_folder, write_atomically
 from sparseflow_trt.errors import InputError, ModelError, NotInstalledError
-from sparseflow_trt.exporters.prune_torch import PruneRecord, prune_module
-from sparseflow_trt.exporters.pruning_methods import DAMPING, Method
+from sparseflow_trt.exporters.pruning.prune_torch import PruneRecord, prune_module
+from sparseflow_trt.exporters.pruning.pruning_methods import DAMPING, Method
 from sparseflow_trt.policies.policy import Dtype, Library, Policy
 from sparseflow_trt.pytorch.checkpoint_files import open_checkpoint, save_tensors
 from sparseflow_trt.pytorch.hugging_face import TorchDtype

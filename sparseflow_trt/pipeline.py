@@ -35,10 +35,10 @@ from sparseflow_trt.building.record import (
     record_notes,
     record_policy,
 )
-from sparseflow_trt.engines.choose import BackendName, backend_for
-from sparseflow_trt.engines.like import like_facts
-from sparseflow_trt.engines.plugin_library import check_library, library_for
+from sparseflow_trt.engines.backends.choose import BackendName, backend_for
+from sparseflow_trt.engines.plugin.library import check_library, library_for
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
+from sparseflow_trt.engines.tensorrt.like import like_facts
 from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.model.graph import layers_with_masks_apart
 from sparseflow_trt.model.model_file import input_dims, read_model

@@ -20,10 +20,10 @@ from sparseflow_trt.building.artifact_validation import (
     validate,
 )
 from sparseflow_trt.building.record import put_artifact, record_engine, record_layers
-from sparseflow_trt.engines.like import compare_tactics
+from sparseflow_trt.engines.backends.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
-from sparseflow_trt.engines.same_graph import check_same_graph
-from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
+from sparseflow_trt.engines.tensorrt.like import compare_tactics
+from sparseflow_trt.engines.tensorrt.same_graph import check_same_graph
 from sparseflow_trt.errors import ArtifactError, NotInstalledError, NotSparseError
 from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are, read_layers

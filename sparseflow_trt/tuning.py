@@ -12,7 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sparseflow_trt._files import check_file, write_atomically
-from sparseflow_trt.engines.autotune import (
+from sparseflow_trt.engines.machine.gpu_state import driver_version
+from sparseflow_trt.engines.measuring.autotune import (
     Crossover,
     Curve,
     Left,
@@ -22,16 +23,15 @@ from sparseflow_trt.engines.autotune import (
     search,
     what_is_left,
 )
-from sparseflow_trt.engines.gpu_state import driver_version
-from sparseflow_trt.engines.journal import Run, journal_beside, open_journal, read_journal
-from sparseflow_trt.engines.measured_policy import (
+from sparseflow_trt.engines.measuring.journal import Run, journal_beside, open_journal, read_journal
+from sparseflow_trt.engines.measuring.measured_policy import (
     check_gpu,
     extend_policy,
     points_from_pairs,
     policy_from_journal,
     without_points_of,
 )
-from sparseflow_trt.engines.measurers import Crew
+from sparseflow_trt.engines.measuring.measurers import Crew
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.model.kinds import kind_from_names
 from sparseflow_trt.model.model_file import OnnxModel

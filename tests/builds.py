@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from sparseflow_trt.building.artifact_validation import ValidationOptions
 from sparseflow_trt.building.plan_options import PlanOptions
-from sparseflow_trt.engines.choose import BackendName
+from sparseflow_trt.engines.backends.choose import BackendName
 from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, BuildResult, build
 from sparseflow_trt.plans.plan import Plan

@@ -183,8 +183,8 @@ class Duels:
 
     def build(self, request: Any, on_progress: Callable[..., None]) -> Any:
         """Builds with ONNX Runtime and says of each layer that its plan was followed."""
-        from sparseflow_trt.engines.ort import OnnxRuntimeBackend
-        from sparseflow_trt.engines.outcomes import LayerOutcome
+        from sparseflow_trt.engines.backends.ort import OnnxRuntimeBackend
+        from sparseflow_trt.engines.evidence.outcomes import LayerOutcome
 
         self.plans.append(request.plan)
         told = tuple(
@@ -202,7 +202,7 @@ class Duels:
         progress: Any,
     ) -> list[Any]:
         """In the place of `timing.time_engines`: the dense engine, the second, takes 2 ms."""
-        from sparseflow_trt.engines.benchmark import Timing
+        from sparseflow_trt.engines.running.benchmark import Timing
 
         assert all(file.path.is_file() for file in files)
         self.timed.append((files, inputs))

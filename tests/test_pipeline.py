@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.building.artifact_validation import ValidationOptions, validate_artifact
 from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
-from sparseflow_trt.engines.choose import BackendName
+from sparseflow_trt.engines.backends.choose import BackendName
 from sparseflow_trt.errors import (
     EXIT_NOT_SPARSE,
     BuildError,

@@ -12,8 +12,8 @@ import pytest
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.artifacts.manifest import check_files, read_manifest
 from sparseflow_trt.building.artifact_validation import ValidationOptions, validate_artifact
-from sparseflow_trt.engines.choose import BackendName
-from sparseflow_trt.engines.ort import OnnxRuntimeBackend
+from sparseflow_trt.engines.backends.choose import BackendName
+from sparseflow_trt.engines.backends.ort import OnnxRuntimeBackend
 from sparseflow_trt.errors import (
     ArtifactError,
     InputError,

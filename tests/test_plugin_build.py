@@ -18,15 +18,16 @@ from sparseflow_trt.artifacts.manifest import PluginRecord, check_files, read_ma
 from sparseflow_trt.building.artifact_validation import ValidationOptions, validate_artifact
 from sparseflow_trt.building.loading import engine_file
 from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
-from sparseflow_trt.engines.ort import OnnxRuntimeBackend
-from sparseflow_trt.engines.outcomes import join_outcomes
-from sparseflow_trt.engines.plugin_library import copy_library
-from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions, LayerEvidence
+from sparseflow_trt.engines.backends.ort import OnnxRuntimeBackend
+from sparseflow_trt.engines.evidence.layer_evidence import LayerEvidence
+from sparseflow_trt.engines.evidence.outcomes import join_outcomes
+from sparseflow_trt.engines.plugin.library import copy_library
+from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions
 from sparseflow_trt.errors import ArtifactError, BuildError, NotInstalledError
-from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
-from sparseflow_trt.exporters.prune import prune_model
+from sparseflow_trt.exporters.plugin.reference import expand_plugin_nodes
+from sparseflow_trt.exporters.pruning.prune import prune_model
+from sparseflow_trt.exporters.retyping.twin import needs_twin, write_twin
 from sparseflow_trt.exporters.saving import plugin_nodes, save_model
-from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.model.model_file import OnnxModel, read_model
 from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.model.target import GraphNeeds
@@ -271,7 +272,7 @@ def test_the_library_is_hashed_once_for_a_build(
         hashed.append(path)
         return sha256_of(path)
 
-    for module in ("pipeline", "engines.plugin_library"):
+    for module in ("pipeline", "engines.plugin.library"):
         monkeypatch.setattr(f"sparseflow_trt.{module}.sha256_of", counted)
     run(gated(), replace(ALL, precision="auto"))
     assert hashed.count(library) == 1

@@ -19,7 +19,7 @@ SOURCES = {
     "The weights are not 2:4": ("sparseflow_trt/model/sites.py", "sparseflow_trt/model/trace.py",
                                 "sparseflow_trt/model/graph.py"),
     "The plan says dense": ("sparseflow_trt/plans/decide.py", "sparseflow_trt/policies/known.py"),
-    "The engine runs a dense kernel": ("engines/outcome_reasons.py",),
+    "The engine runs a dense kernel": ("engines/evidence/outcome_reasons.py",),
 }  # fmt: skip
 
 

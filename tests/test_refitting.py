@@ -19,8 +19,8 @@ from onnx import helper
 from sparseflow_trt.artifacts.manifest import check_files, read_manifest, write_manifest
 from sparseflow_trt.building.artifact_validation import ValidationOptions
 from sparseflow_trt.building.plan_options import PlanOptions
+from sparseflow_trt.engines.backends.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, EngineOptions
-from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.errors import (
     EXIT_NOT_SPARSE,
     ArtifactError,

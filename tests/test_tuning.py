@@ -12,11 +12,11 @@ import pytest
 from ml_dtypes import bfloat16
 from onnx import TensorProto, helper
 
-from sparseflow_trt.engines.autotune import Measured, Request
-from sparseflow_trt.engines.gpu_state import ClockState
-from sparseflow_trt.engines.journal import Identity, journal_beside, read_journal
-from sparseflow_trt.engines.measured_policy import extend_policy, policy_from_journal
-from sparseflow_trt.engines.measurers import InTurn
+from sparseflow_trt.engines.machine.gpu_state import ClockState
+from sparseflow_trt.engines.measuring.autotune import Measured, Request
+from sparseflow_trt.engines.measuring.journal import Identity, journal_beside, read_journal
+from sparseflow_trt.engines.measuring.measured_policy import extend_policy, policy_from_journal
+from sparseflow_trt.engines.measuring.measurers import InTurn
 from sparseflow_trt.errors import ArtifactError, PolicyError
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.policies.between import WAVE

@@ -9,7 +9,7 @@ from sparseflow_trt._files import check_file, temporary_folder
 from sparseflow_trt.artifacts.manifest import NAME, check_files, read_manifest
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import ArtifactError, ModelError
-from sparseflow_trt.exporters.opt_out import put_back
+from sparseflow_trt.exporters.lowering.opt_out import put_back
 from sparseflow_trt.exporters.saving import plugin_nodes, save_model, save_plugin_model
 from sparseflow_trt.model.graph import SparsityState, read_layers
 from sparseflow_trt.model.model_file import read_model

@@ -13,21 +13,21 @@ from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_file
 from sparseflow_trt.artifacts.verdict import StepName, Validation
 from sparseflow_trt.building.drawn import with_what_is_drawn
 from sparseflow_trt.building.layer_errors import add_layer_errors
-from sparseflow_trt.engines.hardware import find_gpus
-from sparseflow_trt.engines.plugin_library import load_library_here
+from sparseflow_trt.engines.backends.tensorrt_rtx import why_not_here
+from sparseflow_trt.engines.machine.hardware import find_gpus
+from sparseflow_trt.engines.plugin.library import load_library_here
 from sparseflow_trt.engines.protocol import OnProgress, Progress
-from sparseflow_trt.engines.refit import put_weights
-from sparseflow_trt.engines.tensorrt_rtx import why_not_here
+from sparseflow_trt.engines.tensorrt.refit import put_weights
 from sparseflow_trt.errors import ArtifactError, InputError
 from sparseflow_trt.exporters.apply_plan import (
     needs_fp32_reference,
     restore_planned_dense,
     write_fp32_reference,
 )
-from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
-from sparseflow_trt.exporters.restore import check_same_ends
+from sparseflow_trt.exporters.plugin.reference import expand_plugin_nodes
+from sparseflow_trt.exporters.pruning.restore import check_same_ends
+from sparseflow_trt.exporters.retyping.twin import needs_twin, write_twin
 from sparseflow_trt.exporters.saving import save_model
-from sparseflow_trt.exporters.twin import needs_twin, write_twin
 from sparseflow_trt.model.model_file import OnnxModel, input_dims, output_types, read_model
 from sparseflow_trt.model.operators import check_operators
 from sparseflow_trt.plans.plan import Plan, read_plan

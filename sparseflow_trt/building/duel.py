@@ -16,10 +16,10 @@ from sparseflow_trt.artifacts.manifest import DuelProfileRecord, DuelRecord, Eng
 from sparseflow_trt.building.loading import engine_file
 from sparseflow_trt.building.record import record_rivals
 from sparseflow_trt.building.timing import time_engines
-from sparseflow_trt.engines.child import shared_child
-from sparseflow_trt.engines.choose import BackendName
+from sparseflow_trt.engines.backends.child import shared_child
+from sparseflow_trt.engines.backends.choose import BackendName
+from sparseflow_trt.engines.backends.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.engines.protocol import EngineOptions, OnProgress, Progress
-from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.errors import BuildError, NotInstalledError
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.plans.plan import Plan

@@ -10,7 +10,7 @@ from sparseflow_trt._files import temporary_folder
 from sparseflow_trt.artifacts.verdict import Attribution, LayerError, StepName, Validation
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import SparseflowError, one_line
-from sparseflow_trt.exporters.probe import (
+from sparseflow_trt.exporters.retyping.probe import (
     GIVEN,
     SIZE,
     common_values,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
-from sparseflow_trt.engines.plugin_library import load_library
-from sparseflow_trt.engines.runner import Engine
-from sparseflow_trt.engines.tensorrt_api import Flavour, load_flavour
+from sparseflow_trt.engines.plugin.library import load_library
+from sparseflow_trt.engines.running.runner import Engine
+from sparseflow_trt.engines.tensorrt.api import Flavour, load_flavour
 from sparseflow_trt.errors import ArtifactError
 
 

@@ -11,9 +11,9 @@ from typing import Literal
 from sparseflow_trt.building.artifact_validation import ValidationOptions
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.exporters.apply_plan import computes_in_half, restore_planned_dense
-from sparseflow_trt.exporters.exact_layers import exact_layers
-from sparseflow_trt.exporters.islands import check_islands
-from sparseflow_trt.exporters.plugin_nodes import plugin_layers
+from sparseflow_trt.exporters.plugin.nodes import plugin_layers
+from sparseflow_trt.exporters.retyping.exact_layers import exact_layers
+from sparseflow_trt.exporters.retyping.islands import check_islands
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model.graph import WeightedLayer, read_layers
 from sparseflow_trt.model.model_file import OnnxModel, input_dims, output_types, read_model

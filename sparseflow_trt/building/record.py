@@ -19,9 +19,9 @@ from sparseflow_trt.artifacts.manifest import (
     TimingRecord,
     write_manifest,
 )
-from sparseflow_trt.engines.benchmark import Timing, ratio
-from sparseflow_trt.engines.hardware import find_gpus
+from sparseflow_trt.engines.machine.hardware import find_gpus
 from sparseflow_trt.engines.protocol import BuiltEngine, EngineOptions
+from sparseflow_trt.engines.running.benchmark import Timing, ratio
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.model.graph import WeightedLayer, left_as_they_are
 from sparseflow_trt.plans.plan import Plan

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sparseflow_trt._schema import Record
 from sparseflow_trt.building.loading import EngineFile, engine_file, open_engine, tensorrt_manifest
-from sparseflow_trt.engines.benchmark import Ratio, Timing, add_layers, ratio, time_interleaved
-from sparseflow_trt.engines.tensorrt_api import load_flavour
+from sparseflow_trt.engines.running.benchmark import Ratio, Timing, add_layers, ratio, time_interleaved
+from sparseflow_trt.engines.tensorrt.api import load_flavour
 from sparseflow_trt.model.model_file import OnnxModel, input_dims, read_model
 from sparseflow_trt.plans.plan import read_plan
 from sparseflow_trt.plans.shapes import Profile, with_something

@@ -21,7 +21,7 @@ from sparseflow_trt.plans.traffic import LARGEST_M
 from sparseflow_trt.policies.presets import PRESETS
 
 if TYPE_CHECKING:
-    from sparseflow_trt.engines.measurers import Crew
+    from sparseflow_trt.engines.measuring.measurers import Crew
     from sparseflow_trt.tuning import Progress, Tuned
 
 _DIGITS = 20  # of a number that is looked at
@@ -112,7 +112,7 @@ def command(
     Each product is timed dense and sparse, in turn and on the same weights, at a grid of M and then at the
     M between where one wins and where the other does, until they are 5 % apart.
     """
-    from sparseflow_trt.engines.journal import journal_beside
+    from sparseflow_trt.engines.measuring.journal import journal_beside
     from sparseflow_trt.model.model_file import read_model
     from sparseflow_trt.policies.policy import find_policy
     from sparseflow_trt.tuning import GRID, Space, autotune, default_output, dtypes_of, products_of
@@ -155,17 +155,17 @@ def make_crew(libraries: tuple[Any, ...], use_ray: bool, plugin: Path | None = N
         NotInstalledError: A library, Ray or a GPU is missing.
         PolicyError: There is no Ray cluster at RAY_ADDRESS, or it has no GPU.
     """
-    from sparseflow_trt.engines.measurers import InTurn, identify, make_measurers
-    from sparseflow_trt.engines.medians import Effort
+    from sparseflow_trt.engines.measuring.measurers import InTurn, identify, make_measurers
+    from sparseflow_trt.engines.measuring.medians import Effort
 
     make = functools.partial(make_measurers, libraries, Effort(), plugin)
     if not use_ray:
-        from sparseflow_trt.engines.child import shared_child
+        from sparseflow_trt.engines.backends.child import shared_child
 
         with shared_child():
             yield InTurn(make(), identify)
         return
-    from sparseflow_trt.engines.ray_workers import RayWorkers
+    from sparseflow_trt.engines.measuring.ray_workers import RayWorkers
 
     with RayWorkers(make, tell=functools.partial(click.echo, err=True)) as workers:
         yield workers

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sparseflow_trt.building.timing import TimedShapes
-    from sparseflow_trt.engines.benchmark import Timing
-    from sparseflow_trt.engines.layer_times import LayerTime
+    from sparseflow_trt.engines.running.benchmark import Timing
+    from sparseflow_trt.engines.running.layer_times import LayerTime
 
 _MOST_LAYERS = 15
 

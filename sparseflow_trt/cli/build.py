@@ -32,7 +32,7 @@ from sparseflow_trt.errors import EXIT_OUTPUTS_DIFFER
 
 if TYPE_CHECKING:
     from sparseflow_trt.building.plan_options import PlanOptions
-    from sparseflow_trt.engines.choose import BackendName
+    from sparseflow_trt.engines.backends.choose import BackendName
     from sparseflow_trt.export import ExportOptions, ExportReport
     from sparseflow_trt.plans.plan import Plan
     from sparseflow_trt.plans.shapes import Dims

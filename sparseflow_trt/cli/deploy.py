@@ -116,7 +116,7 @@ def deploy_triton(
     A configuration that was edited stays edited: what differs from the fresh one is shown.
     """
     from sparseflow_trt._files import alone_in, check_folder_of_files
-    from sparseflow_trt.exporters.triton_manifests import start_script
+    from sparseflow_trt.exporters.triton.manifests import start_script
     from sparseflow_trt.serving.deploying import deploy
     from sparseflow_trt.serving.deployment import DeployOptions
     from sparseflow_trt.serving.deployment_files import (
@@ -233,7 +233,7 @@ def verify_deployment(
     Exits with 4 where the outputs differ more than they may.
     """
     from sparseflow_trt._files import check_folder_of_files
-    from sparseflow_trt.engines.triton_server import Addresses
+    from sparseflow_trt.engines.triton.server import Addresses
     from sparseflow_trt.serving.verify import VerifyOptions, verify
     from sparseflow_trt.validation.triton_load import write_csv
 
@@ -303,9 +303,9 @@ def roll_back_model(repository: Path, name: str, as_json: bool) -> int:
     A running server is told by its load request: POST /v2/repository/models/NAME/load.
     """
     from sparseflow_trt._files import alone_in
-    from sparseflow_trt.exporters.triton_repository import check_name
-    from sparseflow_trt.exporters.triton_rollback import roll_back
-    from sparseflow_trt.exporters.triton_version import read_record
+    from sparseflow_trt.exporters.triton.repository import check_name
+    from sparseflow_trt.exporters.triton.rollback import roll_back
+    from sparseflow_trt.exporters.triton.version import read_record
 
     folder = repository / check_name(name)
     with alone_in(repository) if repository.is_dir() else contextlib.nullcontext():

@@ -116,7 +116,7 @@ def find_policy_for(name: str | None) -> Policy | None:
     Raises:
         PolicyError: There is no policy of that name.
     """
-    from sparseflow_trt.engines.hardware import find_gpus
+    from sparseflow_trt.engines.machine.hardware import find_gpus
     from sparseflow_trt.policies.policy import find_policy, policy_for_device
 
     if name:

@@ -27,7 +27,7 @@ class PluginLibrary(click.Path):
             NotInstalledError: It is none.
             click.BadParameter: It is the next option: unlike that of `estimate`, this one takes a value.
         """
-        from sparseflow_trt.engines.plugin_library import check_library
+        from sparseflow_trt.engines.plugin.library import check_library
 
         if str(value).startswith("--"):
             self.fail(

@@ -23,7 +23,7 @@ from sparseflow_trt.cli.precision import print_search
 from sparseflow_trt.errors import EXIT_OK, PlanError
 
 if TYPE_CHECKING:
-    from sparseflow_trt.engines.choose import BackendName
+    from sparseflow_trt.engines.backends.choose import BackendName
 
 
 @click.command("plan")
@@ -53,7 +53,7 @@ def command(
     from sparseflow_trt._files import sha256_of, write_atomically
     from sparseflow_trt.building.artifact_validation import check_tolerances, input_sets, read_unpruned
     from sparseflow_trt.building.plan_options import plan_for, read, settle
-    from sparseflow_trt.engines.choose import backend_for
+    from sparseflow_trt.engines.backends.choose import backend_for
     from sparseflow_trt.model.graph import left_as_they_are
     from sparseflow_trt.plans.plan import yaml_from_plan
 

@@ -55,7 +55,7 @@ def build(
     as_json: bool,
 ) -> int:
     """Compile the plugin with CMake and a C++ compiler; no nvcc is needed. It takes half a minute."""
-    from sparseflow_trt.engines.plugin_build import BuildRequest, build_plugin
+    from sparseflow_trt.engines.plugin.build import BuildRequest, build_plugin
 
     with console.progress_bar() as show:
         show("Compiling the plugin", 0, 0)

@@ -13,7 +13,7 @@ from sparseflow_trt.cli.options import PlotFile, common_options
 from sparseflow_trt.errors import EXIT_OK, InputError
 
 if TYPE_CHECKING:
-    from sparseflow_trt.engines.kernel_profile import KernelProfile
+    from sparseflow_trt.engines.torch_kernels.kernel_profile import KernelProfile
     from sparseflow_trt.gains.profiling import Profiled
     from sparseflow_trt.policies.policy import Policy
 
@@ -134,7 +134,7 @@ def _profile_sparsified(
 
 def print_profiled(profiled: Profiled, top: int) -> None:
     """Prints the classes, the slowest kernels and the ceilings of one profile."""
-    from sparseflow_trt.engines.kernel_profile import IN_WORDS
+    from sparseflow_trt.engines.torch_kernels.kernel_profile import IN_WORDS
 
     profile, out = profiled.profile, console.out()
     wall = f"; {profile.wall_ms:.3f} ms by the clock" if profile.wall_ms is not None else ""
@@ -162,7 +162,7 @@ def print_profiled(profiled: Profiled, top: int) -> None:
 
 
 def _by_class(profile: KernelProfile) -> dict[Any, float]:
-    from sparseflow_trt.engines.kernel_profile import CLASSES
+    from sparseflow_trt.engines.torch_kernels.kernel_profile import CLASSES
 
     return {kind: profile.ms_of(kind) for kind in CLASSES}
 

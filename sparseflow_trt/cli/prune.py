@@ -14,7 +14,7 @@ from sparseflow_trt.cli.options import common_options
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
 
 if TYPE_CHECKING:
-    from sparseflow_trt.exporters.prune_torch import PruneRecord
+    from sparseflow_trt.exporters.pruning.prune_torch import PruneRecord
     from sparseflow_trt.module_pruning import WhereItPays
 
 _OF_TORCH = ("calibration", "where_it_pays", "policy", "batch", "seq", "dtype", "device")
@@ -100,7 +100,7 @@ def command(
 def _prune_onnx(
     model: Path, output: Path | None, include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool
 ) -> int:
-    from sparseflow_trt.exporters.prune import prune_model
+    from sparseflow_trt.exporters.pruning.prune import prune_model
     from sparseflow_trt.model.layer_names import NOT_NAMED
     from sparseflow_trt.model.model_file import read_model
 

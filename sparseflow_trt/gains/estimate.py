@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from sparseflow_trt.errors import ShapeError
 from sparseflow_trt.exporters.apply_plan import computes_in_half
-from sparseflow_trt.exporters.plugin_nodes import plugin_layers
+from sparseflow_trt.exporters.plugin.nodes import plugin_layers
 from sparseflow_trt.gains.estimate_advice import advise, advise_padding
 from sparseflow_trt.gains.estimate_record import Estimate, EstimatedLayers, end_to_end
 from sparseflow_trt.gains.estimate_rows import (

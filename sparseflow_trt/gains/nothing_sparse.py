@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sparseflow_trt._user_code import function_stem
-from sparseflow_trt.engines.sparsify import ATTENTION, is_asked_for
-from sparseflow_trt.engines.time_torch import DTYPES
-from sparseflow_trt.engines.torch_sparse import NOT_2TO4
+from sparseflow_trt.engines.measuring.time_torch import DTYPES
+from sparseflow_trt.engines.torch_kernels.sparsify import ATTENTION, is_asked_for
+from sparseflow_trt.engines.torch_kernels.torch_sparse import NOT_2TO4
 from sparseflow_trt.errors import InputError
 from sparseflow_trt.policies.lookup import FAR, sparse_ranges
 from sparseflow_trt.policies.policy import Policy

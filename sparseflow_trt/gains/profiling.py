@@ -10,10 +10,10 @@ from pathlib import Path
 from sparseflow_trt._schema import Record
 from sparseflow_trt.artifacts.manifest import EngineLayerRecord, Manifest
 from sparseflow_trt.building.loading import engine_file, open_engine, tensorrt_manifest
-from sparseflow_trt.engines.hardware import find_gpus
-from sparseflow_trt.engines.kernel_profile import KernelProfile, make_profile
-from sparseflow_trt.engines.tensorrt_api import load_flavour
-from sparseflow_trt.engines.torch_profile import (
+from sparseflow_trt.engines.machine.hardware import find_gpus
+from sparseflow_trt.engines.tensorrt.api import load_flavour
+from sparseflow_trt.engines.torch_kernels.kernel_profile import KernelProfile, make_profile
+from sparseflow_trt.engines.torch_kernels.torch_profile import (
     LinearProduct,
     profile_torch_model,
     record_products,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from sparseflow_trt._schema import Record
-from sparseflow_trt.engines.sparsify import restore_module, sparsify_module
-from sparseflow_trt.engines.torch_profile import profile_torch_model, record_products, require_gpu
+from sparseflow_trt.engines.torch_kernels.sparsify import restore_module, sparsify_module
+from sparseflow_trt.engines.torch_kernels.torch_profile import (
+    profile_torch_model,
+    record_products,
+    require_gpu,
+)
 from sparseflow_trt.gains.nothing_sparse import nothing_sparse
 from sparseflow_trt.gains.profiling import OnStep, Profiled, conclude, expected_speedup
 from sparseflow_trt.policies.policy import Policy

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt.artifacts.verdict import CandidateVerdict, Validation
 from sparseflow_trt.errors import SparseflowError
-from sparseflow_trt.exporters.measured import OUTPUT, add_measurements
-from sparseflow_trt.exporters.node_types import infer_types
+from sparseflow_trt.exporters.retyping.measured import OUTPUT, add_measurements
+from sparseflow_trt.exporters.retyping.node_types import infer_types
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.model.node_range import LARGEST_FP16, NodeRange

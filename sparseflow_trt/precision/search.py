@@ -10,9 +10,9 @@ from pathlib import Path
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.apply_plan import needs_fp32_reference, write_fp32_reference
-from sparseflow_trt.exporters.measured import OLDEST_OPSET, OUTPUT, add_measurements
-from sparseflow_trt.exporters.node_types import has_bf16, infer_types
-from sparseflow_trt.exporters.precision_groups import Atom, Group, find_groups, quantized_atoms
+from sparseflow_trt.exporters.retyping.measured import OLDEST_OPSET, OUTPUT, add_measurements
+from sparseflow_trt.exporters.retyping.node_types import has_bf16, infer_types
+from sparseflow_trt.exporters.retyping.precision_groups import Atom, Group, find_groups, quantized_atoms
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model.model_file import OnnxModel, read_model
 from sparseflow_trt.model.node_range import NodeRange

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from sparseflow_trt._listing import listed
-from sparseflow_trt.exporters.measured import PRODUCTS
-from sparseflow_trt.exporters.precision_groups import Atom, Group
+from sparseflow_trt.exporters.retyping.measured import PRODUCTS
+from sparseflow_trt.exporters.retyping.precision_groups import Atom, Group
 from sparseflow_trt.model.node_range import LARGEST_FP16, fp16_sum_error
 from sparseflow_trt.plans.plan import Precision
 from sparseflow_trt.plans.precision_record import COSTS, Sensitivity

@@ -9,8 +9,8 @@ from pathlib import Path
 from sparseflow_trt.artifacts.verdict import CandidateVerdict
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.exporters.apply_plan import apply_plan
-from sparseflow_trt.exporters.precision_groups import Atom
-from sparseflow_trt.exporters.twin import needs_twin, write_twin
+from sparseflow_trt.exporters.retyping.precision_groups import Atom
+from sparseflow_trt.exporters.retyping.twin import needs_twin, write_twin
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.plans.plan import Plan, PlannedLayer, Precision
 from sparseflow_trt.plans.precision_record import PrecisionRun

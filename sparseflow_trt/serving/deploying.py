@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparseflow_trt._files import alone_in
-from sparseflow_trt.exporters.triton_repository import plugins_in
+from sparseflow_trt.exporters.triton.repository import plugins_in
 from sparseflow_trt.serving.deployment import Deployed, DeployOptions, write_planned
 from sparseflow_trt.serving.engine_deployment import plan_engine
 from sparseflow_trt.serving.router_deployment import deploy_router, refuse_part

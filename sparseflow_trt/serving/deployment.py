@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparseflow_trt.artifacts.small_m import SparseFrom
-from sparseflow_trt.exporters.triton_batching import Batching
-from sparseflow_trt.exporters.triton_config import Route
-from sparseflow_trt.exporters.triton_repository import NewVersion, Written, write_version
+from sparseflow_trt.exporters.triton.batching import Batching
+from sparseflow_trt.exporters.triton.config import Route
+from sparseflow_trt.exporters.triton.repository import NewVersion, Written, write_version
 from sparseflow_trt.serving.served_artifact import RouteName
 
 

@@ -8,18 +8,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sparseflow_trt._files import write_atomically
-from sparseflow_trt.engines.shared_library import why_no_library
+from sparseflow_trt.engines.plugin.shared_library import why_no_library
 from sparseflow_trt.errors import DeployError
-from sparseflow_trt.exporters.triton_kubernetes import kubernetes_files
-from sparseflow_trt.exporters.triton_manifests import (
+from sparseflow_trt.exporters.triton.kubernetes import kubernetes_files
+from sparseflow_trt.exporters.triton.manifests import (
     ServerPlan,
     compose_file,
     dockerfile,
     start_script,
 )
-from sparseflow_trt.exporters.triton_releases import probe_script
-from sparseflow_trt.exporters.triton_repository import PLUGIN, plugins_in
-from sparseflow_trt.exporters.triton_version import VersionRecord, instances_of, read_models
+from sparseflow_trt.exporters.triton.releases import probe_script
+from sparseflow_trt.exporters.triton.repository import PLUGIN, plugins_in
+from sparseflow_trt.exporters.triton.version import VersionRecord, instances_of, read_models
 from sparseflow_trt.serving.server_resources import reckon_resources
 
 _NAME_LENGTH = 40

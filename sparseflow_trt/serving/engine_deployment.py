@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest
-from sparseflow_trt.exporters.triton_batching import Batching, overlapping
-from sparseflow_trt.exporters.triton_check import check_config
-from sparseflow_trt.exporters.triton_config import PLAN_FILE, Device, Route, ServedModel, make_config
-from sparseflow_trt.exporters.triton_models import MODEL_FILE, write_model_py
-from sparseflow_trt.exporters.triton_releases import check_tensorrt, release_of, tensorrt_of
-from sparseflow_trt.exporters.triton_repository import NewVersion, largest_batch
-from sparseflow_trt.exporters.triton_version import CONFIG, versions_in
+from sparseflow_trt.exporters.triton.batching import Batching, overlapping
+from sparseflow_trt.exporters.triton.check import check_config
+from sparseflow_trt.exporters.triton.config import PLAN_FILE, Device, Route, ServedModel, make_config
+from sparseflow_trt.exporters.triton.models import MODEL_FILE, write_model_py
+from sparseflow_trt.exporters.triton.releases import check_tensorrt, release_of, tensorrt_of
+from sparseflow_trt.exporters.triton.repository import NewVersion, largest_batch
+from sparseflow_trt.exporters.triton.version import CONFIG, versions_in
 from sparseflow_trt.serving.deployment import DeployOptions, Planned, needs_of
 from sparseflow_trt.serving.served_artifact import RUNTIMES, Artifact, choose_route, plugin_notes
 

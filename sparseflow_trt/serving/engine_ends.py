@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sparseflow_trt.artifacts.manifest import EngineRecord
-from sparseflow_trt.engines.tensorrt_api import takes_int64
-from sparseflow_trt.exporters.triton_tensors import Ends, ServedTensor
+from sparseflow_trt.engines.tensorrt.api import takes_int64
+from sparseflow_trt.exporters.triton.tensors import Ends, ServedTensor
 
 
 def ends_of_engine(ends: Ends, engine: EngineRecord) -> Ends:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt.artifacts.manifest import Manifest
 from sparseflow_trt.errors import DeployError
-from sparseflow_trt.exporters.triton_batching import Batching
-from sparseflow_trt.exporters.triton_check import check_config
-from sparseflow_trt.exporters.triton_config import ServedModel, make_config
-from sparseflow_trt.exporters.triton_models import MODEL_FILE, write_router_py
-from sparseflow_trt.exporters.triton_repository import NewVersion, is_router, plugins_in
-from sparseflow_trt.exporters.triton_tensors import Ends, ServedTensor
-from sparseflow_trt.exporters.triton_version import served_record, versions_in
+from sparseflow_trt.exporters.triton.batching import Batching
+from sparseflow_trt.exporters.triton.check import check_config
+from sparseflow_trt.exporters.triton.config import ServedModel, make_config
+from sparseflow_trt.exporters.triton.models import MODEL_FILE, write_router_py
+from sparseflow_trt.exporters.triton.repository import NewVersion, is_router, plugins_in
+from sparseflow_trt.exporters.triton.tensors import Ends, ServedTensor
+from sparseflow_trt.exporters.triton.version import served_record, versions_in
 from sparseflow_trt.serving.deployment import Deployed, DeployOptions, Planned, needs_of, write_planned
 from sparseflow_trt.serving.engine_deployment import plan_engine
 from sparseflow_trt.serving.served_artifact import Artifact

@@ -10,11 +10,11 @@ from typing import Literal
 from sparseflow_trt.artifacts.manifest import Manifest, PluginRecord, check_files, read_manifest
 from sparseflow_trt.artifacts.small_m import SparseFrom, sparse_from
 from sparseflow_trt.errors import DeployError
-from sparseflow_trt.exporters.triton_batching import Batching, choose_batching
-from sparseflow_trt.exporters.triton_config import Route
-from sparseflow_trt.exporters.triton_models import Runtime
-from sparseflow_trt.exporters.triton_repository import check_name
-from sparseflow_trt.exporters.triton_tensors import TENSORRT_TYPES, Ends, ServedTensor, read_ends
+from sparseflow_trt.exporters.triton.batching import Batching, choose_batching
+from sparseflow_trt.exporters.triton.config import Route
+from sparseflow_trt.exporters.triton.models import Runtime
+from sparseflow_trt.exporters.triton.repository import check_name
+from sparseflow_trt.exporters.triton.tensors import TENSORRT_TYPES, Ends, ServedTensor, read_ends
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.plans.plan import Plan, read_plan
 from sparseflow_trt.policies.policy import find_policy

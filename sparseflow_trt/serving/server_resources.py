@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.exporters.triton_config import parse_config
-from sparseflow_trt.exporters.triton_version import RECORD, VersionRecord, instances_of, served_versions
+from sparseflow_trt.exporters.triton.config import parse_config
+from sparseflow_trt.exporters.triton.version import RECORD, VersionRecord, instances_of, served_versions
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig

@@ -19,16 +19,16 @@ from sparseflow_trt.building.artifact_validation import (
     limits_for,
     reference_for,
 )
-from sparseflow_trt.engines.hardware import find_gpus
+from sparseflow_trt.engines.machine.hardware import find_gpus
 from sparseflow_trt.engines.protocol import OnProgress, Progress
-from sparseflow_trt.engines.triton_server import Addresses, ServerOptions, find_server, is_ready, start_server
+from sparseflow_trt.engines.triton.server import Addresses, ServerOptions, find_server, is_ready, start_server
 from sparseflow_trt.errors import ArtifactError, DeployError
-from sparseflow_trt.exporters.integer_ends import narrow_integers
-from sparseflow_trt.exporters.plugin_reference import expand_plugin_nodes
+from sparseflow_trt.exporters.plugin.reference import expand_plugin_nodes
 from sparseflow_trt.exporters.saving import save_model
-from sparseflow_trt.exporters.triton_models import write_stand_in
-from sparseflow_trt.exporters.triton_repository import largest_batch
-from sparseflow_trt.exporters.triton_version import VersionRecord, check_version, served_versions, versions_in
+from sparseflow_trt.exporters.triton.integer_ends import narrow_integers
+from sparseflow_trt.exporters.triton.models import write_stand_in
+from sparseflow_trt.exporters.triton.repository import largest_batch
+from sparseflow_trt.exporters.triton.version import VersionRecord, check_version, served_versions, versions_in
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.serving.engine_ends import narrows_integers
 from sparseflow_trt.serving.served_artifact import Artifact, model_name, read_artifact

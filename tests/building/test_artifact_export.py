@@ -15,7 +15,7 @@ from sparseflow_trt.artifacts.manifest import NAME
 from sparseflow_trt.building.artifact_export import export_artifact, is_artifact
 from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.errors import ArtifactError, ModelError
-from sparseflow_trt.exporters.opt_out import opt_out
+from sparseflow_trt.exporters.lowering.opt_out import opt_out
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model.graph import SparsityState, read_layers
 from sparseflow_trt.model.model_file import read_model

@@ -18,8 +18,8 @@ from sparseflow_trt.artifacts.manifest import DuelRecord, check_files, read_mani
 from sparseflow_trt.building.artifact_validation import ValidationOptions, validate_artifact
 from sparseflow_trt.building.duel import MARGIN, MOST_LOSS, check_duel, decide
 from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
+from sparseflow_trt.engines.backends.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.engines.protocol import EngineOptions, Progress
-from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.errors import BuildError, NotInstalledError
 from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, BuildResult, build

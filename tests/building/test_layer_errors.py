@@ -14,8 +14,8 @@ from onnx import TensorProto, helper
 from sparseflow_trt.artifacts.verdict import LayerError, Validation
 from sparseflow_trt.building.artifact_validation import ValidationOptions
 from sparseflow_trt.building.plan_options import PlanOptions
-from sparseflow_trt.engines.choose import BackendName
-from sparseflow_trt.exporters.probe import common_values
+from sparseflow_trt.engines.backends.choose import BackendName
+from sparseflow_trt.exporters.retyping.probe import common_values
 from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, build
 from sparseflow_trt.validation import layer_errors as module

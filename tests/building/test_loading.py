@@ -10,8 +10,8 @@ import pytest
 
 from sparseflow_trt.building.loading import open_artifact
 from sparseflow_trt.building.plan_options import PlanOptions
-from sparseflow_trt.engines.choose import BackendName
-from sparseflow_trt.engines.hardware import find_gpus
+from sparseflow_trt.engines.backends.choose import BackendName
+from sparseflow_trt.engines.machine.hardware import find_gpus
 from sparseflow_trt.errors import ArtifactError, SparseflowError
 from sparseflow_trt.pipeline import BuildOptions, build
 

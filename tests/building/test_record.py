@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparseflow_trt.building.record import record_engine
-from sparseflow_trt.engines.hardware import Gpu
+from sparseflow_trt.engines.machine.hardware import Gpu
 from sparseflow_trt.engines.protocol import BuiltEngine, EngineOptions
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", "8.0", 80 << 30, 108, True, "13.0")

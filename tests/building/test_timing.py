@@ -14,7 +14,7 @@ from onnx import helper
 from sparseflow_trt.building.loading import EngineFile
 from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.building.timing import time_artifacts
-from sparseflow_trt.engines.benchmark import Ratio, Timing
+from sparseflow_trt.engines.running.benchmark import Ratio, Timing
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.pipeline import BuildOptions, build
 from sparseflow_trt.validation.feeds import InputSet

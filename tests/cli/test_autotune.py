@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sparseflow_trt.cli import autotune
-from sparseflow_trt.engines.autotune import Measured, Request
-from sparseflow_trt.engines.hardware import find_gpus
-from sparseflow_trt.engines.journal import Identity, read_journal
-from sparseflow_trt.engines.measurers import InTurn
+from sparseflow_trt.engines.machine.hardware import find_gpus
+from sparseflow_trt.engines.measuring.autotune import Measured, Request
+from sparseflow_trt.engines.measuring.journal import Identity, read_journal
+from sparseflow_trt.engines.measuring.measurers import InTurn
 from sparseflow_trt.policies.policy import Dtype, Library, Pair, Point, read_policy
 from tests.shared_libraries import write_library
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sparseflow_trt.building.timing import TimedShapes
-from sparseflow_trt.engines.benchmark import EngineMemory, Ratio, Timing
-from sparseflow_trt.engines.layer_times import LayerTime
+from sparseflow_trt.engines.running.benchmark import EngineMemory, Ratio, Timing
+from sparseflow_trt.engines.running.layer_times import LayerTime
 
 
 def test_only_tensorrt_engines_are_timed(sparseflow: Any, mlp: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
+from sparseflow_trt.engines.backends.tensorrt_backend import TensorRtBackend
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow

@@ -16,7 +16,7 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.cli.deployments import batch_words
-from sparseflow_trt.engines.triton_server import find_server
+from sparseflow_trt.engines.triton.server import find_server
 from sparseflow_trt.errors import NotInstalledError
 from tests.shared_libraries import write_library
 

@@ -131,7 +131,7 @@ def test_traffic(sparseflow: Sparseflow, mlp: Mlp, policy: Path, own_folder: Pat
 def test_what_is_wrong_is_said(
     sparseflow: Sparseflow, mlp: Mlp, arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparseflow_trt.engines.hardware.find_gpus", list)
+    monkeypatch.setattr("sparseflow_trt.engines.machine.hardware.find_gpus", list)
     assert says in sparseflow("estimate", mlp(), *arguments).error
 
 

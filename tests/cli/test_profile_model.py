@@ -10,9 +10,9 @@ import pytest
 
 from sparseflow_trt.artifacts.manifest import read_manifest
 from sparseflow_trt.cli.profile_model import _as_data, _draw, print_profiled
-from sparseflow_trt.engines.hardware import find_gpus
-from sparseflow_trt.engines.kernel_profile import make_profile
-from sparseflow_trt.engines.torch_profile import LinearProduct
+from sparseflow_trt.engines.machine.hardware import find_gpus
+from sparseflow_trt.engines.torch_kernels.kernel_profile import make_profile
+from sparseflow_trt.engines.torch_kernels.torch_profile import LinearProduct
 from sparseflow_trt.errors import InputError
 from sparseflow_trt.gains.profiling import conclude, products_of
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sparseflow_trt.engines import doctor
-from sparseflow_trt.engines.cuda_libraries import find_libraries
-from sparseflow_trt.engines.hardware import Gpu, find_gpus
+from sparseflow_trt.engines.machine.cuda_libraries import find_libraries
+from sparseflow_trt.engines.machine.hardware import Gpu, find_gpus
 
 
 def test_examines_this_machine_and_leaves_nothing_out() -> None:

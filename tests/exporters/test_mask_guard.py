@@ -16,8 +16,8 @@ from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters import apply_plan as module
 from sparseflow_trt.exporters import mask_guard
 from sparseflow_trt.exporters.apply_plan import apply_plan
-from sparseflow_trt.exporters.opt_out import opt_out
-from sparseflow_trt.exporters.retype import retype
+from sparseflow_trt.exporters.lowering.opt_out import opt_out
+from sparseflow_trt.exporters.retyping.retype import retype
 from sparseflow_trt.model.graph import read_layers
 from sparseflow_trt.model.model_file import OnnxModel, read_model
 from sparseflow_trt.model.pattern import prune_2to4

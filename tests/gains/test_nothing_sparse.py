@@ -12,13 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from sparseflow_trt.cli.main import group
-from sparseflow_trt.engines.sparsify import sparsify_module
+from sparseflow_trt.engines.torch_kernels.sparsify import sparsify_module
 from sparseflow_trt.errors import InputError
 from sparseflow_trt.gains.nothing_sparse import nothing_sparse
 from sparseflow_trt.policies.policy import Point, Policy
 from sparseflow_trt.pytorch.torch_layers import find_layers, record_rows
 from sparseflow_trt.pytorch.torch_source import load_torch_model
-from tests.engines.test_torch_sparse import Dense
+from tests.engines.torch_kernels.test_torch_sparse import Dense
 from tests.made_policies import make_points, make_policy
 from tests.torch_models import make_gpt2, make_llama
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflow_trt.artifacts.manifest import EngineLayerRecord
-from sparseflow_trt.engines.kernel_profile import make_profile
-from sparseflow_trt.engines.torch_profile import LinearProduct
+from sparseflow_trt.engines.torch_kernels.kernel_profile import make_profile
+from sparseflow_trt.engines.torch_kernels.torch_profile import LinearProduct
 from sparseflow_trt.gains.profiling import conclude, describe_layers, expected_speedup, plain_name
 from sparseflow_trt.policies.policy import Point, Policy
 from tests.made_policies import make_policy

@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from sparseflow_trt.engines.cusparselt import load_torch
-from sparseflow_trt.engines.hardware import NO_GPU, find_gpus
-from sparseflow_trt.engines.tensorrt_api import version_of
-from sparseflow_trt.engines.timing_cache import this_machine
+from sparseflow_trt.engines.machine.hardware import NO_GPU, find_gpus
+from sparseflow_trt.engines.tensorrt.api import version_of
+from sparseflow_trt.engines.tensorrt.timing_cache import this_machine
+from sparseflow_trt.engines.torch_kernels.cusparselt import load_torch
 from sparseflow_trt.errors import NotInstalledError
 
 if TYPE_CHECKING:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from sparseflow_trt.engines import cusparselt, time_torch
-from sparseflow_trt.engines.autotune import TOOK_DENSE, Curve, Request
-from sparseflow_trt.engines.gpu_state import clock_reader, driver_version, l2_bytes
-from sparseflow_trt.engines.hardware import NO_GPU, find_gpus
-from sparseflow_trt.engines.measurers import InTurn, identify
-from sparseflow_trt.engines.medians import Effort
-from sparseflow_trt.engines.tensorrt_api import version_of
+from sparseflow_trt.engines.machine.gpu_state import clock_reader, driver_version, l2_bytes
+from sparseflow_trt.engines.machine.hardware import NO_GPU, find_gpus
+from sparseflow_trt.engines.measuring import time_torch
+from sparseflow_trt.engines.measuring.autotune import TOOK_DENSE, Curve, Request
+from sparseflow_trt.engines.measuring.measurers import InTurn, identify
+from sparseflow_trt.engines.measuring.medians import Effort
+from sparseflow_trt.engines.tensorrt.api import version_of
+from sparseflow_trt.engines.torch_kernels import cusparselt
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.policies.presets import Product
 from sparseflow_trt.pytorch.torch_pattern import prune_rows
@@ -102,7 +103,7 @@ def test_a_run_from_end_to_end(measurer: time_torch.TorchMeasurer, tmp_path: Pat
 
 @pytest.mark.skipif(version_of("tensorrt") is None or not find_gpus(), reason="TensorRT or a GPU is missing")
 def test_a_product_as_tensorrt_engines() -> None:
-    from sparseflow_trt.engines.time_tensorrt import TensorRtMeasurer
+    from sparseflow_trt.engines.measuring.time_tensorrt import TensorRtMeasurer
 
     measurer = TensorRtMeasurer(QUICK)
     answers = [

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from sparseflow_trt.artifacts.manifest import NAME
-from sparseflow_trt.engines.like import compare_tactics
-from sparseflow_trt.engines.tactics import is_sparse_tactic
+from sparseflow_trt.engines.evidence.tactics import is_sparse_tactic
+from sparseflow_trt.engines.tensorrt.like import compare_tactics
 from sparseflow_trt.errors import ArtifactError, BuildError, NotSparseError
 
 if TYPE_CHECKING:
     from sparseflow_trt.artifacts.manifest import Manifest
-    from sparseflow_trt.engines.timings import LayerTimings
+    from sparseflow_trt.engines.evidence.timings import LayerTimings
     from sparseflow_trt.pipeline import BuildResult
 
 ENGINE = "engine (tensorrt)"
@@ -242,7 +242,7 @@ def test_a_tactic_that_the_builder_would_not_take_can_be_asked_for(
 
 def timings_of(built: BuildResult, folder: Path) -> tuple[LayerTimings, ...]:
     """What another build of the same typed model times: the artifact has the tactics' names, not numbers."""
-    from sparseflow_trt.engines.child import run_build
+    from sparseflow_trt.engines.backends.child import run_build
     from sparseflow_trt.engines.protocol import BuildRequest
     from sparseflow_trt.plans.plan import read_plan
 

@@ -19,7 +19,7 @@ import pytest
 from sparseflow_trt.errors import BuildError
 
 if TYPE_CHECKING:
-    from sparseflow_trt.engines.tensorrt_api import Flavour
+    from sparseflow_trt.engines.tensorrt.api import Flavour
 
 Array = npt.NDArray[Any]
 K, N, MOST = 256, 512, 2048
@@ -31,8 +31,8 @@ TOLERANCE = 2e-3  # of the largest output; FP16 rounds to half of 2^-10
 @pytest.fixture(scope="module")
 def flavour() -> Flavour:
     """TensorRT, with the plugin."""
-    from sparseflow_trt.engines.plugins import load_plugins
-    from sparseflow_trt.engines.tensorrt_api import load_flavour
+    from sparseflow_trt.engines.plugin.plugins import load_plugins
+    from sparseflow_trt.engines.tensorrt.api import load_flavour
 
     library = os.environ.get("SPARSEFLOW_PLUGIN")
     if not library:
@@ -63,10 +63,10 @@ def engine_file(
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
+    from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
     from sparseflow_trt.engines.protocol import EngineOptions
-    from sparseflow_trt.engines.tensorrt_api import build_engine
-    from sparseflow_trt.engines.tensorrt_log import BuildLog
-    from sparseflow_trt.exporters.plugin_nodes import put_into_plugin
+    from sparseflow_trt.engines.tensorrt.api import build_engine
+    from sparseflow_trt.exporters.plugin.nodes import put_into_plugin
     from sparseflow_trt.exporters.saving import save_plugin_model
     from sparseflow_trt.model.model_file import read_model
     from sparseflow_trt.plans.shapes import Profile, ShapeRange
@@ -106,9 +106,9 @@ def dense_file(
     """The same with dense products below M = 64, for two contexts; and the build's log."""
     import onnx
 
+    from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
     from sparseflow_trt.engines.protocol import EngineOptions
-    from sparseflow_trt.engines.tensorrt_api import build_engine
-    from sparseflow_trt.engines.tensorrt_log import BuildLog
+    from sparseflow_trt.engines.tensorrt.api import build_engine
     from sparseflow_trt.plans.shapes import Profile, ShapeRange
 
     if _cublaslt() is None:
@@ -132,7 +132,7 @@ def dense_file(
 
 def _cublaslt() -> str | None:
     """cuBLASLt where the plugin finds it, None where it is missing or is another library of that name."""
-    from sparseflow_trt.engines.cuda_libraries import find_libraries
+    from sparseflow_trt.engines.machine.cuda_libraries import find_libraries
 
     return next((found.file for found in find_libraries() if found.name == "cublasLt"), "") or None
 
@@ -155,7 +155,7 @@ def _assert_close(got: Array, exact: Array) -> None:
 def test_every_number_of_rows_is_computed(
     flavour: Flavour, engine_file: Path, tensors: dict[str, Array]
 ) -> None:
-    from sparseflow_trt.engines.runner import Engine
+    from sparseflow_trt.engines.running.runner import Engine
 
     with Engine(flavour, engine_file) as engine:
         for m in ROWS:
@@ -164,7 +164,7 @@ def test_every_number_of_rows_is_computed(
 
 @pytest.mark.parametrize("m", [1, 64, 1001])
 def test_a_run_is_captured(flavour: Flavour, engine_file: Path, tensors: dict[str, Array], m: int) -> None:
-    from sparseflow_trt.engines.runner import Engine
+    from sparseflow_trt.engines.running.runner import Engine
 
     with Engine(flavour, engine_file) as engine, engine.capture({"x": _x(m)}) as captured:
         for seed in (m, m + 10_000):
@@ -175,7 +175,7 @@ def test_a_run_is_captured(flavour: Flavour, engine_file: Path, tensors: dict[st
 
 
 def test_two_threads_run_at_once(flavour: Flavour, engine_file: Path, tensors: dict[str, Array]) -> None:
-    from sparseflow_trt.engines.runner import Engine
+    from sparseflow_trt.engines.running.runner import Engine
 
     failed: list[BaseException] = []
 
@@ -200,7 +200,7 @@ def test_two_threads_run_at_once(flavour: Flavour, engine_file: Path, tensors: d
 def test_few_rows_run_dense(
     flavour: Flavour, dense_file: tuple[Path, str], engine_file: Path, tensors: dict[str, Array]
 ) -> None:
-    from sparseflow_trt.engines.runner import Engine
+    from sparseflow_trt.engines.running.runner import Engine
 
     engine, log = dense_file
     assert re.search(r"M=1: dense, [0-9.]+ us", log)
@@ -218,7 +218,7 @@ def test_few_rows_run_dense(
 def test_contexts_of_one_engine_run_at_once(
     flavour: Flavour, dense_file: tuple[Path, str], tensors: dict[str, Array]
 ) -> None:
-    from sparseflow_trt.engines.cuda import Cuda, DeviceMemory
+    from sparseflow_trt.engines.running.cuda import Cuda, DeviceMemory
 
     trt, cuda = flavour.module, Cuda()
     engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine(dense_file[0].read_bytes())
@@ -249,7 +249,7 @@ def test_contexts_of_one_engine_run_at_once(
 def test_errors_are_those_of_dense_fp16(
     flavour: Flavour, engine_file: Path, tensors: dict[str, Array]
 ) -> None:
-    from sparseflow_trt.engines.runner import Engine
+    from sparseflow_trt.engines.running.runner import Engine
 
     x = _x(1024)
     exact = _exact(tensors, x)
@@ -272,7 +272,7 @@ def test_an_engine_holds_the_packed_weights(engine_file: Path, tensors: dict[str
 
 
 def test_damaged_weights_are_refused(flavour: Flavour, engine_file: Path, tensors: dict[str, Array]) -> None:
-    from sparseflow_trt.engines.runner import Engine
+    from sparseflow_trt.engines.running.runner import Engine
     from sparseflow_trt.model.packing import pack_2to4
 
     indices = pack_2to4(np.ascontiguousarray(tensors["up"].T)).indices.tobytes()

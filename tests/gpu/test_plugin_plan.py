@@ -223,7 +223,7 @@ def test_an_engine_with_refit_can_be_refitted_or_is_not_built(
 def test_another_library_in_the_same_process_is_refused(
     built: BuildResult, library: Path, tmp_path: Path
 ) -> None:
-    from sparseflow_trt.engines.plugin_library import load_library_here
+    from sparseflow_trt.engines.plugin.library import load_library_here
 
     load_library_here(library)
     other = tmp_path / library.name
@@ -233,9 +233,9 @@ def test_another_library_in_the_same_process_is_refused(
 
 
 def test_autotune_measures_the_plugin(library: Path) -> None:
-    from sparseflow_trt.engines.autotune import Curve, Request
-    from sparseflow_trt.engines.medians import Effort
-    from sparseflow_trt.engines.time_tensorrt import TensorRtMeasurer
+    from sparseflow_trt.engines.measuring.autotune import Curve, Request
+    from sparseflow_trt.engines.measuring.medians import Effort
+    from sparseflow_trt.engines.measuring.time_tensorrt import TensorRtMeasurer
 
     measurer = TensorRtMeasurer(Effort(), library)
     curve = Curve("tensorrt", "FP16", 2048, 1024, "gate_up")

@@ -13,10 +13,10 @@ import pytest
 
 from sparseflow_trt.building.loading import open_artifact
 from sparseflow_trt.building.timing import time_artifacts
-from sparseflow_trt.engines import dlpack
-from sparseflow_trt.engines.benchmark import ratio, time_interleaved
-from sparseflow_trt.engines.device_tensor import DeviceTensor, new_tensor
-from sparseflow_trt.engines.runner import Engine
+from sparseflow_trt.engines.running import dlpack
+from sparseflow_trt.engines.running.benchmark import ratio, time_interleaved
+from sparseflow_trt.engines.running.device_tensor import DeviceTensor, new_tensor
+from sparseflow_trt.engines.running.runner import Engine
 from sparseflow_trt.errors import InputError
 
 HIDDEN = 256

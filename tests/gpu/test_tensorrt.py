@@ -22,11 +22,11 @@ from onnx import TensorProto, helper, numpy_helper
 from sparseflow_trt.artifacts.manifest import Manifest, OutcomeRecord
 from sparseflow_trt.building.plan_options import PlanOptions, plan_for, read
 from sparseflow_trt.building.timing import time_artifacts
-from sparseflow_trt.engines.hardware import find_gpus
+from sparseflow_trt.engines.backends.tensorrt_backend import TensorRtBackend
+from sparseflow_trt.engines.machine.hardware import find_gpus
 from sparseflow_trt.engines.protocol import BuildRequest
-from sparseflow_trt.engines.runner import Engine
-from sparseflow_trt.engines.tensorrt_api import load_flavour, version_of
-from sparseflow_trt.engines.tensorrt_backend import TensorRtBackend
+from sparseflow_trt.engines.running.runner import Engine
+from sparseflow_trt.engines.tensorrt.api import load_flavour, version_of
 from sparseflow_trt.errors import (
     EXIT_EVIDENCE_DIFFERS,
     EXIT_INTERRUPTED,
@@ -313,8 +313,8 @@ def test_a_damaged_engine_is_an_error_in_words(mlp_artifact: Path, tmp_path: Pat
     script = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from sparseflow_trt.engines.runner import Engine\n"
-        "from sparseflow_trt.engines.tensorrt_api import load_flavour\n"
+        "from sparseflow_trt.engines.running.runner import Engine\n"
+        "from sparseflow_trt.engines.tensorrt.api import load_flavour\n"
         "from sparseflow_trt.errors import BuildError\n"
         "try:\n"
         f"    Engine(load_flavour('{BACKEND}'), Path(sys.argv[1]))\n"

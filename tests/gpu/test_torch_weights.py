@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sparseflow_trt.engines import cusparselt
-from sparseflow_trt.engines.sparsify import restore_module, sparsify_module
-from sparseflow_trt.exporters.prune_torch import prune_module
+from sparseflow_trt.engines.torch_kernels import cusparselt
+from sparseflow_trt.engines.torch_kernels.sparsify import restore_module, sparsify_module
+from sparseflow_trt.exporters.pruning.prune_torch import prune_module
 from sparseflow_trt.policies.policy import find_policy
 from sparseflow_trt.pytorch.sparse_checkpoint import load_checkpoint, unpack_checkpoint
 from sparseflow_trt.pytorch.torch_pattern import is_2to4, prune_rows

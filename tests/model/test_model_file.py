@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from sparseflow_trt.errors import ModelError, SparseflowError
-from sparseflow_trt.exporters.prune import prune_model
+from sparseflow_trt.exporters.pruning.prune import prune_model
 from sparseflow_trt.model.graph import read_layers
 from sparseflow_trt.model.model_file import ONNX_DOMAIN, data_files, input_dims, read_model
 from sparseflow_trt.model.operators import check_operators

@@ -10,8 +10,8 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.exporters.opt_out import opt_out, put_back
-from sparseflow_trt.exporters.restore import restore_dense
+from sparseflow_trt.exporters.lowering.opt_out import opt_out, put_back
+from sparseflow_trt.exporters.pruning.restore import restore_dense
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model.graph import read_layers
 from sparseflow_trt.model.model_file import read_model
@@ -21,7 +21,7 @@ from sparseflow_trt.model.prunable import choose_weights
 from sparseflow_trt.model.sites import find_sites
 from sparseflow_trt.model.weights import TracedWeight
 from sparseflow_trt.pytorch.masks import check_masks
-from tests.exporters.pruning import check_same, prune, values_in
+from tests.exporters.pruning.pruned import check_same, prune, values_in
 from tests.graphs import NOT_ELIGIBLE, NOT_SPARSE, SPARSE, layers_of, random_weight
 
 if TYPE_CHECKING:

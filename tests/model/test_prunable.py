@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from sparseflow_trt.exporters.prune import prune_model
+from sparseflow_trt.exporters.pruning.prune import prune_model
 from sparseflow_trt.model.graph import SparsityState, read_layers
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.model.pattern import prune_2to4

@@ -164,7 +164,7 @@ _MEASURE = """
 import os
 import sys
 from pathlib import Path
-from sparseflow_trt.exporters.prune import prune_model
+from sparseflow_trt.exporters.pruning.prune import prune_model
 from sparseflow_trt.model.graph import read_layers
 from sparseflow_trt.model.model_file import read_model
 

@@ -18,7 +18,7 @@ from tests.graphs import SPARSE, layers_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sparseflow_trt.engines.choose import BackendName
+    from sparseflow_trt.engines.backends.choose import BackendName
     from tests.conftest import Models
 
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.errors import NotSparseError, ShapeError
-from sparseflow_trt.exporters.prune import prune_model
+from sparseflow_trt.exporters.pruning.prune import prune_model
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.model.model_file import OnnxModel, read_model
 from sparseflow_trt.model.pattern import prune_2to4

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from sparseflow_trt.engines.autotune import TOOK_DENSE, Curve, Request, find_crossovers
-from sparseflow_trt.engines.journal import read_journal
+from sparseflow_trt.engines.measuring.autotune import TOOK_DENSE, Curve, Request, find_crossovers
+from sparseflow_trt.engines.measuring.journal import read_journal
 from sparseflow_trt.policies.lookup import judge, known_of, sparse_ranges
 from sparseflow_trt.policies.plugin_lookup import plugin_known
 from sparseflow_trt.policies.policy import Pair, Policy, find_policy, pairs_by_shape, policy_for_device

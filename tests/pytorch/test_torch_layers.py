@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparseflow_trt.engines.torch_profile import LinearProduct, record_products
+from sparseflow_trt.engines.torch_kernels.torch_profile import LinearProduct, record_products
 from sparseflow_trt.errors import InputError, PolicyError
 from sparseflow_trt.policies.policy import find_policy
 from sparseflow_trt.pytorch.torch_layers import choose_by_name, choose_by_policy, find_layers, record_rows

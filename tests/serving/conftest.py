@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
 from sparseflow_trt.building.plan_options import PlanOptions
-from sparseflow_trt.engines.triton_server import Server, find_server
+from sparseflow_trt.engines.triton.server import Server, find_server
 from sparseflow_trt.errors import NotInstalledError
 from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.pipeline import BuildOptions, build

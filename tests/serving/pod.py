@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparseflow_trt.engines.triton_server import Installation
+from sparseflow_trt.engines.triton.server import Installation
 
 _UNSHARE = ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork"]
 _HOST = ("usr", "etc", "bin", "sbin", "lib", "lib64", "sys", "dev/null", "dev/zero", "dev/urandom")

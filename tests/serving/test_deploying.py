@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.errors import ArtifactError, DeployError
-from sparseflow_trt.exporters.triton_config import ServedModel, make_config, parse_config
-from sparseflow_trt.exporters.triton_manifests import ServerPlan, server_command
-from sparseflow_trt.exporters.triton_repository import largest_batch
-from sparseflow_trt.exporters.triton_rollback import roll_back
-from sparseflow_trt.exporters.triton_version import (
+from sparseflow_trt.exporters.triton.config import ServedModel, make_config, parse_config
+from sparseflow_trt.exporters.triton.manifests import ServerPlan, server_command
+from sparseflow_trt.exporters.triton.repository import largest_batch
+from sparseflow_trt.exporters.triton.rollback import roll_back
+from sparseflow_trt.exporters.triton.version import (
     check_version,
     read_record,
     served_versions,
@@ -251,7 +251,7 @@ def test_a_failed_write_leaves_what_was_served(
     def no_space(source: object, target: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sparseflow_trt.exporters.triton_repository.shutil.copyfile", no_space)
+    monkeypatch.setattr("sparseflow_trt.exporters.triton.repository.shutil.copyfile", no_space)
     with pytest.raises(ArtifactError, match="No space left"):
         deploy(other_artifact, DeployOptions(repository, "m"))
     assert {p: p.read_bytes() for p in repository.rglob("*") if p.is_file()} == before

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparseflow_trt.artifacts.manifest import EngineRecord
-from sparseflow_trt.exporters.triton_tensors import read_ends
+from sparseflow_trt.exporters.triton.tensors import read_ends
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.serving.engine_ends import ends_of_engine
 from tests.serving.conftest import write_model_of_ids

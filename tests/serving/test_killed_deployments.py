@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sparseflow_trt.exporters import triton_repository
-from sparseflow_trt.exporters.triton_rollback import roll_back
-from sparseflow_trt.exporters.triton_version import served_versions, versions_in
+from sparseflow_trt.exporters.triton import repository as triton_repository
+from sparseflow_trt.exporters.triton.rollback import roll_back
+from sparseflow_trt.exporters.triton.version import served_versions, versions_in
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions
 
@@ -49,7 +49,7 @@ def test_a_version_whose_removal_was_killed_is_none(
     deploy(ort_artifact, options)
     deploy(other_artifact, options)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("sparseflow_trt.exporters.triton_repository.shutil.rmtree", killed)
+        patch.setattr("sparseflow_trt.exporters.triton.repository.shutil.rmtree", killed)
         deploy(dense_artifact, options)
     assert versions_in(folder) == [2, 3] and (folder / ".removed-1" / "model.py").is_file()
     deploy(ort_artifact, options)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sparseflow_trt.engines.triton_server import find_server
+from sparseflow_trt.engines.triton.server import find_server
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions
 from sparseflow_trt.serving.deployment_files import plan_server, write_deployment_files

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparseflow_trt.engines.triton_server import Server, ServerOptions, start_server
+from sparseflow_trt.engines.triton.server import Server, ServerOptions, start_server
 
 pytestmark = pytest.mark.usefixtures("tritonserver")
 SECONDS = 0.4

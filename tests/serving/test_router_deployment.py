@@ -10,8 +10,8 @@ import pytest
 
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.errors import ArtifactError, DeployError
-from sparseflow_trt.exporters.triton_rollback import roll_back
-from sparseflow_trt.exporters.triton_version import read_record, served_versions, versions_in
+from sparseflow_trt.exporters.triton.rollback import roll_back
+from sparseflow_trt.exporters.triton.version import read_record, served_versions, versions_in
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions
 from sparseflow_trt.serving.verify import VerifyOptions, verify

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseflow_trt.engines.triton_server import Server, ServerOptions, start_server
-from sparseflow_trt.exporters.triton_manifests import alive_command, ready_command
-from sparseflow_trt.exporters.triton_rollback import roll_back
-from sparseflow_trt.exporters.triton_version import served_versions, versions_in
+from sparseflow_trt.engines.triton.server import Server, ServerOptions, start_server
+from sparseflow_trt.exporters.triton.manifests import alive_command, ready_command
+from sparseflow_trt.exporters.triton.rollback import roll_back
+from sparseflow_trt.exporters.triton.version import served_versions, versions_in
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions
 from sparseflow_trt.serving.deployment_files import plan_server

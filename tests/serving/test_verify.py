@@ -20,11 +20,11 @@ from onnx import TensorProto, helper, numpy_helper
 from sparseflow_trt.building.artifact_validation import ValidationOptions
 from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.engines.protocol import EngineOptions
-from sparseflow_trt.engines.triton_server import Addresses, Server, ServerOptions, start_server
+from sparseflow_trt.engines.triton.server import Addresses, Server, ServerOptions, start_server
 from sparseflow_trt.errors import ArtifactError, DeployError
-from sparseflow_trt.exporters.triton_config import parse_config, text_from_config
-from sparseflow_trt.exporters.triton_manifests import alive_command, ready_command
-from sparseflow_trt.exporters.triton_models import write_stand_in
+from sparseflow_trt.exporters.triton.config import parse_config, text_from_config
+from sparseflow_trt.exporters.triton.manifests import alive_command, ready_command
+from sparseflow_trt.exporters.triton.models import write_stand_in
 from sparseflow_trt.pipeline import BuildOptions, build
 from sparseflow_trt.plans.profile_specs import parse_profile
 from sparseflow_trt.policies.policy import find_policy
@@ -454,7 +454,7 @@ def test_tensorrt_rtx_says_why_it_does_not_load(
     import sys
 
     pytest.importorskip("tensorrt_rtx_libs")
-    from sparseflow_trt.engines.hardware import find_gpus
+    from sparseflow_trt.engines.machine.hardware import find_gpus
 
     if find_gpus():
         pytest.skip("it would load: this machine has a GPU")

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseflow_trt.engines import cuda as cuda_module
-from sparseflow_trt.engines import dlpack
-from sparseflow_trt.engines.runner import Engine
-from sparseflow_trt.engines.tensorrt_api import Flavour
+from sparseflow_trt.engines.running import cuda as cuda_module
+from sparseflow_trt.engines.running import dlpack
+from sparseflow_trt.engines.running.runner import Engine
+from sparseflow_trt.engines.tensorrt.api import Flavour
 
 Work = Callable[[], object]
 ALIGNMENT = 256

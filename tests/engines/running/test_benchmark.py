@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseflow_trt.engines.benchmark import (
+from sparseflow_trt.engines.running.benchmark import (
     EngineMemory,
     Ratio,
     Timing,
@@ -20,9 +20,9 @@ from sparseflow_trt.engines.benchmark import (
     ratio,
     time_interleaved,
 )
-from sparseflow_trt.engines.layer_times import LayerTime, layer_times, make_recorder
-from sparseflow_trt.engines.runner import Engine
-from sparseflow_trt.engines.tensorrt_api import load_flavour
+from sparseflow_trt.engines.running.layer_times import LayerTime, layer_times, make_recorder
+from sparseflow_trt.engines.running.runner import Engine
+from sparseflow_trt.engines.tensorrt.api import load_flavour
 
 TIMES = st.floats(0.001, 1000)
 FEEDS = {"x": np.ones((2, 2), np.float32)}

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseflow_trt.engines.device_tensor import DeviceTensor, is_on_device, new_tensor
-from sparseflow_trt.engines.runner import Engine
+from sparseflow_trt.engines.running.device_tensor import DeviceTensor, is_on_device, new_tensor
+from sparseflow_trt.engines.running.runner import Engine
 from sparseflow_trt.errors import BuildError, InputError, SparseflowError
 
 Load = Callable[..., Engine]

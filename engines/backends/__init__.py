@@ -1,0 +1,1 @@
+"""What builds engines: TensorRT, TensorRT-RTX and the ONNX Runtime, each build in a process of its own."""

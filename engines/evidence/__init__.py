@@ -1,0 +1,1 @@
+"""What an engine runs, and why: from its builder's log and inspector to an outcome for each layer."""

@@ -1,0 +1,1 @@
+"""This machine: its GPUs, their clocks, and CUDA's libraries."""

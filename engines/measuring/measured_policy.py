@@ -1,0 +1,159 @@
+"""The policy that comes of a journal of measurements, and of two policies of one GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from sparseflow_trt.engines.machine.gpu_state import describe_clocks
+from sparseflow_trt.engines.measuring.autotune import Curve, Request
+from sparseflow_trt.engines.measuring.journal import Journal
+from sparseflow_trt.errors import PolicyError
+from sparseflow_trt.policies.policy import MARGIN, Pair, Point, Policy
+from sparseflow_trt.policies.presets import Product
+from sparseflow_trt.policies.thresholds import derive_thresholds, with_given
+
+
+def policy_from_journal(
+    journal: Journal, name: str, margin: float = MARGIN, without: Collection[Curve] = ()
+) -> Policy:
+    """The policy of what a journal holds; a shape stands under each kind that a run asked for it as.
+
+    Args:
+        journal: The measurements.
+        name: The policy's name.
+        margin: The share by which sparse has to be faster.
+        without: Products that are left out: of some M alone no threshold can be told.
+
+    Raises:
+        PolicyError: Nothing is left.
+    """
+    pairs = {request: pair for request, pair in journal.pairs.items() if request.curve not in without}
+    if not pairs:
+        raise PolicyError(
+            "no product was measured at all its M yet.",
+            "Allow more time: the same command goes on from here.",
+        )
+    points = points_from_pairs(pairs, journal.products)
+    identity = journal.identity
+    return Policy(
+        schema_version=1,
+        name=name,
+        device=identity.device,
+        compute_capability=identity.compute_capability,
+        libraries=identity.libraries,
+        clocks=describe_clocks(answer.clock for answer in journal.measured),
+        provenance="measured",
+        source=_source(journal),
+        margin=margin,
+        wave=identity.wave,
+        thresholds=derive_thresholds(points, margin, identity.wave),
+        points=points,
+    )
+
+
+def extend_policy(policy: Policy, other: Policy) -> Policy:
+    """A policy with another's points added, those that it has itself excepted.
+
+    TensorRT and PyTorch are often in two environments, and measured apart. Where a library's versions differ
+    both are named, each with the types of its points. Thresholds are derived anew; those that were given
+    stay where no points give one. Of the margin and of how sure a win has to be, the more careful of both
+    counts.
+
+    Raises:
+        PolicyError: The other is of another GPU.
+    """
+    check_gpu(other, policy.device, policy.compute_capability)
+    added = without_points_of(other.points, policy.points)
+    points = tuple(sorted([*policy.points, *added], key=_key))
+    wave = other.wave if policy.wave is None else policy.wave
+    margin = max(policy.margin, other.margin)
+    return policy.model_copy(
+        update={
+            "libraries": _libraries(policy, other, added),
+            "clocks": _both(policy.clocks, other.clocks),
+            "source": _both(policy.source, other.source),
+            "thresholds": with_given(
+                derive_thresholds(points, margin, wave), other.thresholds, policy.thresholds
+            ),
+            "points": points,
+            "margin": margin,
+            "wave": wave,
+            "spreads": max(policy.spreads, other.spreads),
+            "spreads_between": max(policy.spreads_between, other.spreads_between),
+        }
+    )
+
+
+def check_gpu(policy: Policy, device: str, compute_capability: str) -> None:
+    """Checks that a policy's points may go beside those of a GPU.
+
+    Raises:
+        PolicyError: It is of another GPU.
+    """
+    if (policy.device, policy.compute_capability) != (device, compute_capability):
+        raise PolicyError(
+            f"policy '{policy.name}' is of {policy.device} ({policy.compute_capability}), and not of "
+            f"{device} ({compute_capability}).",
+            "Only measurements of one kind of GPU go into one policy.",
+        )
+
+
+def without_points_of(points: Iterable[Point], others: Iterable[Point]) -> list[Point]:
+    """Those that others hold nothing of: no point of the same product, library and kernel."""
+    keys = {_key(point) for point in others}
+    return [point for point in points if _key(point) not in keys]
+
+
+def _libraries(policy: Policy, other: Policy, added: Iterable[Point]) -> dict[str, str]:
+    """The versions of both; where they differ, which types' points each has."""
+    joined = {**other.libraries, **policy.libraries}
+    for name in policy.libraries.keys() & other.libraries.keys():
+        own, others = policy.libraries[name], other.libraries[name]
+        if own != others:
+            joined[name] = _both(_of_types(own, policy.points), _of_types(others, added))
+    return dict(sorted(joined.items()))
+
+
+def _of_types(version: str, points: Iterable[Point]) -> str:
+    types = ", ".join(sorted({point.dtype for point in points}))
+    return version if "(" in version or not types else f"{version} ({types})"
+
+
+def _both(own: str, other: str) -> str:
+    """Two texts as one, each said once."""
+    if own in other or other in own:
+        return max(own, other, key=len)
+    return f"{own}; {other}"
+
+
+def _source(journal: Journal) -> str:
+    """When, with which driver, how and by which commands, in one sentence."""
+    dates = sorted({run.date for run in journal.runs})
+    drivers = sorted({run.driver for run in journal.runs if run.driver})
+    how = sorted({answer.how for answer in journal.measured if answer.how})
+    commands = dict.fromkeys(run.command for run in journal.runs if run.command)
+    parts = [
+        f"measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}" if dates else "measured",
+        f"driver {', '.join(drivers)}" if drivers else "",
+        f"timed as {', '.join(how)}" if how else "",
+        f"by: {'; '.join(commands)}" if commands else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def points_from_pairs(pairs: Mapping[Request, Pair], products: Sequence[Product]) -> tuple[Point, ...]:
+    """The points of a journal's pairs, each shape under each kind that a run asked for it as."""
+    kinds: dict[tuple[int, int], dict[str, None]] = {}
+    for product in products:
+        kinds.setdefault((product.n, product.k), {})[product.kind] = None
+    fastest: dict[tuple[object, ...], Point] = {}  # beside two kernels a product is measured dense twice
+    for measured in (point for pair in pairs.values() for point in (pair.dense, pair.sparse)):
+        for kind in kinds.get((measured.n, measured.k), {measured.kind: None}):
+            point = measured.model_copy(update={"kind": kind})
+            key = _key(point)
+            fastest[key] = min(point, fastest.get(key, point), key=lambda p: p.us)
+    return tuple(sorted(fastest.values(), key=_key))
+
+
+def _key(point: Point) -> tuple[str, str, str, int, int, int, str]:
+    return point.library, point.dtype, point.kind, point.n, point.k, point.m, point.kernel

@@ -1,0 +1,114 @@
+"""Loads plugin libraries into the process that builds or runs a TensorRT engine."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from sparseflow_trt.engines.machine.cuda_libraries import variables, wheel_file
+from sparseflow_trt.engines.tensorrt.api import Flavour
+from sparseflow_trt.errors import NotInstalledError
+
+# A library that this process has mapped; not libnvinfer_plugin, libnvinfer_dispatch and the like.
+_NVINFER = re.compile(r"\S*/libnvinfer\.so\.\d+\S*$")
+_MAPS = Path("/proc/self/maps")
+_BUILD = "Compile it: sparseflow-trt plugin build --tensorrt-include DIR."
+VARIABLE = "SPARSEFLOW_PLUGIN"
+NAME = "SparseFlowLinear24"
+
+
+def default_library(version: str) -> Path:
+    """Where the plugin for a release of TensorRT is put and looked for: one for each major version."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "sparseflow-trt" / f"libsparseflow_linear24.trt{version.partition('.')[0]}.so"
+
+
+def find_plugin(version: str) -> Path:
+    """The plugin's library for a release of TensorRT: what SPARSEFLOW_PLUGIN names, else `default_library`.
+
+    Raises:
+        NotInstalledError: There is none.
+    """
+    given = os.environ.get(VARIABLE)
+    library = Path(given) if given else default_library(version)
+    if not library.is_file():
+        named = f"{library}, which {VARIABLE} names," if given else str(library)
+        raise NotInstalledError(f"The 2:4 plugin is not built: {named} does not exist.", _BUILD)
+    return library
+
+
+def load_plugins(flavour: Flavour, paths: Iterable[Path]) -> None:
+    """Loads plugin libraries; they register their creators with TensorRT. One that is loaded stays as it is.
+
+    To be called before a model with the plugins' nodes is parsed, or an engine with them is loaded.
+
+    Args:
+        flavour: The TensorRT that they were compiled for, loaded.
+        paths: The libraries.
+
+    Raises:
+        NotInstalledError: This TensorRT takes no plugins, or a library is missing or does not load.
+    """
+    libraries = list(paths)
+    if not libraries:
+        return
+    if flavour.key != "tensorrt":
+        raise NotInstalledError(
+            f"{flavour.title} takes no plugins.", "Build with TensorRT: --backend tensorrt."
+        )
+    _open_to_all(flavour)
+    _name_libraries()
+    for path in libraries:
+        if not path.is_file():
+            raise NotInstalledError(f"There is no plugin library {path}.", _BUILD)
+        try:
+            ctypes.CDLL(str(path.resolve()), ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise NotInstalledError(
+                f"{path} does not load: {error}.",
+                f"Compile it against the headers of {flavour.title} {flavour.version}.",
+            ) from error
+
+
+def check_plugin(library: Path) -> None:
+    """Loads the 2:4 plugin into TensorRT and looks for it in TensorRT's registry.
+
+    It may crash: do this in a process that may die.
+
+    Raises:
+        NotInstalledError: TensorRT or the library is missing or does not load, or it registers no plugin.
+    """
+    from sparseflow_trt.engines.tensorrt.api import load_flavour
+
+    flavour = load_flavour("tensorrt")
+    load_plugins(flavour, [library])
+    registry = flavour.module.get_plugin_registry()
+    find = getattr(registry, "get_creator", None) or registry.get_plugin_creator
+    if find(NAME, "1", "") is None:
+        raise NotInstalledError(f"{library} holds no plugin {NAME}.", _BUILD)
+
+
+def _name_libraries() -> None:
+    """Tells the plugin where this Python's wheels have its libraries, where nobody else does."""
+    for name, variable in variables().items():
+        if file := wheel_file(name):
+            os.environ.setdefault(variable, str(file))
+    if file := wheel_file("nvrtc"):  # cuSPARSELt looks for it by its name alone
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(str(file))
+
+
+def _open_to_all(flavour: Flavour) -> None:
+    """Shows libnvinfer's functions to what is loaded later: Python loads it for its bindings alone."""
+    mapped = {
+        line.split(maxsplit=5)[-1] for line in _MAPS.read_text().splitlines() if "/libnvinfer.so" in line
+    }
+    for name in sorted(n for n in mapped if _NVINFER.match(n)) or [
+        f"libnvinfer.so.{flavour.version.split('.')[0]}"
+    ]:
+        with contextlib.suppress(OSError):  # the plugin's own error says what it lacks
+            ctypes.CDLL(name, ctypes.RTLD_GLOBAL)

@@ -1,0 +1,1 @@
+"""Engines that run: inputs and outputs on the device, CUDA graphs, interleaved timing."""

@@ -1,0 +1,1 @@
+"""TensorRT's API, whatever its version: options, types, caches, tactics again, weights exchanged."""

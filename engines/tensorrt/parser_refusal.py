@@ -1,0 +1,67 @@
+"""What TensorRT's ONNX parser refuses, as our errors: which node, why, and what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparseflow_trt.engines.evidence.tensorrt_log import clean, sentence
+from sparseflow_trt.errors import BuildError
+
+if TYPE_CHECKING:
+    from sparseflow_trt.engines.tensorrt.api import Flavour
+
+# How the parser says that it knows no operator: by its condition, or as a plugin that it looked for.
+_NO_OPERATOR = re.compile(r"^(Assertion failed: )?false\b|Plugin not found|not found in plugin registry")
+_SAID = re.compile(r'&& "(.+)"')  # its words, behind the condition that failed
+
+_ELSEWHERE = "Export the model without it, or build for ONNX Runtime: --backend onnxruntime."
+_SYMMETRIC = (
+    "TensorRT takes INT8 with zero points of 0: ONNX Runtime's quantize_static makes such with QInt8 as "
+    "activation_type and weight_type, and extra_options={'ActivationSymmetric': True}. Or build for ONNX "
+    "Runtime: --backend onnxruntime."
+)
+_TYPES = "A strongly typed network takes types as they are written: where two differ, the model lacks a cast."
+
+
+def refusal(flavour: Flavour, model: Path, error: Any) -> BuildError:
+    """The first of the parser's errors as ours; those behind it only follow from it.
+
+    Args:
+        flavour: Whose parser it is.
+        model: The file.
+        error: What the parser tells of it.
+    """
+    name, operator = _named_node(error, model)
+    if not operator:
+        return unreadable(flavour, model, sentence(error.desc()))
+    node = f"node '{name}' ({operator})"
+    if _NO_OPERATOR.search(error.desc()):
+        return BuildError(
+            f"{flavour.title} {flavour.version} has no operator for {node} of {model.name}.", _ELSEWHERE
+        )
+    # The last line is the reason; the one above it repeats the node's name.
+    reason = sentence(clean(error.desc()).splitlines()[-1])
+    if said := _SAID.search(reason):
+        reason = sentence(said[1])
+    hint = _TYPES if "API Usage Error" in reason and "type" in reason else _ELSEWHERE
+    if operator in ("QuantizeLinear", "DequantizeLinear"):
+        hint = _SYMMETRIC
+    return BuildError(f"{flavour.title} refuses {node} of {model.name}: {reason}", hint)
+
+
+def unreadable(flavour: Flavour, model: Path, reason: str) -> BuildError:
+    """The error for a file that the parser does not take, with its reason as a sentence."""
+    return BuildError(f"{flavour.title} cannot read {model.name}: {reason}", "Export the model again.")
+
+
+def _named_node(error: Any, model: Path) -> tuple[str, str]:
+    """The name and operator of the node that an error is about; 8.6 gives its number in the file alone."""
+    if hasattr(error, "node_operator"):
+        return error.node_name() or str(error.node()), error.node_operator()
+    from sparseflow_trt.model.model_file import read_model
+
+    nodes = read_model(model).proto.graph.node
+    number = error.node()
+    return (nodes[number].name, nodes[number].op_type) if 0 <= number < len(nodes) else ("", "")

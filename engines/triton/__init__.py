@@ -1,0 +1,1 @@
+"""A tritonserver that is started for a test, and ends with it."""

@@ -1,0 +1,1 @@
+"""Triton's model repository: configuration, versions, templates of model.py, Docker, Kubernetes."""
