@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.inspect_layers import print_masks_apart
 from sparseflow_trt.cli.option_values import read_ranges, take_export_options
 from sparseflow_trt.cli.options import common_options, export_options
 from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
@@ -100,12 +99,15 @@ def source_stem(source: str) -> str:
 
 def print_export(report: ExportReport) -> None:
     """Prints what was exported, its axes and layers, and how it compares with the module."""
+    from sparseflow_trt.model.graph import left_as_they_are
+
     out = console.out()
-    counts = Counter((layer.kind, layer.state.value) for layer in report.layers if layer.weight)
+    counts = Counter((layer.kind, layer.state.value) for layer in report.layers if layer.has_constant)
     table = console.table("Kind", "2:4", ">Layers")
     for (kind, state), number in counts.items():
         table.add_row(kind, state, str(number))
-    out.print(table)
+    if counts:
+        out.print(table)
     for name, dims in report.inputs.items():
         out.print(f"Input '{name}': [{', '.join(map(str, dims))}]")
     masks = report.masks
@@ -113,7 +115,8 @@ def print_export(report: ExportReport) -> None:
         f"\n{masks.compared} weights have their zeros where the module has them; {masks.sparse} of them are "
         "2:4."
     )
-    print_masks_apart(report.layers)
+    for said in left_as_they_are(report.layers):
+        out.print(console.styled(said, "yellow"))
     if masks.foreign:
         named = f"'{masks.foreign[0]}'" + (f" and {len(masks.foreign) - 1} more" * (len(masks.foreign) > 1))
         out.print(console.styled(f"Not compared, since no parameter is multiplied by: {named}.", "yellow"))
@@ -160,6 +163,7 @@ def plain_export(report: ExportReport) -> dict[str, Any]:
             {
                 "name": layer.name, "module": layer.module, "kind": layer.kind, "weight": layer.weight,
                 "n": layer.n, "k": layer.k, "dtype": layer.dtype, "state": layer.state.value,
+                "reason": layer.reason,
             }
             for layer in report.layers
         ],

@@ -162,14 +162,11 @@ def _counts(layers: Any) -> dict[str, int]:
 
 
 def _print(layers: Any, show_all: bool) -> None:
-    from sparseflow_trt.model.graph import percent
-    from sparseflow_trt.model.sites import OPS
+    from sparseflow_trt.model.graph import masks_apart, percent
 
     columns = ("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
     table = console.table(*columns, spared=("K axis", "Op"))
-    shown = [
-        layer for layer in layers if layer.weight or layer.computed or layer.op_type not in OPS or show_all
-    ]
+    shown = [layer for layer in layers if layer.has_constant or show_all]
     rows: list[tuple[str, ...]] = []
     for layer in shown:
         why = layer.reason
@@ -198,15 +195,8 @@ def _print(layers: Any, show_all: bool) -> None:
         f"{counts['not-eligible']} not eligible"
         + (f" ({hidden} of them products with no constant weight: --all lists them)" if hidden else "")
     )
-    print_masks_apart(layers)
-
-
-def print_masks_apart(layers: Any) -> None:
-    """Says what to do with layers whose masks are not part of their weights, where there are any."""
-    from sparseflow_trt.model.graph import masks_apart
-
     if said := masks_apart(layers):
-        console.out().print(console.styled(said, "yellow"))
+        out.print(console.styled(said, "yellow"))
 
 
 @dataclass(frozen=True)

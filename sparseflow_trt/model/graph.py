@@ -86,6 +86,11 @@ class WeightedLayer:
         """Whether the weight could be 2:4 at all."""
         return self.state is not SparsityState.NOT_ELIGIBLE
 
+    @property
+    def has_constant(self) -> bool:
+        """Whether it multiplies by something constant, read or not, and not by another activation."""
+        return bool(self.weight) or self.computed or self.op_type not in OPS
+
 
 def read_layers(
     model: OnnxModel, progress: Callable[[int, int], None] | None = None

@@ -56,6 +56,14 @@ def removed():
     module, inputs = apart()
     prune.remove(module[0], "weight")
     return module, inputs
+
+def computed():
+    module = torch.nn.Sequential(torch.nn.Linear(32, 64))
+    torch.nn.utils.parametrizations.weight_norm(module[0])
+    return module.eval(), torch.randn(2, 32)
+
+def weightless():
+    return torch.nn.Sequential(torch.nn.ReLU()), torch.randn(2, 32)
 """
 
 CROSS = """
@@ -125,6 +133,24 @@ def test_export_says_where_masks_are_apart(sparseflow: Sparseflow, own_folder: P
         assert (
             "1 weights have their zeros where the module has them; 1 of them are 2:4." in ended.out
         ) is not says
+        row = ["other", "not-eligible", "1"] if says else ["gate_up", "sparse", "1"]
+        assert ended.out.splitlines()[1].split() == row
+
+
+def test_export_lists_what_has_no_stored_weight_as_inspect_does(
+    sparseflow: Sparseflow, own_folder: Path
+) -> None:
+    (own_folder / "masked.py").write_text(MASKED)
+    ended = sparseflow("export", "masked.py:computed", "-o", "m.onnx", "--no-check")
+    assert ended.out.splitlines()[1].split() == ["other", "not-eligible", "1"]
+    assert "\n1 layer(s) have weights that are computed of constants in the graph" in ended.out
+    told = sparseflow("export", "masked.py:computed", "-o", "m.onnx", "--no-check", "--json").json
+    (layer,) = told["layers"]
+    (same,) = sparseflow("inspect", "m.onnx", "--json").json["layers"]
+    assert layer == {name: same[name] for name in layer}
+    assert layer["reason"].startswith("its weight is computed of constants, by Mul ")
+    weightless = sparseflow("export", "masked.py:weightless", "-o", "none.onnx", "--no-check")
+    assert weightless.out.startswith("Input 'input': "), "a table with no rows says nothing"
 
 
 def test_build_exports_first(sparseflow: Sparseflow, source: str, own_folder: Path) -> None:
