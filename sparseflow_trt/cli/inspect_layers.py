@@ -162,7 +162,7 @@ def _counts(layers: Any) -> dict[str, int]:
 
 
 def _print(layers: Any, show_all: bool) -> None:
-    from sparseflow_trt.model.graph import masks_apart, percent
+    from sparseflow_trt.model.graph import masks_apart, percent, weights_computed
 
     columns = ("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
     table = console.table(*columns, spared=("K axis", "Op"))
@@ -195,7 +195,7 @@ def _print(layers: Any, show_all: bool) -> None:
         f"{counts['not-eligible']} not eligible"
         + (f" ({hidden} of them products with no constant weight: --all lists them)" if hidden else "")
     )
-    if said := masks_apart(layers):
+    for said in filter(None, (masks_apart(layers), weights_computed(layers))):
         out.print(console.styled(said, "yellow"))
 
 

@@ -163,25 +163,34 @@ def masks_apart(layers: Iterable[WeightedLayer]) -> str:
     return (
         f"{apart} layer(s) multiply a mask with their weight at each run, so that it is not seen as 2:4. "
         "Make the mask part of it before the export: torch.nn.utils.prune.remove(module, 'weight'), or "
-        "squash_mask() of torch.ao's sparsifier."
+        "squash_mask() of torch.ao's sparsifier; of a parametrization of your own "
+        "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')."
+    )
+
+
+def weights_computed(layers: Iterable[WeightedLayer]) -> str:
+    """What to do with layers whose weights the graph computes of constants; "" where there are none."""
+    names = [f"'{layer.name}'" for layer in layers if layer.computed and layer.reason != MASK_APART]
+    if not names:
+        return ""
+    return (
+        f"{len(names)} layer(s) have weights that are computed of constants in the graph, and stay as they "
+        f"are: {listed(names, _MOST_NAMED)}. Make each one parameter before the export, by "
+        "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') or nn.Parameter(torch.cat(…)), "
+        "or fold the file with ONNX Runtime: optimized_model_filepath, at ORT_ENABLE_BASIC."
     )
 
 
 def left_as_they_are(layers: Iterable[WeightedLayer]) -> tuple[str, ...]:
     """Sentences on layers that no plan is for, since their weights are computed in the graph."""
     layers = tuple(layers)
-    computed = [f"'{layer.name}'" for layer in layers if layer.computed and layer.reason != MASK_APART]
-    told = (
-        f"{len(computed)} layer(s) have weights that are computed of constants in the graph, and stay as "
-        f"they are: {listed(computed, _MOST_NAMED)}. `sparseflow-trt inspect` says what to do."
-    )
     others = [layer.op_type for layer in layers if layer.op_type not in OPS]
     kinds = listed(sorted(set(others)), _MOST_NAMED)
     foreign = (
         f"{len(others)} layer(s) multiply by their weights in a way that has no 2:4 path here ({kinds}), and "
         "stay as they are. `sparseflow-trt inspect` lists them."
     )
-    said = (masks_apart(layers), told if computed else "", foreign if others else "")
+    said = (masks_apart(layers), weights_computed(layers), foreign if others else "")
     return tuple(filter(None, said))
 
 

@@ -57,7 +57,7 @@ def _why_computed(value: ir.Value, node: ir.Node) -> str:
         return f"{by} behind a DequantizeLinear: do it before, and dequantize last"
     if node.op_type in ("Split", "Slice"):  # of what `parts` does not take
         by += ", and no range of rows"
-    return f"{by}: export it with these folded"
+    return f"{by}: make it one parameter before the export"
 
 
 def _climb(value: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:

@@ -76,6 +76,7 @@ def test_masks_that_are_apart_are_listed_with_what_to_do(sparseflow: Sparseflow,
     assert lines[1].endswith("its mask is still apart: multiplied with its weight")
     assert any(line.startswith("1 layer(s) multiply a mask with their weight at each run") for line in lines)
     assert "torch.nn.utils.prune.remove(module, 'weight'), or squash_mask()" in ended.out
+    assert "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')" in ended.out
     told = next(line for line in lines if line.startswith("1 layer(s) multiply a mask"))
     for command in (("plan", "-o", "p.yaml"), ("build", "--backend", "onnxruntime", "-o", "a.artifact")):
         ended = sparseflow(command[0], "masked.onnx", "--dim", "batch=8", *command[1:])
@@ -83,6 +84,30 @@ def test_masks_that_are_apart_are_listed_with_what_to_do(sparseflow: Sparseflow,
     ended = sparseflow("inspect", "a.artifact")
     assert (ended.code, told in ended.out) == (3, True)
     assert not sparseflow("inspect", "masked.onnx", "--json").json["all_eligible_sparse"]
+
+
+def test_weights_that_are_computed_are_listed_with_what_to_do(sparseflow: Sparseflow, models: Models) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    nodes = [
+        helper.make_node("Mul", ["w", "scale"], ["scaled"], name="mul"),
+        helper.make_node("MatMul", ["x", "scaled"], ["y"], name="up"),
+    ]
+    weights = {"w": random_weight(64, 32), "scale": np.ones((1, 32), np.float32)}
+    models.save(models.model(nodes, weights), "normed.onnx")
+    ended = sparseflow("inspect", "normed.onnx")
+    why = "its weight is computed of constants, by Mul 'mul': make it one parameter before the export"
+    assert ended.out.splitlines()[1].endswith(why)
+    told = "1 layer(s) have weights that are computed of constants in the graph, and stay as they are: 'up'. "
+    does = "by torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') or nn.Parameter(torch.cat"
+    assert f"\n{told}Make each one parameter before the export, {does}" in ended.out
+    for command in (("plan", "-o", "p.yaml"), ("build", "--backend", "onnxruntime", "-o", "a.artifact")):
+        assert does in sparseflow(command[0], "normed.onnx", "--dim", "batch=8", *command[1:]).out
+    assert does in sparseflow("estimate", "normed.onnx", "--device", "a100", "--dim", "batch=8").err
+    options = ort.SessionOptions()  # what is advised for a file
+    options.optimized_model_filepath = "folded.onnx"
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    ort.InferenceSession("normed.onnx", options)
+    assert "Prune them with: sparseflow-trt prune folded.onnx" in sparseflow("inspect", "folded.onnx").out
 
 
 def test_a_weight_on_two_axes_is_not_to_be_pruned(sparseflow: Sparseflow, models: Models) -> None:

@@ -227,7 +227,10 @@ def test_a_mask_that_is_apart_is_told_from_a_weight_that_is_computed(other: str,
     (one,) = layers_of(models.save(models.model(nodes, weights, inputs)))
     assert (one.computed, one.reason) == {
         "mask": (True, "its mask is still apart: multiplied with its weight"),
-        "scale": (True, "its weight is computed of constants, by Mul 'mul': export it with these folded"),
+        "scale": (
+            True,
+            "its weight is computed of constants, by Mul 'mul': make it one parameter before the export",
+        ),
         "x2": (False, "dynamic weight: computed by Mul 'mul'"),
     }[other]
     assert one.state is NOT_ELIGIBLE
@@ -430,7 +433,7 @@ def test_a_weight_that_is_computed_of_constants_is_said(models: Models) -> None:
     layers = layers_of(models.save(model))
     assert layers[-1].reason == "dynamic weight: 'x' is an input of its graph"
     by = "its weight is computed of constants, by Split 'split'"
-    why = f"{by}, and no range of rows: export it with these folded"
+    why = f"{by}, and no range of rows: make it one parameter before the export"
     said = {layer.name: (layer.computed, layer.state) for layer in layers}
     assert said == {
         "right_operand": (True, NOT_ELIGIBLE),

@@ -157,7 +157,10 @@ def test_a_layer_whose_weight_is_computed_is_left_with_the_reason(models: Models
     ]
     weights = {"w": weight, "scale": np.array(2, np.float32)}
     model = read_model(models.save(models.model(nodes, weights)))
-    why = ("computed", "its weight is computed of constants, by Mul 'mul': export it with these folded")
+    why = (
+        "computed",
+        "its weight is computed of constants, by Mul 'mul': make it one parameter before the export",
+    )
     assert choose_weights(model).skipped == (why,)
     named = choose_weights(model, include=("comp*", "scores"))
     assert named.skipped == (why, ("scores", "dynamic weight: 'x' is an input of its graph"))
