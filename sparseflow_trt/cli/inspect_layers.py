@@ -225,14 +225,13 @@ def _what_pruning_does(found: OnnxModel, layers: Sequence[WeightedLayer]) -> _Pr
 
 def _print_what_pruning_does(model: Path, layers: Sequence[WeightedLayer], does: _Pruning) -> None:
     """Says how to prune what is not 2:4, and of what pruning does not make so, why."""
+    from sparseflow_trt.model.prunable import pruned_before
+
     out = console.out()
     if does.takes:
         out.print(f"Prune them with: {shlex.join(['sparseflow-trt', 'prune', str(model)])}")
-        if before := sum(bool(layer.otherwise) for layer in layers if layer.name in does.takes):
-            out.print(
-                f"{before} of them have been pruned before, it seems: prune the model from before that, else "
-                "accuracy is lost twice."
-            )
+        if said := pruned_before(layer for layer in layers if layer.name in does.takes):
+            out.print(said)
     for told, reasons in (
         ("{} cannot be pruned: {}.", does.conflicts),
         ("`prune` leaves {} alone: {}.", does.skipped),

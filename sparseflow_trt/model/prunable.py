@@ -5,7 +5,7 @@ The one rule: `inspect` tells it, `estimate` counts by it, `prune` does it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +133,17 @@ def prunable(layers: Sequence[WeightedLayer], choice: Choice) -> tuple[WeightedL
     """
     taken = {name for weight in choice.taken for name in weight.layers}
     return tuple(layer for layer in layers if layer.state is SparsityState.NOT_SPARSE and layer.name in taken)
+
+
+def pruned_before(layers: Iterable[WeightedLayer]) -> str:
+    """What to do before layers that are not 2:4 are pruned: "" where none of them was pruned another way."""
+    before = sum(bool(layer.otherwise) for layer in layers)
+    if not before:
+        return ""
+    return (
+        f"{before} layer(s) have been pruned before, it seems: prune the model from before that, else "
+        "accuracy is lost twice."
+    )
 
 
 def is_external(weight: TracedWeight) -> bool:

@@ -10,7 +10,7 @@ from sparseflow_trt.errors import NotSparseError, ShapeError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are
 from sparseflow_trt.model.layer_names import NOT_NAMED
 from sparseflow_trt.model.model_file import OnnxModel
-from sparseflow_trt.model.prunable import choose_weights, prunable
+from sparseflow_trt.model.prunable import choose_weights, prunable, pruned_before
 from sparseflow_trt.plans.crossovers import LayerShape
 from sparseflow_trt.plans.decide import Decision, PluginUse, SparsityMode, decide
 from sparseflow_trt.plans.joins import find_joins
@@ -154,8 +154,9 @@ def _how_to_prune(able: list[WeightedLayer], model: OnnxModel) -> str:
     left = {**dict(choice.conflicts), **dict(choice.skipped)}
     written = f"{model.path.stem}.2to4{model.path.suffix}"
     command = ["sparseflow-trt", "prune", str(model.path), "-o", written]
-    if prunable(able, choice):
-        return f"Prune it first: `{shlex.join(command)}`; or {policy}"
+    if taken := prunable(able, choice):
+        prune = f"Prune it first: `{shlex.join(command)}`; or {policy}"
+        return " ".join(filter(None, (prune, pruned_before(taken))))
     if named := [layer.name for layer in able if left.get(layer.name) == NOT_NAMED]:
         command += [word for name in named for word in ("--include", name)]
         return (

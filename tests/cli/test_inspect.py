@@ -47,7 +47,7 @@ def test_layers_that_were_pruned_along_the_wrong_axis_are_one_row_with_what_to_d
     ended = sparseflow("inspect", "wrong.onnx")
     assert ended.code == 3
     assert ended.out.splitlines()[1].endswith("of the groups; it is 2:4 along N, not K"), ended.out
-    assert "\n2 of them have been pruned before, it seems: prune the model from before that" in ended.out
+    assert "\n2 layer(s) have been pruned before, it seems: prune the model from before that" in ended.out
 
 
 def test_a_narrow_terminal_has_the_reasons_below_the_table(

@@ -14,6 +14,7 @@ from sparseflow_trt.exporters.pruning.prune import prune_model
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.model.model_file import OnnxModel, read_model
 from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.model.prunable import pruned_before
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.plans.plan import (
     ModelPrecision,
@@ -218,6 +219,22 @@ def test_sparsity_is_not_forced_where_nothing_is_2to4(
         prune_model(model, output, include=tuple((options or "").split()[1::2]))
         pruned = read_model(output)
         check_forced(read_layers(pruned), sparsity, pruned)
+
+
+@pytest.mark.parametrize("along_n", [True, False])
+def test_a_model_that_was_pruned_another_way_is_told_as_inspect_tells_it(
+    along_n: bool, models: Models
+) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    pruned = prune_2to4(weight, 1) if along_n else np.where(abs(weight) > np.median(abs(weight)), weight, 0)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="a")]
+    model = read_model(models.save(models.model(nodes, {"w": pruned}), "m.onnx"))
+    with pytest.raises(NotSparseError) as caught:
+        check_forced(read_layers(model), "force", model)
+    prune, _, more = caught.value.hint.partition("; or leave it to a policy: --sparsity policy. ")
+    assert prune == f"Prune it first: `sparseflow-trt prune {model.path} -o m.2to4.onnx`"
+    assert more == pruned_before(read_layers(model))
+    assert more.startswith("1 layer(s) have been pruned before, it seems: prune the model from before that")
 
 
 def test_where_masks_are_apart_sparsity_is_not_forced_and_what_to_do_is_said(models: Models) -> None:
