@@ -36,8 +36,8 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
     Of an artifact in MODEL's place: what was planned for each layer and why, what the engine runs, and how
     far it is from FP32, as `build` printed it.
 
-    Exits with 0 where every eligible weight is 2:4, with 3 where one is not or has its mask apart; with
-    --since, where a step broke one or left one out.
+    Exits with 0 where every eligible weight is 2:4, and where there is none; with 3 where one is not or has
+    its mask apart; with --since, where a step broke one or left one out.
     """
     from sparseflow_trt.building.artifact_export import is_artifact
     from sparseflow_trt.model.graph import all_eligible_sparse, read_layers
@@ -162,7 +162,7 @@ def _counts(layers: Any) -> dict[str, int]:
 
 
 def _print(layers: Any, show_all: bool) -> None:
-    from sparseflow_trt.model.graph import masks_apart, percent, weights_computed
+    from sparseflow_trt.model.graph import all_eligible_sparse, masks_apart, percent, weights_computed
 
     columns = ("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
     table = console.table(*columns, spared=("K axis", "Op"))
@@ -197,6 +197,9 @@ def _print(layers: Any, show_all: bool) -> None:
     )
     for said in filter(None, (masks_apart(layers), weights_computed(layers))):
         out.print(console.styled(said, "yellow"))
+    if all_eligible_sparse(layers) and not counts["sparse"]:
+        why = "could be 2:4: each row says why" if shown else "is multiplied by"
+        out.print(f"Nothing was judged. The model has no stored weight that {why}.")
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,20 @@ def test_weights_that_are_computed_are_listed_with_what_to_do(sparseflow: Sparse
     assert "Prune them with: sparseflow-trt prune folded.onnx" in sparseflow("inspect", "folded.onnx").out
 
 
+def test_a_model_of_quantized_operators_alone_says_that_nothing_was_judged(
+    sparseflow: Sparseflow, models: Models
+) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    path = models.matmul(prune_2to4(random_weight(64, 32), 0))
+    quantization.quantize_dynamic(path, models.folder / "quantized.onnx")
+    ended = sparseflow("inspect", "quantized.onnx")
+    assert ended.code == 0  # no eligible weight is anything but 2:4
+    assert "MatMulInteger multiplies by its weight in a way that has no 2:4 path here" in ended.out
+    told = "Nothing was judged. The model has no stored weight that could be 2:4: each row says why."
+    assert f"0 sparse, 0 not sparse, 1 not eligible\n{told}\n" in ended.out
+    assert "Nothing was judged" not in sparseflow("inspect", path).out
+
+
 def test_a_weight_on_two_axes_is_not_to_be_pruned(sparseflow: Sparseflow, models: Models) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], name="up"),
@@ -242,6 +256,7 @@ def test_products_of_activations_are_shown_when_asked_for(sparseflow: Sparseflow
     hidden = sparseflow("inspect", path)
     assert hidden.code == 0
     assert "square" not in hidden.out
+    assert "\nNothing was judged. The model has no stored weight that is multiplied by.\n" in hidden.out
     assert "1 of them products with no constant weight: --all lists them" in hidden.out
     assert "[bold]square[/bold]" in sparseflow("inspect", path, "--all").out, "names are no markup"
 
