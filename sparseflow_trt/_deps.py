@@ -19,7 +19,8 @@ from sparseflow_trt.errors import NotInstalledError
 class _Dependency(NamedTuple):
     """A module's distributions, any of them, its oldest version, and what to install for it.
 
-    The requirements are those of one of setup.cfg's extras: whoever lacks one mostly lacks the rest.
+    The requirements are those of one of setup.cfg's extras: whoever lacks one mostly lacks the rest. CUDA's
+    bindings stand alone: they are asked for when TensorRT or TensorRT-RTX is there.
     """
 
     distributions: tuple[str, ...]
@@ -43,7 +44,7 @@ _KNOWN = {
     "torch": _Dependency(("torch",), "2.6", _TORCH),
     "transformers": _Dependency(("transformers",), "4.50", (*_TORCH, "transformers>=4.50")),
     "tensorrt": _Dependency(("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), "8.6", _TENSORRT),
-    "cuda.bindings.runtime": _Dependency(("cuda-bindings",), "12.6", _TENSORRT),
+    "cuda.bindings.runtime": _Dependency(("cuda-bindings",), "12.6", ("cuda-bindings>=12.6",)),
     "tritonclient.grpc": _TRITON,
     "tritonclient.http": _TRITON,
     "tritonclient.grpc.aio": _TRITON,

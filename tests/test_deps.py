@@ -119,7 +119,7 @@ def test_a_whole_extra_is_installed_where_one_is_for_the_module() -> None:
     extras = _required()
     for module, extra in {
         "onnxruntime": "ort", "matplotlib": "plot", "ray": "ray", "torch": "torch", "onnxscript": "torch",
-        "transformers": "hf", "tensorrt": "tensorrt", "cuda.bindings.runtime": "tensorrt",
+        "transformers": "hf", "tensorrt": "tensorrt",
         "tritonclient.http": "triton", "tensorrt_rtx_libs": "rtx",
     }.items():  # fmt: skip
         assert set(_deps._KNOWN[module].requirements) == extras[extra]

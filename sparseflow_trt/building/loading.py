@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
+from sparseflow_trt.engines.backends.tensorrt_rtx import why_not_here
+from sparseflow_trt.engines.machine.hardware import find_gpus
 from sparseflow_trt.engines.plugin.library import load_library
 from sparseflow_trt.engines.running.runner import Engine
 from sparseflow_trt.engines.tensorrt.api import Flavour, load_flavour
-from sparseflow_trt.errors import ArtifactError
+from sparseflow_trt.errors import ArtifactError, BuildError
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def open_artifact(folder: Path) -> Engine:
 
     Raises:
         ArtifactError: The folder is no artifact, its files have changed, or ONNX Runtime runs it.
-        BuildError: It does not load here, or this process has another library of the plugin.
+        BuildError: It does not load or run here, or this process has another library of the plugin.
         InputError: It has an input or output that cannot be given here.
         NotInstalledError: TensorRT, cuda-bindings or the plugin's library is missing.
     """
@@ -76,6 +78,11 @@ def open_artifact(folder: Path) -> Engine:
             f"Open it with onnxruntime.InferenceSession('{folder / manifest.engine.file}').",
         )
     check_files(manifest, folder)
+    if backend == "tensorrt-rtx" and (why_not := why_not_here(find_gpus())):
+        raise BuildError(
+            f"{folder} does not run here. {why_not}",
+            f"It is for {manifest.engine.device}. What --backend onnxruntime builds runs anywhere.",
+        )
     return open_engine(load_flavour(backend), engine_file(folder, manifest.engine))
 
 

@@ -11,8 +11,8 @@ import pytest
 from sparseflow_trt.building.loading import open_artifact
 from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.engines.backends.choose import BackendName
-from sparseflow_trt.engines.machine.hardware import find_gpus
-from sparseflow_trt.errors import ArtifactError, SparseflowError
+from sparseflow_trt.engines.machine.hardware import NO_GPU, Gpu, find_gpus
+from sparseflow_trt.errors import ArtifactError, BuildError, SparseflowError
 from sparseflow_trt.pipeline import BuildOptions, build
 
 if TYPE_CHECKING:
@@ -42,7 +42,17 @@ def test_an_engine_that_was_changed_is_not_opened(models: Models, tmp_path: Path
 
 
 @pytest.mark.skipif(bool(find_gpus()), reason="tests/gpu opens engines where there is a GPU")
-def test_what_an_engine_needs_to_run_is_said(models: Models, tmp_path: Path) -> None:
+def test_what_an_engine_of_rtx_needs_to_run_is_said(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("tensorrt_rtx_libs")
-    with pytest.raises(SparseflowError, match=r"cuda.bindings|CUDA"):
-        open_artifact(built(models, tmp_path, "tensorrt-rtx"))
+    folder = built(models, tmp_path, "tensorrt-rtx")
+    with pytest.raises(BuildError, match=f"A TensorRT-RTX engine needs a GPU to run, and {NO_GPU}") as caught:
+        open_artifact(folder)
+    assert caught.value.hint.startswith("It is for NVIDIA GPUs of compute capability 8.0, ")
+    monkeypatch.setattr(
+        "sparseflow_trt.building.loading.find_gpus", lambda: (Gpu("L4", "8.9", 1, 1, True, "13.0"),)
+    )
+    with pytest.raises(SparseflowError) as lacking:  # as far as one gets with no CUDA
+        open_artifact(folder)
+    assert lacking.value.hint in ("pip install 'cuda-bindings>=12.6'", "Look at `sparseflow-trt doctor`.")
