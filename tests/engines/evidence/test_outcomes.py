@@ -17,16 +17,19 @@ from sparseflow_trt.engines.evidence.outcomes import (
     untold,
 )
 from sparseflow_trt.engines.evidence.timings import LayerTimings, Timing, read_timings
+from sparseflow_trt.engines.plugin.library import plugin_mismatches
 from sparseflow_trt.plans.plan import Plan, PlannedLayer, Precision
 from sparseflow_trt.plans.shapes import Profile
+from sparseflow_trt.policies.policy import Kernel
 
 DATA = Path(__file__).parent.parent / "data"
 SPARSE_KERNEL = "sm90_xmma_sparse_gemm_f16f16_f16f32_f32_tn"
 DENSE_KERNEL = "sm80_xmma_gemm_f16f16_f16f32_f32_tn"
 GEMM = LayerEvidence("mm", "CaskGemmConvolution", "Half", DENSE_KERNEL, 0, ("mm",))
+PLUGIN = LayerEvidence("a || b", "PluginV2", "Half", "", nodes=("a || b",))
 
 
-def make_plan(profiles: int = 0, precision: Precision = "fp16", **sparse: bool) -> Plan:
+def make_plan(profiles: int = 0, precision: Precision = "fp16", **kernels: Kernel | bool) -> Plan:
     return Plan(
         precision="keep",
         policy="none",
@@ -38,10 +41,10 @@ def make_plan(profiles: int = 0, precision: Precision = "fp16", **sparse: bool) 
                 n=8,
                 k=8,
                 precision=precision,
-                sparsity="sparse" if is_sparse else "dense",
+                sparsity=("sparse" if kernel else "dense") if isinstance(kernel, bool) else kernel,
                 reason="",
             )
-            for name, is_sparse in sparse.items()
+            for name, kernel in kernels.items()
         ),
     )
 
@@ -325,3 +328,46 @@ def test_a_layer_inside_a_compiled_region_is_said_to_be_there() -> None:
         "The engine does not tell the precision of 2 of 2 planned layers, the first of them 'a': in the "
     )
     assert untold(made, ()) == ""
+
+
+def test_layers_in_the_plugin_are_told_as_such() -> None:
+    plan = make_plan(a="plugin", b="plugin", c="dense")
+    a, b, c = outcomes = join_outcomes(plan, (PLUGIN, replace(GEMM, name="c", nodes=("c",))))
+    assert (a.plugin, a.sparse, a.precision, a.merged_with) == (True, True, "Half", ("b",))
+    assert b.merged_with == ("a",)
+    assert a.why.startswith("runs in the plugin, as one product with 'b'")
+    assert not c.plugin
+    assert plugin_mismatches(plan, outcomes) == ()
+
+
+def test_a_plugins_type_is_the_plans_where_the_inspector_does_not_tell_it() -> None:
+    plan = make_plan(a="plugin")
+    (found,) = join_outcomes(plan, (replace(PLUGIN, precision=""),))
+    assert found.precision == "Half"
+    (found,) = join_outcomes(plan, (replace(PLUGIN, precision="Float"),))
+    assert precision_mismatches(plan, (found,)) == ("'a' is planned fp16 and runs in Float.",)
+
+
+def test_a_dense_copy_is_told() -> None:
+    plan = make_plan(a="plugin")
+    layer = plan.layers[0].model_copy(update={"dense_below_m": 64})
+    (found,) = join_outcomes(plan.model_copy(update={"layers": (layer,)}), (PLUGIN,))
+    assert "; below M=64 its dense copy" in found.why
+
+
+def test_each_profile_has_its_own_outcome() -> None:
+    second = LayerEvidence("a", "PluginV2", "Half", "", profile=1, nodes=("a",))
+    outcomes = join_outcomes(make_plan(2, a="plugin"), (PLUGIN, second))
+    assert [(o.profile, o.plugin) for o in outcomes] == [(0, True), (1, True)]
+
+
+def test_what_runs_elsewhere_than_planned_is_named() -> None:
+    plan = make_plan(a="dense", b="sparse", c="plugin")
+    outcomes = join_outcomes(plan, (PLUGIN, replace(GEMM, name="c", nodes=("c",))))
+    assert plugin_mismatches(plan, outcomes) == (
+        "'a' is planned dense and runs in the plugin.",
+        "'b' is planned sparse and runs in the plugin.",
+        "'c' is planned plugin and runs outside of the plugin.",
+    )
+    untold = (LayerOutcome("c", 0, why="not found"),)
+    assert plugin_mismatches(plan, untold) == ()

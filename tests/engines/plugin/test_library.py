@@ -1,4 +1,4 @@
-"""The plugin's library in a process and beside an engine, and the evidence of layers that run in it."""
+"""The plugin's library in a process and beside an engine."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 
 from sparseflow_trt.engines.backends.child import run_build
-from sparseflow_trt.engines.evidence.layer_evidence import LayerEvidence
-from sparseflow_trt.engines.evidence.outcomes import LayerOutcome, join_outcomes, precision_mismatches
 from sparseflow_trt.engines.plugin import library as plugin_library
 from sparseflow_trt.engines.plugin.library import (
     check_library,
@@ -23,7 +21,6 @@ from sparseflow_trt.engines.plugin.library import (
     library_for,
     load_library,
     lowered_note,
-    plugin_mismatches,
 )
 from sparseflow_trt.engines.plugin.plugins import NAME
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions
@@ -31,18 +28,16 @@ from sparseflow_trt.engines.tensorrt.api import Flavour, version_of
 from sparseflow_trt.errors import BuildError, NotInstalledError
 from sparseflow_trt.model.target import PLUGIN_OP
 from sparseflow_trt.plans.plan import Plan, PlannedLayer
-from sparseflow_trt.plans.shapes import Profile
 from sparseflow_trt.policies.policy import Kernel
 from tests.shared_libraries import write_library
 
 
-def make_plan(*profiles: str, **kernels: Kernel) -> Plan:
+def make_plan(**kernels: Kernel) -> Plan:
     layers = (
         PlannedLayer(name=n, kind="o", n=16, k=16, precision="fp16", sparsity=kernel, reason="")
         for n, kernel in kernels.items()
     )
-    told = tuple(Profile(name=name, inputs={}) for name in profiles)
-    return Plan(precision="keep", policy="none", profiles=told, layers=tuple(layers))
+    return Plan(precision="keep", policy="none", profiles=(), layers=tuple(layers))
 
 
 def flavour(key: str = "tensorrt") -> Flavour:
@@ -160,53 +155,6 @@ def test_the_libraries_that_the_plugin_loaded_say_their_versions(tmp_path: Path)
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.splitlines() == ["{}", "{'cuBLASLt': '7.8.9'}"]
-
-
-PLUGIN = LayerEvidence("a || b", "PluginV2", "Half", "", nodes=("a || b",))
-GEMM = LayerEvidence("c", "CaskGemmConvolution", "Half", "sm80_xmma_gemm", nodes=("c",))
-
-
-def test_layers_in_the_plugin_are_told_as_such() -> None:
-    plan = make_plan(a="plugin", b="plugin", c="dense")
-    a, b, c = outcomes = join_outcomes(plan, (PLUGIN, GEMM))
-    assert (a.plugin, a.sparse, a.precision, a.merged_with) == (True, True, "Half", ("b",))
-    assert b.merged_with == ("a",)
-    assert a.why.startswith("runs in the plugin, as one product with 'b'")
-    assert not c.plugin
-    assert plugin_mismatches(plan, outcomes) == ()
-
-
-def test_a_plugins_type_is_the_plans_where_the_inspector_does_not_tell_it() -> None:
-    plan = make_plan(a="plugin")
-    (found,) = join_outcomes(plan, (replace(PLUGIN, precision=""),))
-    assert found.precision == "Half"
-    (found,) = join_outcomes(plan, (replace(PLUGIN, precision="Float"),))
-    assert precision_mismatches(plan, (found,)) == ("'a' is planned fp16 and runs in Float.",)
-
-
-def test_a_dense_copy_is_told() -> None:
-    plan = make_plan(a="plugin")
-    layer = plan.layers[0].model_copy(update={"dense_below_m": 64})
-    (found,) = join_outcomes(plan.model_copy(update={"layers": (layer,)}), (PLUGIN,))
-    assert "; below M=64 its dense copy" in found.why
-
-
-def test_each_profile_has_its_own_outcome() -> None:
-    second = LayerEvidence("a", "PluginV2", "Half", "", profile=1, nodes=("a",))
-    outcomes = join_outcomes(make_plan("p", "q", a="plugin"), (PLUGIN, second))
-    assert [(o.profile, o.plugin) for o in outcomes] == [(0, True), (1, True)]
-
-
-def test_what_runs_elsewhere_than_planned_is_named() -> None:
-    plan = make_plan(a="dense", b="sparse", c="plugin")
-    outcomes = join_outcomes(plan, (PLUGIN, GEMM))
-    assert plugin_mismatches(plan, outcomes) == (
-        "'a' is planned dense and runs in the plugin.",
-        "'b' is planned sparse and runs in the plugin.",
-        "'c' is planned plugin and runs outside of the plugin.",
-    )
-    untold = (LayerOutcome("c", 0, why="not found"),)
-    assert plugin_mismatches(plan, untold) == ()
 
 
 def test_a_builder_without_plugins_says_how_many_layers_run_dense() -> None:
