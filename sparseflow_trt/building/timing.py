@@ -48,9 +48,9 @@ def time_engines(
         layers: Whether each layer is timed too.
 
     Raises:
-        BuildError: An engine does not load or run here.
+        BuildError: An engine does not load or run here, or two have different libraries of the plugin.
         InputError: An engine takes other inputs.
-        NotInstalledError: TensorRT or cuda-bindings is missing.
+        NotInstalledError: TensorRT, cuda-bindings or the plugin's library is missing.
     """
     flavour = load_flavour("tensorrt")
     timed = []
@@ -85,10 +85,14 @@ def time_artifacts(
         layers: Whether each layer is timed too.
 
     Raises:
-        ArtifactError: A folder is no artifact, or its engine is not TensorRT's.
-        BuildError: An engine does not load or run here.
-        InputError: The other engine takes other inputs.
-        NotInstalledError: TensorRT or cuda-bindings is missing.
+        ArtifactError: A folder is no artifact, its files have changed, or its engine is not TensorRT's.
+        BuildError: An engine does not load or run here, or the two have different libraries of the plugin.
+        InputError: The model has an input or output that cannot be given here, or the other engine takes
+            other inputs.
+        ModelError: The typed model cannot be read.
+        NotInstalledError: TensorRT, cuda-bindings or the plugin's library is missing.
+        PlanError: The plan cannot be read.
+        ShapeError: A profile of the plan does not fit the model.
     """
     folders = [folder, *([against] if against else [])]
     files = [engine_file(f, tensorrt_manifest(f, "timed").engine) for f in folders]

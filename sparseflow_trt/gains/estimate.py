@@ -71,6 +71,8 @@ def estimate_model(
         plugin: Whether sparse is the plugin, and not the library's own kernels.
 
     Raises:
+        ModelError: A node says something impossible, or of an input the file does not even say how many
+            dimensions it has.
         ShapeError: The shapes do not fit the model, a dynamic axis has no size, or as for `estimate`.
     """
     inputs = input_dims(model)

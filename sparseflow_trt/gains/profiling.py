@@ -116,9 +116,13 @@ def profile_artifact(
         on_step: Told what is done.
 
     Raises:
-        ArtifactError: The folder is no artifact, or its engine is not TensorRT's.
-        BuildError: The engine does not load or run here.
-        NotInstalledError: TensorRT or cuda-bindings is missing.
+        ArtifactError: The folder is no artifact, its files have changed, or its engine is not TensorRT's.
+        BuildError: The engine does not load or run here, or this process has another library of the plugin.
+        InputError: The model has an input or output that cannot be given here.
+        ModelError: The typed model cannot be read.
+        NotInstalledError: TensorRT, cuda-bindings or the plugin's library is missing.
+        PlanError: The plan cannot be read.
+        ShapeError: A profile of the plan does not fit the model.
     """
     manifest = tensorrt_manifest(folder, "profiled")
     profiles = read_plan(folder / "plan.yaml").profiles

@@ -58,6 +58,9 @@ def read_artifact(
         ArtifactError: The folder is no artifact, or its files have changed.
         DeployError: Its validation failed, Triton has no words for its inputs and outputs, or the engine
             does not take the batch.
+        ModelError: Its typed model cannot be read.
+        PlanError: Its plan cannot be read.
+        PolicyError: Its policy cannot be read.
     """
     manifest = read_manifest(folder)
     check_files(manifest, folder)
