@@ -5,6 +5,7 @@ What they cannot show is how fast or how right NVIDIA's libraries are: tests/gpu
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -69,8 +70,21 @@ def compile_fakes(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """drive_layer and the libraries."""
-    made = tmp_path_factory.mktemp("layer")
+    """drive_layer and the libraries, compiled once for all of pytest-xdist's workers."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return compile_driver(tmp_path_factory.mktemp("layer"))
+    made = tmp_path_factory.getbasetemp().parent / "layer"  # the workers' folders lie side by side
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made / "drive_layer").is_file():
+            shutil.rmtree(made, ignore_errors=True)  # what could not be compiled, by another worker
+            made.mkdir()
+            compile_driver(made)
+    return made
+
+
+def compile_driver(made: Path) -> Path:
+    """drive_layer, which is written last, and the libraries."""
     compile_fakes(made)
     sources = sorted(path for path in SOURCES.glob("*.cpp") if path.name not in NEED_TENSORRT)
     halves = sources[::2], [*sources[1::2], HERE / "drive_layer.cpp"]
