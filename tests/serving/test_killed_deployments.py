@@ -14,6 +14,8 @@ from sparseflow_trt.exporters.triton.version import served_versions, versions_in
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions
 
+pytestmark = pytest.mark.usefixtures("hears_ctrl_c")
+
 
 def test_what_a_killed_run_left_is_neither_served_nor_taken_for_an_edit(
     ort_artifact: Path, other_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
