@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sparseflow_trt.engines.evidence.layer_evidence import LayerEvidence
 from sparseflow_trt.engines.evidence.outcome_reasons import why_it_runs
-from sparseflow_trt.engines.evidence.tactics import is_sparse_tactic
+from sparseflow_trt.engines.evidence.tactics import accumulator_of_tactic, is_sparse_tactic
 from sparseflow_trt.engines.evidence.timings import LayerTimings
 from sparseflow_trt.engines.evidence.twins import Twins, find_twins
 from sparseflow_trt.errors import EvidenceError
@@ -53,6 +53,8 @@ class LayerOutcome:
         plugin: Whether it runs in the plugin, whose kernels are sparse; `sparse` is True then.
         timed_as: TensorRT's name of the layer that these times and counts are of, where the builder timed
             one for several that are alike; "" where they are its own.
+        accumulator: The type that the kernel adds up products in, in TensorRT's words; "" where its name does
+            not tell.
     """
 
     layer: str
@@ -71,6 +73,7 @@ class LayerOutcome:
     why: str = ""
     plugin: bool = False
     timed_as: str = ""
+    accumulator: str = ""
 
 
 def join_outcomes(
@@ -229,6 +232,7 @@ def _outcome(
         tried_dense=timings.tried_dense,
         why=why_it_runs(planned, found, timings, merged, precision) + (_AS.format(twin) if twin else ""),
         timed_as=twin,
+        accumulator=accumulator_of_tactic(found.tactic),
     )
 
 

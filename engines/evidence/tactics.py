@@ -31,7 +31,7 @@ _CODE = "|".join(_TYPES_BY_CODE)
 # sm80_xmma_gemm_f16f32_f16f32_f32_tn_n_…: A read as f16, the result written as f32; B taken as f16, summed
 # in f32; scaled in f32. Direct convolutions leave out B: i8i8_i32_f32.
 _TYPED_NAME = re.compile(
-    rf"_(?P<read>{_CODE})(?P<written>{_CODE})_(?P<multiplied>{_CODE})??(?:{_CODE})_(?:{_CODE})(?:_|$)"
+    rf"_(?P<read>{_CODE})(?P<written>{_CODE})_(?P<multiplied>{_CODE})??(?P<summed>{_CODE})_(?:{_CODE})(?:_|$)"
 )
 
 
@@ -110,6 +110,12 @@ def precision_of_tactic(name: str) -> str:
         _TYPES_BY_CODE[code] for code in (match["multiplied"] or match["read"], match["written"])
     )
     return multiplied if multiplied in ("TF32", written) else f"{multiplied}->{written}"
+
+
+def accumulator_of_tactic(name: str) -> str:
+    """The type that a tactic adds up products in, by its name: "Half", "Float", "Int32"; "" as above."""
+    match = _TYPED_NAME.search(name)
+    return _TYPES_BY_CODE[match["summed"]] if match else ""
 
 
 def nodes_of(metadata: str) -> tuple[str, ...]:

@@ -90,7 +90,8 @@ class OutcomeRecord(Record):
     """What became of one planned layer in one profile of the engine, with the times behind it.
 
     `timed_as` is TensorRT's name of the layer that the times and counts are of, where its builder timed one
-    for several that are alike; "" where they are this layer's own.
+    for several that are alike; "" where they are this layer's own. `accumulator` is the type that the kernel
+    adds up products in, by its name.
     """
 
     layer: str
@@ -109,6 +110,7 @@ class OutcomeRecord(Record):
     why: str
     plugin: bool = False
     timed_as: str = ""
+    accumulator: str = ""
 
     @property
     def is_told(self) -> bool:

@@ -53,6 +53,11 @@ def print_evidence(manifest: Manifest) -> None:
     sparse, plugin = sum(o.sparse for o in outcomes), sum(o.plugin for o in outcomes)
     inside = f", {plugin} of them in the plugin" if plugin else ""
     out.print(f"{sparse} of {len(outcomes)} layers and profiles run a sparse kernel{inside}.")
+    if half := sum(o.accumulator == "Half" for o in outcomes):
+        out.print(
+            f"{half} of {len(outcomes)} add up in FP16, by their tactics' names: the longer K, the more that "
+            "loses (docs/ACCURACY.md)."
+        )
 
 
 def _key(layer: LayerRecord, outcome: OutcomeRecord) -> tuple[str, ...]:

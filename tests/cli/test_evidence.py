@@ -101,6 +101,17 @@ def test_many_merged_layers_are_counted(manifest: Manifest, capsys: pytest.Captu
     assert "merged with 'a', 'b', 'c' and 2 more" in capsys.readouterr().out
 
 
+def test_layers_that_add_up_in_fp16_are_counted(
+    manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = [outcome(name, accumulator="Half") for name in ("gate_proj", "up_proj")]
+    print_evidence(told(manifest, *half, outcome("down_proj", accumulator="Float")))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 3 add up in FP16, by their tactics' names" in said
+    print_evidence(told(manifest, outcome("down_proj", accumulator="Float")))
+    assert "add up" not in capsys.readouterr().out
+
+
 def test_where_nothing_was_timed_nothing_is_printed(
     manifest: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sparseflow_trt.engines.evidence.tactics import accumulator_of_tactic
 from sparseflow_trt.engines.measuring.autotune import TOOK_DENSE, Curve, Request, find_crossovers
 from sparseflow_trt.engines.measuring.journal import read_journal
 from sparseflow_trt.policies.lookup import judge, known_of, sparse_ranges
@@ -319,6 +320,8 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
     assert all(each.clock and each.clock.sm_mhz < 1750 for each in far)
     for point in (p for each in far for p in (each.pair.dense, each.pair.sparse)):
         assert point.low_us and point.high_us and (point.high_us - point.low_us) / point.us < 0.02
+    tactics = [p.tactic.split(" ")[0] for pair in pairs.values() for p in (pair.dense, pair.sparse)]
+    assert {accumulator_of_tactic(tactic) for tactic in tactics} == {"Half"}, "as docs/ACCURACY.md says"
     for words, model in (
         ("LLaMA-8B's products took {:.0f} to {:.0f} s,", "llama-8b"),
         ("BERT-base's took {:.0f} to {:.0f} s each", "bert-base"),

@@ -121,6 +121,7 @@ def test_it_runs_sparse() -> None:
 
     assert runs.sparse
     assert (runs.best_sparse_tactic, runs.best_dense_tactic) == (SPARSE_KERNEL, DENSE_KERNEL)
+    assert runs.accumulator == "Float"
     assert runs.why == "runs sparse: 0.147 ms against 0.151 ms dense (16 sparse and 844 dense tactics tried)"
 
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from sparseflow_trt.engines.evidence.layer_evidence import LayerEvidence
-from sparseflow_trt.engines.evidence.tactics import is_sparse_tactic, layer_key, layers_from_log
+from sparseflow_trt.engines.evidence.tactics import (
+    accumulator_of_tactic,
+    is_sparse_tactic,
+    layer_key,
+    layers_from_log,
+)
 
 
 def line(
@@ -53,6 +58,22 @@ def test_kernels_for_2to4_weights_are_known_by_their_names() -> None:
     assert is_sparse_tactic("ampere_h16816spgemm_128x64_ldg8_stages_64x3_tn_v1")
     assert not is_sparse_tactic("sm80_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x64_stage3")
     assert not is_sparse_tactic("")
+
+
+@pytest.mark.parametrize(
+    ("tactic", "accumulator"),
+    [
+        ("sm90_xmma_gemm_f16f16_f16f16_f16_nn_n_tilesize128x128x64_warpgroupsize1x1x1_beta0", "Half"),
+        ("sm80_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x64_stage3", "Float"),
+        ("sm90_xmma_fprop_implicit_gemm_i8i8_i8i32_f32_nhwckrsc_nhwc_tilesize64x64x64", "Int32"),
+        ("sm80_xmma_fprop_implicit_gemm_i8i8_i32_f32_nhwckrsc_nhwc_tilesize64x64x64", "Int32"),
+        ("ampere_h16816spgemm_128x64_ldg8_stages_64x3_tn_v1", ""),
+        ("__myl_Add_0xab", ""),
+        ("", ""),
+    ],
+)
+def test_a_tactics_name_tells_what_it_adds_up_in(tactic: str, accumulator: str) -> None:
+    assert accumulator_of_tactic(tactic) == accumulator
 
 
 def test_a_layer_says_its_profile_or_has_that_of_its_builder() -> None:
