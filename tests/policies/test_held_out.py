@@ -264,8 +264,10 @@ def gains_above(policy: Policy, most: int) -> tuple[list[float], list[float], li
         kept = tuple(p for p in policy.points if (p.n, p.k) not in short or p.m <= most)
         less = policy.model_copy(update={"points": kept, "thresholds": ()})
         for (kind, n, k, dtype, m), gain in held.items():
+            if (n, k) not in short:
+                continue
             known = known_of(less, kind, n, k, dtype, "torch")
-            if (n, k) in short and known.exact:
+            if known.exact:
                 learned.append(gain if known.judge(m).sparse else 1.0)
                 as_at_largest.append(gain if known.pairs[max(known.pairs)].wins(known.margin) else 1.0)
                 best.append(max(gain, 1.0))
