@@ -22,7 +22,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_PATIENCE = 20.0  # seconds that a server has to unload its models
+_PATIENCE = 20.0  # seconds that stubs have to be gone
 
 
 def main(prefix: str, log: str, *command: str) -> int:
@@ -46,10 +46,7 @@ def main(prefix: str, log: str, *command: str) -> int:
         print(f"started {server.pid}", flush=True)
         while server.poll() is None:
             if select.select([sys.stdin], [], [], 0.05)[0] and not os.read(sys.stdin.fileno(), 1):
-                server.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    server.wait(_PATIENCE)
-                server.kill()
+                server.kill()  # nobody asks it any more; SIGTERM takes it three seconds, most of them asleep
                 break
         return server.wait()
     finally:
