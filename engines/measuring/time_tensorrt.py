@@ -2,9 +2,10 @@
 
 A 'sparse' point is the time of the engine that TensorRT builds when sparse weights are allowed: what one
 gets by asking for them. TensorRT takes the tactic that it finds fastest then, which may be a dense one; the
-point's tactic says so, with the builder's own times of the best of both sorts, and its ratio to the dense
-point is about 1. The dense engine is not built again in that case: with the same weights and one sort of
-tactic it would be the same engine, but for the noise of tactic timing.
+point's tactic says so, with the builder's own times of the best of both sorts. The dense engine is not
+built again in that case: with the same weights and one sort of tactic it would be the same engine, but for
+the noise of tactic timing. The one engine is loaded and timed twice, and both times count as one
+(`Measured.counted`).
 
 A 'plugin' point is the time of an engine of one node of the 2:4 plugin, beside the same dense engine.
 
