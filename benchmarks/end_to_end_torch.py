@@ -37,7 +37,7 @@ from typing import Any
 from measure import write_result
 
 from sparseflow_trt._files import write_atomically
-from sparseflow_trt.engines.measuring.autotune import Curve, Request
+from sparseflow_trt.engines.measuring.curves import Curve, Request
 from sparseflow_trt.engines.measuring.medians import Median, median_of
 from sparseflow_trt.engines.measuring.time_torch import DTYPES, TorchMeasurer
 from sparseflow_trt.engines.timing.turns import times_in_turn

@@ -32,7 +32,7 @@ from unittest import mock
 
 from measure import RESULTS, write_result
 
-from sparseflow_trt.engines.measuring.autotune import Curve, Request, curves_of
+from sparseflow_trt.engines.measuring.curves import Curve, Request, curves_of
 from sparseflow_trt.engines.measuring.journal import (
     SUFFIX,
     Journal,

@@ -20,10 +20,11 @@ from typing import Any
 from measure import write_result
 
 from sparseflow_trt._deps import version_of
-from sparseflow_trt.engines.measuring.autotune import RESOLUTION, Curve, Request
+from sparseflow_trt.engines.measuring.curves import Curve, Request
 from sparseflow_trt.engines.measuring.measurers import Crew, InTurn, identify, make_measurers
 from sparseflow_trt.engines.measuring.medians import Effort
 from sparseflow_trt.engines.measuring.ray_workers import RayWorkers
+from sparseflow_trt.engines.measuring.search import RESOLUTION
 from sparseflow_trt.policies.policy import Dtype, Pair, Threshold
 from sparseflow_trt.policies.presets import PRESETS
 from sparseflow_trt.tuning import Space, Tuned, autotune, products_of

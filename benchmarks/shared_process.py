@@ -20,7 +20,7 @@ import numpy as np
 from measure import summary, write_result
 
 from sparseflow_trt.engines.backends.child import run_build, shared_child
-from sparseflow_trt.engines.measuring.autotune import Curve, Request
+from sparseflow_trt.engines.measuring.curves import Curve, Request
 from sparseflow_trt.engines.measuring.single_products import plan_product, write_product
 from sparseflow_trt.engines.protocol import BuildRequest
 from sparseflow_trt.model.pattern import prune_2to4

@@ -35,9 +35,9 @@ from typing import Any
 
 from measure import write_result
 
-from sparseflow_trt.engines.measuring.autotune import incomplete_curves
 from sparseflow_trt.engines.measuring.journal import read_journal
 from sparseflow_trt.engines.measuring.measured_policy import extend_policy, policy_from_journal
+from sparseflow_trt.engines.measuring.search import incomplete_curves
 from sparseflow_trt.model.packing import ROWS
 from sparseflow_trt.policies.between import MULTIPROCESSORS, wave_of
 from sparseflow_trt.policies.known import Known

@@ -13,16 +13,7 @@ from pathlib import Path
 
 from sparseflow_trt._files import check_file, write_atomically
 from sparseflow_trt.engines.machine.gpu_state import driver_version
-from sparseflow_trt.engines.measuring.autotune import (
-    Crossover,
-    Curve,
-    Left,
-    Measured,
-    curves_of,
-    find_crossovers,
-    search,
-    what_is_left,
-)
+from sparseflow_trt.engines.measuring.curves import Curve, Measured, curves_of
 from sparseflow_trt.engines.measuring.journal import Run, journal_beside, open_journal, read_journal
 from sparseflow_trt.engines.measuring.measured_policy import (
     check_gpu,
@@ -32,6 +23,7 @@ from sparseflow_trt.engines.measuring.measured_policy import (
     without_points_of,
 )
 from sparseflow_trt.engines.measuring.measurers import Crew
+from sparseflow_trt.engines.measuring.search import Crossover, Left, find_crossovers, search, what_is_left
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.model.kinds import kind_from_names
 from sparseflow_trt.model.model_file import OnnxModel

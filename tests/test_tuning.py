@@ -13,7 +13,7 @@ from ml_dtypes import bfloat16
 from onnx import TensorProto, helper
 
 from sparseflow_trt.engines.machine.gpu_state import ClockState
-from sparseflow_trt.engines.measuring.autotune import Measured, Request
+from sparseflow_trt.engines.measuring.curves import Measured, Request
 from sparseflow_trt.engines.measuring.journal import Identity, journal_beside, read_journal
 from sparseflow_trt.engines.measuring.measured_policy import extend_policy, policy_from_journal
 from sparseflow_trt.engines.measuring.measurers import InTurn

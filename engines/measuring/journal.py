@@ -16,7 +16,7 @@ from pydantic import ValidationError, model_validator
 
 from sparseflow_trt._schema import Record, describe
 from sparseflow_trt.engines.machine.gpu_state import ClockState
-from sparseflow_trt.engines.measuring.autotune import Curve, Measured, Request
+from sparseflow_trt.engines.measuring.curves import Curve, Measured, Request
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.policies.between import MULTIPROCESSORS, wave_of
 from sparseflow_trt.policies.policy import Dtype, Pair, Point, SparseKernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from sparseflow_trt.engines.machine.gpu_state import describe_clocks
-from sparseflow_trt.engines.measuring.autotune import Curve, Request
+from sparseflow_trt.engines.measuring.curves import Curve, Request
 from sparseflow_trt.engines.measuring.journal import Journal
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.policies.policy import MARGIN, Pair, Point, Policy

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sparseflow_trt.engines.machine.hardware import NO_GPU, find_gpus
-from sparseflow_trt.engines.measuring.autotune import Measured, Request, Workers
+from sparseflow_trt.engines.measuring.curves import Measured, Request, Workers
 from sparseflow_trt.engines.measuring.journal import Identity
 from sparseflow_trt.engines.measuring.medians import Effort
 from sparseflow_trt.errors import NotInstalledError

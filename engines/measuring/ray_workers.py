@@ -8,7 +8,7 @@ from typing import Any
 
 from sparseflow_trt._deps import require
 from sparseflow_trt.engines.backends.child import shared_child
-from sparseflow_trt.engines.measuring.autotune import Measured, Request
+from sparseflow_trt.engines.measuring.curves import Measured, Request
 from sparseflow_trt.engines.measuring.journal import Identity
 from sparseflow_trt.engines.measuring.measurers import Identify, InTurn, MakeMeasurers, identify
 from sparseflow_trt.engines.measuring.ray_cluster import Tell, connect, release, reserve

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparseflow_trt.engines.measuring.autotune import Request
+from sparseflow_trt.engines.measuring.curves import Request
 from sparseflow_trt.model.packing import pack_2to4
 from sparseflow_trt.model.target import PLUGIN_DOMAIN, PLUGIN_OP, PLUGIN_VERSION
 from sparseflow_trt.plans.plan import Plan, PlannedLayer, Precision

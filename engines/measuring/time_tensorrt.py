@@ -33,7 +33,7 @@ from sparseflow_trt._files import sha256_of
 from sparseflow_trt.engines.backends.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.engines.evidence.outcomes import LayerOutcome
 from sparseflow_trt.engines.machine.gpu_state import ClockState, clock_reader, l2_bytes
-from sparseflow_trt.engines.measuring.autotune import TOOK_DENSE, Curve, Measured, Request, pair_of
+from sparseflow_trt.engines.measuring.curves import TOOK_DENSE, Curve, Measured, Request, pair_of
 from sparseflow_trt.engines.measuring.medians import Effort, sample_until_narrow
 from sparseflow_trt.engines.measuring.single_products import (
     PRECISIONS,

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparseflow_trt.engines.machine.gpu_state import ClockState, clock_reader, l2_bytes
-from sparseflow_trt.engines.measuring.autotune import Curve, Measured, Request, pair_of
+from sparseflow_trt.engines.measuring.curves import Curve, Measured, Request, pair_of
 from sparseflow_trt.engines.measuring.medians import Effort, sample_until_narrow
 from sparseflow_trt.engines.timing.input_sets import calls_needed, sets_needed
 from sparseflow_trt.engines.timing.turns import Work, times_in_turn

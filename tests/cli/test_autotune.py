@@ -12,7 +12,7 @@ import pytest
 
 from sparseflow_trt.cli import autotune
 from sparseflow_trt.engines.machine.hardware import find_gpus
-from sparseflow_trt.engines.measuring.autotune import Measured, Request
+from sparseflow_trt.engines.measuring.curves import Measured, Request
 from sparseflow_trt.engines.measuring.journal import Identity, read_journal
 from sparseflow_trt.engines.measuring.measurers import InTurn
 from sparseflow_trt.policies.policy import Dtype, Library, Pair, Point, read_policy

@@ -11,7 +11,7 @@ import pytest
 from sparseflow_trt.engines.machine.gpu_state import clock_reader, driver_version, l2_bytes
 from sparseflow_trt.engines.machine.hardware import NO_GPU, find_gpus
 from sparseflow_trt.engines.measuring import time_torch
-from sparseflow_trt.engines.measuring.autotune import TOOK_DENSE, Curve, Request
+from sparseflow_trt.engines.measuring.curves import TOOK_DENSE, Curve, Request
 from sparseflow_trt.engines.measuring.measurers import InTurn, identify
 from sparseflow_trt.engines.measuring.medians import Effort
 from sparseflow_trt.engines.tensorrt.api import version_of

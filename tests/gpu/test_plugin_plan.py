@@ -233,7 +233,7 @@ def test_another_library_in_the_same_process_is_refused(
 
 
 def test_autotune_measures_the_plugin(library: Path) -> None:
-    from sparseflow_trt.engines.measuring.autotune import Curve, Request
+    from sparseflow_trt.engines.measuring.curves import Curve, Request
     from sparseflow_trt.engines.measuring.medians import Effort
     from sparseflow_trt.engines.measuring.time_tensorrt import TensorRtMeasurer
 

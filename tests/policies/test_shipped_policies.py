@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from sparseflow_trt.engines.evidence.tactics import accumulator_of_tactic
-from sparseflow_trt.engines.measuring.autotune import TOOK_DENSE, Curve, Request, find_crossovers
+from sparseflow_trt.engines.measuring.curves import TOOK_DENSE, Curve, Request
 from sparseflow_trt.engines.measuring.journal import read_journal
+from sparseflow_trt.engines.measuring.search import find_crossovers
 from sparseflow_trt.policies.lookup import judge, known_of, sparse_ranges
 from sparseflow_trt.policies.plugin_lookup import plugin_known
 from sparseflow_trt.policies.policy import Pair, Policy, find_policy, pairs_by_shape, policy_for_device

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparseflow_trt.engines.machine.gpu_state import ClockState
-from sparseflow_trt.engines.measuring.autotune import Curve, Measured, Request
+from sparseflow_trt.engines.measuring.curves import Curve, Measured, Request
 from sparseflow_trt.engines.measuring.journal import (
     Identity,
     Journal,

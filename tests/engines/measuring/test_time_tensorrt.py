@@ -16,7 +16,7 @@ from sparseflow_trt.engines.backends.child import run_build
 from sparseflow_trt.engines.evidence.outcomes import LayerOutcome
 from sparseflow_trt.engines.machine.hardware import find_gpus
 from sparseflow_trt.engines.measuring import time_tensorrt
-from sparseflow_trt.engines.measuring.autotune import Curve, Request
+from sparseflow_trt.engines.measuring.curves import Curve, Request
 from sparseflow_trt.engines.measuring.single_products import (
     numpy_type,
     plan_product,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseflow_trt.engines.measuring.autotune import Curve, Request, pair_of
+from sparseflow_trt.engines.measuring.curves import Curve, Request, pair_of
 from sparseflow_trt.engines.measuring.medians import Median
 from sparseflow_trt.engines.measuring.time_torch import relative_error, tactic_of
 from sparseflow_trt.engines.timing import turns

@@ -10,14 +10,11 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
-from sparseflow_trt.engines.machine.gpu_state import ClockState
-from sparseflow_trt.engines.measuring.medians import Median
+from sparseflow_trt.engines.measuring.curves import Curve, Measured, Request, Workers
 from sparseflow_trt.policies.between import wins_between
-from sparseflow_trt.policies.policy import Dtype, Kernel, Library, Pair, Point, SparseKernel
-from sparseflow_trt.policies.presets import Product
+from sparseflow_trt.policies.policy import Pair
 
 # A crossover is found when the two measured M around it are no farther apart than this, or no M that is
 # worth measuring lies between them: kernels work on tiles, and above 8 only multiples of 8 are tried.
@@ -27,70 +24,6 @@ _STEP = 8
 # Two neighbouring M at both of which sparse wins may hide one where it does not (`between`). Where a lookup
 # would not take sparse between them and they are this far apart, half-way is measured, too.
 _WIDE = 1.8
-
-KERNELS: tuple[SparseKernel, ...] = ("sparse", "plugin")
-
-TOOK_DENSE = "(a dense tactic"  # in a sparse point's tactic: of all that it was allowed TensorRT took that
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One product over all M, dense and by one kernel. Two kinds with the same N and K have one curve."""
-
-    library: Library
-    dtype: Dtype
-    n: int
-    k: int
-    kind: str = field(compare=False)
-    kernel: SparseKernel = "sparse"
-
-    def __str__(self) -> str:
-        return f"{self.k}→{self.n}, {self.dtype}, {self.whose}"
-
-    @property
-    def whose(self) -> str:
-        """Whose kernel is held against dense, in words."""
-        return "the plugin" if self.kernel == "plugin" else self.library
-
-
-@dataclass(frozen=True)
-class Request:
-    """One product at one M, to be measured dense and by its curve's kernel."""
-
-    curve: Curve
-    m: int
-
-    def __str__(self) -> str:
-        curve = self.curve
-        return f"{curve.k}→{curve.n}, M={self.m}, {curve.dtype}, {curve.whose}"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A request's answer.
-
-    Attributes:
-        request: What was measured.
-        pair: The two points, as they were timed.
-        seconds: How long it took.
-        how: How kernels were timed, in two words.
-        clock: The state of the GPU's clocks under that load, None where nothing tells it.
-    """
-
-    request: Request
-    pair: Pair
-    seconds: float
-    how: str = ""
-    clock: ClockState | None = None
-
-    @property
-    def counted(self) -> Pair:
-        """The pair as it counts: where TensorRT took a dense tactic, one engine was timed twice.
-
-        Both points have the mean of the two times then, and an interval that holds both intervals: what the
-        two differ by is no gain. On an H200 that was up to 6 % where the power cap held the clocks back.
-        """
-        return _of_one_engine(self.pair) if TOOK_DENSE in self.pair.sparse.tactic else self.pair
 
 
 @dataclass(frozen=True)
@@ -106,44 +39,6 @@ class Crossover:
     def is_open(self) -> bool:
         """Whether it can be told more exactly."""
         return middle(self.low, self.high) is not None
-
-
-class Workers(Protocol):
-    """Those that measure, `count` at a time."""
-
-    count: int
-
-    def submit(self, request: Request) -> None:
-        """Gives one of them work; there are never more than `count` requests under way."""
-        ...
-
-    def next_measured(self) -> Measured:
-        """Waits for the answer to one of the requests under way.
-
-        Where that is an error, the others are still under way.
-        """
-        ...
-
-
-def curves_of(
-    products: Iterable[Product],
-    dtypes: Iterable[Dtype],
-    libraries: Iterable[Library],
-    plugin: bool = False,
-) -> tuple[Curve, ...]:
-    """A curve for each library, dtype and shape; a shape that comes twice has the kind that came first.
-
-    With `plugin` there is one of the plugin for each of TensorRT, behind that.
-    """
-    known = tuple(products)
-    curves = (
-        Curve(library, dtype, p.n, p.k, p.kind, kernel)
-        for library in libraries
-        for kernel in (KERNELS if plugin and library == "tensorrt" else KERNELS[:1])
-        for dtype in dtypes
-        for p in known
-    )
-    return tuple(dict.fromkeys(curves))
 
 
 def middle(low: int, high: int) -> int | None:
@@ -221,42 +116,6 @@ def next_requests(
     )
     doubtful = find_doubtful(complete, measured, margin, wave)
     return [*missing, *doubtful, *(Request(curve, m) for curve, m in halves if m is not None)]
-
-
-def pair_of(request: Request, medians: Sequence[Median], tactics: tuple[str, str]) -> Pair:
-    """The two points of a request, from medians in microseconds and what ran, each dense first."""
-    curve = request.curve
-    kernels: tuple[Kernel, Kernel] = ("dense", curve.kernel)
-    dense, sparse = (
-        Point(
-            kind=curve.kind,
-            n=curve.n,
-            k=curve.k,
-            m=request.m,
-            dtype=curve.dtype,
-            library=curve.library,
-            kernel=kernel,
-            us=round(median.value, 3),
-            low_us=round(median.low, 3),
-            high_us=round(median.high, 3),
-            runs=median.runs,
-            tactic=tactic,
-        )
-        for kernel, median, tactic in zip(kernels, medians, tactics, strict=True)
-    )
-    return Pair(dense, sparse)
-
-
-def _of_one_engine(pair: Pair) -> Pair:
-    """A pair whose two points are of one engine, with what both say of it."""
-    points = (pair.dense, pair.sparse)
-    bounds = [(p.low_us or p.us, p.high_us or p.us) for p in points]
-    time = {
-        "us": round(sum(p.us for p in points) / 2, 3),
-        "low_us": min(low for low, _ in bounds),
-        "high_us": max(high for _, high in bounds),
-    }
-    return Pair(*(p.model_copy(update=time) for p in points))
 
 
 @dataclass(frozen=True)

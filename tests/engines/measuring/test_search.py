@@ -9,13 +9,10 @@ from collections.abc import Callable
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sparseflow_trt.engines.measuring.autotune import (
+from sparseflow_trt.engines.measuring.curves import TOOK_DENSE, Curve, Measured, Request
+from sparseflow_trt.engines.measuring.measurers import InTurn
+from sparseflow_trt.engines.measuring.search import (
     RESOLUTION,
-    TOOK_DENSE,
-    Curve,
-    Measured,
-    Request,
-    curves_of,
     find_crossovers,
     find_doubtful,
     middle,
@@ -23,10 +20,8 @@ from sparseflow_trt.engines.measuring.autotune import (
     search,
     what_is_left,
 )
-from sparseflow_trt.engines.measuring.measurers import InTurn
 from sparseflow_trt.policies.between import WAVE, wins_between
 from sparseflow_trt.policies.policy import Dtype, Library, Pair, Point
-from sparseflow_trt.policies.presets import Product
 
 CURVE = Curve("torch", "FP16", 14336, 4096, "gate_up")
 GRID = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -199,30 +194,6 @@ def test_earlier_points_off_the_grid_narrow_a_crossover() -> None:
     assert {r.m for r in fake.asked} == set(GRID)
     (crossover,) = find_crossovers([CURVE], known, MARGIN)
     assert (crossover.low, crossover.high) == (96, 104)
-
-
-def test_one_shape_of_two_kinds_is_measured_once() -> None:
-    products = [Product("qkv", 4096, 4096), Product("o", 4096, 4096), Product("down", 4096, 14336)]
-    curves = curves_of(products, ["FP16", "BF16"], ["torch"])
-    assert [(c.dtype, c.n, c.k, c.kind) for c in curves] == [
-        ("FP16", 4096, 4096, "qkv"),
-        ("FP16", 4096, 14336, "down"),
-        ("BF16", 4096, 4096, "qkv"),
-        ("BF16", 4096, 14336, "down"),
-    ]
-
-
-@given(st.floats(0.5, 2), st.floats(1, 1000))
-def test_what_one_engine_differs_by_from_itself_is_no_gain(speedup: float, us: float) -> None:
-    """Seen on an H200: one engine timed twice, 1.05 and 0.95 times as fast as itself."""
-    raw = pair(Request(CURVE, 64), speedup, us)
-    sparse = raw.sparse.model_copy(update={"tactic": f"gemm {TOOK_DENSE})"})
-    counted = Measured(Request(CURVE, 64), Pair(raw.dense, sparse), 0.0).counted
-    assert counted.speedup == 1
-    assert counted.dense.low_us == min(raw.dense.us, sparse.us)
-    assert counted.sparse.high_us == max(raw.dense.us, sparse.us)
-    assert Measured(Request(CURVE, 64), raw, 0.0).counted == raw
-    assert Measured(Request(CURVE, 64), counted, 0.0).counted == counted
 
 
 def test_no_crossover_is_looked_for_in_noise_of_one_engine() -> None:
