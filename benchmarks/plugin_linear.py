@@ -41,7 +41,6 @@ from measure import result_that_stands, write_result
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt._files import sha256_of, written_atomically
-from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
 from sparseflow_trt.engines.machine.cuda_libraries import find_libraries
 from sparseflow_trt.engines.plugin.build import BuildRequest, build_plugin
 from sparseflow_trt.engines.plugin.plugins import load_plugins
@@ -49,6 +48,7 @@ from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.running.cuda import Cuda
 from sparseflow_trt.engines.running.runner import Engine
 from sparseflow_trt.engines.tensorrt.api import Flavour, build_engine, load_flavour
+from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.exporters.plugin.nodes import put_into_plugin
 from sparseflow_trt.exporters.saving import save_plugin_model
 from sparseflow_trt.model.model_file import read_model

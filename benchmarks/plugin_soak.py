@@ -31,11 +31,11 @@ from measure import command_line, write_result
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
 from sparseflow_trt.engines.plugin.plugins import load_plugins
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.running.cuda import Cuda, DeviceMemory
 from sparseflow_trt.engines.tensorrt.api import Flavour, build_engine, load_flavour
+from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.exporters.plugin.nodes import put_into_plugin
 from sparseflow_trt.exporters.saving import save_plugin_model
 from sparseflow_trt.model.model_file import read_model

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
 from sparseflow_trt.engines.running.cuda import Cuda
 from sparseflow_trt.engines.running.engine_tensors import (
     EngineTensor,
@@ -20,6 +19,7 @@ from sparseflow_trt.engines.running.engine_tensors import (
 from sparseflow_trt.engines.running.layer_times import make_recorder
 from sparseflow_trt.engines.tensorrt.api import Flavour
 from sparseflow_trt.engines.tensorrt.load_engine import load_engine
+from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.errors import BuildError, InputError
 
 

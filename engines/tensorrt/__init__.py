@@ -1,1 +1,1 @@
-"""TensorRT's API, whatever its version: options, types, caches, tactics again, weights exchanged."""
+"""TensorRT's API, whatever its version: its log, options, types, caches, tactics again, weights exchanged."""

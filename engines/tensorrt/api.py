@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any
 
 from sparseflow_trt import _deps
-from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog, make_logger
 from sparseflow_trt.engines.machine.hardware import load_kernels_lazily
 from sparseflow_trt.engines.protocol import EngineOptions, OnProgress, Progress
 from sparseflow_trt.engines.tensorrt.builder_options import (
@@ -22,6 +21,7 @@ from sparseflow_trt.engines.tensorrt.builder_options import (
     lacks,
     spare_library_handles,
 )
+from sparseflow_trt.engines.tensorrt.log import BuildLog, make_logger
 from sparseflow_trt.engines.tensorrt.parser_refusal import refusal, unreadable
 from sparseflow_trt.engines.tensorrt.timing_cache import caches_for, this_machine
 from sparseflow_trt.errors import BuildError, NotInstalledError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
 from sparseflow_trt.engines.tensorrt.api import Flavour
 from sparseflow_trt.engines.tensorrt.load_engine import load_engine
+from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.errors import BuildError
 from sparseflow_trt.plans.shapes import Profile
 

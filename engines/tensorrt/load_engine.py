@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog, make_logger
 from sparseflow_trt.engines.tensorrt.api import Flavour
+from sparseflow_trt.engines.tensorrt.log import BuildLog, make_logger
 from sparseflow_trt.errors import BuildError
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparseflow_trt.engines.evidence.tensorrt_log import clean, sentence
+from sparseflow_trt.engines.tensorrt.log import clean, sentence
 from sparseflow_trt.errors import BuildError
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog, make_logger, sentence
 from sparseflow_trt.engines.tensorrt.api import Flavour, load_flavour
+from sparseflow_trt.engines.tensorrt.log import BuildLog, make_logger, sentence
 from sparseflow_trt.engines.tensorrt.same_graph import named_weights
 from sparseflow_trt.errors import BuildError
 from sparseflow_trt.model.model_file import read_model

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.tensorrt.api import Flavour
 from sparseflow_trt.engines.tensorrt.load_engine import load_engine
+from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.engines.tensorrt.refit import refit_from_onnx, serialized
 from sparseflow_trt.engines.tensorrt.same_graph import changed_weights
 from sparseflow_trt.errors import BuildError

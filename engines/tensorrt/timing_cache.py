@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from sparseflow_trt._files import write_atomically
 from sparseflow_trt._schema import Record
-from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
 from sparseflow_trt.engines.machine.hardware import Gpu, find_gpus
 from sparseflow_trt.engines.protocol import EngineOptions
+from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.errors import ArtifactError
 
 KEPT = "timing.cache"  # beside an engine that an editable cache was built with

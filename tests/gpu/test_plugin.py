@@ -63,9 +63,9 @@ def engine_file(
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
     from sparseflow_trt.engines.protocol import EngineOptions
     from sparseflow_trt.engines.tensorrt.api import build_engine
+    from sparseflow_trt.engines.tensorrt.log import BuildLog
     from sparseflow_trt.exporters.plugin.nodes import put_into_plugin
     from sparseflow_trt.exporters.saving import save_plugin_model
     from sparseflow_trt.model.model_file import read_model
@@ -106,9 +106,9 @@ def dense_file(
     """The same with dense products below M = 64, for two contexts; and the build's log."""
     import onnx
 
-    from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
     from sparseflow_trt.engines.protocol import EngineOptions
     from sparseflow_trt.engines.tensorrt.api import build_engine
+    from sparseflow_trt.engines.tensorrt.log import BuildLog
     from sparseflow_trt.plans.shapes import Profile, ShapeRange
 
     if _cublaslt() is None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
 from sparseflow_trt.engines.tensorrt.api import Flavour
 from sparseflow_trt.engines.tensorrt.inspect_engine import engine_information
+from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.errors import BuildError
 from sparseflow_trt.plans.shapes import Profile, ShapeRange
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.tensorrt.api import Flavour, load_flavour
+from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.engines.tensorrt.refit import refit_from_onnx, serialized
 from sparseflow_trt.engines.tensorrt.refit_engine import check_refittable
 from sparseflow_trt.errors import BuildError

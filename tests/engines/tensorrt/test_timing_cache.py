@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sparseflow_trt.engines.backends.child import run_build
-from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog
 from sparseflow_trt.engines.machine.hardware import Gpu
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions
 from sparseflow_trt.engines.tensorrt import timing_cache
+from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.engines.tensorrt.timing_cache import (
     KEPT,
     Machine,

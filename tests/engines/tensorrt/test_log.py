@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from types import ModuleType, SimpleNamespace
 
-from sparseflow_trt.engines.evidence.tensorrt_log import BuildLog, make_logger, sentence
+from sparseflow_trt.engines.tensorrt.log import BuildLog, make_logger, sentence
 
 NOISE = (
     "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In catchCudaError at "
