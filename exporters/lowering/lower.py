@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.lowering.lower_rules import RULES
+from sparseflow_trt.exporters.lowering.rewriting import OPSET, Rewriting, not_lowered, part_name
 from sparseflow_trt.exporters.retyping.node_types import schema_of
-from sparseflow_trt.exporters.rewriting import OPSET, Rewriting, not_lowered, part_name
 from sparseflow_trt.model.free_names import Names
 from sparseflow_trt.model.infer_shapes import infer_shapes
 from sparseflow_trt.model.model_file import ONNX_DOMAIN

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.exporters.rewriting import constant_of
+from sparseflow_trt.exporters.constants import constant_of
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
 from sparseflow_trt.model.pattern import Array
 from sparseflow_trt.model.sites import LayerSite
@@ -97,23 +97,3 @@ def _only_user(value: ir.Value, op_type: str) -> ir.Node | None:
     user = next(iter(uses)).node
     beside = user.graph is maker.graph  # and not in the body of an If
     return user if beside and user.op_type == op_type and user.domain == ONNX_DOMAIN else None
-
-
-def drop_unused(value: ir.Value) -> None:
-    """Removes a constant and the nodes that lead from it, as far as nothing reads them."""
-    while not value.uses() and not value.is_graph_output():
-        node = value.producer()
-        if node is None:
-            graph = value.graph
-            if value.is_initializer() and graph is not None and not value.is_graph_input():
-                del graph.initializers[value.name or ""]
-            return
-        above = [v for v in node.inputs if v is not None]
-        if any(output.uses() or output.is_graph_output() for output in node.outputs) or node.graph is None:
-            return
-        node.graph.remove(node, safe=True)
-        for other in above[1:]:
-            drop_unused(other)
-        if not above:
-            return
-        value = above[0]

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparseflow_trt.exporters.plugin.fold import drop_unused
-from sparseflow_trt.exporters.rewriting import constant_of
+from sparseflow_trt.exporters.constants import constant_of, drop_unused
 from sparseflow_trt.model.free_names import Names
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
 

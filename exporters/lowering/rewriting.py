@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.errors import ModelError
+from sparseflow_trt.exporters.constants import constant_of
 from sparseflow_trt.model.free_names import Names
 from sparseflow_trt.model.pattern import Array
 
@@ -93,15 +94,6 @@ def part_name(node: ir.Node, op_type: str, number: int) -> str:
 def input_of(node: ir.Node, index: int) -> ir.Value | None:
     """A node's input, None where it is left out."""
     return node.inputs[index] if index < len(node.inputs) else None
-
-
-def constant_of(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor that a value always is, if it is one."""
-    import onnx_ir as ir
-
-    if value.is_graph_input():  # its default can be overridden
-        return None
-    return ir.convenience.get_const_tensor(value)
 
 
 def sizes_of(node: ir.Node) -> tuple[int | None, ...]:
