@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 INLINE_BYTES = 1024  # constants up to this size stay in the .onnx file, larger ones go beside it
 IR_VERSION = 10  # of 2024, with opset 21: whatever this tool builds with reads it
 
-DOMAIN = PLUGIN_DOMAIN
-OP_TYPE = PLUGIN_OP
-
 
 def save_model(model: ir.Model, output: Path) -> None:
     """Saves a model; constants larger than INLINE_BYTES go to `output`.data, one at a time.
@@ -56,7 +53,7 @@ def _gather_constants(model: ir.Model) -> None:
 
     for node in tuple(model.graph.all_nodes()):
         for attribute in tuple(node.attributes.values()):
-            if attribute.type != ir.AttributeType.TENSOR or (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
+            if attribute.type != ir.AttributeType.TENSOR or _is_plugin_node(node):
                 continue
             tensor, value, graph = attribute.as_tensor(), node.outputs[0], node.graph
             lifted = node.op_type == "Constant" and not value.is_graph_output()
@@ -110,4 +107,8 @@ def save_plugin_model(model: ir.Model, output: Path) -> None:
 
 def plugin_nodes(model: ir.Model) -> tuple[ir.Node, ...]:
     """The nodes of the plugin in a model and its subgraphs."""
-    return tuple(n for n in model.graph.all_nodes() if (n.domain, n.op_type) == (DOMAIN, OP_TYPE))
+    return tuple(node for node in model.graph.all_nodes() if _is_plugin_node(node))
+
+
+def _is_plugin_node(node: ir.Node) -> bool:
+    return (node.domain, node.op_type) == (PLUGIN_DOMAIN, PLUGIN_OP)

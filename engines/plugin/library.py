@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.engines.machine.cuda_libraries import version_of_file
-from sparseflow_trt.engines.plugin.plugins import NAME, load_plugins
+from sparseflow_trt.engines.plugin.plugins import load_plugins
 from sparseflow_trt.engines.plugin.shared_library import why_no_library
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.tensorrt.api import Flavour, load_flavour
 from sparseflow_trt.errors import BuildError, NotInstalledError
+from sparseflow_trt.model.target import PLUGIN_OP
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.evidence.outcomes import LayerOutcome
@@ -61,7 +62,7 @@ def check_library(path: Path) -> Path:
     """
     if not path.is_file():
         raise NotInstalledError(f"There is no plugin library {path}.", _HOW)
-    if reason := why_no_library(path, NAME):
+    if reason := why_no_library(path, PLUGIN_OP):
         raise NotInstalledError(f"{path} is no library of the plugin: {reason}.", _HOW)
     return path.resolve()
 

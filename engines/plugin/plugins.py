@@ -12,13 +12,13 @@ from pathlib import Path
 from sparseflow_trt.engines.machine.cuda_libraries import variables, wheel_file
 from sparseflow_trt.engines.tensorrt.api import Flavour
 from sparseflow_trt.errors import NotInstalledError
+from sparseflow_trt.model.target import PLUGIN_OP, PLUGIN_VERSION
 
 # A library that this process has mapped; not libnvinfer_plugin, libnvinfer_dispatch and the like.
 _NVINFER = re.compile(r"\S*/libnvinfer\.so\.\d+\S*$")
 _MAPS = Path("/proc/self/maps")
 _BUILD = "Compile it: sparseflow-trt plugin build --tensorrt-include DIR."
 VARIABLE = "SPARSEFLOW_PLUGIN"
-NAME = "SparseFlowLinear24"
 
 
 def default_library(version: str) -> Path:
@@ -88,8 +88,8 @@ def check_plugin(library: Path) -> None:
     load_plugins(flavour, [library])
     registry = flavour.module.get_plugin_registry()
     find = getattr(registry, "get_creator", None) or registry.get_plugin_creator
-    if find(NAME, "1", "") is None:
-        raise NotInstalledError(f"{library} holds no plugin {NAME}.", _BUILD)
+    if find(PLUGIN_OP, PLUGIN_VERSION, "") is None:
+        raise NotInstalledError(f"{library} holds no plugin {PLUGIN_OP}.", _BUILD)
 
 
 def _name_libraries() -> None:

@@ -20,13 +20,12 @@ from sparseflow_trt.artifacts.graph_record import PluginNodeRecord
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.constants import drop_unused
 from sparseflow_trt.exporters.plugin.fold import Folded, fold, why_not_gemm
-from sparseflow_trt.exporters.saving import DOMAIN, OP_TYPE
 from sparseflow_trt.model.free_names import Names
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.packing import pack_2to4, why_not_in_plugin
 from sparseflow_trt.model.scan import WeightReader
 from sparseflow_trt.model.sites import LayerSite, dtype_name, find_sites
-from sparseflow_trt.model.target import PLUGIN_VERSION
+from sparseflow_trt.model.target import PLUGIN_DOMAIN, PLUGIN_OP, PLUGIN_VERSION
 from sparseflow_trt.model.weights import TracedWeight
 from sparseflow_trt.plans.decide import PluginLayer
 
@@ -126,7 +125,7 @@ def put_into_plugin(
         _check_one_input(members)
         made.append(_replace(members, dense_below_m.get(product[0], 0), names, packed))
     if made:
-        model.ir.opset_imports[DOMAIN] = 1
+        model.ir.opset_imports[PLUGIN_DOMAIN] = 1
     return tuple(made)
 
 
@@ -170,7 +169,7 @@ def _replace(
         **_bias(sites, folds, parts.values.dtype),
     }
     name = JOINED.join(site.node.name or site.name for site in sites)
-    new = ir.node(OP_TYPE, [first.node.inputs[0]], attributes, domain=DOMAIN, name=name)
+    new = ir.node(PLUGIN_OP, [first.node.inputs[0]], attributes, domain=PLUGIN_DOMAIN, name=name)
     new.metadata_props.update(first.node.metadata_props)
     _put_in_place(new, sites, folds, names)
     return PluginNodeRecord(

@@ -8,10 +8,11 @@ import numpy as np
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.plugin.nodes import ACTIVATIONS
-from sparseflow_trt.exporters.saving import DOMAIN, OP_TYPE, plugin_nodes
+from sparseflow_trt.exporters.saving import plugin_nodes
 from sparseflow_trt.model.free_names import Names
 from sparseflow_trt.model.packing import Packed24, unpack_2to4
 from sparseflow_trt.model.pattern import Array
+from sparseflow_trt.model.target import PLUGIN_DOMAIN, PLUGIN_OP
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -36,9 +37,9 @@ def expand_plugin_nodes(model: ir.Model) -> int:
             _expand(node, names)
         except (ValueError, TypeError, LookupError) as error:
             raise ModelError(
-                f"the {OP_TYPE} node '{node.name}' is not valid: {error}.", "Build the artifact again."
+                f"the {PLUGIN_OP} node '{node.name}' is not valid: {error}.", "Build the artifact again."
             ) from error
-    model.opset_imports.pop(DOMAIN, None)
+    model.opset_imports.pop(PLUGIN_DOMAIN, None)
     return len(nodes)
 
 

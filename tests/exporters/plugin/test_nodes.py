@@ -17,11 +17,12 @@ from onnx import TensorProto, helper
 from sparseflow_trt.errors import ModelError, PlanError
 from sparseflow_trt.exporters.plugin.nodes import plugin_layers, put_into_plugin
 from sparseflow_trt.exporters.plugin.reference import expand_plugin_nodes
-from sparseflow_trt.exporters.saving import OP_TYPE, save_model, save_plugin_model
+from sparseflow_trt.exporters.saving import save_model, save_plugin_model
 from sparseflow_trt.model.graph import read_layers
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.model.packing import Packed24, pack_2to4, unpack_2to4
 from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.model.target import PLUGIN_OP
 from sparseflow_trt.plans.decide import PluginUse
 from sparseflow_trt.plans.planning import make_plan
 
@@ -126,7 +127,7 @@ def test_a_layer_with_what_is_behind_it_becomes_one_node(tmp_path: Path, add: st
     model = _save(tmp_path, _linear(add=add, relu=relu), tensors)
     plugin, expanded = _through_plugin(model)
     (one,) = _nodes(plugin)
-    assert (one.domain, one.op_type, one.name) == ("sparseflow", OP_TYPE, "layer")
+    assert (one.domain, one.op_type, one.name) == ("sparseflow", PLUGIN_OP, "layer")
     attributes = _attributes(one)
     assert (attributes["n"], attributes["k"], attributes["activation"]) == (N, K, int(relu))
     assert ("bias" in attributes) == bool(add)
@@ -210,7 +211,7 @@ def test_a_weight_behind_a_transpose(tmp_path: Path) -> None:
     nodes = [node("Transpose", ["stored"], ["w"], "turn", perm=[1, 0]), *_linear(add="")]
     model = _save(tmp_path, nodes, {"stored": _weight(k_axis=1)})
     plugin, expanded = _through_plugin(model)
-    assert [one.op_type for one in _nodes(plugin)] == [OP_TYPE]
+    assert [one.op_type for one in _nodes(plugin)] == [PLUGIN_OP]
     x = _x(1, 4, K)
     np.testing.assert_allclose(_run(expanded, x), _run(model, x), rtol=2e-3, atol=2e-3)
 
@@ -231,7 +232,7 @@ def test_a_layer_that_stays_keeps_the_weight(tmp_path: Path) -> None:
     shapes = dict.fromkeys(("y", "z"), ("batch", "seq", N))
     model = _save(tmp_path, nodes, {"w": _weight()}, outputs=shapes)
     plugin, expanded = _through_plugin(model, ["second"])
-    assert [one.op_type for one in _nodes(plugin)] == ["MatMul", OP_TYPE]
+    assert [one.op_type for one in _nodes(plugin)] == ["MatMul", PLUGIN_OP]
     x = _x(1, 4, K)
     np.testing.assert_allclose(_run(expanded, x, "z"), _run(model, x, "y"), rtol=2e-3, atol=2e-3)
 
@@ -267,7 +268,7 @@ def test_what_cannot_be_folded_stays(
     outputs = {made.output[0]: (2, 4, N) for made in nodes if made.output[0] in ("y", "q")}
     model = _save(tmp_path, nodes, {"w": _weight(), "b": _bias(), **tensors}, dims=(2, 4, K), outputs=outputs)
     plugin, expanded = _through_plugin(model)
-    assert [one.op_type for one in _nodes(plugin)] == [OP_TYPE, *behind]
+    assert [one.op_type for one in _nodes(plugin)] == [PLUGIN_OP, *behind]
     if behind != ["Erf"]:  # which ONNX Runtime's CPU has not in FP16
         x = _x(2, 4, K)
         np.testing.assert_allclose(_run(expanded, x), _run(model, x), rtol=2e-3, atol=4e-3)
@@ -286,7 +287,7 @@ def test_what_stands_in_the_body_of_an_if_stays_there(tmp_path: Path) -> None:
     square = {"w": _weight(K, K), "b": _bias(K), "always": np.array(True)}
     model = _save(tmp_path, nodes, square, outputs={"y": ("batch", "seq", K)})
     plugin, expanded = _through_plugin(model)
-    assert [one.op_type for one in _nodes(plugin)] == [OP_TYPE, "If"]
+    assert [one.op_type for one in _nodes(plugin)] == [PLUGIN_OP, "If"]
     assert "bias" not in _attributes(_nodes(plugin)[0])
     x = _x(2, 4, K)
     np.testing.assert_allclose(_run(expanded, x), _run(model, x), rtol=2e-3, atol=4e-3)
@@ -302,7 +303,7 @@ def test_bf16_runs_on_the_cpu_when_expanded(tmp_path: Path) -> None:
     ]
     weight, bias = _weight(kind=kind), _bias(kind=kind)
     plugin, expanded = _through_plugin(_save(tmp_path, nodes, {"w": weight, "b": bias}))
-    (one,) = (n for n in _nodes(plugin) if n.op_type == OP_TYPE)
+    (one,) = (n for n in _nodes(plugin) if n.op_type == PLUGIN_OP)
     assert {a.name: a.t.data_type for a in one.attribute}["values"] == TensorProto.BFLOAT16
     x = _x(1, 3, K)
     exact = x.astype(kind).astype(np.float32) @ weight.astype(np.float32) + bias.astype(np.float32)
