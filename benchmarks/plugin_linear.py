@@ -43,7 +43,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sparseflow_trt._files import sha256_of, written_atomically
 from sparseflow_trt.engines.machine.cuda_libraries import find_libraries
 from sparseflow_trt.engines.plugin.build import BuildRequest, build_plugin
-from sparseflow_trt.engines.plugin.plugins import load_plugins
+from sparseflow_trt.engines.plugin.loading import load_plugin
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.running.cuda import Cuda
 from sparseflow_trt.engines.running.runner import Engine
@@ -134,7 +134,7 @@ def main() -> None:
             ).library
         )
         flavour = load_flavour("tensorrt")
-        load_plugins(flavour, [plugin])
+        load_plugin(flavour, plugin)
         ends = time.monotonic() + asked.stop_after
         settings = Settings(flavour, work, ends, asked.level, library, limit, trial, sha256_of(plugin))
         run(asked.model, sorted(asked.m), settings)

@@ -33,7 +33,7 @@ from measure import command_line, result_that_stands, today, write_result
 from plugin_soak import MOST, K, N, build, draw, soak
 
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.engines.plugin.plugins import load_plugins
+from sparseflow_trt.engines.plugin.loading import load_plugin
 from sparseflow_trt.engines.tensorrt.api import load_flavour
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -68,7 +68,7 @@ def main() -> None:
     if asked.cusparselt:
         os.environ["SPARSEFLOW_CUSPARSELT"] = asked.cusparselt
     flavour = load_flavour("tensorrt")
-    load_plugins(flavour, [asked.plugin])
+    load_plugin(flavour, asked.plugin)
     if asked.engine:
         faulthandler.dump_traceback_later(max(asked.limit - 5, 1))  # where it was, if it has to be stopped
         print(_RUNS + json.dumps(soak(flavour, asked.engine, draw(), asked.minutes)), flush=True)

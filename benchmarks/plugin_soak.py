@@ -31,7 +31,7 @@ from measure import command_line, write_result
 from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt.engines.plugin.plugins import load_plugins
+from sparseflow_trt.engines.plugin.loading import load_plugin
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.running.cuda import Cuda, DeviceMemory
 from sparseflow_trt.engines.tensorrt.api import Flavour, build_engine, load_flavour
@@ -74,7 +74,7 @@ def main() -> None:
     if asked.cusparselt:
         os.environ["SPARSEFLOW_CUSPARSELT"] = asked.cusparselt
     flavour = load_flavour("tensorrt")
-    load_plugins(flavour, [asked.plugin])
+    load_plugin(flavour, asked.plugin)
     network = draw()
     with tempfile.TemporaryDirectory() as scratch:
         engine = build(flavour, Path(scratch), network, asked.dense_below)

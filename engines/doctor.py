@@ -12,7 +12,7 @@ from sparseflow_trt import _deps
 from sparseflow_trt.engines.backends.tensorrt_rtx import why_not_here
 from sparseflow_trt.engines.machine.cuda_libraries import CudaLibrary, find_libraries
 from sparseflow_trt.engines.machine.hardware import NO_GPU, Gpu, find_gpus
-from sparseflow_trt.engines.plugin.plugins import find_plugin
+from sparseflow_trt.engines.plugin.loading import find_plugin
 from sparseflow_trt.errors import NotInstalledError
 
 Status = Literal["ok", "limited", "missing"]
@@ -134,7 +134,7 @@ def _plugin() -> Finding:
 
 _TRY_PLUGIN = """
 from pathlib import Path
-from sparseflow_trt.engines.plugin.plugins import check_plugin
+from sparseflow_trt.engines.plugin.loading import check_plugin
 check_plugin(Path({library!r}))
 """
 

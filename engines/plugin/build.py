@@ -15,7 +15,7 @@ from typing import Any
 
 from sparseflow_trt._files import check_file, written_atomically
 from sparseflow_trt.engines.machine.cuda_libraries import wheel_folders
-from sparseflow_trt.engines.plugin.plugins import default_library
+from sparseflow_trt.engines.plugin.loading import default_library
 from sparseflow_trt.errors import BuildError, NotInstalledError
 
 SOURCES = "sparseflow_trt.plugin_sources"  # the package of plugins/sparse_linear

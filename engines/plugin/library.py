@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.engines.machine.cuda_libraries import version_of_file
-from sparseflow_trt.engines.plugin.plugins import load_plugins
+from sparseflow_trt.engines.plugin.loading import load_plugin
 from sparseflow_trt.engines.plugin.shared_library import why_no_library
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.tensorrt.api import Flavour, load_flavour
@@ -103,7 +103,7 @@ def load_library(flavour: Flavour, path: Path, sha256: str = "") -> None:
             f"{sha256[:12]}…, not {before[:12]}…).",
             "Run the two engines in two processes, or build both with one library.",
         )
-    load_plugins(flavour, [path])
+    load_plugin(flavour, path)
     _loaded.add(sha256)
 
 

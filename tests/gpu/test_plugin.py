@@ -31,14 +31,14 @@ TOLERANCE = 2e-3  # of the largest output; FP16 rounds to half of 2^-10
 @pytest.fixture(scope="module")
 def flavour() -> Flavour:
     """TensorRT, with the plugin."""
-    from sparseflow_trt.engines.plugin.plugins import load_plugins
+    from sparseflow_trt.engines.plugin.loading import load_plugin
     from sparseflow_trt.engines.tensorrt.api import load_flavour
 
     library = os.environ.get("SPARSEFLOW_PLUGIN")
     if not library:
         pytest.skip("SPARSEFLOW_PLUGIN does not name the plugin's library")
     loaded = load_flavour("tensorrt")
-    load_plugins(loaded, [Path(library)])
+    load_plugin(loaded, Path(library))
     return loaded
 
 

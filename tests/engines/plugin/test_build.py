@@ -11,7 +11,7 @@ import pytest
 
 from sparseflow_trt.engines.plugin.build import BuildRequest, build_plugin
 from sparseflow_trt.engines.plugin.library import check_library
-from sparseflow_trt.engines.plugin.plugins import default_library, find_plugin
+from sparseflow_trt.engines.plugin.loading import default_library, find_plugin
 from sparseflow_trt.errors import BuildError, NotInstalledError
 
 REAL = [Path(folder) for folder in os.environ.get("SPARSEFLOW_TENSORRT_INCLUDE", "").split(":") if folder]

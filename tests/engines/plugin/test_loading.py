@@ -1,4 +1,4 @@
-"""Plugin libraries: loaded into TensorRT's process, or said why not."""
+"""The plugin's library: loaded into TensorRT's process, or said why not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sparseflow_trt.engines.plugin.plugins import load_plugins
+from sparseflow_trt.engines.plugin.loading import load_plugin
 from sparseflow_trt.engines.tensorrt.api import Flavour
 from sparseflow_trt.errors import NotInstalledError
 
@@ -21,25 +21,21 @@ def _flavour(key: str = "tensorrt") -> Flavour:
     return Flavour(key, "TensorRT", module, "8.6.0", False)
 
 
-def test_no_plugins_need_nothing() -> None:
-    load_plugins(_flavour("tensorrt-rtx"), [])
-
-
 def test_tensorrt_rtx_takes_none(tmp_path: Path) -> None:
     with pytest.raises(NotInstalledError, match="takes no plugins"):
-        load_plugins(_flavour("tensorrt-rtx"), [tmp_path / "plugin.so"])
+        load_plugin(_flavour("tensorrt-rtx"), tmp_path / "plugin.so")
 
 
 def test_a_missing_library_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotInstalledError, match=r"no plugin library .*absent\.so"):
-        load_plugins(_flavour(), [tmp_path / "absent.so"])
+        load_plugin(_flavour(), tmp_path / "absent.so")
 
 
 def test_a_file_that_is_no_library_is_named(tmp_path: Path) -> None:
     file = tmp_path / "plugin.so"
     file.write_text(json.dumps("not ELF"))
     with pytest.raises(NotInstalledError, match=r"plugin\.so does not load") as caught:
-        load_plugins(_flavour(), [file])
+        load_plugin(_flavour(), file)
     assert "headers of TensorRT 8.6.0" in caught.value.hint
 
 
@@ -50,5 +46,5 @@ def test_a_library_runs_its_constructors(tmp_path: Path) -> None:
     source, library, trace = tmp_path / "p.cpp", tmp_path / "p.so", tmp_path / "loaded"
     source.write_text(f'#include <fstream>\nstatic bool done = (std::ofstream("{trace}") << "yes", true);\n')
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
-    load_plugins(_flavour(), [library])
+    load_plugin(_flavour(), library)
     assert trace.read_text() == "yes"

@@ -1,4 +1,4 @@
-"""Loads plugin libraries into the process that builds or runs a TensorRT engine."""
+"""The plugin's library is found, and loaded into the process that builds or runs a TensorRT engine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from sparseflow_trt.engines.machine.cuda_libraries import variables, wheel_file
@@ -41,37 +40,33 @@ def find_plugin(version: str) -> Path:
     return library
 
 
-def load_plugins(flavour: Flavour, paths: Iterable[Path]) -> None:
-    """Loads plugin libraries; they register their creators with TensorRT. One that is loaded stays as it is.
+def load_plugin(flavour: Flavour, library: Path) -> None:
+    """Loads the plugin's library, which registers itself with TensorRT; one that is loaded stays as it is.
 
-    To be called before a model with the plugins' nodes is parsed, or an engine with them is loaded.
+    To be called before a model with the plugin's nodes is parsed, or an engine with them is loaded.
 
     Args:
-        flavour: The TensorRT that they were compiled for, loaded.
-        paths: The libraries.
+        flavour: The TensorRT that it was compiled for, loaded.
+        library: Its file.
 
     Raises:
-        NotInstalledError: This TensorRT takes no plugins, or a library is missing or does not load.
+        NotInstalledError: This TensorRT takes no plugins, or the library is missing or does not load.
     """
-    libraries = list(paths)
-    if not libraries:
-        return
     if flavour.key != "tensorrt":
         raise NotInstalledError(
             f"{flavour.title} takes no plugins.", "Build with TensorRT: --backend tensorrt."
         )
     _open_to_all(flavour)
     _name_libraries()
-    for path in libraries:
-        if not path.is_file():
-            raise NotInstalledError(f"There is no plugin library {path}.", _BUILD)
-        try:
-            ctypes.CDLL(str(path.resolve()), ctypes.RTLD_GLOBAL)
-        except OSError as error:
-            raise NotInstalledError(
-                f"{path} does not load: {error}.",
-                f"Compile it against the headers of {flavour.title} {flavour.version}.",
-            ) from error
+    if not library.is_file():
+        raise NotInstalledError(f"There is no plugin library {library}.", _BUILD)
+    try:
+        ctypes.CDLL(str(library.resolve()), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise NotInstalledError(
+            f"{library} does not load: {error}.",
+            f"Compile it against the headers of {flavour.title} {flavour.version}.",
+        ) from error
 
 
 def check_plugin(library: Path) -> None:
@@ -85,7 +80,7 @@ def check_plugin(library: Path) -> None:
     from sparseflow_trt.engines.tensorrt.api import load_flavour
 
     flavour = load_flavour("tensorrt")
-    load_plugins(flavour, [library])
+    load_plugin(flavour, library)
     registry = flavour.module.get_plugin_registry()
     find = getattr(registry, "get_creator", None) or registry.get_plugin_creator
     if find(PLUGIN_OP, PLUGIN_VERSION, "") is None:
