@@ -42,7 +42,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sparseflow_trt._files import sha256_of, written_atomically
 from sparseflow_trt.engines.machine.cuda_libraries import find_libraries
-from sparseflow_trt.engines.plugin.build import BuildRequest, build_plugin
+from sparseflow_trt.engines.plugin.build import PluginRequest, build_plugin
 from sparseflow_trt.engines.plugin.loading import load_plugin
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.running.cuda import Cuda
@@ -128,7 +128,7 @@ def main() -> None:
         plugin = (
             asked.plugin
             or build_plugin(
-                BuildRequest(
+                PluginRequest(
                     tensorrt_include=asked.tensorrt_include, output=work / "libsparseflow_linear24.so"
                 )
             ).library

@@ -34,7 +34,7 @@ _VERSION = re.compile(r"#define (?:NV_TENSORRT|TRT)_(MAJOR|MINOR|PATCH)(?:_ENTER
 
 
 @dataclass(frozen=True)
-class BuildRequest:
+class PluginRequest:
     """What to compile, and with what.
 
     Attributes:
@@ -85,7 +85,7 @@ class BuiltPlugin:
         }
 
 
-def build_plugin(request: BuildRequest) -> BuiltPlugin:
+def build_plugin(request: PluginRequest) -> BuiltPlugin:
     """Compiles the plugin with CMake and the system's C++ compiler. It takes about half a minute.
 
     Raises:

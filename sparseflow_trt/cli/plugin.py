@@ -55,11 +55,11 @@ def build(
     as_json: bool,
 ) -> int:
     """Compile the plugin with CMake and a C++ compiler; no nvcc is needed. It takes half a minute."""
-    from sparseflow_trt.engines.plugin.build import BuildRequest, build_plugin
+    from sparseflow_trt.engines.plugin.build import PluginRequest, build_plugin
 
     with console.progress_bar() as show:
         show("Compiling the plugin", 0, 0)
-        built = build_plugin(BuildRequest(tensorrt_include, output, cuda, cusparselt))
+        built = build_plugin(PluginRequest(tensorrt_include, output, cuda, cusparselt))
     if as_json:
         console.print_json(built.to_json())
         return EXIT_OK

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sparseflow_trt.engines.plugin.build import BuildRequest, build_plugin
+from sparseflow_trt.engines.plugin.build import PluginRequest, build_plugin
 from sparseflow_trt.engines.plugin.library import check_library
 from sparseflow_trt.engines.plugin.loading import default_library, find_plugin
 from sparseflow_trt.errors import BuildError, NotInstalledError
@@ -45,7 +45,7 @@ def cuda(tmp_path: Path) -> Path:
 @needs_tools
 def test_missing_headers_of_tensorrt_are_named(tmp_path: Path) -> None:
     with pytest.raises(NotInstalledError, match=rf"no NvInferRuntime\.h in {tmp_path}") as caught:
-        build_plugin(BuildRequest(tmp_path))
+        build_plugin(PluginRequest(tmp_path))
     assert "--tensorrt-include" in caught.value.hint
 
 
@@ -53,7 +53,7 @@ def test_missing_headers_of_tensorrt_are_named(tmp_path: Path) -> None:
 def test_headers_without_a_version_are_refused(headers: Path) -> None:
     (headers / "NvInferVersion.h").write_text("")
     with pytest.raises(NotInstalledError, match=r"NvInferVersion\.h does not say its version"):
-        build_plugin(BuildRequest(headers))
+        build_plugin(PluginRequest(headers))
 
 
 @needs_tools
@@ -70,14 +70,14 @@ def test_missing_parts_of_cuda_are_named(
 ) -> None:
     (cuda / gone).unlink()
     with pytest.raises(NotInstalledError, match=message) as caught:
-        build_plugin(BuildRequest(headers, cuda=cuda))
+        build_plugin(PluginRequest(headers, cuda=cuda))
     assert hint in caught.value.hint
 
 
 @needs_tools
 def test_a_folder_without_cusparselt_is_refused(headers: Path, cuda: Path, tmp_path: Path) -> None:
     with pytest.raises(NotInstalledError, match=r"has no libcusparseLt\.so\.0") as caught:
-        build_plugin(BuildRequest(headers, cuda=cuda, cusparselt=tmp_path))
+        build_plugin(PluginRequest(headers, cuda=cuda, cusparselt=tmp_path))
     assert "pip install nvidia-cusparselt" in caught.value.hint
 
 
@@ -85,14 +85,14 @@ def test_a_folder_without_cusparselt_is_refused(headers: Path, cuda: Path, tmp_p
 def test_what_the_compiler_refuses_is_said(headers: Path, cuda: Path, tmp_path: Path) -> None:
     output = tmp_path / "plugin.so"
     with pytest.raises(BuildError, match=r"does not compile against TensorRT 10\.3\.0: .*error"):
-        build_plugin(BuildRequest(headers, output, cuda))
+        build_plugin(PluginRequest(headers, output, cuda))
     assert not output.exists()
 
 
 def test_missing_tools_are_named(headers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(NotInstalledError, match="cmake is not installed") as caught:
-        build_plugin(BuildRequest(headers))
+        build_plugin(PluginRequest(headers))
     assert caught.value.hint == "pip install cmake"
 
 
@@ -117,7 +117,7 @@ def test_a_library_is_looked_for_by_major_release(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("include", REAL, ids=str)
 def test_it_compiles(include: Path, tmp_path: Path) -> None:
     cuda = os.environ.get("CUDA_HOME")
-    built = build_plugin(BuildRequest(include, tmp_path / "plugin.so", Path(cuda) if cuda else None))
+    built = build_plugin(PluginRequest(include, tmp_path / "plugin.so", Path(cuda) if cuda else None))
     assert check_library(built.library) == built.library
     with pytest.raises(OSError, match=r"getLogger|getPluginRegistry"):  # which TensorRT brings
         ctypes.CDLL(str(built.library), os.RTLD_NOW)
