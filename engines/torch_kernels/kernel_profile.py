@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from pydantic import Field
 
 from sparseflow_trt._schema import Record
+from sparseflow_trt.engines.evidence.tactics import is_sparse_tactic
 
 KernelClass = Literal["gemm", "attention", "elementwise", "copy", "other"]
 CLASSES: tuple[KernelClass, ...] = get_args(KernelClass)
@@ -45,7 +46,6 @@ _WORDS: tuple[tuple[KernelClass, str], ...] = (
                     r" aten::(add|sub|mul|div|neg|pow|exp|cos|sin|rsqrt|sqrt|mean|sum|where|native_)"),
 )  # fmt: skip
 _RULES = tuple((kind, re.compile("|".join(words.split()), re.IGNORECASE)) for kind, words in _WORDS)
-_SPARSE = re.compile(r"spars|sptensor|spgemm|spmma", re.IGNORECASE)
 
 
 class KernelTime(Record):
@@ -104,11 +104,6 @@ def classify_kernel(name: str) -> KernelClass:
     return next((kind for kind, words in _RULES if words.search(name)), "other")
 
 
-def is_sparse_kernel(name: str) -> bool:
-    """Whether a product's kernel is one for 2:4 weights."""
-    return bool(_SPARSE.search(name))
-
-
 def make_profile(
     shapes: str,
     runs: int,
@@ -133,7 +128,7 @@ def make_profile(
     for name, (ms, launches) in added.items():
         texts = (*(told or {}).get(name, ()), name)
         kind: KernelClass = next((k for k in map(classify_kernel, texts) if k != "other"), "other")
-        sparse = any(map(is_sparse_kernel, texts))
+        sparse = any(map(is_sparse_tactic, texts))
         kernels.append(KernelTime(name=name, kind=kind, sparse=sparse, ms=ms, launches=launches))
     slowest_first = sorted(kernels, key=lambda kernel: (-kernel.ms, kernel.name))
     return KernelProfile(shapes=shapes, runs=runs, kernels=tuple(slowest_first), wall_ms=wall_ms)

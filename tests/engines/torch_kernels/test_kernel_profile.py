@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from sparseflow_trt.engines.evidence.tactics import is_sparse_tactic
 from sparseflow_trt.engines.torch_kernels.kernel_profile import (
     CLASSES,
     IN_WORDS,
     KernelClass,
     classify_kernel,
-    is_sparse_kernel,
     make_profile,
 )
 
@@ -30,7 +30,7 @@ def test_every_class_has_words_and_names() -> None:
 
 
 def test_sparse_kernels_are_those_of_sparse_tensor_cores() -> None:
-    sparse = [name for kind, name in NAMES if is_sparse_kernel(name)]
+    sparse = [name for kind, name in NAMES if is_sparse_tactic(name)]
     assert sparse == [name for kind, name in NAMES if kind == "gemm" and "spars" in name.lower()]
     assert len(sparse) == 5
 
