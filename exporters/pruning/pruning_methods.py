@@ -28,40 +28,28 @@ _NEEDED_FOR = "calibrated pruning"
 
 
 class Norms:
-    """‖X_k‖² of each input of a layer, added up over calls.
-
-    Attributes:
-        rows: How many rows of X were seen.
-    """
+    """‖X_k‖² of each input of a layer, added up over calls."""
 
     def __init__(self, k: int, device: object) -> None:
         torch = require("torch", _NEEDED_FOR)
         self.squares: Tensor = torch.zeros(k, dtype=torch.float32, device=device)
-        self.rows = 0
 
     def add(self, x: Tensor) -> None:
         """Adds X[rows, K], of any floating type."""
         self.squares += x.float().square().sum(0)
-        self.rows += len(x)
 
 
 class Hessian:
-    """Xᵀ · X of a layer's inputs, [K, K] in FP32, added up over calls.
-
-    Attributes:
-        rows: How many rows of X were seen.
-    """
+    """Xᵀ · X of a layer's inputs, [K, K] in FP32, added up over calls."""
 
     def __init__(self, k: int, device: object) -> None:
         torch = require("torch", _NEEDED_FOR)
         self.products: Tensor = torch.zeros(k, k, dtype=torch.float32, device=device)
-        self.rows = 0
 
     def add(self, x: Tensor) -> None:
         """Adds X[rows, K], of any floating type."""
         x = x.float()
         self.products.addmm_(x.t(), x)
-        self.rows += len(x)
 
 
 @dataclass(frozen=True)
