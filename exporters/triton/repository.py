@@ -14,7 +14,6 @@ from sparseflow_trt._schema import read_text
 from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton.config import Route, cpu_twin, parse_config, text_from_config
 from sparseflow_trt.exporters.triton.merge import Difference, merge_configs
-from sparseflow_trt.exporters.triton.policy import sent_to, serve
 from sparseflow_trt.exporters.triton.version import (
     CONFIG,
     RECORD,
@@ -24,6 +23,7 @@ from sparseflow_trt.exporters.triton.version import (
     served_versions,
     versions_in,
 )
+from sparseflow_trt.exporters.triton.version_policy import sent_to, serve
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig

@@ -9,7 +9,6 @@ from typing import NoReturn
 from sparseflow_trt._schema import read_text
 from sparseflow_trt.errors import DeployError
 from sparseflow_trt.exporters.triton.config import parse_config
-from sparseflow_trt.exporters.triton.policy import serve
 from sparseflow_trt.exporters.triton.repository import (
     CPU_CONFIG,
     WITHDRAWN,
@@ -19,6 +18,7 @@ from sparseflow_trt.exporters.triton.repository import (
     write_configs,
 )
 from sparseflow_trt.exporters.triton.version import CONFIG, RECORD, read_record, served_versions, versions_in
+from sparseflow_trt.exporters.triton.version_policy import serve
 
 
 def roll_back(folder: Path) -> tuple[int, int]:
