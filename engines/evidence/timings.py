@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sparseflow_trt.engines.evidence.tactics import is_sparse_tactic, layer_key, precision_of
@@ -181,14 +180,6 @@ class TimingReader:
     def _layer(self, name: str) -> _Layer:
         key = layer_key(name, self._profile)
         return self._layers.setdefault(key, _Layer(*key))
-
-
-def read_timings(lines: Iterable[str]) -> tuple[LayerTimings, ...]:
-    """Reads a whole log, line by line: an open file will do."""
-    reader = TimingReader()
-    for line in lines:
-        reader.feed(line)
-    return reader.layers()
 
 
 def _milliseconds(text: str) -> float:

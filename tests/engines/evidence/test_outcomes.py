@@ -16,11 +16,12 @@ from sparseflow_trt.engines.evidence.outcomes import (
     precision_mismatches,
     untold,
 )
-from sparseflow_trt.engines.evidence.timings import LayerTimings, Timing, read_timings
+from sparseflow_trt.engines.evidence.timings import LayerTimings, Timing
 from sparseflow_trt.engines.plugin.library import plugin_mismatches
 from sparseflow_trt.plans.plan import Plan, PlannedLayer, Precision
 from sparseflow_trt.plans.shapes import Profile
 from sparseflow_trt.policies.policy import Kernel
+from tests.engines.evidence.logs import read_timings
 
 DATA = Path(__file__).parent.parent / "data"
 SPARSE_KERNEL = "sm90_xmma_sparse_gemm_f16f16_f16f32_f32_tn"

@@ -16,8 +16,8 @@ from sparseflow_trt.engines.evidence.timings import (
     LayerTimings,
     Timing,
     TimingReader,
-    read_timings,
 )
+from tests.engines.evidence.logs import read_timings
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -16,8 +16,9 @@ import pytest
 from sparseflow_trt.engines.evidence.inspector import layers_from_inspector
 from sparseflow_trt.engines.evidence.layer_evidence import LayerEvidence
 from sparseflow_trt.engines.evidence.outcomes import LayerOutcome, join_outcomes
-from sparseflow_trt.engines.evidence.timings import LayerTimings, read_timings
+from sparseflow_trt.engines.evidence.timings import LayerTimings
 from sparseflow_trt.engines.evidence.twins import find_twins
+from tests.engines.evidence.logs import read_timings
 from tests.engines.evidence.test_outcomes import make_plan
 
 DATA = Path(__file__).parent.parent / "data"
