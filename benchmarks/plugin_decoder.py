@@ -46,7 +46,8 @@ from sparseflow_trt.engines.running.benchmark import ratio, time_interleaved
 from sparseflow_trt.engines.running.runner import Engine
 from sparseflow_trt.engines.tensorrt.api import load_flavour
 from sparseflow_trt.errors import SparseflowError
-from sparseflow_trt.exporters.apply_plan import apply_plan, write_fp32_reference
+from sparseflow_trt.exporters.apply_plan import apply_plan
+from sparseflow_trt.exporters.fp32_reference import write_fp32_reference
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.plans.plan import Plan
 from sparseflow_trt.policies.policy import Policy, find_policy

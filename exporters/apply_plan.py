@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.artifacts.graph_record import GraphRecord, PluginNodeRecord, RestoreRecord
-from sparseflow_trt.errors import ModelError, PlanError
+from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.lowering.lower import lower_to_opset17
 from sparseflow_trt.exporters.lowering.opt_out import opt_out
 from sparseflow_trt.exporters.lowering.spell_out import fold_dequantized, spell_out
@@ -18,8 +18,8 @@ from sparseflow_trt.exporters.retyping.cast_constants import fold_casts
 from sparseflow_trt.exporters.retyping.islands import fp32_islands, islands_by_layer, quantized_region
 from sparseflow_trt.exporters.retyping.node_types import floating_types
 from sparseflow_trt.exporters.retyping.retype import retype
-from sparseflow_trt.exporters.saving import IR_VERSION, save_model, save_plugin_model
-from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
+from sparseflow_trt.exporters.saving import check_valid, save_model, save_plugin_model
+from sparseflow_trt.model.graph import SparsityState, read_layers
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.sites import find_sites, name_of
 from sparseflow_trt.model.target import ANYTHING, GraphNeeds
@@ -100,7 +100,7 @@ def apply_plan(
     out = [record.layer for record in opted_out if record.route != "none"]
     stages.append(mask_stage("Taking dense layers out of sparse kernels", rewritten, guarded, out))
     (save_plugin_model if plugin else save_model)(model.ir, output)
-    _ensure_valid(output, model.path)
+    check_valid(output, model.path)
     checks = check_written(output, stages, guarded)
     return GraphRecord(
         nodes_retyped=retyped.nodes,
@@ -140,61 +140,6 @@ def _dense_but_2to4(model: OnnxModel, plan: Plan) -> list[str]:
     return [layer.name for layer in plan.layers if layer.sparsity == "dense" and layer.name in sparse]
 
 
-def write_fp32_reference(model: OnnxModel, output: Path) -> None:
-    """Writes the model with every FP16 and BF16 computation in FP32, in an IR version that can be run.
-
-    Weights keep the values that the half-precision model has.
-
-    Raises:
-        ModelError: The result is not valid ONNX.
-    """
-    import onnx_ir as ir
-
-    find_sites(model)  # inlines functions
-    retype(model.ir, lambda _: ir.DataType.FLOAT, keep_outputs=False)
-    save_model(model.ir, output)
-    _ensure_valid(output, model.path)
-
-
-def needs_fp32_reference(model: OnnxModel) -> bool:
-    """Whether the reference has to be another file than the model: its half types, or a new IR version."""
-    return has_half_types(model) or model.ir.ir_version > IR_VERSION
-
-
-def computes_in_half(model: OnnxModel, layers: tuple[WeightedLayer, ...]) -> bool:
-    """Whether any layer gives FP16 or BF16, in whatever type its weight is stored.
-
-    A model that has no layers says it by any half type in it.
-
-    Args:
-        model: A model as read.
-        layers: Its layers.
-    """
-    if not layers:
-        return has_half_types(model)
-    return any((layer.gives or layer.dtype) in ("FP16", "BF16") for layer in layers)
-
-
-def has_half_types(model: OnnxModel) -> bool:
-    """Whether a model computes or stores anything in FP16 or BF16."""
-    import onnx_ir as ir
-
-    half = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-    bodies = [model.ir.graph, *(function.graph for function in model.ir.functions.values())]
-    for graph in (g for body in bodies for g in (body, *body.subgraphs())):
-        nodes = tuple(graph)
-        values = (*graph.initializers.values(), *graph.inputs, *(v for node in nodes for v in node.outputs))
-        if any(v.dtype in half for v in values):
-            return True
-        # values between nodes have types only where the file says them, and a Cast always says its own
-        casts = [
-            node.attributes["to"] for node in nodes if node.op_type == "Cast" and "to" in node.attributes
-        ]
-        if any(to.type == ir.AttributeType.INT and to.value in half for to in casts):
-            return True
-    return False
-
-
 def _data_type(precision: str) -> ir.DataType | None:
     import onnx_ir as ir
 
@@ -217,28 +162,3 @@ def _ensure_precision(sites: dict[ir.Node, str], planned: dict[str, PlannedLayer
             "of that type.",
             "Plan it fp32 or fp16, or export the model with a newer opset.",
         )
-
-
-def _ensure_valid(path: Path, given: Path) -> None:
-    wrong = _why_not_valid(path)
-    if not wrong:
-        return
-    before = _why_not_valid(given)
-    # what the checker refused before (an output of unknown rank, say) may run all the same
-    if before and before != wrong:
-        raise ModelError(f"{given} is not valid ONNX: {before}; {wrong}.", "Export the model again.")
-    if not before:
-        raise ModelError(
-            f"the model rewritten for the plan is not valid ONNX: {wrong}.",
-            "This is a fault of the rewriting: please report it with the model; --precision keep avoids it.",
-        )
-
-
-def _why_not_valid(path: Path) -> str:
-    import onnx
-
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return str(error).strip().splitlines()[0].rstrip(".")
-    return ""

@@ -1,4 +1,7 @@
-"""Saves models: large constants, and packed weights of the plugin's nodes, go beside the .onnx file."""
+"""Saves models: large constants, and packed weights of the plugin's nodes, go beside the .onnx file.
+
+Whether what was written is valid ONNX is seen here, too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparseflow_trt.errors import ModelError
 from sparseflow_trt.model.target import PLUGIN_DOMAIN, PLUGIN_OP
 
 if TYPE_CHECKING:
@@ -112,3 +116,37 @@ def plugin_nodes(model: ir.Model) -> tuple[ir.Node, ...]:
 
 def _is_plugin_node(node: ir.Node) -> bool:
     return (node.domain, node.op_type) == (PLUGIN_DOMAIN, PLUGIN_OP)
+
+
+def check_valid(path: Path, given: Path) -> None:
+    """Checks that a model that was written is valid ONNX, as far as the one that it was made of is.
+
+    Args:
+        path: The model as written.
+        given: The file that it was made of.
+
+    Raises:
+        ModelError: It is not valid.
+    """
+    wrong = _why_not_valid(path)
+    if not wrong:
+        return
+    before = _why_not_valid(given)
+    # what the checker refused before (an output of unknown rank, say) may run all the same
+    if before and before != wrong:
+        raise ModelError(f"{given} is not valid ONNX: {before}; {wrong}.", "Export the model again.")
+    if not before:
+        raise ModelError(
+            f"the model rewritten for the plan is not valid ONNX: {wrong}.",
+            "This is a fault of the rewriting: please report it with the model; --precision keep avoids it.",
+        )
+
+
+def _why_not_valid(path: Path) -> str:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return str(error).strip().splitlines()[0].rstrip(".")
+    return ""

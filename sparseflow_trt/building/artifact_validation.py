@@ -19,11 +19,8 @@ from sparseflow_trt.engines.plugin.library import load_library_here
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.engines.tensorrt.refit import put_weights
 from sparseflow_trt.errors import ArtifactError, InputError
-from sparseflow_trt.exporters.apply_plan import (
-    needs_fp32_reference,
-    restore_planned_dense,
-    write_fp32_reference,
-)
+from sparseflow_trt.exporters.apply_plan import restore_planned_dense
+from sparseflow_trt.exporters.fp32_reference import needs_fp32_reference, write_fp32_reference
 from sparseflow_trt.exporters.plugin.reference import expand_plugin_nodes
 from sparseflow_trt.exporters.pruning.restore import check_same_ends
 from sparseflow_trt.exporters.retyping.twin import needs_twin, write_twin

@@ -10,7 +10,8 @@ from typing import Literal
 
 from sparseflow_trt.building.artifact_validation import ValidationOptions
 from sparseflow_trt.engines.protocol import OnProgress, Progress
-from sparseflow_trt.exporters.apply_plan import computes_in_half, restore_planned_dense
+from sparseflow_trt.exporters.apply_plan import restore_planned_dense
+from sparseflow_trt.exporters.fp32_reference import computes_in_half
 from sparseflow_trt.exporters.plugin.nodes import plugin_layers
 from sparseflow_trt.exporters.retyping.exact_layers import exact_layers
 from sparseflow_trt.exporters.retyping.islands import check_islands

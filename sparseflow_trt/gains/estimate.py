@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from sparseflow_trt.errors import ShapeError
-from sparseflow_trt.exporters.apply_plan import computes_in_half
+from sparseflow_trt.exporters.fp32_reference import computes_in_half
 from sparseflow_trt.exporters.plugin.nodes import plugin_layers
 from sparseflow_trt.gains.estimate_advice import advise, advise_padding
 from sparseflow_trt.gains.estimate_record import Estimate, EstimatedLayers, end_to_end

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import PlanError
-from sparseflow_trt.exporters.apply_plan import needs_fp32_reference, write_fp32_reference
+from sparseflow_trt.exporters.fp32_reference import needs_fp32_reference, write_fp32_reference
 from sparseflow_trt.exporters.retyping.measured import OLDEST_OPSET, OUTPUT, add_measurements
 from sparseflow_trt.exporters.retyping.node_types import has_bf16, infer_types
 from sparseflow_trt.exporters.retyping.precision_groups import Atom, Group, find_groups, quantized_atoms

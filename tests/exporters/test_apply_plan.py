@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -16,12 +15,8 @@ from onnx import TensorProto, helper
 from sparseflow_trt.artifacts.graph_record import GraphRecord
 from sparseflow_trt.errors import ModelError, PlanError
 from sparseflow_trt.exporters import apply_plan as module
-from sparseflow_trt.exporters.apply_plan import (
-    apply_plan,
-    has_half_types,
-    needs_fp32_reference,
-    write_fp32_reference,
-)
+from sparseflow_trt.exporters.apply_plan import apply_plan
+from sparseflow_trt.exporters.fp32_reference import needs_fp32_reference
 from sparseflow_trt.exporters.saving import INLINE_BYTES, IR_VERSION, save_model
 from sparseflow_trt.model.graph import read_layers
 from sparseflow_trt.model.model_file import read_model
@@ -247,32 +242,3 @@ def test_ir_versions_that_backends_do_not_read_yet_are_lowered(mlp: Path) -> Non
     onnx.save(model, mlp)
     assert needs_fp32_reference(read_model(mlp))
     assert _apply(mlp, _plan(mlp))[1].ir_version == IR_VERSION
-
-
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_the_reference_of_a_half_model_is_fp32_of_the_same_values(
-    dtype: Any, models: Models, tmp_path: Path
-) -> None:
-    weight = _weight(64, 32).astype(dtype)
-    types = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
-    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="fc")
-    path = models.save(models.model([node], {"w": weight}, {"x": (4, 64)}, dtype=types[np.dtype(dtype).name]))
-    write_fp32_reference(read_model(path), tmp_path / "reference.onnx")
-    model = onnx.load(tmp_path / "reference.onnx")
-    assert _types(model)["fc"] == "FLOAT"
-    stored = onnx.numpy_helper.to_array(model.graph.initializer[0])
-    np.testing.assert_array_equal(stored, weight.astype(np.float32))
-
-
-def test_half_types_are_found_wherever_they_are(models: Models) -> None:
-    cast = helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16)
-    back = helper.make_node("Cast", ["h"], ["y"], to=TensorProto.FLOAT)
-    function = helper.make_function(
-        "local", "Round", ["x"], ["y"], [cast, back], [helper.make_opsetid("", 21)]
-    )
-    call = helper.make_node("Round", ["x"], ["y"], domain="local")
-    plain = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    assert has_half_types(read_model(models.save(models.model([cast, back]))))
-    assert has_half_types(read_model(models.save(models.model([call], functions=[function]))))
-    assert has_half_types(read_model(models.matmul(_weight(64, 8).astype(np.float16))))
-    assert not has_half_types(read_model(models.save(models.model(plain, {"w": _weight(64, 8)}))))

@@ -1,0 +1,66 @@
+"""A model in FP32, to compare others with: whether it has to be written for that, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparseflow_trt.exporters.retyping.retype import retype
+from sparseflow_trt.exporters.saving import IR_VERSION, check_valid, save_model
+from sparseflow_trt.model.graph import WeightedLayer
+from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.sites import find_sites
+
+
+def write_fp32_reference(model: OnnxModel, output: Path) -> None:
+    """Writes the model with every FP16 and BF16 computation in FP32, in an IR version that can be run.
+
+    Weights keep the values that the half-precision model has.
+
+    Raises:
+        ModelError: The result is not valid ONNX.
+    """
+    import onnx_ir as ir
+
+    find_sites(model)  # inlines functions
+    retype(model.ir, lambda _: ir.DataType.FLOAT, keep_outputs=False)
+    save_model(model.ir, output)
+    check_valid(output, model.path)
+
+
+def needs_fp32_reference(model: OnnxModel) -> bool:
+    """Whether the reference has to be another file than the model: its half types, or a new IR version."""
+    return has_half_types(model) or model.ir.ir_version > IR_VERSION
+
+
+def computes_in_half(model: OnnxModel, layers: tuple[WeightedLayer, ...]) -> bool:
+    """Whether any layer gives FP16 or BF16, in whatever type its weight is stored.
+
+    A model that has no layers says it by any half type in it.
+
+    Args:
+        model: A model as read.
+        layers: Its layers.
+    """
+    if not layers:
+        return has_half_types(model)
+    return any((layer.gives or layer.dtype) in ("FP16", "BF16") for layer in layers)
+
+
+def has_half_types(model: OnnxModel) -> bool:
+    """Whether a model computes or stores anything in FP16 or BF16."""
+    import onnx_ir as ir
+
+    half = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    bodies = [model.ir.graph, *(function.graph for function in model.ir.functions.values())]
+    for graph in (g for body in bodies for g in (body, *body.subgraphs())):
+        nodes = tuple(graph)
+        values = (*graph.initializers.values(), *graph.inputs, *(v for node in nodes for v in node.outputs))
+        if any(v.dtype in half for v in values):
+            return True
+        # values between nodes have types only where the file says them, and a Cast always says its own
+        casts = [
+            node.attributes["to"] for node in nodes if node.op_type == "Cast" and "to" in node.attributes
+        ]
+        if any(to.type == ir.AttributeType.INT and to.value in half for to in casts):
+            return True
+    return False
