@@ -10,12 +10,11 @@ from sparseflow_trt.artifacts.manifest import PluginRecord
 from sparseflow_trt.engines.backends.child import run_build
 from sparseflow_trt.engines.backends.wire import Exchange, Outcome
 from sparseflow_trt.engines.evidence.outcomes import check_precisions, join_outcomes, untold
-from sparseflow_trt.engines.machine.hardware import NO_GPU, find_gpus
+from sparseflow_trt.engines.machine.hardware import NO_GPU, driver_of, find_gpus
 from sparseflow_trt.engines.plugin.library import copy_library, plugin_mismatches
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, OnProgress
 from sparseflow_trt.engines.tensorrt.api import graph_needs_of, install_line, version_of
 from sparseflow_trt.engines.tensorrt.like import compare_tactics, read_like
-from sparseflow_trt.engines.tensorrt.timing_cache import driver_of
 from sparseflow_trt.errors import EvidenceError
 from sparseflow_trt.model.target import GraphNeeds
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 # CUdevice_attribute, from cuda.h; the driver's interface never renumbers them.
 _MULTIPROCESSOR_COUNT = 16
 _COMPUTE_CAPABILITY_MAJOR = 75
 _COMPUTE_CAPABILITY_MINOR = 76
+
+_DRIVER = Path("/sys/module/nvidia/version")
 
 NO_GPU = "this machine has no NVIDIA GPU, or no driver for one"
 
@@ -66,6 +69,19 @@ def find_gpus() -> tuple[Gpu, ...]:
     driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
     found = (_gpu_at(cuda, index, driver) for index in range(count.value))
     return tuple(gpu for gpu in found if gpu is not None)
+
+
+def driver_of(gpu: Gpu) -> str:
+    """The version of NVIDIA's driver, "580.159.04", or, where that is hidden, which CUDA it is for."""
+    return installed_driver() or f"for CUDA {gpu.driver_version}"
+
+
+def installed_driver() -> str:
+    """The version of NVIDIA's driver, as Linux says it; "" where that is hidden, or there is none."""
+    try:
+        return _DRIVER.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):  # a container may hide it
+        return ""
 
 
 def _gpu_at(cuda: ctypes.CDLL, index: int, driver: str) -> Gpu | None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from sparseflow_trt._files import write_atomically
 from sparseflow_trt._schema import Record
-from sparseflow_trt.engines.machine.hardware import Gpu, find_gpus
+from sparseflow_trt.engines.machine.hardware import driver_of, find_gpus, installed_driver
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.errors import ArtifactError
@@ -23,7 +23,6 @@ from sparseflow_trt.errors import ArtifactError
 KEPT = "timing.cache"  # beside an engine that an editable cache was built with
 
 _LONGEST_HEADER = 4096
-_DRIVER = Path("/sys/module/nvidia/version")
 
 
 class Machine(Record):
@@ -51,20 +50,8 @@ class _UnusableError(Exception):
 def this_machine(tensorrt: str) -> Machine:
     """What a build with that version of TensorRT measures here."""
     gpu = next(iter(find_gpus()), None)
-    driver = driver_of(gpu) if gpu else _installed_driver() or "unknown"
+    driver = driver_of(gpu) if gpu else installed_driver() or "unknown"
     return Machine(tensorrt=tensorrt, device=gpu.name if gpu else "no GPU", driver=driver)
-
-
-def driver_of(gpu: Gpu) -> str:
-    """The version of NVIDIA's driver, "580.159.04", or, where that is hidden, which CUDA it is for."""
-    return _installed_driver() or f"for CUDA {gpu.driver_version}"
-
-
-def _installed_driver() -> str:
-    try:
-        return _DRIVER.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):  # a container may hide it
-        return ""
 
 
 def caches_for(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sparseflow_trt.engines.backends.child import run_build
-from sparseflow_trt.engines.machine.hardware import Gpu
+from sparseflow_trt.engines.machine import hardware
+from sparseflow_trt.engines.machine.hardware import Gpu, driver_of
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions
 from sparseflow_trt.engines.tensorrt import timing_cache
 from sparseflow_trt.engines.tensorrt.log import BuildLog
@@ -19,7 +20,6 @@ from sparseflow_trt.engines.tensorrt.timing_cache import (
     Machine,
     TimingCache,
     caches_for,
-    driver_of,
     this_machine,
 )
 
@@ -135,7 +135,7 @@ def test_a_place_that_cannot_be_read_or_written_is_a_note(tmp_path: Path) -> Non
 def test_the_key_is_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     gpu = Gpu("a GPU", "9.0", 1 << 30, 132, sparse_tensor_cores=True, driver_version="12.8")
     monkeypatch.setattr(timing_cache, "find_gpus", lambda: (gpu,))
-    monkeypatch.setattr(timing_cache, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(hardware, "_DRIVER", tmp_path / "version")
     assert str(this_machine("8.6.0")) == "TensorRT 8.6.0 on a GPU with driver for CUDA 12.8"
     (tmp_path / "version").write_text("570.1\n")
     assert this_machine("8.6.0") == HERE
