@@ -1,1 +1,1 @@
-"""Backends that turn a typed ONNX model into an engine, behind one protocol."""
+"""All that touches a GPU or a runtime: engines are built behind one protocol, run, timed and asked."""

@@ -1,1 +1,1 @@
-"""Anything to ONNX, ONNX to ONNX: pruning and the rewriting that makes a graph mean its plan."""
+"""Anything to ONNX, ONNX to ONNX (pruned, or rewritten to mean its plan), artifacts to Triton."""

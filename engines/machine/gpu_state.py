@@ -1,4 +1,4 @@
-"""What the driver says of a GPU that is being measured: the size of its L2 cache, and its clocks under load.
+"""What the driver says of itself and of a GPU that is being measured: its L2 cache, its clocks under load.
 
 Asked of libcuda and NVML themselves, so that it is the same whichever library runs the kernels. Nothing is
 set: clocks are measured as they are found.
