@@ -89,7 +89,7 @@ class TensorRtRtxBackend:
 
 
 def _ignored(options: EngineOptions) -> tuple[str, ...]:
-    cache, device = options.timing_cache, options.hardware_compatible
+    cache = options.timing_cache
     return (
         *((_TF32,) if options.tf32 else ()),
         *((f"TensorRT-RTX times no kernels: the timing cache {cache.name} was ignored.",) if cache else ()),
@@ -98,7 +98,7 @@ def _ignored(options: EngineOptions) -> tuple[str, ...]:
                 "TensorRT-RTX engines are for GPUs of several generations, with or without "
                 "--hardware-compatible.",
             )
-            if device
+            if options.hardware_compatible
             else ()
         ),
     )

@@ -117,13 +117,13 @@ def graph_needs_of(key: str, version: str | None) -> GraphNeeds:
     """
     if key != "tensorrt":
         return GraphNeeds()
-    before_10 = version is not None and _release(version) < (9,)
+    before_9 = version is not None and _release(version) < (9,)
     return GraphNeeds(
-        17 if before_10 else None,
-        spells_out=before_10,
+        17 if before_9 else None,
+        spells_out=before_9,
         opts_out_dense=True,
         takes_plugin=True,
-        takes_bf16=not before_10,
+        takes_bf16=not before_9,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparseflow_trt.exporters.constants import constant_of
-from sparseflow_trt.exporters.lowering.rewriting import Rewriting
+from sparseflow_trt.exporters.lowering.rewriting import Rewriting, input_of
 from sparseflow_trt.model.free_names import Names
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
 
@@ -59,7 +59,7 @@ def fold_dequantized(model: ir.Model) -> int:
 
 
 def _constant_input(node: ir.Node, index: int) -> ir.TensorProtocol | None:
-    value = node.inputs[index] if index < len(node.inputs) else None
+    value = input_of(node, index)
     return constant_of(value) if value is not None else None
 
 
