@@ -1,8 +1,9 @@
-"""Tiny models and requests for the backends' tests."""
+"""Tiny models and requests for the backends' tests, and a model of a GPU for those of timing."""
 
 from __future__ import annotations
 
 import tempfile
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from sparseflow_trt.engines.protocol import BuildRequest
+from sparseflow_trt.engines.timing import turns
 from sparseflow_trt.plans.plan import Plan
 from sparseflow_trt.plans.shapes import Profile, ShapeRange
+from tests.engines.timing.modelled_gpu import Gpu
 
 _NUMPY: dict[int, np.dtype[Any]] = {
     TensorProto.FLOAT: np.dtype(np.float32),
@@ -77,3 +80,11 @@ def make_request(tmp_path: Path) -> Callable[..., BuildRequest]:
         return BuildRequest(model, plan, folder, sparse)
 
     return make
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """A model of a GPU, whose host's clock is the one that is read."""
+    made = Gpu()
+    monkeypatch.setattr(turns, "time", types.SimpleNamespace(perf_counter=lambda: made.host))
+    return made
