@@ -1,10 +1,10 @@
 """Stands between this tool and a tritonserver: nothing of the server outlives the tool, however that ends.
 
 Run as a process of its own: python guard.py PREFIX LOG COMMAND…. It starts the server, says "started
-PID" on standard output, and ends it when its standard input closes: when the tool lets go of it, or dies. A
-server that was killed leaves stub processes, which ignore SIGTERM, and shared memory: both are removed here,
-and LOG's folder where the tool was killed. The guard adopts orphans (PR_SET_CHILD_SUBREAPER), so that it ends
-only what its own server started.
+PID" on standard output, and ends it when the tool says on standard input that it is done, or dies: then that
+closes without a word. A server that was killed leaves stub processes, which ignore SIGTERM, and shared
+memory: both are removed here, and LOG's folder where the tool was killed. The guard adopts orphans
+(PR_SET_CHILD_SUBREAPER), so that it ends only what its own server started.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PATIENCE = 20.0  # seconds that stubs have to be gone
 
 def main(prefix: str, log: str, *command: str) -> int:
     """Runs the server until it ends or standard input closes; returns its exit status, as subprocess does."""
-    tool = os.getppid()
+    tool, died = os.getppid(), False
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -45,7 +45,8 @@ def main(prefix: str, log: str, *command: str) -> int:
             )
         print(f"started {server.pid}", flush=True)
         while server.poll() is None:
-            if select.select([sys.stdin], [], [], 0.05)[0] and not os.read(sys.stdin.fileno(), 1):
+            if select.select([sys.stdin], [], [], 0.05)[0]:
+                died = not os.read(sys.stdin.fileno(), 1)
                 server.kill()  # nobody asks it any more; SIGTERM takes it three seconds, most of them asleep
                 break
         return server.wait()
@@ -53,7 +54,7 @@ def main(prefix: str, log: str, *command: str) -> int:
         _end_orphans()
         for region in Path("/dev/shm").glob(f"{prefix}*"):
             region.unlink(missing_ok=True)
-        if os.getppid() != tool:  # it was killed, and cannot remove its folder
+        if died or os.getppid() != tool:  # one that is dying is the parent for a while yet
             shutil.rmtree(Path(log).parent, ignore_errors=True)
 
 

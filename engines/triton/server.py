@@ -225,7 +225,7 @@ def start_server(repository: Path, options: ServerOptions = ServerOptions()) -> 
             env=_environment(installed),
             start_new_session=True,
         )
-        assert guard.stdin is not None and guard.stdout is not None
+        assert guard.stdout is not None
         try:
             said = guard.stdout.readline().split()
             server = Server(guard, int(said[1]) if said else 0, at, prefix, log)
@@ -234,9 +234,7 @@ def start_server(repository: Path, options: ServerOptions = ServerOptions()) -> 
             )
             yield server
         finally:
-            guard.stdin.close()
-            guard.wait()
-            guard.stdout.close()
+            guard.communicate("done")
 
 
 def _wait_until_ready(server: Server, timeout: float, by_hand: str) -> None:
