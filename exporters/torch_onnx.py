@@ -91,6 +91,8 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
         model: ir.Model = program.model
         parameters = {name for name, _ in found.module.named_parameters()}
         optimizer.optimize_ir(model, should_fold=lambda node: _may_fold(node, parameters))
+    if not found.outputs:
+        _name_outputs(model, program.exported_program)
     _name_axes(model, names)
     _check_axes(model, found)
     _drop_unused(model)
@@ -186,6 +188,25 @@ def _name_axes(model: ir.Model, names: dict[str, str]) -> None:
             continue
         dims = [d if isinstance(d, int) else changed.get(str(d.value), d.value) for d in value.shape]
         value.shape = ir.Shape(dims)
+
+
+def _name_outputs(model: ir.Model, program: Any) -> None:
+    """Names outputs after the keys or fields that the module gives them in; the others keep torch's names."""
+    from torch.utils import _pytree as pytree
+
+    spec = program.call_spec.out_spec
+    leaves = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    paths = (path for path, _ in pytree.tree_flatten_with_path(leaves)[0])
+    given = program.graph_signature.user_outputs  # an output's name; of one that is no tensor its value
+    kept = [path for path, output in zip(paths, given, strict=True) if isinstance(output, str)]
+    taken = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    taken |= {value.name for node in model.graph.all_nodes() for value in node.outputs}
+    for value, path in zip(model.graph.outputs, kept, strict=True):
+        words = (getattr(part, "key", getattr(part, "name", getattr(part, "idx", ""))) for part in path)
+        name = ".".join(map(str, words))
+        if name not in taken and not all(isinstance(part, pytree.SequenceKey) for part in path):
+            value.name = name
+            taken.add(name)
 
 
 def _check_axes(model: ir.Model, found: Exportable) -> None:

@@ -36,6 +36,7 @@ RESNET = {
 }  # fmt: skip
 
 MODULES = """
+import collections
 import numpy as np
 import torch
 from sparseflow_trt.model.pattern import prune_2to4
@@ -94,6 +95,18 @@ def merging():
     return Merging(), (torch.randn(5, 2, 4), torch.randn(5, 16), torch.randn(5, 16)), axes
 def merged():
     return *merging()[:2], {"x": {0: "rows"}, "y": {0: "rows"}}
+
+class Giving(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = torch.nn.LSTM(16, 16, batch_first=True)
+    def forward(self, x):
+        y, state = self.rnn(x)
+        tags = {"tag": y.argmax(-1), "loss": None, "heads": [y + 1, y + 2], "x": y * 2}
+        return {"x": x + 1, "tags": tags, "state": state, "pair": Pair(y - 1, y - 2)}
+Pair = collections.namedtuple("Pair", "low high")
+def giving():
+    return Giving(), torch.randn(2, 5, 16), {"x": {0: "batch"}}
 
 class ByValue(torch.nn.Module):
     def forward(self, x):
@@ -305,6 +318,17 @@ def test_a_function_may_return_a_model_of_transformers(tmp_path: Path) -> None:
     assert report.outputs == ("logits",)
     assert {x.module for x in report.layers} >= {"model.layers.0.mlp.up_proj", "lm_head"}
     assert report.validation is not None
+    assert report.validation.verdict == "pass"
+
+
+def test_a_module_may_give_tensors_in_mappings_and_in_tuples(modules: str, tmp_path: Path) -> None:
+    """A key or a field names its output, unless an input has that name; what is no tensor is left out."""
+    report = export_model(f"{modules}:giving", tmp_path / "m.onnx")
+    unnamed, *named = report.outputs
+    assert " ".join(named) == ("tags.tag tags.heads.0 tags.heads.1 tags.x state.0 state.1 pair.low pair.high")
+    assert unnamed not in ("x", *named)
+    assert report.validation is not None
+    assert {row.output for row in report.validation.candidates[0].outputs} == set(report.outputs)
     assert report.validation.verdict == "pass"
 
 

@@ -19,9 +19,9 @@ def torch_reference(module: Any, inputs: Mapping[str, Any], outputs: Sequence[st
     """A reference that runs a module on the CPU.
 
     Args:
-        module: Takes tensors by position and gives a tensor or a tuple of them.
+        module: Takes tensors by position and gives tensors, in whatever of tuples, lists and mappings.
         inputs: Tensors by name, in their order: what it runs on is given their types.
-        outputs: The names of what it gives.
+        outputs: The names of what it gives, in the order in which torch takes such a thing apart.
         name: What the verdict calls it.
 
     Raises:
@@ -36,6 +36,7 @@ def _runner(torch: Any, module: Any, inputs: dict[str, Any], outputs: Sequence[s
     require("polygraphy", "comparing outputs")
     from polygraphy.backend.base import BaseRunner
     from polygraphy.common import TensorMetadata
+    from torch.utils._pytree import tree_leaves  # as torch.export takes outputs apart
 
     types = {given: tensor.dtype for given, tensor in inputs.items()}
 
@@ -55,9 +56,9 @@ def _runner(torch: Any, module: Any, inputs: dict[str, Any], outputs: Sequence[s
             with torch.no_grad():
                 made = module(*tensors)
             self.inference_time = time.perf_counter() - started  # Polygraphy asks for it
-            made = (made,) if isinstance(made, torch.Tensor) else tuple(made)
+            given = [leaf for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
             return OrderedDict(
-                (output, _array_of(torch, value)) for output, value in zip(outputs, made, strict=True)
+                (output, _array_of(torch, value)) for output, value in zip(outputs, given, strict=True)
             )
 
     return TorchRunner(name)

@@ -26,10 +26,11 @@ class Exportable:
     """A module ready to be exported.
 
     Attributes:
-        module: Takes the inputs by position and gives a tensor or a tuple of them.
+        module: Takes the inputs by position and gives tensors, in whatever of tuples, lists and mappings.
         inputs: One set of tensors to trace it with, by name, in their order.
         axes: For each input the dimensions that vary, by their names. "past + seq" is the sum of two.
-        outputs: A name for each tensor that it gives; none lets the exporter name them.
+        outputs: A name for each tensor that it gives; none names them by the keys or fields that they are
+            given in, and lets the exporter name the others.
         prefix: What stands before the user's own names in the module's ("model."), and is left out.
         task: What was exported, in a word.
     """
