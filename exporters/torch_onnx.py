@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import ModelError, deepest
+from sparseflow_trt.model.infer_shapes import forget_made_up_dims, infer_shapes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,6 +35,7 @@ _FIXED = re.compile(
 # while it is written.
 _INLINE_BYTES = 256 << 20
 _SMALLEST_EXTERNAL = 1024
+_RECURRENT = {"GRU", "LSTM", "RNN"}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _KEPT = (_SCOPES, "pkg.torch.onnx.class_hierarchy")
 
@@ -94,6 +96,7 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
     if not found.outputs:
         _name_outputs(model, program.exported_program)
     _name_axes(model, names)
+    _reshape_behind_recurrence(model)
     _check_axes(model, found)
     _drop_unused(model)
     _name_after_modules(model, found.prefix)
@@ -207,6 +210,19 @@ def _name_outputs(model: ir.Model, program: Any) -> None:
         if name not in taken and not all(isinstance(part, pytree.SequenceKey) for part in path):
             value.name = name
             taken.add(name)
+
+
+def _reshape_behind_recurrence(model: ir.Model) -> None:
+    """Lets onnx say the shapes behind recurrent nodes: torch's have the length that it was traced with."""
+    behind: set[ir.Value] = set()
+    for node in model.graph:
+        if node.op_type in _RECURRENT or any(value in behind for value in node.inputs):
+            behind.update(node.outputs)
+    for value in behind:
+        value.shape = None
+    if behind:
+        infer_shapes(model)
+        forget_made_up_dims(model)
 
 
 def _check_axes(model: ir.Model, found: Exportable) -> None:

@@ -108,6 +108,16 @@ Pair = collections.namedtuple("Pair", "low high")
 def giving():
     return Giving(), torch.randn(2, 5, 16), {"x": {0: "batch"}}
 
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = torch.nn.LSTM(16, 16, num_layers=2, batch_first=True)
+        self.fc1 = torch.nn.Linear(16, 64)
+    def forward(self, x):
+        return {"y": self.fc1(self.rnn(x)[0])}
+def recurrent():
+    return Recurrent(), torch.randn(2, 5, 16), {"x": {0: "batch", 1: "seq"}}
+
 class ByValue(torch.nn.Module):
     def forward(self, x):
         return x + 1 if x.sum() > 0 else x
@@ -330,6 +340,16 @@ def test_a_module_may_give_tensors_in_mappings_and_in_tuples(modules: str, tmp_p
     assert report.validation is not None
     assert {row.output for row in report.validation.candidates[0].outputs} == set(report.outputs)
     assert report.validation.verdict == "pass"
+
+
+def test_behind_an_lstm_the_sequence_is_as_long_as_the_input(modules: str, tmp_path: Path) -> None:
+    """torch says of what an LSTM gives the length that it was traced with."""
+    report = export_model(f"{modules}:recurrent", tmp_path / "m.onnx")
+    (linear,) = (layer for layer in report.layers if layer.module == "fc1")
+    assert linear.m.evaluate({"batch": 3, "seq": 7}) == 21
+    (output,) = read_model(tmp_path / "m.onnx").ir.graph.outputs
+    assert output.name == "y"
+    assert str(output.shape) == "[batch,seq,64]"
 
 
 def test_every_expert_weighed_is_what_the_chosen_ones_make(tmp_path: Path) -> None:
