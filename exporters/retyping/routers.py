@@ -25,8 +25,8 @@ _SIZES = {"Shape", "Size"}
 def nodes_of_routers(model: ir.Model) -> set[ir.Node]:
     """The nodes from a small product with a weight to what chooses among its columns, both included.
 
-    Small is a product that gives fewer columns than it takes. What is chosen has to lead to another product:
-    a classifier's label is no route.
+    Small is a product that gives fewer columns than it takes. What is chosen has to lead to another product,
+    or to weigh what one made, as with no head a model's last router does: a classifier's label is no route.
 
     Args:
         model: A model whose local functions are inlined.
@@ -35,7 +35,7 @@ def nodes_of_routers(model: ir.Model) -> set[ir.Node]:
     if not choices:
         return set()
     gates = _gates(model)
-    leading = _before_products(model)
+    leading = _before_products(model, gates)
     found: set[ir.Node] = set()
     for choice in choices:
         gate = gates.get(choice.inputs[0]) if choice.inputs[0] is not None else None
@@ -77,14 +77,31 @@ def _is_small(node: ir.Node) -> bool:
     return k < n if transposed is not None and transposed.as_int() else n < k
 
 
-def _before_products(model: ir.Model) -> set[ir.Node]:
-    """The nodes whose outputs lead to a product."""
+def _before_products(model: ir.Model, gates: dict[ir.Value, ir.Node | None]) -> set[ir.Node]:
+    """The nodes whose outputs lead to a product, or to where they weigh what another product made."""
+    made = _made_by_products(model)
     found: set[ir.Node] = set()
+
+    def ends(value: ir.Value, reader: ir.Node) -> bool:
+        if reader.op_type != "Mul" or (gate := gates.get(value)) is None:
+            return reader.op_type in _PRODUCTS
+        others = (other for other in reader.inputs if other is not None)
+        return any(other in made and gates.get(other) is not gate for other in others)
+
     for node in reversed(tuple(model.graph.all_nodes())):
-        readers = {reader for value in node.outputs for reader in value.consumers()}
-        if any(reader.op_type in _PRODUCTS or reader in found for reader in readers):
+        readers = ((value, reader) for value in node.outputs for reader in value.consumers())
+        if any(reader in found or ends(value, reader) for value, reader in readers):
             found.add(node)
     return found
+
+
+def _made_by_products(model: ir.Model) -> set[ir.Value]:
+    """The values that are computed of a product's."""
+    made: set[ir.Value] = set()
+    for node in model.graph.all_nodes():
+        if node.op_type in _PRODUCTS or any(value in made for value in node.inputs):
+            made.update(node.outputs)
+    return made
 
 
 def _way(choice: ir.Node, gate: ir.Node, gates: dict[ir.Value, ir.Node | None]) -> set[ir.Node]:

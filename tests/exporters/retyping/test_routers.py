@@ -27,6 +27,7 @@ CONSTANTS: dict[str, Array] = {
     "expert": (RNG.standard_normal((EXPERTS, K)) / 4).astype(np.float32),
     "up": (RNG.standard_normal((K, 2 * K)) / 6).astype(np.float32),
     "down": (RNG.standard_normal((2 * K, K)) / 8).astype(np.float32),
+    "narrow": (RNG.standard_normal((2 * K, EXPERTS)) / 8).astype(np.float32),
     "two": np.array([2]),
     "depth": np.array(EXPERTS),
     "onoff": np.array([0, 1], np.float32),
@@ -63,6 +64,20 @@ SORTED = """g (float[512,32] x) => (float[512,32] y) {
  kept = ScatterElements<axis=1>(m, places, best)
  y = MatMul(kept, down)
 }"""
+# The last experts of a model with no head: no product follows.
+WEIGHING = """g (float[512,32] x) => (float[512,16] y) {
+ logits = MatMul(x, gate)
+ scores = Softmax<axis=-1>(logits)
+ best, chosen = TopK(scores, two)
+ shape = Shape(scores)
+ zeros = ConstantOfShape(shape)
+ routes = ScatterElements<axis=1>(zeros, chosen, best)
+ hidden = MatMul(x, up)
+ made = MatMul(hidden, narrow)
+ y = Mul(made, routes)
+}"""
+# What is weighed is no product's.
+SCALED = WEIGHING.replace("made = MatMul(hidden, narrow)", "made = Slice(x, zero16, ten, one)")
 MIXED = ROUTER.replace("biased = Add(scores, bias)", "n = Slice(x, zero16, ten, one) biased = Add(scores, n)")
 
 
@@ -124,7 +139,13 @@ def test_in_fp16_a_router_would_choose_others(tmp_path: Path) -> None:
     assert {n.outputs[0].name for n in router} == {"logits", "scores", "biased", "rows", "best"}
 
 
-@pytest.mark.parametrize("text", [LABEL, SORTED, MIXED], ids=["label", "sorted", "mixed"])
+def test_what_weighs_experts_is_a_router_where_no_product_follows(tmp_path: Path) -> None:
+    model = _save(tmp_path / "m.onnx", WEIGHING)
+    find_sites(model)
+    assert {n.outputs[0].name for n in nodes_of_routers(model.ir)} == {"logits", "scores", "best"}
+
+
+@pytest.mark.parametrize("text", [LABEL, SORTED, MIXED, SCALED], ids=["label", "sorted", "mixed", "scaled"])
 def test_what_is_no_router(tmp_path: Path, text: str) -> None:
     model = _save(tmp_path / "m.onnx", text)
     find_sites(model)
