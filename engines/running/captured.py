@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.engines.running.context import Bound
-from sparseflow_trt.engines.running.cuda import Cuda, Graph, stream_handle, telling_first
+from sparseflow_trt.engines.running.cuda import ClosedAtEnd, Cuda, Graph, stream_handle
 from sparseflow_trt.engines.running.device_tensor import DeviceTensor
 from sparseflow_trt.errors import InputError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from sparseflow_trt.engines.running.runner import Engine
 
 
-class CapturedRun:
+class CapturedRun(ClosedAtEnd):
     """A recorded run. Write to its inputs, launch it, read its outputs. Use as a context manager.
 
     A graph's memory and shapes are fixed, and what TensorRT needs in between lies in the engine's context:
@@ -43,15 +41,6 @@ class CapturedRun:
         self._graph = graph
         self._end = weakref.finalize(self, _destroy, engine.cuda, graph)
         self._end.atexit = False
-
-    def __enter__(self) -> CapturedRun:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with telling_first(error):
-            self.close()
 
     def close(self) -> None:
         """Gives the graph back; the tensors live as long as somebody holds them."""

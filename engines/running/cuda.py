@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from types import ModuleType, TracebackType
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,28 @@ from sparseflow_trt.errors import BuildError, InputError
 
 _NO_TIMING = 2  # cudaEventDisableTiming
 
+_C = TypeVar("_C", bound="ClosedAtEnd")
 
-def telling_first(error: BaseException | None) -> contextlib.AbstractContextManager[None]:
-    """For what is closed after an error: after one of CUDA's nothing goes on, and the first is to be told."""
-    return contextlib.suppress(BuildError) if error else contextlib.nullcontext()
+
+class ClosedAtEnd(abc.ABC):
+    """A context manager that closes itself. After an error of CUDA's nothing goes on: the first is told."""
+
+    def __enter__(self: _C) -> _C:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(BuildError) if error else contextlib.nullcontext():
+            self.close()
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Gives back what it holds.
+
+        Raises:
+            BuildError: CUDA refuses.
+        """
 
 
 class Cuda:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sparseflow_trt.engines.running.captured import CapturedRun
 from sparseflow_trt.engines.running.context import Bound, Context
-from sparseflow_trt.engines.running.cuda import Cuda, Marker, stream_handle, telling_first
+from sparseflow_trt.engines.running.cuda import ClosedAtEnd, Cuda, Marker, stream_handle
 from sparseflow_trt.engines.running.device_tensor import DeviceTensor
 from sparseflow_trt.engines.running.engine_tensors import Array, shapes_of
 from sparseflow_trt.engines.running.layer_times import LayerTime, layer_times
@@ -22,13 +22,10 @@ from sparseflow_trt.engines.running.placement import MemoryFor, Placement
 from sparseflow_trt.engines.tensorrt.api import Flavour
 from sparseflow_trt.errors import InputError
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
 _WARM_UP = 3  # runs that are not profiled: the first ones load kernels
 
 
-class Engine:
+class Engine(ClosedAtEnd):
     """A loaded engine with a context, a stream and device buffers. Use as a context manager.
 
     It runs on the GPU that was the thread's when it was loaded. Not for several threads at once: load one
@@ -65,15 +62,6 @@ class Engine:
         self._places = Placement(self.cuda, self.tensors, self.device)
         self._last: Marker | None = None
         self._closed = False
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with telling_first(error):
-            self.close()
 
     def close(self) -> None:
         """Gives the device memory back, but for the tensors that somebody still holds."""

@@ -26,7 +26,7 @@ _PATIENCE = 20.0  # seconds that stubs have to be gone
 
 
 def main(prefix: str, log: str, *command: str) -> int:
-    """Runs the server until it ends or standard input closes; returns its exit status, as subprocess does."""
+    """Runs the server until it ends or the tool is done or dies; returns its status, as subprocess does."""
     tool, died = os.getppid(), False
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
