@@ -72,8 +72,9 @@ def plan_with(model: Path, mode: SparsityMode = "force", **changes: dict[str, st
 def build_variant(tmp_path: Path) -> BuildVariant:
     """Builds `model` as planned, into this test's folder."""
 
-    def make(model: Path, plan: Plan | PlanOptions) -> BuildResult:
-        return build(model, BuildOptions(tmp_path / "variant.artifact", plan, backend="tensorrt"))
+    def make(model: Path, plan: Plan | PlanOptions, margin: float | None = None) -> BuildResult:
+        artifact = tmp_path / "variant.artifact"
+        return build(model, BuildOptions(artifact, plan, backend="tensorrt", margin=margin))
 
     return make
 
@@ -215,6 +216,21 @@ def test_mixed_precision_runs_as_planned(mlp_model: Path, build_variant: BuildVa
     assert found["up_proj"].precision.partition("->")[0] == "Half"
     assert found["down_proj"].precision.partition("->")[0] == "Float"
     assert engine_verdict(built.manifest)[0] == "pass"
+
+
+@pytest.mark.parametrize("margin", [0.0, 9.0], ids=["nothing", "ten times"])
+def test_sparse_ships_where_it_wins_by_the_margin(
+    margin: float, mlp_model: Path, build_variant: BuildVariant
+) -> None:
+    manifest = build_variant(mlp_model, plan_with(mlp_model), margin).manifest
+
+    duel = manifest.duel
+    assert duel is not None
+    (row,) = duel.profiles
+    assert duel.ships == ("sparse" if row.speedup >= 1 + margin else "dense"), duel.why
+    assert {layer.sparsity for layer in manifest.layers} == {duel.ships}
+    assert bool(duel.sparse_outcomes) == (duel.ships == "dense")
+    assert engine_verdict(manifest)[0] == "pass"
 
 
 def test_an_engine_that_does_not_run_as_planned_is_refused(
