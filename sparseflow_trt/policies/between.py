@@ -78,8 +78,15 @@ def wins_at(pairs: Mapping[int, Pair], m: int, margin: float, wave: int | None) 
         margin: As in `wins_between`.
         wave: As in `wins_between`.
     """
-    sizes = list(pairs)
-    if m > sizes[-1]:
-        return all(pairs[size].wins(margin) for size in sizes[-2:])
-    low, *high = (pairs[size] for size in around(sizes, m))
-    return wins_between(low, high[0], margin, wave) if high else low.wins(margin)
+    low, *high = (pairs[size] for size in around(list(pairs), m))
+    if high:
+        return wins_between(low, high[0], margin, wave)
+    return low.wins(margin) and not lost_before(pairs, m, margin)
+
+
+def lost_before(pairs: Mapping[int, Pair], m: int, margin: float) -> list[int]:
+    """Above the largest measured M, if sparse wins at that one: the one before, if it does not there."""
+    *before, largest = list(pairs)[-2:]
+    if m <= largest or not pairs[largest].wins(margin):
+        return []
+    return [size for size in before if not pairs[size].wins(margin)]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sparseflow_trt._same import Same
-from sparseflow_trt.policies.between import around, time_between, wins_at
+from sparseflow_trt.policies.between import around, lost_before, time_between, wins_at
 from sparseflow_trt.policies.correction import Correction
 from sparseflow_trt.policies.expected import At, DenseTime, Expected, Verdict
 from sparseflow_trt.policies.forest import Guess
@@ -134,7 +134,7 @@ class Known:
         }[at]
         pairs = [self.pairs[size] for size in beside]
         paired = time_between(m, [pair.dense for pair in pairs])
-        points = self._behind(m, [*self._lost_before(m), *beside])
+        points = self._behind(m, [*lost_before(self.pairs, m, self.margin), *beside])
         own = self.dense_at(m)
         scale = self.n * self.k / math.prod(self.shape) * max(1.0, m / beside[-1])
         dense_us = own.us if own else scale * paired
@@ -156,13 +156,6 @@ class Known:
             points=points,
             dense_alone=alone,
         )
-
-    def _lost_before(self, m: int) -> list[int]:
-        """Above the largest measured M, if sparse wins there: the one before, if it does not (`wins_at`)."""
-        *before, largest = list(self.pairs)[-2:]
-        if m <= largest or not self.pairs[largest].wins(self.margin):
-            return []
-        return [size for size in before if not self.pairs[size].wins(self.margin)]
 
     def _behind(self, m: int, beside: Sequence[int]) -> tuple[Point, ...]:
         """The measured points that the times at M rest on."""
@@ -203,7 +196,7 @@ class Known:
 
     def _doubt(self, m: int) -> str:
         """Why sparse is not sure to win at M, though it does at the measured M around it; else ""."""
-        if before := self._lost_before(m):
+        if before := lost_before(self.pairs, m, self.margin):
             return f"it does not win at M={before[0]}, the one before"
         if self.guess:  # this shape's own: between measured M
             alone = m in self.pairs or m > max(self.pairs)
