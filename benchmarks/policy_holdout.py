@@ -44,6 +44,7 @@ from sparseflow_trt.engines.measuring.journal import (
 from sparseflow_trt.engines.measuring.measurers import identify, make_measurers
 from sparseflow_trt.engines.measuring.medians import Effort
 from sparseflow_trt.policies import forest
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge
 from sparseflow_trt.policies.policy import Dtype, Pair, Policy, find_policy
 from sparseflow_trt.policies.presets import Product, products_of_preset
@@ -210,7 +211,7 @@ def judge_all(
     for request, pair in pairs.items():
         curve = request.curve
         for kind in kinds.get((curve.n, curve.k), {curve.kind: None}):
-            verdict = judge(policy, kind, curve.n, curve.k, request.m, curve.dtype, "torch")
+            verdict = judge(policy, Gemm(kind, curve.n, curve.k, curve.dtype), request.m, "torch")
             taken = pair.sparse.us if verdict.sparse else pair.dense.us
             cases.append(
                 {

@@ -40,8 +40,10 @@ from sparseflow_trt.engines.measuring.measured_policy import extend_policy, poli
 from sparseflow_trt.engines.measuring.search import incomplete_curves
 from sparseflow_trt.model.packing import ROWS
 from sparseflow_trt.policies.between import MULTIPROCESSORS, wave_of
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.known import Known
 from sparseflow_trt.policies.lookup import known_of
+from sparseflow_trt.policies.measurements import Measurements
 from sparseflow_trt.policies.plugin_lookup import plugin_known
 from sparseflow_trt.policies.policy import SHIPPED, Pair, Point, Policy, Threshold, json_from_policy
 from sparseflow_trt.policies.thresholds import derive_thresholds
@@ -63,7 +65,7 @@ WITHOUT: dict[str, Callable[[Point, Point], bool]] = {
     "TensorRT's points": lambda point, asked: point.library == "tensorrt",
 }
 
-Asked = Sequence[tuple[Known, Mapping[int, Pair]]]
+Asked = Sequence[tuple[Measurements, Mapping[int, Pair]]]
 
 
 def main() -> None:
@@ -214,12 +216,13 @@ def share_lost(gains: Sequence[float]) -> float:
 def gains_beside(policy: Policy, margin: float) -> list[float]:
     """Dense over policy at each measured M, asked of its next smaller and larger M alone."""
     gains = []
+    asked = policy.model_copy(update={"margin": margin})
     for (n, k, dtype), kind in shapes_of(policy).items():
-        known = known_of(policy, kind, n, k, dtype, "torch")
+        known = known_of(policy, Gemm(kind, n, k, dtype), "torch").own
         sizes = list(known.pairs)
         for low, m, high in zip(sizes, sizes[1:], sizes[2:], strict=False):
             around = {size: known.pairs[size] for size in (low, high)}
-            taken = replace(known, pairs=around, margin=margin, guess=None).judge(m).sparse
+            taken = Known(replace(known, policy=asked, pairs=around, guess=None)).judge(m).sparse
             gains.append(known.pairs[m].speedup if taken else 1.0)
     return gains
 
@@ -230,16 +233,16 @@ def gains_in_plugin(policy: Policy, left_out: Callable[[Point, Point], bool]) ->
     for asked in policy.points:
         if asked.kernel != "plugin":
             continue
-        where = (asked.kind, asked.n, asked.k, asked.dtype)
+        gemm = Gemm(asked.kind, asked.n, asked.k, asked.dtype)
         rest = tuple(p for p in policy.points if (p.n, p.k) != (asked.n, asked.k) or not left_out(p, asked))
         less = policy.model_copy(update={"points": rest})
-        taken = plugin_known(less, *where).judge(asked.m).sparse
-        measured = known_of(policy, *where, "tensorrt", "plugin").pairs[asked.m]
+        taken = plugin_known(less, gemm).judge(asked.m).sparse
+        measured = known_of(policy, gemm, "tensorrt", "plugin").own.pairs[asked.m]
         gains.append(measured.speedup if taken else 1.0)
     return gains
 
 
-def asked_between(policy: Policy, parts: int = FOLDS) -> list[tuple[Known, dict[int, Pair]]]:
+def asked_between(policy: Policy, parts: int = FOLDS) -> list[tuple[Measurements, dict[int, Pair]]]:
     """What the rest says of those measured M that lie between others, for the first `parts` of FOLDS."""
     sizes = sorted({(p.n, p.k, p.m) for p in policy.points if p.library == "torch"})
     random.Random(0).shuffle(sizes)
@@ -249,8 +252,8 @@ def asked_between(policy: Policy, parts: int = FOLDS) -> list[tuple[Known, dict[
         rest = tuple(p for p in policy.points if (p.n, p.k, p.m) not in out)
         less = policy.model_copy(update={"points": rest, "thresholds": ()})
         for (n, k, dtype), kind in shapes_of(policy).items():
-            known = known_of(less, kind, n, k, dtype, "torch")
-            measured = known_of(policy, kind, n, k, dtype, "torch").pairs
+            known = known_of(less, Gemm(kind, n, k, dtype), "torch").own
+            measured = known_of(policy, Gemm(kind, n, k, dtype), "torch").own.pairs
             inside = range(min(known.pairs), max(known.pairs))
             asked = {m: pair for m, pair in measured.items() if m in inside and (n, k, m) in out}
             if known.guess:
@@ -261,7 +264,7 @@ def asked_between(policy: Policy, parts: int = FOLDS) -> list[tuple[Known, dict[
 
 def asked_apart(
     policy: Policy, shapes: Iterable[tuple[int, int]] = ()
-) -> list[tuple[Known, dict[int, Pair]]]:
+) -> list[tuple[Measurements, dict[int, Pair]]]:
     """What the other shapes alone say of each measured one (or of those given), and what was measured."""
     found = []
     for n, k in shapes or sorted({(n, k) for n, k, _ in shapes_of(policy)}):
@@ -269,8 +272,8 @@ def asked_apart(
         apart = policy.model_copy(update={"points": others, "thresholds": ()})
         for (*shape, dtype), kind in shapes_of(policy).items():
             if tuple(shape) == (n, k):
-                measured = known_of(policy, kind, n, k, dtype, "torch").pairs
-                known = known_of(apart, kind, n, k, dtype, "torch")
+                measured = known_of(policy, Gemm(kind, n, k, dtype), "torch").own.pairs
+                known = known_of(apart, Gemm(kind, n, k, dtype), "torch").own
                 if known.guess:
                     known.guess.ask(measured)
                 found.append((known, measured))
@@ -281,8 +284,8 @@ def gains_of(asked: Asked, margin: float, spreads: float) -> list[float]:
     """Dense over policy at each M that is asked for, with that much care."""
     gains = []
     for known, measured in asked:
-        care = known.policy.model_copy(update={"spreads": spreads, "spreads_between": spreads})
-        careful = replace(known, margin=margin, policy=care)
+        care = {"margin": margin, "spreads": spreads, "spreads_between": spreads}
+        careful = Known(replace(known, policy=known.policy.model_copy(update=care)))
         gains += [pair.speedup if careful.judge(m).sparse else 1.0 for m, pair in measured.items()]
     return gains
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge
 from sparseflow_trt.policies.policy import find_policy
 from tests.pages import ROOT, prose, result_of
@@ -169,13 +170,14 @@ def test_the_figures_in_the_text_are_those_of_the_result(bf16: dict[str, Any]) -
 def test_what_the_page_says_of_the_policy(bf16: dict[str, Any]) -> None:
     policy = find_policy("h200")
     for p in bf16["products"]:
-        verdict = judge(policy, p["kind"], p["n"], p["k"], p["m"], "BF16", "torch")
+        verdict = judge(policy, Gemm(p["kind"], p["n"], p["k"], "BF16"), p["m"], "torch")
         assert not verdict.sparse, p
         if p["kind"] == "down":
             assert f"has it at {verdict.speedup:.2f}× for M=1024" in PROSE
-    asked = judge(policy, "gate_up", 5632, 2048, 1024, "BF16", "torch")
+    asked = judge(policy, Gemm("gate_up", 5632, 2048, "BF16"), 1024, "torch")
     assert f"dense: {asked.reason}\n" in PAGE
     larger = [
-        judge(policy, "gate_up", 5632, 2048, m, "BF16", "torch").speedup for m in (2048, 4096, 8192, 16384)
+        judge(policy, Gemm("gate_up", 5632, 2048, "BF16"), m, "torch").speedup
+        for m in (2048, 4096, 8192, 16384)
     ]
     assert f"at {min(s for s in larger if s):.2f}× and more" in PROSE

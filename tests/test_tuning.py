@@ -20,6 +20,7 @@ from sparseflow_trt.engines.measuring.measurers import InTurn
 from sparseflow_trt.errors import ArtifactError, PolicyError
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.policies.between import WAVE
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge
 from sparseflow_trt.policies.policy import Dtype, Library, Pair, Point, Policy, Threshold, read_policy
 from sparseflow_trt.policies.presets import Product
@@ -124,7 +125,7 @@ def test_a_shape_of_two_kinds_is_measured_once_and_stands_under_both(tmp_path: P
     by_kind = {kind: [p for p in policy.points if p.kind == kind] for kind in ("qkv", "o")}
     assert [p.model_copy(update={"kind": "o"}) for p in by_kind["qkv"]] == by_kind["o"]
     for kind in ("qkv", "o"):
-        verdict = judge(policy, kind, 4096, 4096, 1024, "FP16")
+        verdict = judge(policy, Gemm(kind, 4096, 4096, "FP16"), 1024)
         assert (verdict.sparse, verdict.basis, verdict.speedup) == (True, "exact", 1.5)
 
 
@@ -180,7 +181,7 @@ def test_what_an_earlier_run_left_unfinished_gives_no_verdict(tmp_path: Path) ->
         tune(output, Fake(most=2), down)  # sparse wins at 512, and nobody knows of 4096
     tuned = tune(output, Fake(), Space((QKV,), ("FP16",), (1, 1024)))
     assert {p.kind for p in tuned.policy.points} == {"qkv"}
-    assert not judge(tuned.policy, "down", DOWN.n, DOWN.k, 8192, "FP16").sparse
+    assert not judge(tuned.policy, Gemm("down", DOWN.n, DOWN.k, "FP16"), 8192).sparse
     assert tuned.left_out == (
         "14336→4096, FP16, torch, which an earlier run did not measure at all its M: the same command as "
         "then goes on with it",
@@ -414,7 +415,7 @@ def _least_us(sides: Sequence[Callable[[], object]]) -> list[float]:
 def test_real_products_on_the_cpu_make_a_policy_that_is_asked(tmp_path: Path) -> None:
     space = Space((Product("gate_up", 1024, 512),), ("FP16",), (64, 256))
     policy = tune(tmp_path / "cpu.json", OnCpu(), space).policy
-    verdict = judge(policy, "gate_up", 1024, 512, 256, "FP16")
+    verdict = judge(policy, Gemm("gate_up", 1024, 512, "FP16"), 256)
     assert verdict.sparse  # a quarter of the work is faster, on whatever machine
     assert verdict.speedup is not None
     assert verdict.speedup > 1.2

@@ -17,6 +17,7 @@ from sparseflow_trt.engines.torch_kernels.torch_sparse import (
     restore_linears,
     swap_linears,
 )
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import expect
 from sparseflow_trt.policies.policy import Policy
 from sparseflow_trt.pytorch.torch_layers import Choice, TorchLayer, find_layers, judge_choices
@@ -124,7 +125,7 @@ def _cover(
 ) -> Coverage:
     called = [(layer, rows if isinstance(rows, int) else rows.get(layer.name, 0)) for layer in layers]
     called = [(layer, m) for layer, m in called if m]
-    times = [expect(policy, each.kind, each.n, each.k, m, each.dtype, "torch") for each, m in called]
+    times = [expect(policy, Gemm(each.kind, each.n, each.k, each.dtype), m, "torch") for each, m in called]
     known = all(times)
     costs = [
         time.dense_us if known and time else float(m * layer.n * layer.k)

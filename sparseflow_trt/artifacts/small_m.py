@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest
 from sparseflow_trt.plans.shapes import Profile
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import FAR, sparse_ranges
 from sparseflow_trt.policies.policy import Policy
 
@@ -70,6 +71,6 @@ def _threshold(layer: LayerRecord, policy: Policy | None) -> int | None:
     if policy is None:
         return None
     smooth = policy.model_copy(update={"wave": 0})  # where it is not sure to win it need not lose
-    ranges = sparse_ranges(smooth, layer.kind, layer.n, layer.k, layer.precision.upper(), 1, FAR)
+    ranges = sparse_ranges(smooth, Gemm(layer.kind, layer.n, layer.k, layer.precision.upper()), 1, FAR)
     wins = [begin for begin, _, sparse in ranges if sparse]
     return wins[-1] if wins else None

@@ -13,7 +13,7 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import OutputFile, PlotFile, common_options
-from sparseflow_trt.cli.policy_answers import Product, answer_of, print_answer
+from sparseflow_trt.cli.policy_answers import answer_of, print_answer
 from sparseflow_trt.cli.policy_tables import print_policy
 from sparseflow_trt.errors import EXIT_OK, PolicyError
 from sparseflow_trt.plans.traffic import LARGEST_M
@@ -144,13 +144,14 @@ def ask_policy(
     policy: str, kind: str, n: int, k: int, m: int, dtype: str, library: Any, plugin: bool, as_json: bool
 ) -> int:
     """Ask POLICY about one product, and show the points behind its answer."""
+    from sparseflow_trt.policies.gemm import Gemm
     from sparseflow_trt.policies.policy import find_policy
 
     if plugin and library == "torch":
         raise click.UsageError("--plugin is of TensorRT's engines: leave out --library torch.")
     found = find_policy(policy)
     _check_kind(kind, found)
-    answer = answer_of(found, Product(kind, n, k, m, dtype), library, plugin)
+    answer = answer_of(found, Gemm(kind, n, k, dtype), m, library, plugin)
     if as_json:
         console.print_json(answer.as_json())
     else:

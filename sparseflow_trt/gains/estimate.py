@@ -198,13 +198,13 @@ def estimate(
 def _known_of(group: Group, policy: Policy, library: Library | None) -> Known:
     """What the policy knows of a group by a library's own kernels; of the plugin's with None."""
     if library is None:
-        return plugin_known(policy, group.kind, group.n, group.k, group.dtype)
-    return known_of(policy, group.kind, group.n, group.k, group.dtype, library)
+        return plugin_known(policy, group.gemm)
+    return known_of(policy, group.gemm, library)
 
 
 def _whose_plugin_times(known: Mapping[Group, Known], answers: Mapping[Group, list[Answer]]) -> Iterator[str]:
     """Whose kernels the plugin's times are of, each once, as a sentence; none where it has none."""
-    asked = ((known[group], answers[group]) for group in known if known[group].pairs and not group.never)
+    asked = ((known[group], answers[group]) for group in known if known[group].own.pairs and not group.never)
     said = {of.at(answer.m).whose for of, its in asked for answer in its}
     whose = sorted(words.replace("the plugin against", "measured against") for words in said)
     if whose:

@@ -10,6 +10,7 @@ from typing import get_args
 from sparseflow_trt._listing import listed
 from sparseflow_trt.gains.estimate_record import Estimate, EstimatedLayers
 from sparseflow_trt.model.packing import ROWS, round_up
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.known import Known
 from sparseflow_trt.policies.lookup import known_of
 from sparseflow_trt.policies.policy import WHOSE, Library, Policy, SparseKernel
@@ -96,8 +97,9 @@ def _what_measures(
 def _what_lacks(row: EstimatedLayers, policy: Policy) -> str:
     """What a policy would have to hold for a row: points of such a shape, or of so small an M."""
     asked = ((library, kernel) for library in WHOSE for kernel in get_args(SparseKernel))
-    known = (known_of(policy, row.kind, row.n, row.k, row.dtype, *each) for each in asked)
-    small = " at so small an M" if any(each.shape for each in known) else ""
+    gemm = Gemm(row.kind, row.n, row.k, row.dtype)
+    known = (known_of(policy, gemm, *each) for each in asked)
+    small = " at so small an M" if any(each.own.shape for each in known) else ""
     return f"near {row.k}→{row.n} of kind '{row.kind}'{small}"
 
 

@@ -11,6 +11,7 @@ from sparseflow_trt.gains.estimate_record import Basis, EstimatedLayers
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.policies.expected import Expected, Verdict
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.known import Known
 
 
@@ -32,6 +33,11 @@ class Group(NamedTuple):
     m: SymbolicM
     state: str
     never: str
+
+    @property
+    def gemm(self) -> Gemm:
+        """The layers' product, whatever its M."""
+        return Gemm(self.kind, self.n, self.k, self.dtype)
 
 
 def count_groups(
@@ -117,8 +123,7 @@ def ask(sizes: tuple[tuple[int, float], ...], known: Known) -> list[Answer]:
             elif times:
                 bound = times.dense_us
             times = None
-        estimated = known.kernel == "plugin" and known.at(m).library == "torch"
-        answers.append(Answer(m, share, known.judge(m), times, alone, bound, estimated))
+        answers.append(Answer(m, share, known.judge(m), times, alone, bound, known.at(m).estimated))
     return answers
 
 

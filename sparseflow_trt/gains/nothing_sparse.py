@@ -12,6 +12,7 @@ from sparseflow_trt.engines.measuring.time_torch import DTYPES
 from sparseflow_trt.engines.torch_kernels.sparsify import ATTENTION, is_asked_for
 from sparseflow_trt.engines.torch_kernels.torch_sparse import NOT_2TO4
 from sparseflow_trt.errors import InputError
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import FAR, sparse_ranges
 from sparseflow_trt.policies.policy import Policy
 from sparseflow_trt.pytorch.hugging_face import holds_weights
@@ -107,7 +108,7 @@ def _nearest_win(
         for layer in layers
         for now in (rows[layer.name],)
         for low, high, sparse in sparse_ranges(
-            policy, layer.kind, layer.n, layer.k, layer.dtype, 1, FAR, "torch"
+            policy, Gemm(layer.kind, layer.n, layer.k, layer.dtype), 1, FAR, "torch"
         )
         if sparse
         for m in (min(max(now, low), high),)

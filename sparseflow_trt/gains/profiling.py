@@ -24,6 +24,7 @@ from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.model.target import PLUGIN_OP
 from sparseflow_trt.plans.plan import read_plan
 from sparseflow_trt.plans.shapes import Profile, ShapeRange
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import known_of
 from sparseflow_trt.policies.policy import Library, Policy
 from sparseflow_trt.pytorch.hugging_face import TorchDtype
@@ -188,7 +189,7 @@ def expected_speedup(
     dense = chosen = known_work = work = 0.0
     for product, count in products.items():
         work += count * product.n * product.k * product.m
-        known = known_of(policy, product.kind, product.n, product.k, product.dtype, library)
+        known = known_of(policy, Gemm(product.kind, product.n, product.k, product.dtype), library)
         if times := known.expect(product.m):
             known_work += count * product.n * product.k * product.m
             dense += count * times.dense_us

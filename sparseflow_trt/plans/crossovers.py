@@ -13,8 +13,10 @@ import numpy.typing as npt
 
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.plans.axis import Axis, Weighted, median_size
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.known import Known
 from sparseflow_trt.policies.lookup import known_of, sparse_ranges
+from sparseflow_trt.policies.measurements import Measurements
 from sparseflow_trt.policies.policy import Policy
 
 _CELLS_AN_OCTAVE = 8
@@ -37,6 +39,11 @@ class LayerShape:
     m: SymbolicM
     dtype: str
     choosable: bool
+
+    @property
+    def gemm(self) -> Gemm:
+        """Its product, whatever its M."""
+        return Gemm(self.kind, self.n, self.k, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -122,9 +129,9 @@ def measure_losses(
     timed = False
     for product, count in able.items():
         ms = [axis.m(product.m, size) or 1 for size, _ in samples]
-        asked = known_of(policy, product.kind, product.n, product.k, product.dtype)
-        timed |= asked.shape is not None
-        rate = _fastest_rate(asked)
+        asked = known_of(policy, product.gemm)
+        timed |= asked.own.shape is not None
+        rate = _fastest_rate(asked.own)
         pairs = [_expected(asked, product.choosable, m, rate) for m in ms]
         dense, sparse = (np.array(times) * count for times in zip(*pairs, strict=True))
         ranges = _ranges(axis, product, policy)
@@ -147,8 +154,7 @@ def _ranges(axis: Axis, product: LayerShape, policy: Policy) -> tuple[tuple[int,
     low, high = axis.m(product.m, axis.low), axis.m(product.m, axis.high)
     if not product.choosable or low is None or high is None:
         return ()
-    shape = (product.kind, product.n, product.k, product.dtype)
-    return sparse_ranges(policy, *shape, min(low, high), max(low, high))
+    return sparse_ranges(policy, product.gemm, min(low, high), max(low, high))
 
 
 def _samples(axis: Axis, edges: Sequence[int], traffic: Weighted) -> Weighted:
@@ -172,15 +178,15 @@ def _expected(known: Known, choosable: bool, m: int, rate: float) -> tuple[float
     that the policy takes is the faster one by the policy's margin; so it is where sparse is not sure to win.
     """
     times, verdict = known.expect(m), known.judge(m)
-    dense = times.dense_us if times else rate * known.n * known.k * m
+    dense = times.dense_us if times else rate * known.gemm.n * known.gemm.k * m
     if not choosable:
         return dense, math.inf
     if times and verdict.speedup is not None and not times.doubt:
         return dense, times.sparse_us
-    return dense, dense * (1 + known.policy.margin) ** (-1 if verdict.sparse else 1)
+    return dense, dense * (1 + known.own.policy.margin) ** (-1 if verdict.sparse else 1)
 
 
-def _fastest_rate(known: Known) -> float:
-    whose = (known.library, known.dtype, "dense")
+def _fastest_rate(known: Measurements) -> float:
+    whose = (known.library, known.gemm.dtype, "dense")
     points = (p for p in known.policy.points if (p.library, p.dtype, p.kernel) == whose)
     return min((p.us / (p.n * p.k * p.m) for p in points), default=1.0)

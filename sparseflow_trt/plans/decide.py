@@ -12,6 +12,7 @@ from sparseflow_trt.model.sites import why_too_small
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.plans.shapes import Dims, Profile, dims_at
 from sparseflow_trt.policies.expected import Verdict
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.known import Known
 from sparseflow_trt.policies.lookup import judge
 from sparseflow_trt.policies.plugin_lookup import PLUGIN_DTYPES, is_beaten, plugin_known
@@ -123,8 +124,8 @@ def decide(
     if policy is None:
         return Decision("dense", f"no policy for this device: {_what_gives_one(precision)}")
     sizes = _sizes(layer, profiles, input_dims)
-    own = _own_kernels(layer, precision, policy, sizes)
-    known = plugin_known(policy, layer.kind, layer.n, layer.k, precision.upper())
+    gemm = Gemm(layer.kind, layer.n, layer.k, precision.upper())
+    own, known = _own_kernels(layer, gemm, policy, sizes), plugin_known(policy, gemm)
     return _with_plugin(layer, own, known, sizes, plugin.given, why_not)
 
 
@@ -159,7 +160,7 @@ class _Own:
     verdicts: Mapping[str, Verdict]
 
 
-def _own_kernels(layer: WeightedLayer, precision: str, policy: Policy, sizes: _Sizes) -> _Own:
+def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes) -> _Own:
     sparse_in: dict[str, str] = {}
     dense_in: dict[str, str] = {}
     verdicts = {}
@@ -167,7 +168,7 @@ def _own_kernels(layer: WeightedLayer, precision: str, policy: Policy, sizes: _S
         if m is None:
             dense_in[where] = f"M={layer.m} is not known"
             continue
-        verdict = judge(policy, layer.kind, layer.n, layer.k, m, precision.upper())
+        verdict = judge(policy, gemm, m)
         verdicts[where] = verdict
         (sparse_in if verdict.sparse else dense_in)[where] = verdict.reason
     if not sparse_in:
@@ -249,8 +250,8 @@ def _dense_below(known: Known, low: int, top: int) -> int:
     That copy runs cuBLASLt, so no margin is asked for: an estimate is of those very two. What was not
     measured is no reason to hold a second copy.
     """
-    sizes = [m for m in known.timed if m < top]
-    slower = [m for m in sizes if known.timed[m].speedup < 1]
+    sizes = [m for m in known.own.timed if m < top]
+    slower = [m for m in sizes if known.own.timed[m].speedup < 1]
     if not slower:
         return 0
     begin = min((m for m in sizes if m > slower[-1]), default=top)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from sparseflow_trt.model.graph import WeightedLayer
 from sparseflow_trt.plans.decide import Decision, PluginUse
 from sparseflow_trt.plans.shapes import Dims, Profile, dims_at
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.plugin_lookup import joined_speedup
 from sparseflow_trt.policies.policy import Policy
 
@@ -42,10 +43,8 @@ def find_joins(
         if len(members) < 2:
             continue
         ms = [members[0].m.evaluate(dims_at(input_dims, p, "opt") if p else {}) for p in profiles or (None,)]
-        ns, dtype = [layer.n for layer in members], key[3].upper()
-        gains = [
-            joined_speedup(policy, members[0].kind, ns, members[0].k, m, dtype) if m else None for m in ms
-        ]
+        gemms = [Gemm(layer.kind, layer.n, layer.k, key[3].upper()) for layer in members]
+        gains = [joined_speedup(policy, gemms, m) if m else None for m in ms]
         if all(gain and gain >= 1 + policy.margin for gain in gains):
             told = ", ".join(f"{gain:.2f}× at M={m}" for gain, m in zip(gains, ms, strict=True))
             reason = f"one product with the others that read its input, which is faster: {told}"

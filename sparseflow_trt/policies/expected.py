@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sparseflow_trt.policies.policy import Point
@@ -74,3 +75,20 @@ class Verdict:
     reason: str
     speedup: float | None = None
     points: tuple[Point, ...] = ()
+
+
+def held_to(most: Expected, times: Expected, margin: float) -> Expected:
+    """Times whose gain is no more than the one that points of the layer's own promise, by the margin, too."""
+    if times.speedup <= most.speedup:
+        return times
+    return replace(
+        times,
+        sparse_us=times.dense_us / most.speedup,
+        wins=times.wins and most.dense_us >= most.sparse_us * (1 + margin),
+        points=tuple(dict.fromkeys((*most.points, *times.points))),
+    )
+
+
+def rounded_down(speedup: float) -> str:
+    """A speedup rounded down: what falls short of a margin is not to read as if it met it."""
+    return f"{math.floor(100 * speedup) / 100:.2f}×"

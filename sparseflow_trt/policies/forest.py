@@ -17,6 +17,7 @@ from typing import Any
 from sparseflow_trt._deps import require
 from sparseflow_trt._same import Same
 from sparseflow_trt.model.packing import ROWS, round_up
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.policy import Library, Pair, Point, Policy, pairs_by_shape
 
 # Fewer shapes of a library's type are no sample to learn from: then the nearest speaks (near.py).
@@ -37,9 +38,7 @@ class Guess:
 
     points: Same[tuple[Point, ...]]
     library: Library
-    n: int
-    k: int
-    dtype: str
+    gemm: Gemm
     shapes: int
     largest: int
     _known: dict[int, tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
@@ -58,7 +57,7 @@ class Guess:
         import numpy as np
 
         pairs = _pairs(self.points, self.library)
-        asked = features(self.dtype, self.n, self.k, [self._rows(m)])
+        asked = self._features([self._rows(m)])
         beside = self.forest.apply(_features_of(pairs)) == self.forest.apply(asked)  # products by trees
         shares = (beside / beside.sum(0)).mean(1)
         order = np.argsort(-shares, kind="stable")[: np.count_nonzero(shares)]
@@ -85,7 +84,7 @@ class Guess:
         new = sorted({size for m in sizes if (size := self._rows(m)) not in self._known})
         if not new:
             return
-        rows = features(self.dtype, self.n, self.k, new)
+        rows = self._features(new)
         said = np.array([tree.tree_.predict(rows)[:, 0] for tree in self.forest.estimators_])
         means = said.mean(0)
         said -= means  # in place: there are many trees and many M
@@ -98,29 +97,25 @@ class Guess:
         high = min(high, self.largest)
         return [*range(low, min(high + 1, ROWS)), *range(round_up(max(low, ROWS)), high + 1, ROWS)]
 
+    def _features(self, sizes: Sequence[int]) -> Any:
+        return features(self.gemm.dtype, self.gemm.n, self.gemm.k, sizes)
+
     def _rows(self, m: int) -> int:
         m = min(m, self.largest)
         return m if m <= ROWS else round_up(m)
 
 
-def guess_of(policy: Policy, library: Library, n: int, k: int, dtype: str) -> Guess | None:
+def guess_of(policy: Policy, library: Library, gemm: Gemm) -> Guess | None:
     """What the shapes that a policy measured by a library's sparse kernel say of another.
-
-    Args:
-        policy: What was measured.
-        library: Whose kernels.
-        n: The layer's outputs.
-        k: Its inputs.
-        dtype: The type of its product.
 
     Returns:
         None where fewer than LEAST_SHAPES of that type were measured.
     """
     points = Same(policy.points)
-    shapes, largest = _measured(points, library, dtype)
-    if shapes < LEAST_SHAPES or not (n and k):
+    shapes, largest = _measured(points, library, gemm.dtype)
+    if shapes < LEAST_SHAPES or not (gemm.n and gemm.k):
         return None
-    return Guess(points, library, n, k, dtype, shapes, largest)
+    return Guess(points, library, gemm, shapes, largest)
 
 
 def features(

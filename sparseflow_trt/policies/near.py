@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from sparseflow_trt.policies.policy import Pair, Point, Policy
+from sparseflow_trt.policies.gemm import Gemm
+from sparseflow_trt.policies.policy import Library, Pair, Point, Policy, SparseKernel, pairs_by_m
 
 Shape = tuple[int, int]  # (N, K)
 
@@ -19,42 +20,44 @@ NEAREST_OCTAVES = 2.0
 WITNESSES = 3
 
 
-def points_near(policy: Policy, kind: str, n: int, k: int, dtype: str) -> list[Point]:
-    """The points of a type that could speak for a layer: of its kind, or of its very shape."""
-    return [p for p in policy.points if p.dtype == dtype and (p.kind == kind or (p.n, p.k) == (n, k))]
+def points_near(policy: Policy, gemm: Gemm, library: Library) -> list[Point]:
+    """The points of a library and a type that could speak for a layer: of its kind, or of its very shape."""
+    return [
+        p
+        for p in policy.points
+        if (p.library, p.dtype) == (library, gemm.dtype) and (p.kind == gemm.kind or (p.n, p.k) == gemm.shape)
+    ]
 
 
-def nearest_shape(shapes: Iterable[Shape], n: int, k: int) -> Shape | None:
+def nearest_shape(shapes: Iterable[Shape], gemm: Gemm) -> Shape | None:
     """The (N, K) that speaks for a layer: the nearest, None where none is within NEAREST_OCTAVES."""
-    far = {shape: _octaves(shape, (n, k)) for shape in shapes} if n and k else {}
+    far = {shape: _octaves(shape, gemm.shape) for shape in shapes} if gemm.n and gemm.k else {}
     shape = min(far, key=lambda other: far[other], default=None)
     return shape if shape and far[shape] <= NEAREST_OCTAVES else None
 
 
 def witnesses_of(
-    speaks: Shape | None, n: int, k: int, points: Iterable[Point],
-    pairs_of: Callable[[list[Point]], dict[int, Pair]],
-) -> dict[Shape, dict[int, Pair]]:  # fmt: skip
-    """The WITNESSES nearest shapes beside the one that speaks for another, whatever their kinds.
+    speaks: Shape | None, gemm: Gemm, points: Iterable[Point], kernel: SparseKernel
+) -> dict[Shape, dict[int, Pair]]:
+    """The pairs of the WITNESSES nearest shapes beside the one that speaks for another, whatever their kinds.
 
     Args:
         speaks: The (N, K) that speaks for the layer; None where none does.
-        n: The layer's outputs.
-        k: Its inputs.
+        gemm: The layer's product.
         points: Of all shapes; not looked at where the layer's own shape speaks.
-        pairs_of: The pairs of one shape's points; a shape that has none is no witness.
+        kernel: Held against dense; a shape that has no such pairs is no witness.
     """
-    if speaks in (None, (n, k)):
+    if speaks in (None, gemm.shape):
         return {}
     by_shape: dict[Shape, list[Point]] = {}
     for point in points:
         by_shape.setdefault((point.n, point.k), []).append(point)
-    far = {shape: _octaves(shape, (n, k)) for shape in by_shape if shape != speaks}
+    far = {shape: _octaves(shape, gemm.shape) for shape in by_shape if shape != speaks}
     found: dict[Shape, dict[int, Pair]] = {}
     for shape in sorted((s for s in far if far[s] <= NEAREST_OCTAVES), key=lambda s: far[s]):
         if len(found) == WITNESSES:
             break
-        if pairs := pairs_of(by_shape[shape]):
+        if pairs := pairs_by_m(by_shape[shape], kernel):
             found[shape] = pairs
     return found
 

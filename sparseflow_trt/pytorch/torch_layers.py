@@ -18,6 +18,7 @@ from sparseflow_trt.model import sites
 from sparseflow_trt.model.kinds import kind_from_names
 from sparseflow_trt.model.layer_names import is_named, why_left
 from sparseflow_trt.policies.expected import VerdictBasis
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge
 from sparseflow_trt.policies.plugin_lookup import judge_with_plugin
 from sparseflow_trt.policies.policy import Dtype, Library, Policy
@@ -248,5 +249,5 @@ def _by_policy(
     if not m:
         return Choice(layer, False, "the module does not call it, so that its M is not known")
     ask = judge_with_plugin if library == "tensorrt" else judge
-    verdict = ask(policy, layer.kind, layer.n, layer.k, m, dtype or layer.dtype, library)
+    verdict = ask(policy, Gemm(layer.kind, layer.n, layer.k, dtype or layer.dtype), m, library)
     return Choice(layer, verdict.sparse, verdict.reason, m, verdict.basis)

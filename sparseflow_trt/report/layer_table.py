@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest, OutcomeRecord
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.known import Known
-from sparseflow_trt.policies.lookup import known_of
+from sparseflow_trt.policies.lookup import known_of, library_of
 from sparseflow_trt.policies.policy import WHOSE, Policy
 
 _WEIGHTS = {"sparse": "2:4", "not-sparse": "not 2:4", "not-eligible": "not eligible"}
@@ -122,7 +123,7 @@ def layer_times(manifest: Manifest, policy: Policy | None) -> dict[str, tuple[Ti
     for outcome in outcomes:
         if outcome.best_sparse_ms and outcome.best_dense_ms:
             measured.setdefault(outcome.layer, {})[outcome.profile] = outcome
-    known: dict[tuple[str, int, int, str], Known] = {}
+    known: dict[Gemm, Known] = {}
     found = {}
     for layer in manifest.layers:
         own = measured.get(layer.name, {})
@@ -130,10 +131,10 @@ def layer_times(manifest: Manifest, policy: Policy | None) -> dict[str, tuple[Ti
         if own:
             found[layer.name] = tuple(_measured(names, layer, o) for _, o in sorted(own.items()))
         elif policy is not None:
-            key = (layer.kind, layer.n, layer.k, layer.precision.upper())
-            if key not in known:
-                known[key] = known_of(policy, *key)
-            found[layer.name] = tuple(_expected(layer, known[key]))
+            gemm = Gemm(layer.kind, layer.n, layer.k, layer.precision.upper())
+            if gemm not in known:
+                known[gemm] = known_of(policy, gemm)
+            found[layer.name] = tuple(_expected(layer, known[gemm]))
     return found
 
 
@@ -148,7 +149,7 @@ def whose_times(manifest: Manifest, policy: Policy | None) -> str:
             "of layers that are alike it times one for all, and the table of layers marks the others"
         )
     if policy and any(not one.measured for one in all_times):
-        library = known_of(policy, "", 0, 0, "FP16").library
+        library = library_of(policy, "tensorrt")
         parts.append(
             f"expected by policy '{policy.name}' ({WHOSE[library]}, {policy.device}), not timed here"
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sparseflow_trt.model.kinds import KINDS
 from sparseflow_trt.model.packing import why_not_in_plugin
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import taken_ranges, taken_where_measured, widest
 from sparseflow_trt.policies.plugin_lookup import PLUGIN_DTYPES, estimated_speedups, plugin_known
 from sparseflow_trt.policies.policy import Dtype, Library, Pair, Point, Policy, SparseKernel, pairs_by_shape
@@ -89,7 +90,7 @@ def _panel(policy: Policy, shape: Shape, curves: Curves, library: Library, dtype
     fits = dtype in PLUGIN_DTYPES and not why_not_in_plugin(n, k)
     if library != "tensorrt" or not (fits or "plugin" in curves):
         return Panel(curves, {}, ranges)
-    known = plugin_known(policy, kind, n, k, dtype)
+    known = plugin_known(policy, Gemm(kind, n, k, dtype))
     estimates = estimated_speedups(known)
     if sizes := {*curves.get("plugin", ()), *estimates}:
         ranges["plugin"] = taken_ranges(known, min(sizes), max(sizes))

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest
-from sparseflow_trt.policies.known import Known
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import known_of, taken_ranges
+from sparseflow_trt.policies.measurements import Measurements
 from sparseflow_trt.policies.plugin_lookup import plugin_known
 from sparseflow_trt.policies.policy import WHOSE, Pair, Policy, pairs_by_shape
 
@@ -75,19 +76,17 @@ def draw_speedups(manifest: Manifest, policy: Policy | None) -> tuple[tuple[Pane
     """
     if policy is None:
         return (), 0
-    shapes: dict[tuple[str, int, int, str], list[LayerRecord]] = {}
+    shapes: dict[Gemm, list[LayerRecord]] = {}
     for layer in manifest.layers:
-        shapes.setdefault((layer.kind, layer.n, layer.k, layer.precision.upper()), []).append(layer)
-    ranked = sorted(shapes.items(), key=lambda item: -len(item[1]) * item[0][1] * item[0][2])
+        shapes.setdefault(Gemm(layer.kind, layer.n, layer.k, layer.precision.upper()), []).append(layer)
+    ranked = sorted(shapes.items(), key=lambda item: -len(item[1]) * item[0].n * item[0].k)
     panels = [
-        panel
-        for (kind, n, k, dtype), layers in ranked
-        if (panel := _panel(policy, known_of(policy, kind, n, k, dtype), layers)) is not None
+        panel for gemm, layers in ranked if (panel := _panel(known_of(policy, gemm).own, layers)) is not None
     ]
     return tuple(panels[:_MOST_PANELS]), max(0, len(panels) - _MOST_PANELS)
 
 
-def _panel(policy: Policy, known: Known, layers: list[LayerRecord]) -> Panel | None:
+def _panel(known: Measurements, layers: list[LayerRecord]) -> Panel | None:
     curves, plugin = _measured(known), _measured_in_plugin(known)
     limit = known.threshold
     if not curves and not plugin and (limit is None or limit.min_m is None):
@@ -110,16 +109,13 @@ def _panel(policy: Policy, known: Known, layers: list[LayerRecord]) -> Panel | N
         share = math.log(speedup / bottom) / math.log(top / bottom)
         return round(HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM), 1)
 
-    taken = taken_ranges(known, low, high)
-    in_plugin = (
-        taken_ranges(plugin_known(policy, known.kind, known.n, known.k, known.dtype), low, high)
-        if plugin
-        else []
-    )
+    policy, gemm = known.policy, known.gemm
+    taken = taken_ranges(known_of(policy, gemm, known.library), low, high)
+    in_plugin = taken_ranges(plugin_known(policy, gemm), low, high) if plugin else []
     edges = sorted({b for b, _ in taken if b > low} | {end for _, end in taken if end < high})
     if len(edges) > _MOST_EDGES:
         edges = [edges[0], edges[-1]]
-    title = f"{known.kind} {known.k} → {known.n}"
+    title = f"{gemm.kind} {gemm.k} → {gemm.n}"
     return Panel(
         title=f"{title} · {len(layers)} layer{'s' if len(layers) > 1 else ''}",
         subtitle=_subtitle(known, curves, plugin),
@@ -138,7 +134,7 @@ def _panel(policy: Policy, known: Known, layers: list[LayerRecord]) -> Panel | N
     )  # fmt: skip
 
 
-def _measured(known: Known) -> list[_Measured]:
+def _measured(known: Measurements) -> list[_Measured]:
     """The shape that speaks for the layers, or those behind the threshold that does."""
     if known.shape:
         return [(known.shape, known.exact, known.pairs)]
@@ -149,21 +145,21 @@ def _measured(known: Known) -> list[_Measured]:
     return [(shape, False, pairs) for shape, pairs in pairs_by_shape(points).items()]
 
 
-def _measured_in_plugin(known: Known) -> dict[int, Pair]:
+def _measured_in_plugin(known: Measurements) -> dict[int, Pair]:
     """The plugin against TensorRT's dense kernel at the layers' own shape."""
-    plugin = known_of(known.policy, known.kind, known.n, known.k, known.dtype, "tensorrt", "plugin")
+    plugin = known_of(known.policy, known.gemm, "tensorrt", "plugin").own
     return plugin.pairs if plugin.exact else {}
 
 
-def _subtitle(known: Known, curves: list[_Measured], plugin: Mapping[int, Pair]) -> str:
-    whose = f"{WHOSE[known.library]}, {known.policy.device}, {known.dtype}"
+def _subtitle(known: Measurements, curves: list[_Measured], plugin: Mapping[int, Pair]) -> str:
+    whose = f"{WHOSE[known.library]}, {known.policy.device}, {known.gemm.dtype}"
     if plugin and not curves and known.threshold is None:
         return f"this shape was measured in the plugin alone; {whose}"
     said = _own_subtitle(known, curves, whose)
     return f"{said}; the plugin was measured in TensorRT" if plugin else said
 
 
-def _own_subtitle(known: Known, curves: list[_Measured], whose: str) -> str:
+def _own_subtitle(known: Measurements, curves: list[_Measured], whose: str) -> str:
     shapes = ", ".join(f"{k} → {n}" for (n, k), _, _ in curves)
     if known.shape and curves and curves[0][1]:
         return f"this shape was measured; {whose}"

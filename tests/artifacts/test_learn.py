@@ -10,6 +10,7 @@ from sparseflow_trt.artifacts.learn import learn_policy, points_from_manifest
 from sparseflow_trt.artifacts.manifest import Manifest
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.policies.between import WAVE, wave_of
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge
 from sparseflow_trt.policies.policy import Policy, json_from_policy
 from tests.made_policies import make_points, make_policy
@@ -114,15 +115,15 @@ def test_the_policy_says_what_the_builder_found() -> None:
     assert (policy.device, policy.compute_capability, policy.provenance) == ("NVIDIA H200", "9.0", "measured")
     assert policy.libraries == {"tensorrt": "8.6.0", "cuda driver": "13.0"}
     assert "TensorRT 8.6.0's builder" in policy.source
-    assert judge(policy, "down", 2048, 5632, 64, "FP16").sparse
-    assert not judge(policy, "down", 2048, 5632, 1024, "FP16").sparse
+    assert judge(policy, Gemm("down", 2048, 5632, "FP16"), 64).sparse
+    assert not judge(policy, Gemm("down", 2048, 5632, "FP16"), 1024).sparse
     (limit,) = policy.thresholds
     assert (limit.kind, limit.min_m, limit.max_m) == ("down", 64, 64)
 
 
 def test_of_two_artifacts_the_later_counts_and_a_policy_keeps_its_other_points() -> None:
     again = _manifest([_layer("down", "down", 2048, 5632)], [_outcome("down", 0, (0.04, 0.03))])
-    assert not judge(learn_policy([DOWN, again], "mine"), "down", 2048, 5632, 64, "FP16").sparse
+    assert not judge(learn_policy([DOWN, again], "mine"), Gemm("down", 2048, 5632, "FP16"), 64).sparse
     torch = make_policy(make_points("down", 2048, 5632, {64: 1.5}, library="torch"))
     into = torch.model_copy(update={"device": "H200", "source": "a day of tuning", "clocks": "1980 MHz"})
     policy = learn_policy([DOWN], "both", into)
@@ -158,11 +159,11 @@ def test_the_wave_is_of_the_gpu_that_built_or_not_known() -> None:
     assert '"wave": null' in json_from_policy(policy)
     assert Policy.model_validate_json(json_from_policy(policy)) == policy
     assert learn_policy([told], "x", policy).wave == WAVE
-    assert judge(policy, "down", 2048, 5632, 64, "FP16").sparse
-    verdict = judge(policy, "down", 2048, 5632, 512, "FP16")
+    assert judge(policy, Gemm("down", 2048, 5632, "FP16"), 64).sparse
+    verdict = judge(policy, Gemm("down", 2048, 5632, "FP16"), 512)
     assert not verdict.sparse
     assert "but how large a step times take between them is not known (" in verdict.reason
-    assert judge(policy.model_copy(update={"wave": 0}), "down", 2048, 5632, 512, "FP16").sparse
+    assert judge(policy.model_copy(update={"wave": 0}), Gemm("down", 2048, 5632, "FP16"), 512).sparse
 
 
 def test_what_does_not_belong_together_is_refused() -> None:

@@ -11,6 +11,7 @@ from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest
 from sparseflow_trt.artifacts.small_m import sparse_from
 from sparseflow_trt.plans.shapes import Profile, ShapeRange
 from sparseflow_trt.policies.between import WAVE
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge
 from sparseflow_trt.policies.policy import find_policy
 from tests.made_policies import make_points, make_policy
@@ -63,7 +64,7 @@ def test_where_sparse_is_not_sure_to_win_it_need_not_lose() -> None:
         for p in make_points("gate_up", 4096, 4096, {1: 1.3, 128: 1.3, 1024: 1.3})
     ]
     policy = make_policy(points).model_copy(update={"wave": WAVE})
-    assert not judge(policy, "gate_up", 4096, 4096, 200, "FP16").sparse
+    assert not judge(policy, Gemm("gate_up", 4096, 4096, "FP16"), 200).sparse
     (found,) = sparse_from(manifest(layer("a", 1024, n=4096)), [profile(8)], policy, None)
     assert (found.batch, found.m) == (1, 1)
 

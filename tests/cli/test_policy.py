@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.plugin_lookup import judge_with_plugin
 from sparseflow_trt.policies.policy import find_policy
 from tests.made_policies import make_points, make_policy
@@ -138,7 +139,7 @@ def test_ask_mentions_the_plugin_where_it_gains_and_sparse_does_not(sparseflow: 
     product = ("policy", "ask", "h200", "--kind", "down", "--n", 4096, "--k", 14336)
     said = sparseflow(*product, "--m", 1024).out
     assert said.startswith("dense: ")
-    measured = judge_with_plugin(find_policy("h200"), "down", 4096, 14336, 1024, "FP16")
+    measured = judge_with_plugin(find_policy("h200"), Gemm("down", 4096, 14336, "FP16"), 1024)
     assert measured.speedup is not None
     assert f"In its place: the plugin wins at M=1024: {measured.speedup:.2f}× measured (14336→4096, " in said
     asked = sparseflow(*product, "--m", 1024, "--json").json

@@ -19,6 +19,7 @@ from sparseflow_trt.plans.crossovers import LayerShape, Losses, find_crossovers,
 from sparseflow_trt.plans.shapes import Dims, Profile, ShapeRange
 from sparseflow_trt.plans.split import LEAST_GAIN, MOST_PARTS, Split, choose_cuts, split_profile
 from sparseflow_trt.plans.traffic import Traffic
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import expect, judge
 from sparseflow_trt.policies.policy import Point, Policy, Threshold, find_policy
 from tests.made_policies import FIELDS
@@ -128,7 +129,7 @@ def test_where_sparse_is_not_sure_to_win_dense_loses_next_to_nothing() -> None:
     gains = _policy(*_points("gate_up", lambda m: 1.25 if m >= 512 else 0.8))
     sure, careful = (gains.model_copy(update={"wave": wave}) for wave in (0, 500 * N["gate_up"]))
     layers = Counter({_product("gate_up"): 1})
-    assert not judge(careful, "gate_up", N["gate_up"], 64, 1500, "FP16").sparse
+    assert not judge(careful, Gemm("gate_up", N["gate_up"], 64, "FP16"), 1500).sparse
     _, why = split_profile(_profile((1025, 1500, 2047)), Split("batch"), DIMS, layers, careful)
     assert "no layer changes" in why, "dense is what the policy says at each of these M"
     axis = axis_of(_profile((1025, 1500, 2047)), "batch", DIMS)
@@ -307,7 +308,7 @@ def test_a_loss_is_the_time_that_the_other_kernel_would_have_saved() -> None:
     losses = _losses(traffic)
 
     def us(kind: str, m: int, sparse: bool) -> float:
-        times = expect(TWO, kind, N[kind], 64, m, "FP16")
+        times = expect(TWO, Gemm(kind, N[kind], 64, "FP16"), m)
         assert times
         return times.sparse_us if sparse else times.dense_us
 

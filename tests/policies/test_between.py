@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflow_trt.policies.between import WAVE, time_between, wins_at, wins_between
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge, sparse_ranges
 from sparseflow_trt.policies.near import WITNESSES
 from sparseflow_trt.policies.policy import Pair, Point, pairs_by_shape
@@ -85,13 +86,13 @@ def test_a_verdict_says_what_speaks_against_it() -> None:
         p for m in (128, 256) for p in (_pair(m, m / 10, m / 12).dense, _pair(m, m / 10, m / 12).sparse)
     ]
     policy = make_policy(points).model_copy(update={"wave": WAVE})
-    verdict = judge(policy, "o", 4096, 64, 200, "FP16", "torch")
+    verdict = judge(policy, Gemm("o", 4096, 64, "FP16"), 200, "torch")
     assert not verdict.sparse
     assert verdict.reason.startswith(
         "sparse is not sure to win at M=200: 1.20× between M=128 and M=256, "
         "but one wave of tiles more would cost it ("
     )
-    assert judge(policy, "o", 4096, 64, 256, "FP16", "torch").sparse
+    assert judge(policy, Gemm("o", 4096, 64, "FP16"), 256, "torch").sparse
 
 
 def test_a_shape_that_was_not_measured_is_sparse_where_the_shapes_near_it_agree() -> None:
@@ -100,17 +101,17 @@ def test_a_shape_that_was_not_measured_is_sparse_where_the_shapes_near_it_agree(
     far = make_points("o", 64, 1024, {64: 0.5, 256: 0.5})
     small = make_points("down", 4096, 1200, {8: 0.5, 16: 0.5})  # nothing of it was measured around 256
     policy = make_policy([*near, *other, *far, *small])
-    assert judge(policy, "o", 4096, 1024, 256, "FP16").sparse, "its own shape needs no other"
-    asked = judge(policy, "o", 4096, 1100, 256, "FP16")
+    assert judge(policy, Gemm("o", 4096, 1024, "FP16"), 256).sparse, "its own shape needs no other"
+    asked = judge(policy, Gemm("o", 4096, 1100, "FP16"), 256)
     assert (asked.sparse, asked.basis, asked.speedup) == (False, "nearest", 2.0)
     assert (
         "is not sure to win at M=256: 2.00× measured, but 1536→4096, near it, does not win (nearest"
         in asked.reason
     )
-    assert judge(policy, "o", 4096, 1100, 64, "FP16").sparse, (
+    assert judge(policy, Gemm("o", 4096, 1100, "FP16"), 64).sparse, (
         "what was measured from 256 on says nothing of 64"
     )
-    assert judge(make_policy([*near, *far]), "o", 4096, 1100, 256, "FP16").sparse
+    assert judge(make_policy([*near, *far]), Gemm("o", 4096, 1100, "FP16"), 256).sparse
 
 
 _shapes = st.sampled_from([(64, 64), (64, 96), (96, 64), (128, 64), (64, 65), (100, 70)])
@@ -144,8 +145,8 @@ def test_ranges_agree_with_the_verdict_at_every_m(
                 for kernel, us in (("dense", dense), ("sparse", sparse))
             ]
     policy = make_policy(points).model_copy(update={"wave": wave})
-    for begin, end, taken in sparse_ranges(policy, "o", *shape, "FP16", low, low + span):
-        assert all(judge(policy, "o", *shape, m, "FP16").sparse == taken for m in range(begin, end + 1))
+    for begin, end, taken in sparse_ranges(policy, Gemm("o", *shape, "FP16"), low, low + span):
+        assert all(judge(policy, Gemm("o", *shape, "FP16"), m).sparse == taken for m in range(begin, end + 1))
 
 
 def test_the_nearest_few_are_heard() -> None:
@@ -153,5 +154,5 @@ def test_the_nearest_few_are_heard() -> None:
     against = make_points("o", 1024 + 320, 1024, {64: 0.5})
     points = [p for shape in agree for p in shape]
     assert len(pairs_by_shape(points)) == WITNESSES + 1
-    assert judge(make_policy([*points, *against]), "o", 1000, 1024, 64, "FP16").sparse
-    assert not judge(make_policy([*points[2:], *against]), "o", 1000, 1024, 64, "FP16").sparse
+    assert judge(make_policy([*points, *against]), Gemm("o", 1000, 1024, "FP16"), 64).sparse
+    assert not judge(make_policy([*points[2:], *against]), Gemm("o", 1000, 1024, "FP16"), 64).sparse

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflow_trt.policies.correction import correction_of
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import known_of
 from sparseflow_trt.policies.plugin_lookup import plugin_known
 from sparseflow_trt.policies.policy import Pair, Point, find_policy, pairs_by_m
@@ -83,7 +84,7 @@ def test_without_the_plugins_points_cusparselt_counts_as_it_was_timed() -> None:
     points = [*in_torch(torch), *in_tensorrt({64: (13.0, 1.0)}, plugin=False)]
     pair = corrected(points, 128)
     assert (pair.dense.us, pair.sparse.us) == pytest.approx((13.0, 10.0))
-    verdict = plugin_known(make_policy(points), *SHAPE, "FP16").judge(128)
+    verdict = plugin_known(make_policy(points), Gemm(*SHAPE, "FP16")).judge(128)
     assert verdict.sparse
     assert verdict.reason.startswith(
         "the plugin wins at M=128: 1.30× reckoned (2048→4096, estimated from cuSPARSELt against TensorRT's"
@@ -102,12 +103,12 @@ def test_tensorrts_own_sparse_kernels_are_no_measure_of_the_plugin() -> None:
 
 def test_what_was_learned_between_measured_rows_is_corrected_as_they_are() -> None:
     policy = find_policy("h200")  # of whose TensorRT products 2048→2560 is one with no point of the plugin
-    in_pytorch = known_of(policy, "qkv", 2560, 2048, "FP16", "torch")
-    known = plugin_known(policy, "qkv", 2560, 2048, "FP16")
-    assert known.guess is not None and known.correction is not None
-    assert 1200 not in known.pairs
-    (sure,), (raw,) = ((each._sure(known.guess, [1200])) for each in (known, in_pytorch))
-    assert sure == pytest.approx(raw * known.correction.gain(1200))
+    in_pytorch = known_of(policy, Gemm("qkv", 2560, 2048, "FP16"), "torch")
+    known = plugin_known(policy, Gemm("qkv", 2560, 2048, "FP16"))
+    assert known.own.guess is not None and known.own.correction is not None
+    assert 1200 not in known.own.pairs
+    (sure,), (raw,) = (each.own.sure(known.own.guess, [1200]) for each in (known, in_pytorch))
+    assert sure == pytest.approx(raw * known.own.correction.gain(1200))
     verdict = known.judge(1200)
     assert verdict.sparse
     assert not in_pytorch.judge(1200).sparse

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparseflow_trt.policies.forest import LEAST_SHAPES, Guess, features, guess_of
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import expect, judge, known_of, sparse_ranges
-from sparseflow_trt.policies.plugin_lookup import ESTIMATE_MARGIN, plugin_known
+from sparseflow_trt.policies.measurements import ESTIMATE_MARGIN
+from sparseflow_trt.policies.plugin_lookup import plugin_known
 from sparseflow_trt.policies.policy import Point, Policy, find_policy
 from tests.made_policies import make_points, make_policy
 
@@ -40,16 +42,16 @@ def policy() -> Policy:
 
 
 def test_a_shape_that_was_not_measured_is_learned_from_all_that_were(policy: Policy) -> None:
-    verdict = judge(policy, "gate_up", 3072, 3072, 1024, "FP16")
+    verdict = judge(policy, Gemm("gate_up", 3072, 3072, "FP16"), 1024)
     assert (verdict.sparse, verdict.basis) == (True, "learned")
     assert verdict.speedup == pytest.approx(speedup_of(1024, 3072), rel=0.05)
     assert verdict.points, "those of the nearest shape"
     assert "learned from 25 measured shapes (TensorRT's kernels, GPU X)" in verdict.reason
-    assert not judge(policy, "gate_up", 3072, 3072, 64, "FP16").sparse
+    assert not judge(policy, Gemm("gate_up", 3072, 3072, "FP16"), 64).sparse
 
 
 def test_a_learned_answer_is_made_of_the_products_that_it_names(policy: Policy) -> None:
-    known = known_of(policy, "gate_up", 3072, 3072, "FP16")
+    known = known_of(policy, Gemm("gate_up", 3072, 3072, "FP16"))
     for m in (64, 300, 1024):
         weights = known.learned_from(m)
         shares = [share for share, _ in weights]
@@ -59,12 +61,12 @@ def test_a_learned_answer_is_made_of_the_products_that_it_names(policy: Policy) 
         assert math.exp(mean) == pytest.approx(known.judge(m).speedup)
     heaviest = known.learned_from(1024)[0][1].dense
     assert (heaviest.m, heaviest.n in (2048, 4096), heaviest.k in (2048, 4096)) == (1024, True, True)
-    assert known_of(policy, "gate_up", 1024, 2048, "FP16").learned_from(1024) == []
-    assert known_of(policy, "down", 3072, 3072, "FP16").learned_from(1024) == []
+    assert known_of(policy, Gemm("gate_up", 1024, 2048, "FP16")).learned_from(1024) == []
+    assert known_of(policy, Gemm("down", 3072, 3072, "FP16")).learned_from(1024) == []
 
 
 def test_above_the_largest_measured_m_a_learned_answer_is_said_to_be_of_it(policy: Policy) -> None:
-    known = known_of(policy, "gate_up", 3072, 3072, "FP16")
+    known = known_of(policy, Gemm("gate_up", 3072, 3072, "FP16"))
     times, largest = known.expect(10 * GRID[-1]), known.expect(GRID[-1])
     assert times
     assert largest
@@ -78,7 +80,7 @@ def test_above_a_shapes_largest_m_the_others_speak_where_they_were_measured_furt
     """Sparse loses up to M=64, where this shape ends, and wins from 256 on for all others."""
     kept = [p for p in policy.points if (p.n, p.k) != (1024, 2048) or p.m <= 64]
     short = make_policy(kept).model_copy(update={"wave": None})
-    known = known_of(short, "gate_up", 1024, 2048, "FP16")
+    known = known_of(short, Gemm("gate_up", 1024, 2048, "FP16"))
     verdict = known.judge(1024)
     assert (verdict.sparse, verdict.basis) == (True, "learned")
     assert verdict.speedup == pytest.approx(speedup_of(1024, 2048), rel=0.05)
@@ -88,28 +90,30 @@ def test_above_a_shapes_largest_m_the_others_speak_where_they_were_measured_furt
     times = known.expect(1024)
     assert times
     assert times.at == "above"
-    assert times.dense_us == pytest.approx(16 * known.pairs[64].dense.us)
+    assert times.dense_us == pytest.approx(16 * known.own.pairs[64].dense.us)
     said = {m: known.judge(m).sparse for m in range(1, 2000, 7)}
-    spans = sparse_ranges(short, "gate_up", 1024, 2048, "FP16", 1, 2000)
+    spans = sparse_ranges(short, Gemm("gate_up", 1024, 2048, "FP16"), 1, 2000)
     assert all(said[m] == sparse for begin, end, sparse in spans for m in said if begin <= m <= end)
-    smooth = judge(make_policy(kept), "gate_up", 1024, 2048, 1024, "FP16")
+    smooth = judge(make_policy(kept), Gemm("gate_up", 1024, 2048, "FP16"), 1024)
     assert (smooth.sparse, smooth.basis) == (False, "exact")
 
 
 def test_a_shape_that_was_measured_speaks_for_itself(policy: Policy) -> None:
-    assert judge(policy, "gate_up", 1024, 2048, 1024, "FP16").basis == "exact"
-    assert known_of(policy, "gate_up", 1024, 2048, "FP16").guess is None, "its times count as smooth"
+    assert judge(policy, Gemm("gate_up", 1024, 2048, "FP16"), 1024).basis == "exact"
+    assert known_of(policy, Gemm("gate_up", 1024, 2048, "FP16")).own.guess is None, (
+        "its times count as smooth"
+    )
 
 
 def test_between_two_measured_m_that_win_all_shapes_have_to_be_sure(policy: Policy) -> None:
     careful = policy.model_copy(update={"wave": None, "spreads_between": 1.0})
-    known = known_of(careful, "gate_up", 1024, 2048, "FP16")
-    assert known.guess
+    known = known_of(careful, Gemm("gate_up", 1024, 2048, "FP16"))
+    assert known.own.guess
     for m in (2048, 256, 1024, 4096):
         assert known.judge(m).sparse, "sure between, and measured"
     assert not known.judge(128).sparse, "one of the two beside it loses"
     verdict = known_of(
-        careful.model_copy(update={"spreads_between": 50.0}), "gate_up", 1024, 2048, "FP16"
+        careful.model_copy(update={"spreads_between": 50.0}), Gemm("gate_up", 1024, 2048, "FP16")
     ).judge(2048)
     assert (verdict.sparse, verdict.basis) == (False, "exact")
     assert "sparse is not sure to win at M=2048" in verdict.reason
@@ -119,10 +123,10 @@ def test_between_two_measured_m_that_win_all_shapes_have_to_be_sure(policy: Poli
 @given(st.integers(1, 4000), st.integers(0, 300))
 @settings(max_examples=25, deadline=None)
 def test_ranges_of_a_measured_shape_say_what_is_said_of_each_m(low: int, span: int) -> None:
-    ranges = sparse_ranges(H200, "qkv", 6144, 4096, "FP16", low, low + span, "torch")
+    ranges = sparse_ranges(H200, Gemm("qkv", 6144, 4096, "FP16"), low, low + span, "torch")
     for begin, end, sparse in ranges:
         for m in range(begin, end + 1):
-            assert judge(H200, "qkv", 6144, 4096, m, "FP16", "torch").sparse == sparse
+            assert judge(H200, Gemm("qkv", 6144, 4096, "FP16"), m, "torch").sparse == sparse
 
 
 @pytest.mark.parametrize("shape", [(1024, 2048), (3072, 3072)])
@@ -136,36 +140,36 @@ def test_ranges_tell_each_m_of_less_than_a_tile_of_rows(shape: tuple[int, int]) 
             points += make_points("gate_up", n, k, coarse if (n, k) == (1024, 2048) else finely)
     care = {"wave": None, "spreads": 0.5, "spreads_between": 0.5}
     policy = make_policy(points).model_copy(update=care)
-    said = [judge(policy, "gate_up", *shape, m, "FP16").sparse for m in range(1, 101)]
-    ranges = sparse_ranges(policy, "gate_up", *shape, "FP16", 1, 100)
+    said = [judge(policy, Gemm("gate_up", *shape, "FP16"), m).sparse for m in range(1, 101)]
+    ranges = sparse_ranges(policy, Gemm("gate_up", *shape, "FP16"), 1, 100)
     assert [sparse for begin, end, sparse in ranges for _ in range(begin, end + 1)] == said
     assert len(ranges) > 3, "it changes its mind below eight rows"
 
 
 def test_of_few_shapes_the_nearest_speaks() -> None:
     shapes = [(n, k) for n in SIZES for k in SIZES][: LEAST_SHAPES - 1]
-    assert judge(make_policy(points_of(shapes)), "gate_up", 3072, 3072, 1024, "FP16").basis == "nearest"
+    assert judge(make_policy(points_of(shapes)), Gemm("gate_up", 3072, 3072, "FP16"), 1024).basis == "nearest"
 
 
 def test_far_from_all_shapes_and_of_another_type_nothing_is_learned(policy: Policy) -> None:
-    assert judge(policy, "gate_up", 1 << 17, 1 << 17, 1024, "FP16").basis == "none"
-    assert judge(policy, "gate_up", 3072, 3072, 1024, "BF16").basis == "none"
-    assert judge(policy, "down", 3072, 3072, 1024, "FP16").basis == "none"
+    assert judge(policy, Gemm("gate_up", 1 << 17, 1 << 17, "FP16"), 1024).basis == "none"
+    assert judge(policy, Gemm("gate_up", 3072, 3072, "BF16"), 1024).basis == "none"
+    assert judge(policy, Gemm("down", 3072, 3072, "FP16"), 1024).basis == "none"
 
 
 def test_where_shapes_disagree_it_is_not_sure() -> None:
     noisy = make_policy(points_of([(n, k) for n in SIZES for k in SIZES], noise=0.25))
     bold, careful = (noisy.model_copy(update={"spreads": spreads}) for spreads in (0.0, 5.0))
-    assert judge(bold, "gate_up", 3072, 3072, 4096, "FP16").sparse
-    verdict = judge(careful, "gate_up", 3072, 3072, 4096, "FP16")
+    assert judge(bold, Gemm("gate_up", 3072, 3072, "FP16"), 4096).sparse
+    verdict = judge(careful, Gemm("gate_up", 3072, 3072, "FP16"), 4096)
     assert not verdict.sparse
     assert "is not sure to win at M=4096" in verdict.reason
     assert "but no more than" in verdict.reason
 
 
 def test_times_are_the_nearest_shapes_with_the_learned_gain(policy: Policy) -> None:
-    times = expect(policy, "gate_up", 2048, 3072, 1024, "FP16")
-    near = expect(policy, "gate_up", 2048, 4096, 1024, "FP16")
+    times = expect(policy, Gemm("gate_up", 2048, 3072, "FP16"), 1024)
+    near = expect(policy, Gemm("gate_up", 2048, 4096, "FP16"), 1024)
     assert times is not None
     assert near is not None
     assert times.dense_us == pytest.approx(near.dense_us * 0.75)
@@ -176,16 +180,16 @@ def test_times_are_the_nearest_shapes_with_the_learned_gain(policy: Policy) -> N
 @given(st.integers(1, 6000), st.integers(1, 6000))
 def test_ranges_say_what_is_said_of_each_m(low: int, high: int) -> None:
     low, high = min(low, high), max(low, high)
-    ranges = sparse_ranges(H200, "gate_up", 12288, 3072, "FP16", low, high, "torch")
+    ranges = sparse_ranges(H200, Gemm("gate_up", 12288, 3072, "FP16"), low, high, "torch")
     assert (ranges[0][0], ranges[-1][1]) == (low, high)
-    known = known_of(H200, "gate_up", 12288, 3072, "FP16", "torch")
+    known = known_of(H200, Gemm("gate_up", 12288, 3072, "FP16"), "torch")
     for begin, end, sparse in ranges:
         assert {known.judge(m).sparse for m in {begin, (begin + end) // 2, end}} == {sparse}
 
 
 def test_the_same_points_give_the_same_answer(policy: Policy) -> None:
     again = make_policy(list(policy.points))
-    one, other = (guess_of(p, "tensorrt", 3072, 3072, "FP16") for p in (policy, again))
+    one, other = (guess_of(p, "tensorrt", Gemm("down", 3072, 3072, "FP16")) for p in (policy, again))
     assert isinstance(one, Guess)
     assert isinstance(other, Guess)
     assert one.forest is not other.forest, "learned anew"
@@ -194,7 +198,7 @@ def test_the_same_points_give_the_same_answer(policy: Policy) -> None:
 
 
 def test_one_m_and_many_are_asked_alike(policy: Policy) -> None:
-    one, many = (guess_of(policy, "tensorrt", 3072, 1536, "FP16") for _ in range(2))
+    one, many = (guess_of(policy, "tensorrt", Gemm("down", 3072, 1536, "FP16")) for _ in range(2))
     assert one is not None
     assert many is not None
     found = dict(zip(range(1, 4097), many.gains(range(1, 4097)), strict=True))
@@ -203,7 +207,7 @@ def test_one_m_and_many_are_asked_alike(policy: Policy) -> None:
 
 
 def test_a_gain_is_the_mean_of_the_trees_and_the_spread_theirs(policy: Policy) -> None:
-    guess = guess_of(policy, "tensorrt", 3072, 1536, "FP16")
+    guess = guess_of(policy, "tensorrt", Gemm("down", 3072, 1536, "FP16"))
     assert guess is not None
     rows = features("FP16", 3072, 1536, [64, 304])
     said = np.array([tree.predict(rows) for tree in guess.forest.estimators_])
@@ -235,7 +239,7 @@ def test_what_the_trees_see_of_many_products_is_what_they_see_of_each(
 
 
 def test_an_estimate_of_the_plugin_is_learned_too_and_has_to_win_by_more() -> None:
-    known = plugin_known(H200, "qkv", 4096, 5120, "FP16")
-    assert known.guess is not None
-    assert known.margin == ESTIMATE_MARGIN
+    known = plugin_known(H200, Gemm("qkv", 4096, 5120, "FP16"))
+    assert known.own.guess is not None
+    assert known.own.margin == ESTIMATE_MARGIN
     assert "learned from 58 timed shapes (estimated from cuSPARSELt" in known.judge(4096).reason

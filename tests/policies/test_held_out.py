@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from sparseflow_trt.policies.gemm import Gemm
+from sparseflow_trt.policies.known import Known
 from sparseflow_trt.policies.lookup import known_of
 from sparseflow_trt.policies.plugin_lookup import plugin_known
 from sparseflow_trt.policies.policy import Policy, find_policy
@@ -192,7 +194,7 @@ def test_the_plugin_is_taken_at_no_held_out_product_where_its_kernels_lose(
     gains = plugin_gains()
     assert min(taken for taken in gains if taken is not None) >= 0.98
     count = sum(taken is not None for taken in gains)
-    monkeypatch.setattr("sparseflow_trt.policies.plugin_lookup.guess_for", lambda *_: None)
+    monkeypatch.setattr("sparseflow_trt.policies.measurements.guess_of", lambda *_: None)
     lost = [taken for taken in plugin_gains() if taken is not None and taken < 0.98]
     assert f"Of {len(gains)} held-out FP16 products of other shapes" in PROSE
     assert f"| its points near by, as they once were | {len(lost)} ({min(lost):.2f} at worst) | – |" in PROSE
@@ -210,19 +212,19 @@ def plugin_gains() -> list[float | None]:
             by_m = layers.setdefault((row["kind"], row["n"], row["k"]), {})
             by_m[row["m"]] = row["dense_us"] / row["sparse_us"]
         for layer, by_m in layers.items():
-            known = plugin_known(policy, *layer, "FP16")
-            if known.exact:
+            known = plugin_known(policy, Gemm(*layer, "FP16"))
+            if known.own.exact:
                 continue
-            if known.guess:
-                known.guess.ask(by_m)  # of all at once: faster
+            if known.own.guess:
+                known.own.guess.ask(by_m)  # of all at once: faster
             gains += [gain if known.judge(m).sparse else None for m, gain in by_m.items()]
     return gains
 
 
 def test_the_gate_between_the_plugins_points() -> None:
-    known = plugin_known(find_policy("h200"), "gate_up", 5632, 2048, "FP16")
+    known = plugin_known(find_policy("h200"), Gemm("gate_up", 5632, 2048, "FP16"))
     assert known.otherwise is not None
-    asked = ((known, 128), (known, 256), (known, 192), (known.otherwise, 192))
+    asked = ((known, 128), (known, 256), (known, 192), (Known(known.otherwise), 192))
     gains = [found.judge(m).speedup for found, m in asked]
     below, above, between, estimate = (f"{gain:.2f}" for gain in gains)
     assert (
@@ -266,9 +268,11 @@ def gains_above(policy: Policy, most: int) -> tuple[list[float], list[float], li
         for (kind, n, k, dtype, m), gain in held.items():
             if (n, k) not in short:
                 continue
-            known = known_of(less, kind, n, k, dtype, "torch")
-            if known.exact:
+            known = known_of(less, Gemm(kind, n, k, dtype), "torch")
+            if known.own.exact:
                 learned.append(gain if known.judge(m).sparse else 1.0)
-                as_at_largest.append(gain if known.pairs[max(known.pairs)].wins(known.margin) else 1.0)
+                as_at_largest.append(
+                    gain if known.own.pairs[max(known.own.pairs)].wins(known.own.margin) else 1.0
+                )
                 best.append(max(gain, 1.0))
     return learned, as_at_largest, best

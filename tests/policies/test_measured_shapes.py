@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge
 from sparseflow_trt.policies.measured_shapes import MeasuredShape, measured_shapes
 from sparseflow_trt.policies.policy import Point, SparseKernel, find_policy
@@ -67,5 +68,5 @@ def test_the_ranges_are_the_lookups() -> None:
         taken = {m: any(low <= m <= high for low, high in row.wins) for m in (*row.sizes, 150, 790, 2100)}
         assert sum(taken[m] for m in row.sizes) == row.won
         for m, sparse in taken.items():
-            assert judge(policy, row.kinds[0], row.n, row.k, m, row.dtype, row.library).sparse == sparse
+            assert judge(policy, Gemm(row.kinds[0], row.n, row.k, row.dtype), m, row.library).sparse == sparse
     assert any(low < 2100 < high for row in rows for low, high in row.wins)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflow_trt.policies.between import WAVE
+from sparseflow_trt.policies.gemm import Gemm
+from sparseflow_trt.policies.known import Known
 from sparseflow_trt.policies.lookup import judge
+from sparseflow_trt.policies.measurements import ESTIMATE_MARGIN
 from sparseflow_trt.policies.plugin_lookup import (
-    ESTIMATE_MARGIN,
     joined_speedup,
     judge_with_plugin,
     plugin_known,
@@ -35,8 +36,8 @@ def estimates(speedups: dict[int, float]) -> list[Point]:
     return make_points(*SHAPE, speedups, library="torch")
 
 
-def said(policy: Policy, m: int, **changes: Any) -> tuple[bool, str]:
-    verdict = plugin_known(policy, *SHAPE, "FP16", **changes).judge(m)
+def said(policy: Policy, m: int) -> tuple[bool, str]:
+    verdict = plugin_known(policy, Gemm(*SHAPE, "FP16")).judge(m)
     return verdict.sparse, verdict.reason
 
 
@@ -87,7 +88,7 @@ def test_an_estimate_speaks_below_what_was_measured() -> None:
     ]  # fmt: skip
     assert "estimated from cuSPARSELt" in said(policy, 8)[1]
     assert "measured (2048→4096, the plugin" in said(policy, 64)[1]
-    known = plugin_known(policy, *SHAPE, "FP16")
+    known = plugin_known(policy, Gemm(*SHAPE, "FP16"))
     low, high = known.expect(8), known.expect(64)
     assert low is not None
     assert high is not None
@@ -103,7 +104,7 @@ def test_an_estimate_promises_no_more_than_what_was_measured_beside_it() -> None
         "the plugin wins at M=136: 1.30× at most by its own points as at M=128, the largest measured; 1.33×"
         " between M=128 and M=256 (2048→4096, estimated from cuSPARSELt against "
     )
-    known = plugin_known(make_policy([*own, *estimates(others)]), *SHAPE, "FP16")
+    known = plugin_known(make_policy([*own, *estimates(others)]), Gemm(*SHAPE, "FP16"))
     assert [round(known.judge(m).speedup or 0, 6) for m in (40, 304)] == [1.2, 1.3]
     behind = [(p.library, p.kernel, p.m) for p in known.judge(304).points]
     assert behind[:2] == [("tensorrt", "dense", 128), ("tensorrt", "plugin", 128)]
@@ -111,7 +112,7 @@ def test_an_estimate_promises_no_more_than_what_was_measured_beside_it() -> None
     lost, reason = said(make_policy([*plugin_points({128: 1.01}), *estimates(others)]), 256)
     assert not lost, "nor does it win where the nearest point does not"
     assert reason.startswith("the plugin does not win by 2% at M=256: 1.01× at most by its own points as at ")
-    less = plugin_known(make_policy([*own, *estimates(others | {256: 1.4})]), *SHAPE, "FP16")
+    less = plugin_known(make_policy([*own, *estimates(others | {256: 1.4})]), Gemm(*SHAPE, "FP16"))
     assert less.judge(256).reason.startswith("the plugin wins at M=256: 1.21× reckoned (")
 
 
@@ -124,14 +125,14 @@ def test_one_row_beyond_what_was_measured_promises_no_more(
 ) -> None:
     near = [p.model_copy(update={"n": p.n - apart}) for p in estimates(estimated)]  # or of the very shape
     policy = make_policy([*plugin_points(own, n=4096 + apart), *near]).model_copy(update={"wave": WAVE})
-    known = plugin_known(policy, *SHAPE, "FP16")
+    known = plugin_known(policy, Gemm(*SHAPE, "FP16"))
     assert known.otherwise is not None
     for last, first in ((max(own), max(own) + 1), (min(own), min(own) - 1)):
         found, verdict = known.expect(first), known.judge(first)
         assert found is not None
         assert max(found.speedup, verdict.speedup or 0) <= own[last] * (1 + 1e-9)
         if verdict.sparse:
-            assert known.otherwise.judge(first).sparse, "it is no less careful than the estimate alone"
+            assert Known(known.otherwise).judge(first).sparse, "it is no less careful than the estimate alone"
             assert own[last] >= (1 + policy.margin) * (1 - 1e-9)
     for low, high in pairwise(sorted(own)):
         assert (found := known.expect(low + 1)) is not None
@@ -159,7 +160,7 @@ def test_an_estimate_is_held_against_tensorrts_dense_time_where_there_is_one() -
 
 def test_thresholds_of_cusparselt_say_nothing_of_the_plugin() -> None:
     policy = make_policy([], "torch", {"gate_up": (1, None)})
-    assert judge(policy, *SHAPE, 64, "FP16").sparse
+    assert judge(policy, Gemm(*SHAPE, "FP16"), 64).sparse
     assert not said(policy, 64)[0]
 
 
@@ -170,8 +171,8 @@ def test_thresholds_are_derived_for_each_kernel() -> None:
     assert found == {"sparse": None, "plugin": 128}
     policy = make_policy(points).model_copy(update={"thresholds": derive_thresholds(points, 0.02)})
     far = ("gate_up", 64, 16)
-    assert plugin_known(policy, *far, "FP16").judge(128).sparse
-    assert not judge(policy, *far, 128, "FP16").sparse
+    assert plugin_known(policy, Gemm(*far, "FP16")).judge(128).sparse
+    assert not judge(policy, Gemm(*far, "FP16"), 128).sparse
 
 
 def test_two_thresholds_of_one_kernel_are_refused() -> None:
@@ -190,14 +191,20 @@ def timed(n: int, us: float, m: int = 64) -> list[Point]:
     ]
 
 
+def gate_and_up(*ns: int) -> list[Gemm]:
+    return [Gemm("gate_up", n, 2048, "FP16") for n in ns]
+
+
 def test_one_product_of_two_pays_for_its_split() -> None:
     points = [*timed(4096, 10), *timed(8192, 14)]
     policy = make_policy([p.model_copy(update={"kind": "qkv"}) for p in points])
     # Splitting copies 64·8192 elements of 2 bytes, read and written, at the rate of 8192·2048 in 28 µs.
     split = 2 * 64 * 8192 * 2 / (8192 * 2048 * 2 / 28)
-    assert joined_speedup(policy, "qkv", [4096, 4096], 2048, 64, "FP16") == pytest.approx(20 / (14 + split))
+    assert joined_speedup(policy, [Gemm("qkv", 4096, 2048, "FP16")] * 2, 64) == pytest.approx(
+        20 / (14 + split)
+    )
     both = make_policy(points)
-    assert joined_speedup(both, "gate_up", [4096, 4096], 2048, 64, "FP16") == pytest.approx(20 / 14)
+    assert joined_speedup(both, gate_and_up(4096, 4096), 64) == pytest.approx(20 / 14)
 
 
 def test_measured_and_estimated_times_are_not_compared_when_products_are_joined() -> None:
@@ -206,11 +213,22 @@ def test_measured_and_estimated_times_are_not_compared_when_products_are_joined(
         p.model_copy(update={"library": "torch", "kernel": "dense" if p.kernel == "dense" else "sparse"})
         for p in torch
     ]
-    only = joined_speedup(make_policy(torch), "gate_up", [4096, 4096], 2048, 64, "FP16")
+    only = joined_speedup(make_policy(torch), gate_and_up(4096, 4096), 64)
     assert only is not None
     assert only > 1
     policy = make_policy([*torch, *timed(4096, 1)])  # one alone was measured in the plugin, too
-    assert joined_speedup(policy, "gate_up", [4096, 4096], 2048, 64, "FP16") == only
+    assert joined_speedup(policy, gate_and_up(4096, 4096), 64) == only
+
+
+def test_what_corrects_one_estimate_is_left_out_where_not_all_are_corrected() -> None:
+    torch = [p for n in (4096, 8192) for p in make_points("gate_up", n, 2048, {64: 2}, library="torch")]
+    dense = [p for p in make_points("gate_up", 4096, 2048, {64: 3}) if p.kernel == "dense"]
+    asked = gate_and_up(4096, 4096), 64
+    assert (
+        joined_speedup(make_policy([*torch, *dense]), *asked)
+        == joined_speedup(make_policy(torch), *asked)
+        == 2
+    )
 
 
 def test_what_corrects_an_estimate_does_not_speak_for_joining() -> None:
@@ -220,26 +238,23 @@ def test_what_corrects_an_estimate_does_not_speak_for_joining() -> None:
         for p in estimates({64: 1, 128: 1})
     ]
     own = plugin_points({64: 1.1})  # of one alone, which takes half as long as was estimated
-    asked = ("gate_up", [4096, 4096], 2048, 128, "FP16")
-    found = plugin_known(make_policy([*torch, *own]), *SHAPE, "FP16").expect(128)
+    found = plugin_known(make_policy([*torch, *own]), Gemm(*SHAPE, "FP16")).expect(128)
     assert found is not None
     assert found.sparse_us == pytest.approx(20 / 2)
-    assert joined_speedup(make_policy([*torch, *own]), *asked) == pytest.approx(40 / 45)
+    assert joined_speedup(make_policy([*torch, *own]), gate_and_up(4096, 4096), 128) == pytest.approx(40 / 45)
 
 
 def test_what_was_not_measured_is_not_joined() -> None:
     alone = make_policy(timed(4096, 10))
-    assert joined_speedup(alone, "gate_up", [4096, 4096], 2048, 64, "FP16") is None
+    assert joined_speedup(alone, gate_and_up(4096, 4096), 64) is None
     policy = make_policy([*timed(4096, 10), *timed(8192, 14)])
-    assert joined_speedup(policy, "gate_up", [4096, 4096], 2048, 32, "FP16") is None, (
-        "below what was measured"
-    )
-    assert joined_speedup(policy, "gate_up", [4096, 2048], 2048, 64, "FP16") is None
+    assert joined_speedup(policy, gate_and_up(4096, 4096), 32) is None, "below what was measured"
+    assert joined_speedup(policy, gate_and_up(4096, 2048), 64) is None
 
 
 def test_the_plugin_counts_where_tensorrt_has_no_sparse_kernel_that_gains() -> None:
     for name in ("h200", "h100"):
-        product = (find_policy(name), "down", 4096, 14336, 1024, "FP16")
+        product = (find_policy(name), Gemm("down", 4096, 14336, "FP16"), 1024)
         assert not judge(*product).sparse
         verdict = judge_with_plugin(*product)
         assert verdict.sparse
@@ -250,9 +265,9 @@ def test_the_better_of_the_two_is_named() -> None:
     own = make_points("down", 128, 64, {64: 1.3})
     timed = make_points("down", 128, 64, {64: 1.5}, library="torch")
     slower = [point.model_copy(update={"us": 1.1 * point.us}) for point in timed]
-    both = judge_with_plugin(make_policy([*own, *slower]), "down", 128, 64, 64, "FP16")
+    both = judge_with_plugin(make_policy([*own, *slower]), Gemm("down", 128, 64, "FP16"), 64)
     assert both.sparse and both.reason.startswith("sparse wins at M=64: 1.30×")  # the plugin: 13 / 11
-    alone = judge_with_plugin(make_policy(timed), "down", 128, 64, 64, "FP16")
+    alone = judge_with_plugin(make_policy(timed), Gemm("down", 128, 64, "FP16"), 64)
     assert alone.sparse and alone.reason.startswith("the plugin wins at M=64: 1.50×")
 
 
@@ -261,7 +276,7 @@ def test_where_neither_gains_both_are_said() -> None:
         *make_points("down", 128, 64, {64: 0.9}),
         *make_points("down", 128, 64, {64: 0.8}, library="torch"),
     ]
-    verdict = judge_with_plugin(make_policy(points), "down", 128, 64, 64, "FP16")
+    verdict = judge_with_plugin(make_policy(points), Gemm("down", 128, 64, "FP16"), 64)
     assert not verdict.sparse
     assert verdict.reason.startswith("sparse does not win by 2% at M=64")
     assert "; the plugin does not win" in verdict.reason
@@ -269,6 +284,6 @@ def test_where_neither_gains_both_are_said() -> None:
 
 def test_what_the_plugin_cannot_run_it_is_not_asked_for() -> None:
     policy = make_policy(make_points("down", 128, 60, {64: 1.5}, library="torch"))
-    assert judge_with_plugin(policy, "down", 128, 60, 64, "FP16") == judge(
-        policy, "down", 128, 60, 64, "FP16"
+    assert judge_with_plugin(policy, Gemm("down", 128, 60, "FP16"), 64) == judge(
+        policy, Gemm("down", 128, 60, "FP16"), 64
     )

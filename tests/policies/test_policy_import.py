@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflow_trt.errors import PolicyError
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge
 from sparseflow_trt.policies.policy import Policy, find_policy
 from sparseflow_trt.policies.policy_import import import_policy
@@ -69,7 +70,7 @@ def test_limits(tmp_path: Path, wrapped: bool) -> None:
         ("down", "torch", "FP16", 512, None),
         ("gate_up", "torch", "FP16", 256, 2048),
     ]
-    verdict = judge(policy, "down", 4096, 14336, 512, "FP16")
+    verdict = judge(policy, Gemm("down", 4096, 14336, "FP16"), 512)
     assert (verdict.sparse, verdict.basis) == (True, "threshold")
 
 

@@ -15,6 +15,7 @@ from sparseflow_trt.engines.evidence.tactics import accumulator_of_tactic
 from sparseflow_trt.engines.measuring.curves import TOOK_DENSE, Curve, Request
 from sparseflow_trt.engines.measuring.journal import read_journal
 from sparseflow_trt.engines.measuring.search import find_crossovers
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge, known_of, sparse_ranges
 from sparseflow_trt.policies.plugin_lookup import plugin_known
 from sparseflow_trt.policies.policy import Pair, Policy, find_policy, pairs_by_shape, policy_for_device
@@ -55,7 +56,7 @@ def taken(policy: Policy, n: int, k: int, dtype: str) -> str:
     kind = next((p.kind for p in policy.points if (p.n, p.k) == (n, k)), "")
     if not kind:
         return "–"
-    ranges = [r for r in sparse_ranges(policy, kind, n, k, dtype, 1, 16383, "torch") if r[2]]
+    ranges = [r for r in sparse_ranges(policy, Gemm(kind, n, k, dtype), 1, 16383, "torch") if r[2]]
     assert ranges[-1][1] == 16383
     octaves = sum(math.log2((high + 1) / low) for low, high, _ in ranges)
     return f"{octaves / 14:.0%}, {ranges[-1][0]} on".replace("%", " %")
@@ -256,7 +257,7 @@ def test_shapes_are_asked_of_the_others(ship: ModuleType) -> None:
     policy = find_policy("h200")
     few = [(5632, 2048), (4096, 14336), (8192, 8192)]
     apart = ship.asked_apart(policy, few)
-    assert {(known.n, known.k) for known, _ in apart} == set(few)
+    assert {known.gemm.shape for known, _ in apart} == set(few)
     assert all(known.guess.shapes == 57 for known, _ in apart)
     gains = ship.gains_of(apart, policy.margin, policy.spreads)
     assert min(gains) >= ship.LEAST
@@ -279,7 +280,7 @@ def test_tensorrt_on_an_h200_is_planned_dense(kind: str) -> None:
     policy = find_policy("h200")
     for n, k in ((14336, 4096), (4096, 14336), (5632, 2048), (768, 768)):
         for m in (1, 64, 1024, 16384):
-            assert not judge(policy, kind, n, k, m, "FP16").sparse
+            assert not judge(policy, Gemm(kind, n, k, "FP16"), m).sparse
 
 
 def test_what_tensorrts_own_sparse_kernels_gave() -> None:
@@ -332,7 +333,7 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
 
 
 def test_a_win_of_tensorrts_own_kernels_at_the_largest_m_alone_is_not_taken_above_it() -> None:
-    known = known_of(find_policy("h200"), "o", 768, 768, "FP16")
+    known = known_of(find_policy("h200"), Gemm("o", 768, 768, "FP16"))
     assert [m for m in (1024, 4096, 4097, 16384) if known.judge(m).sparse] == [4096]
     assert "but it does not win at M=1024, the one before" in known.judge(16384).reason
 
@@ -344,7 +345,7 @@ def plugin_cells(folder: str = "") -> list[dict[str, Any]]:
 
 
 def takes_plugin(policy: Policy, cell: dict[str, Any]) -> bool:
-    known = plugin_known(policy, cell["layer"], cell["n"], cell["k"], "FP16")
+    known = plugin_known(policy, Gemm(cell["layer"], cell["n"], cell["k"], "FP16"))
     return known.judge(cell["m"]).sparse
 
 
@@ -379,12 +380,12 @@ def test_one_row_beyond_the_plugins_points_no_more_is_promised(name: str) -> Non
     layers = {(p.kind, p.n, p.k, p.dtype) for p in policy.points if p.kernel == "plugin"}
     assert len(layers) >= 2
     for layer in layers:
-        known = plugin_known(policy, *layer)
-        low, high = min(known.pairs), max(known.pairs)
+        known = plugin_known(policy, Gemm(*layer))
+        low, high = min(known.own.pairs), max(known.own.pairs)
         for last, first in ((low, low - 1), (high, high + 1)):
             found = known.expect(first)
             assert found is not None
-            assert found.speedup <= known.pairs[last].speedup * (1 + 1e-9)
+            assert found.speedup <= known.own.pairs[last].speedup * (1 + 1e-9)
 
 
 def test_what_an_estimate_of_the_plugin_is_worth() -> None:
@@ -438,7 +439,7 @@ def test_the_estimates_that_the_page_shows(
     h200, page = find_policy("h200"), (ROOT / PAGE).read_text(encoding="utf-8")
     rows = []
     for kind, n, k, count in layers:
-        known = plugin_known(h200, kind, n, k, "FP16")
+        known = plugin_known(h200, Gemm(kind, n, k, "FP16"))
         times = known.expect(m)
         assert times is not None
         assert (times.basis, times.at) == ("exact", "measured")

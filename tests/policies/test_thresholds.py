@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge
 from sparseflow_trt.policies.policy import MARGIN, Point, Threshold
 from sparseflow_trt.policies.thresholds import derive_thresholds
@@ -30,7 +31,7 @@ def test_a_threshold_takes_sparse_only_where_every_shape_does(shapes: list[dict[
         assert speedups.get(m, MARGIN + 1) >= 1 + MARGIN
         if m >= min(speedups):
             policy = make_policy(make_points("o", 64 * (i + 1), 64, speedups))
-            assert judge(policy, "o", 64 * (i + 1), 64, m, "FP16").sparse
+            assert judge(policy, Gemm("o", 64 * (i + 1), 64, "FP16"), m).sparse
 
 
 _rising = st.dictionaries(
@@ -50,7 +51,7 @@ def test_where_a_threshold_holds_each_shape_is_sure_to_win(
     policy = make_policy(points).model_copy(update={"wave": wave})
     for i, measured in enumerate(shapes):
         if limit.holds(m) and m >= min(measured):
-            assert judge(policy, "o", 64 * (i + 1), 64, m, "FP16").sparse
+            assert judge(policy, Gemm("o", 64 * (i + 1), 64, "FP16"), m).sparse
 
 
 @given(st.lists(st.integers(1, 10**5), min_size=1, max_size=9, unique=True), st.integers(0, 9))
@@ -71,10 +72,10 @@ def test_of_the_ranges_that_win_none_spans_more_octaves(shapes: list[dict[int, f
         for i, s in enumerate(shapes)
     ]
     won = [
-        all(m < low or judge(policy, "o", n, 64, m, "FP16").sparse for n, policy, low in policies)
+        all(m < low or judge(policy, Gemm("o", n, 64, "FP16"), m).sparse for n, policy, low in policies)
         for m in sizes
     ]
-    holds = all(judge(policy, "o", n, 64, sizes[-1] + 1, "FP16").sparse for n, policy, _ in policies)
+    holds = all(judge(policy, Gemm("o", n, 64, "FP16"), sizes[-1] + 1).sparse for n, policy, _ in policies)
     ends = [*sizes[:-1], sizes[-1] * (2 if holds else 1)]  # what wins above the largest spans an octave more
     spans = [
         ends[j] / sizes[i] for i in range(len(sizes)) for j in range(i, len(sizes)) if all(won[i : j + 1])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sparseflow_trt.errors import ArtifactError, InputError, PolicyError
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import sparse_ranges, taken_ranges
 from sparseflow_trt.policies.plugin_lookup import estimated_speedups, plugin_known
 from sparseflow_trt.policies.policy import Point, digest_of, find_policy
@@ -63,7 +63,7 @@ def test_a_choice_of_points_is_drawn_by_the_whole_policys_lookup(tmp_path: Path)
     plot_policy(policy, tmp_path / "few.svg", "torch", "FP16", few)
     texts = _texts(tmp_path / "few.svg")
     assert [t for t in texts if "→" in t] == ["qkv, o  8192 → 8192"]
-    ranges = sparse_ranges(policy, "o", 8192, 8192, "FP16", 1, 16384, "torch")  # by trees of all shapes
+    ranges = sparse_ranges(policy, Gemm("o", 8192, 8192, "FP16"), 1, 16384, "torch")  # by trees of all shapes
     begins = [begin for begin, _, taken in ranges if taken]
     assert len(begins) > 2
     assert f"{begins[-1]}–16384" in " ".join(texts)
@@ -105,12 +105,12 @@ def test_an_image_of_the_docs_shows_the_shipped_policy_as_it_is(name: str) -> No
     # and the lookup has not changed its mind since
     kind, k, n = re.match(r"(\w+).*?  (\d+) → (\d+): ", first).groups()  # type: ignore[union-attr]
     sizes = [p.m for p in shipped.points if (p.n, p.k, p.library) == (int(n), int(k), library)]
-    asked: Any = (kind, int(n), int(k), dtype)
+    gemm = Gemm(kind, int(n), int(k), dtype)
     if "plugin at M" in first:  # estimates decide from 8 to 16384, the plugin's own points from 16 to 8192
-        spans = taken_ranges(plugin_known(shipped, *asked), 8, 16384)
+        spans = taken_ranges(plugin_known(shipped, gemm), 8, 16384)
     else:
-        asked += (min(sizes), max(sizes), library)
-        spans = [(begin, end) for begin, end, taken in sparse_ranges(shipped, *asked) if taken]
+        ranges = sparse_ranges(shipped, gemm, min(sizes), max(sizes), library)  # type: ignore[arg-type]
+        spans = [(begin, end) for begin, end, taken in ranges if taken]
     widest = max(spans, key=lambda span: span[1] / span[0])
     assert f"{widest[0]}–{widest[1]}" in first
 
@@ -158,7 +158,7 @@ def test_what_estimates_say_of_the_plugin_is_drawn_where_they_decide(tmp_path: P
     assert "dense / plugin, estimated" in texts
     assert any(t.endswith("estimated: from cuSPARSELt, corrected by TensorRT's times") for t in texts)
     assert "plugin at M 8–16384" in texts
-    known = plugin_known(h200, "gate_up", 14336, 4096, "FP16")
+    known = plugin_known(h200, Gemm("gate_up", 14336, 4096, "FP16"))
     drawn = estimated_speedups(known)
     assert sorted(drawn) == [8, 12288, 16384]  # it was measured in TensorRT from 16 to 8192
     assert drawn[8] == known.judge(8).speedup
