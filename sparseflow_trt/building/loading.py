@@ -77,13 +77,14 @@ def open_artifact(folder: Path) -> Engine:
             f"{folder} holds a model of ONNX Runtime, and no engine.",
             f"Open it with onnxruntime.InferenceSession('{folder / manifest.engine.file}').",
         )
-    check_files(manifest, folder)
     if backend == "tensorrt-rtx" and (why_not := why_not_here(find_gpus())):
         raise BuildError(
             f"{folder} does not run here. {why_not}",
             f"It is for {manifest.engine.device}. What --backend onnxruntime builds runs anywhere.",
         )
-    return open_engine(load_flavour(backend), engine_file(folder, manifest.engine))
+    flavour = load_flavour(backend)
+    check_files(manifest, folder)  # reads them whole: after all that is asked in no time
+    return open_engine(flavour, engine_file(folder, manifest.engine))
 
 
 def open_engine(flavour: Flavour, file: EngineFile) -> Engine:

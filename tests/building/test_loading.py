@@ -18,6 +18,8 @@ from sparseflow_trt.pipeline import BuildOptions, build
 if TYPE_CHECKING:
     from tests.conftest import Models
 
+L4 = Gpu("L4", "8.9", 1, 1, True, "13.0")
+
 
 def built(models: Models, folder: Path, backend: BackendName) -> Path:
     path = models.matmul(np.ones((64, 32), np.float32))
@@ -32,11 +34,17 @@ def test_a_model_of_onnx_runtime_says_how_it_is_opened(models: Models, tmp_path:
     assert f"InferenceSession('{folder / 'model.ort.onnx'}')" in caught.value.hint
 
 
-def test_an_engine_that_was_changed_is_not_opened(models: Models, tmp_path: Path) -> None:
+def test_an_engine_that_was_changed_is_not_opened(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("tensorrt_rtx_libs")
     folder = built(models, tmp_path, "tensorrt-rtx")
     engine = folder / "model.engine"
     engine.write_bytes(engine.read_bytes()[:-1] + b"\0\0")
+    if not find_gpus():
+        with pytest.raises(BuildError, match=NO_GPU):  # what takes no time is asked before files are read
+            open_artifact(folder)
+    monkeypatch.setattr("sparseflow_trt.building.loading.find_gpus", lambda: (L4,))
     with pytest.raises(ArtifactError, match=r"model\.engine"):
         open_artifact(folder)
 
@@ -50,9 +58,7 @@ def test_what_an_engine_of_rtx_needs_to_run_is_said(
     with pytest.raises(BuildError, match=f"A TensorRT-RTX engine needs a GPU to run, and {NO_GPU}") as caught:
         open_artifact(folder)
     assert caught.value.hint.startswith("It is for NVIDIA GPUs of compute capability 8.0, ")
-    monkeypatch.setattr(
-        "sparseflow_trt.building.loading.find_gpus", lambda: (Gpu("L4", "8.9", 1, 1, True, "13.0"),)
-    )
+    monkeypatch.setattr("sparseflow_trt.building.loading.find_gpus", lambda: (L4,))
     with pytest.raises(SparseflowError) as lacking:  # as far as one gets with no CUDA
         open_artifact(folder)
     assert lacking.value.hint in ("pip install 'cuda-bindings>=12.6'", "Look at `sparseflow-trt doctor`.")
