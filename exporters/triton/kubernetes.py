@@ -86,7 +86,7 @@ def _deployment(plan: ServerPlan, name: str) -> dict[str, Any]:
         "terminationGracePeriodSeconds": 40,  # Triton takes up to 30 to answer what it has
         "automountServiceAccountToken": False,
     }
-    if plan.gpus:  # nodes with GPUs are often kept for those who ask for one
+    if plan.resources.gpus:  # nodes with GPUs are often kept for those who ask for one
         pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     return {
         "apiVersion": "apps/v1",
@@ -109,18 +109,18 @@ def _container(plan: ServerPlan, mounts: list[dict[str, Any]]) -> dict[str, Any]
         {"exec": {"command": ["sh", "-c", command]}, "timeoutSeconds": 5}
         for command in (ready_command(plan), alive_command(plan))
     )
-    memory = f"{plan.memory_gib}Gi"
+    memory = f"{plan.resources.memory_gib}Gi"
     # no limit of the CPU: it would slow the answers down while cores idle
     limits: dict[str, Any] = {"memory": memory}
-    if plan.gpus:
-        limits["nvidia.com/gpu"] = plan.gpus
+    if plan.resources.gpus:
+        limits["nvidia.com/gpu"] = plan.resources.gpus
     return {
         "name": "triton",
         "image": plan.image,
         "args": sealed_command(plan),
         "env": [{"name": "HOME", "value": "/tmp"}],
         "ports": [{"name": port, "containerPort": number} for port, number in PORTS.items()],
-        "resources": {"requests": {"cpu": str(plan.cpus), "memory": memory}, "limits": limits},
+        "resources": {"requests": {"cpu": str(plan.resources.cpus), "memory": memory}, "limits": limits},
         "startupProbe": {**ready, "periodSeconds": 5, "failureThreshold": 60},
         "readinessProbe": {**ready, "periodSeconds": 5},
         "livenessProbe": {**live, "periodSeconds": 10, "failureThreshold": 3},

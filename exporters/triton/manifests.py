@@ -16,6 +16,21 @@ _NVRTC = "nvidia-cuda-nvrtc==13.0.88"  # what cuSPARSELt compiles its kernels wi
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What a server is given.
+
+    Attributes:
+        gpus: So many that the highest number which a configuration names is there.
+        cpus: Cores, of Kubernetes: one for each thread that computes, and for the server itself.
+        memory_gib: What it may take of the host's memory, shared memory too.
+    """
+
+    gpus: int = 1
+    cpus: int = 2
+    memory_gib: int = 4
+
+
+@dataclass(frozen=True)
 class ServerPlan:
     """What a server needs.
 
@@ -27,9 +42,7 @@ class ServerPlan:
         plugins: Names of plugin libraries in /plugins.
         dockerfile: What makes the image of Triton's; "" where that is enough.
         stubs: How many processes the Python backend runs for each version of a model, by the model's name.
-        gpus: How many it takes.
-        cpus: How many cores it asks of Kubernetes for.
-        memory_gib: What it may take of the host's memory, shared memory too.
+        resources: What it is given.
         queue_us: The average wait in the queue, in microseconds, from which on Kubernetes adds a replica.
         own_plugins: Plugin libraries that models bring, seen from the repository: NAME/plugin.so.
     """
@@ -41,9 +54,7 @@ class ServerPlan:
     plugins: Sequence[str] = ()
     dockerfile: str = ""
     stubs: Mapping[str, int] = field(default_factory=dict)
-    gpus: int = 1
-    cpus: int = 2
-    memory_gib: int = 4
+    resources: Resources = Resources()
     queue_us: int = 2000
     own_plugins: Sequence[str] = ()
 
@@ -122,8 +133,8 @@ def compose_file(plan: ServerPlan, repository: str) -> str:
             "start_period": "60s",
         },
     }
-    if plan.gpus:
-        device = {"driver": "nvidia", "count": plan.gpus, "capabilities": ["gpu"]}
+    if gpus := plan.resources.gpus:
+        device = {"driver": "nvidia", "count": gpus, "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
     return write_yaml({"services": {"triton": service}})
 

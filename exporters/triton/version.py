@@ -103,8 +103,10 @@ def read_models(repository: Path) -> dict[str, VersionRecord]:
     return found
 
 
-def instances_of(record: VersionRecord) -> int:
-    """How many instances of a model the server makes: for the Python backend each is a process."""
+def stubs_of(record: VersionRecord) -> int:
+    """How many processes the Python backend makes for a version of a model: one for each instance; else 0."""
+    if record.route != "python":
+        return 0
     groups = parse_config(record.served, RECORD).instance_group
     return sum(group.count * max(len(group.gpus), 1) for group in groups)
 

@@ -19,7 +19,7 @@ from sparseflow_trt.exporters.triton.manifests import (
 )
 from sparseflow_trt.exporters.triton.releases import probe_script
 from sparseflow_trt.exporters.triton.repository import PLUGIN, plugins_in
-from sparseflow_trt.exporters.triton.version import VersionRecord, instances_of, read_models
+from sparseflow_trt.exporters.triton.version import VersionRecord, read_models, stubs_of
 from sparseflow_trt.serving.server_resources import reckon_resources
 
 _NAME_LENGTH = 40
@@ -101,7 +101,6 @@ def plan_server(
     release = (container or _UNKNOWN).removesuffix("-py3")
     base = f"nvcr.io/nvidia/tritonserver:{release}-py3"
     made_by = dockerfile(base, _packages(models), _cusparselt(models))
-    resources = reckon_resources(repository, models)
     return ServerPlan(
         image=image or (_image_name(repository, release, made_by) if made_by else base),
         base=base,
@@ -110,10 +109,8 @@ def plan_server(
         plugins=sorted(names),
         own_plugins=list(own.values()),
         dockerfile=made_by,
-        stubs={name: instances_of(record) for name, record in models.items() if record.route == "python"},
-        gpus=resources.gpus,
-        cpus=resources.cpus,
-        memory_gib=resources.memory_gib,
+        stubs={name: stubs for name, record in models.items() if (stubs := stubs_of(record))},
+        resources=reckon_resources(repository, models),
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.exporters.triton.config import parse_config
-from sparseflow_trt.exporters.triton.version import RECORD, VersionRecord, instances_of, served_versions
+from sparseflow_trt.exporters.triton.manifests import Resources
+from sparseflow_trt.exporters.triton.version import RECORD, VersionRecord, served_versions, stubs_of
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -23,21 +23,6 @@ _SERVER = {False: 0.4, True: 3.0}
 _STUB = {False: 0.5, True: 3.0}
 _PLUGIN = 2.5  # some hundred sizes at 23 MB each, for which it compiles kernels
 _COPIES = 3  # of an engine's file: as it is read, as it is laid out for the kernels, and room
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What Kubernetes is asked for.
-
-    Attributes:
-        gpus: So many that the highest number which a configuration names is there.
-        cpus: Cores: one for each thread that computes, and for the server itself.
-        memory_gib: Of the host, shared memory too.
-    """
-
-    gpus: int
-    cpus: int
-    memory_gib: int
 
 
 def reckon_resources(repository: Path, models: Mapping[str, VersionRecord]) -> Resources:
@@ -55,7 +40,7 @@ def reckon_resources(repository: Path, models: Mapping[str, VersionRecord]) -> R
     cpus, memory = 1 + (gpus > 0), _SHARED_MEMORY + _SERVER[gpus > 0]
     for name, record in models.items():
         versions = served_versions(repository / name)
-        stubs = instances_of(record) if record.route == "python" else 0
+        stubs = stubs_of(record)
         cpus += stubs * _threads_of(configs[name])
         size = sum(_size_of(repository / name / str(version)) for version in versions) / (1 << 30)
         memory += max(stubs, 1) * _COPIES * size + len(versions) * stubs * _STUB[_takes_gpu(record)]

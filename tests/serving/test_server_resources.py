@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from sparseflow_trt.exporters.triton.manifests import Resources
 from sparseflow_trt.exporters.triton.version import read_models
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions
 from sparseflow_trt.serving.deployment_files import plan_server
-from sparseflow_trt.serving.server_resources import Resources, reckon_resources
+from sparseflow_trt.serving.server_resources import reckon_resources
 
 AsTensorrt = Callable[..., Path]
 
@@ -39,7 +40,7 @@ def test_as_many_gpus_as_the_configurations_name(
     more = reckon(repository)
     assert (one.gpus, more.gpus) == (1, 3)
     assert more.cpus == one.cpus + 1 and more.memory_gib > one.memory_gib
-    assert plan_server(repository, (), "26.05").gpus == 3
+    assert plan_server(repository, (), "26.05").resources.gpus == 3
 
 
 def test_memory_follows_the_engines_and_both_versions_that_a_router_keeps(

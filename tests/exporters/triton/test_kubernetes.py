@@ -13,14 +13,14 @@ import pytest
 import yaml
 
 from sparseflow_trt.exporters.triton.kubernetes import kubernetes_files, sealed_command
-from sparseflow_trt.exporters.triton.manifests import ServerPlan, server_command
+from sparseflow_trt.exporters.triton.manifests import Resources, ServerPlan, server_command
 
 IMAGE = "nvcr.io/nvidia/tritonserver:26.05-py3"
 PLANS = [
     ServerPlan(IMAGE, IMAGE, ["m"]),
     ServerPlan("r.example.com/t:1", IMAGE, ["a", "b"], ["--cache-config=local,size=1"], ["p.so", "q.so"],
-               "FROM t", {"a": 1, "b": 2}, gpus=2, cpus=5, memory_gib=12),
-    ServerPlan("models-triton:1", IMAGE, ["m"], dockerfile="FROM t", stubs={"m": 1}, gpus=0),
+               "FROM t", {"a": 1, "b": 2}, resources=Resources(gpus=2, cpus=5, memory_gib=12)),
+    ServerPlan("models-triton:1", IMAGE, ["m"], dockerfile="FROM t", stubs={"m": 1}, resources=Resources(0)),
 ]  # fmt: skip
 APPLIED = {"deployment.yaml", "service.yaml", "hpa.yaml", "pdb.yaml"}
 
@@ -62,10 +62,13 @@ def test_the_pod_keeps_to_the_restricted_standard(plan: ServerPlan) -> None:
 def test_resources_are_asked_for(plan: ServerPlan) -> None:
     spec = read(plan)["deployment.yaml"]["spec"]["template"]["spec"]
     resources = spec["containers"][0]["resources"]
-    assert resources["requests"] == {"cpu": str(plan.cpus), "memory": f"{plan.memory_gib}Gi"}
+    assert resources["requests"] == {
+        "cpu": str(plan.resources.cpus),
+        "memory": f"{plan.resources.memory_gib}Gi",
+    }
     assert resources["limits"]["memory"] == resources["requests"]["memory"]
-    assert resources["limits"].get("nvidia.com/gpu", 0) == plan.gpus
-    assert ("tolerations" in spec) == bool(plan.gpus)
+    assert resources["limits"].get("nvidia.com/gpu", 0) == plan.resources.gpus
+    assert ("tolerations" in spec) == bool(plan.resources.gpus)
 
 
 def test_a_lone_replica_can_be_moved() -> None:

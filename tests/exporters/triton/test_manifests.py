@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from sparseflow_trt.exporters.triton.manifests import (
+    Resources,
     ServerPlan,
     alive_command,
     compose_file,
@@ -32,9 +33,16 @@ PLANS = [
         ["p.so", "q.so"],
         dockerfile(IMAGE, ["torch==2.13.0"], ""),
         {"a": 1, "b": 2},
-        gpus=2,
+        resources=Resources(gpus=2),
     ),
-    ServerPlan("m:1", IMAGE, ["m"], dockerfile=dockerfile(IMAGE, ["a==1"], ""), stubs={"m": 1}, gpus=0),
+    ServerPlan(
+        "m:1",
+        IMAGE,
+        ["m"],
+        dockerfile=dockerfile(IMAGE, ["a==1"], ""),
+        stubs={"m": 1},
+        resources=Resources(0),
+    ),
 ]
 
 
@@ -53,7 +61,7 @@ def test_the_compose_file_is_one(plan: ServerPlan) -> None:
     devices = service.get("deploy", {"resources": {"reservations": {"devices": []}}})["resources"][
         "reservations"
     ]
-    assert sum(device["count"] for device in devices["devices"]) == plan.gpus
+    assert sum(device["count"] for device in devices["devices"]) == plan.resources.gpus
     # with `build`, docker compose builds and pushes what it names
     assert (service["image"], "build" in service) == (plan.image, bool(plan.dockerfile))
     assert service["user"] == "1000:1000" and service["read_only"] and service["cap_drop"] == ["ALL"]
