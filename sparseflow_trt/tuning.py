@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sparseflow_trt._files import check_file, write_atomically
-from sparseflow_trt.engines.machine.gpu_state import driver_version
+from sparseflow_trt.engines.machine.hardware import installed_driver
 from sparseflow_trt.engines.measuring.curves import Curve, Measured, curves_of
 from sparseflow_trt.engines.measuring.journal import Run, journal_beside, open_journal, read_journal
 from sparseflow_trt.engines.measuring.measured_policy import (
@@ -286,7 +286,7 @@ def _run_of(space: Space, command: str) -> Run:
     return Run(
         command=command,
         date=datetime.now(timezone.utc).date().isoformat(),
-        driver=driver_version(),
+        driver=installed_driver(),
         products=tuple((p.kind, p.n, p.k) for p in space.products),
         grid=space.grid,
     )

@@ -1,4 +1,4 @@
-"""What the driver says of itself and of a GPU that is being measured: its L2 cache, its clocks under load.
+"""What the driver says of a GPU that is being measured: its L2 cache, its clocks under load.
 
 Asked of libcuda and NVML themselves, so that it is the same whichever library runs the kernels. Nothing is
 set: clocks are measured as they are found.
@@ -87,18 +87,6 @@ def clock_reader() -> Callable[[], ClockState | None]:
         return ClockState(sm_mhz=clock.value, max_mhz=highest.value, held_back=words)
 
     return read
-
-
-def driver_version() -> str:
-    """The version of NVIDIA's driver, such as "580.159.03"; "" where nothing tells it."""
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return ""
-    text = ctypes.create_string_buffer(80)
-    if nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(text, len(text)):
-        return ""
-    return text.value.decode(errors="replace")
 
 
 def describe_clocks(states: Iterable[ClockState | None]) -> str:

@@ -77,11 +77,22 @@ def driver_of(gpu: Gpu) -> str:
 
 
 def installed_driver() -> str:
-    """The version of NVIDIA's driver, as Linux says it; "" where that is hidden, or there is none."""
+    """The version of NVIDIA's driver, as Linux or NVML says it; "" where both hide it, or there is none."""
     try:
         return _DRIVER.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):  # a container may hide it
+    except (OSError, UnicodeDecodeError):  # a container may hide it, and Windows' Linux has none
+        return _driver_of_nvml()
+
+
+def _driver_of_nvml() -> str:
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
         return ""
+    text = ctypes.create_string_buffer(80)
+    if nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(text, len(text)):
+        return ""
+    return text.value.decode(errors="replace")
 
 
 def _gpu_at(cuda: ctypes.CDLL, index: int, driver: str) -> Gpu | None:

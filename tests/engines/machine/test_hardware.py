@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from sparseflow_trt.engines.machine.hardware import find_gpus
+from sparseflow_trt.engines.machine.hardware import find_gpus, installed_driver
 
 
 @pytest.mark.parametrize(("given", "then"), [(None, "LAZY"), ("EAGER", "EAGER")])
@@ -18,3 +18,8 @@ def test_kernels_are_loaded_when_they_are_called_unless_one_says_otherwise(
         monkeypatch.delenv("CUDA_MODULE_LOADING")
     find_gpus()
     assert os.environ["CUDA_MODULE_LOADING"] == then
+
+
+@pytest.mark.skipif(bool(find_gpus()), reason="there is a driver")
+def test_without_a_driver_it_has_no_version() -> None:
+    assert installed_driver() == ""

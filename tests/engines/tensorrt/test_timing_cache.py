@@ -136,7 +136,10 @@ def test_the_key_is_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     gpu = Gpu("a GPU", "9.0", 1 << 30, 132, sparse_tensor_cores=True, driver_version="12.8")
     monkeypatch.setattr(timing_cache, "find_gpus", lambda: (gpu,))
     monkeypatch.setattr(hardware, "_DRIVER", tmp_path / "version")
+    said = ["", "580.1"]  # of NVML, which is asked where Linux hides it
+    monkeypatch.setattr(hardware, "_driver_of_nvml", lambda: said.pop(0))
     assert str(this_machine("8.6.0")) == "TensorRT 8.6.0 on a GPU with driver for CUDA 12.8"
+    assert this_machine("8.6.0").driver == "580.1"
     (tmp_path / "version").write_text("570.1\n")
     assert this_machine("8.6.0") == HERE
     assert driver_of(gpu) == "570.1", "not the CUDA that it is for: an engine's device says the same"
