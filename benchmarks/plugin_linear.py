@@ -47,7 +47,8 @@ from sparseflow_trt.engines.plugin.loading import load_plugin
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.running.cuda import Cuda
 from sparseflow_trt.engines.running.runner import Engine
-from sparseflow_trt.engines.tensorrt.api import Flavour, build_engine, load_flavour
+from sparseflow_trt.engines.tensorrt.api import Flavour, load_flavour
+from sparseflow_trt.engines.tensorrt.build_engine import build_engine
 from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.exporters.plugin.nodes import put_into_plugin
 from sparseflow_trt.exporters.saving import save_plugin_model

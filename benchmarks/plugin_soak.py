@@ -34,7 +34,8 @@ from sparseflow_trt._files import sha256_of
 from sparseflow_trt.engines.plugin.loading import load_plugin
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.running.cuda import Cuda, DeviceMemory
-from sparseflow_trt.engines.tensorrt.api import Flavour, build_engine, load_flavour
+from sparseflow_trt.engines.tensorrt.api import Flavour, load_flavour
+from sparseflow_trt.engines.tensorrt.build_engine import build_engine
 from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.exporters.plugin.nodes import put_into_plugin
 from sparseflow_trt.exporters.saving import save_plugin_model

@@ -25,7 +25,8 @@ from sparseflow_trt.engines.evidence.inspector import layers_from_inspector
 from sparseflow_trt.engines.evidence.tactics import layers_from_log
 from sparseflow_trt.engines.plugin.library import load_library, versions_in_use
 from sparseflow_trt.engines.protocol import Progress
-from sparseflow_trt.engines.tensorrt.api import build_engine, load_flavour
+from sparseflow_trt.engines.tensorrt.api import load_flavour
+from sparseflow_trt.engines.tensorrt.build_engine import build_engine
 from sparseflow_trt.engines.tensorrt.inspect_engine import engine_information
 from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.errors import NotInstalledError, SparseflowError

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sparseflow_trt.engines.tensorrt.api import Flavour
 from sparseflow_trt.engines.tensorrt.log import clean, sentence
 from sparseflow_trt.errors import BuildError
-
-if TYPE_CHECKING:
-    from sparseflow_trt.engines.tensorrt.api import Flavour
 
 # How the parser says that it knows no operator: by its condition, or as a plugin that it looked for.
 _NO_OPERATOR = re.compile(r"^(Assertion failed: )?false\b|Plugin not found|not found in plugin registry")

@@ -64,7 +64,7 @@ def engine_file(
     from onnx import TensorProto, helper, numpy_helper
 
     from sparseflow_trt.engines.protocol import EngineOptions
-    from sparseflow_trt.engines.tensorrt.api import build_engine
+    from sparseflow_trt.engines.tensorrt.build_engine import build_engine
     from sparseflow_trt.engines.tensorrt.log import BuildLog
     from sparseflow_trt.exporters.plugin.nodes import put_into_plugin
     from sparseflow_trt.exporters.saving import save_plugin_model
@@ -107,7 +107,7 @@ def dense_file(
     import onnx
 
     from sparseflow_trt.engines.protocol import EngineOptions
-    from sparseflow_trt.engines.tensorrt.api import build_engine
+    from sparseflow_trt.engines.tensorrt.build_engine import build_engine
     from sparseflow_trt.engines.tensorrt.log import BuildLog
     from sparseflow_trt.plans.shapes import Profile, ShapeRange
 
