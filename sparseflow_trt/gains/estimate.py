@@ -27,7 +27,7 @@ from sparseflow_trt.model.graph import WeightedLayer, left_as_they_are
 from sparseflow_trt.model.model_file import OnnxModel, input_dims
 from sparseflow_trt.model.prunable import unprunable as find_unprunable
 from sparseflow_trt.model.sites import OPS, find_sites
-from sparseflow_trt.model.symbolic import SymbolicM
+from sparseflow_trt.model.symbolic import INFER_SHAPES, SymbolicM
 from sparseflow_trt.plans.plan import ModelPrecision
 from sparseflow_trt.plans.planning import make_plan
 from sparseflow_trt.plans.shapes import DEFAULT_PROFILE, ShapeRange, dims_at, make_profile
@@ -157,7 +157,7 @@ def estimate(
     if not any(sizes.values()):
         there = ", ".join(sorted({str(group.m) for group in groups}))
         lacking = any(isinstance(axis, str) and axis not in dims for g in groups for axis in g.m.factors)
-        fixed = "The file does not say how it follows from the inputs' axes: export it with fixed shapes."
+        fixed = f"Let {INFER_SHAPES} find how it follows from the axes, or export it with fixed shapes."
         raise ShapeError(
             f"{model}: no layer's M is known ({there}).",
             "Give each axis a size: --dim batch=8." if lacking else fixed,

@@ -198,7 +198,7 @@ def _is_worth(group: Group, answers: list[Answer]) -> tuple[bool | None, str]:
     if group.never:
         return False, group.never
     if not answers:
-        return None, f"M={group.m} is not known"
+        return None, group.m.not_known
     taken = any(a.verdict.sparse for a in answers)
     unknown = all(a.verdict.basis == "none" for a in answers)
     in_doubt = not taken and any(a.times and a.times.doubt for a in answers)

@@ -7,6 +7,9 @@ import math
 import re
 from dataclasses import dataclass
 
+# What has the shapes that onnx's own inference does not get to: those that a graph computes of others.
+INFER_SHAPES = "`python -m onnxruntime.tools.symbolic_shape_infer --input MODEL --output NEW`"
+
 
 @dataclass(frozen=True)
 class SymbolicM:
@@ -40,6 +43,13 @@ class SymbolicM:
                 return None
             product *= factor
         return product
+
+    @property
+    def not_known(self) -> str:
+        """That it is not known, in words; where the file does not say it, what may find it, too."""
+        told = f"M={self} is not known"
+        unsaid = None in self.factors
+        return f"{told}: the file does not say it, and {INFER_SHAPES} may find it" if unsaid else told
 
 
 def _is_compound(expression: str) -> bool:

@@ -166,7 +166,7 @@ def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes
     verdicts = {}
     for where, m in sizes.at.items():
         if m is None:
-            dense_in[where] = f"M={layer.m} is not known"
+            dense_in[where] = layer.m.not_known
             continue
         verdict = judge(policy, gemm, m)
         verdicts[where] = verdict

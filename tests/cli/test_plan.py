@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ import pytest
 import yaml
 from onnx import helper
 
+from sparseflow_trt.model.pattern import prune_2to4
 from tests.shared_libraries import write_library
 
 if TYPE_CHECKING:
@@ -47,6 +50,33 @@ def test_the_yaml_alone_is_printed_and_what_it_is_not_for_is_said_beside_it(
     ended = sparseflow("estimate", "masked.onnx", "--policy", "h200")
     assert (ended.code, ended.out) == (1, "")
     assert "no layer multiplies by a stored weight.\nhint:  1 layer(s) multiply a mask" in ended.err
+
+
+def test_where_m_is_not_known_the_reason_has_the_command_that_finds_it(
+    sparseflow: Sparseflow, models: Models
+) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["dims"]),
+        helper.make_node("Gather", ["dims", "first"], ["rows"]),
+        helper.make_node("Mul", ["rows", "two"], ["twice"]),
+        helper.make_node("Concat", ["twice", "width"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["x", "shape"], ["a"]),
+        helper.make_node("MatMul", ["a", "up"], ["y"], name="up_proj"),
+    ]
+    numbers = {"first": 0, "two": 2, "width": 64}
+    weights = {"up": prune_2to4(np.ones((64, 128), np.float32), 0)}
+    weights |= {name: np.array([number], np.int64) for name, number in numbers.items()}
+    path = models.save(models.model(nodes, weights, {"x": ("batch", 128)}, opset=17))
+    reasoned = ("--policy", "h200", "--dim", "batch=1,8,32")
+    (layer,) = yaml.safe_load(sparseflow("plan", path, *reasoned).out)["layers"]
+    assert layer["reason"].startswith("profile 'default': M=? is not known: the file does not say it, and `")
+    asked = layer["reason"].split("`")[1].split()
+    command = [{"python": sys.executable, "MODEL": str(path), "NEW": "new.onnx"}.get(w, w) for w in asked]
+    subprocess.run(command, check=True, capture_output=True)
+    (layer,) = sparseflow("inspect", "new.onnx", "--json").json["layers"]
+    assert layer["m"] == "2*batch"
+    (layer,) = yaml.safe_load(sparseflow("plan", "new.onnx", *reasoned).out)["layers"]
+    assert "is not known" not in layer["reason"]
 
 
 def test_or_written_with_a_table_of_the_reasons(
