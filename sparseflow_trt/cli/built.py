@@ -89,16 +89,18 @@ def _how_to_prune(manifest: Manifest, model: Path | None) -> str:
     if model is None:
         inspect = shlex.join(["sparseflow-trt", "inspect", manifest.model.file])
         return f"`{inspect}` says whether they can be pruned."
+    from sparseflow_trt.model.graph import read_layers
     from sparseflow_trt.model.model_file import read_model
-    from sparseflow_trt.model.prunable import choose_weights
+    from sparseflow_trt.model.prunable import choose_weights, prunable, pruned_before
 
-    taken = {name for weight in choose_weights(read_model(model)).taken for name in weight.layers}
-    able = [layer.name in taken for layer in manifest.layers if layer.state == "not-sparse"]
+    found = read_model(model)
+    taken = prunable(read_layers(found), choose_weights(found))
     prune, inspect = (
         f"`{shlex.join(['sparseflow-trt', name, str(model)])}`" for name in ("prune", "inspect")
     )
-    if all(able):
-        return f"{prune} makes them so."
-    if any(able):
-        return f"{prune} makes {sum(able)} of them so, and {inspect} says why not the others."
-    return f"{inspect} says whether they can be pruned."
+    if not taken:
+        return f"{inspect} says whether they can be pruned."
+    said = f"{prune} makes them so."
+    if len(taken) < sum(layer.state == "not-sparse" for layer in manifest.layers):
+        said = f"{prune} makes {len(taken)} of them so, and {inspect} says why not the others."
+    return " ".join(filter(None, (said, pruned_before(taken))))

@@ -75,6 +75,17 @@ def test_a_model_that_nobody_pruned_is_told_to_be(sparseflow: Sparseflow, models
     assert "No weights are 2:4, 1 could be: nothing can run sparse. `sparseflow-trt prune " in ended.out
 
 
+def test_a_model_that_was_pruned_another_way_is_told_as_inspect_tells_it(
+    sparseflow: Sparseflow, models: Models
+) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    path = models.matmul(np.where(abs(weight) > np.median(abs(weight)), weight, 0))
+    told = "1 layer(s) have been pruned before, it seems: prune the model from before that"
+    ended = sparseflow("build", path, "--backend", "onnxruntime", "--dim", "batch=1,8,16")
+    assert f"`sparseflow-trt prune {path}` makes them so. {told}" in " ".join(ended.out.split())
+    assert told in sparseflow("inspect", path).out
+
+
 @pytest.mark.parametrize("command", ["build", "plan"])
 def test_what_is_not_2to4_is_not_forced(
     command: str, sparseflow: Sparseflow, models: Models, own_folder: Path
