@@ -123,7 +123,7 @@ def command(
         report = _export(str(model), exported_to, export, plan)
     exported = {"export": plain_export(report)} if report else {}
     if report and not as_json:
-        print_export(report)
+        print_export(report, advise=not report.written)
         console.out().print()
     if report and not report.written:
         if as_json:

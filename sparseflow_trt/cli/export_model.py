@@ -97,8 +97,13 @@ def source_stem(source: str) -> str:
     return path.resolve().name if path.exists() else function_stem(source)
 
 
-def print_export(report: ExportReport) -> None:
-    """Prints what was exported, its axes and layers, and how it compares with the module."""
+def print_export(report: ExportReport, advise: bool = True) -> None:
+    """Prints what was exported, its axes and layers, and how it compares with the module.
+
+    Args:
+        report: The export's.
+        advise: Whether to say what to do with layers that no plan is for; a build of the file says it, too.
+    """
     from sparseflow_trt.model.graph import left_as_they_are
 
     out = console.out()
@@ -115,7 +120,7 @@ def print_export(report: ExportReport) -> None:
         f"\n{masks.compared} weights have their zeros where the module has them; {masks.sparse} of them are "
         "2:4."
     )
-    for said in left_as_they_are(report.layers):
+    for said in left_as_they_are(report.layers) if advise else ():
         out.print(console.styled(said, "yellow"))
     if masks.foreign:
         named = f"'{masks.foreign[0]}'" + (f" and {len(masks.foreign) - 1} more" * (len(masks.foreign) > 1))

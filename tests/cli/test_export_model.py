@@ -137,6 +137,13 @@ def test_export_says_where_masks_are_apart(sparseflow: Sparseflow, own_folder: P
         assert ended.out.splitlines()[1].split() == row
 
 
+def test_build_says_once_that_masks_are_apart(sparseflow: Sparseflow, own_folder: Path) -> None:
+    (own_folder / "masked.py").write_text(MASKED)
+    ended = sparseflow("build", "masked.py:apart", "--backend", "onnxruntime", "--dim", "batch=1,2,4")
+    assert ended.code == 0, ended.err
+    assert ended.out.count("1 layer(s) multiply a mask with their weight") == 1
+
+
 def test_export_lists_what_has_no_stored_weight_as_inspect_does(
     sparseflow: Sparseflow, own_folder: Path
 ) -> None:
