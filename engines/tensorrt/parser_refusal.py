@@ -9,16 +9,17 @@ from typing import Any
 from sparseflow_trt.engines.tensorrt.api import Flavour
 from sparseflow_trt.engines.tensorrt.log import clean, sentence
 from sparseflow_trt.errors import BuildError
+from sparseflow_trt.model.sites import QUANTIZED
 
 # How the parser says that it knows no operator: by its condition, or as a plugin that it looked for.
 _NO_OPERATOR = re.compile(r"^(Assertion failed: )?false\b|Plugin not found|not found in plugin registry")
 _SAID = re.compile(r'&& "(.+)"')  # its words, behind the condition that failed
 
 _ELSEWHERE = "Export the model without it, or build for ONNX Runtime: --backend onnxruntime."
-_SYMMETRIC = (
-    "TensorRT takes INT8 with zero points of 0: ONNX Runtime's quantize_static makes such with QInt8 as "
-    "activation_type and weight_type, and extra_options={'ActivationSymmetric': True}. Or build for ONNX "
-    "Runtime: --backend onnxruntime."
+_AS_QDQ = (
+    "TensorRT takes INT8 as QuantizeLinear and DequantizeLinear with zero points of 0: ONNX Runtime's "
+    "quantize_static makes such with QuantFormat.QDQ, QInt8 as activation_type and weight_type, and "
+    "extra_options={'ActivationSymmetric': True}. Or build for ONNX Runtime: --backend onnxruntime."
 )
 _TYPES = "A strongly typed network takes types as they are written: where two differ, the model lacks a cast."
 
@@ -36,8 +37,10 @@ def refusal(flavour: Flavour, model: Path, error: Any) -> BuildError:
         return unreadable(flavour, model, sentence(error.desc()))
     node = f"node '{name}' ({operator})"
     if _NO_OPERATOR.search(error.desc()):
+        quantized = operator.startswith((*QUANTIZED, "DynamicQuantizeLinear"))
         return BuildError(
-            f"{flavour.title} {flavour.version} has no operator for {node} of {model.name}.", _ELSEWHERE
+            f"{flavour.title} {flavour.version} has no operator for {node} of {model.name}.",
+            _AS_QDQ if quantized else _ELSEWHERE,
         )
     # The last line is the reason; the one above it repeats the node's name.
     reason = sentence(clean(error.desc()).splitlines()[-1])
@@ -45,7 +48,7 @@ def refusal(flavour: Flavour, model: Path, error: Any) -> BuildError:
         reason = sentence(said[1])
     hint = _TYPES if "API Usage Error" in reason and "type" in reason else _ELSEWHERE
     if operator in ("QuantizeLinear", "DequantizeLinear"):
-        hint = _SYMMETRIC
+        hint = _AS_QDQ
     return BuildError(f"{flavour.title} refuses {node} of {model.name}: {reason}", hint)
 
 

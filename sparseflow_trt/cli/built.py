@@ -17,6 +17,7 @@ from sparseflow_trt.cli.verdicts import print_duel, print_validation
 if TYPE_CHECKING:
     from sparseflow_trt.artifacts.manifest import Manifest
 
+NOTHING_PLANNED = "No layer multiplies by a stored weight in a way that has a 2:4 path: none is planned."
 _MOST_NAMED = 6  # layers, in a sentence
 
 
@@ -64,7 +65,7 @@ def _print_layers(manifest: Manifest, model: Path | None) -> None:
     for cells in rows:
         table.add_row(*cells)
     out = console.out()
-    out.print(table)
+    out.print(table if groups else NOTHING_PLANNED)
     for reason in reasons:
         out.print(reason)
     states = Counter(layer.state for layer in manifest.layers)

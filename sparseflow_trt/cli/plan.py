@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparseflow_trt.cli import console
+from sparseflow_trt.cli.built import NOTHING_PLANNED
 from sparseflow_trt.cli.option_values import read_plan_options, read_validation_options
 from sparseflow_trt.cli.options import (
     OutputFile,
@@ -111,7 +112,7 @@ def print_plan(plan: Any) -> None:
     rows, reasons = console.fold_last(columns, cells)
     table = console.table(*columns)
     console.add_alike(table, rows, {"sparse": "green", "plugin": "green", "dense": "dim"})
-    console.out().print(table)
+    console.out().print(table if cells else NOTHING_PLANNED)
     for reason in reasons:
         console.say(reason)
     if plan.search:

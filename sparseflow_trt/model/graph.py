@@ -13,6 +13,7 @@ from sparseflow_trt.model.pattern import GROUP
 from sparseflow_trt.model.scan import PatternScan, WeightReader, lay_out, scan_pattern
 from sparseflow_trt.model.sites import (
     OPS,
+    QUANTIZED,
     SMALLEST_K,
     LayerSite,
     dtype_name,
@@ -190,6 +191,11 @@ def left_as_they_are(layers: Iterable[WeightedLayer]) -> tuple[str, ...]:
         f"{len(others)} layer(s) multiply by their weights in a way that has no 2:4 path here ({kinds}), and "
         "stay as they are. `sparseflow-trt inspect` lists them."
     )
+    if any(op.startswith(QUANTIZED) for op in others):
+        foreign += (
+            " Prune the float model and quantize it by ONNX Runtime's quantize_static with QuantFormat.QDQ, "
+            "which keeps 2:4; quantize_dynamic has no such form."
+        )
     said = (masks_apart(layers), weights_computed(layers), foreign if others else "")
     return tuple(filter(None, said))
 

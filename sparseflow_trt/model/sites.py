@@ -41,7 +41,7 @@ _RUNTIMES = (
     "WordConvEmbedding",
 )  # fmt: skip
 # What ONNX Runtime's quantizers write, of the operators in OPS, where they are not asked for Q and DQ.
-_QUANTIZED = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger")
+QUANTIZED = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger")
 
 # The smallest K of an mma.sp instruction of each type (PTX ISA, "Matrix shape" of mma.sp): a shorter
 # product cannot fill one sparse tensor core instruction. FP32 weights run 2:4 in 16 bits alone: of TF32 the
@@ -193,8 +193,8 @@ def _layer_name(prefix: str, node: ir.Node, used: set[str]) -> str:
 def _site(name: str, node: ir.Node) -> LayerSite:
     if node.op_type not in OPS:
         why = f"{node.op_type} multiplies by its weight in a way that has no 2:4 path here"
-        if node.op_type.startswith(_QUANTIZED):
-            why += ": with QuantizeLinear and DequantizeLinear in its place (QuantFormat.QDQ) it has one"
+        if node.op_type.startswith(QUANTIZED):
+            why += ": quantized by quantize_static with QuantFormat.QDQ it has one"
         return LayerSite(name, node, Untraceable(why), "right", 0, SymbolicM((None,)), 0, 0, 0)
     left, right = trace_weight(node.inputs[0]), trace_weight(node.inputs[1])
     if node.op_type == "Conv":

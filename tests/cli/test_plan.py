@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -50,6 +50,30 @@ def test_the_yaml_alone_is_printed_and_what_it_is_not_for_is_said_beside_it(
     ended = sparseflow("estimate", "masked.onnx", "--policy", "h200")
     assert (ended.code, ended.out) == (1, "")
     assert "no layer multiplies by a stored weight.\nhint:  1 layer(s) multiply a mask" in ended.err
+
+
+def test_a_dynamically_quantized_model_has_no_plan_and_says_what_to_do(
+    sparseflow: Sparseflow, models: Models
+) -> None:
+    quantization: Any = pytest.importorskip("onnxruntime.quantization")
+    path = models.matmul(prune_2to4(np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32), 0))
+    quantization.quantize_dynamic(path, models.folder / "dynamic.onnx")
+    reasoned = ("--policy", "h200", "--dim", "batch=1,8,16")
+    ended = sparseflow("plan", "dynamic.onnx", *reasoned, "-o", "plan.yaml")
+    assert ended.code == 0
+    said = " ".join(ended.out.split())
+    assert said.startswith("No layer multiplies by a stored weight in a way that has a 2:4 path: none is ")
+    assert "(MatMulInteger), and stay as they are. `sparseflow-trt inspect` lists them. Prune the " in said
+
+    batches = iter([{"x": np.ones((2, 64), np.float32)}])
+    reader = type(
+        "Reader", (quantization.CalibrationDataReader,), {"get_next": lambda _: next(batches, None)}
+    )
+    static = models.folder / "static.onnx"
+    qdq = quantization.QuantFormat.QDQ  # what is advised
+    quantization.quantize_static(path, static, reader(), quant_format=qdq)
+    (layer,) = sparseflow("inspect", "static.onnx", "--json").json["layers"]
+    assert (layer["state"], layer["dtype"]) == ("sparse", "INT8")
 
 
 def test_where_m_is_not_known_the_reason_has_the_command_that_finds_it(

@@ -383,11 +383,10 @@ def test_what_the_onnx_runtime_quantizes_without_q_and_dq_says_what_to_do(
     node = helper.make_node(op_type, inputs, ["y"], name="mm", domain=domain)
     weights = {"w": np.ones((64, 32), np.int8), "s": np.ones((), np.float32), "z": np.zeros((), np.int8)}
     layer = only_layer(models.save(models.model([node], weights)))
-    assert layer.reason.endswith(
-        "no 2:4 path here: with QuantizeLinear and DequantizeLinear in its place (QuantFormat.QDQ) it has one"
-    )
+    assert layer.reason.endswith("path here: quantized by quantize_static with QuantFormat.QDQ it has one")
     (said,) = left_as_they_are((layer,))
     assert f" by their weights in a way that has no 2:4 path here ({op_type})" in said
+    assert "quantize it by ONNX Runtime's quantize_static with QuantFormat.QDQ, which keeps 2:4" in said
 
 
 def test_attention_of_onnx_has_no_weight(models: Models) -> None:
