@@ -45,6 +45,7 @@ class ServerPlan:
         resources: What it is given.
         queue_us: The average wait in the queue, in microseconds, from which on Kubernetes adds a replica.
         own_plugins: Plugin libraries that models bring, seen from the repository: NAME/plugin.so.
+        notes: Sentences on models that one image does not suit.
     """
 
     image: str
@@ -57,6 +58,7 @@ class ServerPlan:
     resources: Resources = Resources()
     queue_us: int = 2000
     own_plugins: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 def server_command(plan: ServerPlan) -> list[str]:

@@ -160,6 +160,7 @@ def deploy_triton(
                 "models": [model_json(model) for model in deployed],
                 "files": [str(file) for file in written],
                 "start": start_script(plan),
+                "notes": list(plan.notes),
             }
         )
         return EXIT_OK
@@ -175,6 +176,8 @@ def deploy_triton(
     out.print("\n".join(start_script(plan).splitlines()[1:]).removeprefix("exec "))
     for file in written[1:]:
         out.print(f"Written: {file}")
+    for note in plan.notes:
+        out.print(console.styled(note, "yellow"))
     if files:
         out.print(f"They run {plan.image}{', which the Dockerfile makes' if plan.dockerfile else ''}.")
     return EXIT_OK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sparseflow_trt._files import write_atomically
@@ -25,6 +25,11 @@ from sparseflow_trt.serving.server_resources import reckon_resources
 _NAME_LENGTH = 40
 _UNKNOWN = "CONTAINER"
 _TORCH = "torch==2.13.0"  # the one that the tests run with (constraints.txt)
+# What the Python backend's models import, by the backend that they are of: none is in Triton's image, not
+# even TensorRT's bindings, which bring a TensorRT of their own.
+_IMPORTED = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+# With another one than it was built with a plugin measures anew while it loads.
+_CUSPARSELT = "cuSPARSELt"
 
 
 def deployment_folder(repository: Path) -> Path:
@@ -100,7 +105,9 @@ def plan_server(
         own.setdefault(sha256, f"{model}/{PLUGIN}")
     release = (container or _UNKNOWN).removesuffix("-py3")
     base = f"nvcr.io/nvidia/tritonserver:{release}-py3"
-    made_by = dockerfile(base, _packages(models), _cusparselt(models))
+    wanted = _wanted(models)
+    versions = {library: next(iter(found)) for library, found in wanted.items()}
+    made_by = dockerfile(base, _packages(versions), versions.get(_CUSPARSELT, ""))
     return ServerPlan(
         image=image or (_image_name(repository, release, made_by) if made_by else base),
         base=base,
@@ -111,26 +118,41 @@ def plan_server(
         dockerfile=made_by,
         stubs={name: stubs for name, record in models.items() if (stubs := stubs_of(record))},
         resources=reckon_resources(repository, models),
+        notes=list(_disagreements(wanted)),
     )
 
 
-def _packages(models: Mapping[str, VersionRecord]) -> list[str]:
+def _wanted(models: Mapping[str, VersionRecord]) -> dict[str, dict[str, str]]:
+    """The versions of each library that models want of the image, each with the first model that does."""
+    wanted: dict[str, dict[str, str]] = {}
+    for name, record in models.items():
+        if record.route == "python" and record.backend in _IMPORTED:
+            version = record.versions.get(record.backend, "")
+            wanted.setdefault(record.backend, {}).setdefault(version, name)
+        if record.plugin and (version := record.versions.get(_CUSPARSELT, "")):
+            wanted.setdefault(_CUSPARSELT, {}).setdefault(version, name)
+    return wanted
+
+
+def _packages(versions: Mapping[str, str]) -> list[str]:
     """What the Python backend's models import, for pip."""
-    kinds = {(record.route, record.backend): record for record in models.values()}
-    packages = []
-    if onnxruntime := kinds.get(("python", "onnxruntime")):
-        packages.append(f"onnxruntime=={onnxruntime.versions['onnxruntime']}")
-    if rtx := kinds.get(("python", "tensorrt-rtx")):
-        packages += [f"tensorrt-rtx=={next(iter(rtx.versions.values()))}", _TORCH]
-    if ("python", "tensorrt") in kinds:
-        packages += [_TORCH]
-    return list(dict.fromkeys(packages))
+    packages = [f"{name}=={versions[name]}" for name in _IMPORTED if name in versions]
+    on_gpu = any(name in versions for name in _IMPORTED if name != "onnxruntime")
+    return [*packages, *([_TORCH] if on_gpu else [])]
 
 
-def _cusparselt(models: Mapping[str, VersionRecord]) -> str:
-    """The cuSPARSELt that plugins were built with: with another one they measure anew while they load."""
-    found = (record.versions.get("cuSPARSELt", "") for record in models.values() if record.plugin)
-    return next(filter(None, found), "")
+def _disagreements(wanted: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Of which libraries models want several versions where an image has one, in sentences."""
+    for library, versions in wanted.items():
+        if len(versions) > 1:
+            said = ", ".join(f"{version} ('{model}')" for version, model in versions.items())
+            meant = "a plugin measures its algorithms anew each time it is loaded"
+            lost = meant if library == _CUSPARSELT else "an engine may not load"
+            yield (
+                f"Models here want several versions of {library}: {said}. The Dockerfile installs "
+                f"{next(iter(versions))}, and with another than its own {lost}: build them with one version, "
+                "or deploy them into repositories of their own."
+            )
 
 
 def _image_name(repository: Path, release: str, made_by: str) -> str:

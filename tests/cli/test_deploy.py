@@ -85,6 +85,15 @@ def test_two_models_share_a_server(artifact: Path, mlp: Callable[..., Path], spa
     assert [model["name"] for model in done["models"]] == ["m", "n"]
     assert "--load-model=m" in done["start"] and "--load-model=n" in done["start"]
     assert [file.rpartition("/")[2] for file in done["files"]] == ["start-server.sh"]
+    assert done["notes"] == []
+    manifest = Path("n.artifact/manifest.json")
+    told = json.loads(manifest.read_text())
+    told["engine"]["versions"]["onnxruntime"] = "1.0.0"
+    manifest.write_text(json.dumps(told))
+    done = sparseflow("deploy", "triton", artifact, "n.artifact", "--repository", "others")
+    assert done.code == 0
+    assert "Models here want several versions of onnxruntime: " in done.out
+    assert "1.0.0 ('n')" in done.out
 
 
 @pytest.mark.parametrize(

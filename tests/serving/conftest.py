@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
+from sparseflow_trt._files import sha256_of
 from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.engines.triton.server import Server, find_server
 from sparseflow_trt.errors import NotInstalledError
@@ -21,6 +23,8 @@ from sparseflow_trt.pipeline import BuildOptions, build
 from sparseflow_trt.plans.profile_specs import parse_profile
 from sparseflow_trt.policies.policy import find_policy
 
+LIBRARY = "libsparseflow_linear24.trt10.so"
+WithPlugin = Callable[..., Path]
 PROFILES = ("short:batch=1,8,16:seq=1,32,32", "long:batch=1,4,16:seq=33,64,64")
 
 
@@ -188,3 +192,20 @@ def as_tensorrt() -> Callable[..., Path]:
         return made
 
     return change
+
+
+@pytest.fixture
+def with_plugin(
+    ort_artifact: Path, other_artifact: Path, as_tensorrt: Callable[..., Path], tmp_path: Path
+) -> WithPlugin:
+    """An artifact of TensorRT's whose engine needs a library with the given content."""
+
+    def make(name: str, content: bytes, cusparselt: str = "0.8.1", **engine: Any) -> Path:
+        source = tmp_path / f"source-{name}"
+        shutil.copytree(ort_artifact if name == "a" else other_artifact, source)
+        (source / LIBRARY).write_bytes(content)
+        versions = {"cuSPARSELt": cusparselt}
+        plugin = {"file": LIBRARY, "sha256": sha256_of(source / LIBRARY), "versions": versions}
+        return as_tensorrt(source, tmp_path / "with-plugin", name, plugin=plugin, **engine)
+
+    return make

@@ -19,10 +19,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseflow_trt._files import sha256_of
 from sparseflow_trt.errors import ArtifactError, DeployError
 from sparseflow_trt.exporters.triton.config import ServedModel, make_config, parse_config
-from sparseflow_trt.exporters.triton.manifests import ServerPlan, server_command
+from sparseflow_trt.exporters.triton.manifests import server_command
 from sparseflow_trt.exporters.triton.repository import largest_batch
 from sparseflow_trt.exporters.triton.rollback import roll_back
 from sparseflow_trt.exporters.triton.version import (
@@ -35,7 +34,7 @@ from sparseflow_trt.serving import engine_deployment
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions
 from sparseflow_trt.serving.deployment_files import kubernetes_name, plan_server
-from tests.pages import ROOT
+from tests.serving.conftest import LIBRARY, WithPlugin
 
 AsTensorrt = Callable[..., Path]
 
@@ -356,27 +355,6 @@ def test_a_version_compatible_engine_needs_the_servers_flag(
     assert read_record(model.written.folder, 1).needs == model.needs  # type: ignore[union-attr]
 
 
-LIBRARY = "libsparseflow_linear24.trt10.so"
-WithPlugin = Callable[[str, bytes], Path]
-
-
-@pytest.fixture
-def with_plugin(
-    ort_artifact: Path, other_artifact: Path, as_tensorrt: AsTensorrt, tmp_path: Path
-) -> WithPlugin:
-    """An artifact of TensorRT's whose engine needs a library with the given content."""
-
-    def make(name: str, content: bytes) -> Path:
-        source = tmp_path / f"source-{name}"
-        shutil.copytree(ort_artifact if name == "a" else other_artifact, source)
-        (source / LIBRARY).write_bytes(content)
-        versions = {"cuSPARSELt": "0.8.1"}
-        plugin = {"file": LIBRARY, "sha256": sha256_of(source / LIBRARY), "versions": versions}
-        return as_tensorrt(source, tmp_path / "with-plugin", name, plugin=plugin)
-
-    return make
-
-
 def test_a_plans_plugin_is_in_the_repository_and_in_the_servers_command(
     with_plugin: WithPlugin, tmp_path: Path
 ) -> None:
@@ -404,30 +382,6 @@ def test_a_plans_plugin_is_in_the_repository_and_in_the_servers_command(
     (folder / "1" / LIBRARY).write_bytes(b"???")
     with pytest.raises(DeployError, match=rf"{LIBRARY} is not the file that was deployed"):
         check_version(folder, 1)
-
-
-def test_the_image_has_what_the_models_were_built_and_tested_with(
-    with_plugin: WithPlugin, as_tensorrt: AsTensorrt, ort_artifact: Path, tmp_path: Path
-) -> None:
-    def plan(repository: Path) -> ServerPlan:
-        return plan_server(repository, (), "26.05")
-
-    deploy(with_plugin("a", b"one"), DeployOptions(tmp_path / "plugin"))
-    with_library = plan(tmp_path / "plugin")
-    assert "nvidia-cusparselt-cu13==0.8.1" in with_library.dockerfile
-    assert "torch" not in with_library.dockerfile  # Triton's own backend imports nothing
-
-    plain = as_tensorrt(ort_artifact, tmp_path / "artifacts", "m")
-    deploy(plain, DeployOptions(tmp_path / "plain"))
-    assert plan(tmp_path / "plain").dockerfile == ""
-    assert plan(tmp_path / "plain").image == "nvcr.io/nvidia/tritonserver:26.05-py3"
-
-    deploy(plain, DeployOptions(tmp_path / "plugin", route="python"))
-    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    (torch,) = (line for line in pinned if line.startswith("torch=="))
-    both = plan(tmp_path / "plugin")
-    assert torch in both.dockerfile.split() and "nvidia-cusparselt-cu13==0.8.1" in both.dockerfile
-    assert both.image != with_library.image  # a tag that a node has is not of another Dockerfile
 
 
 def test_one_server_loads_one_plugin_library(with_plugin: WithPlugin, tmp_path: Path) -> None:
