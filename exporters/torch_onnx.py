@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import ModelError, deepest
+from sparseflow_trt.exporters.torch_ends import check_exported, check_given, name_inputs, name_outputs
 from sparseflow_trt.model.infer_shapes import forget_made_up_dims, infer_shapes
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
         opset: Of ONNX, from 18 on.
 
     Raises:
-        ModelError: torch cannot export it, with torch's first words on why; or it makes one axis of two.
+        ModelError: torch cannot export it, with torch's first words on why; it gives something else than
+            tensors; or torch makes one axis of two.
         NotInstalledError: PyTorch or onnxscript.
     """
     torch = require("torch", "exporting PyTorch modules")
@@ -78,6 +80,7 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
                     f"'{fixed['name']}') at {fixed['size']}, the size it is traced with.",
                     LEAVE_OUT,
                 ) from error
+            check_given(found, _class_name(found))
             words = _first_words(error)
             if "unexpected keyword argument" in words:
                 raise ModelError(
@@ -91,10 +94,12 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
                 "torch.cond.",
             ) from error
         model: ir.Model = program.model
+        check_exported(program.exported_program, model, _class_name(found))
         parameters = {name for name, _ in found.module.named_parameters()}
         optimizer.optimize_ir(model, should_fold=lambda node: _may_fold(node, parameters))
+    name_inputs(model, found.inputs)
     if not found.outputs:
-        _name_outputs(model, program.exported_program)
+        name_outputs(model, program.exported_program)
     _name_axes(model, names)
     _reshape_behind_recurrence(model)
     _check_axes(model, found)
@@ -191,25 +196,6 @@ def _name_axes(model: ir.Model, names: dict[str, str]) -> None:
             continue
         dims = [d if isinstance(d, int) else changed.get(str(d.value), d.value) for d in value.shape]
         value.shape = ir.Shape(dims)
-
-
-def _name_outputs(model: ir.Model, program: Any) -> None:
-    """Names outputs after the keys or fields that the module gives them in; the others keep torch's names."""
-    from torch.utils import _pytree as pytree
-
-    spec = program.call_spec.out_spec
-    leaves = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    paths = (path for path, _ in pytree.tree_flatten_with_path(leaves)[0])
-    given = program.graph_signature.user_outputs  # an output's name; of one that is no tensor its value
-    kept = [path for path, output in zip(paths, given, strict=True) if isinstance(output, str)]
-    taken = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
-    taken |= {value.name for node in model.graph.all_nodes() for value in node.outputs}
-    for value, path in zip(model.graph.outputs, kept, strict=True):
-        words = (getattr(part, "key", getattr(part, "name", getattr(part, "idx", ""))) for part in path)
-        name = ".".join(map(str, words))
-        if name not in taken and not all(isinstance(part, pytree.SequenceKey) for part in path):
-            value.name = name
-            taken.add(name)
 
 
 def _reshape_behind_recurrence(model: ir.Model) -> None:

@@ -120,6 +120,27 @@ class Recurrent(torch.nn.Module):
 def recurrent():
     return Recurrent(), torch.randn(2, 5, 16), {"x": {0: "batch", 1: "seq"}}
 
+class Beside(torch.nn.Module):
+    def __init__(self, beside):
+        super().__init__()
+        self.linear = torch.nn.Linear(16, 16)
+        self.beside = beside
+    def forward(self, x):
+        return {"y": self.linear(x), "x": x, "beside": self.beside(x)}
+def beside_itself():
+    return Beside(lambda x: x), torch.randn(2, 16)
+def beside_an_int():
+    return Beside(lambda x: 3), torch.randn(2, 16)
+def beside_a_text():
+    return Beside(lambda x: "text"), torch.randn(2, 16)
+def beside_a_size():
+    return Beside(lambda x: x.shape[0]), torch.randn(2, 16)
+class Nothing(torch.nn.Module):
+    def forward(self, x):
+        return None
+def nothing():
+    return Nothing(), torch.randn(2, 16)
+
 class ByValue(torch.nn.Module):
     def forward(self, x):
         return x + 1 if x.sum() > 0 else x
@@ -239,6 +260,10 @@ def test_two_axes_of_one_name_are_one(modules: str, tmp_path: Path) -> None:
             r"finds axes 'rows' \(dimension 0 of input 'x'\) and 'more rows' \(dimension 0 of input 'y'\) "
             "always equal, and makes one of them, 'rows'",
         ),
+        ("beside_an_int", ModelError, "torch cannot export the Beside: its `forward` gives int, which is no"),
+        ("beside_a_text", ModelError, "its `forward` gives str, which is no tensor"),
+        ("beside_a_size", ModelError, "its `forward` gives int, which is no tensor"),
+        ("nothing", ModelError, "torch cannot export the Nothing: it gives no tensor"),
         ("misnamed", ModelError, "the Outer has no such input: .* unexpected keyword argument 'pixels'"),
         ("wrong_axes", InputError, "gives axes for 'y', which is no input"),
         ("axes_as_ranges", InputError, "gives axes that name no dimensions of 'input'"),
@@ -341,6 +366,14 @@ def test_a_module_may_give_tensors_in_mappings_and_in_tuples(modules: str, tmp_p
     assert unnamed not in ("x", *named)
     assert report.validation is not None
     assert {row.output for row in report.validation.candidates[0].outputs} == set(report.outputs)
+    assert report.validation.verdict == "pass"
+
+
+def test_an_input_that_is_given_out_as_it_is_keeps_its_name(modules: str, tmp_path: Path) -> None:
+    report = export_model(f"{modules}:beside_itself", tmp_path / "m.onnx")
+    assert report.inputs == {"x": ("batch", 16)}
+    assert report.outputs[1:] == ("x_out", "beside")
+    assert report.validation is not None
     assert report.validation.verdict == "pass"
 
 
