@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import io
 import itertools
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt.errors import ModelError, deepest
+from sparseflow_trt.errors import ModelError, SparseflowError, deepest
 from sparseflow_trt.exporters.torch_ends import check_exported, check_given, name_inputs, name_outputs
 from sparseflow_trt.model.infer_shapes import forget_made_up_dims, infer_shapes
 
@@ -36,6 +38,7 @@ _FIXED = re.compile(
 # while it is written.
 _INLINE_BYTES = 256 << 20
 _SMALLEST_EXTERNAL = 1024
+_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx.experimental.symbolic_shapes")
 _RECURRENT = {"GRU", "LSTM", "RNN"}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _KEPT = (_SCOPES, "pkg.torch.onnx.class_hierarchy")
@@ -283,15 +286,24 @@ def _weight_name(node: ir.Node) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps torch's exporter from telling users of its own affairs."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    """Keeps torch's exporter from telling users of its own affairs.
+
+    What is printed meanwhile, a user's module among it, comes behind it; where it fails torch prints whole
+    graphs, which are left to the error's traceback.
+    """
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    printed = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(printed):
             warnings.simplefilter("ignore")
             yield
+        sys.stderr.write(printed.getvalue())
+    except SparseflowError as error:
+        error.__notes__ = [*error.__notes__, *filter(None, [printed.getvalue()])]
+        raise
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)

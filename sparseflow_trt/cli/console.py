@@ -229,7 +229,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
     Of a step that goes by bytes it shows how many of how many, and of any the time that is left.
     """
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)  # as it is now: an export takes what is written to it meanwhile
     if not console.is_terminal:
         yield lambda step, done, total: None
         return

@@ -20,6 +20,7 @@ pytest.importorskip("onnxscript")
 MakeModel = Callable[..., Path]
 
 MODULE = """
+import sys
 import torch
 
 class Encoder(torch.nn.Module):
@@ -40,6 +41,21 @@ class Liar(Encoder):
 
 def liar():
     return Liar(), torch.randn(2, 5, 32)
+
+class ByValue(Encoder):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else x
+
+def by_value():
+    return ByValue(), torch.randn(2, 5, 32)
+
+class Loud(Encoder):
+    def forward(self, x):
+        print("of the module", file=sys.stderr)
+        return super().forward(x)
+
+def loud():
+    return Loud(), torch.randn(2, 5, 32)
 """
 
 MASKED = """
@@ -110,6 +126,19 @@ def test_an_export_that_differs_exits_with_4_and_writes_nothing(
         assert ended.code == 4
         assert "Nothing was written." in ended.out
     assert not list(own_folder.glob("*.onnx*"))
+
+
+def test_the_graphs_that_torch_prints_of_a_failed_export_are_for_debug_alone(
+    process: Sparseflow, source: str
+) -> None:
+    for options in ((), ("--json",)):
+        assert "torch cannot export the ByValue: " in process("export", "mine.py:by_value", *options).error
+    assert "torch.ops.aten.sum" in process("export", "mine.py:by_value", "--debug").err
+
+
+def test_what_a_module_prints_while_it_is_exported_is_kept(process: Sparseflow, source: str) -> None:
+    ended = process("export", "mine.py:loud", "--no-check")
+    assert (ended.code, set(ended.err.splitlines())) == (0, {"of the module"})
 
 
 def test_an_axis_that_torch_fixes_is_named_with_what_to_do(sparseflow: Sparseflow, own_folder: Path) -> None:
