@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import ModelError, SparseflowError, deepest
 from sparseflow_trt.exporters.torch_ends import check_exported, check_given, name_inputs, name_outputs
-from sparseflow_trt.model.infer_shapes import forget_made_up_dims, infer_shapes
+from sparseflow_trt.model.infer_shapes import reshape_behind_recurrence
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -39,7 +39,6 @@ _FIXED = re.compile(
 _INLINE_BYTES = 256 << 20
 _SMALLEST_EXTERNAL = 1024
 _LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch.fx.experimental.symbolic_shapes")
-_RECURRENT = {"GRU", "LSTM", "RNN"}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _KEPT = (_SCOPES, "pkg.torch.onnx.class_hierarchy")
 
@@ -104,7 +103,7 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
     if not found.outputs:
         name_outputs(model, program.exported_program)
     _name_axes(model, names)
-    _reshape_behind_recurrence(model)
+    reshape_behind_recurrence(model)
     _check_axes(model, found)
     _drop_unused(model)
     _name_after_modules(model, found.prefix)
@@ -199,19 +198,6 @@ def _name_axes(model: ir.Model, names: dict[str, str]) -> None:
             continue
         dims = [d if isinstance(d, int) else changed.get(str(d.value), d.value) for d in value.shape]
         value.shape = ir.Shape(dims)
-
-
-def _reshape_behind_recurrence(model: ir.Model) -> None:
-    """Lets onnx say the shapes behind recurrent nodes: torch's have the length that it was traced with."""
-    behind: set[ir.Value] = set()
-    for node in model.graph:
-        if node.op_type in _RECURRENT or any(value in behind for value in node.inputs):
-            behind.update(node.outputs)
-    for value in behind:
-        value.shape = None
-    if behind:
-        infer_shapes(model)
-        forget_made_up_dims(model)
 
 
 def _check_axes(model: ir.Model, found: Exportable) -> None:

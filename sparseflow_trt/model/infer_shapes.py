@@ -13,6 +13,7 @@ from sparseflow_trt.model.subgraphs import bodies_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_RECURRENT = {"GRU", "LSTM", "RNN"}
 _MAKE_SEQUENCES = {
     "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence",
 }  # fmt: skip
@@ -43,10 +44,42 @@ def forget_made_up_dims(model: ir.Model) -> None:
     shapes = [value.shape for value in model.graph.inputs if value.shape is not None]
     given = {dim.value for shape in shapes for dim in shape if not isinstance(dim, int)}
     for value in (output for node in model.graph.all_nodes() for output in node.outputs):
-        dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape or ()]
+        dims = _dims_of(value.shape) if value.shape is not None else []
         made_up = [isinstance(dim, str) and dim.startswith("unk__") and dim not in given for dim in dims]
         if any(made_up):
             value.shape = ir.Shape(None if no else dim for dim, no in zip(dims, made_up, strict=True))
+
+
+def reshape_behind_recurrence(model: ir.Model) -> None:
+    """Lets onnx say the shapes behind recurrent nodes of torch's files: they have the length of the trace.
+
+    A dimension that the file has a name for keeps it where onnx finds none; its numbers are not believed.
+    Where the inputs have no named axis they are right.
+    """
+    import onnx_ir as ir
+
+    behind: dict[ir.Value, ir.Shape | None] = {}
+    for node in model.graph:
+        if node.op_type in _RECURRENT or any(value in behind for value in node.inputs):
+            behind |= {value: value.shape for value in node.outputs}
+    shapes = [value.shape for value in model.graph.inputs if value.shape is not None]
+    static = all(isinstance(dim, int) for shape in shapes for dim in shape)
+    if not behind or static or model.producer_name != "pytorch":
+        return
+    for value in behind:
+        value.shape = None
+    infer_shapes(model)
+    forget_made_up_dims(model)
+    for value, before in behind.items():
+        if before is None or (value.shape is not None and len(value.shape) != len(before)):
+            continue
+        found = _dims_of(value.shape or ir.Shape([None] * len(before)))
+        named = (old if isinstance(old, str) else None for old in _dims_of(before))
+        value.shape = ir.Shape(old if new is None else new for new, old in zip(found, named, strict=True))
+
+
+def _dims_of(shape: ir.Shape) -> list[int | str | None]:
+    return [dim if isinstance(dim, int) else dim.value for dim in shape]
 
 
 def _type_sequences(graph: ir.Graph) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import ModelError, deepest, one_line
-from sparseflow_trt.model.infer_shapes import forget_made_up_dims, infer_shapes
+from sparseflow_trt.model.infer_shapes import forget_made_up_dims, infer_shapes, reshape_behind_recurrence
 from sparseflow_trt.model.model_file import ONNX_DOMAIN, OnnxModel
 from sparseflow_trt.model.parts import take_parts
 from sparseflow_trt.model.pattern import GROUP
@@ -87,6 +87,7 @@ def find_sites(model: OnnxModel) -> list[LayerSite]:
     _inline_functions(model)
     drop_unread(model.ir.graph)
     _take_parts(model)
+    reshape_behind_recurrence(model.ir)
     if _lacks_shapes(model.ir):
         infer_shapes(model.ir)
     forget_made_up_dims(model.ir)
