@@ -16,6 +16,7 @@ from sparseflow_trt.model.pattern import GROUP
 from sparseflow_trt.model.subgraphs import bodies_of
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.model.trace import is_dequantized, trace_weight
+from sparseflow_trt.model.trial_dims import find_dims, lacks_dims
 from sparseflow_trt.model.unread import drop_unread
 from sparseflow_trt.model.weights import TracedWeight, Untraceable
 
@@ -88,9 +89,11 @@ def find_sites(model: OnnxModel) -> list[LayerSite]:
     drop_unread(model.ir.graph)
     _take_parts(model)
     reshape_behind_recurrence(model.ir)
-    if _lacks_shapes(model.ir):
+    if any(value is not None and value.shape is None for value in _of_products(model.ir)):
         infer_shapes(model.ir)
     forget_made_up_dims(model.ir)
+    if lacks_dims(model.ir, _of_products(model.ir)):
+        find_dims(model.ir)
     used: set[str] = set()
     sites = []
     for prefix, node in _walk(model.ir.graph, ""):
@@ -296,13 +299,11 @@ def _dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
     return tuple(dims)
 
 
-def _lacks_shapes(model: ir.Model) -> bool:
-    return any(
-        value is not None and value.shape is None
-        for node in model.graph.all_nodes()
-        if node.op_type in OPS
-        for value in (*node.inputs[:2], *node.outputs)
-    )
+def _of_products(model: ir.Model) -> Iterator[ir.Value | None]:
+    """What is multiplied in a model, and the products."""
+    for node in model.graph.all_nodes():
+        if node.op_type in OPS:
+            yield from (*node.inputs[:2], *node.outputs)
 
 
 def _inline_functions(model: OnnxModel) -> None:
