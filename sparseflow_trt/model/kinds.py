@@ -6,30 +6,33 @@ import re
 
 KINDS = ("gate_up", "down", "qkv", "o", "ffn", "conv", "classifier", "other")
 
-# A last layer has no module around it: the `fc` of a ResNet, the `head` of a ViT, Whisper's `proj_out`.
-# Inside of one these words mean other things.
-_LAST = re.compile(r"^/?(fc|head|heads\.head|embed_out|proj_out)(/[^/]*|\.weight)?$")
+# A last layer has no module around it: the `fc` of a ResNet, the `head` of a ViT, Whisper's `proj_out`; or it
+# is the head's of a model of timm. Inside of other modules these words mean other things.
+_LAST = re.compile(r"^/?(fc|head|heads?[./](head|fc)|embed_out|proj_out)(/[^/]*|\.weight)?$")
 
-# Read in this order; the first that matches the module, weight or node name says the kind.
+# Read in this order; the first that matches the module, weight or node name says the kind. Nodes that
+# TorchScript's exporter names have slashes in place of the dots.
 _KINDS = [
-    (kind, re.compile(rf"(^|[./_])({words})([./_0-9]|$)", re.IGNORECASE))
+    (kind, re.compile(rf"(^|[._])({words})([._0-9]|$)", re.IGNORECASE))
     for kind, words in (
         # routers of experts, and projections into a space of two models: neither is one of the kinds
         ("other", r"(mlp|moe)\.gate(?!_)|router|(visual|text)_projection"),
         ("classifier", r"lm_head|classifier|score"),
         ("qkv", r"[qkv]_proj|qkv(_proj)?|query_key_value|query|key|value|c_attn|in_proj(_weight)?|Wqkv"
-                r"|[qkv]_lin|SelfAttention\.[qkv]|EncDecAttention\.[qkv]|attn\.[qkv]|(attention|attn)[./]w[qkv]"),
+                r"|[qkv]_lin|SelfAttention\.[qkv]|EncDecAttention\.[qkv]|attn\.[qkv]|(attention|attn)\.w[qkv]"
+                r"|to_(q|k|v|kv|qkv)"),
         ("o", r"o_proj|out_proj|out_lin|attention\.output\.dense|attn\.c_proj"
               r"|(SelfAttention|EncDecAttention)\.o|attention\.dense"
-              r"|self_attn\.dense|attn\.proj|(attention|attn)[./]wo"),
-        ("gate_up", r"gate_up_proj|gate_proj|up_proj|pwconv1|intermediate\.dense|dense_h_to_4h|fc1|fc_in|c_fc"
-                    r"|lin1|linear1|wi(_\d)?|experts.*\.w[13]|feed_forward\.w[13]"),
-        ("down", r"down_proj|pwconv2|output\.dense|dense_4h_to_h|fc2|fc_out|mlp\.c_proj|lin2|linear2"
-                 r"|DenseReluDense\.wo|experts.*\.w2|feed_forward\.w2"),
+              r"|self_attn\.dense|attn\.proj|(attention|attn)\.wo|to_(add_)?out"),
+        ("gate_up", r"gate_up_proj|gate_proj|up_proj|pwconv1|intermediate[._]dense|dense_h_to_4h|fc1|fc_in"
+                    r"|c_fc|ff(_context)?\.net\.0\.proj|lin1|linear1|wi(_\d)?|experts.*\.w[13]"
+                    r"|feed_forward\.w[13]"),
+        ("down", r"down_proj|pwconv2|output[._]dense|dense_4h_to_h|fc2|fc_out|mlp\.c_proj|lin2|linear2"
+                 r"|ff(_context)?\.net\.2|(DenseReluDense|mlp)\.wo|experts.*\.w2|feed_forward\.w2"),
     )
 ]  # fmt: skip
 # Says where a layer is, not which one it is: asked where no name says more.
-_FFN = re.compile(r"(^|[./_])(mlp|ffn|feed_forward)([./_0-9]|$)", re.IGNORECASE)
+_FFN = re.compile(r"(^|[._])(mlp|ffn|feed_forward)([._0-9]|$)", re.IGNORECASE)
 
 
 def kind_from_names(names: tuple[str, ...], n: int, k: int) -> str:
@@ -38,9 +41,9 @@ def kind_from_names(names: tuple[str, ...], n: int, k: int) -> str:
         if _LAST.search(name):
             return "classifier"
         for kind, words in _KINDS:
-            if name and words.search(name):
+            if words.search(name.replace("/", ".")):
                 return kind
-    if any(_FFN.search(name) for name in names):
+    if any(_FFN.search(name.replace("/", ".")) for name in names):
         return "ffn"
     if not n or not k:
         return "other"
