@@ -9,7 +9,7 @@ from typing import Any
 from sparseflow_trt.engines.tensorrt.api import Flavour
 from sparseflow_trt.engines.tensorrt.log import clean, sentence
 from sparseflow_trt.errors import BuildError
-from sparseflow_trt.model.sites import QUANTIZED
+from sparseflow_trt.model.operators import QUANTIZED
 
 # How the parser says that it knows no operator: by its condition, or as a plugin that it looked for.
 _NO_OPERATOR = re.compile(r"^(Assertion failed: )?false\b|Plugin not found|not found in plugin registry")

@@ -9,11 +9,11 @@ from enum import Enum
 from sparseflow_trt._listing import listed
 from sparseflow_trt.model.kinds import kind_from_names
 from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.operators import QUANTIZED
 from sparseflow_trt.model.pattern import GROUP
 from sparseflow_trt.model.scan import PatternScan, WeightReader, lay_out, scan_pattern
 from sparseflow_trt.model.sites import (
     OPS,
-    QUANTIZED,
     SMALLEST_K,
     LayerSite,
     dtype_name,

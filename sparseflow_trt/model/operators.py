@@ -5,6 +5,9 @@ from __future__ import annotations
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.model.model_file import ONNX_DOMAIN, OnnxModel
 
+# What ONNX Runtime's quantizers write where they are not asked for Q and DQ: how the operators' names begin.
+QUANTIZED = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger")
+
 _OLDEST_OPSET = 7  # before it operators broadcast by attributes, which ONNX Runtime and TensorRT do not read
 
 

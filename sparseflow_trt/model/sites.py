@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sparseflow_trt.errors import ModelError, deepest, one_line
 from sparseflow_trt.model.infer_shapes import forget_made_up_dims, infer_shapes, reshape_behind_recurrence
 from sparseflow_trt.model.model_file import ONNX_DOMAIN, OnnxModel
+from sparseflow_trt.model.operators import QUANTIZED
 from sparseflow_trt.model.parts import take_parts
 from sparseflow_trt.model.pattern import GROUP
 from sparseflow_trt.model.subgraphs import bodies_of
@@ -41,8 +42,6 @@ _RUNTIMES = (
     "QOrderedLongformerAttention", "QOrderedMatMul", "SparseToDenseMatMul", "TransposeMatMul",
     "WordConvEmbedding",
 )  # fmt: skip
-# What ONNX Runtime's quantizers write, of the operators in OPS, where they are not asked for Q and DQ.
-QUANTIZED = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger")
 
 # The smallest K of an mma.sp instruction of each type (PTX ISA, "Matrix shape" of mma.sp): a shorter
 # product cannot fill one sparse tensor core instruction. FP32 weights run 2:4 in 16 bits alone: of TF32 the
