@@ -19,6 +19,9 @@ from sparseflow_trt.engines.tensorrt.api import title_of
 from sparseflow_trt.errors import BuildError, NotInstalledError
 
 COMMAND = (sys.executable, "-u", "-m", "sparseflow_trt.engines.backends.worker")
+# TensorRT 8.6 takes memory for each tactic that it times, and gives it back. In pages of 4 KB that is three
+# million page faults, 10 to 12 s of the kernel's time (docs/TENSORRT.md). glibc 2.35 and later read this.
+_LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _TAIL_LINES = 8
 _TAIL_BYTES = 4096
 
@@ -131,6 +134,7 @@ class _Child:
                         stderr=log,
                         pass_fds=(writing,),
                         cwd=folder,
+                        env=_LARGE_PAGES | os.environ,
                         # Ctrl-C goes to this process alone, which then ends the child in its own way.
                         start_new_session=True,
                     )

@@ -126,6 +126,24 @@ def test_builds_have_a_process_each(request_for_tiny: BuildRequest) -> None:
     assert children() == []
 
 
+@pytest.mark.parametrize("own", ["", "glibc.malloc.check=0"])
+def test_a_child_has_large_pages_unless_the_user_says_otherwise(
+    own: str, request_for_tiny: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if own:
+        monkeypatch.setenv("GLIBC_TUNABLES", own)
+    found = set()
+
+    def look(progress: Progress) -> None:
+        (pid,) = children()
+        found.update(Path(f"/proc/{pid}/environ").read_text().split("\0"))
+
+    TensorRtRtxBackend().build(request_for_tiny, look)
+
+    assert f"GLIBC_TUNABLES={own or 'glibc.malloc.hugetlb=1'}" in found
+
+
 def test_builds_may_share_a_process(request_for_tiny: BuildRequest, temporary_files_in: Path) -> None:
     with child.shared_child():
         first = builder_of(request_for_tiny)
@@ -165,8 +183,7 @@ def test_after_a_crash_the_next_build_has_a_new_process(
             child.run_build("tensorrt-rtx", request_for_tiny, request_for_tiny.folder / "e", crash)
         second = builder_of(request_for_tiny)
         os.kill(second, signal.SIGKILL)  # between two builds
-        while is_running(second):
-            time.sleep(0.01)
+        os.waitid(os.P_PID, second, os.WEXITED | os.WNOWAIT)  # until all of its threads are gone, too
         third = builder_of(request_for_tiny)
         assert len({first, second, third}) == 3
     assert children() == []
