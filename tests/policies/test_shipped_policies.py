@@ -302,9 +302,11 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
     assert f"{said}{len(slower)} lose more than 2 %" in PROSE
     assert f"of {len(pairs)} products alone it takes a sparse tactic in {len(taken_at)}" in readme
     assert f"gain from that by 5 % or more, {len(slower)} lose by more than 2 %" in readme
-    (*_, of_llama), bert = sorted(at for at in faster if at[0] > 768), [at for at in faster if at[0] == 768]
-    assert all(k == 768 for k, *_ in set(faster) - {of_llama})
-    assert f"LLaMA-8B's 4096→6144 gains {taken_at[of_llama]:.2f} times at M=1024" in PROSE
+    bert = [at for at in faster if at[0] == 768]
+    pair, qkv = (4096, 28672, 64), (4096, 6144, 1024)
+    assert set(faster) - set(bert) == {pair, qkv}
+    assert f"gate and up as one (4096→28672) gain {taken_at[pair]:.2f} times at M=64" in PROSE
+    assert f"its 4096→6144 {taken_at[qkv]:.2f} times at M=1024" in PROSE
     for k, n, m in ((768, 2304, 1024), (768, 3072, 1024), (768, 768, 4096)):
         assert (k, n, m) in bert
         assert f"{k}→{n} {taken_at[k, n, m]:.2f} times at M={m}" in PROSE
