@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from sparseflow_trt.policies.policy import find_policy, shipped_policies
 from tests.pages import ROOT, gain, prose, result_of, rows
 
 
@@ -142,6 +143,12 @@ def test_the_policys_minilm_is_the_dense_engine() -> None:
         assert row["slower than dense by more than 2 %"] == {"sparse": False, "policy": False}
         built = row["built"]["sparse"]
         assert (built["layers planned sparse"], built["layers tried sparse"]) == (36, 0)
+
+
+def test_no_shipped_policy_has_times_in_int8() -> None:
+    assert len(shipped_policies()) >= 3
+    for name in shipped_policies():
+        assert "INT8" not in {dtype for _, dtype in find_policy(name).held}
 
 
 def test_the_readme_gives_the_extremes_of_the_engines() -> None:
