@@ -27,7 +27,7 @@ from sparseflow_trt.model.graph import WeightedLayer, left_as_they_are
 from sparseflow_trt.model.model_file import OnnxModel, input_dims
 from sparseflow_trt.model.prunable import unprunable as find_unprunable
 from sparseflow_trt.model.sites import OPS, find_sites
-from sparseflow_trt.model.symbolic import INFER_SHAPES, SymbolicM
+from sparseflow_trt.model.symbolic import SymbolicM, to_know_m
 from sparseflow_trt.plans.plan import ModelPrecision
 from sparseflow_trt.plans.planning import make_plan
 from sparseflow_trt.plans.shapes import DEFAULT_PROFILE, ShapeRange, dims_at, make_profile
@@ -157,10 +157,10 @@ def estimate(
     if not any(sizes.values()):
         there = ", ".join(sorted({str(group.m) for group in groups}))
         lacking = any(isinstance(axis, str) and axis not in dims for g in groups for axis in g.m.factors)
-        fixed = f"Let {INFER_SHAPES} find how it follows from the axes, or export it with fixed shapes."
+        fixed = to_know_m()
         raise ShapeError(
             f"{model}: no layer's M is known ({there}).",
-            "Give each axis a size: --dim batch=8." if lacking else fixed,
+            "Give each axis a size: --dim batch=8." if lacking else f"{fixed[:1].upper()}{fixed[1:]}.",
         )
     known = {group: _known_of(group, policy, used if plugin is None else None) for group in groups}
     answers = {group: ask(sizes[group], known[group]) for group in groups}

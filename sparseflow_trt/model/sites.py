@@ -16,8 +16,8 @@ from sparseflow_trt.model.parts import take_parts
 from sparseflow_trt.model.pattern import GROUP
 from sparseflow_trt.model.subgraphs import bodies_of
 from sparseflow_trt.model.symbolic import SymbolicM
+from sparseflow_trt.model.symbolic_shapes import find_dims, lacks_dims
 from sparseflow_trt.model.trace import is_dequantized, trace_weight
-from sparseflow_trt.model.trial_dims import find_dims, lacks_dims
 from sparseflow_trt.model.unread import drop_unread
 from sparseflow_trt.model.weights import TracedWeight, Untraceable
 

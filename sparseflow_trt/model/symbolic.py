@@ -7,8 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 
-# What has the shapes that onnx's own inference does not get to: those that a graph computes of others.
-INFER_SHAPES = "`python -m onnxruntime.tools.symbolic_shape_infer --input MODEL --output NEW`"
+from sparseflow_trt import _deps
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,15 @@ class SymbolicM:
     def not_known(self) -> str:
         """That it is not known, in words; where the file does not say it, what may find it, too."""
         told = f"M={self} is not known"
-        unsaid = None in self.factors
-        return f"{told}: the file does not say it, and {INFER_SHAPES} may find it" if unsaid else told
+        return f"{told}: the file does not say it; {to_know_m()}" if None in self.factors else told
+
+
+def to_know_m() -> str:
+    """What makes an M known that a file does not say, as far as something does."""
+    fixed = "export it with fixed shapes"
+    if _deps.version_of("onnxruntime") is not None:
+        return fixed
+    return f"`{_deps.install_line('onnxruntime')}` lets it be followed, or {fixed}"
 
 
 def _is_compound(expression: str) -> bool:

@@ -365,8 +365,7 @@ def test_no_known_m_is_refused() -> None:
     assert caught.value.hint == "Give each axis a size: --dim batch=8."
     with pytest.raises(ShapeError, match=r"no layer's M is known \(8\*\?\)") as caught:
         _estimate(_layer("a", m=SymbolicM((8, None))), sizes={"batch": 8})
-    assert "export it with fixed shapes" in caught.value.hint, "every axis has a size"
-    assert "onnxruntime.tools.symbolic_shape_infer" in caught.value.hint
+    assert "xport it with fixed shapes." in caught.value.hint, "every axis has a size"
     with pytest.raises(ShapeError, match="no layer multiplies by a stored weight"):
         _estimate()
 

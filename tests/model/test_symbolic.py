@@ -19,10 +19,13 @@ def test_m() -> None:
     assert (str(SymbolicM((None, 3))), str(SymbolicM(()))) == ("3*?", "1")
 
 
-def test_where_the_file_does_not_say_m_what_may_find_it_is_named() -> None:
+def test_where_the_file_does_not_say_m_what_may_find_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SymbolicM(("batch", "seq")).not_known == "M=batch*seq is not known"
-    told = SymbolicM((17, None)).not_known
-    assert told.startswith("M=17*? is not known: the file does not say it, and `python -m onnxruntime.tools.")
+    told = "M=17*? is not known: the file does not say it; "
+    monkeypatch.setattr("sparseflow_trt._deps.version_of", {"onnxruntime": "1.23"}.get)
+    assert SymbolicM((17, None)).not_known == told + "export it with fixed shapes"
+    monkeypatch.setattr("sparseflow_trt._deps.version_of", {}.get)
+    assert SymbolicM((17, None)).not_known.startswith(told + "`pip install 'onnxruntime>=")
 
 
 @pytest.mark.parametrize(

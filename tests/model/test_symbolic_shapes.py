@@ -157,36 +157,81 @@ def test_what_strides_leave_of_an_image_is_what_the_onnx_runtime_makes(
 
 def test_which_axis_was_halved_and_how_often_is_told_apart(models: Models) -> None:
     unlike = {"kernel_shape": [3, 3], "strides": [2, 8], "pads": [1, 1, 1, 1]}
-    assert _m(_strided(models, unlike))["fc"] == "batch*((h + 1)//2)*((w_ + 7)//8)"
-    assert _m(_strided(models, _SAME, _SAME))["fc"] == "batch*((h + 3)//4)*((w_ + 3)//4)"
+    assert _m(_strided(models, unlike))["fc"] == "batch*(((h - 1)//2) + 1)*(((w_ - 1)//8) + 1)"
+    assert _m(_strided(models, _SAME, _SAME))["fc"] == "batch*(((h - 1)//4) + 1)*(((w_ - 1)//4) + 1)"
+    assert _m(_strided(models, _HALVED, _HALVED))["fc"] == "batch*(h//4)*(w_//4)"
 
 
-def test_what_is_rounded_once_up_and_once_down_stays_unknown(models: Models) -> None:
-    named, _ = _rows(_strided(models, _SAME, _HALVED), {"batch": 1, "h": 63, "w_": 63})
-    assert named[1:] == [None, None], "no number rather than one that is nearly right"
-
-
-def test_what_is_the_same_for_small_sizes_alone_is_not_taken_for_fixed(models: Models) -> None:
-    """A sequence that is filled up to windows of 512 tokens: 512 for 5 tokens, and 1024 for 600."""
+def test_a_sequence_that_is_filled_up_to_windows_is_as_long_as_they_are(models: Models) -> None:
+    """512 tokens for 5, and 1024 for 600."""
     nodes = [
         node("Shape", ["x"], ["sizes"]),
         node("Gather", ["sizes", "one"], ["tokens"], axis=0),
-        node("Add", ["tokens", "almost"], ["more"]),
-        node("Div", ["more", "window"], ["windows"]),
-        node("Mul", ["windows", "window"], ["filled"]),
-        node("Sub", ["filled", "tokens"], ["missing"]),
+        node("Mod", ["tokens", "window"], ["more"]),
+        node("Sub", ["window", "more"], ["lacking"]),
+        node("Mod", ["lacking", "window"], ["missing"]),
         node("Concat", ["three", "missing"], ["ends"], axis=0),
         node("Concat", ["ends", "zero"], ["pads"], axis=0),
         node("Pad", ["x", "pads"], ["a"]),
         node("MatMul", ["a", "w"], ["y"], name="fc"),
     ]
     weights = {
-        "one": np.array([1]), "almost": np.array([511]), "window": np.array([512]), "zero": np.array([0]),
+        "one": np.array([1]), "window": np.array([512]), "zero": np.array([0]),
         "three": np.zeros(4, np.int64), "w": random_weight(64, 64),
     }  # fmt: skip
-    model = models.model(nodes, weights, {"x": (1, "seq", 64)}, opset=17)
-    named, made = _rows(models.save(model), {"seq": 600})
-    assert (named, made) == ([None], [1024])
+    path = models.save(models.model(nodes, weights, {"x": (1, "seq", 64)}, opset=17))
+    for sizes, tokens in (({"seq": 5}, 512), ({"seq": 512}, 512), ({"seq": 600}, 1024)):
+        assert _rows(path, sizes) == ([tokens], [tokens])
+
+
+_SHAPED = [  # of x, with its axes as the graph reads them
+    node("Shape", ["x"], ["sizes"]),
+    node("Reshape", ["x", "sizes"], ["same"]),
+]
+
+
+def test_of_two_axes_one_of_which_may_be_repeated_m_is_the_larger(models: Models) -> None:
+    nodes = [*_SHAPED, node("Add", ["same", "z"], ["a"]), node("MatMul", ["a", "w"], ["y"], name="fc")]
+    weights = {"w": random_weight(64, 64)}
+    path = models.save(models.model(nodes, weights, {"x": ("rows", 64), "z": ("more", 64)}, opset=17))
+    for sizes in ({"rows": 7, "more": 1}, {"rows": 1, "more": 5}, {"rows": 3, "more": 3}):
+        named, made = _rows(path, sizes)
+        assert named == made == [max(sizes.values())]
+
+
+def test_what_the_inference_would_guess_stays_unknown_and_is_not_told(
+    models: Models, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As many rows as another input has, which may be more than there are."""
+    nodes = [
+        node("Shape", ["z"], ["others"]),
+        node("Gather", ["others", "zero"], ["end"], axis=0),
+        node("Slice", ["x", "zero", "end", "zero"], ["a"]),
+        node("MatMul", ["a", "w"], ["y"], name="fc"),
+    ]
+    weights = {"zero": np.array([0]), "w": random_weight(64, 64)}
+    path = models.save(models.model(nodes, weights, {"x": ("rows", 64), "z": ("more", 64)}, opset=17))
+    assert _m(path) == {"fc": "?"}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_operator_that_nobody_knows_ends_nothing_but_what_reads_it(models: Models) -> None:
+    nodes = [
+        node("Other", ["x"], ["c"], domain="custom"),
+        node("MatMul", ["c", "w"], ["d"], name="behind"),
+        *_SHAPED,
+        node("MatMul", ["same", "w"], ["e"], name="beside"),
+        node("Add", ["d", "e"], ["y"]),
+    ]
+    model = models.model(nodes, {"w": random_weight(64, 64)}, {"x": ("batch", 8, 64)}, opset=17)
+    model.opset_import.append(helper.make_opsetid("custom", 1))
+    assert _m(models.save(model)) == {"behind": "?", "beside": "8*batch"}
+
+
+def test_without_the_onnx_runtime_it_stays_unknown(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _expanded(models)
+    monkeypatch.setattr("sparseflow_trt.model.ort_inference._tool", lambda: None)
+    assert _m(path) == {"fc1": "?*?"}
 
 
 def test_what_depends_on_values_stays_unknown(models: Models) -> None:
