@@ -115,7 +115,10 @@ def _give(value: ir.Value, graph: onnx.GraphProto, given: set[str], axes: Collec
     name = str(value.name)
     if name in given:
         return True
-    constant = ir.convenience.get_const_tensor(value)
+    try:
+        constant = ir.convenience.get_const_tensor(value)
+    except ValueError:  # a Constant without its value: who reads it as a weight says so
+        return False
     if constant is not None and constant.size <= _SMALL:
         graph.initializer.append(onnx.numpy_helper.from_array(constant.numpy(), name))
     elif constant is not None:
