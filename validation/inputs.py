@@ -28,8 +28,10 @@ def generate_inputs(
     Shapes that come up again (in another profile, or where min is opt) are drawn once. The values, by
     the input's type: floating-point N(0, 1); integers that index a table (token, position and type
     ids) below its size; integers and booleans with "mask" in their name a run of ones of random length
-    >= 1, then zeros, in each row; other booleans and integers 0 or 1. The same model, profiles and
-    seed give the same bytes.
+    >= 1, then zeros, in each row; other booleans and integers 0 or 1. A row that masked all of a
+    product's keys would make NaN, or what FP16 rounds at random: so none of a boolean mask is all ones,
+    which may mean what is masked (one of padding means that, and is turned round), and a row of the
+    others begins with 1 and ends with 0. The same model, profiles and seed give the same bytes.
 
     Args:
         model: The model as read.
@@ -123,6 +125,20 @@ def _rankless(model: OnnxModel, spec: InputSpec) -> tuple[int, ...]:
     )
 
 
+def zero_or_one_inputs(model: OnnxModel) -> tuple[str, ...]:
+    """The inputs that are drawn as 0 and 1 since nothing says what their values mean, not even their name.
+
+    Raises:
+        InputError: An input that cannot be fed.
+    """
+    specs = [spec for spec in read_input_specs(model) if not spec.type.is_floating_point()]
+    return tuple(spec.name for spec in specs if not _is_mask(spec) and index_bound(spec.value) is None)
+
+
+def _is_mask(spec: InputSpec) -> bool:
+    return "mask" in spec.name.lower()
+
+
 def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...], bound: int | None) -> Array:
     if spec.type.is_floating_point():
         return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
@@ -130,13 +146,22 @@ def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...], bou
         # A narrow index type cannot reach all rows of a wide table.
         largest = 1 if spec.dtype.kind not in "iu" else int(np.iinfo(spec.dtype).max)
         return np.asarray(rng.integers(0, min(bound, largest + 1), shape)).astype(spec.dtype)
-    if "mask" in spec.name.lower():
-        return _prefix_mask(rng, shape).astype(spec.dtype)
-    return np.asarray(rng.integers(0, 2, shape)).astype(spec.dtype)
+    return (_draw_mask if _is_mask(spec) else _draw_bits)(rng, spec, shape).astype(spec.dtype)
 
 
-def _prefix_mask(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+def _draw_mask(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...]) -> Array:
     if not shape:
         return np.ones(shape, np.int64)
-    lengths = rng.integers(1, shape[-1] + 1, (*shape[:-1], 1))
-    return np.asarray(np.arange(shape[-1]) < lengths).astype(np.int64)
+    is_bool = spec.dtype.kind == "b"
+    longest = max(1, shape[-1] - is_bool)
+    lengths = rng.integers(1, longest + 1, (*shape[:-1], 1))
+    ones = np.asarray(np.arange(shape[-1]) < lengths)
+    return ~ones if is_bool and "pad" in spec.name.lower() else ones
+
+
+def _draw_bits(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...]) -> Array:
+    bits = np.asarray(rng.integers(0, 2, shape))
+    if len(shape) > 1:  # it may be a mask, whatever it is called
+        bits[..., :1] = 1
+        bits[..., 1:][..., -1:] = 0
+    return bits

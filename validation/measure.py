@@ -155,7 +155,7 @@ def _why(
         first = list(_first(np.isnan(expected)))
         return (
             f"{where}: the reference itself holds {reference_nan} NaN, first at {first}, so nothing can be "
-            "compared with it; give other inputs."
+            "compared with it; give other inputs with --inputs."
         )
     foreign = ~np.isfinite(got) & np.isfinite(expected)
     if foreign.any():

@@ -11,7 +11,7 @@ from sparseflow_trt.artifacts.artifact import record_model
 from sparseflow_trt.artifacts.graph_record import GraphRecord
 from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.artifacts.verdict import StepName, Validation
-from sparseflow_trt.building.drawn import with_what_is_drawn
+from sparseflow_trt.building.drawn import with_drawn_inputs, with_what_is_drawn
 from sparseflow_trt.building.layer_errors import add_layer_errors
 from sparseflow_trt.engines.backends.tensorrt_rtx import why_not_here
 from sparseflow_trt.engines.machine.hardware import find_gpus
@@ -166,7 +166,7 @@ def validate(
     )
     typed = candidates[0]
     compared = with_first_overflow(compared, typed.name, typed.path, inputs, scratch)
-    compared = with_what_is_drawn(compared, model)
+    compared = with_drawn_inputs(with_what_is_drawn(compared, model), model, inputs)
     if not options.per_layer:
         return compared
     pairs: list[tuple[StepName, Path, Path]] = [("precision", reference, typed.path)]

@@ -1,12 +1,16 @@
-"""Finds nodes that draw random numbers: no two runs of such a model are the same, and none is a measure."""
+"""Says where a comparison failed by what was drawn: numbers by the model's own nodes, or its inputs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sparseflow_trt._listing import listed
 from sparseflow_trt.artifacts.verdict import Validation
 from sparseflow_trt.model.model_file import ONNX_DOMAIN, OnnxModel
 from sparseflow_trt.model.sites import name_of
+from sparseflow_trt.validation.feeds import InputSet
+from sparseflow_trt.validation.inputs import zero_or_one_inputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -14,10 +18,14 @@ if TYPE_CHECKING:
 _DRAW = {
     "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
 }  # fmt: skip
+_MOST_NAMED = 3
 
 
 def with_what_is_drawn(validation: Validation, model: OnnxModel) -> Validation:
-    """The validation, where it failed and the model draws with no step to blame, and the node that draws."""
+    """The validation, where it failed and the model draws with no step to blame, and the node that draws.
+
+    No two runs of such a model are the same, and none is a measure.
+    """
     drawn = next((node for node in model.ir.graph.all_nodes() if _draws(node)), None)
     if drawn is None or validation.verdict != "fail" or validation.attribution is None:
         return validation
@@ -32,6 +40,27 @@ def with_what_is_drawn(validation: Validation, model: OnnxModel) -> Validation:
         f"two runs of the model are the same. {instead}."
     )
     told = validation.attribution.model_copy(update={"blamed": "", "reason": reason, "input_set": ""})
+    return validation.model_copy(update={"attribution": told})
+
+
+def with_drawn_inputs(validation: Validation, model: OnnxModel, inputs: Sequence[InputSet]) -> Validation:
+    """The validation, where it failed on inputs of 0 and 1 that were drawn, and which these are.
+
+    Args:
+        validation: What was found.
+        model: The model as read.
+        inputs: What it was found on.
+    """
+    if validation.verdict != "fail" or validation.attribution is None or inputs[0].seed is None:
+        return validation
+    names = [f"'{name}'" for name in zero_or_one_inputs(model)]
+    if not names:
+        return validation
+    reason = (
+        f"{validation.attribution.reason} Nothing says what values {listed(names, _MOST_NAMED)} may have, "
+        "and 0 and 1 were drawn: give real ones with --inputs before you believe it."
+    )
+    told = validation.attribution.model_copy(update={"reason": reason})
     return validation.model_copy(update={"attribution": told})
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from tests.builds import builder_in, dense_weight
 
@@ -73,3 +73,26 @@ def test_what_gives_the_same_each_time_is_a_measure(
 ) -> None:
     found = _built(models, tmp_path, node, {"half": TRAINING["half"]})
     assert found.verdict == "pass", found.reason
+
+
+@pytest.mark.parametrize(("name", "told"), [("in1", True), ("attention_mask", False)])
+def test_inputs_of_which_nothing_is_known_are_named_where_it_fails(
+    name: str, told: bool, models: Models, tmp_path: Path
+) -> None:
+    # in FP16 the fill is infinite, and zero times that is NaN
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Cast", [name], ["bits"], to=1),
+        helper.make_node("Mul", ["bits", "fill"], ["masked"]),
+        helper.make_node("Mul", ["masked", "fill"], ["far"]),
+        helper.make_node("Add", ["a", "far"], ["y"]),
+    ]
+    weights = {"w": dense_weight(64, 32), "fill": np.array(-1e4, np.float32)}
+    model = models.model(nodes, weights, inputs={"x": ["batch", 64], name: ["batch", 32]})
+    model.graph.input[1].type.tensor_type.elem_type = TensorProto.INT64
+    path = models.save(model)
+    found = builder_in(tmp_path)(path, backend="onnxruntime").manifest.validation
+    assert found.verdict == "fail"
+    assert found.attribution is not None
+    said = f"Nothing says what values '{name}' may have, and 0 and 1 were drawn: give real ones with --inputs"
+    assert (said in found.attribution.reason) is told

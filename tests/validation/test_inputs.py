@@ -42,6 +42,21 @@ def test_a_mask_is_a_run_of_ones_then_zeros_in_each_row(embedding: OnnxModel) ->
     assert len(set(mask.sum(axis=1))) > 10
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "keys"),
+    [("in1", TensorProto.INT64, 3), ("in1", TensorProto.BOOL, 3), ("src_mask", TensorProto.BOOL, 3),
+     ("key_padding_mask", TensorProto.BOOL, 3), ("key_padding_mask", TensorProto.BOOL, 1)],
+)  # fmt: skip
+def test_no_row_of_what_may_be_a_mask_masks_everything(
+    name: str, dtype: int, keys: int, tmp_path: Path, save: Callable[..., Path]
+) -> None:
+    nodes = [helper.make_node("Cast", [name], ["y"], to=TensorProto.FLOAT)]
+    save(tmp_path / "m.onnx", nodes, [(name, dtype, [200, keys])], [("y", TensorProto.FLOAT, [200, keys])])
+    drawn = generate_inputs(read_model(tmp_path / "m.onnx"), [])[0].feeds[name]
+    ones = drawn.astype(np.int64).sum(axis=1)
+    assert set(ones) == {0} if keys == 1 else {1, 2}  # whether 1 keeps a key, or masks it as PyTorch's do
+
+
 def test_each_shape_is_drawn_once(embedding: OnnxModel) -> None:
     sets = generate_inputs(embedding, [profile("a", 1, 8, 32), profile("b", 8, 8, 32)], per_point=2)
     assert [s.name for s in sets] == [
