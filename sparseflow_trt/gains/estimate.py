@@ -26,6 +26,7 @@ from sparseflow_trt.gains.estimate_rows import (
 from sparseflow_trt.model.graph import WeightedLayer, left_as_they_are
 from sparseflow_trt.model.model_file import OnnxModel, input_dims
 from sparseflow_trt.model.prunable import unprunable as find_unprunable
+from sparseflow_trt.model.runtimes_own import BEFORE_OPTIMISER
 from sparseflow_trt.model.sites import OPS, find_sites
 from sparseflow_trt.model.symbolic import SymbolicM, to_know_m
 from sparseflow_trt.plans.plan import ModelPrecision
@@ -158,6 +159,8 @@ def estimate(
         there = ", ".join(sorted({str(group.m) for group in groups}))
         lacking = any(isinstance(axis, str) and axis not in dims for g in groups for axis in g.m.factors)
         fixed = to_know_m()
+        if any(layer.reason.endswith(BEFORE_OPTIMISER) for layer in layers):
+            fixed = BEFORE_OPTIMISER
         raise ShapeError(
             f"{model}: no layer's M is known ({there}).",
             "Give each axis a size: --dim batch=8." if lacking else f"{fixed[:1].upper()}{fixed[1:]}.",

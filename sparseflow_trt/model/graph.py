@@ -11,6 +11,7 @@ from sparseflow_trt.model.kinds import kind_from_names
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.operators import QUANTIZED
 from sparseflow_trt.model.pattern import GROUP
+from sparseflow_trt.model.runtimes_own import BEFORE_OPTIMISER, operator_of
 from sparseflow_trt.model.scan import PatternScan, WeightReader, lay_out, scan_pattern
 from sparseflow_trt.model.sites import (
     OPS,
@@ -196,6 +197,8 @@ def left_as_they_are(layers: Iterable[WeightedLayer]) -> tuple[str, ...]:
             " Prune the float model and quantize it by ONNX Runtime's quantize_static with QuantFormat.QDQ, "
             "which keeps 2:4; quantize_dynamic has no such form."
         )
+    if any(layer.reason.endswith(BEFORE_OPTIMISER) for layer in layers):
+        foreign += f" Of what is fused, {BEFORE_OPTIMISER}."
     said = (masks_apart(layers), weights_computed(layers), foreign if others else "")
     return tuple(filter(None, said))
 
@@ -242,7 +245,7 @@ def _describe(
     return WeightedLayer(
         name=site.name,
         module=site.module,
-        op_type=site.node.op_type,
+        op_type=operator_of(site.node),
         kind=kind_of(site),
         side=site.side,
         weight=traced.name if traced else "",

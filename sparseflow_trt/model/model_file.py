@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 ONNX_DOMAIN = ""  # of ONNX's own operators, in every graph in memory
 _OTHER_NAME = "ai.onnx"  # of the same, in files: onnx-ir makes it "" of nodes, not of the opsets' names
 _HINT_EXPORT = "Export the model again, or give another file."
+# Of a model that reads well and is no valid ONNX: what exporters write seldom is, and what converters do.
+EXPORT_AGAIN = (
+    "Export the model again. If another tool has changed the file since, give the one from before that: what "
+    "is to be in FP16 `plan` and `build` make so themselves, by --precision."
+)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,13 @@ from sparseflow_trt.model.model_file import ONNX_DOMAIN, OnnxModel
 from sparseflow_trt.model.operators import QUANTIZED
 from sparseflow_trt.model.parts import take_parts
 from sparseflow_trt.model.pattern import GROUP
+from sparseflow_trt.model.runtimes_own import (
+    BEFORE_OPTIMISER,
+    RUNTIMES_DOMAIN,
+    is_fused,
+    multiplies,
+    operator_of,
+)
 from sparseflow_trt.model.subgraphs import bodies_of
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.model.symbolic_shapes import find_dims, lacks_dims
@@ -29,18 +36,6 @@ OPS = ("MatMul", "Gemm", "Conv")
 UNSUPPORTED = (
     "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "GRU", "LSTM", "MatMulInteger", "MatMulNBits",
     "QLinearConv", "QLinearMatMul", "RNN",
-)  # fmt: skip
-# As does what the ONNX Runtime's optimiser and quantizers write.
-_RUNTIMES_DOMAIN = "com.microsoft"
-_RUNTIMES = (
-    *UNSUPPORTED, "Attention", "AttnLSTM", "CausalConvWithState", "ConvTransposeWithDynamicPads",
-    "DecoderAttention", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "FusedConv", "FusedGemm",
-    "FusedMatMul", "FusedMatMulActivation", "GemmFastGelu", "GemmFloat8", "LongformerAttention",
-    "MatMulBlockQuantizedFp4Weight", "MatMulBlockQuantizedFp8Weight", "MatMulBnb4", "MatMulFpQ4",
-    "MatMulInteger16", "MatMulIntegerToFloat", "MatMulNBitsMlp", "MatMulNBitsQkv", "MoE", "NhwcConv",
-    "NhwcFusedConv", "PackedAttention", "QAttention", "QGemm", "QMoE", "QOrderedAttention",
-    "QOrderedLongformerAttention", "QOrderedMatMul", "SparseToDenseMatMul", "TransposeMatMul",
-    "WordConvEmbedding",
 )  # fmt: skip
 
 # The smallest K of an mma.sp instruction of each type (PTX ISA, "Matrix shape" of mma.sp): a shorter
@@ -173,8 +168,9 @@ def _walk(graph: ir.Graph, prefix: str) -> Iterator[tuple[str, ir.Node]]:
 
 
 def _multiplies_otherwise(node: ir.Node) -> bool:
-    """Whether a node of UNSUPPORTED has a constant weight: a product of two activations is none of ours."""
-    if node.op_type not in {ONNX_DOMAIN: UNSUPPORTED, _RUNTIMES_DOMAIN: _RUNTIMES}.get(node.domain, ()):
+    """Whether a node of another kind has a constant weight: a product of two activations is none of ours."""
+    known = node.op_type in UNSUPPORTED and node.domain in (ONNX_DOMAIN, RUNTIMES_DOMAIN)
+    if not known and not multiplies(node):
         return False
     traced = [trace_weight(value) for value in node.inputs if value is not None]
     return any(
@@ -194,8 +190,10 @@ def _layer_name(prefix: str, node: ir.Node, used: set[str]) -> str:
 
 
 def _site(name: str, node: ir.Node) -> LayerSite:
-    if node.op_type not in OPS:
-        why = f"{node.op_type} multiplies by its weight in a way that has no 2:4 path here"
+    if (operator := operator_of(node)) not in OPS:
+        why = f"{operator} multiplies by its weight in a way that has no 2:4 path here"
+        if is_fused(node):
+            why += f": {BEFORE_OPTIMISER}"
         if node.op_type.startswith(QUANTIZED):
             why += ": quantized by quantize_static with QuantFormat.QDQ it has one"
         return LayerSite(name, node, Untraceable(why), "right", 0, SymbolicM((None,)), 0, 0, 0)

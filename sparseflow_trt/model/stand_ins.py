@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
+from sparseflow_trt.model.runtimes_own import RUNTIMES_DOMAIN
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_RUNTIMES = "com.microsoft"
 # They give what they are given, another way; the last two of them the ONNX Runtime has in ONNX's domain.
 _ALIKE = {
     "BiasGelu", "FastGelu", "Gelu", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
@@ -67,7 +67,7 @@ def _like(node: ir.Node) -> tuple[str, tuple[int, ...]] | None:
     kind = node.op_type
     if node.domain == ONNX_DOMAIN:
         return ("Identity", ()) if kind in ("LayerNormalization", "SimplifiedLayerNormalization") else None
-    if node.domain != _RUNTIMES:
+    if node.domain != RUNTIMES_DOMAIN:
         return None
     if kind in ("QuantizeLinear", "DequantizeLinear"):
         return kind, ()

@@ -18,6 +18,7 @@ from sparseflow_trt.gains.estimate import USUAL_SHARES, estimate, estimate_model
 from sparseflow_trt.gains.estimate_record import Estimate, end_to_end, read_estimate
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.model.runtimes_own import BEFORE_OPTIMISER
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.plans.traffic import Traffic
 from sparseflow_trt.policies.between import WAVE
@@ -366,6 +367,11 @@ def test_no_known_m_is_refused() -> None:
     with pytest.raises(ShapeError, match=r"no layer's M is known \(8\*\?\)") as caught:
         _estimate(_layer("a", m=SymbolicM((8, None))), sizes={"batch": 8})
     assert "xport it with fixed shapes." in caught.value.hint, "every axis has a size"
+    unknown = _layer("a", m=SymbolicM((8, None)))
+    fused = replace(unknown, op_type="FusedConv", reason=f"fused: {BEFORE_OPTIMISER}", k_axes=())
+    with pytest.raises(ShapeError, match=r"no layer's M is known \(8\*\?\)") as caught:
+        _estimate(unknown, fused, sizes={"batch": 8})
+    assert caught.value.hint == "Give the file from before ONNX Runtime's optimiser."
     with pytest.raises(ShapeError, match="no layer multiplies by a stored weight"):
         _estimate()
 

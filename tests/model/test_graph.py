@@ -363,16 +363,20 @@ def test_a_weight_of_an_operator_without_a_2to4_path_is_listed_with_the_reason(t
         ("FusedMatMul", (64, 32), {}),
         ("FusedGemm", (64, 32), {}),
         ("FusedConv", (32, 64, 3, 3), {}),
+        ("nchwc.Conv", (32, 64, 3, 3), {}),
         ("Attention", (64, 192), {"num_heads": 4}),
     ],
 )
 def test_what_the_onnx_runtime_fuses_with_a_weight_is_said(
     op_type: str, shape: tuple[int, ...], more: dict[str, int], models: Models
 ) -> None:
-    node = helper.make_node(op_type, ["x", "w"], ["y"], name="fused", domain="com.microsoft", **more)  # type: ignore[arg-type]
+    domain, _, op = f"com.microsoft.{op_type}".rpartition(".")
+    node = helper.make_node(op, ["x", "w"], ["y"], name="fused", domain=domain, **more)  # type: ignore[arg-type]
     layer = only_layer(models.save(models.model([node], {"w": random_weight(*shape)})))
-    assert (layer.name, layer.state) == ("fused", NOT_ELIGIBLE)
-    assert layer.reason == f"{op_type} multiplies by its weight in a way that has no 2:4 path here"
+    assert (layer.name, layer.op_type, layer.state) == ("fused", op_type, NOT_ELIGIBLE)
+    before = "give the file from before ONNX Runtime's optimiser"
+    assert layer.reason == f"{op_type} multiplies by its weight in a way that has no 2:4 path here: {before}"
+    assert left_as_they_are((layer,))[0].endswith(f"Of what is fused, {before}.")
 
 
 @pytest.mark.parametrize(("op_type", "domain"), [("QLinearMatMul", ""), ("QGemm", "com.microsoft")])

@@ -33,7 +33,8 @@ def _model(folder: Path, op: str, constants: list[Any], outputs: int, attributes
         [numpy_helper.from_array(np.asarray(c), n) for c, n in zip(constants, names, strict=True)],
     )
     path = folder / "model.onnx"
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
     return path
 
 
@@ -41,6 +42,10 @@ def _model(folder: Path, op: str, constants: list[Any], outputs: int, attributes
     ("op", "constants", "outputs", "attributes", "says", "hint"),
     [
         ("Bogus", [], 1, {}, "TensorRT-RTX 1.7.1.116 has no operator for node 'it' (Bogus)", ELSEWHERE),
+        (
+            "QuickGelu", [], 1, {"domain": "com.microsoft"}, "has no operator for node 'it' (QuickGelu)",
+            "Only ONNX Runtime has it: give the file from before ONNX Runtime's optimiser, or build for ONNX",
+        ),
         ("DynamicQuantizeLinear", [], 3, {}, "has no operator for node 'it' (Dynamic", QDQ),
         (
             "BatchNormalization", [ONE, ONE, ONE, ONE], 3, {"training_mode": 1},
