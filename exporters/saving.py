@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.errors import ModelError
+from sparseflow_trt.model.model_file import EXPORT_AGAIN
 from sparseflow_trt.model.target import PLUGIN_DOMAIN, PLUGIN_OP
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def check_valid(path: Path, given: Path) -> None:
     before = _why_not_valid(given)
     # what the checker refused before (an output of unknown rank, say) may run all the same
     if before and before != wrong:
-        raise ModelError(f"{given} is not valid ONNX: {before}; {wrong}.", "Export the model again.")
+        raise ModelError(f"{given} is not valid ONNX: {before}; {wrong}.", EXPORT_AGAIN)
     if not before:
         raise ModelError(
             f"the model rewritten for the plan is not valid ONNX: {wrong}.",

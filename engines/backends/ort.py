@@ -16,7 +16,7 @@ from sparseflow_trt.engines.evidence.layer_evidence import LayerEvidence
 from sparseflow_trt.engines.plugin.library import lowered_note
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine, OnProgress, Progress
 from sparseflow_trt.errors import BuildError
-from sparseflow_trt.model.model_file import OnnxModel, data_files, read_model
+from sparseflow_trt.model.model_file import EXPORT_AGAIN, OnnxModel, data_files, read_model
 from sparseflow_trt.model.target import GraphNeeds
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _refusal(model: OnnxModel, text: str) -> BuildError:
             "Export the model without it.",
         )
     if node is None:
-        return BuildError(f"ONNX Runtime cannot run {model.path.name}: {reason}.", "Export the model again.")
+        return BuildError(f"ONNX Runtime cannot run {model.path.name}: {reason}.", EXPORT_AGAIN)
     described = " of ".join(filter(None, (node.op_type, ", ".join(_types(node.inputs)))))
     described = f"node '{node.name}' ({described})"
     if "Could not find an implementation" in reason:
@@ -171,9 +171,7 @@ def _refusal(model: OnnxModel, text: str) -> BuildError:
             "Give --precision fp16 or fp32, or that layer one of these in the plan; or build for a backend "
             "that has it: --backend tensorrt-rtx.",
         )
-    return BuildError(
-        f"ONNX Runtime refuses {described} of {model.path.name}: {reason}.", "Export the model again."
-    )
+    return BuildError(f"ONNX Runtime refuses {described} of {model.path.name}: {reason}.", EXPORT_AGAIN)
 
 
 def _layers(file: Path) -> tuple[LayerEvidence, ...]:
