@@ -70,14 +70,20 @@ def _climb(value: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:
 
 
 def _is_masking(node: ir.Node) -> bool:
-    """Whether a node multiplies two constants of one shape, casts and the like aside; a scale has another."""
+    """Whether a node applies a constant mask to a constant of its shape, casts and the like aside.
+
+    It multiplies them (a scale has another shape), or takes zero where the mask says so.
+    """
     import onnx_ir as ir
 
-    if node.op_type != "Mul":
+    if node.op_type not in ("Mul", "Where"):
         return False
     sources = [source for source, _ in map(_climb, node.inputs)]
-    tensors = [ir.convenience.get_const_tensor(source) for source in sources if source is not None]
-    shapes = [tuple(tensor.shape.numpy()) for tensor in tensors if tensor is not None]
+    found = [ir.convenience.get_const_tensor(source) for source in sources if source is not None]
+    tensors = [tensor for tensor in found if tensor is not None]
+    if node.op_type == "Where" and len(tensors) == 3:
+        tensors = [tensors[0], *(branch for branch in tensors[1:] if np.any(branch.numpy()))]
+    shapes = [tuple(tensor.shape.numpy()) for tensor in tensors]
     return len(shapes) == 2 and shapes[0] == shapes[1]
 
 

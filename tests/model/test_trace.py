@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.model.model_file import read_model
-from sparseflow_trt.model.trace import passes_through, trace_weight
+from sparseflow_trt.model.trace import MASK_APART, passes_through, trace_weight
 from sparseflow_trt.model.weights import TracedWeight, Untraceable
 
 if TYPE_CHECKING:
@@ -116,3 +116,16 @@ def test_only_known_operators_are_passed_through(models: Models) -> None:
     ]  # fmt: skip
     model = read_model(models.save(models.model(nodes, {"s": np.ones((), np.float32)})))
     assert [passes_through(node) for node in model.ir.graph] == [True, False, False, True, False]
+
+
+@pytest.mark.parametrize(("kept", "apart"), [(0, True), (1, False)])
+@pytest.mark.parametrize("inputs", [["mask", "w", "other"], ["mask", "other", "w"]])
+def test_a_mask_that_a_where_applies_is_apart_where_it_leaves_zeros(
+    inputs: list[str], kept: float, apart: bool, models: Models
+) -> None:
+    weights = {"mask": np.ones((64, 32), bool), "w": np.ones((64, 32), np.float32)}
+    weights["other"] = np.full((), kept, np.float32)  # as masked_fill writes it
+    traced = _trace(models, [helper.make_node("Where", inputs, ["v"], name="pick")], weights)
+    assert isinstance(traced, Untraceable)
+    assert (traced.reason == MASK_APART) is apart
+    assert traced.computed
