@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Container
 
 from sparseflow_trt.errors import NotSparseError, ShapeError
-from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are, masks_apart
 from sparseflow_trt.model.layer_names import NOT_NAMED
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.prunable import choose_weights, prunable, pruned_before
@@ -135,9 +135,9 @@ def check_forced(layers: tuple[WeightedLayer, ...], sparsity: SparsityMode, mode
     able = [layer for layer in weighted if layer.eligible]
     if able:
         first, more = able[0], f" (the first of {len(able)})" if len(able) > 1 else ""
-        raise NotSparseError(
-            f"{said}: of layer '{first.name}'{more} {first.reason}.", _how_to_prune(able, model)
-        )
+        masks = masks_apart(layers)  # what was pruned is there, and no pruning of the others is wanted
+        todo = f"{masks} Or leave it to a policy: --sparsity policy." if masks else _how_to_prune(able, model)
+        raise NotSparseError(f"{said}: of layer '{first.name}'{more} {first.reason}.", todo)
     left = left_as_they_are(layers)
     why = "no layer multiplies by a stored weight" if left else "it has no weights"
     if weighted:

@@ -222,6 +222,22 @@ def test_sparsity_is_not_forced_where_nothing_is_2to4(
         check_forced(read_layers(pruned), sparsity, pruned)
 
 
+def test_masks_that_are_apart_are_told_in_place_of_what_else_could_be_pruned(models: Models) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    nodes = [
+        helper.make_node("Mul", ["w", "mask"], ["masked"]),
+        helper.make_node("MatMul", ["x", "masked"], ["h"], name="a"),
+        helper.make_node("MatMul", ["h", "v"], ["y"], name="b"),
+    ]
+    weights = {"w": weight, "mask": np.ones_like(weight), "v": weight}
+    model = read_model(models.save(models.model(nodes, weights), "m.onnx"))
+    with pytest.raises(NotSparseError) as caught:
+        check_forced(read_layers(model), "force", model)
+    assert caught.value.hint.startswith("1 layer(s) multiply a mask with their weight at each run")
+    assert caught.value.hint.endswith(" Or leave it to a policy: --sparsity policy.")
+    assert "sparseflow-trt prune" not in caught.value.hint
+
+
 @pytest.mark.parametrize("along_n", [True, False])
 def test_a_model_that_was_pruned_another_way_is_told_as_inspect_tells_it(
     along_n: bool, models: Models
