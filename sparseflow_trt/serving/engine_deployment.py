@@ -111,7 +111,7 @@ def _notes(
 ) -> list[str]:
     """What the person who deploys has to know, in sentences; refuses what the target would not load."""
     manifest, plugin = artifact.manifest, artifact.manifest.engine.plugin
-    notes = [*_target_notes(manifest, options), *_unseen(manifest), *artifact.batching.why]
+    notes = [*_target_notes(manifest, route, options), *_unseen(manifest), *artifact.batching.why]
     if options.cache:
         notes.append(
             "The response cache works only with the server's --cache-config; without it it is silently off."
@@ -134,19 +134,20 @@ def _batch_notes(folder: Path, batching: Batching) -> list[str]:
     return ["Before, requests to this model shared no batch; --max-batch-size 0 keeps it so."]
 
 
-def _target_notes(manifest: Manifest, options: DeployOptions) -> list[str]:
+def _target_notes(manifest: Manifest, route: Route, options: DeployOptions) -> list[str]:
     """Refuses an engine that the target would not load, and a release that is not known of.
 
     Returns:
-        What could not be checked.
+        What could not be checked, and whose TensorRT runs it where it is not the container's.
     """
     engine = manifest.engine
-    if engine.backend != "tensorrt":
-        if options.container and not options.tensorrt:
-            release_of(options.container)  # its image is named in the files for Docker and Kubernetes
-        return []
     compatible = _is_compatible(engine)
     built = engine.versions.get("tensorrt", "")
+    if engine.backend != "tensorrt" or (route == "python" and not options.tensorrt):
+        if options.container and not options.tensorrt:
+            release_of(options.container)  # its image is named in the files for Docker and Kubernetes
+        said = f"It runs with the tensorrt {built} that the Dockerfile installs, not with the container's."
+        return [said] if engine.backend == "tensorrt" else []
     if options.tensorrt:
         said = check_tensorrt(built, options.tensorrt, "the server", compatible)
     elif options.container:

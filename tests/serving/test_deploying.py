@@ -334,6 +334,25 @@ def test_what_the_target_loads_is_said_with_its_source(plan_artifact: Path, tmp_
     assert any("No server's TensorRT was compared" in note for note in model.notes)
 
 
+@pytest.mark.parametrize("container", ["26.06", "26.02", None])  # of another TensorRT, an unknown, not said
+def test_the_python_backend_runs_an_engine_with_the_dockerfiles_tensorrt(
+    container: str | None, plan_artifact: Path, tmp_path: Path
+) -> None:
+    options = DeployOptions(tmp_path / "repository", route="python", container=container)
+    (model,) = deploy(plan_artifact, options)
+    said = "It runs with the tensorrt 10.16.1.11 that the Dockerfile installs, not with the container's."
+    assert model.notes[0] == said
+    installed = plan_server(options.repository, (), container).dockerfile.split()
+    assert "tensorrt==10.16.1.11" in installed
+
+
+def test_a_python_known_to_have_another_tensorrt_is_refused(plan_artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match=r"the server has 10\.16\.1\.12"):
+        deploy(plan_artifact, DeployOptions(tmp_path / "r", route="python", tensorrt="10.16.1.12"))
+    with pytest.raises(DeployError, match=r"container '99\.99' is not in the table"):
+        deploy(plan_artifact, DeployOptions(tmp_path / "r", route="python", container="99.99"))
+
+
 def test_engines_that_triton_cannot_serve(
     ort_artifact: Path, as_tensorrt: AsTensorrt, tmp_path: Path
 ) -> None:
