@@ -17,6 +17,10 @@ from sparseflow_trt.cli.verdicts import exit_code_of
 from sparseflow_trt.errors import EXIT_FAILED, EXIT_OK
 
 _WITH = ("docker", "k8s")
+_LACKS = (
+    "Triton's own image lacks what these models need: with `--with docker --container YY.MM` a Dockerfile is "
+    "written that adds it."
+)
 
 
 @click.group("deploy")
@@ -61,7 +65,10 @@ def _whole_numbers(text: str) -> list[int]:
 @click.option(
     "--container", metavar="YY.MM", help="The release of Triton's container: 26.05. Its TensorRT is compared."
 )
-@click.option("--tensorrt", metavar="VERSION", help="The server's TensorRT, where you know it: 10.16.1.")
+@click.option(
+    "--tensorrt", metavar="VERSION",
+    help="The server's TensorRT, where you know it: 10.16.1. With --route python that of its Python.",
+)  # fmt: skip
 @click.option(
     "--gpus", default="0", show_default=True, metavar="N,…", help="GPUs that instances are made on."
 )
@@ -154,13 +161,14 @@ def deploy_triton(
     with alone_in(repository):  # the files are of all models that are there by now
         plan = plan_server(repository, plugins, options["container"], image)
         written = write_deployment_files(repository, plan, plugins, files)
+    notes = [*plan.notes, *([_LACKS] if plan.dockerfile and not files else [])]
     if as_json:
         console.print_json(
             {
                 "models": [model_json(model) for model in deployed],
                 "files": [str(file) for file in written],
                 "start": start_script(plan),
-                "notes": list(plan.notes),
+                "notes": notes,
             }
         )
         return EXIT_OK
@@ -176,7 +184,7 @@ def deploy_triton(
     out.print("\n".join(start_script(plan).splitlines()[1:]).removeprefix("exec "))
     for file in written[1:]:
         out.print(f"Written: {file}")
-    for note in plan.notes:
+    for note in notes:
         out.print(console.styled(note, "yellow"))
     if files:
         out.print(f"They run {plan.image}{', which the Dockerfile makes' if plan.dockerfile else ''}.")
