@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,8 +127,7 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
     record = read_record(folder, served[-1]) if served else None
     sent, named = sent_to(repository, new.router, new.name)
     number = max([*present, *_withdrawn(folder)], default=0) + 1
-    folder.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(folder / str(number)) as place:
+    with _folder_of_model(folder), temporary_folder(folder / str(number)) as place:
         for name, source in new.files.items():
             shutil.copyfile(source, place / name)
         for name, text in new.texts.items():
@@ -168,6 +168,17 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
         # on NFS what a server holds open cannot be removed yet: the next deployment does it
         shutil.rmtree(gone, ignore_errors=True)
     return Written(folder, number, config, differences, removed=removed)
+
+
+@contextlib.contextmanager
+def _folder_of_model(folder: Path) -> Iterator[None]:
+    """Makes a model's folder; it goes again where nothing came into it, since no server starts with such."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 def is_router(folder: Path) -> bool:

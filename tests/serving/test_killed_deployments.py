@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
+from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.exporters.triton import repository as triton_repository
 from sparseflow_trt.exporters.triton.rollback import roll_back
 from sparseflow_trt.exporters.triton.version import served_versions, versions_in
@@ -56,3 +58,20 @@ def test_a_version_whose_removal_was_killed_is_none(
     assert versions_in(folder) == [2, 3] and (folder / ".removed-1" / "model.py").is_file()
     deploy(ort_artifact, options)
     assert sorted(p.name for p in folder.iterdir()) == ["3", "4", "config.pbtxt"]
+
+
+def test_a_first_version_that_the_disk_has_no_room_for_leaves_no_folder(
+    ort_artifact: Path, tmp_path: Path
+) -> None:
+    """An empty one keeps a tritonserver that serves all models from starting."""
+    repository = tmp_path / "repository"
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
+    try:
+        with pytest.raises(ArtifactError, match="File too large"):
+            deploy(ort_artifact, DeployOptions(repository, "m"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert not repository.exists()
+    deploy(ort_artifact, DeployOptions(repository, "m"))
+    assert sorted(p.name for p in (repository / "m").iterdir()) == ["1", "config.pbtxt"]
