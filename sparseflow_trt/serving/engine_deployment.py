@@ -16,7 +16,13 @@ from sparseflow_trt.exporters.triton.releases import check_tensorrt, release_of,
 from sparseflow_trt.exporters.triton.repository import NewVersion, largest_batch
 from sparseflow_trt.exporters.triton.version import CONFIG, versions_in
 from sparseflow_trt.serving.deployment import DeployOptions, Planned, needs_of
-from sparseflow_trt.serving.served_artifact import RUNTIMES, Artifact, choose_route, plugin_notes
+from sparseflow_trt.serving.served_artifact import (
+    DENSE_ALL_THE_SAME,
+    RUNTIMES,
+    Artifact,
+    choose_route,
+    plugin_notes,
+)
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -112,6 +118,8 @@ def _notes(
     """What the person who deploys has to know, in sentences; refuses what the target would not load."""
     manifest, plugin = artifact.manifest, artifact.manifest.engine.plugin
     notes = [*_target_notes(manifest, route, options), *_unseen(manifest), *artifact.batching.why]
+    if artifact.sparse_from and manifest.engine.backend != "tensorrt":
+        notes.append(DENSE_ALL_THE_SAME)
     if options.cache:
         notes.append(
             "The response cache works only with the server's --cache-config; without it it is silently off."

@@ -26,6 +26,11 @@ RUNTIMES: dict[str, Runtime] = {
     "tensorrt-rtx": "tensorrt-rtx",
     "onnxruntime": "onnxruntime",
 }
+# Of the ONNX Runtime and TensorRT-RTX, where a plan has sparse layers.
+DENSE_ALL_THE_SAME = (
+    "This engine's backend has no kernels for 2:4, and runs dense: where sparse wins, the policy says of "
+    "TensorRT."
+)
 
 
 @dataclass(frozen=True)

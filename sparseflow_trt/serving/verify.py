@@ -31,7 +31,7 @@ from sparseflow_trt.exporters.triton.repository import largest_batch
 from sparseflow_trt.exporters.triton.version import VersionRecord, check_version, served_versions, versions_in
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.serving.engine_ends import narrows_integers
-from sparseflow_trt.serving.served_artifact import Artifact, model_name, read_artifact
+from sparseflow_trt.serving.served_artifact import DENSE_ALL_THE_SAME, Artifact, model_name, read_artifact
 from sparseflow_trt.validation.compare import compare
 from sparseflow_trt.validation.feeds import Array, InputSet
 from sparseflow_trt.validation.trial import Candidate
@@ -150,6 +150,8 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
                      "requests may share, and Triton puts requests together along it. Deploy it with "
                      "`deploy triton --max-batch-size 0`, so that none are, or export the model with the "
                      "batch as its first dimension.")  # fmt: skip
+    if load and least and read.manifest.engine.backend != "tensorrt":
+        notes.append(DENSE_ALL_THE_SAME)
     if standing_in:
         notes.append(f"The plan was not run: {_STANDS_IN} answered. Triton's core, the batching and the "
                      "configuration are the real ones, on CPUs.")  # fmt: skip

@@ -34,6 +34,7 @@ from sparseflow_trt.serving import engine_deployment
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions
 from sparseflow_trt.serving.deployment_files import kubernetes_name, plan_server
+from sparseflow_trt.serving.served_artifact import DENSE_ALL_THE_SAME
 from tests.serving.conftest import LIBRARY, WithPlugin
 
 AsTensorrt = Callable[..., Path]
@@ -62,6 +63,7 @@ def test_an_ort_engine_is_served_by_the_python_backend(ort_artifact: Path, tmp_p
         ("long", 4, 256),
     ]
     assert model.batching.preferred == (8, 16)
+    assert model.notes[-1] == DENSE_ALL_THE_SAME
 
 
 def test_an_engine_that_never_ran_is_said_to_be_so(
@@ -83,7 +85,7 @@ def test_a_plan_is_served_by_tensorrts_backend(plan_artifact: Path, tmp_path: Pa
     folder = tmp_path / "repository" / "mlp"
     assert sorted(p.name for p in folder.iterdir()) == ["1", "config.pbtxt", "configs"]
     assert {p.name for p in (folder / "1").iterdir()} == {"model.plan", "sparseflow.json"}
-    assert model.route == "tensorrt_plan"
+    assert model.route == "tensorrt_plan" and DENSE_ALL_THE_SAME not in model.notes
     config = (folder / "config.pbtxt").read_text(encoding="utf-8")
     assert 'profile: "0"\n  profile: "1"' in config and "MD5:1/model.plan" in config
     assert "KIND_CPU" in (folder / "configs" / "cpu.pbtxt").read_text(encoding="utf-8")
