@@ -1,4 +1,4 @@
-"""From which batch on the sparse layers of an artifact win, by the policy that it was planned with."""
+"""From which batch on an artifact's layers win sparse or in the plugin, by the policy it was planned with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest
 from sparseflow_trt.plans.shapes import Profile
 from sparseflow_trt.policies.gemm import Gemm
-from sparseflow_trt.policies.lookup import FAR, sparse_ranges
+from sparseflow_trt.policies.lookup import FAR, known_of, taken_ranges
+from sparseflow_trt.policies.plugin_lookup import plugin_known
 from sparseflow_trt.policies.policy import Policy
 
 
@@ -37,12 +38,12 @@ def sparse_from(
     """Where sparse begins to pay in each profile of an artifact; nothing where that is not known.
 
     Args:
-        manifest: The artifact's: its layers tell M at each profile's opt, and which are sparse.
+        manifest: The artifact's: its layers tell M at each profile's opt, and which are planned dense.
         profiles: Its plan's.
         policy: What was measured, where the artifact holds it.
         least_m: The threshold as a person gives it; it goes before the policy's.
     """
-    layers = [layer for layer in manifest.layers if layer.sparsity == "sparse"]
+    layers = [layer for layer in manifest.layers if layer.sparsity != "dense"]
     if not layers or (policy is None and least_m is None):
         return ()
     return tuple(_in_profile(layers, profile, policy, least_m) for profile in profiles)
@@ -71,6 +72,7 @@ def _threshold(layer: LayerRecord, policy: Policy | None) -> int | None:
     if policy is None:
         return None
     smooth = policy.model_copy(update={"wave": 0})  # where it is not sure to win it need not lose
-    ranges = sparse_ranges(smooth, Gemm(layer.kind, layer.n, layer.k, layer.precision.upper()), 1, FAR)
-    wins = [begin for begin, _, sparse in ranges if sparse]
-    return wins[-1] if wins else None
+    gemm = Gemm(layer.kind, layer.n, layer.k, layer.precision.upper())
+    known = plugin_known(smooth, gemm) if layer.sparsity == "plugin" else known_of(smooth, gemm)
+    wins = taken_ranges(known, 1, FAR)
+    return wins[-1][0] if wins else None

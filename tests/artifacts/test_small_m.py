@@ -13,6 +13,7 @@ from sparseflow_trt.plans.shapes import Profile, ShapeRange
 from sparseflow_trt.policies.between import WAVE
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge
+from sparseflow_trt.policies.plugin_lookup import plugin_known
 from sparseflow_trt.policies.policy import find_policy
 from tests.made_policies import make_points, make_policy
 
@@ -56,6 +57,16 @@ def test_the_policy_says_it_where_nobody_does() -> None:
     assert (found.batch, found.m) == (2, 256)  # 128 rows an item
     (never,) = sparse_from(manifest(layer("a", 1024)), [profile(8)], find_policy("h200"), None)
     assert (never.batch, never.m, never.layer) == (None, None, "a")
+
+
+def test_in_the_plugin_it_is_the_plugin_that_has_to_win() -> None:
+    h200 = find_policy("h200")
+    small = layer("a", 1024, n=2048, k=5632, kind="down", sparsity="plugin")
+    (found,) = sparse_from(manifest(small), [profile(8)], h200, None)
+    assert found.batch is not None and found.m is not None
+    known = plugin_known(h200.model_copy(update={"wave": 0}), Gemm("down", 2048, 5632, "FP16"))
+    assert known.judge(found.m).sparse and not known.judge(found.m - 8).sparse
+    assert (found.batch - 1) * 128 < found.m <= found.batch * 128
 
 
 def test_where_sparse_is_not_sure_to_win_it_need_not_lose() -> None:
