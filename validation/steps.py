@@ -200,8 +200,10 @@ def _blame(
     if not changes[blamed]:
         return "", f"No step changes an output.{_not_run_words(steps)}", ""
     left = left_after_cancelling(steps, *place)
-    others = [f"{_WORDS[name]} by {percent(size)}" for name, size in changes.items() if name != blamed]
-    beside = f", {' and '.join(others)}" if others else ""
+    others = [
+        f"{_WORDS[name]} by {percent(size)}" for name, size in changes.items() if size and name != blamed
+    ]
+    beside = f"{',' if others[1:] else ' and'} {' and '.join(others)}" if others else ""
     most = "makes most of the error" if left is None else "is the largest step"
     lead = "is to blame" if clear else most if others else "makes all of the error"
     reason = (

@@ -65,8 +65,14 @@ def test_the_step_that_changes_most_is_blamed() -> None:
     found = attributed([1.0, 2.0], [1.0, 2.5], [1.01, 2.5], [1.01, 2.5])
     assert found.blamed == "pruning"
     assert found.reason == (
-        "Pruning makes most of the error: it changes output 'y' on input set 's' by 22 %, the planned "
-        "precision by 0.45 % and the engine itself by 0 %."
+        "Pruning makes most of the error: it changes output 'y' on input set 's' by 22 % and the planned "
+        "precision by 0.45 %."
+    )
+
+
+def test_a_step_that_changed_nothing_has_no_part_in_the_error() -> None:
+    assert attributed([1.0, 2.0], [1.0, 2.0], [1.01, 2.0], [1.01, 2.0]).reason == (
+        "The planned precision makes all of the error: it changes output 'y' on input set 's' by 0.45 %."
     )
 
 
