@@ -38,8 +38,8 @@ def load_inputs(source: str | Path, model: OnnxModel) -> list[InputSet]:
               `INPUT@SET` (`input_ids@0`, `input_ids@1`, `attention_mask@0`, …), in the order the sets
               first come up. A name that is an input of the model as it stands is never split.
             - `x.json`: a feed dict or a list of them in Polygraphy's JSON; or a folder of such files.
-            - `x.py:FUNCTION` or `module:FUNCTION`: called without arguments, it gives an iterable of
-              feed dicts; `x.py` alone means its `load_data`.
+            - `x.py:FUNCTION` or `module:FUNCTION`: called without arguments, it gives a feed dict or an
+              iterable of them; `x.py` alone means its `load_data`.
         model: The model as read.
 
     Raises:
@@ -176,7 +176,8 @@ def _call_loader(target: str, function: str) -> Sets:
     source = f"{target}:{function}"
     with user_errors(source, "It is called without arguments and yields {input name: array}."):
         loader = getattr(import_user_code(target, "loader", _HINT), function)
-        feeds = list(loader())
+        made = loader()
+        feeds = [made] if isinstance(made, Mapping) else list(made)
     return _named(function, feeds, source)
 
 

@@ -73,6 +73,8 @@ def load_data():
     yield one(2)
 def single():
     return [one(4)]
+def plain():
+    return one(5)
 def odd():
     return [3]
 def broken():
@@ -91,6 +93,7 @@ def loader(tmp_path: Path) -> str:
 def test_a_loader_in_a_file(loader: str, embedding: OnnxModel) -> None:
     assert [s.name for s in load_inputs(loader, embedding)] == ["load_data@0", "load_data@1"]
     assert load_inputs(f"{loader}:single", embedding)[0].feeds["input_ids"].shape == (4, 3)
+    assert [s.feeds["input_ids"].shape for s in load_inputs(f"{loader}:plain", embedding)] == [(5, 3)]
 
 
 def test_a_loader_in_a_module(loader: str, embedding: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
