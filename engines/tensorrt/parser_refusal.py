@@ -26,7 +26,10 @@ _AS_QDQ = (
     "quantize_static makes such with QuantFormat.QDQ, QInt8 as activation_type and weight_type, and "
     "extra_options={'ActivationSymmetric': True}. Or build for ONNX Runtime: --backend onnxruntime."
 )
-_TYPES = "A strongly typed network takes types as they are written: where two differ, the model lacks a cast."
+_TYPES = (
+    "A strongly typed network takes types as they are written: where two differ, the model lacks a cast. "
+    f"{EXPORT_AGAIN}"
+)
 
 
 def refusal(flavour: Flavour, model: Path, error: Any) -> BuildError:
