@@ -195,7 +195,7 @@ def _print(layers: Any, show_all: bool) -> None:
         f"{counts['not-eligible']} not eligible"
         + (f" ({hidden} of them products with no constant weight: --all lists them)" if hidden else "")
     )
-    for said in filter(None, (masks_apart(layers), weights_computed(layers))):
+    for said in filter(None, (masks_apart(layer.reason for layer in layers), weights_computed(layers))):
         out.print(console.styled(said, "yellow"))
     if all_eligible_sparse(layers) and not counts["sparse"]:
         why = "could be 2:4: each row says why" if shown else "is multiplied by"

@@ -101,6 +101,7 @@ def _prune_onnx(
     model: Path, output: Path | None, include: tuple[str, ...], exclude: tuple[str, ...], as_json: bool
 ) -> int:
     from sparseflow_trt.exporters.pruning.prune import prune_model
+    from sparseflow_trt.model.graph import masks_apart
     from sparseflow_trt.model.layer_names import NOT_NAMED
     from sparseflow_trt.model.model_file import read_model
 
@@ -123,6 +124,8 @@ def _prune_onnx(
             out.print(console.styled("not pruned", "red"), f"'{layer}': {why}")
         for layer, why in report.skipped:
             out.print(console.styled("left alone", "dim"), f"'{layer}': {why}")
+        if masks := masks_apart(why for _, why in report.skipped):
+            out.print(console.styled(masks, "yellow"))
         out.print(
             f"{len(report.pruned) - already} weights pruned ({zeroed} of {elements} elements set to zero), "
             f"{already} were 2:4 already.\nWritten: {report.output}"

@@ -157,9 +157,9 @@ def layers_with_masks_apart(layers: Iterable[WeightedLayer]) -> tuple[str, ...]:
     return tuple(layer.name for layer in layers if layer.reason == MASK_APART)
 
 
-def masks_apart(layers: Iterable[WeightedLayer]) -> str:
-    """What to do with layers whose masks are not part of their weights; "" where there are none."""
-    apart = len(layers_with_masks_apart(layers))
+def masks_apart(reasons: Iterable[str]) -> str:
+    """What to do with layers whose reasons say that their masks are apart; "" where there are none."""
+    apart = sum(reason == MASK_APART for reason in reasons)
     if not apart:
         return ""
     return (
@@ -199,7 +199,11 @@ def left_as_they_are(layers: Iterable[WeightedLayer]) -> tuple[str, ...]:
         )
     if any(layer.reason.endswith(BEFORE_OPTIMISER) for layer in layers):
         foreign += f" Of what is fused, {BEFORE_OPTIMISER}."
-    said = (masks_apart(layers), weights_computed(layers), foreign if others else "")
+    said = (
+        masks_apart(layer.reason for layer in layers),
+        weights_computed(layers),
+        foreign if others else "",
+    )
     return tuple(filter(None, said))
 
 

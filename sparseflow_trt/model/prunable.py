@@ -15,8 +15,9 @@ from sparseflow_trt.model.graph import SparsityState, WeightedLayer, kind_of
 from sparseflow_trt.model.layer_names import NOT_NAMED, is_named, why_left
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.parts import part_of
+from sparseflow_trt.model.runtimes_own import operator_of
 from sparseflow_trt.model.scan import WeightReader, lay_out
-from sparseflow_trt.model.sites import LayerSite, find_sites, why_not_eligible
+from sparseflow_trt.model.sites import OPS, LayerSite, find_sites, why_not_eligible
 from sparseflow_trt.model.trace import passes_through
 from sparseflow_trt.model.weights import TracedWeight, Untraceable
 
@@ -85,8 +86,10 @@ def choose_weights(model: OnnxModel, include: tuple[str, ...] = (), exclude: tup
     conflicts: list[tuple[str, str]] = []
     skipped: list[tuple[str, str]] = []
     for site in sites:
-        if isinstance(site.weight, Untraceable) and (site.weight.computed or site.name in include):
-            skipped.append((site.name, site.weight.reason))
+        if isinstance(site.weight, Untraceable):
+            has_constant = site.weight.computed or operator_of(site.node) not in OPS
+            if has_constant or site.name in include:
+                skipped.append((site.name, site.weight.reason))
     for region, shared in _users_by_region(sites).items():
         able = [(site, weight) for site, weight in shared if not why_not_eligible(site)]
         skipped += [(s.name, why_not_eligible(s)) for s, _ in shared if why_not_eligible(s)]

@@ -135,7 +135,8 @@ def check_forced(layers: tuple[WeightedLayer, ...], sparsity: SparsityMode, mode
     able = [layer for layer in weighted if layer.eligible]
     if able:
         first, more = able[0], f" (the first of {len(able)})" if len(able) > 1 else ""
-        masks = masks_apart(layers)  # what was pruned is there, and no pruning of the others is wanted
+        # what was pruned is there, and no pruning of the others is wanted
+        masks = masks_apart(layer.reason for layer in layers)
         todo = f"{masks} Or leave it to a policy: --sparsity policy." if masks else _how_to_prune(able, model)
         raise NotSparseError(f"{said}: of layer '{first.name}'{more} {first.reason}.", todo)
     left = left_as_they_are(layers)

@@ -46,6 +46,26 @@ def test_a_classifier_is_left_and_named(sparseflow: Sparseflow, with_head: Path)
     assert sparseflow("inspect", with_head.with_name("model.2to4.onnx")).code == 0
 
 
+def test_what_has_no_2to4_path_is_left_and_named(sparseflow: Sparseflow, models: Models) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    nodes = [
+        helper.make_node("Einsum", ["x", "w"], ["a"], name="product", equation="ij,jk->ik"),
+        helper.make_node("Mul", ["w", "mask"], ["masked"], name="masking"),
+        helper.make_node("MatMul", ["a", "masked"], ["b"], name="pruned"),
+        helper.make_node("MatMul", ["b", "w2"], ["y"], name="plain"),
+    ]
+    weights = {"w": weight, "mask": (weight > 0).astype(np.float32), "w2": weight + 1}
+    ended = sparseflow("prune", models.save(models.model(nodes, weights)))
+    assert ended.code == 0
+    lines = " ".join(ended.out.split())
+    assert "left alone 'product': Einsum multiplies by its weight in a way that has no 2:4 path" in lines
+    assert "left alone 'pruned': its mask is still apart: multiplied with its weight 1 layer(s)" in lines
+    assert (
+        "Make the mask part of it before the export: torch.nn.utils.prune.remove(module, 'weight')" in lines
+    )
+    assert "1 weights pruned" in lines
+
+
 def test_a_conflict_is_named_with_exit_code_3(sparseflow: Sparseflow, models: Models) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["a"], name="one"),
