@@ -66,7 +66,7 @@ def test_the_version(sparseflow: Sparseflow) -> None:
     [
         (("frobnicate",), "No such command 'frobnicate'."),
         (("build",), "Missing argument 'MODEL'."),
-        (("inspect", "a", "--jsno"), "No such option '--jsno'"),
+        (("inspect", "a", "--jsno"), "--jsno"),
         (("build", "a", "--precision", "fp12"), "'fp12' is not one of"),
         (("build", "a", "--seed", "many"), "'many' is not a valid integer"),
         (("build", "a", "--seed", "-3"), "-3 is not in the range x>=0"),
