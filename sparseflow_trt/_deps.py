@@ -42,7 +42,7 @@ _KNOWN = {
     "safetensors": _Dependency(("safetensors",), "0.4", ("safetensors>=0.4",)),
     "sklearn": _Dependency(("scikit-learn",), "1.4", ("scikit-learn>=1.4",)),
     "torch": _Dependency(("torch",), "2.6", _TORCH),
-    "transformers": _Dependency(("transformers",), "4.50", (*_TORCH, "transformers>=4.50")),
+    "transformers": _Dependency(("transformers",), "4.56", (*_TORCH, "transformers>=4.56")),
     "tensorrt": _Dependency(("tensorrt", "tensorrt-cu12", "tensorrt-cu13"), "8.6", _TENSORRT),
     "cuda.bindings.runtime": _Dependency(("cuda-bindings",), "12.6", ("cuda-bindings>=12.6",)),
     "tritonclient.grpc": _TRITON,

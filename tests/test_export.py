@@ -443,4 +443,4 @@ def test_transformers_that_lacks_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(NotInstalledError, match="transformers") as raised:
         export_model(_write(tmp_path / "hf", BERT), tmp_path / "m.onnx")
-    assert "transformers>=4.50" in raised.value.hint
+    assert "transformers>=4.56" in raised.value.hint
