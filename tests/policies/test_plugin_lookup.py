@@ -135,8 +135,9 @@ def test_one_row_beyond_what_was_measured_promises_no_more(
             assert Known(known.otherwise).judge(first).sparse, "it is no less careful than the estimate alone"
             assert own[last] >= (1 + policy.margin) * (1 - 1e-9)
     for low, high in pairwise(sorted(own)):
-        assert (found := known.expect(low + 1)) is not None
-        assert found.speedup <= max(own[low], own[high]) * (1 + 1e-9)
+        between = known.expect(low + 1)
+        assert between is not None
+        assert between.speedup <= max(own[low], own[high]) * (1 + 1e-9)
 
 
 def test_cusparselt_stands_for_the_plugin_where_it_wins_by_more() -> None:
