@@ -28,7 +28,7 @@ class _Dependency(NamedTuple):
     requirements: tuple[str, ...]
 
 
-_TORCH = ("safetensors>=0.4", "torch>=2.6", "onnxscript>=0.6")
+_TORCH = ("safetensors>=0.4", "torch>=2.6", "onnxscript>=0.7")
 _TENSORRT = ("cuda-bindings>=12.6", "tensorrt>=8.6")
 _RTX = ("tensorrt_rtx_cu13_libs>=1.7", "tensorrt_rtx_cu13_bindings>=1.7")
 _TRITON = _Dependency(("tritonclient",), "2.51", ("tritonclient[grpc,http]>=2.51",))
@@ -36,7 +36,7 @@ _TRITON = _Dependency(("tritonclient",), "2.51", ("tritonclient[grpc,http]>=2.51
 _KNOWN = {
     "onnxruntime": _Dependency(("onnxruntime", "onnxruntime-gpu"), "1.23", ("onnxruntime>=1.23",)),
     "matplotlib": _Dependency(("matplotlib",), "3.7", ("matplotlib>=3.7",)),
-    "onnxscript": _Dependency(("onnxscript",), "0.6", _TORCH),
+    "onnxscript": _Dependency(("onnxscript",), "0.7", _TORCH),
     "polygraphy": _Dependency(("polygraphy",), "0.53.4", ("polygraphy>=0.53.4",)),
     "ray": _Dependency(("ray",), "2.9", ("ray>=2.9",)),
     "safetensors": _Dependency(("safetensors",), "0.4", ("safetensors>=0.4",)),

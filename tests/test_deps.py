@@ -88,7 +88,7 @@ def test_a_package_that_is_not(
     assert (
         caught.value.hint
         == _deps.install_line("torch")
-        == ("pip install 'safetensors>=0.4' 'torch>=2.6' 'onnxscript>=0.6'")
+        == ("pip install 'safetensors>=0.4' 'torch>=2.6' 'onnxscript>=0.7'")
     )
     assert caught.value.exit_code == EXIT_NOT_INSTALLED
 
