@@ -72,7 +72,10 @@ def _to_follow(model: ir.Model, axes: Collection[str]) -> onnx.ModelProto:
     for node in model.graph:
         read = [value for value in node.inputs if value is not None and value.name]
         if _is_followed(node, opset, axes) and all(_give(value, graph, given, axes) for value in read):
-            proto = ir.to_proto(node)
+            try:
+                proto = ir.to_proto(node)
+            except ir.serde.SerdeError:  # an attribute of no type: what is behind it is not known
+                continue
             schema = onnx.defs.get_schema(node.op_type, opset, ONNX_DOMAIN)
             # what stands in for another operator has what that one had, too
             del proto.input[schema.max_input :], proto.output[schema.max_output :]
