@@ -13,6 +13,7 @@ from sparseflow_trt.artifacts.graph_record import GraphRecord
 from sparseflow_trt.artifacts.verdict import Validation
 from sparseflow_trt.errors import ArtifactError
 from sparseflow_trt.plans.precision_record import PrecisionSearch
+from sparseflow_trt.policies.gemm import Gemm
 
 NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -60,6 +61,11 @@ class LayerRecord(Record):
     precision: str
     sparsity: str
     reason: str
+
+    @property
+    def gemm(self) -> Gemm:
+        """Its product in the planned type, as a policy is asked about it."""
+        return Gemm(self.kind, self.n, self.k, self.precision.upper())
 
 
 class PluginRecord(Record):

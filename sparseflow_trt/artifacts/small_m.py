@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest
 from sparseflow_trt.plans.shapes import Profile
-from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import FAR, known_of, taken_ranges
 from sparseflow_trt.policies.plugin_lookup import plugin_known
 from sparseflow_trt.policies.policy import Policy
@@ -72,7 +71,6 @@ def _threshold(layer: LayerRecord, policy: Policy | None) -> int | None:
     if policy is None:
         return None
     smooth = policy.model_copy(update={"wave": 0})  # where it is not sure to win it need not lose
-    gemm = Gemm(layer.kind, layer.n, layer.k, layer.precision.upper())
-    known = plugin_known(smooth, gemm) if layer.sparsity == "plugin" else known_of(smooth, gemm)
+    known = (plugin_known if layer.sparsity == "plugin" else known_of)(smooth, layer.gemm)
     wins = taken_ranges(known, 1, FAR)
     return wins[-1][0] if wins else None

@@ -37,13 +37,14 @@ _FFN = re.compile(r"(^|[._])(mlp|ffn|feed_forward)([._0-9]|$)", re.IGNORECASE)
 
 def kind_from_names(names: tuple[str, ...], n: int, k: int) -> str:
     """The kind that the first telling name says; where none does, the ratio N/K (0 where unknown) decides."""
-    for name in names:
+    dotted = [name.replace("/", ".") for name in names]
+    for name, dots in zip(names, dotted, strict=True):
         if _LAST.search(name):
             return "classifier"
         for kind, words in _KINDS:
-            if words.search(name.replace("/", ".")):
+            if words.search(dots):
                 return kind
-    if any(_FFN.search(name.replace("/", ".")) for name in names):
+    if any(map(_FFN.search, dotted)):
         return "ffn"
     if not n or not k:
         return "other"

@@ -49,13 +49,14 @@ def find_dims(model: ir.Model) -> None:
             value.shape = ir.Shape(a if b is None or _follows(a, axes) else b for a, b in both)
 
 
-def _axes(graph: ir.Graph) -> set[str]:
+def _axes(graph: ir.Graph) -> dict[str, int]:
+    """The axes of the inputs, each with a size to try whether something follows from them."""
     dims = (dim for value in graph.inputs for dim in value.shape or ())
-    return {dim.value for dim in dims if not isinstance(dim, int) and dim.value}
+    return {dim.value: 1 for dim in dims if not isinstance(dim, int) and dim.value}
 
 
-def _follows(dim: int | ir.SymbolicDim, axes: Iterable[str]) -> bool:
-    return isinstance(dim, int) or SymbolicM((dim.value,)).evaluate(dict.fromkeys(axes, 1)) is not None
+def _follows(dim: int | ir.SymbolicDim, axes: dict[str, int]) -> bool:
+    return isinstance(dim, int) or SymbolicM((dim.value,)).evaluate(axes) is not None
 
 
 def _to_follow(model: ir.Model, axes: Collection[str]) -> onnx.ModelProto:

@@ -131,10 +131,9 @@ def layer_times(manifest: Manifest, policy: Policy | None) -> dict[str, tuple[Ti
         if own:
             found[layer.name] = tuple(_measured(names, layer, o) for _, o in sorted(own.items()))
         elif policy is not None:
-            gemm = Gemm(layer.kind, layer.n, layer.k, layer.precision.upper())
-            if gemm not in known:
-                known[gemm] = known_of(policy, gemm)
-            found[layer.name] = tuple(_expected(layer, known[gemm]))
+            if layer.gemm not in known:
+                known[layer.gemm] = known_of(policy, layer.gemm)
+            found[layer.name] = tuple(_expected(layer, known[layer.gemm]))
     return found
 
 

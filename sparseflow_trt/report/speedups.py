@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest
 from sparseflow_trt.policies.gemm import Gemm
+from sparseflow_trt.policies.known import Known
 from sparseflow_trt.policies.lookup import known_of, taken_ranges
 from sparseflow_trt.policies.measurements import Measurements
 from sparseflow_trt.policies.plugin_lookup import plugin_known
@@ -78,17 +79,18 @@ def draw_speedups(manifest: Manifest, policy: Policy | None) -> tuple[tuple[Pane
         return (), 0
     shapes: dict[Gemm, list[LayerRecord]] = {}
     for layer in manifest.layers:
-        shapes.setdefault(Gemm(layer.kind, layer.n, layer.k, layer.precision.upper()), []).append(layer)
+        shapes.setdefault(layer.gemm, []).append(layer)
     ranked = sorted(shapes.items(), key=lambda item: -len(item[1]) * item[0].n * item[0].k)
     panels = [
-        panel for gemm, layers in ranked if (panel := _panel(known_of(policy, gemm).own, layers)) is not None
+        panel for gemm, layers in ranked if (panel := _panel(known_of(policy, gemm), layers)) is not None
     ]
     return tuple(panels[:_MOST_PANELS]), max(0, len(panels) - _MOST_PANELS)
 
 
-def _panel(known: Measurements, layers: list[LayerRecord]) -> Panel | None:
-    curves, plugin = _measured(known), _measured_in_plugin(known)
-    limit = known.threshold
+def _panel(known: Known, layers: list[LayerRecord]) -> Panel | None:
+    own, gemm = known.own, known.gemm
+    curves, plugin = _measured(own), _measured_in_plugin(own)
+    limit = own.threshold
     if not curves and not plugin and (limit is None or limit.min_m is None):
         return None
     drawn = [*((pairs, own, False) for _, own, pairs in curves), *([(plugin, True, True)] if plugin else [])]
@@ -109,16 +111,15 @@ def _panel(known: Measurements, layers: list[LayerRecord]) -> Panel | None:
         share = math.log(speedup / bottom) / math.log(top / bottom)
         return round(HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM), 1)
 
-    policy, gemm = known.policy, known.gemm
-    taken = taken_ranges(known_of(policy, gemm, known.library), low, high)
-    in_plugin = taken_ranges(plugin_known(policy, gemm), low, high) if plugin else []
+    taken = taken_ranges(known, low, high)
+    in_plugin = taken_ranges(plugin_known(own.policy, gemm), low, high) if plugin else []
     edges = sorted({b for b, _ in taken if b > low} | {end for _, end in taken if end < high})
     if len(edges) > _MOST_EDGES:
         edges = [edges[0], edges[-1]]
     title = f"{gemm.kind} {gemm.k} → {gemm.n}"
     return Panel(
         title=f"{title} · {len(layers)} layer{'s' if len(layers) > 1 else ''}",
-        subtitle=_subtitle(known, curves, plugin),
+        subtitle=_subtitle(own, curves, plugin),
         says=_in_words(title, taken, curves) + _plugin_in_words(in_plugin, plugin),
         curves=tuple(
             Curve(tuple((x(m), y(pair.speedup)) for m, pair in pairs.items()), own, of_plugin)
