@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
@@ -438,6 +438,7 @@ def test_the_specimen_itself_is_fine(specimen: tuple[Path, bytes]) -> None:
 
 @settings(max_examples=400)
 @given(changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4))
+@example(changes=[(0.041015625, 0)])  # an attribute of no type
 def test_changed_bytes_are_read_or_refused(
     changes: list[tuple[float, int]], specimen: tuple[Path, bytes]
 ) -> None:
