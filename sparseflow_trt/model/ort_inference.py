@@ -35,7 +35,8 @@ def symbolic_dims(model: onnx.ModelProto, axes: Collection[str]) -> dict[str, tu
     def dim_of(dim: int | str | None) -> int | str | None:
         if not isinstance(dim, str):
             return dim
-        names = {symbol.name for symbol in symbols[dim].free_symbols} if dim in symbols else {dim}
+        size = symbols.get(dim)  # of a damaged file it may be a number of NumPy's
+        names = {symbol.name for symbol in size.free_symbols} if isinstance(size, tool.sympy.Basic) else {dim}
         readable = dim in names or all(map(_NAME.fullmatch, names))
         return text(symbols.get(dim, dim)) if readable and names <= set(axes) else None
 

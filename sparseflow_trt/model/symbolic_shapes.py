@@ -6,6 +6,7 @@ onnx follows by name: behind it no M would be known.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
@@ -72,11 +73,11 @@ def _to_follow(model: ir.Model, axes: Collection[str]) -> onnx.ModelProto:
     opset = model.opset_imports.get(ONNX_DOMAIN, 1)
     for node in model.graph:
         read = [value for value in node.inputs if value is not None and value.name]
-        if _is_followed(node, opset, axes) and all(_give(value, graph, given, axes) for value in read):
-            try:
-                proto = ir.to_proto(node)
-            except ir.serde.SerdeError:  # an attribute of no type: what is behind it is not known
+        # what a damaged file says of a node or a value cannot always be written again: it stays unknown
+        with contextlib.suppress(ValueError, ir.serde.SerdeError):
+            if not _is_followed(node, opset, axes) or not all(_give(v, graph, given, axes) for v in read):
                 continue
+            proto = ir.to_proto(node)
             schema = onnx.defs.get_schema(node.op_type, opset, ONNX_DOMAIN)
             # what stands in for another operator has what that one had, too
             del proto.input[schema.max_input :], proto.output[schema.max_output :]
@@ -85,8 +86,7 @@ def _to_follow(model: ir.Model, axes: Collection[str]) -> onnx.ModelProto:
     graph.output.extend(
         onnx.ValueInfoProto(name=name) for node in graph.node[-1:] for name in node.output[:1]
     )
-    opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
-    return onnx.helper.make_model(graph, opset_imports=opsets)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(ONNX_DOMAIN, opset)])
 
 
 def _is_followed(node: ir.Node, opset: int, axes: Collection[str]) -> bool:
@@ -119,10 +119,7 @@ def _give(value: ir.Value, graph: onnx.GraphProto, given: set[str], axes: Collec
     name = str(value.name)
     if name in given:
         return True
-    try:
-        constant = ir.convenience.get_const_tensor(value)
-    except ValueError:  # a Constant without its value: who reads it as a weight says so
-        return False
+    constant = ir.convenience.get_const_tensor(value)
     if constant is not None and constant.size <= _SMALL:
         graph.initializer.append(onnx.numpy_helper.from_array(constant.numpy(), name))
     elif constant is not None:

@@ -439,6 +439,8 @@ def test_the_specimen_itself_is_fine(specimen: tuple[Path, bytes]) -> None:
 @settings(max_examples=400)
 @given(changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4))
 @example(changes=[(0.041015625, 0)])  # an attribute of no type
+@example(changes=[(0.9558480482618941, 128)])  # an opset's domain that is no text
+@example(changes=[(0.07566623630969606, 1)])  # a Reshape whose shape is FP32
 def test_changed_bytes_are_read_or_refused(
     changes: list[tuple[float, int]], specimen: tuple[Path, bytes]
 ) -> None:
