@@ -121,7 +121,8 @@ def policy_of_journals(name: str) -> Policy:
         gridded = {r.curve for r in journal.pairs if r.curve.library == "torch"}
         incomplete = incomplete_curves(gridded, GRID, journal.pairs)
         parts.append(policy_from_journal(journal, name, without=incomplete))
-    return functools.reduce(extend_policy, [*parts, *plugin_parts(parts[0])])
+    # the plugin's results first: all M of a shape are of one run there, dense and plugin in turn
+    return functools.reduce(extend_policy, [*plugin_parts(parts[0]), *parts])
 
 
 def with_care(policy: Policy, care: Mapping[str, Any]) -> Policy:

@@ -428,3 +428,15 @@ def test_of_two_policies_the_more_careful_says_how_sure_a_win_has_to_be() -> Non
     for one, other in ((careful, bold), (bold, careful)):
         both = extend_policy(one, other)
         assert (both.spreads, both.spreads_between, both.wave) == (2.0, 1.5, 8192)
+
+
+def test_what_a_kernel_gained_in_its_own_run_it_gains_in_the_joined_policy() -> None:
+    points = make_points("down", 64, 64, {8: 1.25, 16: 1.5}, library="tensorrt")
+    dense = tuple(p.model_copy(update={"us": p.us * 1.3}) for p in points if p.kernel == "dense")
+    plugin = tuple(p.model_copy(update={"kernel": "plugin"}) for p in points if p.kernel == "sparse")
+    beside = [p for p in points if p.kernel == "dense"]
+    joined = extend_policy(make_policy(dense), make_policy((*beside, *plugin)))
+    times = {(p.m, p.kernel): p.us for p in joined.points}
+    assert {m: times[m, "dense"] for m in (8, 16)} == {p.m: p.us for p in dense}
+    gains = {m: times[m, "dense"] / times[m, "plugin"] for m in (8, 16)}
+    assert gains == pytest.approx({8: 1.25, 16: 1.5}, rel=1e-4)

@@ -57,13 +57,13 @@ def extend_policy(policy: Policy, other: Policy) -> Policy:
     TensorRT and PyTorch are often in two environments, and measured apart. Where a library's versions differ
     both are named, each with the types of its points. Thresholds are derived anew; those that were given
     stay where no points give one. Of the margin and of how sure a win has to be, the more careful of both
-    counts.
+    counts. A kernel's gain stays what it was beside the dense kernel of its own run (`_beside`).
 
     Raises:
         PolicyError: The other is of another GPU.
     """
     check_gpu(other, policy.device, policy.compute_capability)
-    added = without_points_of(other.points, policy.points)
+    added = _beside(policy.points, without_points_of(other.points, policy.points), other.points)
     points = tuple(sorted([*policy.points, *added], key=_key))
     wave = other.wave if policy.wave is None else policy.wave
     margin = max(policy.margin, other.margin)
@@ -102,6 +102,25 @@ def without_points_of(points: Iterable[Point], others: Iterable[Point]) -> list[
     """Those that others hold nothing of: no point of the same product, library and kernel."""
     keys = {_key(point) for point in others}
     return [point for point in points if _key(point) not in keys]
+
+
+def _beside(own: Iterable[Point], added: Iterable[Point], others: Iterable[Point]) -> list[Point]:
+    """The added points; where `own` has its dense kernel's time, as many times as fast as it as they were.
+
+    Two runs differ in clocks and in the dense kernel that TensorRT picked: only what ran in turn compares.
+    """
+    here, there = ({_key(p)[:-1]: p.us for p in points if p.kernel == "dense"} for points in (own, others))
+    scales = {product: here[product] / there[product] for product in here.keys() & there.keys()}
+    return [_times(point, scales.get(_key(point)[:-1], 1.0)) for point in added]
+
+
+def _times(point: Point, factor: float) -> Point:
+    scaled = {
+        name: round(us * factor, 3)
+        for name in ("us", "low_us", "high_us")
+        if (us := getattr(point, name)) is not None
+    }
+    return point if factor == 1 else point.model_copy(update=scaled)
 
 
 def _libraries(policy: Policy, other: Policy, added: Iterable[Point]) -> dict[str, str]:

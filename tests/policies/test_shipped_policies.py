@@ -304,8 +304,15 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
     assert f"gain from that by 5 % or more, {len(slower)} lose by more than 2 %" in readme
     bert = [at for at in faster if at[0] == 768]
     pair, qkv = (4096, 28672, 64), (4096, 6144, 1024)
-    assert set(faster) - set(bert) == {pair, qkv}
-    assert f"gate and up as one (4096→28672) gain {taken_at[pair]:.2f} times at M=64" in PROSE
+    wider, tiny = (4096, 28672, 128), {m: (2048, 11264, m) for m in (128, 152, 184)}
+    assert set(faster) - set(bert) == {pair, wider, qkv, tiny[152], tiny[184]}
+    gains = f"gain {taken_at[pair]:.2f} times at M=64, {taken_at[wider]:.2f} at M=128"
+    assert f"gate and up as one (4096→28672) {gains} and nothing from M=136 on" in PROSE
+    assert not [at for at in taken_at if at[:2] == pair[:2] and at[2] > 128]
+    assert min(m for k, n, m in pairs if (k, n) == pair[:2] and m > 128) == 136
+    gains = f"gain {taken_at[tiny[152]]:.2f} times at M=152 and {taken_at[tiny[184]]:.2f} at M=184"
+    slow = f"and are {taken_at[tiny[128]]:.2f} times as fast at M=128"
+    assert f"gate and up as one (2048→11264) {gains}, {slow}" in PROSE
     assert f"its 4096→6144 {taken_at[qkv]:.2f} times at M=1024" in PROSE
     for k, n, m in ((768, 2304, 1024), (768, 3072, 1024), (768, 768, 4096)):
         assert (k, n, m) in bert
