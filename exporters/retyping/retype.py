@@ -36,7 +36,7 @@ class Clamped:
 
 @dataclass(frozen=True)
 class Retyped:
-    """What `retype` did. `clamped` fills while the model is saved: constants are converted then."""
+    """What `retype` did. `clamped` fills when constants are read: while the model is saved, and before."""
 
     nodes: int
     casts: int
@@ -204,7 +204,9 @@ def _convert(tensor: ir.TensorProtocol, dtype: ir.DataType, clamped: list[Clampe
         count = int(np.count_nonzero(beyond))
         if count:
             lost = values[beyond].astype(np.float64)
-            clamped.append(Clamped(tensor.name or "", count, float(np.abs(lost).max())))
+            found = Clamped(tensor.name or "", count, float(np.abs(lost).max()))
+            if found not in clamped:  # a constant is converted whenever it is read
+                clamped.append(found)
             converted[beyond] = np.copysign(float(ml_dtypes.finfo(target).max), lost).astype(target)
     return converted
 

@@ -21,6 +21,7 @@ from sparseflow_trt.exporters.saving import INLINE_BYTES, IR_VERSION, save_model
 from sparseflow_trt.model.graph import read_layers
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.model.target import GraphNeeds
 from sparseflow_trt.plans.plan import ModelPrecision, Plan
 from sparseflow_trt.plans.planning import make_plan
 from tests.conftest import set_external
@@ -109,6 +110,23 @@ def test_keep_leaves_all_as_it_is_but_the_layers_that_say_otherwise(mlp: Path) -
     _, typed = _apply(mlp, edited)
     types = _types(typed)
     assert (types["first"], types["softmax"], types["second"]) == ("BFLOAT16", "FLOAT", "FLOAT")
+
+
+def test_a_weight_that_does_not_fit_is_told_once_however_often_it_is_read(models: Models) -> None:
+    first, second = prune_2to4(_weight(64, 64), 0), prune_2to4(_weight(64, 64), 0)
+    second.flat[np.flatnonzero(second)[0]] = 1e6
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["a"], name="first"),
+        helper.make_node("MatMul", ["a", "second"], ["y"], name="second"),
+    ]
+    path = models.save(models.model(nodes, {"first": first, "second": second}))
+    plan = _plan(path)
+    dense = plan.layers[1].model_copy(update={"sparsity": "dense"})
+    plan = plan.model_copy(update={"layers": (plan.layers[0], dense)})
+    needs = GraphNeeds(opts_out_dense=True)
+    applied = apply_plan(read_model(path), plan, path.with_name("typed.onnx"), needs)
+    assert [record.route for record in applied.opted_out] == ["element"]
+    assert applied.clamped == (("second", 1, 1e6),)
 
 
 def test_large_constants_lie_beside_the_file(mlp: Path) -> None:
