@@ -11,7 +11,7 @@ from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.lowering.lower import lower_to_opset17
 from sparseflow_trt.exporters.lowering.opt_out import opt_out
 from sparseflow_trt.exporters.lowering.spell_out import fold_dequantized, spell_out
-from sparseflow_trt.exporters.mask_guard import check_written, mask_stage
+from sparseflow_trt.exporters.mask_guard import check_written, mask_stage, why_broken
 from sparseflow_trt.exporters.plugin.nodes import put_into_plugin
 from sparseflow_trt.exporters.pruning.restore import restore_dense
 from sparseflow_trt.exporters.retyping.cast_constants import fold_casts
@@ -19,9 +19,9 @@ from sparseflow_trt.exporters.retyping.islands import fp32_islands, islands_by_l
 from sparseflow_trt.exporters.retyping.node_types import floating_types
 from sparseflow_trt.exporters.retyping.retype import retype
 from sparseflow_trt.exporters.saving import check_valid, save_model, save_plugin_model
-from sparseflow_trt.model.graph import SparsityState, read_layers
 from sparseflow_trt.model.model_file import OnnxModel
-from sparseflow_trt.model.sites import find_sites, name_of
+from sparseflow_trt.model.scan import WeightReader
+from sparseflow_trt.model.sites import find_sites, name_of, why_not_eligible
 from sparseflow_trt.model.target import ANYTHING, GraphNeeds
 from sparseflow_trt.plans.plan import Plan, PlannedLayer
 from sparseflow_trt.plans.precision_record import UNCHANGED
@@ -136,8 +136,10 @@ def _dense_but_2to4(model: OnnxModel, plan: Plan) -> list[str]:
     """The layers planned dense whose weights are 2:4, where any is planned sparse: else the flag is off."""
     if not plan.wants_sparse:
         return []
-    sparse = {layer.name for layer in read_layers(model) if layer.state is SparsityState.SPARSE}
-    return [layer.name for layer in plan.layers if layer.sparsity == "dense" and layer.name in sparse]
+    dense = {layer.name for layer in plan.layers if layer.sparsity == "dense"}
+    eligible = [site for site in find_sites(model) if site.name in dense and not why_not_eligible(site)]
+    with WeightReader() as reader:
+        return [site.name for site in eligible if not why_broken(reader, site.weight, site.k_axis)]
 
 
 def _data_type(precision: str) -> ir.DataType | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from sparseflow_trt.artifacts.graph_record import MaskCheckRecord
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.model.model_file import read_model
-from sparseflow_trt.model.scan import PatternScan, WeightReader, scan_pattern
+from sparseflow_trt.model.scan import WeightReader, scan_key, scan_pattern
 from sparseflow_trt.model.sites import LayerSite, find_sites
 from sparseflow_trt.model.trace import trace_weight
 from sparseflow_trt.model.weights import TracedWeight, Untraceable
@@ -79,12 +79,12 @@ def check_written(
     if not guarded:
         return (*checks, MaskCheckRecord(step="Writing the model", touched=0))
     sites = {site.name: site for site in find_sites(read_model(path)) if site.name in guarded}
-    broken = []
     with WeightReader() as reader:
-        for name in sorted(guarded):
-            site = sites.get(name)
-            if site is None or not _is_2to4(reader, site.weight, site.k_axis):
-                broken.append(name)
+        broken = [
+            name
+            for name in sorted(guarded)
+            if (site := sites.get(name)) is None or why_broken(reader, site.weight, site.k_axis)
+        ]
         if broken:
             written = mask_stage("Writing the model", sites.values(), guarded)
             raise _error(reader, broken, (*stages, written))
@@ -97,22 +97,23 @@ def _check(before: MaskStage, after: MaskStage) -> MaskCheckRecord:
 
 
 def _key(stage: MaskStage, name: str) -> object:
-    weight, k_axis = stage.weights.get(name, (Untraceable("gone"), 0))
+    weight, k_axis = stage.weights.get(name, (None, 0))
+    return scan_key(weight, k_axis) if isinstance(weight, TracedWeight) else None
+
+
+def why_broken(reader: WeightReader, weight: TracedWeight | Untraceable, k_axis: int) -> str:
+    """Why a weight is not 2:4 along `k_axis` of its operand, in words; "" where it is. All of it is read."""
     if isinstance(weight, Untraceable):
-        return None
-    return id(weight.tensor), weight.steps, k_axis, weight.zero_key
-
-
-def _is_2to4(reader: WeightReader, weight: TracedWeight | Untraceable, k_axis: int) -> bool:
+        return weight.reason
     try:
-        return not isinstance(weight, Untraceable) and not _scan(reader, weight, k_axis).violating
-    except (TypeError, ValueError):  # a type or a K with no 2:4 pattern
-        return False
-
-
-def _scan(reader: WeightReader, weight: TracedWeight | Untraceable, k_axis: int) -> PatternScan:
-    assert isinstance(weight, TracedWeight)
-    return scan_pattern(reader, weight, k_axis)
+        scan = scan_pattern(reader, weight, k_axis)
+    except (TypeError, ValueError) as error:  # a type or a K with no 2:4 pattern
+        return str(error)
+    if not scan.violating:
+        return ""
+    where = f", the first at {list(scan.first)}" if scan.first is not None else ""
+    broken = f"{scan.violating} of {scan.groups} groups of weight '{weight.name}'"
+    return f"{broken} hold more than two non-zeros{where}"
 
 
 def _error(reader: WeightReader, broken: list[str], stages: Sequence[MaskStage]) -> ModelError:
@@ -125,20 +126,7 @@ def _error(reader: WeightReader, broken: list[str], stages: Sequence[MaskStage])
 
 
 def _first_broken(reader: WeightReader, name: str, stages: Sequence[MaskStage]) -> tuple[int, str]:
-    known: dict[object, PatternScan] = {}
-    for index, stage in enumerate(stages):
-        weight, k_axis = stage.weights.get(name, (Untraceable("the layer is gone"), 0))
-        if isinstance(weight, Untraceable):
-            return index, weight.reason
-        key = _key(stage, name)
-        try:
-            scan = known[key] if key in known else known.setdefault(key, _scan(reader, weight, k_axis))
-        except (TypeError, ValueError) as error:  # a type or a K with no 2:4 pattern
-            return index, str(error)
-        if scan.violating:
-            where = f", the first at {list(scan.first)}" if scan.first is not None else ""
-            return index, (
-                f"{scan.violating} of {scan.groups} groups of weight '{weight.name}' hold more than two "
-                f"non-zeros{where}"
-            )
-    return len(stages) - 1, "it cannot be 2:4 in the file"
+    gone = Untraceable("the layer is gone"), 0
+    left = (stage.weights.get(name, gone) for stage in stages)
+    whys = (why_broken(reader, weight, k_axis) for weight, k_axis in left)
+    return next((index, why) for index, why in enumerate(whys) if why)

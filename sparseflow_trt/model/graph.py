@@ -12,7 +12,7 @@ from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.operators import QUANTIZED
 from sparseflow_trt.model.pattern import GROUP
 from sparseflow_trt.model.runtimes_own import BEFORE_OPTIMISER, operator_of
-from sparseflow_trt.model.scan import PatternScan, WeightReader, lay_out, scan_pattern
+from sparseflow_trt.model.scan import PatternScan, WeightReader, lay_out, scan_key, scan_pattern
 from sparseflow_trt.model.sites import (
     OPS,
     SMALLEST_K,
@@ -114,7 +114,7 @@ def read_layers(
     scans: dict[tuple[object, ...], tuple[PatternScan, str]] = {}
     layers = []
     to_read = {
-        _scan_key(site.weight, site.k_axis): site.weight.tensor.nbytes
+        scan_key(site.weight, site.k_axis): site.weight.tensor.nbytes
         for site in sites
         if isinstance(site.weight, TracedWeight) and not why_not_eligible(site)
     }
@@ -131,7 +131,7 @@ def read_layers(
                 axes = lay_out(reader.stored_array(site.weight.tensor), site.weight, site.k_axis).k_axes
             scan, otherwise = None, ""
             if not reason:
-                key = _scan_key(site.weight, site.k_axis)
+                key = scan_key(site.weight, site.k_axis)
                 if key not in scans:
                     found = scan_pattern(reader, site.weight, site.k_axis)
                     scans[key] = found, _otherwise(reader, site, found) if found.violating else ""
@@ -272,11 +272,6 @@ def _describe(
         gives=type_name(site.node.outputs[0].dtype),
         otherwise=otherwise,
     )
-
-
-def _scan_key(weight: TracedWeight, k_axis: int) -> tuple[object, ...]:
-    """What a weight's pattern depends on."""
-    return id(weight.tensor), weight.steps, k_axis, weight.zero_key
 
 
 def _users_by_tensor(sites: list[LayerSite]) -> dict[int, list[LayerSite]]:

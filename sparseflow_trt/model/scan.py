@@ -163,6 +163,11 @@ def scan_pattern(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Pat
     return PatternScan(groups, violating, zeros, where, digest.hexdigest())
 
 
+def scan_key(weight: TracedWeight, k_axis: int) -> tuple[object, ...]:
+    """Equal for weights whose scans are."""
+    return id(weight.tensor), weight.steps, k_axis, weight.zero_key
+
+
 Piece = tuple[slice, slice]
 _Result = TypeVar("_Result")
 
