@@ -168,16 +168,16 @@ class _Finder:
 
     def _way_before(self, node: ir.Node) -> list[ir.Node]:
         """The nodes behind a node's inputs, up to and with the first product on each way."""
-        found: list[ir.Node] = []
+        found: dict[ir.Node, None] = {}  # in the order of finding
         open_ends = [node]
         while open_ends:
             for value in open_ends.pop().inputs:
                 maker = value.producer() if value is not None else None
                 if maker in self._parent and maker not in found:
-                    found.append(maker)
+                    found[maker] = None
                     if maker.op_type not in PRODUCTS:
                         open_ends.append(maker)
-        return found
+        return list(found)
 
     def parts(self) -> list[tuple[ir.Node, ...]]:
         """The joined nodes, in the order of the graph."""
