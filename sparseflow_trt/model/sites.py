@@ -197,9 +197,10 @@ def _site(name: str, node: ir.Node) -> LayerSite:
         if node.op_type.startswith(QUANTIZED):
             why += ": quantized by quantize_static with QuantFormat.QDQ it has one"
         return LayerSite(name, node, Untraceable(why), "right", 0, SymbolicM((None,)), 0, 0, 0)
-    left, right = trace_weight(node.inputs[0]), trace_weight(node.inputs[1])
+    right = trace_weight(node.inputs[1])
     if node.op_type == "Conv":
         return _conv_site(name, node, right)
+    left = trace_weight(node.inputs[0])
     if isinstance(left, TracedWeight) and isinstance(right, TracedWeight):
         right = Untraceable("both operands are constant: folded when the engine is built")
     elif isinstance(left, TracedWeight):
