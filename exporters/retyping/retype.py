@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparseflow_trt.errors import ModelError
+from sparseflow_trt.exporters.constants import constant_of
+from sparseflow_trt.exporters.retyping.converted_constants import ConvertedConstants, name_as
 from sparseflow_trt.exporters.retyping.node_types import floating_types, infer_types, types_of
 from sparseflow_trt.model.free_names import Names
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
+from sparseflow_trt.model.pattern import Array
 from sparseflow_trt.model.subgraphs import bodies_of
 
 if TYPE_CHECKING:
@@ -70,7 +73,7 @@ def retype(model: ir.Model, precision_of: PrecisionOf, keep_outputs: bool = True
     if keep_outputs:
         work.restore_outputs(model.graph)
     RemoveUnusedNodesPass()(model)
-    work.keep_names()
+    work.constants.keep_names()
     return Retyped(work.nodes, work.casts, work.clamped)
 
 
@@ -82,11 +85,13 @@ class _Work:
         self._precision_of = precision_of
         self._floats = floating_types()
         self._original: dict[ir.Value, ir.DataType | None] = {}
-        self._converted: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._names = Names(model)
         self.nodes = 0
         self.casts = 0
         self.clamped: list[Clamped] = []
+        self.constants = ConvertedConstants(
+            self._names, lambda tensor, dtype: _convert(tensor, dtype, self.clamped)
+        )
 
     def graph(self, graph: ir.Graph) -> None:
         casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
@@ -130,38 +135,17 @@ class _Work:
     ) -> ir.Value:
         import onnx_ir as ir
 
-        tensor = ir.convenience.get_const_tensor(value)
-        if tensor is not None and not value.is_graph_input():  # an input's default can be overridden
-            return self._constant_as(value, tensor, dtype)
+        if (tensor := constant_of(value)) is not None:
+            return self.constants.make(value, tensor, dtype)
         if (value, dtype) not in casts:
-            name = self._names.new(_name_as(value, dtype))
+            name = self._names.new(name_as(value, dtype))
             cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", dtype)], name=f"Cast_{name}")
             cast.outputs[0].name, cast.outputs[0].dtype = name, dtype
             cast.outputs[0].shape = value.shape
-            reader.graph.insert_before(reader, cast) if reader.graph else graph.append(cast)
+            graph.insert_before(reader, cast)
             casts[value, dtype] = cast.outputs[0]
             self.casts += 1
         return casts[value, dtype]
-
-    def _constant_as(self, value: ir.Value, tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.Value:
-        import onnx_ir as ir
-
-        if (value, dtype) not in self._converted:
-            producer = value.producer()
-            owner = producer.graph if producer is not None else value.graph
-            assert isinstance(owner, ir.Graph)
-            name = self._names.new(_name_as(value, dtype))
-            shape = ir.Shape(
-                dim for dim in tensor.shape if isinstance(dim, int)
-            )  # as all of a constant's are
-            stored = ir.LazyTensor(
-                lambda: ir.Tensor(_convert(tensor, dtype, self.clamped), dtype, name=name),
-                dtype, shape, name=name,
-            )  # fmt: skip
-            made = ir.Value(name=name, type=ir.TensorType(dtype), shape=shape, const_value=stored)
-            owner.register_initializer(made)
-            self._converted[value, dtype] = made
-        return self._converted[value, dtype]
 
     def restore_outputs(self, graph: ir.Graph) -> None:
         """Casts a graph's outputs back to the types they had: its callers know them by those."""
@@ -173,31 +157,22 @@ class _Work:
                 continue
             public = value.name
             assert value.dtype is not None
-            value.name = self._names.new(_name_as(value, value.dtype))
+            value.name = self._names.new(name_as(value, value.dtype))
             cast = ir.Node("", "Cast", [value], [ir.AttrInt64("to", before)], name=f"Cast_{public}")
             cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = public, before, value.shape
             graph.append(cast)
             graph.outputs[i] = cast.outputs[0]
             self.casts += 1
 
-    def keep_names(self) -> None:
-        """A constant that nobody reads any more leaves its name to the one that took over."""
-        for (old, _), new in self._converted.items():
-            if old.uses() or old.is_graph_output():
-                continue
-            graph = new.graph
-            if graph is not None and old.name and old.name not in graph.initializers:
-                new.name = old.name
 
-
-def _convert(tensor: ir.TensorProtocol, dtype: ir.DataType, clamped: list[Clamped]) -> np.ndarray[Any, Any]:
+def _convert(tensor: ir.TensorProtocol, dtype: ir.DataType, clamped: list[Clamped]) -> Array:
     """The tensor's values rounded to `dtype`; finite values beyond its range become its largest one."""
     import ml_dtypes
 
     values = tensor.numpy()
     target = dtype.numpy()
     with np.errstate(over="ignore"):
-        converted: np.ndarray[Any, Any] = values.astype(target)
+        converted: Array = values.astype(target)
     beyond = np.isinf(converted)
     if beyond.any():
         beyond &= np.isfinite(values)
@@ -225,7 +200,3 @@ def _retype_attributes(node: ir.Node, clamped: list[Clamped]) -> None:
         fill = value.as_tensor().numpy() if value else np.zeros(1, np.float32)
         tensor = ir.Tensor(_convert(ir.Tensor(fill, name=node.outputs[0].name), dtype, clamped), dtype)
         node.attributes["value"] = ir.AttrTensor("value", tensor)
-
-
-def _name_as(value: ir.Value, dtype: ir.DataType) -> str:
-    return f"{value.name}_as_{dtype.short_name()}"
