@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparseflow_trt.exporters.constants import constant_of
 from sparseflow_trt.exporters.lowering.rewriting import Rewriting, input_of, not_lowered, sizes_of
+from sparseflow_trt.model.constants import constant_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir

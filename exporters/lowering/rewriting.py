@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.exporters.constants import constant_of
+from sparseflow_trt.model.constants import constant_of
 from sparseflow_trt.model.free_names import Names
 from sparseflow_trt.model.pattern import Array
 

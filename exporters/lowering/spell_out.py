@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparseflow_trt.exporters.constants import constant_of
 from sparseflow_trt.exporters.lowering.rewriting import Rewriting, input_of
+from sparseflow_trt.model.constants import constant_of
 from sparseflow_trt.model.free_names import Names
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
 

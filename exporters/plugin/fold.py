@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.exporters.constants import constant_of
+from sparseflow_trt.model.constants import constant_of
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
 from sparseflow_trt.model.pattern import Array
 from sparseflow_trt.model.sites import LayerSite

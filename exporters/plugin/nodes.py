@@ -18,8 +18,8 @@ import numpy as np
 
 from sparseflow_trt.artifacts.graph_record import PluginNodeRecord
 from sparseflow_trt.errors import PlanError
-from sparseflow_trt.exporters.constants import drop_unused
 from sparseflow_trt.exporters.plugin.fold import Folded, fold, why_not_gemm
+from sparseflow_trt.model.constants import drop_unused
 from sparseflow_trt.model.free_names import Names
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.packing import pack_2to4, why_not_in_plugin

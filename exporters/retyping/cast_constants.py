@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparseflow_trt.exporters.constants import constant_of, drop_unused
 from sparseflow_trt.exporters.retyping.converted_constants import ConvertedConstants
+from sparseflow_trt.model.constants import constant_of, drop_unused
 from sparseflow_trt.model.free_names import Names
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
 from sparseflow_trt.model.pattern import Array

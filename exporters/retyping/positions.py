@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sparseflow_trt.exporters.constants import constant_of
 from sparseflow_trt.exporters.retyping.node_types import infer_types
+from sparseflow_trt.model.constants import constant_of
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
 
 if TYPE_CHECKING:

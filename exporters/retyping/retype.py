@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.exporters.constants import constant_of
 from sparseflow_trt.exporters.retyping.converted_constants import ConvertedConstants, name_as
 from sparseflow_trt.exporters.retyping.node_types import floating_types, infer_types, types_of
+from sparseflow_trt.model.constants import constant_of
 from sparseflow_trt.model.free_names import Names
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
 from sparseflow_trt.model.pattern import Array

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+from sparseflow_trt.model.constants import drop_unused
 from sparseflow_trt.model.free_names import Names
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
 
@@ -86,7 +87,7 @@ def take_parts(model: ir.Model) -> None:
                 made[key] = _make(*key, names)
             part = _transpose(made[key], cut.perm, node, names) if cut.perm else made[key]
             output.replace_all_uses_with(part)
-        _remove(node)
+        drop_unused(node.outputs[0])
 
 
 def _cut_of(node: ir.Node) -> _Cut | None:
@@ -168,21 +169,6 @@ def _transpose(rows: ir.Value, perm: tuple[int, ...], before: ir.Node, names: Na
     assert before.graph is not None
     before.graph.insert_before(before, node)
     return value
-
-
-def _remove(node: ir.Node) -> None:
-    """Takes a node out, and what is read by nothing else: initializers, and a Transpose of one."""
-    read = [value for value in node.inputs if value is not None]
-    assert node.graph is not None
-    node.graph.remove(node, safe=True)
-    for value in read:
-        if value.uses() or value.is_graph_output():
-            continue
-        if value.is_initializer():
-            assert value.graph is not None
-            del value.graph.initializers[value.name or ""]
-        elif (before := value.producer()) is not None and before.op_type == "Transpose":
-            _remove(before)
 
 
 def _make(whole: ir.Value, start: int, stop: int, names: Names) -> ir.Value:

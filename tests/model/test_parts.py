@@ -247,3 +247,13 @@ def test_one_part_read_by_two_splits_is_one_weight(models: Models) -> None:
     part = part_of(first.tensor)
     assert part is not None
     assert (part.name, part.start, part.stop) == ("w", 0, 16)
+
+
+def test_constants_that_said_where_to_split_go_with_the_split(models: Models) -> None:
+    proto = attention(models, random_weight(48, 64), ROWS)
+    sizes = helper.make_node("Constant", [], ["sizes"], value=proto.graph.initializer.pop(1))
+    proto.graph.node.insert(0, sizes)
+    model = read_model(models.save(proto))
+    find_sites(model)
+    assert [node.op_type for node in model.ir.graph] == ["Transpose", "MatMul"] * 2
+    assert sorted(model.ir.graph.initializers) == NAMES
