@@ -64,7 +64,7 @@ def read_ends(model: OnnxModel, seen: Sequence[Mapping[str, tuple[int, ...]]] = 
     """
     import onnx
 
-    proto = onnx.load(str(model.path), load_external_data=False)
+    proto = model.proto
     weights = {tensor.name for tensor in proto.graph.initializer}
     named = {dim.dim_param for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
              for dim in value.type.tensor_type.shape.dim}  # fmt: skip
