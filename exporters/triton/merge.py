@@ -83,8 +83,7 @@ def _merge(
         kept = "generated" if path + name in decided else "the file's"
         if kept == "the file's":
             merged.ClearField(name)
-            if _is_set(theirs, descriptor):
-                _copy(theirs, merged, descriptor)
+            merged.MergeFrom(_alone(theirs, descriptor))
         found.append(Difference(path + name, _shown(theirs, descriptor), _shown(ours, descriptor), kept))
 
 
@@ -97,26 +96,21 @@ def _is_set(message: Any, descriptor: Any) -> bool:
     return any(field.name == descriptor.name for field, _ in message.ListFields())
 
 
-def _copy(source: Any, target: Any, descriptor: Any) -> None:
-    alone = type(source)()
-    alone.CopyFrom(source)
-    for field, _ in source.ListFields():
+def _alone(message: Any, descriptor: Any) -> Any:
+    """A message of one field alone, and of nothing where that is not set."""
+    alone = type(message)()
+    alone.CopyFrom(message)
+    for field, _ in message.ListFields():
         if field.name != descriptor.name:
             alone.ClearField(field.name)
-    target.MergeFrom(alone)
+    return alone
 
 
 def _bytes(message: Any, descriptor: Any) -> bytes:
-    alone = type(message)()
-    if _is_set(message, descriptor):
-        _copy(message, alone, descriptor)
-    return bytes(alone.SerializeToString(deterministic=True))
+    return bytes(_alone(message, descriptor).SerializeToString(deterministic=True))
 
 
 def _shown(message: Any, descriptor: Any) -> str:
     from google.protobuf import text_format
 
-    alone = type(message)()
-    if _is_set(message, descriptor):
-        _copy(message, alone, descriptor)
-    return str(text_format.MessageToString(alone, as_one_line=True)).strip()
+    return str(text_format.MessageToString(_alone(message, descriptor), as_one_line=True)).strip()
