@@ -28,7 +28,7 @@ from sparseflow_trt.artifacts.graph_record import OptOutRecord
 from sparseflow_trt.errors import ModelError, PlanError
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.pattern import GROUP, KEPT, Array, magnitude_bits
-from sparseflow_trt.model.scan import Piece, WeightReader, lay_out, map_pieces, scan_pattern
+from sparseflow_trt.model.scan import Piece, WeightReader, grouping, lay_out, map_pieces, scan_pattern
 from sparseflow_trt.model.sites import LayerSite, dtype_name, find_sites, why_not_eligible
 from sparseflow_trt.model.weights import TracedWeight, replace_weight
 
@@ -128,7 +128,9 @@ def _opt_out(
     twin = next((r for u in users if (r := records.get(u.name)) and r.route == "element"), None)
     if not reason and twin is not None:
         twin_site = next(user for user in users if user.name == twin.layer)
-        if _view(stored, site) == _view(stored, twin_site):
+        assert isinstance(twin_site.weight, TracedWeight)
+        same = grouping(stored, twin_site.weight, twin_site.k_axis)
+        if grouping(stored, weight, site.k_axis) == same:
             reason = f"by the element changed for '{twin.layer}'"
             return twin.model_copy(update={"layer": site.name, "reason": reason})
         reason = f"weight '{weight.name}' was changed for '{twin.layer}', whose K lies on another axis"
@@ -194,14 +196,6 @@ def _value_for(site: LayerSite, weight: TracedWeight, dtype: str) -> tuple[float
     return _HALF_STEP if cast else value, roundoff
 
 
-def _view(stored: Array, site: LayerSite) -> object:
-    """Equal for layers that see the same groups of four in one stored weight."""
-    assert isinstance(site.weight, TracedWeight)
-    layout = lay_out(stored, site.weight, site.k_axis)
-    # K's stride in the stored weight says which elements form a group
-    return layout.array.shape[2] if layout.in_place else (site.weight.steps, site.k_axis)
-
-
 def _find_zero(
     stored: Array, weight: TracedWeight, k_axis: int, least: float
 ) -> tuple[tuple[int, ...] | None, bool]:
@@ -246,9 +240,7 @@ def _stored_index(
     index = [0] * operand.ndim
     for axis, position in zip(order, ordered, strict=True):
         index[axis] = int(position)
-    shapes = [stored.shape]
-    for step, argument in weight.steps:
-        shapes.append(tuple(shapes[-1][i] for i in argument) if step == "transpose" else argument)
+    shapes = weight.shapes
     for (step, argument), before, after in zip(
         weight.steps[::-1], shapes[-2::-1], shapes[:0:-1], strict=True
     ):

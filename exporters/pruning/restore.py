@@ -97,13 +97,13 @@ class _Weights:
 
     def of(self, site: LayerSite, unpruned: OnnxModel) -> TracedWeight:
         assert isinstance(site.weight, TracedWeight)
-        shape = _shape(site.weight)
+        shape = site.weight.shapes[0]
         named = (self._by_name.get(site.weight.name), self._by_layer.get(site.name))
         found = [weight for weight in named if weight is not None]
         for weight in found:
-            if _shape(weight) == shape:
+            if weight.shapes[0] == shape:
                 return weight
-        what = f"has shape {list(_shape(found[0]))} there, not {list(shape)}" if found else "is not in it"
+        what = f"has shape {list(found[0].shapes[0])} there, not {list(shape)}" if found else "is not in it"
         raise ModelError(
             f"{unpruned.path} is another model: weight '{site.weight.name}' of layer '{site.name}' {what}.",
             _HINT,
@@ -154,10 +154,6 @@ def _kept_cosine(pruned: Array, unpruned: Array) -> float:
 def _for_layer(record: RestoreRecord, layer: str) -> RestoreRecord:
     reason = record.reason or f"with '{record.layer}'"
     return record.model_copy(update={"layer": layer, "reason": reason, "elements": 0})
-
-
-def _shape(weight: TracedWeight) -> tuple[int, ...]:
-    return tuple(int(d) for d in weight.tensor.shape.numpy())
 
 
 def _listed(names: Iterable[object]) -> str:

@@ -16,7 +16,7 @@ from sparseflow_trt.model.layer_names import NOT_NAMED, is_named, why_left
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.parts import part_of
 from sparseflow_trt.model.runtimes_own import operator_of
-from sparseflow_trt.model.scan import WeightReader, lay_out
+from sparseflow_trt.model.scan import WeightReader, grouping
 from sparseflow_trt.model.sites import OPS, LayerSite, find_sites, why_not_eligible
 from sparseflow_trt.model.trace import passes_through
 from sparseflow_trt.model.weights import TracedWeight, Untraceable
@@ -196,10 +196,8 @@ def _disagreement(able: _Users) -> str:
     by_zero: dict[object, list[str]] = {}
     with WeightReader() as reader:
         for site, weight in able:
-            layout = lay_out(reader.stored_array(weight.tensor), weight, site.k_axis)
-            # K's stride in the stored array says which elements form a group
-            stride = layout.array.shape[2] if layout.in_place else (weight.steps, site.k_axis)
-            by_axis.setdefault(stride, []).append(f"'{site.name}'")
+            groups = grouping(reader.stored_array(weight.tensor), weight, site.k_axis)
+            by_axis.setdefault(groups, []).append(f"'{site.name}'")
             by_zero.setdefault((weight.tensor.dtype, weight.zero_key), []).append(f"'{site.name}'")
     if len(by_axis) > 1:
         return "is shared by layers whose K lies on different axes: " + _against(by_axis)

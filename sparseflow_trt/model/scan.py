@@ -163,6 +163,13 @@ def scan_pattern(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Pat
     return PatternScan(groups, violating, zeros, where, digest.hexdigest())
 
 
+def grouping(stored: Array, weight: TracedWeight, k_axis: int) -> object:
+    """Equal for uses of one stored weight that see the same groups of four in it."""
+    layout = lay_out(stored, weight, k_axis)
+    # K's stride in the stored array says which elements form a group
+    return layout.array.shape[2] if layout.in_place else (weight.steps, k_axis)
+
+
 def scan_key(weight: TracedWeight, k_axis: int) -> tuple[object, ...]:
     """Equal for weights whose scans are."""
     return id(weight.tensor), weight.steps, k_axis, weight.zero_key

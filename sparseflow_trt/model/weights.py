@@ -40,10 +40,15 @@ class TracedWeight:
     @property
     def operand_shape(self) -> tuple[int, ...]:
         """The shape of what the node sees."""
-        shape = tuple(int(d) for d in self.tensor.shape.numpy())
+        return self.shapes[-1]
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The stored array's shape, and those behind each of the steps."""
+        shapes = [tuple(int(d) for d in self.tensor.shape.numpy())]
         for step, argument in self.steps:
-            shape = tuple(shape[i] for i in argument) if step == "transpose" else argument
-        return shape
+            shapes.append(tuple(shapes[-1][i] for i in argument) if step == "transpose" else argument)
+        return shapes
 
     @property
     def zero_key(self) -> object:
@@ -62,11 +67,7 @@ class TracedWeight:
 
     def stored(self, operand: Array) -> Array:
         """The inverse of `operand`."""
-        shapes = [tuple(int(d) for d in self.tensor.shape.numpy())]
-        for step, argument in self.steps:
-            before = shapes[-1]
-            shapes.append(tuple(before[i] for i in argument) if step == "transpose" else argument)
-        for (step, argument), before in zip(reversed(self.steps), reversed(shapes[:-1]), strict=True):
+        for (step, argument), before in zip(self.steps[::-1], self.shapes[-2::-1], strict=True):
             if step == "transpose":
                 operand = operand.transpose(np.argsort(argument))
             else:
