@@ -118,7 +118,7 @@ def read_layers(
         for site in sites
         if isinstance(site.weight, TracedWeight) and not why_not_eligible(site)
     }
-    done = 0
+    done, total = 0, sum(to_read.values())
     with WeightReader() as reader:
         for site in sites:
             if isinstance(site.weight, Untraceable):
@@ -137,7 +137,7 @@ def read_layers(
                     scans[key] = found, _otherwise(reader, site, found) if found.violating else ""
                     done += site.weight.tensor.nbytes
                     if progress:
-                        progress(done, sum(to_read.values()))
+                        progress(done, total)
                 scan, otherwise = scans[key]
             layers.append(_describe(site, axes, reason, scan, shared, otherwise))
     return tuple(layers)
@@ -253,7 +253,7 @@ def _describe(
         kind=kind_of(site),
         side=site.side,
         weight=traced.name if traced else "",
-        weight_shape=tuple(int(d) for d in traced.tensor.shape.numpy()) if traced else (),
+        weight_shape=traced.shapes[0] if traced else (),
         dtype=product_dtype(traced) if traced else "",
         m=site.m,
         n=site.n,
