@@ -129,4 +129,5 @@ def _first_broken(reader: WeightReader, name: str, stages: Sequence[MaskStage]) 
     gone = Untraceable("the layer is gone"), 0
     left = (stage.weights.get(name, gone) for stage in stages)
     whys = (why_broken(reader, weight, k_axis) for weight, k_axis in left)
-    return next((index, why) for index, why in enumerate(whys) if why)
+    unsaid = len(stages) - 1, "it cannot be 2:4 in the file"  # its other operand became constant, say
+    return next(((index, why) for index, why in enumerate(whys) if why), unsaid)
