@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,7 @@ from sparseflow_trt.gates.regressions import (
     figures_of,
 )
 from sparseflow_trt.gates.stored_array import array_from, store_array
-from sparseflow_trt.gates.task_metrics import TaskMetric, load_metric
+from sparseflow_trt.gates.task_metrics import TaskMetric, load_metric, score_reference
 from sparseflow_trt.gates.tighten import tighten
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.plans.plan import read_plan
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 
 _Arrays = dict[str, "np.ndarray[Any, Any]"]
+_ROUNDING = 1e-6  # what a metric may differ by, of itself, and nobody asks why
 _REFERENCE = ""  # what `compare` calls it when it hands out outputs
 
 
@@ -144,7 +146,9 @@ def create_baseline(
         figures=figures_of(validation),
         evidence=evidence_of(manifest, validation),
         metrics={
-            name: Metric(score=score(held, feeds), max_drop=options.max_drop)
+            name: Metric(
+                score=score_reference(name, score, held, feeds, options.max_drop), max_drop=options.max_drop
+            )
             for name, score in metrics.items()
         },
     )
@@ -203,11 +207,14 @@ def check_artifact(
             stored, candidates, inputs, tolerances, progress, on_outputs=keep if scorers else None
         )
     now = evidence_of(manifest, validation)
+    feeds = [given.feeds for given in inputs]
+    held = [expected[given.name] for given in inputs]
+    on_reference = {name: score(held, feeds) for name, score in scorers.items()}
     reasons = {"": manifest.validation.reason, **{c.name: c.reason for c in validation.candidates}}
     checks = [
         *check_verdicts(baseline.evidence, now, reasons),
         *check_outputs(baseline, validation),
-        *_check_metrics(baseline, scorers, max_drop, found, expected, inputs),
+        *_check_metrics(baseline, scorers, on_reference, max_drop, found, inputs),
         *check_layers(baseline.evidence, now, (layer.name for layer in manifest.layers)),
     ]
     failed = [check for check in checks if not check.passed]
@@ -219,7 +226,7 @@ def check_artifact(
         artifact=folder.name,
         baseline=path.name,
         checks=tuple(checks),
-        notes=_notes(baseline, manifest),
+        notes=(*_model_notes(baseline, manifest), *_metric_notes(baseline, on_reference)),
         validation=validation,
     )
     if failed:
@@ -236,12 +243,12 @@ def _candidates(folder: Path, manifest: Manifest, scratch: Path) -> list[Candida
 def _check_metrics(
     baseline: Baseline,
     scorers: dict[str, TaskMetric],
+    on_reference: dict[str, float],
     max_drop: float | None,
     found: dict[str, dict[str, _Arrays]],
-    expected: dict[str, _Arrays],
     inputs: list[InputSet],
 ) -> list[Check]:
-    """Each metric scored on the reference outputs and on those of each candidate that ran on every set."""
+    """Each metric on the outputs of each candidate that ran on every set, against the reference outputs."""
     checks = [
         check_metric(name, "", metric, None)
         for name, metric in baseline.metrics.items()
@@ -251,7 +258,7 @@ def _check_metrics(
     for name, score in scorers.items():
         kept = baseline.metrics.get(name)
         allowed = max_drop if max_drop is not None else kept.max_drop if kept else 0.0
-        metric = Metric(score=score([expected[one.name] for one in inputs], feeds), max_drop=allowed)
+        metric = Metric(score=on_reference[name], max_drop=allowed)
         for candidate, outputs in found.items():
             if candidate != _REFERENCE and len(outputs) == len(inputs):
                 scored = score([outputs[one.name] for one in inputs], feeds)
@@ -259,7 +266,17 @@ def _check_metrics(
     return checks
 
 
-def _notes(baseline: Baseline, manifest: Manifest) -> tuple[str, ...]:
+def _metric_notes(baseline: Baseline, on_reference: dict[str, float]) -> tuple[str, ...]:
+    """Which metrics score the reference outputs otherwise than when these were stored, as sentences."""
+    return tuple(
+        f"Metric '{name}' gives {now:.6g} on the reference outputs and gave {kept.score:.6g} when the "
+        "baseline was made: its code or a library of its has changed. Builds are held to what it gives now."
+        for name, now in on_reference.items()
+        if (kept := baseline.metrics.get(name)) and not math.isclose(kept.score, now, rel_tol=_ROUNDING)
+    )
+
+
+def _model_notes(baseline: Baseline, manifest: Manifest) -> tuple[str, ...]:
     if manifest.model.sha256 == baseline.model.sha256 and manifest.model.data == baseline.model.data:
         return ()
     theirs, ours = baseline.model.sha256[:12], manifest.model.sha256[:12]

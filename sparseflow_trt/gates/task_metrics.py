@@ -27,7 +27,7 @@ def load_metric(source: str) -> TaskMetric:
     Args:
         source: `file.py:function` or `module:function`. It is called with the outputs and the inputs, each a
             list of `{name: array}` with an entry for each input set, and gives a finite number; more is
-            better.
+            better. The arrays are its own: it may work in place.
 
     Raises:
         InputError: There is no such function, or (when called) it fails or gives no finite number.
@@ -40,9 +40,36 @@ def load_metric(source: str) -> TaskMetric:
 
     def score(outputs: Runs, inputs: Runs) -> float:
         with user_errors(source, _HINT):  # or while it runs
-            value = float(function(outputs, inputs))
+            value = float(function(_copies(outputs), _copies(inputs)))
         if not math.isfinite(value):
             raise InputError(f"{source} gave {value}, and a metric is a finite number.", _HINT)
         return value
 
     return score
+
+
+def score_reference(source: str, score: TaskMetric, outputs: Runs, inputs: Runs, max_drop: float) -> float:
+    """What a metric gives on the reference outputs, where it gives it twice.
+
+    Args:
+        source: As `load_metric` took it.
+        score: What that gave.
+        outputs: The reference outputs.
+        inputs: What gave them.
+        max_drop: By how much less a build may score.
+
+    Raises:
+        InputError: The metric fails, or differs from call to call by more than that.
+    """
+    first, again = score(outputs, inputs), score(outputs, inputs)
+    if abs(first - again) > max_drop:
+        raise InputError(
+            f"{source} gave {first:.6g} and then {again:.6g} of the same outputs: builds would pass and fail "
+            "by chance.",
+            "Give its random numbers a seed, or allow what it varies by: --max-drop.",
+        )
+    return first
+
+
+def _copies(runs: Runs) -> Runs:
+    return [{name: array.copy() for name, array in one.items()} for one in runs]

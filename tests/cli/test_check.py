@@ -186,6 +186,24 @@ def test_metrics_are_scored_on_both(
     assert ("metric", "m.py:mean") not in failed(sparseflow(*again, "--max-drop", "1e6"))
 
 
+def test_a_metric_whose_code_has_changed_is_named(sparseflow: Sparseflow, built: Path) -> None:
+    Path("m.py").write_text(METRICS, encoding="utf-8")
+    assert (
+        sparseflow(
+            "baseline", "create", "out", "-o", "b.json", "--metric", "m.py:mean", "--max-drop", "1"
+        ).code
+        == 0
+    )
+    check = ("check", "out", "--baseline", "b.json", "--metric", "m.py:mean", "--json")
+    assert sparseflow(*check).json["notes"] == []
+    Path("m.py").write_text(METRICS.replace("sum(", "5 + sum("), encoding="utf-8")
+    ended = sparseflow(*check)
+    (note,) = ended.json["notes"]
+    assert ended.code == 0
+    assert note.startswith("Metric 'm.py:mean' gives ")
+    assert "its code or a library of its has changed" in note
+
+
 def test_update_tightens_and_never_loosens(
     sparseflow: Sparseflow, built: Path, rebuilt: Callable[..., None]
 ) -> None:
