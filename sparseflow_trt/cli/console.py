@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import click
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
@@ -144,9 +145,22 @@ def styled(text: str, style: str) -> Text:
     return Text(text, style)
 
 
+@contextlib.contextmanager
+def json_alone() -> Iterator[None]:
+    """Keeps a command's standard output to `print_json` in the block: a program reads it as one JSON text.
+
+    What a user's module, metric or loader prints, or a library, goes to standard error.
+    """
+    click.get_current_context().obj = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
 def print_json(data: Any) -> None:
     """Prints plain data as JSON on standard output, in ASCII: it is read by programs, in any locale."""
-    print(json.dumps(data, indent=2, allow_nan=False))
+    context = click.get_current_context(silent=True)
+    kept = context.obj if context else None  # by `json_alone`
+    print(json.dumps(data, indent=2, allow_nan=False), file=kept)
 
 
 def table(*columns: str, title: str | None = None, spared: tuple[str, ...] = ()) -> Table:

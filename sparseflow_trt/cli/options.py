@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
+
+from sparseflow_trt.cli import console
 
 _MOST_WORKSPACE = 1 << 24  # MiB: 16 TiB
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -77,8 +81,15 @@ class PlotFile(OutputFile):
 
 def common_options(function: _F) -> _F:
     """--json and --debug, which every command has."""
-    function = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(function)
-    return click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")(function)
+
+    @functools.wraps(function)
+    def command(*arguments: Any, as_json: bool, **options: Any) -> Any:
+        with console.json_alone() if as_json else contextlib.nullcontext():
+            return function(*arguments, as_json=as_json, **options)
+
+    json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+    debug = click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
+    return debug(json(cast(_F, command)))
 
 
 def plan_options(function: _F) -> _F:

@@ -186,6 +186,16 @@ def test_metrics_are_scored_on_both(
     assert ("metric", "m.py:mean") not in failed(sparseflow(*again, "--max-drop", "1e6"))
 
 
+def test_what_a_metric_prints_is_not_in_what_a_program_reads(sparseflow: Sparseflow, built: Path) -> None:
+    Path("m.py").write_text(
+        METRICS.replace("    return", "    print('scored')\n    return"), encoding="utf-8"
+    )
+    made = sparseflow("baseline", "create", "out", "-o", "b.json", "--metric", "m.py:mean", "--json")
+    assert (made.json["baseline"], "scored" in made.err) == ("b.json", True)
+    told = sparseflow("check", "out", "--baseline", "b.json", "--metric", "m.py:mean", "--json")
+    assert (told.json["verdict"], "scored" in told.err) == ("pass", True)
+
+
 def test_a_metric_whose_code_has_changed_is_named(sparseflow: Sparseflow, built: Path) -> None:
     Path("m.py").write_text(METRICS, encoding="utf-8")
     assert (
