@@ -10,7 +10,8 @@ from sparseflow_trt._schema import Record, parse
 from sparseflow_trt.errors import DeployError
 
 _TABLE = Path(__file__).with_name("releases.json")
-_PROBE = "sh probe-tensorrt.sh, which `--with docker` writes, asks the image itself; then give --tensorrt."
+_GIVEN = '"$IMAGE"'  # to the script
+_COMMAND = 'echo "TRT_VERSION=${TRT_VERSION:-not set}"; dpkg -l | grep -E "libnvinfer[0-9]+ "'
 
 
 class Release(Record):
@@ -43,7 +44,9 @@ def tensorrt_of(container: str) -> Release:
     """
     release = release_of(container)
     if release.tensorrt is None:
-        raise DeployError(f"the TensorRT of container {release.container} is unknown.", _PROBE)
+        raise DeployError(
+            f"the TensorRT of container {release.container} is unknown.", _ask(release.container)
+        )
     return release
 
 
@@ -57,9 +60,16 @@ def release_of(container: str) -> Release:
     known = {release.container: release for release in read_releases()}
     if container not in known:
         raise DeployError(
-            f"container '{container}' is not in the table, which has {', '.join(known)}.", _PROBE, usage=True
+            f"container '{container}' is not in the table, which has {', '.join(known)}.",
+            _ask(container),
+            usage=True,
         )
     return known[container]
+
+
+def image_of(container: str) -> str:
+    """Triton's image of a release."""
+    return f"nvcr.io/nvidia/tritonserver:{container.removesuffix('-py3')}-py3"
 
 
 def check_tensorrt(built: str, target: str, where: str, version_compatible: bool) -> str:
@@ -101,10 +111,19 @@ def probe_script(image: str) -> str:
         "#!/bin/sh\n"
         "# Prints the TensorRT inside a container's image. Needs Docker, and no GPU.\n"
         f'IMAGE="${{1:-{image}}}"\n'
-        'exec docker run --rm --entrypoint sh "$IMAGE" -c \''
-        'echo "TRT_VERSION=${TRT_VERSION:-not set}"; dpkg -l | grep -E "libnvinfer[0-9]+ "'
-        "'\n"
+        f"exec {_asking(_GIVEN)}\n"
     )
+
+
+def _ask(container: str) -> str:
+    return (
+        "Ask the image, which takes Docker and no GPU, and give what it says, too, with --tensorrt: "
+        f"{_asking(image_of(container))}"
+    )
+
+
+def _asking(image: str) -> str:
+    return f"docker run --rm --entrypoint sh {image} -c '{_COMMAND}'"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -164,7 +164,8 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
     removed = tuple(old for old in spare if old not in named.union(served))
     for old in removed:
         (folder / str(old)).rename(folder / f"{_REMOVED}{old}")  # a half removed one is no version
-    for gone in folder.glob(f"{_REMOVED}*"):
+    # a withdrawn one was kept for its number, which this one's is above
+    for gone in (*folder.glob(f"{_REMOVED}*"), *folder.glob(f"{WITHDRAWN}*")):
         # on NFS what a server holds open cannot be removed yet: the next deployment does it
         shutil.rmtree(gone, ignore_errors=True)
     return Written(folder, number, config, differences, removed=removed)

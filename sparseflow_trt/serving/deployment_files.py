@@ -17,7 +17,7 @@ from sparseflow_trt.exporters.triton.manifests import (
     dockerfile,
     start_script,
 )
-from sparseflow_trt.exporters.triton.releases import probe_script
+from sparseflow_trt.exporters.triton.releases import image_of, probe_script
 from sparseflow_trt.exporters.triton.repository import PLUGIN, plugins_in
 from sparseflow_trt.exporters.triton.version import VersionRecord, read_models, stubs_of
 from sparseflow_trt.serving.server_resources import reckon_resources
@@ -104,7 +104,7 @@ def plan_server(
     for model, sha256 in plugins_in(repository).items():
         own.setdefault(sha256, f"{model}/{PLUGIN}")
     release = (container or _UNKNOWN).removesuffix("-py3")
-    base = f"nvcr.io/nvidia/tritonserver:{release}-py3"
+    base = image_of(release)
     wanted = _wanted(models)
     versions = {library: next(iter(found)) for library, found in wanted.items()}
     made_by = dockerfile(base, _packages(versions), versions.get(_CUSPARSELT, ""))

@@ -149,7 +149,11 @@ def test_versions_are_kept_and_withdrawn(
     )
     with pytest.raises(DeployError, match="serves version 2, and has none before it"):
         roll_back(folder)
+    assert (folder / ".withdrawn-3").is_dir()
     assert deploy(builds[0], options)[0].written.version == 4  # a number is never used for two builds
+    assert not list(folder.glob(".*")), "engines that were withdrawn fill no disk"
+    assert roll_back(folder) == (4, 2)
+    assert deploy(builds[0], options)[0].written.version == 5
 
 
 def test_deployments_at_the_same_time_get_a_version_each(

@@ -23,8 +23,13 @@ def test_a_container_is_found_by_its_tag() -> None:
     assert tensorrt_of("26.05-py3").tensorrt == "10.16.1.11"
     with pytest.raises(DeployError, match=r"the TensorRT of container 26\.01 is unknown"):
         tensorrt_of("26.01")
-    with pytest.raises(DeployError, match=r"container '30\.01' is not in the table"):
+    with pytest.raises(DeployError, match=r"container '30\.01' is not in the table") as caught:
         tensorrt_of("30.01")
+    # `--with docker`, which writes the script, does not take such a release either
+    command = caught.value.hint.partition("docker run ")[2]
+    assert "tritonserver:30.01-py3 -c " in command
+    script = probe_script("nvcr.io/nvidia/tritonserver:30.01-py3")
+    assert command.replace("nvcr.io/nvidia/tritonserver:30.01-py3", '"$IMAGE"') in script
 
 
 @pytest.mark.parametrize(
