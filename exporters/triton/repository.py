@@ -125,6 +125,11 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
     present = versions_in(folder)
     served = served_versions(folder)
     record = read_record(folder, served[-1]) if served else None
+    if served and record is None:
+        raise DeployError(
+            f"{folder} serves version {served[-1]}, which has no {RECORD}: something else wrote it.",
+            "Deploy under another name with --name, or move that folder away.",
+        )
     sent, named = sent_to(repository, new.router, new.name)
     number = max([*present, *_withdrawn(folder)], default=0) + 1
     with _folder_of_model(folder), temporary_folder(folder / str(number)) as place:

@@ -156,6 +156,18 @@ def test_versions_are_kept_and_withdrawn(
     assert deploy(builds[0], options)[0].written.version == 5
 
 
+def test_a_model_that_something_else_wrote_is_left_alone(ort_artifact: Path, tmp_path: Path) -> None:
+    """Its configuration had become ours, with other inputs, and no rollback brought it back."""
+    folder = tmp_path / "repository" / "m"
+    (folder / "1").mkdir(parents=True)
+    text = 'name: "m"\nbackend: "onnxruntime"\nmax_batch_size: 16\n'
+    (folder / "config.pbtxt").write_text(text, encoding="utf-8")
+    with pytest.raises(DeployError, match=r"serves version 1, which has no sparseflow\.json"):
+        deploy(ort_artifact, DeployOptions(folder.parent, "m"))
+    assert (folder / "config.pbtxt").read_text(encoding="utf-8") == text
+    assert sorted(file.name for file in folder.iterdir()) == ["1", "config.pbtxt"]
+
+
 def test_deployments_at_the_same_time_get_a_version_each(
     ort_artifact: Path, other_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
