@@ -97,7 +97,7 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
             ) from error
         model: ir.Model = program.model
         check_exported(program.exported_program, model, _class_name(found))
-        parameters = {name for name, _ in found.module.named_parameters()}
+        parameters = {name for name, _ in found.module.named_parameters(remove_duplicate=False)}
         optimizer.optimize_ir(model, should_fold=lambda node: _may_fold(node, parameters))
     name_inputs(model, found.inputs)
     if not found.outputs:

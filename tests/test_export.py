@@ -86,6 +86,17 @@ class Told(torch.nn.Module):
 def told():
     return Told(), torch.randn(5, 2, 16), {"x": {0: "seq", 1: "batch"}}
 
+class Tied(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(32, 16)
+        self.lm_head = torch.nn.Linear(16, 32, bias=False)
+        self.lm_head.weight = self.embedding.weight
+    def forward(self, ids):
+        return self.lm_head(self.embedding(ids))
+def tied():
+    return Tied(), torch.ones(2, 5, dtype=torch.long)
+
 class Merging(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -198,6 +209,16 @@ def test_weights_are_the_parameters_byte_for_byte(modules: str, tmp_path: Path) 
     weight = onnx.numpy_helper.to_array(tensors["mlp.down_proj.weight"])
     assert weight.shape == (16, 32)  # as torch stores it, not transposed
     assert np.all((weight.reshape(16, 8, 4) != 0).sum(-1) == 2)
+
+
+def test_a_tied_weight_is_written_once(modules: str, tmp_path: Path) -> None:
+    """Not as a transposed copy, too, which doubled the embedding and matched no parameter."""
+    report = export_model(f"{modules}:tied", tmp_path / "m.onnx")
+    assert [(x.name, x.weight_shape, x.k_axes) for x in report.layers] == [("lm_head/MatMul", (32, 16), (1,))]
+    assert (report.masks.compared, report.masks.foreign) == (1, ())
+    tensors = onnx.load(tmp_path / "m.onnx").graph.initializer
+    assert [tuple(t.dims) for t in tensors if len(t.dims) == 2] == [(32, 16)]
+    assert report.written
 
 
 def test_axes_are_what_the_function_says(modules: str, tmp_path: Path) -> None:
