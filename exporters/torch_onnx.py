@@ -29,10 +29,14 @@ if TYPE_CHECKING:
     from sparseflow_trt.pytorch.exportable import Exportable
 
 DEFAULT_OPSET = 20
-LEAVE_OUT = "Leave it out of the axes that FILE.py:FUNCTION returns, and export one file for each size."
+LEAVE_OUT = (
+    "Leave it out of the axes that FILE.py:FUNCTION returns (for a folder: one that loads the model), and "
+    "export one file for each size."
+)
 # Of what torch.export says where it finds so itself; where it does not, the exported file fails (`export`).
 _FIXED = re.compile(
-    r"static shape of (?P<size>\d+) for dimension inputs\['(?P<name>\w+)'\]\.shape\[(?P<index>\d+)\]"
+    r"static shape of (?P<size>\d+) for dimension inputs\['(?P<name>\w+)'\]"
+    r"(\[(?P<position>\d+)\])?\.shape\[(?P<index>\d+)\]"  # a position: of a wrapper's forward(*tensors)
 )
 # Above it weights stand in a file of their own: a protobuf ends at 2 GiB, and is held in memory twice
 # while it is written.
@@ -75,11 +79,12 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
             )
         # torch.onnx's classes share no base, and any operator's converter can raise anything
         except Exception as error:
-            if (fixed := _FIXED.search(str(deepest(error)))) and fixed["name"] in found.axes:
-                axis = found.axes[fixed["name"]].get(int(fixed["index"]), fixed["index"])
+            if fixed := _FIXED.search(str(deepest(error))):
+                name = list(found.inputs)[int(fixed["position"])] if fixed["position"] else fixed["name"]
+                axis = found.axes.get(name, {}).get(int(fixed["index"]), fixed["index"])
                 raise ModelError(
                     f"torch's exporter fixes axis '{axis}' (dimension {fixed['index']} of input "
-                    f"'{fixed['name']}') at {fixed['size']}, the size it is traced with.",
+                    f"'{name}') at {fixed['size']}, the size it is traced with.",
                     LEAVE_OUT,
                 ) from error
             check_given(found, _class_name(found))

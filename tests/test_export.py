@@ -86,6 +86,9 @@ class Told(torch.nn.Module):
 def told():
     return Told(), torch.randn(5, 2, 16), {"x": {0: "seq", 1: "batch"}}
 
+def told_by_name():
+    return Told(), {"x": torch.randn(5, 2, 16)}, {"x": {0: "seq", 1: "batch"}}
+
 class Tied(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -275,6 +278,7 @@ def test_two_axes_of_one_name_are_one(modules: str, tmp_path: Path) -> None:
             ModelError,
             r"fixes axis 'seq' \(dimension 0 of input 'x'\) at 5, the size it is traced with",
         ),
+        ("told_by_name", ModelError, r"fixes axis 'seq' \(dimension 0 of input 'x'\) at 5, the size it is"),
         (
             "merging",
             ModelError,
