@@ -63,6 +63,19 @@ def _model(folder: Path, op: str, constants: list[Any], outputs: int, attributes
             "Non-zero zero point is not supported.", QDQ,
         ),
         (
+            "QuantizeLinear", [np.float32(0.1), np.uint16(0)], 1, {},
+            "does not take constant 'c1' of model.onnx, which is UINT16.", QDQ,
+        ),
+        (
+            "Gather", [np.array([0], np.uint16)], 1, {},
+            "does not take constant 'c0' of model.onnx, which is UINT16.", ELSEWHERE,
+        ),
+        (  # it has the operator, and not for these types
+            "MatMulNBits", [np.ones((8, 1, 16), np.uint8), np.ones((8, 1), np.float32)], 1,
+            {"domain": "com.microsoft", "K": 32, "N": 8, "bits": 4, "block_size": 32},
+            "refuses node 'it' (MatMulNBits) of model.onnx: ", ELSEWHERE,
+        ),
+        (
             "MatMul", [np.ones((8, 8), np.float16)], 1, {}, "must have same input types.",
             "a cast. Export the model again. If another tool has changed the file since, give the one from",
         ),
