@@ -18,17 +18,18 @@ _KINDS = [
         # routers of experts, and projections into a space of two models: neither is one of the kinds
         ("other", r"(mlp|moe)\.gate(?!_)|router|(visual|text)_projection"),
         ("classifier", r"lm_head|classifier|score"),
-        ("qkv", r"[qkv]_proj|qkv(_proj)?|query_key_value|query|key|value|c_attn|in_proj(_weight)?|Wqkv"
-                r"|[qkv]_lin|SelfAttention\.[qkv]|EncDecAttention\.[qkv]|attn\.[qkv]|(attention|attn)\.w[qkv]"
+        # RWKV's feed_forward has a key and a value, too: its up and down
+        ("qkv", r"[qkv]_proj|qkv(_proj)?|query_key_value|query|(?<!feed_forward\.)(key|value)|c_attn"
+                r"|in_proj(_weight)?|Wqkv|[qkv]_lin|SelfAttention\.[qkv]|EncDecAttention\.[qkv]|attn\.[qkv]|(attention|attn)\.w[qkv]"
                 r"|to_(q|k|v|kv|qkv)"),
-        ("o", r"o_proj|out_proj|out_lin|attention\.output\.dense|attn\.c_proj"
+        ("o", r"o_proj|out_proj|out_lin|attention\.output(\.dense)?|attn\.c_proj"
               r"|(SelfAttention|EncDecAttention)\.o|attention\.dense"
               r"|self_attn\.dense|attn\.proj|(attention|attn)\.wo|to_(add_)?out"),
         ("gate_up", r"gate_up_proj|gate_proj|up_proj|pwconv1|intermediate[._]dense|dense_h_to_4h|fc1|fc_in"
                     r"|c_fc|ff(_context)?\.net\.0\.proj|lin1|linear1|wi(_\d)?|experts.*\.w[13]"
-                    r"|feed_forward\.w[13]"),
+                    r"|feed_forward\.(w[13]|key)"),
         ("down", r"down_proj|pwconv2|output[._]dense|dense_4h_to_h|fc2|fc_out|mlp\.c_proj|lin2|linear2"
-                 r"|ff(_context)?\.net\.2|(DenseReluDense|mlp)\.wo|experts.*\.w2|feed_forward\.w2"),
+                 r"|ff(_context)?\.net\.2|(DenseReluDense|mlp)\.wo|experts.*\.w2|feed_forward\.(w2|value)"),
     )
 ]  # fmt: skip
 # Says where a layer is, not which one it is: asked where no name says more.
