@@ -17,7 +17,7 @@ from sparseflow_trt.artifacts.manifest import Manifest
 from sparseflow_trt.pipeline import BuildResult
 from sparseflow_trt.plans.profile_specs import ProfileSpec
 from sparseflow_trt.policies.policy import Policy
-from sparseflow_trt.validation.runners import reference_runner
+from sparseflow_trt.validation.runners import ort_runner
 
 SLOWER = 1.02
 
@@ -115,7 +115,7 @@ def slower_than_dense(gains: Mapping[str, Any], same_as: Mapping[str, str]) -> d
 
 def reference_outputs(model: Path, feeds: Arrays) -> Arrays:
     """What the model as given computes, in FP32 on the CPU."""
-    with reference_runner(model) as runner:
+    with ort_runner(model, "reference") as runner:
         return {name: np.array(array) for name, array in runner.infer(feeds).items()}
 
 

@@ -222,7 +222,7 @@ class OrtEngine:
     device_memory_bytes = loaded_bytes = 0
 
     def __init__(self, path: Path) -> None:
-        self._runner = ort_runner(path, "engine")
+        self._runner = ort_runner(path, "engine", optimized=True)
 
     def __enter__(self) -> OrtEngine:
         self._runner.activate()

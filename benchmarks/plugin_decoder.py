@@ -51,7 +51,7 @@ from sparseflow_trt.exporters.fp32_reference import write_fp32_reference
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.plans.plan import Plan
 from sparseflow_trt.policies.policy import Policy, find_policy
-from sparseflow_trt.validation.runners import reference_runner
+from sparseflow_trt.validation.runners import ort_runner
 
 CASES: dict[str, tuple[Shape, tuple[Phase, ...]]] = {
     "prefill": (Shape(), (Phase(1, 1024),)),
@@ -292,7 +292,7 @@ def reference_outputs(model: Path, feeds: Arrays) -> Arrays:
         with tempfile.TemporaryDirectory(dir=model.parent) as scratch:
             reference = Path(scratch) / "fp32.onnx"
             write_fp32_reference(read_model(model), reference)
-            with reference_runner(reference) as runner:
+            with ort_runner(reference, "reference") as runner:
                 got = {name: np.array(array) for name, array in runner.infer(feeds).items()}
         with written_atomically(kept) as path, path.open("wb") as stream:
             np.savez(stream, **got)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparseflow_trt.artifacts.verdict import Attribution, OutputVerdict, StepName
-from sparseflow_trt.validation.runners import reference_runner
+from sparseflow_trt.validation.runners import ort_runner
 from sparseflow_trt.validation.steps import Outputs, Stage, add_outputs, attribute
 
 
@@ -33,7 +33,7 @@ class Chain:
 
     def __init__(self, origin: Origin | None, candidates: Sequence[Stage]) -> None:
         paths = [origin.unpruned, origin.as_given] if origin else []
-        self.origins = [(path, reference_runner(path)) for path in paths if path is not None]
+        self.origins = [(path, ort_runner(path, "reference")) for path in paths if path is not None]
         self._as_given = Stage("the pruned model as given, FP32") if len(self.origins) > 1 else None
         weights = "the pruned model, FP32" if origin else "the model as given, FP32"
         if self._as_given:

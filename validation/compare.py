@@ -23,8 +23,8 @@ from sparseflow_trt.validation.messages import numpy_only, quiet_polygraphy
 from sparseflow_trt.validation.runners import (
     Outputs,
     cannot_run,
+    ort_runner,
     ort_runtime,
-    reference_runner,
     run_errors,
     run_once,
 )
@@ -212,7 +212,7 @@ def _stored(reference: StoredOutputs, given: InputSet) -> Outputs:
 
 
 def _file_reference(path: Path) -> Reference:
-    return Reference(path.name, reference_runner(path), f"{ort_runtime()}, graph optimizations off")
+    return Reference(path.name, ort_runner(path, "reference"), f"{ort_runtime()}, graph optimizations off")
 
 
 def _run_reference(reference: Reference, given: InputSet) -> Outputs:

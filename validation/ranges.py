@@ -9,7 +9,7 @@ from sparseflow_trt._deps import require
 from sparseflow_trt.model.node_range import NodeRange, joined, range_from_row
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.messages import numpy_only, quiet_polygraphy
-from sparseflow_trt.validation.runners import as_written_runner, cannot_run, run_errors, run_once
+from sparseflow_trt.validation.runners import cannot_run, ort_runner, run_errors, run_once
 
 
 def measure_ranges(
@@ -39,7 +39,7 @@ def measure_ranges(
         return {}
     found: dict[str, list[NodeRange]] = {}
     with quiet_polygraphy(), numpy_only():
-        runner = as_written_runner(path, "ranges")
+        runner = ort_runner(path, "ranges")
         for done, given in enumerate(inputs, 1):
             try:
                 table = run_once(runner, given)[output]

@@ -32,31 +32,23 @@ class UnsupportedError(BuildError):
     """ONNX Runtime's CPU has no kernel for a node: it cannot say whether the model is right."""
 
 
-def reference_runner(path: Path) -> OnnxrtRunner:
-    """A runner of the reference, as `as_written_runner`."""
-    return as_written_runner(path, "reference")
+def ort_runner(path: Path, name: str, optimized: bool = False) -> OnnxrtRunner:
+    """A runner of an ONNX file on the CPU.
 
-
-def as_written_runner(path: Path, name: str) -> OnnxrtRunner:
-    """A runner of the graph as it is written, with no optimization, on the CPU.
-
-    Raises:
-        ModelError: ONNX Runtime does not take the model.
-        UnsupportedError: It has no CPU kernel for a node.
-        NotInstalledError: ONNX Runtime or Polygraphy.
-    """
-    return _runner(path, name, optimized=False)
-
-
-def ort_runner(path: Path, name: str) -> OnnxrtRunner:
-    """A runner of an ONNX file as ONNX Runtime would serve it, on the CPU.
+    Args:
+        path: The file.
+        name: The runner's.
+        optimized: Whether ONNX Runtime optimizes the graph, as where it serves it; else it runs as written.
 
     Raises:
         ModelError: ONNX Runtime does not take the model.
         UnsupportedError: It has no CPU kernel for a node.
         NotInstalledError: ONNX Runtime or Polygraphy.
     """
-    return _runner(path, name, optimized=True)
+    require("polygraphy", "comparing outputs")
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+
+    return OnnxrtRunner(open_session(path, optimized), name)
 
 
 def ort_runtime() -> str:
@@ -72,13 +64,6 @@ def ort_errors() -> tuple[type[Exception], ...]:
 
     own = [c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception)]
     return (*own, RuntimeError, ValueError)
-
-
-def _runner(path: Path, name: str, optimized: bool) -> OnnxrtRunner:
-    require("polygraphy", "comparing outputs")
-    from polygraphy.backend.onnxrt import OnnxrtRunner
-
-    return OnnxrtRunner(open_session(path, optimized), name)
 
 
 def open_session(path: Path, optimized: bool = False) -> Any:

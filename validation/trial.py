@@ -16,7 +16,6 @@ from sparseflow_trt.validation.messages import why_refused
 from sparseflow_trt.validation.runners import (
     Outputs,
     UnsupportedError,
-    as_written_runner,
     ort_runner,
     ort_runtime,
     run_errors,
@@ -110,8 +109,7 @@ def _runner(candidate: Candidate) -> tuple[BaseRunner, str]:
         return engine_runner(candidate.path, candidate.name, candidate.prepare), engine_runtime()
     if candidate.server is not None:
         return triton_runner(candidate.server, candidate.name), triton_runtime(candidate.server)
-    runner = as_written_runner if candidate.as_written else ort_runner
-    return runner(candidate.path, candidate.name), ort_runtime()
+    return ort_runner(candidate.path, candidate.name, not candidate.as_written), ort_runtime()
 
 
 def run_trial(

@@ -20,7 +20,7 @@ from sparseflow_trt.validation.compare import compare
 from sparseflow_trt.validation.engine_runner import select_profile
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.inputs import generate_inputs
-from sparseflow_trt.validation.runners import reference_runner, run_once
+from sparseflow_trt.validation.runners import ort_runner, run_once
 from sparseflow_trt.validation.tolerances import DEFAULTS, Tolerances, output_tolerances, parse_tolerance
 from sparseflow_trt.validation.trial import Candidate
 
@@ -212,7 +212,7 @@ def test_bf16_goes_in_and_out(typed_ends: OnnxModel) -> None:
     found = compare(typed_ends.path, [Candidate("same", typed_ends.path, "onnx")], sets, FP16)
     assert found.verdict == "pass"
     # What comes out is what was fed, added and rounded to BF16.
-    outputs = run_once(reference_runner(typed_ends.path), sets[0])
+    outputs = run_once(ort_runner(typed_ends.path, "reference"), sets[0])
     feeds = sets[0].feeds
     total = feeds["brain"].astype(np.float32) + feeds["half"].astype(np.float32)
     expected = total.astype(feeds["brain"].dtype).astype(np.float32)

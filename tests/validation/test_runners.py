@@ -32,7 +32,7 @@ def test_an_fp16_transpose_before_a_linear_runs(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; import numpy as np\n"
         "from sparseflow_trt.validation.runners import ort_runner\n"
-        "with ort_runner(Path(sys.argv[1]), 'm') as runner:\n"
+        "with ort_runner(Path(sys.argv[1]), 'm', optimized=True) as runner:\n"
         "    print(runner.infer({'x': np.ones((2, 3, 32), np.float16)})['y'].sum())\n"
     )
     done = subprocess.run(
@@ -46,16 +46,16 @@ _HELD = r"""
 import re, sys
 from pathlib import Path
 import numpy as np
-from sparseflow_trt.validation.runners import as_written_runner
+from sparseflow_trt.validation.runners import ort_runner
 
 def held():
     return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 x = np.ones((2, 1024), sys.argv[2])
-with as_written_runner(Path(sys.argv[3]), "warm") as runner:
+with ort_runner(Path(sys.argv[3]), "warm") as runner:
     runner.infer({"x": x[:, :4]})
 before = held()
-with as_written_runner(Path(sys.argv[1]), "m") as runner:
+with ort_runner(Path(sys.argv[1]), "m") as runner:
     runner.infer({"x": x})
     print(held() - before)
 """

@@ -15,7 +15,7 @@ from sparseflow_trt.engines.backends import ort
 from sparseflow_trt.engines.backends.ort import OnnxRuntimeBackend
 from sparseflow_trt.engines.protocol import BuildRequest, Progress
 from sparseflow_trt.errors import BuildError, ModelError
-from sparseflow_trt.validation.runners import as_written_runner, ort_runner
+from sparseflow_trt.validation.runners import ort_runner
 
 SaveModel = Callable[..., Path]
 MakeRequest = Callable[..., BuildRequest]
@@ -74,10 +74,10 @@ def test_quantized_products_with_fp16_scales_and_a_bias_are_right(
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
     onnx.save(model, tmp_path / "quantized.onnx")
     x = rng.standard_normal((2, 64)).astype(np.float16)
-    with as_written_runner(tmp_path / "quantized.onnx", "as written") as runner:
+    with ort_runner(tmp_path / "quantized.onnx", "as written") as runner:
         expected = np.array(runner.infer({"x": x})["y"])
     built = OnnxRuntimeBackend().build(make_request(tmp_path / "quantized.onnx", 8), ignore)
-    with ort_runner(built.file, "engine") as runner:
+    with ort_runner(built.file, "engine", optimized=True) as runner:
         np.testing.assert_allclose(runner.infer({"x": x})["y"], expected, atol=0.04)  # one step of the output
 
 
