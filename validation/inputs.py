@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.plans.shapes import POINTS, Profile, check_profile
+from sparseflow_trt.plans.shapes import POINTS, Dims, Profile, check_profile
 from sparseflow_trt.validation.feeds import Array, InputSet, InputSpec, read_input_specs
 from sparseflow_trt.validation.index_bounds import index_bound
 
@@ -20,9 +20,7 @@ Shapes = dict[str, tuple[int, ...]]
 _STATIC_SETS = 3  # as many as a dynamic model's min, opt and max
 
 
-def generate_inputs(
-    model: OnnxModel, profiles: Sequence[Profile], per_point: int = 1, seed: int = 0
-) -> list[InputSet]:
+def generate_inputs(model: OnnxModel, profiles: Sequence[Profile], seed: int = 0) -> list[InputSet]:
     """Draws input sets: for each profile at its min, opt and max; for a static model three at its one shape.
 
     Shapes that come up again (in another profile, or where min is opt) are drawn once. The values, by
@@ -36,24 +34,15 @@ def generate_inputs(
     Args:
         model: The model as read.
         profiles: Its optimization profiles; none for a static model.
-        per_point: How many sets for each shape.
         seed: The first set's; each further set has the next.
 
     Raises:
         InputError: An input that cannot be fed, or dynamic dimensions with no profile to size them.
         ShapeError: A profile does not fit the model.
-        ValueError: `per_point` is below 1.
     """
-    if per_point < 1:
-        raise ValueError(f"per_point is {per_point}, and at least one set is needed")
     specs = read_input_specs(model)
-    bounds = {spec.name: index_bound(spec.value) for spec in specs}
-    sets: list[InputSet] = []
-    for label, shapes, count in _points(model, specs, profiles, per_point):
-        for i in range(count):
-            name = f"{label}#{i}" if count > 1 else label
-            sets.append(_draw_set(name, specs, bounds, shapes, seed + len(sets)))
-    return sets
+    points = _points(model, specs, profiles)
+    return [_draw_set(name, specs, shapes, seed + i) for i, (name, shapes) in enumerate(points)]
 
 
 def draw_again(model: OnnxModel, name: str, shapes: Mapping[str, tuple[int, ...]], seed: int) -> InputSet:
@@ -69,60 +58,53 @@ def draw_again(model: OnnxModel, name: str, shapes: Mapping[str, tuple[int, ...]
             f"input set '{name}' has no shape for input '{missing[0]}' of {model.path}.",
             "Draw it for a model with the same inputs.",
         )
-    return _draw_set(name, specs, {spec.name: index_bound(spec.value) for spec in specs}, shapes, seed)
+    return _draw_set(name, specs, shapes, seed)
 
 
 def _draw_set(
-    name: str,
-    specs: tuple[InputSpec, ...],
-    bounds: Mapping[str, int | None],
-    shapes: Mapping[str, tuple[int, ...]],
-    seed: int,
+    name: str, specs: tuple[InputSpec, ...], shapes: Mapping[str, tuple[int, ...]], seed: int
 ) -> InputSet:
     rng = np.random.default_rng(seed)
-    feeds = {spec.name: _draw(rng, spec, shapes[spec.name], bounds[spec.name]) for spec in specs}
+    feeds = {spec.name: _draw(rng, spec, shapes[spec.name]) for spec in specs}
     return InputSet(name, feeds, seed, f"generated with seed {seed}")
 
 
 def _points(
-    model: OnnxModel, specs: tuple[InputSpec, ...], profiles: Sequence[Profile], per_point: int
-) -> list[tuple[str, Shapes, int]]:
+    model: OnnxModel, specs: tuple[InputSpec, ...], profiles: Sequence[Profile]
+) -> list[tuple[str, Shapes]]:
+    """The name and the shapes of each set."""
+    dims: dict[str, Dims] = {}
+    for spec in specs:
+        if spec.dims is None:
+            raise InputError(
+                f"{model.path}: input '{spec.name}' has no shape, so nothing can be drawn for it.",
+                "Export the model with shapes, or give your own inputs with --inputs.",
+            )
+        dims[spec.name] = spec.dims
     if not profiles:
-        return [("static", _static_shapes(model, specs), _STATIC_SETS * per_point)]
-    dims = {spec.name: spec.dims for spec in specs if spec.dims is not None}
+        shapes = {name: _static_shape(model, name, given) for name, given in dims.items()}
+        return [(f"static#{i}", shapes) for i in range(_STATIC_SETS)]
     for profile in profiles:
         check_profile(profile, dims)
-    points: list[tuple[str, Shapes, int]] = []
+    points: list[tuple[str, Shapes]] = []
     for profile in profiles:
         for point in POINTS:
             shapes = {name: profile.inputs[name].at(point) for name in dims}
-            shapes |= {spec.name: _rankless(model, spec) for spec in specs if spec.dims is None}
-            if all(shapes != known for _, known, _ in points):
-                points.append((f"{profile.name}:{point}", shapes, per_point))
+            if all(shapes != known for _, known in points):
+                points.append((f"{profile.name}:{point}", shapes))
     return points
 
 
-def _static_shapes(model: OnnxModel, specs: tuple[InputSpec, ...]) -> Shapes:
-    shapes: Shapes = {}
-    for spec in specs:
-        dims = _rankless(model, spec) if spec.dims is None else spec.dims
-        sizes = tuple(dim for dim in dims if isinstance(dim, int))
-        if len(sizes) != len(dims):
-            shown = ", ".join("?" if dim is None else str(dim) for dim in dims)
-            raise InputError(
-                f"{model.path}: input '{spec.name}' has dynamic dimensions ({shown}), and no profile says "
-                "their sizes.",
-                "Give ranges with --dim or --shapes, or your own inputs with --inputs.",
-            )
-        shapes[spec.name] = sizes
-    return shapes
-
-
-def _rankless(model: OnnxModel, spec: InputSpec) -> tuple[int, ...]:
-    raise InputError(
-        f"{model.path}: input '{spec.name}' has no shape, so nothing can be drawn for it.",
-        "Export the model with shapes, or give your own inputs with --inputs.",
-    )
+def _static_shape(model: OnnxModel, name: str, dims: Dims) -> tuple[int, ...]:
+    sizes = tuple(dim for dim in dims if isinstance(dim, int))
+    if len(sizes) != len(dims):
+        shown = ", ".join("?" if dim is None else str(dim) for dim in dims)
+        raise InputError(
+            f"{model.path}: input '{name}' has dynamic dimensions ({shown}), and no profile says "
+            "their sizes.",
+            "Give ranges with --dim or --shapes, or your own inputs with --inputs.",
+        )
+    return sizes
 
 
 def zero_or_one_inputs(model: OnnxModel) -> tuple[str, ...]:
@@ -139,10 +121,10 @@ def _is_mask(spec: InputSpec) -> bool:
     return "mask" in spec.name.lower()
 
 
-def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...], bound: int | None) -> Array:
+def _draw(rng: np.random.Generator, spec: InputSpec, shape: tuple[int, ...]) -> Array:
     if spec.type.is_floating_point():
         return np.asarray(rng.standard_normal(shape)).astype(spec.dtype)
-    if bound is not None:
+    if (bound := index_bound(spec.value)) is not None:
         # A narrow index type cannot reach all rows of a wide table.
         largest = 1 if spec.dtype.kind not in "iu" else int(np.iinfo(spec.dtype).max)
         return np.asarray(rng.integers(0, min(bound, largest + 1), shape)).astype(spec.dtype)
