@@ -36,7 +36,7 @@ from sparseflow_trt.pipeline import BuildOptions, BuildResult, build
 from sparseflow_trt.plans.decide import SparsityMode
 from sparseflow_trt.plans.plan import Plan
 from sparseflow_trt.plans.profile_specs import ProfileSpec
-from sparseflow_trt.plans.shapes import Profile, ShapeRange
+from sparseflow_trt.plans.shapes import Profile
 from sparseflow_trt.policies.policy import Policy, find_policy
 from sparseflow_trt.validation.inputs import generate_inputs
 from sparseflow_trt.validation.runners import ort_runner
@@ -156,8 +156,7 @@ def build_side(model: Path, plan: Plan, artifact: Path, settings: Settings) -> B
 
 def feeds_at_opt(model: Path, profile: Profile) -> Arrays:
     """Seeded inputs of a profile's opt shapes."""
-    ranges = {n: ShapeRange(min=r.opt, opt=r.opt, max=r.opt) for n, r in profile.inputs.items()}
-    (drawn,) = generate_inputs(read_model(model), (Profile(name=profile.name, inputs=ranges),))
+    (drawn,) = generate_inputs(read_model(model), (profile,), at=("opt",))
     return dict(drawn.feeds)
 
 

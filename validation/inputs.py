@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.plans.shapes import POINTS, Dims, Profile, check_profile
+from sparseflow_trt.plans.shapes import POINTS, Dims, Point, Profile, check_profile
 from sparseflow_trt.validation.feeds import Array, InputSet, InputSpec, read_input_specs
 from sparseflow_trt.validation.index_bounds import index_bound
 
@@ -20,7 +20,9 @@ Shapes = dict[str, tuple[int, ...]]
 _STATIC_SETS = 3  # as many as a dynamic model's min, opt and max
 
 
-def generate_inputs(model: OnnxModel, profiles: Sequence[Profile], seed: int = 0) -> list[InputSet]:
+def generate_inputs(
+    model: OnnxModel, profiles: Sequence[Profile], seed: int = 0, at: Sequence[Point] = POINTS
+) -> list[InputSet]:
     """Draws input sets: for each profile at its min, opt and max; for a static model three at its one shape.
 
     Shapes that come up again (in another profile, or where min is opt) are drawn once. The values, by
@@ -35,13 +37,14 @@ def generate_inputs(model: OnnxModel, profiles: Sequence[Profile], seed: int = 0
         model: The model as read.
         profiles: Its optimization profiles; none for a static model.
         seed: The first set's; each further set has the next.
+        at: The points of each profile, where not all three.
 
     Raises:
         InputError: An input that cannot be fed, or dynamic dimensions with no profile to size them.
         ShapeError: A profile does not fit the model.
     """
     specs = read_input_specs(model)
-    points = _points(model, specs, profiles)
+    points = _points(model, specs, profiles, at)
     return [_draw_set(name, specs, shapes, seed + i) for i, (name, shapes) in enumerate(points)]
 
 
@@ -70,7 +73,7 @@ def _draw_set(
 
 
 def _points(
-    model: OnnxModel, specs: tuple[InputSpec, ...], profiles: Sequence[Profile]
+    model: OnnxModel, specs: tuple[InputSpec, ...], profiles: Sequence[Profile], at: Sequence[Point]
 ) -> list[tuple[str, Shapes]]:
     """The name and the shapes of each set."""
     dims: dict[str, Dims] = {}
@@ -88,7 +91,7 @@ def _points(
         check_profile(profile, dims)
     points: list[tuple[str, Shapes]] = []
     for profile in profiles:
-        for point in POINTS:
+        for point in at:
             shapes = {name: profile.inputs[name].at(point) for name in dims}
             if all(shapes != known for _, known in points):
                 points.append((f"{profile.name}:{point}", shapes))

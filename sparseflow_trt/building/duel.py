@@ -23,7 +23,7 @@ from sparseflow_trt.engines.protocol import EngineOptions, OnProgress, Progress
 from sparseflow_trt.errors import BuildError, NotInstalledError
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.plans.plan import Plan
-from sparseflow_trt.plans.shapes import Profile, ShapeRange
+from sparseflow_trt.plans.shapes import Profile
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.inputs import generate_inputs
 
@@ -179,11 +179,7 @@ def _inputs_at_opt(model: OnnxModel, profile: Profile | None) -> InputSet:
     """Seeded inputs, named for the profile."""
     if profile is None:
         return replace(generate_inputs(model, ())[0], name="static")
-    ranges = {
-        name: ShapeRange(min=given.opt, opt=given.opt, max=given.opt)
-        for name, given in profile.inputs.items()
-    }
-    (drawn,) = generate_inputs(model, (Profile(name=profile.name, inputs=ranges),))
+    (drawn,) = generate_inputs(model, (profile,), at=("opt",))
     return replace(drawn, name=profile.name)
 
 

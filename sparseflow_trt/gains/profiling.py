@@ -23,7 +23,6 @@ from sparseflow_trt.gains.estimate_record import end_to_end
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.model.target import PLUGIN_OP
 from sparseflow_trt.plans.plan import read_plan
-from sparseflow_trt.plans.shapes import Profile, ShapeRange
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import known_of
 from sparseflow_trt.policies.policy import Library, Policy
@@ -127,7 +126,7 @@ def profile_artifact(
     """
     manifest = tensorrt_manifest(folder, "profiled")
     profiles = read_plan(folder / "plan.yaml").profiles
-    inputs = generate_inputs(read_model(folder / "model.onnx"), tuple(map(_at_opt, profiles)))
+    inputs = generate_inputs(read_model(folder / "model.onnx"), profiles, at=("opt",))
     if not profiles:
         inputs = inputs[:1]  # of one shape
     file, found = engine_file(folder, manifest.engine), []
@@ -222,8 +221,3 @@ def products_of(manifest: Manifest, profile: str) -> dict[LinearProduct, int]:
         if m and layer.n and layer.k:
             found[LinearProduct(layer.kind, layer.n, layer.k, m, layer.precision.upper())] += layer.batch
     return dict(found)
-
-
-def _at_opt(profile: Profile) -> Profile:
-    opts = {name: ShapeRange(min=r.opt, opt=r.opt, max=r.opt) for name, r in profile.inputs.items()}
-    return profile.model_copy(update={"inputs": opts})

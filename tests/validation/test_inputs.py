@@ -61,6 +61,8 @@ def test_each_shape_is_drawn_once(embedding: OnnxModel) -> None:
     sets = generate_inputs(embedding, [profile("a", 1, 8, 32), profile("b", 2, 8, 32)])
     assert [s.name for s in sets] == ["a:min", "a:opt", "a:max", "b:min"]
     assert [s.seed for s in sets] == list(range(4))
+    (at_opt,) = generate_inputs(embedding, [profile("a", 1, 8, 32)], at=("opt",))
+    assert (at_opt.name, at_opt.feeds["input_ids"].shape) == ("a:opt", (2, 8))
 
 
 def test_a_seed_gives_the_same_bytes_and_another_gives_others(embedding: OnnxModel) -> None:
