@@ -7,7 +7,7 @@ from pathlib import Path
 from sparseflow_trt.exporters.retyping.retype import retype
 from sparseflow_trt.exporters.saving import IR_VERSION, check_valid, save_model
 from sparseflow_trt.model.graph import WeightedLayer
-from sparseflow_trt.model.model_file import OnnxModel
+from sparseflow_trt.model.model_file import OnnxModel, read_model
 from sparseflow_trt.model.sites import find_sites
 
 
@@ -25,6 +25,18 @@ def write_fp32_reference(model: OnnxModel, output: Path) -> None:
     retype(model.ir, lambda _: ir.DataType.FLOAT, keep_outputs=False)
     save_model(model.ir, output)
     check_valid(output, model.path)
+
+
+def reference_for(model: OnnxModel, output: Path) -> Path:
+    """The model's own file where that can be run in FP32, else one that is written to `output`.
+
+    Raises:
+        ModelError: What is written is not valid ONNX.
+    """
+    if not needs_fp32_reference(model):
+        return model.path
+    write_fp32_reference(read_model(model.path), output)
+    return output
 
 
 def needs_fp32_reference(model: OnnxModel) -> bool:

@@ -20,7 +20,7 @@ from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.engines.tensorrt.refit import put_weights
 from sparseflow_trt.errors import ArtifactError, InputError
 from sparseflow_trt.exporters.apply_plan import restore_planned_dense
-from sparseflow_trt.exporters.fp32_reference import needs_fp32_reference, write_fp32_reference
+from sparseflow_trt.exporters.fp32_reference import reference_for, write_fp32_reference
 from sparseflow_trt.exporters.plugin.reference import expand_plugin_nodes
 from sparseflow_trt.exporters.pruning.restore import check_same_ends
 from sparseflow_trt.exporters.retyping.twin import needs_twin, write_twin
@@ -173,14 +173,6 @@ def validate(
     if origin is not None:
         pairs.insert(0, ("pruning", origin.unpruned, reference))
     return add_layer_errors(compared, pairs, inputs, on_step, scratch)
-
-
-def reference_for(model: OnnxModel, output: Path) -> Path:
-    """The model's own file where that can be run in FP32, else one that is written to `output`."""
-    if not needs_fp32_reference(model):
-        return model.path
-    write_fp32_reference(read_model(model.path), output)
-    return output
 
 
 def check_same_inputs(reference: OnnxModel, typed: OnnxModel) -> None:

@@ -22,9 +22,9 @@ from sparseflow_trt.building.artifact_validation import (
     check_tolerances,
     input_sets,
     limits_for,
-    reference_for,
 )
 from sparseflow_trt.engines.protocol import OnProgress, Progress
+from sparseflow_trt.exporters.fp32_reference import reference_for
 from sparseflow_trt.gates.baseline import (
     MAX_GROWTH,
     Baseline,

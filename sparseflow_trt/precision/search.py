@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import PlanError
-from sparseflow_trt.exporters.fp32_reference import needs_fp32_reference, write_fp32_reference
+from sparseflow_trt.exporters.fp32_reference import reference_for
 from sparseflow_trt.exporters.retyping.measured import OLDEST_OPSET, OUTPUT, add_measurements
 from sparseflow_trt.exporters.retyping.node_types import has_bf16, infer_types
 from sparseflow_trt.exporters.retyping.precision_groups import Atom, Group, find_groups, quantized_atoms
@@ -57,9 +57,9 @@ def choose_precisions(question: Question, scratch: Path, on_step: OnProgress = l
         UnsupportedError: ONNX Runtime's CPU has no kernel for one of its nodes.
         NotInstalledError: ONNX Runtime or Polygraphy.
     """
-    reference = _write_reference(question.model, scratch)
-    ranges = _measure(reference, question, scratch, on_step)
     model = read_model(question.model)
+    reference = reference_for(model, scratch / "reference.onnx")
+    ranges = _measure(reference, question, scratch, on_step)
     # twice a typical error of a whole model is what `max_rel` allows
     groups = find_groups(model, question.plan, ranges, DEFAULTS[question.held_to].max_rel / 2)
     quantized = quantized_atoms(model, question.plan, ranges)
@@ -136,15 +136,6 @@ def _find(in_bf16: Container[str], groups: tuple[Group, ...], trials: Trials) ->
             "Allow more with --tolerance.",
         )
     return _Found(wide, brain, sure)
-
-
-def _write_reference(path: Path, scratch: Path) -> Path:
-    model = read_model(path)
-    if not needs_fp32_reference(model):
-        return path
-    reference = scratch / "reference.onnx"
-    write_fp32_reference(model, reference)
-    return reference
 
 
 def _measure(reference: Path, question: Question, scratch: Path, on_step: OnProgress) -> dict[str, NodeRange]:

@@ -17,12 +17,12 @@ from sparseflow_trt.building.artifact_validation import (
     check_same_inputs,
     input_sets,
     limits_for,
-    reference_for,
 )
 from sparseflow_trt.engines.machine.hardware import find_gpus
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.engines.triton.server import Addresses, ServerOptions, find_server, is_ready, start_server
 from sparseflow_trt.errors import ArtifactError, DeployError
+from sparseflow_trt.exporters.fp32_reference import reference_for
 from sparseflow_trt.exporters.plugin.reference import expand_plugin_nodes
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.exporters.triton.integer_ends import narrow_integers
