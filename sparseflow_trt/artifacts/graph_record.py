@@ -126,3 +126,8 @@ class GraphRecord(Record):
     restored: tuple[RestoreRecord, ...] = ()
     mask_checks: tuple[MaskCheckRecord, ...] = ()
     plugin: tuple[PluginNodeRecord, ...] = ()
+
+    @property
+    def restored_layers(self) -> tuple[str, ...]:
+        """The layers planned dense that got their weights of the unpruned model."""
+        return tuple(record.layer for record in self.restored if record.route == "restored")

@@ -67,11 +67,6 @@ class Shipped:
     graph: GraphRecord
     engine: EngineRecord
 
-    @property
-    def restored(self) -> tuple[str, ...]:
-        """The layers with weights of the unpruned model."""
-        return tuple(record.layer for record in self.graph.restored if record.route == "restored")
-
 
 def read_unpruned(path: Path | None, model: OnnxModel) -> OnnxModel | None:
     """Reads the unpruned model, if there is one.
@@ -147,10 +142,9 @@ def validate(
     given = reference_for(model, scratch / "reference.onnx")
     reference, origin = given, None
     if unpruned is not None:
-        origin = Origin(
-            reference_for(unpruned, scratch / "unpruned.onnx"), given if shipped.restored else None
-        )
-        if shipped.restored:
+        restored = shipped.graph.restored_layers
+        origin = Origin(reference_for(unpruned, scratch / "unpruned.onnx"), given if restored else None)
+        if restored:
             reference = scratch / "restored.onnx"
             fresh = read_model(model.path)
             restore_planned_dense(fresh, shipped.plan, unpruned)
@@ -253,7 +247,7 @@ def check_shipped(folder: Path, manifest: Manifest, reference: OnnxModel) -> Non
     Raises:
         ArtifactError: It is.
     """
-    known, restored = manifest.dense_model, _restored(manifest)
+    known, restored = manifest.dense_model, manifest.graph.restored_layers
     if known is None or not restored or record_model(reference).sha256 != manifest.model.sha256:
         return
     raise ArtifactError(
@@ -263,13 +257,9 @@ def check_shipped(folder: Path, manifest: Manifest, reference: OnnxModel) -> Non
     )
 
 
-def _restored(manifest: Manifest) -> list[str]:
-    return [record.layer for record in manifest.graph.restored if record.route == "restored"]
-
-
 def _check_unpruned(folder: Path, manifest: Manifest, unpruned: OnnxModel | None) -> None:
     """Checks that an artifact with restored weights comes with the model that they are from."""
-    known, restored = manifest.dense_model, _restored(manifest)
+    known, restored = manifest.dense_model, manifest.graph.restored_layers
     if not restored or known is None:
         return
     if unpruned is None:

@@ -61,8 +61,7 @@ def print_attribution(attribution: Attribution) -> None:
 def print_restored(graph: GraphRecord) -> None:
     """Prints which layers got their unpruned weights back, and what became of the guarded 2:4 patterns."""
     out = console.out()
-    back = sum(record.route == "restored" for record in graph.restored)
-    if back:
+    if back := len(graph.restored_layers):
         out.print(f"{back} layer(s) planned dense have their weights of the unpruned model.")
     for record in graph.restored:
         if record.route == "kept":

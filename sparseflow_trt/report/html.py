@@ -96,7 +96,7 @@ def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
         "gauges": gauges,
         "steps": draw_steps(manifest),
         "cancelling": cancelling(attribution.steps if attribution else ()),
-        "restored": sum(record.route == "restored" for record in manifest.graph.restored),
+        "restored": len(manifest.graph.restored_layers),
         "guarded": sum(check.read for check in manifest.graph.mask_checks),
         "spine": draw_spine(manifest),
         "in_plugin": any(layer.sparsity == "plugin" for layer in manifest.layers),

@@ -104,7 +104,7 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
     version, record = _deployed(options.repository / name, read)
     batching = replace(read.batching, max_batch_size=largest_batch(options.repository / name))
     read = replace(read, batching=batching)  # as it was deployed, which an option or a person may have said
-    if options.reference and any(row.route == "restored" for row in read.manifest.graph.restored):
+    if options.reference and read.manifest.graph.restored_layers:
         raise DeployError(
             f"{artifact} has weights of the unpruned model in some layers, which {options.reference} lacks.",
             "Leave --reference out: the artifact's own typed model is compared with, in FP32.",
