@@ -136,12 +136,12 @@ def joined_speedup(policy: Policy, gemms: Sequence[Gemm], m: int) -> float | Non
     known = [plugin_known(policy, gemm) for gemm in asked]
     timed = [Known(_timed(policy, gemm), uneven=True) for gemm in asked]
     # estimates are compared as they are, held to nothing
-    best = [each.expect(m) if each.at(m) is each.own else each.at(m).expect(m) for each in known]
-    for times, whole in ((best, known[0]), ([each.expect(m) for each in timed], timed[0])):
-        found = [e for e in times if e and e.basis == "exact" and e.at != "below"]
+    speaking = [each if each.at(m) is each.own else Known(each.at(m), uneven=True) for each in known]
+    for each in (speaking, timed):
+        found = [e for whose in each if (e := whose.expect(m)) and e.basis == "exact" and e.at != "below"]
         # what was measured and what was estimated are not compared
         if len(found) == len(asked) and len({e.points[-1].library for e in found}) == 1:
-            return _gain_of_one(found[0], found[1:], whole.own, m)
+            return _gain_of_one(found[0], found[1:], each[0].own, m)
     return None
 
 

@@ -245,6 +245,17 @@ def test_what_corrects_an_estimate_does_not_speak_for_joining() -> None:
     assert joined_speedup(make_policy([*torch, *own]), gate_and_up(4096, 4096), 128) == pytest.approx(40 / 45)
 
 
+def test_each_product_pays_for_an_m_that_is_no_multiple_of_8_when_they_are_joined() -> None:
+    torch = [p.model_copy(update={"n": n}) for n in (4096, 8192) for p in estimates({64: 2, 128: 2})]
+    own = [*plugin_points({64: 2}), *plugin_points({64: 2, 128: 2}, 8192)]
+    policy = make_policy([*torch, *own])
+    one, whole = (plugin_known(policy, Gemm("gate_up", n, 2048, "FP16")) for n in (4096, 8192))
+    assert one.at(100) is one.otherwise
+    assert whole.at(100) is whole.own
+    assert joined_speedup(policy, gate_and_up(4096, 4096), 104) == pytest.approx(20 / 10)
+    assert joined_speedup(policy, gate_and_up(4096, 4096), 100) == pytest.approx(30 / 15)
+
+
 def test_what_was_not_measured_is_not_joined() -> None:
     alone = make_policy(timed(4096, 10))
     assert joined_speedup(alone, gate_and_up(4096, 4096), 64) is None
