@@ -72,8 +72,9 @@ def read_plan_options(
     axes, inputs = read_ranges(dims, shapes)
     specs = tuple(map(parse_profile, profiles))
     check_specs(specs, usage=True)
+    found = find_policy_for(policy)
     return PlanOptions(
-        policy=find_policy_for(policy),
+        policy=found if sparsity != "off" else None,  # it decides nothing then, and nothing is told of it
         axes=axes,
         shapes=inputs,
         profiles=(*specs, *(read_shapes_file(shapes_file) if shapes_file else ())),
