@@ -49,11 +49,10 @@ def expect(policy: Policy, gemm: Gemm, m: int, library: Library = "tensorrt") ->
 
 
 def sparse_ranges(
-    policy: Policy, gemm: Gemm, low: int, high: int,
-    library: Library = "tensorrt", kernel: SparseKernel = "sparse",
-) -> tuple[tuple[int, int, bool], ...]:  # fmt: skip
-    """The ranges of M from `low` to `high`, with whether the kernel is taken in each; neighbours differ."""
-    return ranges_of(known_of(policy, gemm, library, kernel), low, high)
+    policy: Policy, gemm: Gemm, low: int, high: int, library: Library = "tensorrt"
+) -> tuple[tuple[int, int, bool], ...]:
+    """The ranges of M from `low` to `high`, with whether sparse is taken in each; neighbours differ."""
+    return ranges_of(known_of(policy, gemm, library), low, high)
 
 
 def ranges_of(known: Known, low: int, high: int) -> tuple[tuple[int, int, bool], ...]:
