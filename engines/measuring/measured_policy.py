@@ -8,7 +8,7 @@ from sparseflow_trt.engines.machine.gpu_state import describe_clocks
 from sparseflow_trt.engines.measuring.curves import Curve, Request
 from sparseflow_trt.engines.measuring.journal import Journal
 from sparseflow_trt.errors import PolicyError
-from sparseflow_trt.policies.policy import MARGIN, Pair, Point, Policy
+from sparseflow_trt.policies.policy import MARGIN, Pair, Point, Policy, fastest_points
 from sparseflow_trt.policies.presets import Product
 from sparseflow_trt.policies.thresholds import derive_thresholds, with_given
 
@@ -64,7 +64,7 @@ def extend_policy(policy: Policy, other: Policy) -> Policy:
     """
     check_gpu(other, policy.device, policy.compute_capability)
     added = _beside(policy.points, without_points_of(other.points, policy.points), other.points)
-    points = tuple(sorted([*policy.points, *added], key=_key))
+    points = tuple(sorted([*policy.points, *added], key=lambda point: point.key))
     wave = other.wave if policy.wave is None else policy.wave
     margin = max(policy.margin, other.margin)
     return policy.model_copy(
@@ -100,8 +100,8 @@ def check_gpu(policy: Policy, device: str, compute_capability: str) -> None:
 
 def without_points_of(points: Iterable[Point], others: Iterable[Point]) -> list[Point]:
     """Those that others hold nothing of: no point of the same product, library and kernel."""
-    keys = {_key(point) for point in others}
-    return [point for point in points if _key(point) not in keys]
+    keys = {point.key for point in others}
+    return [point for point in points if point.key not in keys]
 
 
 def _beside(own: Iterable[Point], added: Iterable[Point], others: Iterable[Point]) -> list[Point]:
@@ -109,9 +109,9 @@ def _beside(own: Iterable[Point], added: Iterable[Point], others: Iterable[Point
 
     Two runs differ in clocks and in the dense kernel that TensorRT picked: only what ran in turn compares.
     """
-    here, there = ({_key(p)[:-1]: p.us for p in points if p.kernel == "dense"} for points in (own, others))
+    here, there = ({p.key[:-1]: p.us for p in points if p.kernel == "dense"} for points in (own, others))
     scales = {product: here[product] / there[product] for product in here.keys() & there.keys()}
-    return [_times(point, scales.get(_key(point)[:-1], 1.0)) for point in added]
+    return [_times(point, scales.get(point.key[:-1], 1.0)) for point in added]
 
 
 def _times(point: Point, factor: float) -> Point:
@@ -165,14 +165,10 @@ def points_from_pairs(pairs: Mapping[Request, Pair], products: Sequence[Product]
     kinds: dict[tuple[int, int], dict[str, None]] = {}
     for product in products:
         kinds.setdefault((product.n, product.k), {})[product.kind] = None
-    fastest: dict[tuple[object, ...], Point] = {}  # beside two kernels a product is measured dense twice
-    for measured in (point for pair in pairs.values() for point in (pair.dense, pair.sparse)):
-        for kind in kinds.get((measured.n, measured.k), {measured.kind: None}):
-            point = measured.model_copy(update={"kind": kind})
-            key = _key(point)
-            fastest[key] = min(point, fastest.get(key, point), key=lambda p: p.us)
-    return tuple(sorted(fastest.values(), key=_key))
-
-
-def _key(point: Point) -> tuple[str, str, str, int, int, int, str]:
-    return point.library, point.dtype, point.kind, point.n, point.k, point.m, point.kernel
+    points = fastest_points(  # beside two kernels a product is measured dense twice
+        point.model_copy(update={"kind": kind})
+        for pair in pairs.values()
+        for point in (pair.dense, pair.sparse)
+        for kind in kinds.get((point.n, point.k), {point.kind: None})
+    )
+    return tuple(sorted(points, key=lambda point: point.key))

@@ -30,14 +30,14 @@ def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None =
         PolicyError: An artifact is not TensorRT's, two are of different GPUs or versions, the policy is of
             another GPU, or no builder tried sparse tactics against dense ones.
     """
-    found: dict[tuple[object, ...], Point] = {}
+    found: dict[object, Point] = {}
     devices: set[tuple[str, str, str, str]] = set()
     counts: set[int] = set()
     for manifest in manifests:
         devices.add(_built_for(manifest))
         if manifest.engine.multiprocessors:
             counts.add(manifest.engine.multiprocessors)
-        found |= {_key(point): point for point in points_from_manifest(manifest)}
+        found |= {point.key: point for point in points_from_manifest(manifest)}
     if len(devices) > 1:
         told = " and ".join(sorted(" ".join(device) for device in devices))
         raise PolicyError(
@@ -53,7 +53,7 @@ def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None =
         raise PolicyError(
             f"policy '{into.name}' is of {into.device}, the artifacts of {device}.", "Leave --into out."
         )
-    points = {_key(point): point for point in (into.points if into else ())} | found
+    points = {point.key: point for point in (into.points if into else ())} | found
     wave = into.wave if into else None
     if wave is None and counts:
         wave = wave_of(max(counts))  # of two numbers for one name the larger is the careful one
@@ -127,7 +127,3 @@ def _built_for(manifest: Manifest) -> tuple[str, str, str, str]:
             "Build it with --backend tensorrt, on the machine with the GPU.",
         )
     return known["name"], known["capability"], known["driver"], engine.versions.get("tensorrt", "unknown")
-
-
-def _key(point: Point) -> tuple[object, ...]:
-    return point.kind, point.n, point.k, point.m, point.dtype, point.library, point.kernel

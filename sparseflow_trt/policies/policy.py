@@ -71,6 +71,11 @@ class Point(Record):
             raise ValueError(f"us={self.us} lies outside low_us={low} to high_us={high}")
         return self
 
+    @property
+    def key(self) -> tuple[Library, Dtype, str, int, int, int, Kernel]:
+        """What was measured, whatever came of it."""
+        return self.library, self.dtype, self.kind, self.n, self.k, self.m, self.kernel
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -225,6 +230,14 @@ def digest_of(policy: Policy) -> str:
 
 def _json(data: object, indent: int | None = None) -> str:
     return json.dumps(data, indent=indent, ensure_ascii=False)
+
+
+def fastest_points(points: Iterable[Point]) -> list[Point]:
+    """Of the points of one product, library and kernel the fastest."""
+    found: dict[object, Point] = {}
+    for point in points:
+        found[point.key] = min(point, found.get(point.key, point), key=lambda p: p.us)
+    return list(found.values())
 
 
 def pairs_by_shape(

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.model.kinds import KINDS, kind_from_names
-from sparseflow_trt.policies.policy import MARGIN, Point, Policy, Threshold
+from sparseflow_trt.policies.policy import MARGIN, Point, Policy, Threshold, fastest_points
 from sparseflow_trt.policies.thresholds import derive_thresholds
 
 _HINT = (
@@ -109,7 +109,7 @@ def _points_from_csv(text: str, source: str, shapes: dict[str, tuple[int, int]])
         raise PolicyError(f"{source} is not CSV: {error}.", _HINT) from error
     if not points:
         raise PolicyError(f"{source} holds no measurements.", _HINT)
-    return _fastest(points)
+    return tuple(fastest_points(points))  # gate_proj and up_proj are one product, measured twice
 
 
 def _check_cells(row: dict[Any, Any], where: str, columns: int) -> None:
@@ -121,15 +121,6 @@ def _check_cells(row: dict[Any, Any], where: str, columns: int) -> None:
             f"{where} has {found} cells under {columns} names.",
             "Give each column its cell; numbers have a decimal point, and no comma.",
         )
-
-
-def _fastest(points: list[Point]) -> tuple[Point, ...]:
-    """One point of each product and kernel: gate_proj and up_proj are one product, measured twice."""
-    found: dict[tuple[object, ...], Point] = {}
-    for point in points:
-        key = (point.kind, point.n, point.k, point.m, point.kernel)
-        found[key] = min(found.get(key, point), point, key=lambda p: p.us)
-    return tuple(found.values())
 
 
 def _points_of_row(row: dict[str, Any], where: str, shapes: dict[str, tuple[int, int]]) -> list[Point]:
