@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -20,6 +19,7 @@ from sparseflow_trt.gains.estimate_rows import (
     ask,
     count_groups,
     estimate_layers,
+    sum_known,
     usual_rates,
     with_share,
 )
@@ -230,20 +230,14 @@ class _Whole(NamedTuple):
 
 
 def _add_up(rows: list[EstimatedLayers]) -> _Whole:
-    dense = _total((row.count, row.dense_us) for row in rows)
-    chosen = _total((row.count, row.policy_us) for row in rows)
-    guessed = _total((row.count, row.guessed_us) for row in rows)
+    dense = sum_known((row.count, row.dense_us) for row in rows)
+    chosen = sum_known((row.count, row.policy_us) for row in rows)
+    guessed = sum_known((row.count, row.guessed_us) for row in rows)
     unknown = guessed or 0.0
     total = (dense or 0.0) + unknown
     told = any(row.sparse_us is not None for row in rows) or all(row.worth is False for row in rows)
     speedup = total / (chosen + unknown) if dense and chosen and told else None
     return _Whole(dense, chosen, guessed, total, speedup)
-
-
-def _total(times: Iterable[tuple[int, float | None]]) -> float | None:
-    """The sum of the times that are known, each as often as it is counted; None where none is."""
-    known = [count * us for count, us in times if us is not None]
-    return math.fsum(known) if known else None
 
 
 def _main_m(groups: Mapping[Group, int], model: str) -> SymbolicM:

@@ -150,11 +150,11 @@ def estimate_layers(
         answers: What `ask` said of them.
         rates: Of `usual_rates`, for an M without a time.
     """
-    dense = _mean((a.share, a.dense_us) for a in answers)
+    dense = sum_known((a.share, a.dense_us) for a in answers)
     sparse = chosen = None
     if any(a.times for a in answers) and not group.never:
-        sparse = _mean((a.share, a.sparse_us) for a in answers)
-        chosen = _mean((a.share, a.sparse_us if a.verdict.sparse else a.dense_us) for a in answers)
+        sparse = sum_known((a.share, a.sparse_us) for a in answers)
+        chosen = sum_known((a.share, a.sparse_us if a.verdict.sparse else a.dense_us) for a in answers)
     size = group.n * group.k
     untimed = [a for a in answers if a.dense_us is None]
     guesses = [a.share * (a.bound or size * max(rates[0], a.m * rates[1])) for a in untimed]
@@ -188,8 +188,8 @@ def with_share(row: EstimatedLayers, total: float) -> EstimatedLayers:
     return row.model_copy(update={"share": row.count * math.fsum(times) / total if times else None})
 
 
-def _mean(times: Iterable[tuple[float, float | None]]) -> float | None:
-    """The mean of the times that are known by their shares, the others 0; None where none is known."""
+def sum_known(times: Iterable[tuple[float, float | None]]) -> float | None:
+    """The sum of the times that are known, each by its share or its count; None where none is known."""
     known = [share * us for share, us in times if us is not None]
     return math.fsum(known) if known else None
 
