@@ -19,6 +19,7 @@ from sparseflow_trt.building.artifact_validation import (
     read_unpruned,
     validate,
 )
+from sparseflow_trt.building.plan_options import read
 from sparseflow_trt.building.record import put_artifact, record_engine, record_layers
 from sparseflow_trt.engines.backends.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.engines.protocol import BuildRequest, EngineOptions, OnProgress, Progress
@@ -26,10 +27,9 @@ from sparseflow_trt.engines.tensorrt.like import compare_tactics
 from sparseflow_trt.engines.tensorrt.same_graph import check_same_graph
 from sparseflow_trt.errors import ArtifactError, NotInstalledError, NotSparseError
 from sparseflow_trt.exporters.apply_plan import apply_plan
-from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are, read_layers
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are
 from sparseflow_trt.model.layer_names import of_classifiers
 from sparseflow_trt.model.model_file import input_dims, read_model
-from sparseflow_trt.model.operators import check_operators
 from sparseflow_trt.plans.plan import Plan, check_plan, read_plan
 from sparseflow_trt.plans.shapes import check_profiles
 from sparseflow_trt.policies.policy import read_policy
@@ -81,10 +81,7 @@ def refit(
     engine_options = built_with(before, folder)
     check_files(before, folder)  # reads them whole
     with clock("read"):
-        model = read_model(path)
-        step = "Reading the weights"
-        layers = read_layers(model, lambda done, total: on_step(Progress(step, done, total)))
-        check_operators(model)
+        model, layers = read(path, on_step)
         unpruned = read_unpruned(options.validation.dense_model, model)
     with clock("plan"):
         record = record_model(model)
