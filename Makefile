@@ -14,7 +14,7 @@ setup: $(STAMP) ## make .venv and install the project with pinned versions
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ort,rtx,torch,triton,demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ort,rtx,torch,triton,ray,demo,dev]'
 	$(MAKE) --no-print-directory .venv/tritonserver
 	@touch $@
 
