@@ -24,7 +24,7 @@ ROWS = 8  # M is padded to a multiple of this
 _WEIGHT = 16  # N and K have to be multiples of this
 _MOST_ALGORITHMS = 64  # numbers tried; 0.8.0 has 36 for FP16 and 21 for BF16 on an H200
 _MOST_AT_ONCE = 16
-_NEEDED_FOR = "measuring cuSPARSELt against cuBLASLt"
+_NEEDED_FOR = "measuring cuSPARSELt against PyTorch's dense kernels"
 
 Tensor = Any  # torch.Tensor; torch is imported when it is needed
 

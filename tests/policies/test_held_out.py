@@ -174,7 +174,10 @@ def test_how_much_is_asked_for_and_how_much_is_left(monkeypatch: pytest.MonkeyPa
     left = [request for request in asked["h200", False] if request not in done]
     fp16 = sum(request.curve.dtype == "FP16" for request in left)
     count = len(asked["h200", False])
-    assert f"of {count:,} that it asks for {len(left):,} more are left, {fp16:,} of them" in PROSE
+    assert f"of {count:,} that it asks for {len(left):,} are left, {fp16:,} of them in FP16" in PROSE
+    elsewhere = set(done).difference(asked["h200", False])
+    assert f"{len(elsewhere)} at M half-way that it asked for at first" in PROSE
+    assert {24, 48, 12288} <= {request.m for request in elsewhere}
 
 
 def test_the_readme_gives_the_held_out_figures() -> None:
