@@ -454,6 +454,7 @@ def test_tensorrt_rtx_says_why_it_does_not_load(
     import sys
 
     pytest.importorskip("tensorrt_rtx_libs")
+    pytest.importorskip("torch")  # which the generated model.py imports
     from sparseflow_trt.engines.machine.hardware import find_gpus
 
     if find_gpus():
