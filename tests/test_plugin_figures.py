@@ -300,6 +300,8 @@ def test_the_sanitizer() -> None:
     runs = {name: sum(row["runs"]) for name, row in tools.items()}
     assert f"found nothing, in {runs['memcheck']} and {runs['synccheck']} runs" in page
     assert not any(row["failed"] for row in tools.values())
+    assert {row["dense_below_m"] for row in tools.values()} == {0}
+    assert "No rows ran dense under the tools" in page
     assert tools["racecheck"]["counted"] == [6]
     named = [line for line in tools["racecheck"]["said"] if "access at" in line]
     assert named

@@ -329,11 +329,13 @@ void a_dense_algorithm_is_kept() {
   REQUIRE(dense_alone->algorithm(256).id == 0);  // none was measured
 }
 
-void another_gpu_measures_again() {
+// A layer that was written elsewhere, as `change` makes its record say, is measured again, once.
+void measures_again_after(std::function<void(Choices&)> const& change) {
   auto const linear = built({Type::kFp16, Activation::kNone, true, 32});
   auto const bytes = linear->written();
-  fake::name_gpu("Another");
-  auto const elsewhere = std::make_shared<Linear>(read(bytes.data(), bytes.size()));
+  auto record = read(bytes.data(), bytes.size());
+  change(record.choices);
+  auto const elsewhere = std::make_shared<Linear>(std::move(record));
   logged.clear();
   Context context(elsewhere, 301);
   REQUIRE(was_logged("measured on Fake"));
@@ -343,6 +345,14 @@ void another_gpu_measures_again() {
   logged.clear();
   Context(std::make_shared<Linear>(read(moved.data(), moved.size())), 301).run(7, 1);
   REQUIRE(logged.empty());
+}
+
+void another_gpu_measures_again() {
+  measures_again_after([](Choices&) { fake::name_gpu("Another"); });
+}
+
+void another_cusparselt_measures_again() {
+  measures_again_after([](Choices& choices) { ++choices.library; });
 }
 
 void contexts_run_at_once() {
@@ -501,6 +511,7 @@ std::map<std::string, std::function<void()>> const kChecks = {
     {"work_is_done_with_the_threads_that_can_be_started", work_is_done_with_the_threads_that_can_be_started},
     {"a_dense_algorithm_is_kept", a_dense_algorithm_is_kept},
     {"another_gpu_measures_again", another_gpu_measures_again},
+    {"another_cusparselt_measures_again", another_cusparselt_measures_again},
     {"contexts_run_at_once", contexts_run_at_once},
     {"a_run_is_captured", a_run_is_captured},
     {"a_split_run_copies_nothing", a_split_run_copies_nothing},

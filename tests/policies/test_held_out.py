@@ -175,9 +175,12 @@ def test_how_much_is_asked_for_and_how_much_is_left(monkeypatch: pytest.MonkeyPa
     fp16 = sum(request.curve.dtype == "FP16" for request in left)
     count = len(asked["h200", False])
     assert f"of {count:,} that it asks for {len(left):,} are left, {fp16:,} of them in FP16" in PROSE
-    elsewhere = set(done).difference(asked["h200", False])
-    assert f"{len(elsewhere)} at M half-way that it asked for at first" in PROSE
-    assert {24, 48, 12288} <= {request.m for request in elsewhere}
+    products = {(r["n"], r["k"], r["m"], r["dtype"]) for r in result_of("policy_holdout")["rows"]}
+    of_now = {(r.curve.n, r.curve.k, r.m, r.curve.dtype) for r in asked["h200", False]}
+    half_way = {m for _, _, m, _ in products - of_now}
+    assert f"{len(products - of_now)} at M half-way that it asked for at first" in PROSE
+    assert {24, 48, 12288} <= half_way
+    assert not half_way & set(holdout.SIZES)
 
 
 def test_the_readme_gives_the_held_out_figures() -> None:
