@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
 from sparseflow_trt.model.runtimes_own import RUNTIMES_DOMAIN
 
@@ -22,6 +24,7 @@ _ALIKE = {
     "BiasGelu", "FastGelu", "Gelu", "QuickGelu", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
     "LayerNormalization", "SimplifiedLayerNormalization",
 }  # fmt: skip
+_PACKED = "MatMulNBits"  # its weight is in blocks of a few bits; its sizes are attributes
 _SUM = 3  # the output of a SkipLayerNormalization that is the sum it normalises
 
 
@@ -34,8 +37,11 @@ def stand_ins(model: ir.Model) -> Iterator[None]:
     finally:
         for node, op_type, domain, inputs, sums in filter(None, undo):
             node.op_type, node.domain = op_type, domain
+            stood = node.inputs[1] if len(inputs) > 1 else None
             for index, value in enumerate(inputs):
                 node.replace_input_with(index, value)
+            if stood is not None and stood not in inputs:
+                _graph_of(node).initializers.pop(str(stood.name))
             for user, index in sums:
                 user.replace_input_with(index, node.outputs[_SUM])
             if len(node.outputs) > _SUM:
@@ -56,6 +62,8 @@ def _stand_in(node: ir.Node) -> _Undo | None:
     node.op_type, node.domain = told[0], ONNX_DOMAIN
     for index, source in enumerate(told[1]):
         node.replace_input_with(index, inputs[source])
+    if before[0] == _PACKED:
+        node.replace_input_with(1, _unpacked(node))
     if told[0] == "Identity" and len(node.outputs) > _SUM:
         sums = tuple((use.node, use.idx) for use in node.outputs[_SUM].uses())
         node.outputs[_SUM].replace_all_uses_with(node.outputs[0])
@@ -76,6 +84,10 @@ def _like(node: ir.Node) -> tuple[str, tuple[int, ...]] | None:
     if kind == "FusedMatMul":
         turned = any(a.value for name, a in node.attributes.items() if name.startswith("trans"))
         return None if turned else ("MatMul", ())
+    if kind == _PACKED:
+        sizes = (node.attributes.get(name) for name in ("K", "N"))
+        whole = all(size is not None and size.as_int() > 0 for size in sizes) and len(node.inputs) > 2
+        return ("MatMul", ()) if whole else None
     if kind == "Attention" and not _is_square(node):
         return None
     if kind in _ALIKE or kind in ("Attention", "MultiHeadAttention"):
@@ -90,3 +102,24 @@ def _is_square(node: ir.Node) -> bool:
         return False
     sizes = tuple(int(d) for d in shape.numpy())
     return len(sizes) == 2 and sizes[1] == 3 * sizes[0]
+
+
+def _unpacked(node: ir.Node) -> ir.Value:
+    """A weight of the shape and type that a MatMulNBits multiplies by, with no memory of its own."""
+    import onnx_ir as ir
+
+    k, n = (node.attributes[name].as_int() for name in ("K", "N"))
+    scales = node.inputs[2]
+    kind = scales.dtype if scales is not None and scales.dtype is not None else ir.DataType.FLOAT
+    name = f"{node.outputs[0].name}/unpacked"
+    zeros = ir.tensor(np.broadcast_to(np.zeros((), kind.numpy()), (k, n)), kind, name=name)
+    value = ir.Value(name=name, shape=ir.Shape((k, n)), type=ir.TensorType(kind), const_value=zeros)
+    _graph_of(node).register_initializer(value)
+    return value
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    import onnx_ir as ir
+
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph

@@ -84,3 +84,21 @@ def test_quantizers_of_the_runtime_s_own(kind: str, zero: Any, models: Models) -
     assert site.node.inputs[0] is not None
     assert site.node.inputs[0].dtype is not None
     assert site.node.inputs[0].dtype.name == kind
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_m_is_known_behind_a_weight_of_a_few_bits(whole: bool, models: Models) -> None:
+    sizes: dict[str, Any] = {"K": 64, "N": 96} if whole else {"N": 96}  # a damaged file
+    packed = helper.make_node(
+        "MatMulNBits", ["x", "blocks", "scales"], ["h"], domain=RUNTIMES, bits=4, block_size=32, **sizes
+    )
+    weights = {"scales": np.ones(96 * 2, np.float32), "w": random_weight(96, 32)}
+    inputs = {"x": ("batch", "seq", 64)}
+    model = models.model([packed, helper.make_node("MatMul", ["h", "w"], ["y"], name="mm")], weights, inputs)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((96, 2, 16), np.uint8), "blocks"))
+    model.opset_import.append(helper.make_opsetid(RUNTIMES, 1))
+    read = read_model(models.save(model))
+    before = set(read.ir.graph.initializers)
+    assert str(find_sites(read)[-1].m) == ("batch*seq" if whole else "?")
+    assert [n.op_type for n in read.ir.graph] == ["MatMulNBits", "MatMul"]
+    assert set(read.ir.graph.initializers) == before
