@@ -81,7 +81,7 @@ def prune_source(
         method: "magnitude", "wanda" or "sparsegpt".
         calibration: A source of inputs as `validate` takes it (.npz, .json, FILE.py:FUNCTION); for a folder
             with a tokenizer also a .txt, one text a line.
-        include: Globs of the layers to prune; none means all but classifiers.
+        include: Globs of the layers to prune; none means all but classifiers and adapters.
         exclude: Globs of layers to leave alone.
         pays: Of these take the layers where a policy runs sparse.
         dtype: Of a Hugging Face module; None keeps the checkpoint's.

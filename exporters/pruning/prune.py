@@ -53,14 +53,14 @@ def prune_model(
     progress: Callable[[int, int], None] | None = None,
     include: tuple[str, ...] = (),
 ) -> PruneReport:
-    """Writes a copy of `model` whose eligible weights, but for classifiers', are 2:4 along K.
+    """Writes a copy of `model` whose eligible weights, but for classifiers' and adapters', are 2:4 along K.
 
     Args:
         model: A model as read; neither the file nor its protobuf is changed.
         output: Where the copy goes; its external data goes beside it.
         exclude: Layer, module or weight names (shell patterns) that stay as they are.
         progress: Called with (bytes written, bytes to write).
-        include: Such names of what to prune, and nothing else; a classifier is pruned only where named.
+        include: Such names of what to prune, and nothing else; a classifier or an adapter only where named.
 
     Raises:
         ModelError: `output` is the model itself or one of its data files, or a node says something

@@ -124,7 +124,7 @@ def prune_module(
         batches: Each a tensor, a tuple or a mapping by name, as the module is called. Tokens whose
             attention_mask is 0 are not counted.
         choices: Which layers to take (`torch_layers.choose_by_name`, `choose_by_policy`); None takes all
-            that can be 2:4 but classifiers.
+            that can be 2:4 but classifiers and adapters.
         damping: SparseGPT's share of the Hessian's mean diagonal that is added to its diagonal.
         on_step: Told what is done: (words, done, total).
 

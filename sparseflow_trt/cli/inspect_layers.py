@@ -37,7 +37,8 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
     far it is from FP32, as `build` printed it.
 
     Exits with 0 where every eligible weight is 2:4, and where there is none; with 3 where one is not or has
-    its mask apart; with --since, where a step broke one or left one out.
+    its mask apart, but for an adapter's (lora_A, lora_B); with --since, where a step broke one or left one
+    out.
     """
     from sparseflow_trt.building.artifact_export import is_artifact
     from sparseflow_trt.model.graph import all_eligible_sparse, read_layers
@@ -80,7 +81,9 @@ def _inspect_artifact(folder: Path, as_json: bool) -> int:
         by = f": {manifest.command}" if manifest.command else ""
         console.out().print(f"Built of {manifest.model.file} at {manifest.created} by {manifest.tool}{by}\n")
         print_built(manifest, folder)
-    left = manifest.masks_apart or any(layer.state == "not-sparse" for layer in manifest.layers)
+    left = manifest.masks_apart or any(
+        layer.state == "not-sparse" and layer.kind != "adapter" for layer in manifest.layers
+    )
     return EXIT_NOT_SPARSE if left else EXIT_OK
 
 
@@ -197,7 +200,7 @@ def _print(layers: Any, show_all: bool) -> None:
     )
     for said in filter(None, (masks_apart(layer.reason for layer in layers), weights_computed(layers))):
         out.print(console.styled(said, "yellow"))
-    if all_eligible_sparse(layers) and not counts["sparse"]:
+    if all_eligible_sparse(layers) and not counts["sparse"] and not counts["not-sparse"]:
         why = "could be 2:4: each row says why" if shown else "is multiplied by"
         out.print(f"Nothing was judged. The model has no stored weight that {why}.")
 

@@ -49,7 +49,7 @@ _OF_TORCH = ("calibration", "where_it_pays", "policy", "batch", "seq", "dtype", 
     "--include",
     multiple=True,
     metavar="GLOB",
-    help="Names of the layers to prune, and no others. Default: all but classifiers; '*' is all.",
+    help="Names of the layers to prune, and no others. Default: all but classifiers and adapters; '*': all.",
 )
 @click.option(
     "--where-it-pays",
@@ -75,12 +75,12 @@ def command(
     as_json: bool,
     **of_torch: Any,
 ) -> int:
-    """Prune MODEL's eligible weights 2:4 along K, but for a classifier's. MODEL itself is not changed.
+    """Prune MODEL's eligible weights 2:4 along K, but for a classifier's and an adapter's. MODEL stays.
 
     MODEL is an ONNX file, or a PyTorch module: a Hugging Face folder with weights, or FILE.py:FUNCTION or
     MODULE:FUNCTION that returns (module, inputs). A folder becomes a folder like it, a function's module a
-    .safetensors file for `load_checkpoint`. A classifier (lm_head, classifier, score, a last fc or head) is
-    pruned only where --include names it.
+    .safetensors file for `load_checkpoint`. A classifier (lm_head, classifier, score, a last fc or head)
+    or an adapter (lora_A, lora_B) is pruned only where --include names it.
 
     Exits with 3 where a weight of an ONNX model could not be pruned because its users disagree on the axis.
     """
@@ -131,9 +131,9 @@ def _prune_onnx(
             f"{already} were 2:4 already.\nWritten: {report.output}"
         )
         if not zeroed:
-            classifiers = [layer for layer, why in report.skipped if why == NOT_NAMED]
-            names = " ".join(shlex.join(["--include", name]) for name in classifiers)
-            named = f"; {names} takes a classifier all the same" if names else ""
+            left = [layer for layer, why in report.skipped if why in NOT_NAMED.values()]
+            names = " ".join(shlex.join(["--include", name]) for name in left)
+            named = f"; {names} takes what was left all the same" if names else ""
             out.print(f"Nothing was pruned: what was written is as {model.name} was{named}.")
     return EXIT_NOT_SPARSE if report.conflicts else EXIT_OK
 

@@ -24,6 +24,7 @@ from sparseflow_trt.gains.estimate_rows import (
     with_share,
 )
 from sparseflow_trt.model.graph import WeightedLayer, left_as_they_are
+from sparseflow_trt.model.layer_names import only_if_named
 from sparseflow_trt.model.model_file import OnnxModel, input_dims
 from sparseflow_trt.model.prunable import unprunable as find_unprunable
 from sparseflow_trt.model.runtimes_own import BEFORE_OPTIMISER
@@ -273,8 +274,9 @@ def _notes(
         yield f"The policy holds nothing of {WHOSE[asked]}: these are times of {WHOSE[used]}."
     if main:
         yield f"The traffic is of M={main}; a layer with another M has it from the given sizes."
-    if any(row.kind == "classifier" and row.worth and row.state == "not-sparse" for row in rows):
-        yield "`prune` takes a classifier only where it is named: --include."
+    unpruned = (row.kind for row in rows if row.worth and row.state == "not-sparse")
+    if only := only_if_named(unpruned).removeprefix(", which "):
+        yield f"`prune` {only}."
     if any(row.policy_us not in (row.dense_us, row.sparse_us) for row in rows):
         does = "artifacts of their own for" if in_plugin else "profiles split at"
         yield f"Where sparse wins at some M only, each M has its kernel: {does} those M do that."

@@ -46,7 +46,7 @@ class WeightedLayer:
     Attributes:
         name: Unique in the model: the node's name, with its subgraph's path before it.
         module: The torch module it came from, where the exporter says; else "".
-        kind: gate_up, down, qkv, o, ffn, conv, classifier or other.
+        kind: gate_up, down, qkv, o, ffn, conv, classifier, adapter or other.
         side: Which operand the weight is: "right", or "left" (W·X).
         dtype: Of the weight as it is multiplied: stored floats behind a QuantizeLinear are INT8, say.
         computed: Whether its weight is constant, and computed of other constants in the graph.
@@ -144,11 +144,11 @@ def read_layers(
 
 
 def all_eligible_sparse(layers: tuple[WeightedLayer, ...]) -> bool:
-    """Whether no eligible layer violates 2:4.
+    """Whether no eligible layer violates 2:4, but for adapters, which are meant to be dense.
 
     Where a layer's mask is apart from its weight it does: as they are stored the weights run dense.
     """
-    violated = any(layer.state is SparsityState.NOT_SPARSE for layer in layers)
+    violated = any(layer.state is SparsityState.NOT_SPARSE and layer.kind != "adapter" for layer in layers)
     return not violated and not layers_with_masks_apart(layers)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-KINDS = ("gate_up", "down", "qkv", "o", "ffn", "conv", "classifier", "other")
+KINDS = ("gate_up", "down", "qkv", "o", "ffn", "conv", "classifier", "adapter", "other")
 
 # A last layer has no module around it: the `fc` of a ResNet, the `head` of a ViT, Whisper's `proj_out`; or it
 # is the head's of a model of timm. Inside of other modules these words mean other things.
@@ -15,6 +15,8 @@ _LAST = re.compile(r"^/?(fc|head|heads?[./](head|fc)|embed_out|proj_out)(/[^/]*|
 _KINDS = [
     (kind, re.compile(rf"(^|[._])({words})([._0-9]|$)", re.IGNORECASE))
     for kind, words in (
+        # first: an adapter's name holds that of the layer it is beside
+        ("adapter", r"lora_[AB]|lora_(down|up)|lora_linear_layer"),
         # routers of experts, and projections into a space of two models: neither is one of the kinds
         ("other", r"(mlp|moe)\.gate(?!_)|router|(visual|text)_projection"),
         ("classifier", r"lm_head|classifier|score"),

@@ -5,18 +5,28 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 
-NOT_NAMED = "a classifier, which is taken only where it is named"
+_CALLED = {"classifier": "a classifier", "adapter": "an adapter"}  # the kinds that are left unless named
+NOT_NAMED = {kind: f"{what}, which is taken only where it is named" for kind, what in _CALLED.items()}
 
 
-def of_classifiers(kinds: Iterable[str]) -> str:
+def only_if_named(kinds: Iterable[str]) -> str:
     """What a hint that says `prune` has to add for layers of these kinds, "" where it takes them all."""
-    return ", which takes a classifier only where --include names it" if "classifier" in kinds else ""
+    kinds = set(kinds)
+    found = " or ".join(what for kind, what in _CALLED.items() if kind in kinds)
+    return f", which takes {found} only where --include names it" if found else ""
+
+
+def kind_left(kinds: Iterable[str]) -> str:
+    """Of the kinds of a weight's users the one that leaves it alone unless it is named, else ""."""
+    kinds = set(kinds)
+    return next((kind for kind in _CALLED if kind in kinds), "")
 
 
 def why_left(names: Iterable[str], kind: str, include: Sequence[str], exclude: Sequence[str]) -> str:
     """Why a layer is left alone, "" where it is taken.
 
-    With no `include` that is all but classifiers (see `kinds`): one costs much accuracy for little time.
+    With no `include` that is all but classifiers and adapters (see `kinds`): the one costs much accuracy for
+    little time, and the other, of K or N = 8 or 16, is trained beside weights that may be pruned.
 
     Args:
         names: What the layer is called: by its module, its node, its weight.
@@ -29,7 +39,7 @@ def why_left(names: Iterable[str], kind: str, include: Sequence[str], exclude: S
         return "excluded"
     if include:
         return "" if is_named(names, include) else "no pattern names it"
-    return NOT_NAMED if kind == "classifier" else ""
+    return NOT_NAMED.get(kind, "")
 
 
 def is_named(names: Iterable[str], globs: Sequence[str]) -> bool:

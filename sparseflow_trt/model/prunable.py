@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, kind_of
-from sparseflow_trt.model.layer_names import NOT_NAMED, is_named, why_left
+from sparseflow_trt.model.layer_names import NOT_NAMED, is_named, kind_left, why_left
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.parts import part_of
 from sparseflow_trt.model.runtimes_own import operator_of
@@ -73,7 +73,7 @@ def choose_weights(model: OnnxModel, include: tuple[str, ...] = (), exclude: tup
     Args:
         model: A model as read.
         include: Layer, module or weight names (shell patterns) of what to prune, and nothing else; none means
-            all but classifiers, see `layer_names`.
+            all but classifiers and adapters, see `layer_names`.
         exclude: Such names of what stays as it is.
 
     Raises:
@@ -98,7 +98,7 @@ def choose_weights(model: OnnxModel, include: tuple[str, ...] = (), exclude: tup
         names = tuple(site.name for site, _ in able)
         site, weight = able[0]
         why = _why_not_asked(able, include, exclude) or _why_not_written(weight)
-        if why == NOT_NAMED:  # naming it would not help where it cannot be pruned
+        if why in NOT_NAMED.values():  # naming it would not help where it cannot be pruned
             why = _why_never(able, region, storage) or why
         if why:
             skipped += [(name, why) for name in names]
@@ -167,8 +167,7 @@ def _users_by_region(sites: list[LayerSite]) -> dict[Region, _Users]:
 def _why_not_asked(users: _Users, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
     """Why nobody asks for the weight of these layers, or "" where somebody does."""
     names = [name for site, _ in users for name in _names_of(site)]
-    kinds = [kind_of(site) for site, _ in users]
-    return why_left(names, "classifier" if "classifier" in kinds else "", include, exclude)
+    return why_left(names, kind_left(kind_of(site) for site, _ in users), include, exclude)
 
 
 def _why_not_written(weight: TracedWeight) -> str:

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from sparseflow_trt._schema import Record, load_yaml, parse, read_text
 from sparseflow_trt.errors import NotSparseError, PlanError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer
-from sparseflow_trt.model.layer_names import of_classifiers
+from sparseflow_trt.model.layer_names import only_if_named
 from sparseflow_trt.plans.decide import DENSE_IN_FP32
 from sparseflow_trt.plans.decide import SparsityMode as SparsityMode
 from sparseflow_trt.plans.precision_record import UNCHANGED, PrecisionSearch, unchanged_precision
@@ -242,7 +242,7 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
         listed = "; ".join(problems)
         said = f"{source} does not fit the model in {len(problems)} layer(s): {listed}."
         if len(problems) == len(not_sparse):
-            named = of_classifiers(layer.kind for layer in not_sparse)
+            named = only_if_named(layer.kind for layer in not_sparse)
             hint = f"Plan them dense, or prune the model first: `sparseflow-trt prune MODEL`{named}."
             raise NotSparseError(said, hint)
         in_16_bits = "Plan them dense, or in fp16 or bf16."

@@ -164,9 +164,9 @@ def record_rows(layers: Iterable[TorchLayer], run: Callable[[], object]) -> dict
 def choose_by_name(
     layers: Sequence[TorchLayer], include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> tuple[Choice, ...]:
-    """Takes layers by patterns of their names; with no `include`, all but classifiers.
+    """Takes layers by patterns of their names; with no `include`, all but classifiers and adapters.
 
-    A classifier (a language model's head) is taken where a pattern of `include` names it.
+    A classifier (a language model's head) or an adapter is taken where a pattern of `include` names it.
 
     Args:
         layers: Those of a module.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import helper
 
+from tests.graphs import random_weight
+
 if TYPE_CHECKING:
     from tests.cli.conftest import Sparseflow
     from tests.conftest import Models
@@ -33,6 +35,27 @@ def test_json(sparseflow: Sparseflow, mlp: MakeModel) -> None:
     assert report["output"] == "pruned.onnx"
     assert [w["weight"] for w in report["pruned"]] == ["down"]
     assert report["skipped"] == [["up_proj", "excluded"]]
+
+
+def test_adapters_are_left_dense_unless_named_and_inspect_agrees(
+    sparseflow: Sparseflow, models: Models
+) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "base"], ["y"], name="up_proj.base_layer"),
+        helper.make_node("MatMul", ["x", "a"], ["h"], name="up_proj.lora_A"),
+        helper.make_node("MatMul", ["h", "b"], ["z"], name="up_proj.lora_B"),
+    ]
+    weights = {"base": random_weight(64, 64), "a": random_weight(64, 16), "b": random_weight(16, 64)}
+    models.save(models.model(nodes, weights, {"x": ("batch", 64)}, outputs=["y", "z"]))
+    assert sparseflow("inspect", "model.onnx").code == 3, "the base is not 2:4"
+    done = sparseflow("prune", "model.onnx", "-o", "pruned.onnx").out
+    assert "'up_proj.lora_A': an adapter, which is taken only where it is named" in done
+    assert done.count("left alone") == 2
+    ended = sparseflow("inspect", "pruned.onnx")
+    assert (ended.code, ended.out.count(" adapter ")) == (0, 2), ended.out
+    assert "Nothing was judged" not in sparseflow("inspect", "pruned.onnx").out
+    sparseflow("prune", "model.onnx", "-o", "all.onnx", "--include", "*")
+    assert "3 sparse, 0 not sparse" in sparseflow("inspect", "all.onnx").out
 
 
 def test_a_classifier_is_left_and_named(sparseflow: Sparseflow, with_head: Path) -> None:

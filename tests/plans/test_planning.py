@@ -213,7 +213,7 @@ def test_sparsity_is_not_forced_where_nothing_is_2to4(
     assert command == (
         f"sparseflow-trt prune {model.path} -o m.2to4.onnx{options}" if k == 64 and names else None
     )
-    named = "`prune` takes a classifier only where it is named" in caught.value.hint
+    named = "`prune` takes a classifier only where --include names it" in caught.value.hint
     assert named == bool(options)
     if command:  # what it says to do does it
         output = models.folder / "pruned.onnx"
