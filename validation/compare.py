@@ -241,4 +241,5 @@ def _overall_why(verdict: Verdict, candidates: Sequence[CandidateVerdict]) -> st
     skipped = f" {', '.join(by['not run'])} was not run." if by["not run"] and by["pass"] else ""
     if verdict == "pass":
         return f"{', '.join(by['pass'])} agreed with the reference.{skipped}"
-    return f"No candidate was run: {candidates[0].reason}"
+    ran = next((c for c in candidates if c.outputs), None)
+    return ran.reason if ran else f"No candidate was run: {candidates[0].reason}"

@@ -90,8 +90,16 @@ def _judge_close(
     bound = _absolute_bound(expected, tolerance)
     figures, within = _figures(expected, got, bound, tolerance)
     why = _why(where, expected, got, bound, figures, within, tolerance, counts["reference_nan"])
-    known |= {**counts, **figures, "abs_bound": bound}
+    known |= {**counts, **figures, "abs_bound": bound, "reference_value": _only_value(expected)}
     return OutputVerdict(**known, passed=not why, reason=why)
+
+
+def _only_value(expected: Array) -> float | None:
+    """The number that all elements are; None where they differ, and of one alone that is not 0."""
+    value = _finite(expected.flat[0]) if expected.size else None
+    if value is None or (expected.size == 1 and value) or (expected != value).any():
+        return None
+    return value
 
 
 def _absolute_bound(expected: Array, tolerance: Tolerance) -> float:

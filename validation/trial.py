@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sparseflow_trt.artifacts.verdict import CandidateVerdict, OutputVerdict, StepName, Verdict
+from sparseflow_trt.artifacts.verdict import EMPTY, ZERO, CandidateVerdict, OutputVerdict, StepName, Verdict
 from sparseflow_trt.errors import InputError, NotInstalledError, SparseflowError, one_line
 from sparseflow_trt.validation.engine_runner import engine_runner, engine_runtime, select_profile
 from sparseflow_trt.validation.feeds import InputSet
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner
 
 OnOutputs = Callable[[str, str, Outputs], None]  # of which candidate ("" for the reference), on which set
+
+
+_HINT = "If that is not meant, give other inputs with --inputs, or trained weights."
 
 
 @dataclass(frozen=True)
@@ -178,18 +181,23 @@ def conclude(trial: Trial, sets: int) -> CandidateVerdict:
     """The verdict on a candidate that ran on `sets` input sets, or did not run."""
     failed = [found.reason for found in trial.outputs if not found.passed]
     problems = trial.errors + failed
-    empty = bool(trial.outputs) and all(0 in (found.shape or ()) for found in trial.outputs)
-    verdict: Verdict = "fail" if problems else "not run" if trial.runner is None or empty else "pass"
+    flat = _flat_outputs(trial.outputs)
+    names = {found.output for found in trial.outputs}
+    nothing = bool(names) and all(flat.get(name) in (EMPTY, ZERO) for name in names)
+    verdict: Verdict = "fail" if problems else "not run" if trial.runner is None or nothing else "pass"
     if verdict == "fail":
         more = f" And {len(problems) - 1} more." if len(problems) > 1 else ""
         why = problems[0] + more
-    elif empty:
-        why = f"All outputs are empty on all {sets} input set(s), so that nothing was compared."
+    elif nothing:
+        found = " or ".join(dict.fromkeys(flat.values()))
+        why = f"All outputs are {found} on all {sets} input set(s), so that nothing was compared. {_HINT}"
     elif verdict == "not run":
         why = trial.not_run
     else:
-        outputs = len({found.output for found in trial.outputs})
-        why = f"All {outputs} output(s) are within tolerance on all {sets} input set(s)."
+        why = f"All {len(names)} output(s) are within tolerance on all {sets} input set(s)."
+        if flat:
+            said = ", ".join(f"'{name}' is {what}" for name, what in flat.items())
+            why += f" Some tell nothing of errors: {said}. {_HINT}"
     return CandidateVerdict(
         name=trial.candidate.name,
         file=trial.candidate.path.name,
@@ -197,4 +205,19 @@ def conclude(trial: Trial, sets: int) -> CandidateVerdict:
         reason=why,
         runtime=trial.runtime,
         outputs=tuple(trial.outputs),
+        tells_nothing=flat,
     )
+
+
+def _flat_outputs(outputs: list[OutputVerdict]) -> dict[str, str]:
+    """The outputs that are empty or one number on every input set, and which of it."""
+    flat = {}
+    for name in dict.fromkeys(found.output for found in outputs):
+        rows = [found for found in outputs if found.output == name]
+        full = {found.reference_value for found in rows if 0 not in found.shape}
+        value = next(iter(full), None)
+        if not full:
+            flat[name] = EMPTY
+        elif len(full) == 1 and value is not None:
+            flat[name] = f"{(value or 0):.6g} everywhere in the reference"
+    return flat

@@ -19,6 +19,7 @@ NonNegative = Annotated[FiniteFloat, Field(ge=0)]
 Cosine = Annotated[FiniteFloat, Field(ge=-1, le=1)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 
+EMPTY, ZERO = "empty", "0 everywhere in the reference"  # of outputs: nothing is compared with them
 _LEAST_SHRUNK = 0.01  # of the error so far: less is rounding
 _LEAST_BEYOND = 0.0005  # of shares beyond 0 and 1: less is shown as 0.0 % and 100.0 %
 
@@ -68,6 +69,8 @@ class OutputVerdict(Record):
             where the outputs are equal, since it is infinite then.
         equal: The share of equal elements, for outputs that are not floating-point.
         abs_bound: The absolute bound that was used: the larger of the tolerance's two.
+        reference_value: The one number that all elements of a floating-point reference are, where it has
+            several, or is 0. Null where they differ.
         reason: "" where it passed, else what exceeded what.
     """
 
@@ -86,6 +89,7 @@ class OutputVerdict(Record):
     cosine: FiniteFloat | None = None
     psnr: FiniteFloat | None = None
     equal: FiniteFloat | None = None
+    reference_value: FiniteFloat | None = None
     reference_nan: int = 0
     reference_inf: int = 0
     candidate_nan: int = 0
@@ -99,6 +103,8 @@ class CandidateVerdict(Record):
     Attributes:
         runtime: What ran it, in words; "" where nothing did.
         reason: The sentence behind the verdict.
+        tells_nothing: Of the outputs that are one number in the reference, or empty, on every input set: what
+            they are. No error of a layer shows there. Where all are empty or 0 the verdict is "not run".
     """
 
     name: str
@@ -106,7 +112,14 @@ class CandidateVerdict(Record):
     verdict: Verdict
     reason: str
     runtime: str = ""
+    tells_nothing: dict[str, str] = Field(default_factory=dict)
     outputs: tuple[OutputVerdict, ...] = ()
+
+    def shown(self, output: str) -> Verdict:
+        """What is said of one output: where it is empty or 0 and nothing failed, that it was not compared."""
+        if any(not found.passed for found in self.outputs if found.output == output):
+            return "fail"
+        return "not run" if self.tells_nothing.get(output) in (EMPTY, ZERO) else "pass"
 
 
 class InputSetRecord(Record):

@@ -32,8 +32,9 @@ def print_validation(validation: Validation, against: str = "the FP32 reference"
     for candidate in validation.candidates:
         for name in dict.fromkeys(o.output for o in candidate.outputs):
             rows = [o for o in candidate.outputs if o.output == name]
+            shown = candidate.shown(name) if candidate.verdict == "pass" else candidate.verdict
             table.add_row(
-                candidate.name, _coloured(candidate.verdict), name,
+                candidate.name, _coloured(shown), name,
                 _worst([o.max_abs for o in rows], max), _worst([o.mean_abs for o in rows], max),
                 _worst([o.cosine for o in rows], min, 6), _worst([o.psnr for o in rows], min, 1),
                 _worst([o.equal for o in rows], min, 4), str(len(rows)),
@@ -42,7 +43,7 @@ def print_validation(validation: Validation, against: str = "the FP32 reference"
             table.add_row(candidate.name, _coloured(candidate.verdict))
     out.print(table)
     for candidate in validation.candidates:
-        if candidate.reason and candidate.verdict != "pass":
+        if candidate.reason and (candidate.verdict != "pass" or candidate.tells_nothing):
             out.print(f"  {candidate.name}: {candidate.reason}")
     if validation.attribution:
         print_attribution(validation.attribution)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sparseflow_trt.artifacts.manifest import Manifest
-from sparseflow_trt.artifacts.verdict import OutputVerdict, StepOutput, StepRecord, shown_outputs
+from sparseflow_trt.artifacts.verdict import OutputVerdict, StepOutput, StepRecord, Verdict, shown_outputs
 
 _SMALLEST, _LARGEST = 1e-7, 1.0  # of the bars by step, as shares of the output: log scale
 
@@ -16,6 +16,7 @@ class Gauge:
     """One output of one candidate: how much of what an element may be off by its worst one is.
 
     Attributes:
+        shown: What is said of it: "not run" where nothing was compared with it.
         used: The largest error over the bound, on the input set where that is most; None where an output has
             no bound (it is not floating-point, or could not be compared).
     """
@@ -23,6 +24,7 @@ class Gauge:
     candidate: str
     worst: OutputVerdict
     passed: bool
+    shown: Verdict
     used: float | None
 
 
@@ -57,7 +59,15 @@ def draw_gauges(manifest: Manifest) -> tuple[Gauge, ...]:
         for name in dict.fromkeys(row.output for row in candidate.outputs):
             rows = [row for row in candidate.outputs if row.output == name]
             worst = max(rows, key=lambda row: (not row.passed, _used(row) or 0.0))
-            gauges.append(Gauge(candidate.name, worst, all(row.passed for row in rows), _used(worst)))
+            gauges.append(
+                Gauge(
+                    candidate.name,
+                    worst,
+                    all(row.passed for row in rows),
+                    candidate.shown(name),
+                    _used(worst),
+                )
+            )
     return tuple(gauges)
 
 

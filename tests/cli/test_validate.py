@@ -50,6 +50,19 @@ def test_exits_with_4_where_the_reference_holds_nan(sparseflow: Sparseflow, buil
     assert (ended.code, "No step is to blame: the reference itself has NaN" in ended.out) == (4, True)
 
 
+def test_outputs_that_are_0_everywhere_are_not_run_and_exit_with_1(
+    sparseflow: Sparseflow, built: Path
+) -> None:
+    np.savez("zeros.npz", x=np.zeros((4, 64), np.float32))
+    options = ("validate", "out", "--reference", built, "--inputs", "zeros.npz")
+    ended = sparseflow(*options)
+    assert (ended.code, "Validation against the FP32 reference: not run" in ended.out) == (1, True)
+    assert "All outputs are 0 everywhere in the reference on all 1 input set(s)" in ended.out
+    found = sparseflow(*options, "--json").json
+    assert found["candidates"][0]["tells_nothing"] == {"y": "0 everywhere in the reference"}
+    assert found["candidates"][0]["outputs"][0]["reference_value"] == 0
+
+
 def test_real_inputs(sparseflow: Sparseflow, built: Path, own_folder: Path) -> None:
     np.savez(own_folder / "x.npz", x=np.ones((3, 64), np.float32))
     found = sparseflow("validate", "out", "--reference", built, "--inputs", "x.npz", "--json").json

@@ -13,7 +13,7 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.artifacts.manifest import DuelRecord, Manifest
-from sparseflow_trt.artifacts.verdict import Attribution
+from sparseflow_trt.artifacts.verdict import ZERO, Attribution
 from sparseflow_trt.building.artifact_validation import ValidationOptions
 from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.cli.attributions import print_attribution
@@ -109,6 +109,24 @@ def test_says_why_it_failed(report: Callable[..., tuple[str, Manifest]]) -> None
     assert re.search(r"\.onnx fail ", said)
     wrong = next(o for c in manifest.validation.candidates for o in c.outputs if not o.passed)
     assert wrong.reason in said
+
+
+def test_an_output_that_nothing_was_compared_with_is_no_pass(
+    report: Callable[..., tuple[str, Manifest]], tmp_path: Path
+) -> None:
+    _, manifest = report()
+    flat = [
+        c.model_copy(update={"tells_nothing": {o.output: ZERO for o in c.outputs}, "reason": "Nothing told."})
+        for c in manifest.validation.candidates
+    ]
+    validation = manifest.validation.model_copy(update={"candidates": tuple(flat)})
+    write_report(manifest.model_copy(update={"validation": validation}), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    said = re.sub(r"\s+", " ", " ".join(_Page(page).text))
+    number = sum(len(c.outputs) for c in flat)
+    assert page.count('<td class="not-run-text">not run</td>') == number > 0
+    assert said.count("Nothing told.") >= len(flat)
+    assert '<td class="pass-text">' not in page
 
 
 def test_unknown_figures_and_an_empty_engine_leave_no_gap(

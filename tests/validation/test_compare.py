@@ -23,6 +23,8 @@ from sparseflow_trt.validation.inputs import generate_inputs
 from sparseflow_trt.validation.runners import ort_runner, run_once
 from sparseflow_trt.validation.tolerances import DEFAULTS, Tolerances, output_tolerances, parse_tolerance
 from sparseflow_trt.validation.trial import Candidate
+from tests.conftest import Models
+from tests.graphs import random_weight
 
 Linear = Callable[..., Path]
 FP16 = output_tolerances(DEFAULTS["fp16"])
@@ -81,9 +83,51 @@ def test_outputs_that_are_all_empty_are_no_pass(linear: Linear, reference: Path)
     nothing = [InputSet("none", {"x": np.zeros((0, 8), np.float32)}, 0, "empty")]
     found = compare(reference, [Candidate("same", reference, "onnx")], nothing, FP16)
     assert (found.verdict, found.candidates[0].verdict) == ("not run", "not run")
-    assert found.candidates[0].reason == (
-        "All outputs are empty on all 1 input set(s), so that nothing was compared."
+    assert found.reason == found.candidates[0].reason
+    assert found.reason.startswith(
+        "All outputs are empty on all 1 input set(s), so that nothing was compared. "
     )
+
+
+@pytest.mark.parametrize(
+    ("kept", "scale", "added", "verdict", "said"),
+    [
+        (False, 0, 0, "not run", "All outputs are 0 everywhere in the reference on all 3 input set(s)"),
+        (True, 0, 0, "pass", "Some tell nothing of errors: 'y' is 0 everywhere in the reference."),
+        (False, 0, 3, "pass", "Some tell nothing of errors: 'y' is 3 everywhere in the reference."),
+        (False, 1, 0, "pass", "All 1 output(s) are within tolerance on all 3 input set(s)."),
+    ],
+)
+def test_an_output_that_is_one_number_everywhere_is_no_silent_pass(
+    kept: bool, scale: float, added: float, verdict: str, said: str, models: Models, inputs: list[InputSet]
+) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Mul", ["h", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "added"], ["y"]),
+    ]
+    weights = {
+        "w": random_weight(8, 8), "scale": np.array(scale, np.float32), "added": np.array(added, np.float32)
+    }  # fmt: skip
+    outputs = ["y", "h"] if kept else ["y"]
+    path = models.save(models.model(nodes, weights, {"x": ("batch", 8)}, outputs), "flat.onnx")
+    found = compare(path, [Candidate("same", path, "onnx")], inputs, FP16)
+    assert found.verdict == verdict
+    assert said in found.candidates[0].reason
+    assert set(found.candidates[0].tells_nothing) == ({"y"} if not scale else set())
+    shown = {name: found.candidates[0].shown(name) for name in outputs}
+    assert shown == {"y": "pass" if scale or added else "not run", **({"h": "pass"} if kept else {})}
+
+
+def test_one_zero_that_is_wrong_fails_still(models: Models, inputs: list[InputSet]) -> None:
+    paths = []
+    for scale in (0, 1):
+        node = helper.make_node("Mul", ["x", "scale"], ["y"])
+        weights = {"scale": np.array(scale, np.float32)}
+        made = models.model([node], weights, {"x": ("batch", 8)})
+        paths.append(models.save(made, f"by_{scale}.onnx"))
+    found = compare(paths[0], [Candidate("other", paths[1], "onnx")], inputs, FP16)
+    assert (found.verdict, found.candidates[0].shown("y")) == ("fail", "fail")
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
