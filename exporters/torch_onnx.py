@@ -96,8 +96,9 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
                 ) from error
             raise ModelError(
                 f"torch cannot export the {_class_name(found)}: {words}.",
-                "Run it with --debug for torch's own report. An axis that the module fixes must not be named "
-                "as one that varies; code that goes by values has to be written with torch.where or "
+                _plain_attention(found.module)
+                or "Run it with --debug for torch's own report. An axis that the module fixes must not be "
+                "named as one that varies; code that goes by values has to be written with torch.where or "
                 "torch.cond.",
             ) from error
         model: ir.Model = program.model
@@ -298,6 +299,20 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
+
+
+def _plain_attention(module: Any) -> str:
+    """What to try first with a model of transformers whose attention is one call to torch; "" with others."""
+    kinds = (
+        getattr(getattr(part, "config", None), "_attn_implementation", None) for part in module.modules()
+    )
+    kind = next((kind for kind in kinds if kind not in (None, "eager")), None)
+    if kind is None:
+        return ""
+    return (
+        f"Its attention is transformers' '{kind}', which torch does not always export: call the model's "
+        "set_attn_implementation('eager') in the function, before it is returned."
+    )
 
 
 def _class_name(found: Exportable) -> str:

@@ -93,10 +93,43 @@ def decoder():
 """
 
 
+T5 = """
+import torch
+from transformers import T5Config, T5ForConditionalGeneration
+
+def sdpa():
+    config = T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, vocab_size=50, use_cache=False,
+                      decoder_start_token_id=0)
+    torch.manual_seed(0)
+    ids, begun = torch.randint(0, 50, (2, 6)), torch.randint(0, 50, (2, 5))
+    axes = {"input_ids": {0: "batch", 1: "seq"}, "decoder_input_ids": {0: "batch", 1: "begun"}}
+    return T5ForConditionalGeneration(config).eval(), {"input_ids": ids, "decoder_input_ids": begun}, axes
+
+def eager():
+    module, inputs, axes = sdpa()
+    module.set_attn_implementation("eager")
+    return module, inputs, axes
+"""
+
+
 @pytest.fixture
 def source(own_folder: Path) -> str:
     (own_folder / "mine.py").write_text(MODULE)
     return "mine.py:make"
+
+
+def test_attention_that_torch_does_not_export_is_named_with_what_does(
+    sparseflow: Sparseflow, own_folder: Path
+) -> None:
+    (own_folder / "t5.py").write_text(T5)
+    ended = sparseflow("export", "t5.py:sdpa", "-o", "t5.onnx")
+    if ended.code:  # a later torch may export it
+        assert "torch cannot export the T5ForConditionalGeneration: " in ended.err
+        assert "transformers' 'sdpa'" in ended.err
+        assert "set_attn_implementation('eager')" in ended.err
+    ended = sparseflow("export", "t5.py:eager", "-o", "t5.onnx")
+    assert ended.code == 0, ended.err
+    assert "Validation against PyTorch: pass" in ended.out
 
 
 def test_export_says_what_it_wrote(sparseflow: Sparseflow, source: str, own_folder: Path) -> None:
