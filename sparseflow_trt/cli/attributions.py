@@ -20,10 +20,16 @@ def print_attribution(attribution: Attribution) -> None:
     from sparseflow_trt.artifacts.verdict import cancelling, shown_outputs
 
     out = console.out()
-    out.print(f"\nWhere the error comes from: {attribution.reason}")
+    console.say(f"\nWhere the error comes from: {attribution.reason}")
+    outputs = [found for step in attribution.steps for found in step.outputs]
+    spared = [
+        *(() if any(found.equal is not None for found in outputs) else ("Equal",)),
+        *(() if any(found.nonfinite for found in outputs) else ("Not finite",)),
+    ]
     table = console.table(
-        "Step", "Output", ">Error", ">So far", ">Share", ">Max abs", ">Equal", ">Not finite", "Input set"
-    )
+        "Step", "Output", ">Error", ">So far", ">Share", ">Max abs", ">Equal", ">Not finite", "Input set",
+        spared=tuple(spared),
+    )  # fmt: skip
     steps, without_shares = list(attribution.steps), dict[tuple[str, str], float]()
     left = cancelling(steps)
     if attribution.unrestored:
@@ -53,29 +59,31 @@ def print_attribution(attribution: Attribution) -> None:
             for (output, on), error in without_shares.items()
         ]
         said = listed(named, _MOST_OUTPUTS)
-        out.print(f"  No shares where steps take back what others added: {said}.")
+        console.say(f"  No shares where steps take back what others added: {said}.")
     for name in dict.fromkeys(layer.step for layer in attribution.layers):
         _print_layers(attribution, name)
 
 
 def print_restored(graph: GraphRecord) -> None:
     """Prints which layers got their unpruned weights back, and what became of the guarded 2:4 patterns."""
-    out = console.out()
     if back := len(graph.restored_layers):
-        out.print(f"{back} layer(s) planned dense have their weights of the unpruned model.")
+        console.say(f"{back} layer(s) planned dense have their weights of the unpruned model.")
     for record in graph.restored:
         if record.route == "kept":
-            out.print(console.styled(f"Layer '{record.layer}' keeps its weight: {record.reason}.", "yellow"))
+            said = f"Layer '{record.layer}' keeps its weight: {record.reason}."
+            console.say(console.styled(said, "yellow"))
     read = sum(check.read for check in graph.mask_checks)
     if read:
-        out.print(f"{read} layer(s) planned sparse are still 2:4 in the graph that the engine is built from.")
+        console.say(
+            f"{read} layer(s) planned sparse are still 2:4 in the graph that the engine is built from."
+        )
 
 
 def _print_layers(attribution: Attribution, step: StepName) -> None:
     layers = [layer for layer in attribution.layers if layer.step == step]
     shown = [layer for layer in layers if _adds(layer)][:_MOST_LAYERS]
     out = console.out()
-    out.print(
+    console.say(
         f"\nLayers by what they add themselves, step '{step}', input set '{attribution.layers_input_set}':"
     )
     table = console.table("Layer", "Operator", ">Own error", ">So far", ">Not finite", ">Clipped")
@@ -86,7 +94,7 @@ def _print_layers(attribution: Attribution, step: StepName) -> None:
         )  # fmt: skip
     out.print(table)
     if len(layers) > len(shown):
-        out.print(f"  {len(layers) - len(shown)} more add less: --json has all.")
+        console.say(f"  {len(layers) - len(shown)} more add less: --json has all.")
 
 
 def _adds(layer: LayerError) -> bool:

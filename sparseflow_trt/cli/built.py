@@ -31,17 +31,17 @@ def print_built(manifest: Manifest, artifact: Path, model: Path | None = None) -
     """
     out = console.out()
     for note in manifest.notes:
-        out.print(console.styled(note, "yellow"))
+        console.say(console.styled(note, "yellow"))
     _print_layers(manifest, model)
     if manifest.precision_search:
         print_search(manifest.precision_search)
     engine = manifest.engine
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
-    out.print(f"\nEngine: {engine.file} by {engine.backend} ({versions}) in {engine.build_seconds:.1f} s")
-    out.print(f"  {engine.chosen_because}")
+    console.say(f"\nEngine: {engine.file} by {engine.backend} ({versions}) in {engine.build_seconds:.1f} s")
+    console.say(f"  {engine.chosen_because}")
     for sentence in dict.fromkeys((engine.sparse_tactics, *engine.notes)):
         if sentence:
-            out.print("  ", console.styled(sentence, "yellow"), sep="")
+            console.say(console.styled(f"  {sentence}", "yellow"))
     print_evidence(manifest)
     if manifest.duel:
         print_duel(manifest.duel)
@@ -67,23 +67,23 @@ def _print_layers(manifest: Manifest, model: Path | None) -> None:
     out = console.out()
     out.print(table if groups else NOTHING_PLANNED)
     for reason in reasons:
-        out.print(reason)
+        console.say(reason)
     states = Counter(layer.state for layer in manifest.layers)
     if states["not-sparse"] and not states["sparse"]:
         said = f"No weights are 2:4, {states['not-sparse']} could be: nothing can run sparse."
-        out.print(console.styled(f"\n{said} {_how_to_prune(manifest, model)}", "yellow"))
+        console.say(console.styled(f"\n{said} {_how_to_prune(manifest, model)}", "yellow"))
     elif names := [layer.name for layer in manifest.layers if layer.state == "not-sparse"]:
         said = f"{len(names)} of {len(manifest.layers)} layers could be 2:4, are not, and stay dense"
         named = listed([f"'{name}'" for name in names], _MOST_NAMED)
-        out.print(console.styled(f"\n{said}: {named}.", "yellow"))
+        console.say(console.styled(f"\n{said}: {named}.", "yellow"))
     islands = len(manifest.graph.islands)
-    out.print(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")
+    console.say(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")
     print_restored(manifest.graph)
     for name, elements, largest in manifest.graph.clamped:
         lost = (
             f"{elements} value(s) of constant '{name}', up to {largest:.3g}, do not fit their type: clipped."
         )
-        out.print(console.styled(f"{lost} If that is no mask's fill, plan its reader in fp32.", "yellow"))
+        console.say(console.styled(f"{lost} If that is no mask's fill, plan its reader in fp32.", "yellow"))
 
 
 def _how_to_prune(manifest: Manifest, model: Path | None) -> str:

@@ -129,7 +129,7 @@ def _broken(to: Console, line: Text) -> Iterator[Text]:
     """A line in parts that fit, broken at spaces alone: rich's own breaks long words, too."""
     indent = len(line.plain) - len(line.plain.lstrip()) + _GAP
     used, starts = 0, []
-    for word in re.finditer(r"\s*(\S+)", line.plain):
+    for word in re.finditer(r"\s*(\S+(?: %\S*)?)", line.plain):  # a percentage is one word
         if used and used + cell_len(word[0]) > to.width:
             starts.append(word.start(1))
             used = indent + cell_len(word[1])

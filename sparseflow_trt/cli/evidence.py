@@ -42,19 +42,19 @@ def print_evidence(manifest: Manifest) -> None:
         others = f" (the first of {len(alike)})" if len({_told(o) for o in alike}) > 1 else ""
         lines.append(f"[{number}] {_told(alike[0])}{others}")
     out = console.out()
-    out.print(
+    console.say(
         "\nWhat the engine runs, by the builder's own measurements (the best tactic's time of each kind):"
     )
     out.print(table)
     if any(o.timed_as for o in outcomes):
-        out.print(f"{_AS_ANOTHER} The times of another layer, which is like it and is named below.")
+        console.say(f"{_AS_ANOTHER} The times of another layer, which is like it and is named below.")
     for line in lines:
-        out.print(line)
+        console.say(line)
     sparse, plugin = sum(o.sparse for o in outcomes), sum(o.plugin for o in outcomes)
     inside = f", {plugin} of them in the plugin" if plugin else ""
-    out.print(f"{sparse} of {len(outcomes)} layers and profiles run a sparse kernel{inside}.")
+    console.say(f"{sparse} of {len(outcomes)} layers and profiles run a sparse kernel{inside}.")
     if half := sum(o.accumulator == "Half" for o in outcomes):
-        out.print(
+        console.say(
             f"{half} of {len(outcomes)} add up in FP16, by their tactics' names: the longer K, the more that "
             "loses (docs/ACCURACY.md)."
         )

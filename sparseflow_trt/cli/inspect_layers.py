@@ -65,7 +65,7 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
         _print_what_pruning_does(model, layers, _what_pruning_does(found, layers))
         for given in _inputs(found):
             dims = "of no said shape" if given["dims"] is None else f"[{', '.join(map(str, given['dims']))}]"
-            console.out().print(f"Input '{given['name']}': {given['dtype']} {dims}")
+            console.say(f"Input '{given['name']}': {given['dtype']} {dims}")
         if since:
             _print_changes(breaks, missing)
     return EXIT_OK if not (breaks or missing) and (sparse or since) else EXIT_NOT_SPARSE
@@ -88,20 +88,19 @@ def _inspect_artifact(folder: Path, as_json: bool) -> int:
 
 
 def _print_changes(breaks: Sequence[Break], missing: Sequence[Missing]) -> None:
-    out = console.out()
     if not breaks and not missing:
-        out.print("Every layer that was 2:4 is so still.")
+        console.say("Every layer that was 2:4 is so still.")
     for entry in breaks:
         where = f", the first at {list(entry.first)}" if entry.first is not None else ""
         told = (
             f"'{entry.layer}' was 2:4 in {entry.before} and is not in {entry.after}: {entry.reason}{where}."
         )
-        out.print(console.styled(told, "red"))
+        console.say(console.styled(told, "red"))
     for step in missing:
         number, names = len(step.layers), ", ".join(f"'{name}'" for name in step.layers)
         is_was = "layer that was 2:4 in {} is" if number == 1 else "layers that were 2:4 in {} are"
         told = f"{number} {is_was.format(step.before)} not in {step.after}: {names}."
-        out.print(console.styled(told, "red"))
+        console.say(console.styled(told, "red"))
 
 
 def _inputs(found: OnnxModel) -> list[dict[str, Any]]:
@@ -190,19 +189,19 @@ def _print(layers: Any, show_all: bool) -> None:
     if shown:
         out.print(table)
     for reason in reasons:
-        out.print(reason)
+        console.say(reason)
     counts = _counts(layers)
     hidden = len(layers) - len(shown)
-    out.print(
+    console.say(
         f"\n{counts['sparse']} sparse, {counts['not-sparse']} not sparse, "
         f"{counts['not-eligible']} not eligible"
         + (f" ({hidden} of them products with no constant weight: --all lists them)" if hidden else "")
     )
     for said in filter(None, (masks_apart(layer.reason for layer in layers), weights_computed(layers))):
-        out.print(console.styled(said, "yellow"))
+        console.say(console.styled(said, "yellow"))
     if all_eligible_sparse(layers) and not counts["sparse"] and not counts["not-sparse"]:
         why = "could be 2:4: each row says why" if shown else "is multiplied by"
-        out.print(f"Nothing was judged. The model has no stored weight that {why}.")
+        console.say(f"Nothing was judged. The model has no stored weight that {why}.")
 
 
 @dataclass(frozen=True)
@@ -233,11 +232,10 @@ def _print_what_pruning_does(model: Path, layers: Sequence[WeightedLayer], does:
     """Says how to prune what is not 2:4, and of what pruning does not make so, why."""
     from sparseflow_trt.model.prunable import pruned_before
 
-    out = console.out()
     if does.takes:
-        out.print(f"Prune them with: {shlex.join(['sparseflow-trt', 'prune', str(model)])}")
+        console.say("Prune them with: ", shlex.join(["sparseflow-trt", "prune", str(model)]))
         if said := pruned_before(layer for layer in layers if layer.name in does.takes):
-            out.print(said)
+            console.say(said)
     for told, reasons in (
         ("{} cannot be pruned: {}.", does.conflicts),
         ("`prune` leaves {} alone: {}.", does.skipped),
@@ -246,4 +244,4 @@ def _print_what_pruning_does(model: Path, layers: Sequence[WeightedLayer], does:
         for name, why in reasons:
             layers_by_reason.setdefault(why, []).append(f"'{name}'")
         for why, names in layers_by_reason.items():
-            out.print(told.format(", ".join(names), why))
+            console.say(told.format(", ".join(names), why))

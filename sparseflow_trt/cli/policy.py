@@ -43,14 +43,21 @@ def list_policies(as_json: bool) -> int:
         counted = ({"points": len(p.points), "types": _types_of(p)} for p in policies)
         console.print_json([{**row, **more} for row, more in zip(rows, counted, strict=True)])
         return EXIT_OK
-    table = console.table("Policy", "Device", "Capability", ">Points", "Types", "Source")
-    for policy in policies:
-        types = ", ".join(_types_of(policy))
-        table.add_row(
-            policy.name, policy.device, policy.compute_capability, str(len(policy.points)), types,
-            textwrap.shorten(policy.source, _SOURCE, placeholder=" …"),
-        )  # fmt: skip
+    columns = ("Policy", "Device", "Capability", ">Points", "Types", "Source")
+    cells: list[tuple[str, ...]] = [
+        (
+            policy.name, policy.device, policy.compute_capability, str(len(policy.points)),
+            ", ".join(_types_of(policy)), textwrap.shorten(policy.source, _SOURCE, placeholder=" …"),
+        )
+        for policy in policies
+    ]  # fmt: skip
+    cells, sources = console.fold_last(columns, cells)
+    table = console.table(*columns)
+    for row in cells:
+        table.add_row(*row)
     console.out().print(table)
+    for source in sources:
+        console.say(source)
     console.out().print("\n`sparseflow-trt policy show NAME` says what one holds.")
     return EXIT_OK
 

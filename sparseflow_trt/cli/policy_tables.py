@@ -37,16 +37,16 @@ def print_policy(policy: Policy, shown: Policy, every_point: bool = False) -> No
 
     out = console.out()
     for name, said in _facts(policy, every_point):
-        out.print(f"{name + ':':<12}{said}")
+        console.say(f"{name + ':':<12}{said}")
     if shown.thresholds:
-        out.print("\nWhere no measured shape is near:")
+        console.say("\nWhere no measured shape is near:")
     for limit in shown.thresholds:
-        out.print(f"  {limit.kind}, {limit.library} {limit.dtype}: {_range_of(limit, every_point)}")
+        console.say(f"  {limit.kind}, {limit.library} {limit.dtype}: {_range_of(limit, every_point)}")
     if shown.points and every_point:
         out.print()
         out.print(points_table(shown.points))
     elif shown.points:
-        out.print(_WHAT)
+        console.say(_WHAT)
         out.print(_shapes_table(measured_shapes(policy, shown.points)))
 
 

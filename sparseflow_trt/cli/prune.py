@@ -121,11 +121,11 @@ def _prune_onnx(
         elements = sum(w.elements for w in report.pruned)
         already = sum(w.zeroed == 0 for w in report.pruned)
         for layer, why in report.conflicts:
-            out.print(console.styled("not pruned", "red"), f"'{layer}': {why}")
+            console.say(console.styled("not pruned", "red") + f" '{layer}': {why}")
         for layer, why in report.skipped:
-            out.print(console.styled("left alone", "dim"), f"'{layer}': {why}")
+            console.say(console.styled("left alone", "dim") + f" '{layer}': {why}")
         if masks := masks_apart(why for _, why in report.skipped):
-            out.print(console.styled(masks, "yellow"))
+            console.say(console.styled(masks, "yellow"))
         out.print(
             f"{len(report.pruned) - already} weights pruned ({zeroed} of {elements} elements set to zero), "
             f"{already} were 2:4 already.\nWritten: {report.output}"
@@ -134,7 +134,7 @@ def _prune_onnx(
             left = [layer for layer, why in report.skipped if why in NOT_NAMED.values()]
             names = " ".join(shlex.join(["--include", name]) for name in left)
             named = f"; {names} takes what was left all the same" if names else ""
-            out.print(f"Nothing was pruned: what was written is as {model.name} was{named}.")
+            console.say(f"Nothing was pruned: what was written is as {model.name} was{named}.")
     return EXIT_NOT_SPARSE if report.conflicts else EXIT_OK
 
 

@@ -60,11 +60,11 @@ def command(
         return exit_code_of(manifest.validation)
     out, engine = console.out(), manifest.engine
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
-    out.print(
+    console.say(
         f"Engine: {engine.file} by {engine.backend} ({versions}), refitted in {engine.build_seconds:.1f} s"
     )
     for note in engine.notes:
-        out.print("  ", console.styled(note, "yellow"), sep="")
+        console.say(console.styled(f"  {note}", "yellow"))
     print_validation(manifest.validation)
     out.print(f"\nArtifact: {result.artifact}\nReport:   {result.artifact / 'report.html'}")
     return exit_code_of(manifest.validation)

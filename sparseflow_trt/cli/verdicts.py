@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.attributions import print_attribution
 from sparseflow_trt.errors import EXIT_FAILED, EXIT_OK, EXIT_OUTPUTS_DIFFER
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from sparseflow_trt.artifacts.manifest import DuelRecord, TimingRecord
     from sparseflow_trt.artifacts.verdict import Validation
 
@@ -21,9 +21,9 @@ _COLOURS = {"pass": "green", "fail": "red", "not run": "yellow"}
 def print_validation(validation: Validation, against: str = "the FP32 reference") -> None:
     """Prints each candidate's verdict, its worst figures per output, and what failed or was not run."""
     out = console.out()
-    out.print(f"\nValidation against {against}:", _coloured(validation.verdict))
-    if any(candidate.verdict == "not run" for candidate in validation.candidates):
-        out.print(f"  {validation.reason}")
+    console.say(Text(f"\nValidation against {against}: ") + _coloured(validation.verdict))
+    if validation.verdict == "pass" and any(c.verdict == "not run" for c in validation.candidates):
+        console.say(f"  {validation.reason}")
     counted = any(o.equal is not None for candidate in validation.candidates for o in candidate.outputs)
     table = console.table(
         "Candidate", "Verdict", "Output", ">Max abs", ">Mean abs", ">Cosine", ">PSNR dB", ">Equal", ">Sets",
@@ -44,7 +44,7 @@ def print_validation(validation: Validation, against: str = "the FP32 reference"
     out.print(table)
     for candidate in validation.candidates:
         if candidate.reason and (candidate.verdict != "pass" or candidate.tells_nothing):
-            out.print(f"  {candidate.name}: {candidate.reason}")
+            console.say(f"  {candidate.name}: {candidate.reason}")
     if validation.attribution:
         print_attribution(validation.attribution)
 
@@ -52,10 +52,10 @@ def print_validation(validation: Validation, against: str = "the FP32 reference"
 def print_duel(duel: DuelRecord) -> None:
     """Prints which of a sparse and a dense engine ships and why, and both engines' times at each profile."""
     out, colour = console.out(), "green" if duel.ships == "sparse" else "yellow"
-    out.print("\nSparse against dense:", console.styled(duel.why, colour))
+    console.say(Text("\nSparse against dense: ") + console.styled(duel.why, colour))
     if not duel.profiles:
         return
-    out.print(f"  GPU times in ms, {duel.rounds} rounds of {duel.launches} CUDA graphs, engines in turn:")
+    console.say(f"  GPU times in ms, {duel.rounds} rounds of {duel.launches} CUDA graphs, engines in turn:")
     table = console.table(
         "Profile", "Shapes", "Engine", ">p50", ">p90", ">p99", ">Rounds", ">Dense over sparse", ">Of rounds"
     )
@@ -70,7 +70,7 @@ def print_duel(duel: DuelRecord) -> None:
     if duel.sparse_outcomes:
         ran, of = sum(o.sparse for o in duel.sparse_outcomes), len(duel.sparse_outcomes)
         told = f"  In the sparse engine {ran} of {of} layers and profiles ran a sparse kernel; "
-        out.print(f"{told}duel.sparse_outcomes of manifest.json has each one's times.")
+        console.say(f"{told}duel.sparse_outcomes of manifest.json has each one's times.")
 
 
 def _times(timing: TimingRecord) -> list[str]:

@@ -180,6 +180,20 @@ def test_outputs_that_differ_exit_with_4_and_are_kept(
     assert json.loads((own_folder / "out" / "manifest.json").read_text())["status"] == "pass"
 
 
+def test_a_terminal_breaks_no_word_and_is_told_once_why_it_failed(
+    sparseflow: Sparseflow, terminal: Sparseflow, mlp: MakeModel
+) -> None:
+    tight = ("--tolerance", "atol=1e-9,rtol=1e-9", "--backend", "tensorrt-rtx", "-o", "out")
+    piped = sparseflow("build", mlp(), "--dim", "batch=1,4,8", *tight)
+    assert piped.code == 4
+    assert piped.out.count("worst at") == 1
+    shown = terminal("inspect", "out")
+    told = shown.out[shown.out.index("\nEngine: ") : shown.out.index("\nArtifact: ")]
+    assert max(map(len, told.splitlines())) <= 80
+    sentence = next(line for line in piped.out.splitlines() if "worst at" in line)
+    assert " ".join(sentence.split()) in " ".join(told.split())
+
+
 def test_an_edited_plan_is_built(sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path) -> None:
     path = mlp()
     sparseflow("plan", path, *BATCH, "-o", "plan.yaml")

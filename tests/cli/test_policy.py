@@ -336,6 +336,14 @@ def test_the_list_has_a_line_or_two_for_each(sparseflow: Sparseflow, monkeypatch
     assert len(sparseflow("policy", "list").out.splitlines()) <= 3 + 6 * len(listed)
 
 
+def test_sources_stand_below_the_list_where_it_is_narrow(terminal: Sparseflow) -> None:
+    lines = terminal("policy", "list").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    row = next(line for line in lines if line.startswith("h200"))
+    assert row.split()[-1] == "[3]"
+    assert any(line.startswith("[3] ") for line in lines)
+
+
 def test_the_plugin_is_asked_for_by_itself(sparseflow: Sparseflow) -> None:
     asked = ("policy", "ask", "a100-80gb", "--kind", "down", "--n", 4096, "--k", 14336, "--m", 1024)
     said = " ".join(sparseflow(*asked, "--plugin").out.split())
