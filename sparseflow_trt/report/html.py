@@ -164,7 +164,9 @@ def _percent(share: float) -> str:
         return "0 %"
     percent = 100 * share
     return (
-        f"{percent:.0f} %"
+        f"{percent:.2g} %"
+        if abs(percent) >= 1e9
+        else f"{percent:,.0f} %"
         if abs(percent) >= 9.5
         else f"{percent:.2g} %"
         if abs(percent) >= 1e-3

@@ -117,6 +117,17 @@ def test_a_phone_never_scrolls_sideways(opened: Open, manifests: MakeManifest, l
         assert region.evaluate("(box) => box.scrollWidth > box.clientWidth && box.tabIndex === 0")
 
 
+def test_an_error_far_beyond_its_bound_has_room(opened: Open, manifests: MakeManifest) -> None:
+    given = manifests().model_dump()
+    output = given["validation"]["candidates"][0]["outputs"][0]
+    given["validation"]["candidates"][0]["outputs"] = [
+        {**output, "passed": False, "max_abs": 29771.33 * output["abs_bound"]}
+    ]
+    page = opened(manifests(validation=given["validation"]), width=1024)
+    assert page.get_by_text("2,977,133 % of the bound").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 1024
+
+
 def test_paper_shows_all_of_it_in_light(opened: Open, manifests: MakeManifest) -> None:
     page = opened(manifests(), width=718, color_scheme="dark")
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
