@@ -18,7 +18,7 @@ def command() -> None:
     """Keep what an accepted build gave, in one small file for version control; `check` compares with it."""
 
 
-@command.command("create")
+@command.command("create", short_help="Run an artifact on inputs; keep them and what came of them.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
     "--reference", type=click.Path(path_type=Path), metavar="MODEL",

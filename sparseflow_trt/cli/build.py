@@ -27,6 +27,7 @@ from sparseflow_trt.cli.options import (
     plan_options,
     validation_options,
 )
+from sparseflow_trt.cli.sections import SectionedCommand
 from sparseflow_trt.cli.verdicts import exit_code_of
 from sparseflow_trt.errors import EXIT_OUTPUTS_DIFFER
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from sparseflow_trt.plans.shapes import Dims
 
 
-@click.command("build")
+@click.command("build", cls=SectionedCommand)
 @model_argument
 @click.option(
     "-o",
@@ -81,6 +82,8 @@ def command(
     **options: Any,
 ) -> int:
     """Build an engine from MODEL, validate it against the FP32 reference and write an artifact.
+
+    With dynamic axes: sparseflow-trt build model.onnx --dim batch=1,8,32
 
     MODEL is an ONNX file, or what `export` takes: that is exported first, to NAME.exported.onnx beside the
     artifact NAME.artifact.

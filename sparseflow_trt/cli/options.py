@@ -11,7 +11,9 @@ from typing import Any, TypeVar, cast
 import click
 
 from sparseflow_trt.cli import console
+from sparseflow_trt.cli.sections import SECTION
 
+_COMPARISON = "Comparison with FP32"
 _MOST_WORKSPACE = 1 << 24  # MiB: 16 TiB
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -94,7 +96,7 @@ def common_options(function: _F) -> _F:
 
 def plan_options(function: _F) -> _F:
     """The options a plan is made from."""
-    options = [
+    shapes = [
         click.option(
             "--dim", "dims", multiple=True, metavar="AXIS=MIN,OPT,MAX",
             help="The range of a dynamic axis, by its name in the model: --dim batch=1,8,32.",
@@ -124,6 +126,8 @@ def plan_options(function: _F) -> _F:
             help="With --split: how often which M (the rows of the layers' products) comes, as CSV "
             '(m,weight) or JSON ({"512": 10}). It weighs the cuts and gives each profile its opt.',
         ),
+    ]  # fmt: skip
+    decisions = [
         click.option(
             "--policy", metavar="NAME|FILE",
             help="Where sparse wins; by default the shipped one for this machine's GPU.",
@@ -145,7 +149,7 @@ def plan_options(function: _F) -> _F:
             "build puts it into the artifact.",
         ),
     ]  # fmt: skip
-    return _add(options, function)
+    return _add("Shapes", shapes, _add("Precision and sparsity", decisions, function))
 
 
 def export_options(function: _F) -> _F:
@@ -171,7 +175,7 @@ def export_options(function: _F) -> _F:
         ),
         click.option("--opset", type=click.IntRange(18, 23), help="Of ONNX. Default: 20."),
     ]  # fmt: skip
-    return _add(options, function)
+    return _add("Export, where MODEL is no ONNX file", options, function)
 
 
 def input_options(function: _F) -> _F:
@@ -189,14 +193,18 @@ def input_options(function: _F) -> _F:
             help="How far outputs may differ: --tolerance logits:atol=1e-2,rtol=1e-2,cosine=0.999.",
         ),
     ]  # fmt: skip
-    return _add(options, function)
+    return _add(_COMPARISON, options, function)
 
 
-dense_model_option = click.option(
-    "--dense-model", type=click.Path(path_type=Path), metavar="FILE",
-    help="The model before pruning: the error that pruning makes is told, too. `build` and `refit` "
-    "give layers that are planned dense its weights, and --precision auto searches with them.",
-)  # fmt: skip
+def dense_model_option(function: _F) -> _F:
+    """The model before it was pruned."""
+    option = click.option(
+        "--dense-model", type=click.Path(path_type=Path), metavar="FILE",
+        help="The model before pruning: the error that pruning makes is told, too. `build` and `refit` "
+        "give layers that are planned dense its weights, and --precision auto searches with them.",
+    )  # fmt: skip
+    return _add(_COMPARISON, [option], function)
+
 
 backend_option = click.option(
     "--backend",
@@ -209,13 +217,10 @@ backend_option = click.option(
 
 def validation_options(function: _F) -> _F:
     """The options of a comparison with the reference."""
-    options = [
-        dense_model_option,
-        click.option(
-            "--per-layer", is_flag=True, help="Split the error of each step among the layers, too."
-        ),
-    ]  # fmt: skip
-    return input_options(_add(options, function))
+    per_layer = click.option(
+        "--per-layer", is_flag=True, help="Split the error of each step among the layers, too."
+    )
+    return input_options(dense_model_option(_add(_COMPARISON, [per_layer], function)))
 
 
 metric_options = click.option(
@@ -259,10 +264,11 @@ def engine_options(function: _F) -> _F:
             help="FP32 products may run in TF32, which rounds as FP16 does: outputs may differ as much.",
         ),
     ]  # fmt: skip
-    return _add(options, function)
+    return _add("TensorRT's builder", options, function)
 
 
-def _add(options: list[Callable[[Any], Any]], function: _F) -> _F:
+def _add(section: str, options: list[Callable[[Any], Any]], function: _F) -> _F:
     for option in reversed(options):  # click lists the one that was put on last first
         function = option(function)
+        setattr(cast(Any, function).__click_params__[-1], SECTION, section)
     return function

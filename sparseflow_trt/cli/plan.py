@@ -21,13 +21,14 @@ from sparseflow_trt.cli.options import (
     plan_options,
 )
 from sparseflow_trt.cli.precision import print_search
+from sparseflow_trt.cli.sections import SectionedCommand
 from sparseflow_trt.errors import EXIT_OK, PlanError
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.backends.choose import BackendName
 
 
-@click.command("plan")
+@click.command("plan", cls=SectionedCommand)
 @model_argument
 @click.option("-o", "--output", type=OutputFile(), help="Write the plan there; else it is printed.")
 @plan_options

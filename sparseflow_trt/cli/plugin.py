@@ -18,7 +18,7 @@ def command() -> None:
     """Compile the TensorRT plugin that runs 2:4 layers on cuSPARSELt."""
 
 
-@command.command("build")
+@command.command("build", short_help="Compile the plugin with CMake and a C++ compiler.")
 @click.option(
     "--tensorrt-include",
     type=_FOLDER,

@@ -135,7 +135,7 @@ def _nothing_held(found: Policy, named: str) -> PolicyError:
     )
 
 
-@command.command("ask")
+@command.command("ask", short_help="Ask a policy about one product, and show the points behind it.")
 @click.argument("policy")
 @click.option("--kind", required=True, metavar="KIND", help="gate_up, down, qkv, o, ffn, conv, …")
 @click.option("--n", required=True, type=click.IntRange(1), help="The layer's outputs.")
@@ -166,7 +166,7 @@ def ask_policy(
     return EXIT_OK
 
 
-@command.command("import")
+@command.command("import", short_help="Make a policy of an older file of thresholds.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="The policy's name.")
 @click.option("--device", required=True, help="The GPU it was measured on: 'NVIDIA A100-SXM4-80GB'.")
@@ -195,7 +195,7 @@ def import_file(
     return _write(policy, output, as_json)
 
 
-@command.command("learn")
+@command.command("learn", short_help="Make a policy of what TensorRT's builder measured.")
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="The policy's name.")
 @click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +50,33 @@ def test_every_command_has_help(command: str, sparseflow: Sparseflow) -> None:
     if command not in GROUPS:
         assert "--json" in ended.out
         assert "--debug" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("command", "sections"),
+    [
+        ("plan", ["Options", "Shapes", "Precision and sparsity", "Comparison with FP32"]),
+        ("build", ["Options", "Shapes", "Precision and sparsity", "TensorRT's builder",
+                   "Comparison with FP32", "Export, where MODEL is no ONNX file"]),
+    ],
+)  # fmt: skip
+def test_many_options_are_listed_in_sections(
+    command: str, sections: list[str], sparseflow: Sparseflow
+) -> None:
+    said = sparseflow(command, "--help").out
+    assert re.findall(r"^(\S.*):$", said, re.MULTILINE) == sections
+    parts = re.split(r"^\S.*:$", said, flags=re.MULTILINE)[1:]
+    assert parts[0].split()[0] == "-o,"
+    assert "--dim" in parts[1]
+    assert "--policy" in parts[2]
+    assert "--dense-model" in parts[sections.index("Comparison with FP32")]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_no_line_of_a_groups_commands_is_cut(group: str, sparseflow: Sparseflow) -> None:
+    commands = sparseflow(group, "--help").out.partition("Commands:")[2]
+    assert commands.strip()
+    assert "..." not in commands
 
 
 def test_no_command_prints_the_help(sparseflow: Sparseflow) -> None:
