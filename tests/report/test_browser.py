@@ -128,6 +128,27 @@ def test_an_error_far_beyond_its_bound_has_room(opened: Open, manifests: MakeMan
     assert page.evaluate("document.documentElement.scrollWidth") == 1024
 
 
+def test_the_layers_of_an_engine_without_times_fit_a_small_screen(
+    opened: Open, manifests: MakeManifest
+) -> None:
+    given = manifests(layers=8).model_dump()
+    given["engine"]["outcomes"] = []
+    for i, layer in enumerate(given["layers"]):
+        layer.update(
+            name=f"node_MatMul_{i}", module=f"layers.{i}.gate_proj", kind="classifier", n=1000, k=256
+        )
+        layer["m"] = {"default": (8, 1024, 8192)}
+    page = opened(Manifest.model_validate(given), width=1024)
+    region = page.get_by_role("region", name="Table of layers")
+    assert region.evaluate("(box) => [box.scrollWidth, box.clientWidth]") == [982, 982]
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 720, "height": 1000})
+    row = page.locator(ROWS).first
+    size = "(cell) => parseFloat(getComputedStyle(cell).fontSize)"
+    assert row.locator(".node").evaluate(size) < row.locator("th").evaluate(size)
+    assert row.locator("td").nth(1).evaluate("(cell) => getComputedStyle(cell).whiteSpace") == "nowrap"
+
+
 def test_paper_shows_all_of_it_in_light(opened: Open, manifests: MakeManifest) -> None:
     page = opened(manifests(), width=718, color_scheme="dark")
     dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
