@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,17 @@ _ONNX_TYPES = {
     "float8_e5m2": TensorProto.FLOAT8E5M2, "int8": TensorProto.INT8, "uint8": TensorProto.UINT8,
     "int32": TensorProto.INT32, "int64": TensorProto.INT64, "bool": TensorProto.BOOL,
 }  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has the processes of `pytest -n` share the cores: NumPy and PyTorch would take them all in each one.
+
+    Threads without a core of their own make those that wait for them spin: small products take several
+    times as long.
+    """
+    workers = config.getoption("numprocesses", None)
+    if workers:  # not in the workers, which inherit what is set here before they start
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
 
 
 class Models:
