@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -95,6 +97,29 @@ def sparseflow(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
             main()
         out, err = capfd.readouterr()
         return Ended(int(caught.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def built_before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `build_once` keeps artifacts that nobody changes."""
+    return tmp_path_factory.mktemp("built")
+
+
+@pytest.fixture
+def build_once(sparseflow: Sparseflow, built_before: Path) -> Callable[..., Path]:
+    """Builds a model into a folder, or copies what the same command made of the same model before."""
+
+    def run(model: Path, folder: str, *options: str) -> Path:
+        of = repr((model.name, model.read_bytes(), folder, options)).encode()
+        kept = built_before / hashlib.sha256(of).hexdigest()
+        if not kept.exists():
+            assert sparseflow("build", model, *options, "-o", folder).code == 0
+            shutil.copytree(folder, kept)
+        else:
+            shutil.copytree(kept, folder)
+        return Path(folder).resolve()
 
     return run
 

@@ -28,10 +28,10 @@ def not_on_github(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def built(sparseflow: Sparseflow, mlp: MakeModel) -> Path:
+def built(build_once: Callable[..., Path], mlp: MakeModel) -> Path:
     """A model and, in `out`, its artifact."""
     path = mlp()
-    assert sparseflow("build", path, *OPTIONS, "-o", "out").code == 0
+    build_once(path, "out", *OPTIONS)
     return path
 
 

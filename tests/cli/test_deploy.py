@@ -27,9 +27,8 @@ BUILD = ("--backend", "onnxruntime", "--dim", "batch=1,4,8")
 
 
 @pytest.fixture
-def artifact(mlp: Callable[..., Path], sparseflow: Sparseflow, tmp_path: Path) -> Path:
-    assert sparseflow("build", mlp(), "-o", "m.artifact", "--policy", "a100-80gb", *BUILD).code == 0
-    return tmp_path / "m.artifact"
+def artifact(mlp: Callable[..., Path], build_once: Callable[..., Path]) -> Path:
+    return build_once(mlp(), "m.artifact", "--policy", "a100-80gb", *BUILD)
 
 
 @pytest.fixture

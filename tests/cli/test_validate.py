@@ -18,11 +18,10 @@ MakeModel = Callable[..., Path]
 
 
 @pytest.fixture
-def built(sparseflow: Sparseflow, mlp: MakeModel) -> Path:
+def built(build_once: Callable[..., Path], mlp: MakeModel) -> Path:
     """A model and, in `out`, its artifact by the ONNX Runtime."""
     path = mlp()
-    options = ("--dim", "batch=1,4,8", "--backend", "onnxruntime", "-o", "out")
-    assert sparseflow("build", path, *options).code == 0
+    build_once(path, "out", "--dim", "batch=1,4,8", "--backend", "onnxruntime")
     return path
 
 
