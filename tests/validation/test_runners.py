@@ -1,15 +1,21 @@
-"""How models are run: at which level of optimisation, and in how much memory."""
+"""How models are run: at which level of optimisation, in how much memory, and what waiting threads do."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from sparseflow_trt.validation.runners import open_session
+
+if TYPE_CHECKING:
+    from tests.conftest import Models
 
 
 def test_an_fp16_transpose_before_a_linear_runs(tmp_path: Path) -> None:
@@ -99,3 +105,10 @@ def _chain(path: Path, count: int, width: int, dtype: type) -> Path:
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     onnx.save(made, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
     return path
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_threads_that_wait_do_not_spin(optimized: bool, models: Models) -> None:
+    session = open_session(models.matmul(np.ones((8, 4), np.float32)), optimized)
+    options = session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
