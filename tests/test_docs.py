@@ -6,14 +6,14 @@ import importlib
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from tests.commands import run_here
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,7 +72,10 @@ def write_checkpoint(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
-def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
+def test_the_commands_of_a_page_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     write_model(tmp_path / "model.onnx")
     (tmp_path / "encoder.py").write_text(ENCODER, encoding="utf-8")
     (tmp_path / "traffic.csv").write_text("m,weight\n128,3\n1024,1\n", encoding="utf-8")
@@ -83,10 +86,9 @@ def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
             continue  # `make setup` is the installation that is tested
         arguments = shlex.split(line)
         assert arguments[0] == "sparseflow-trt", line
-        run = [sys.executable, "-m", "sparseflow_trt.cli.main", *arguments[1:]]
-        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=False)
+        ended = run_here(monkeypatch, capfd, *arguments[1:])
         allowed = {0, 3} if arguments[1] == "inspect" else {0}  # a dense model is what one inspects first
-        assert done.returncode in allowed, f"{line}\n{done.stderr}"
+        assert ended.code in allowed, f"{line}\n{ended.err}"
 
 
 def test_the_make_targets_that_the_readme_names_exist() -> None:

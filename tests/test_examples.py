@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,10 @@ import yaml
 
 from sparseflow_trt.pytorch.torch_layers import find_layers
 from sparseflow_trt.pytorch.torch_source import load_torch_model
+from tests.commands import Ended, run_here
 from tests.test_docs import write_model
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-def sparseflow(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    arguments = shlex.split(command)
-    assert arguments[0] == "sparseflow-trt"
-    run = [sys.executable, "-m", "sparseflow_trt.cli.main", *arguments[1:]]
-    return subprocess.run(run, cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -41,7 +33,18 @@ def steps() -> list[dict[str, Any]]:
     return found
 
 
-def test_the_gate_holds_a_build_to_its_baseline(steps: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_gate_holds_a_build_to_its_baseline(
+    steps: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def run(command: str) -> Ended:
+        program, *arguments = shlex.split(command)
+        assert program == "sparseflow-trt"
+        return run_here(monkeypatch, capfd, *arguments)
+
+    monkeypatch.chdir(tmp_path)
     build, check = (step["run"] for step in steps if step.get("run", "").startswith("sparseflow-trt"))
     write_model(tmp_path / "model.onnx")
     shutil.copy(EXAMPLES / "metrics.py", tmp_path)
@@ -60,16 +63,16 @@ def test_the_gate_holds_a_build_to_its_baseline(steps: list[dict[str, Any]], tmp
         f"sparseflow-trt {create}",
         check,
     ):
-        done = sparseflow(command, tmp_path)
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
-    assert "metrics.py:separation" in done.stdout
+        ended = run(command)
+        assert ended.code == 0, f"{command}\n{ended.err}"
+    assert "metrics.py:separation" in ended.out
     uploaded = steps[-1]["with"]["path"].split()
     assert all((tmp_path / name).is_file() for name in uploaded), "the workflow keeps what there is"
     build = build.replace("model.2to4.onnx", "model.onnx")  # a pull request that forgot to prune
-    assert sparseflow(build, tmp_path).returncode == 0
-    done = sparseflow(check, tmp_path)
-    assert done.returncode == 4, done.stderr
-    assert "weights 2:4 in the baseline, now not 2:4." in done.stdout
+    assert run(build).code == 0
+    ended = run(check)
+    assert ended.code == 4, ended.err
+    assert "weights 2:4 in the baseline, now not 2:4." in ended.out
 
 
 def test_the_llama_to_time_has_2to4_mlps_and_dense_attention() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import pty
 import re
@@ -17,7 +16,6 @@ import sys
 import tempfile
 import termios
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,53 +23,13 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from sparseflow_trt.cli.main import main
 from sparseflow_trt.model.pattern import prune_2to4
+from tests.commands import Ended, Sparseflow, run_here
 
 if TYPE_CHECKING:
     from tests.conftest import Models
 
 COMMAND = (sys.executable, "-m", "sparseflow_trt.cli.main")
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended, and what it printed."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """All of standard output as JSON."""
-        return json.loads(self.out, parse_constant=pytest.fail)
-
-    @property
-    def error(self) -> str:
-        """What the error line says; checks that the command failed as it should: in words and only there.
-
-        With --json, standard output says the same.
-        """
-        assert self.code not in (0, 4), self
-        lines = self.err.strip().splitlines()
-        if self.out:
-            said = self.json["error"]
-            assert (list(self.json), list(said)) == (["error"], ["message", "hint", "exit_code"])
-            assert said["exit_code"] == self.code
-            assert [
-                f"error: {said['message']}",
-                *([f"hint:  {said['hint']}"] if said["hint"] else ()),
-            ] == lines
-        assert "Traceback" not in self.err
-        assert lines[0].startswith("error: "), self.err
-        assert [line[:7] for line in lines].count("error: ") == 1
-        assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("hint:  ")), self.err
-        assert "fault of sparseflow-trt" not in self.err
-        return lines[0].removeprefix("error: ")
-
-
-Sparseflow = Callable[..., Ended]
 
 
 @pytest.fixture(autouse=True)
@@ -91,12 +49,7 @@ def sparseflow(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
     """Runs a command in this process."""
 
     def run(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["sparseflow-trt", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capfd.readouterr()
-        return Ended(int(caught.value.code or 0), out, err)
+        return run_here(monkeypatch, capfd, *arguments)
 
     return run
 

@@ -19,7 +19,7 @@ from sparseflow_trt.policies.policy import Dtype, Library, Pair, Point, read_pol
 from tests.shared_libraries import write_library
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
 
 no_gpu = pytest.mark.skipif(bool(find_gpus()), reason="this machine has a GPU: tests/gpu measures on it")
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
     from tests.conftest import Models
 
 MakeModel = Callable[..., Path]

@@ -22,7 +22,7 @@ from sparseflow_trt._files import sha256_of
 from sparseflow_trt.errors import EXIT_NOT_SPARSE
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
     from tests.conftest import Models
 
 MakeModel = Callable[..., Path]

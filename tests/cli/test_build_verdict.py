@@ -12,7 +12,7 @@ import pytest
 from sparseflow_trt.engines.backends.tensorrt_backend import TensorRtBackend
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
     from tests.conftest import Duels
 
 MakeModel = Callable[..., Path]

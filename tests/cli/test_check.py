@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Ended, Sparseflow
+    from tests.commands import Ended, Sparseflow
 
 MakeModel = Callable[..., Path]
 OPTIONS = ("--dim", "batch=1,4,8", "--backend", "onnxruntime", "--sparsity", "force")

@@ -21,7 +21,7 @@ from sparseflow_trt.errors import NotInstalledError
 from tests.shared_libraries import write_library
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
 
 BUILD = ("--backend", "onnxruntime", "--dim", "batch=1,4,8")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
 
 
 def test_says_what_is_there_and_what_to_install(sparseflow: Sparseflow) -> None:

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.made_policies import make_points, make_policy
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
     from tests.conftest import Models
 
 Mlp = Callable[..., Path]

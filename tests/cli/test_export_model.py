@@ -12,7 +12,7 @@ import pytest
 from tests.torch_models import FIXING
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxscript")

@@ -16,7 +16,7 @@ from sparseflow_trt.model.pattern import prune_2to4
 from tests.graphs import random_weight
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
     from tests.conftest import Models
 
 MakeModel = Callable[..., Path]

@@ -17,7 +17,7 @@ from sparseflow_trt.cli.main import _COMMANDS
 from sparseflow_trt.errors import EvidenceError, NotInstalledError
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
 
 MakeModel = Callable[..., Path]
 

@@ -12,7 +12,7 @@ import pytest
 from sparseflow_trt.errors import EXIT_NOT_INSTALLED
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
 
 BEGINS = """
 from pathlib import Path

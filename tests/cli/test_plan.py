@@ -15,7 +15,7 @@ from sparseflow_trt.model.pattern import prune_2to4
 from tests.shared_libraries import write_library
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
     from tests.conftest import Models
 
 MakeModel = Callable[..., Path]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
 
 
 def test_headers_that_are_missing_are_named(sparseflow: Sparseflow, tmp_path: Path) -> None:

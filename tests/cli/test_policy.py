@@ -14,7 +14,7 @@ from sparseflow_trt.policies.policy import find_policy
 from tests.made_policies import make_points, make_policy
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
 
 
 def test_list(sparseflow: Sparseflow) -> None:

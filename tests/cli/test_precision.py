@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from tests.troubled import save_transformer
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
     from tests.conftest import Models
 
 DIMS = ("--dim", "batch=1,2,2", "--dim", "seq=4,8,16")

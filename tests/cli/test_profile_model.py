@@ -17,7 +17,7 @@ from sparseflow_trt.errors import InputError
 from sparseflow_trt.gains.profiling import conclude, products_of
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
 
 MakeModel = Callable[..., Path]
 

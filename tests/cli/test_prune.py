@@ -12,7 +12,7 @@ from onnx import helper
 from tests.graphs import random_weight
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
     from tests.conftest import Models
 
 MakeModel = Callable[..., Path]

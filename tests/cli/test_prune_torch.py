@@ -15,7 +15,7 @@ from sparseflow_trt.pytorch.torch_pattern import is_2to4, mask_hash
 from tests.torch_models import TOKENS, make_gpt2, make_llama
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
 
 torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")

@@ -10,7 +10,7 @@ import pytest
 from sparseflow_trt.errors import EXIT_EVIDENCE_DIFFERS, EXIT_FAILED, EXIT_USAGE, EvidenceError, ModelError
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Sparseflow
+    from tests.commands import Sparseflow
 
 IMPORT = ("policy", "import", "seed.json", "--name", "x", "--device", "x", "-o", "x.json")
 
