@@ -79,6 +79,10 @@ def _print_layers(manifest: Manifest, model: Path | None) -> None:
     islands = len(manifest.graph.islands)
     console.say(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")
     print_restored(manifest.graph)
+    if left_in := [record for record in manifest.graph.opted_out if record.route == "none"]:
+        said = f"{len(left_in)} layer(s) planned dense could not be taken out of sparse kernels"
+        first = f"the first of them '{left_in[0].layer}': {left_in[0].reason}"
+        console.say(console.styled(f"{said}, {first}.", "yellow"))
     for name, elements, largest in manifest.graph.clamped:
         lost = (
             f"{elements} value(s) of constant '{name}', up to {largest:.3g}, do not fit their type: clipped."

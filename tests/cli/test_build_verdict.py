@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from sparseflow_trt.engines.backends.tensorrt_backend import TensorRtBackend
+from sparseflow_trt.model.pattern import prune_2to4
 
 if TYPE_CHECKING:
     from tests.commands import Sparseflow
@@ -98,3 +101,27 @@ def test_nothing_to_compare_is_said(sparseflow: Sparseflow, mlp: MakeModel, duel
     assert ended.code == 0
     assert "Sparse against dense: The plan has no sparse layer: there was nothing to compare" in ended.out
     assert "GPU times" not in ended.out
+
+
+def test_a_dense_layer_that_cannot_be_taken_out_of_sparse_kernels_is_named(
+    sparseflow: Sparseflow, mlp: MakeModel, duels: Duels, own_folder: Path
+) -> None:
+    model = onnx.load(mlp())
+    first, last = model.graph.initializer
+    last.CopyFrom(numpy_helper.from_array(prune_2to4(numpy_helper.to_array(last).copy(), 0), last.name))
+    weight = numpy_helper.to_array(first).copy()
+    plan = own_folder / "plan.yaml"
+    for ones, named in ((1, True), (2, False)):
+        weight[:] = 0
+        for i in range(ones):
+            weight[i::4] = 0.5
+        first.CopyFrom(numpy_helper.from_array(weight, first.name))
+        onnx.save(model, own_folder / "ones.onnx")
+        assert sparseflow("plan", "ones.onnx", *BATCH, "-o", plan).code == 0
+        assert "sparsity: sparse" in plan.read_text()
+        plan.write_text(plan.read_text().replace("sparsity: sparse", "sparsity: dense", 1))
+        ended = sparseflow("build", "ones.onnx", "--plan", plan)
+        assert ended.code == 0
+        said = "1 layer(s) planned dense could not be taken out of sparse kernels, the first of them"
+        assert (said in ended.out) is named
+        assert ("no group of four holds two non-zeros" in ended.out) is named
