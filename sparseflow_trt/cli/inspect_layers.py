@@ -73,6 +73,7 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
 
 def _inspect_artifact(folder: Path, as_json: bool) -> int:
     from sparseflow_trt.artifacts.manifest import read_manifest
+    from sparseflow_trt.model.layer_names import may_stay_dense
 
     manifest = read_manifest(folder)
     if as_json:
@@ -81,9 +82,8 @@ def _inspect_artifact(folder: Path, as_json: bool) -> int:
         by = f": {manifest.command}" if manifest.command else ""
         console.out().print(f"Built of {manifest.model.file} at {manifest.created} by {manifest.tool}{by}\n")
         print_built(manifest, folder)
-    left = manifest.masks_apart or any(
-        layer.state == "not-sparse" and layer.kind != "adapter" for layer in manifest.layers
-    )
+    violating = (layer.kind for layer in manifest.layers if layer.state == "not-sparse")
+    left = manifest.masks_apart or not all(map(may_stay_dense, violating))
     return EXIT_NOT_SPARSE if left else EXIT_OK
 
 

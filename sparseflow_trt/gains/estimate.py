@@ -24,7 +24,7 @@ from sparseflow_trt.gains.estimate_rows import (
     with_share,
 )
 from sparseflow_trt.model.graph import WeightedLayer, left_as_they_are
-from sparseflow_trt.model.layer_names import only_if_named
+from sparseflow_trt.model.layer_names import takes_if_named
 from sparseflow_trt.model.model_file import OnnxModel, input_dims
 from sparseflow_trt.model.prunable import unprunable as find_unprunable
 from sparseflow_trt.model.runtimes_own import BEFORE_OPTIMISER
@@ -275,7 +275,7 @@ def _notes(
     if main:
         yield f"The traffic is of M={main}; a layer with another M has it from the given sizes."
     unpruned = (row.kind for row in rows if row.worth and row.state == "not-sparse")
-    if only := only_if_named(unpruned).removeprefix(", which "):
+    if only := takes_if_named(unpruned):
         yield f"`prune` {only}."
     if any(row.policy_us not in (row.dense_us, row.sparse_us) for row in rows):
         does = "artifacts of their own for" if in_plugin else "profiles split at"

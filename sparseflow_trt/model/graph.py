@@ -8,6 +8,7 @@ from enum import Enum
 
 from sparseflow_trt._listing import listed
 from sparseflow_trt.model.kinds import kind_from_names
+from sparseflow_trt.model.layer_names import may_stay_dense
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.operators import QUANTIZED
 from sparseflow_trt.model.pattern import GROUP
@@ -148,7 +149,8 @@ def all_eligible_sparse(layers: tuple[WeightedLayer, ...]) -> bool:
 
     Where a layer's mask is apart from its weight it does: as they are stored the weights run dense.
     """
-    violated = any(layer.state is SparsityState.NOT_SPARSE and layer.kind != "adapter" for layer in layers)
+    violating = (layer for layer in layers if layer.state is SparsityState.NOT_SPARSE)
+    violated = not all(may_stay_dense(layer.kind) for layer in violating)
     return not violated and not layers_with_masks_apart(layers)
 
 

@@ -9,11 +9,22 @@ _CALLED = {"classifier": "a classifier", "adapter": "an adapter"}  # the kinds t
 NOT_NAMED = {kind: f"{what}, which is taken only where it is named" for kind, what in _CALLED.items()}
 
 
-def only_if_named(kinds: Iterable[str]) -> str:
-    """What a hint that says `prune` has to add for layers of these kinds, "" where it takes them all."""
+def takes_if_named(kinds: Iterable[str]) -> str:
+    """What `prune` does with layers of these kinds, "" where it takes them all."""
     kinds = set(kinds)
     found = " or ".join(what for kind, what in _CALLED.items() if kind in kinds)
-    return f", which takes {found} only where --include names it" if found else ""
+    return f"takes {found} only where --include names it" if found else ""
+
+
+def only_if_named(kinds: Iterable[str]) -> str:
+    """What a hint that says `prune` has to add for layers of these kinds, "" where it takes them all."""
+    does = takes_if_named(kinds)
+    return f", which {does}" if does else ""
+
+
+def may_stay_dense(kind: str) -> bool:
+    """Whether a pruned model counts as 2:4 though layers of this kind are not: adapters are meant so."""
+    return kind == "adapter"
 
 
 def kind_left(kinds: Iterable[str]) -> str:

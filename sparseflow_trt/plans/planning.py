@@ -8,7 +8,7 @@ from collections.abc import Container
 
 from sparseflow_trt.errors import NotSparseError, ShapeError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are, masks_apart
-from sparseflow_trt.model.layer_names import NOT_NAMED, only_if_named
+from sparseflow_trt.model.layer_names import NOT_NAMED, takes_if_named
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.prunable import choose_weights, prunable, pruned_before
 from sparseflow_trt.plans.crossovers import LayerShape
@@ -160,7 +160,7 @@ def _how_to_prune(able: list[WeightedLayer], model: OnnxModel) -> str:
         return " ".join(filter(None, (prune, pruned_before(taken))))
     if named := [layer for layer in able if left.get(layer.name) in NOT_NAMED.values()]:
         command += [word for layer in named for word in ("--include", layer.name)]
-        only = only_if_named(layer.kind for layer in named).removeprefix(", which ")
+        only = takes_if_named(layer.kind for layer in named)
         why = "as it costs much accuracy for little time"
         return f"`prune` {only}, {why}: `{shlex.join(command)}`; or {policy}"
     return f"`prune` cannot make it so: {left[able[0].name]}. So {policy}"
