@@ -8,7 +8,8 @@ CASE: prefill (TinyLlama-shaped decoder, one sequence of 1024 tokens), decode (6
 
 The sides: "dense" has sparsity off, "sparse" TensorRT's own sparse kernels wherever it finds them faster,
 "plugin" every product in the plugin, "joined" the same with products of one input (q, k and v; gate and up)
-made one, and "policy" what a --policy chooses of these. Engines have fixed shapes and are timed in turn as
+made one, and "policy" what a --policy chooses of these; one that is planned as an earlier one is not built
+again. Engines have fixed shapes and are timed in turn as
 CUDA graphs. Errors are against FP32 on the CPU. The ceiling is what a run would gain if each product took
 what it takes in the plugin and nothing else changed (engine_layers.py).
 
@@ -34,7 +35,7 @@ import numpy as np
 from compare_engines import errors
 from decoder_model import Arrays, Phase, Shape, feeds_of, write_decoder, write_weights
 from engine_layers import PROFILED, ceilings, layer_ms, products_of
-from engine_sides import OrtEngine, join
+from engine_sides import OrtEngine, first_like, join
 from measure import RESULTS, today, write_result
 
 from sparseflow_trt._files import sha256_of, write_atomically, written_atomically
@@ -123,7 +124,11 @@ def run_case(case: str, shape: Shape, phases: Sequence[Phase], settings: Setting
         row: dict[str, Any] = {"date": today(), "m": phase.m, **asdict(phase), "built": {}}
         rows.append(row)
         built: dict[str, dict[str, Any]] = {}
-        for side, plan in plans_of(model, settings).items():
+        plans = plans_of(model, settings)
+        row["the same engine"] = {s: other for s in plans if (other := first_like(s, plans)) != s}
+        for side, plan in plans.items():
+            if side in row["the same engine"]:
+                continue
             if built_facts(model, side, settings) is None and time.monotonic() > settings.ends:
                 say(f"the time is up before {side}, M={phase.m}; the same command goes on")
                 break

@@ -1,6 +1,7 @@
 """The 2:4 plugin against TensorRT's own dense kernel and against cuSPARSELt alone, layer by layer.
 
-    python benchmarks/plugin_linear.py MODEL --plugin FILE --cusparselt FILE [--m M…]
+    python benchmarks/plugin_linear.py MODEL --plugin FILE --cusparselt FILE [--layer NAME] [--m M…]
+        [--dense-below M]
 
 MODEL: llama-8b, llama-70b or tinyllama, whose MLP's products are measured (gate or up, and down).
 
@@ -15,6 +16,8 @@ turn as CUDA graphs; a time is a graph's, divided by its products. cuSPARSELt ta
 eight: for another M it runs the next one, and the plugin, which copies rows then, is held against that.
 Before, cuSPARSELt's algorithms are tried in a process that may die of one: then only those before it are
 used, by both sides, and neither splits K.
+With --dense-below there is one more side, the plugin with dense copies (cuBLASLt) for fewer rows than these,
+and the file is plugin_linear_MODEL_dense_below.json.
 Writes results/plugin_linear_MODEL.json after each cell, with what the other M come to by itself; cells that
 it has of this kind of GPU, driver and versions stand and are not measured again. With --work DIR engines are
 kept and found again, and --stop-after SECONDS begins no build later than that.
@@ -30,6 +33,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +86,7 @@ class Settings:
         limit: How many of its algorithms are used at most; 0 for all.
         trial: What trying them gave.
         plugin: The plugin library's SHA-256.
+        dense_below: Below how many rows the plugin with dense copies runs dense; 0 for no such side.
     """
 
     flavour: Flavour
@@ -92,6 +97,7 @@ class Settings:
     limit: int
     trial: Mapping[str, Any]
     plugin: str
+    dense_below: int
 
 
 def main() -> None:
@@ -103,8 +109,10 @@ def main() -> None:
     parser.add_argument("--plugin", type=Path, help="the compiled library")
     parser.add_argument("--tensorrt-include", type=Path, help="TensorRT's headers, to compile it")
     parser.add_argument("--cusparselt", help="cuSPARSELt's library or its folder")
+    parser.add_argument("--layer", choices=("gate_up", "down"), help="this one alone")
     parser.add_argument("--m", nargs="+", type=int, default=SIZES)
     parser.add_argument("--level", type=int, help="the builder's optimization level for dense engines")
+    parser.add_argument("--dense-below", type=int, default=0, metavar="M", help="also dense copies below M")
     parser.add_argument("--work", type=Path, help="where models and engines are kept")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="SECONDS")
     asked = parser.parse_args()
@@ -137,8 +145,10 @@ def main() -> None:
         flavour = load_flavour("tensorrt")
         load_plugin(flavour, plugin)
         ends = time.monotonic() + asked.stop_after
-        settings = Settings(flavour, work, ends, asked.level, library, limit, trial, sha256_of(plugin))
-        run(asked.model, sorted(asked.m), settings)
+        settings = Settings(
+            flavour, work, ends, asked.level, library, limit, trial, sha256_of(plugin), asked.dense_below
+        )
+        run(asked.model, asked.layer, sorted(asked.m), settings)
 
 
 def limit_from(trial: Mapping[str, Any]) -> int:
@@ -158,23 +168,30 @@ def limit_from(trial: Mapping[str, Any]) -> int:
 
 def earlier(model: str, settings: Settings) -> dict[str, Any]:
     """The earlier result where it is of this machine, these libraries and this way of timing, else {}."""
-    before = result_that_stands(f"plugin_linear_{model}")
+    before = result_that_stands(name_of(model, settings))
     there = (before.get("trial", {}).get("version"), before.get("timing"), before.get("plugin_sha256"))
     return before if there == (settings.trial["version"], timing_of(settings), settings.plugin) else {}
 
 
+def name_of(model: str, settings: Settings) -> str:
+    """The result's."""
+    return f"plugin_linear_{model}" + ("_dense_below" if settings.dense_below else "")
+
+
 def timing_of(settings: Settings) -> dict[str, Any]:
     """How times are taken."""
-    return {"rounds": ROUNDS, "launches": LAUNCHES, "dense_level": settings.level}
+    below = {"dense_below_m": settings.dense_below} if settings.dense_below else {}
+    return {"rounds": ROUNDS, "launches": LAUNCHES, "dense_level": settings.level, **below}
 
 
-def run(model: str, sizes: Sequence[int], settings: Settings) -> None:
+def run(model: str, only: str | None, sizes: Sequence[int], settings: Settings) -> None:
     """Builds and times each layer at each M; what is measured is written at once."""
     before = earlier(model, settings)
     cells: list[dict[str, Any]] = before.get("cells", [])
     builds: list[dict[str, Any]] = before.get("builds", [])
     for layer, (k, n) in MODELS[model].items():
-        missing = [m for m in sizes if (layer, m) not in {(cell["layer"], cell["m"]) for cell in cells}]
+        there = {(cell["layer"], cell["m"]) for cell in cells}
+        missing = [m for m in sizes if only in (None, layer) and (layer, m) not in there]
         if not missing:
             continue
         count = min(12, max(2, math.ceil(BEYOND_CACHE / (n * k * 2 * 9 / 16))))
@@ -182,6 +199,7 @@ def run(model: str, sizes: Sequence[int], settings: Settings) -> None:
         dense_model = settings.work / f"{k}x{n}.onnx"
         plugin_model = settings.work / f"{k}x{n}.plugin.onnx"
         write_models(dense_model, plugin_model, weights)
+        copies_model = settings.work / f"{k}x{n}.below{settings.dense_below}.onnx"
         cuda = Cuda()
         alone = Alone(cuda, Library(settings.cusparselt), weights)
         whole = settings.work / f"{k}x{n}.m{min(missing)}-{max(missing)}.plugin.engine"
@@ -193,6 +211,11 @@ def run(model: str, sizes: Sequence[int], settings: Settings) -> None:
                 {"layer": layer, "k": k, "n": n, "products": count, "plugin_build_s": seconds,
                  "plugin_engine_mb": round(whole.stat().st_size / 1e6, 1), "searched": searched}
             )  # fmt: skip
+        copies = None
+        if settings.dense_below:
+            write_plugin(dense_model, copies_model, count, settings.dense_below)
+            copies = copies_model.with_suffix(".engine")
+            build(settings, copies_model, copies, k, count, min(missing), max(missing), None)
         for m in missing:
             engine = settings.work / f"{k}x{n}.m{m}.dense.engine"
             if not engine.exists() and time.monotonic() > settings.ends:
@@ -203,7 +226,7 @@ def run(model: str, sizes: Sequence[int], settings: Settings) -> None:
                 "k": k,
                 "n": n,
                 "m": m,
-                **compare(settings, engine, whole, alone, weights, m),
+                **compare(settings, engine, whole, copies, alone, weights, m),
             }
             row |= {"dense_build_s": seconds, "dense_engine_mb": round(engine.stat().st_size / 1e6, 1)}
             cells.append(row)
@@ -240,9 +263,15 @@ def write_models(dense: Path, plugin: Path, weights: Sequence[Any]) -> None:
         graph = helper.make_graph(nodes, "products", inputs, outputs, tensors)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         onnx.save(model, dense, save_as_external_data=True, location=f"{dense.name}.data")
+    write_plugin(dense, plugin, count, 0)
+
+
+def write_plugin(dense: Path, plugin: Path, count: int, dense_below: int) -> None:
+    """Puts the products into the plugin; below so many rows they run dense copies."""
     if not plugin.exists():
         typed = read_model(dense)
-        put_into_plugin(typed, [f"product{i}" for i in range(count)])
+        names = [f"product{i}" for i in range(count)]
+        put_into_plugin(typed, names, dense_below_m=dict.fromkeys(names, dense_below))
         save_plugin_model(typed.ir, plugin)
 
 
@@ -269,16 +298,21 @@ def build(
 
 
 def compare(
-    settings: Settings, dense: Path, plugin: Path, alone: Alone, weights: Sequence[Any], m: int
-) -> dict[str, Any]:
-    """Times the two engines and cuSPARSELt in turn, and holds the engines against FP32."""
+    settings: Settings, dense: Path, plugin: Path, copies: Path | None, alone: Alone, weights: Sequence[Any],
+    m: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Times the engines and cuSPARSELt in turn, and holds the dense engine and the plugin's against FP32."""
     k, count = weights[0].shape[0], len(weights)
     block = np.random.default_rng(m).standard_normal((min(m, 256), k), np.float32).astype(np.float16)
     feeds = {f"x{i}": np.resize(block, (m, k)) for i in range(count)}
     graph, algorithm = alone.prepare(block, round_up(m), settings.limit)
-    with Engine(settings.flavour, dense) as first, Engine(settings.flavour, plugin) as second:
-        with first.capture(feeds) as base, second.capture(feeds) as other:
-            times = in_turn([base.time, other.time, lambda launches: alone.time(graph, launches)])
+    with ExitStack() as stack:
+        first, second, *third = (
+            stack.enter_context(Engine(settings.flavour, file)) for file in (dense, plugin, copies) if file
+        )
+        with ExitStack() as captured:
+            sides = [captured.enter_context(e.capture(feeds)).time for e in (first, second, *third)]
+            times = in_turn([*sides[:2], lambda launches: alone.time(graph, launches), *sides[2:]])
         alone.free(graph)
         outputs = [engine.run(feeds) for engine in (first, second)]
         memory = {side: e.device_memory_bytes for side, e in (("dense", first), ("plugin", second))}
@@ -297,6 +331,12 @@ def compare(
         "cusparselt_algorithm": algorithm,
         "context_bytes": memory,
     }
+    if third:
+        with_copies = [b / o for b, o in zip(times[0], times[3], strict=True)]
+        row["with_copies_us"] = round(each[3], 2)
+        row["with_copies_speedup"] = round(statistics.median(with_copies), 3)
+        row["with_copies_speedup_low"] = round(min(with_copies), 3)
+        row["with_copies_speedup_high"] = round(max(with_copies), 3)
     different = max(float(np.abs(outputs[0][y].astype(np.float32) - outputs[1][y]).max()) for y in outputs[0])
     row["max_difference"] = different
     if m <= CHECKED_M:
@@ -343,12 +383,12 @@ def write(model: str, cells: list[dict[str, Any]], builds: list[dict[str, Any]],
         "builds": builds,
         "cells": cells,
     }
-    write_result(
-        f"plugin_linear_{model}",
-        figures,
-        f"python benchmarks/plugin_linear.py {model} --plugin FILE --cusparselt FILE",
-        show=False,
-    )
+    command = f"python benchmarks/plugin_linear.py {model} --plugin FILE --cusparselt FILE"
+    if settings.dense_below:
+        command += f" --dense-below {settings.dense_below} --m " + " ".join(
+            str(m) for m in sorted({cell["m"] for cell in cells})
+        )
+    write_result(name_of(model, settings), figures, command, show=False)
 
 
 if __name__ == "__main__":

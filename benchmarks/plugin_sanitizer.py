@@ -8,9 +8,9 @@ engine is loaded, so that weights are expanded and compressed on the GPU, and tw
 at random M for some minutes, every output checked. With --dense-below M rows below run dense. The plugin has
 no kernel of its own: so that reports of cuSPARSELt's kernels can be told from what the plugin does, that
 library's algorithms without the plugin (cusparselt_alone.py) are run under each tool, too, at the shape of
-the engine's first layer. A process that has not ended after --limit seconds is stopped. Writes
-results/plugin_sanitizer.json: what each tool counted and said first, which kernels it named, of which
-library, and the command; of tools that are not asked for, what it has of them stays.
+the engine's first layer or the one that --alone names. A process that has not ended after --limit seconds is
+stopped. Writes results/plugin_sanitizer.json: what each tool counted and said first, which kernels it named,
+of which library, and the command; of tools that are not asked for, what it has of them stays.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SAID = 12  # lines of a tool that are kept
 PRINTED = 50  # reports that a tool prints in words; it counts all
 ALONE = Path(__file__).with_name("cusparselt_alone.py")
 SAFE = 36  # algorithms of FP16 that do not end the process (weights.cpp)
-SHAPE = (str(K), str(N), str(MOST))
+SHAPE = (K, N, MOST)
 FILES = ("--plugin", "--cusparselt", "--sanitizer")
 _COUNT = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:errors?$|hazard)")
 _KERNEL = re.compile(r"\bat (?:void )?([\w:<>, ]+?)(?:\(|\+0x)")
@@ -59,6 +59,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0.5, help="of each tool, loading not counted")
     parser.add_argument("--tool", action="append", choices=TOOLS)
     parser.add_argument("--dense-below", type=int, default=0, metavar="M")
+    parser.add_argument(
+        "--alone", nargs=3, type=int, default=SHAPE, metavar=("K", "N", "M"), help="cuSPARSELt's shape alone"
+    )
     parser.add_argument("--limit", type=float, default=600, metavar="SECONDS", help="of each process")
     parser.add_argument("--sanitizer", default=shutil.which("compute-sanitizer"), help="its program")
     parser.add_argument("--engine", type=Path, help=argparse.SUPPRESS)
@@ -116,8 +119,13 @@ def run_tool(asked: argparse.Namespace, tool: str, engine: Path) -> dict[str, An
         "failed": figures.get("failed", []) if figures else done[-SAID:],
     }
     if library := asked.cusparselt or os.environ.get("SPARSEFLOW_CUSPARSELT"):
-        lines, row["cuSPARSELt alone"] = under(asked, tool, [str(ALONE), library, str(SAFE), *SHAPE])
-        row["cuSPARSELt alone"]["right"] = sum(line.startswith("right ") for line in lines)
+        lines, alone = under(asked, tool, [str(ALONE), library, str(SAFE), *map(str, asked.alone)])
+        right = sum(line.startswith("right ") for line in lines)
+        row["cuSPARSELt alone"] = {
+            "shape": dict(zip("knm", asked.alone, strict=True)),
+            **alone,
+            "right": right,
+        }
     return row
 
 

@@ -98,8 +98,8 @@ def build_plugin(request: PluginRequest) -> BuiltPlugin:
     _tool(os.environ.get("CXX", "g++"), "apt install g++, or name a C++17 compiler in CXX")
     include = _tensorrt_include(request.tensorrt_include)
     version = _version_of(include)
-    includes = _cuda_includes(request.cuda)
-    cudart = _cudart(includes)
+    includes = cuda_includes(request.cuda)
+    cudart = cudart_beside(includes)
     folders, notes = _library_folders(request.cusparselt)
     output = request.output or default_library(version)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -156,8 +156,15 @@ def _version_of(include: Path) -> str:
     return f"{found['MAJOR']}.{found['MINOR']}.{found['PATCH']}"
 
 
-def _cuda_includes(given: Path | None) -> tuple[Path, ...]:
-    """The folder of cuda_runtime_api.h, and that of crt/ where it is another one."""
+def cuda_includes(given: Path | None) -> tuple[Path, ...]:
+    """The folder of cuda_runtime_api.h, and that of crt/ where it is another one.
+
+    Args:
+        given: A CUDA installation; None for those that `PluginRequest.cuda` names.
+
+    Raises:
+        NotInstalledError: A header is missing.
+    """
     home = os.environ.get("CUDA_HOME")
     if given:
         roots = [given / "include", given]
@@ -177,7 +184,12 @@ def _cuda_includes(given: Path | None) -> tuple[Path, ...]:
     return (main.resolve(),) if crt == main else (main.resolve(), crt.resolve())
 
 
-def _cudart(includes: Sequence[Path]) -> Path:
+def cudart_beside(includes: Sequence[Path]) -> Path:
+    """CUDA's runtime library, the static one by preference, of the installation with these headers.
+
+    Raises:
+        NotInstalledError: It is missing.
+    """
     root = includes[0].parent
     for folder in (root / "lib64", root / "lib", root.parent.parent / "lib"):
         for name in _CUDARTS:

@@ -6,6 +6,7 @@ What they cannot show is how fast or how right NVIDIA's libraries are: tests/gpu
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -92,6 +93,31 @@ def compile_driver(made: Path) -> Path:
     link = ["-L.", "-lfakecuda", f"-Wl,-rpath,{made}", "-ldl", "-lpthread"]
     compile_parts(made, [*made.glob("*.o"), "-o", "drive_layer", *link])
     return made
+
+
+def test_the_benchmark_of_layers_finds_both_kernels_right(folder: Path, tmp_path: Path) -> None:
+    source = HERE.parents[1] / "benchmarks" / "plugin_layer.cpp"
+    parts = [part for part in folder.glob("*.o") if part.name != "drive_layer.o"]
+    link = [f"-L{folder}", "-lfakecuda", f"-Wl,-rpath,{folder}", "-ldl", "-lpthread"]
+    compile_parts(tmp_path, [source, *parts, "-o", "plugin_layer", *link])
+    named = {"SPARSEFLOW_CUSPARSELT": str(folder), "SPARSEFLOW_CUBLASLT": str(folder)}
+    done = subprocess.run(
+        [tmp_path / "plugin_layer", "32", "16", "16", "64"],
+        env=os.environ | named,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["type"], row["m"]) for row in rows] == [
+        ("fp16", 16),
+        ("fp16", 64),
+        ("bf16", 16),
+        ("bf16", 64),
+    ]
+    for row in rows:
+        assert 0 < row["sparse_error"] == row["dense_error"] < {"fp16": 2**-11, "bf16": 2**-8}[row["type"]]
+        assert (set(row["sparse_us"]), set(row["dense_us"])) == ({5.0}, {4.0})  # what the stand-ins take
 
 
 def drive(folder: Path, check: str, **variables: str) -> subprocess.CompletedProcess[str]:
