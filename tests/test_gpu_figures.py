@@ -66,8 +66,10 @@ def test_what_the_readme_says_of_ray_is_what_its_result_says() -> None:
     assert f"| {result['points a minute, two over one']:.2f}× the points a minute |" in prose("README.md")
     assert result["thresholds agree"]
     page, common = prose("docs/AUTOTUNED_POLICY.md"), result["speedups at common M"]
-    ran = f"ran in {result['dtype']} alone, on cuSPARSELt {result['libraries']['cusparselt']}, which is not"
+    ran = (
+        f"was run in {result['dtype']} alone, on cuSPARSELt {result['libraries']['cusparselt']}, which is not"
+    )
     assert ran in page
     differ = f"differ by {100 * common['median difference']:.1f} % in the median and by"
-    assert f"Of {common['common']} products that both measured the speedups {differ}" in page
+    assert f"On {common['common']} products that both measured, the speedups {differ}" in page
     assert f"by {100 * common['largest difference']:.1f} % at most" in page

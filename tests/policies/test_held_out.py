@@ -65,7 +65,7 @@ def off_in(found: dict[str, Any]) -> float:
 def means_of(result: dict[str, Any]) -> str:
     """What the page says of a result's means."""
     policy, oracle = (f"{result[key]:.3f}" for key in ("mean dense/policy", "mean dense/oracle"))
-    return f"gains {policy} times on average, where knowing the better kernel of each would gain {oracle}"
+    return f"gains {policy} times on average; knowing the better kernel of each case would gain {oracle}"
 
 
 def test_how_the_h100s_products_were_held_out() -> None:
@@ -74,13 +74,13 @@ def test_how_the_h100s_products_were_held_out() -> None:
     own = {(p.dtype, p.n, p.k, p.m) for p in find_policy("h100").points if p.library == "torch"}
     assert not products & own
     bf16 = sum(product[0] == "BF16" for product in products)
-    assert f"{len(products)} products in a random order, {bf16} of them in BF16" in PROSE
+    assert f"{len(products)} products were measured in a random order, {bf16} of them in BF16" in PROSE
     assert result["worst dense/policy"] == 1.0
     assert f"None of {result['cases']:,} cases is below 0.98** on the H100, and none below 1" in PROSE
     assert means_of(result) in PROSE
     off = {basis: off_in(found) for basis, found in result["by basis"].items()}
     assert (
-        f"tuned on it is {off['exact']:.1f} % below that, **on others {off['learned']:.1f} %**, where"
+        f"tuned on it is {off['exact']:.1f} % below the oracle, **on others {off['learned']:.1f} %**, where"
         in PROSE
     )
 
@@ -89,14 +89,16 @@ def test_how_the_h200s_products_were_held_out() -> None:
     result, _ = held_out("policy_holdout")
     products = products_in(result)
     assert (
-        f"{len(products)} products were measured on the H200, {sum(p[0] == 'BF16' for p in products)}"
+        f"On the H200, {len(products)} products were measured, {sum(p[0] == 'BF16' for p in products)}"
         in PROSE
     )
     assert result["worst dense/policy"] == 1.0
     assert f"None of {result['cases']} cases is below 0.98** on the H200, and none below 1" in PROSE
     assert means_of(result) in PROSE
     exact = off_in(result["by basis"]["exact"])
-    assert f"{off_in(result):.2f} % below that, on shapes that it was tuned on {exact:.1f} %" in PROSE
+    assert (
+        f"{off_in(result):.2f} % below the oracle, and {exact:.1f} % on shapes that it was tuned on" in PROSE
+    )
 
 
 def test_the_later_models() -> None:
@@ -139,7 +141,7 @@ def test_what_of_m_and_of_models_is_held_out(monkeypatch: pytest.MonkeyPatch) ->
     sizes = {product[3] for name in HELD_OUT for product in products_in(result_of(name))}
     assert (min(sizes), {m for m in sizes if m % 8}) == (20, {20})
     assert "nothing is held out below M=20, " in PROSE
-    assert "20 is the only M that is no multiple of 8" in PROSE
+    assert "20 is the only M that is not a multiple of 8" in PROSE
 
 
 def test_what_learning_from_all_shapes_gives() -> None:
@@ -156,7 +158,7 @@ def test_what_learning_from_all_shapes_gives() -> None:
         f"{h200:.1f} % below the oracle on the H200, {later:.1f} % on its later models and {h100:.2f} % on"
         in PROSE
     )
-    assert f"learned from all shapes they are {now:.1f} %, {now_later:.1f} % and {now_h100:.2f} %" in PROSE
+    assert f"Learned from all shapes, they are {now:.1f} %, {now_later:.1f} % and {now_h100:.2f} %" in PROSE
 
 
 def test_how_much_is_asked_for_and_how_much_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,11 +176,11 @@ def test_how_much_is_asked_for_and_how_much_is_left(monkeypatch: pytest.MonkeyPa
     left = [request for request in asked["h200", False] if request not in done]
     fp16 = sum(request.curve.dtype == "FP16" for request in left)
     count = len(asked["h200", False])
-    assert f"of {count:,} that it asks for {len(left):,} are left, {fp16:,} of them in FP16" in PROSE
+    assert f"Of the {count:,} that it asks for now, {len(left):,} are left, {fp16:,} of them in FP16" in PROSE
     products = {(r["n"], r["k"], r["m"], r["dtype"]) for r in result_of("policy_holdout")["rows"]}
     of_now = {(r.curve.n, r.curve.k, r.m, r.curve.dtype) for r in asked["h200", False]}
     half_way = {m for _, _, m, _ in products - of_now}
-    assert f"{len(products - of_now)} at M half-way that it asked for at first" in PROSE
+    assert f"{len(products - of_now)} are at half-way M that the benchmark asked for at first" in PROSE
     assert {24, 48, 12288} <= half_way
     assert not half_way & set(holdout.SIZES)
 
@@ -203,7 +205,10 @@ def test_the_plugin_is_taken_at_no_held_out_product_where_its_kernels_lose(
     monkeypatch.setattr("sparseflow_trt.policies.measurements.guess_of", lambda *_: None)
     lost = [taken for taken in plugin_gains() if taken is not None and taken < 0.98]
     assert f"Of {len(gains)} held-out FP16 products of other shapes" in PROSE
-    assert f"| its points near by, as they once were | {len(lost)} ({min(lost):.2f} at worst) | – |" in PROSE
+    assert (
+        f"| its points of nearby shapes, as it once did | {len(lost)} ({min(lost):.2f} at worst) | – |"
+        in PROSE
+    )
     assert f"| what was learned | 0 | {count} |" in PROSE
 
 

@@ -91,7 +91,8 @@ def test_what_the_page_says_of_mlps() -> None:
         pairs = pairs_of(dtype)
         few = [p.speedup for s in MLPS for m, p in pairs[s].items() if m <= 64]
         said[dtype] = f"{min(few):.2f} to {max(few):.2f}"
-    assert f"at M=1 to 64 by {said['FP16']} times. In BF16 they lose there, at {said['BF16']} times" in PROSE
+    told = f"run {said['FP16']} times as fast at M=1 to 64. In BF16 they lose there, at {said['BF16']} times"
+    assert told in PROSE
     few_in_readme("H200", said["FP16"])
     margin = find_policy("h200").margin
     fp16, bf16 = pairs_of("FP16"), pairs_of("BF16")
@@ -110,9 +111,10 @@ def test_what_the_page_says_of_mlps_on_an_h100() -> None:
     few = {dtype: [p.speedup for p in found if p.dense.m <= 64] for dtype, found in pairs.items()}
     assert all(pair.wins(margin) for pair in pairs["FP16"])
     assert f"win at all of {len(pairs['FP16'])} measured M**" in PROSE
-    assert (
-        f"at M=1 to 64 by {min(few['FP16']):.2f} to {max(few['FP16']):.2f} times. In BF16 they win" in PROSE
+    told = (
+        f"run {min(few['FP16']):.2f} to {max(few['FP16']):.2f} times as fast at M=1 to 64. In BF16 they win"
     )
+    assert told in PROSE
     few_in_readme("H100", f"{min(few['FP16']):.2f} to {max(few['FP16']):.2f}")
     highest = max(pair.dense.m for pair in pairs["BF16"] if not pair.wins(margin))
     assert f"win above M={highest}, and at M=1 to 64 are" in PROSE
@@ -127,7 +129,7 @@ def test_one_cards_policy_is_not_the_others() -> None:
             both += [(h100, there[shape][m]) for m, h100 in pairs.items() if m in there[shape]]
     margin = find_policy("h100").margin
     ratios = [h100.speedup / h200.speedup for h100, h200 in both]
-    assert f"At the {len(both):,} products that both cards were measured at" in PROSE
+    assert f"On the {len(both):,} products that were measured on both cards" in PROSE
     assert f"the gains differ by {min(ratios):.2f} to {max(ratios):.2f} times" in PROSE
     differ = sum(h100.wins(margin) != h200.wins(margin) for h100, h200 in both)
     lost = sum(h200.wins(margin) and h100.speedup < 0.98 for h100, h200 in both)
@@ -196,12 +198,12 @@ def test_the_page_counts_the_crossovers_that_are_still_wide(name: str) -> None:
     assert find_policy(name).margin == 0.05
     if name == "h200":
         assert (
-            f"of {all_tuned} neighbouring measured M with opposite verdicts {wide_tuned} are still" in PROSE
+            f"of {all_tuned} neighbouring measured M with opposite verdicts, {wide_tuned} are still" in PROSE
         )
-        assert f"at which nobody bisected: there it is {wide_used} of {all_used}." in PROSE
+        assert f"a margin that was not bisected: there it is {wide_used} of {all_used}." in PROSE
     else:
-        assert f"bisected {wide_tuned} of {all_tuned} crossovers are still wider than 5 %" in PROSE
-        assert f"at the 5 % that the policy decides by {wide_used} of {all_used}." in PROSE
+        assert f"bisected, {wide_tuned} of {all_tuned} crossovers are still wider than 5 %" in PROSE
+        assert f"at the 5 % at which the policy decides, {wide_used} of {all_used}." in PROSE
 
 
 @pytest.mark.parametrize("name", ["h200", "h100"])
@@ -225,15 +227,15 @@ def test_a_policy_is_as_careful_as_was_found_enough(name: str) -> None:
     asked = chosen[0]["asked"]
     careful = f"{policy.spreads_between:g} ({between[bolder[-1]]['lost']} with {float(bolder[-1]):g})"
     if name == "h200":
-        assert f"of {asked:,} measured M, an eighth at a time left out in both types, none is lost" in PROSE
-        assert f"with `spreads_between` {careful}, at a mean gain of {chosen[0]['mean']:.3f} for" in PROSE
+        assert f"of {asked:,} measured M, left out an eighth at a time in both types, none is lost" in PROSE
+        assert f"with `spreads_between` {careful}, at a mean gain of {chosen[0]['mean']:.3f} against" in PROSE
         assert f"the least that was tried, and the mean gain is {chosen[1]['mean']:.3f}" in PROSE
         assert min(map(float, apart)) == policy.spreads
     else:
         assert f"Of {asked:,} measured M, left out by eighths, none is lost with" in PROSE
         assert f"`spreads_between` {careful}" in PROSE
         assert f"`spreads` {policy.spreads:g} ({apart['1.5']['lost']} with 1.5)" in PROSE
-    assert f"f {chosen[1]['asked']:,} products that are asked of the other shapes" in PROSE
+    assert f"f {chosen[1]['asked']:,} products predicted from the other shapes" in PROSE
 
 
 @pytest.mark.parametrize("name", ["h200", "h100"])
@@ -248,9 +250,12 @@ def test_a_wave_loses_fewer_where_neighbours_alone_speak(ship: ModuleType, name:
     assert said[tiles]["lost"] == min(each["lost"] for each in said.values())
     if name == "h200":
         lost = [said[key]["lost"] for key in ("0", "1", "1.5")]
-        assert f"of {said['0']['asked']:,} measured M {lost[0]} are lost if times count as smooth" in PROSE
-        assert f"{lost[1]} with a `wave` of one tile of 64×128 for each multiprocessor, {lost[2]}" in PROSE
-        assert f"for {said['1.5']['mean']:.3f}. It is tried" in PROSE
+        told = (
+            f"each of {said['0']['asked']:,} measured M is predicted from its two neighbours alone, {lost[0]}"
+        )
+        assert f"{told} are lost when times are treated as smooth" in PROSE
+        assert f"{lost[1]} with a `wave` of one tile of 64×128 per multiprocessor, and {lost[2]}" in PROSE
+        assert f"against {said['1.5']['mean']:.3f}. This is tested" in PROSE
 
 
 def test_shapes_are_asked_of_the_others(ship: ModuleType) -> None:
@@ -313,7 +318,7 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
     gains = f"gain {taken_at[tiny[152]]:.2f} times at M=152 and {taken_at[tiny[184]]:.2f} at M=184"
     slow = f"and are {taken_at[tiny[128]]:.2f} times as fast at M=128"
     assert f"gate and up as one (2048→11264) {gains}, {slow}" in PROSE
-    assert f"its 4096→6144 {taken_at[qkv]:.2f} times at M=1024" in PROSE
+    assert f"its 4096→6144 gains {taken_at[qkv]:.2f} times at M=1024" in PROSE
     for k, n, m in ((768, 2304, 1024), (768, 3072, 1024), (768, 768, 4096)):
         assert (k, n, m) in bert
         assert f"{k}→{n} {taken_at[k, n, m]:.2f} times at M={m}" in PROSE
@@ -323,7 +328,7 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
     apart = {each.request: abs(each.pair.speedup - 1) for each in itself}
     assert {each.counted.speedup for each in itself} == {1}
     agree = sum(gap < 0.01 for gap in apart.values())
-    assert f"loaded and timed twice: {len(itself)} times a measure held against itself." in PROSE
+    assert f"loaded and timed twice: {len(itself)} measurements of an engine against itself." in PROSE
     assert f"{agree} of these pairs agree within 1 %." in PROSE
     far = [each for each in itself if apart[each.request] > 0.03]
     assert sorted(each.request.m for each in far) == [792, 864, 1448]
@@ -334,7 +339,7 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
     tactics = [p.tactic.split(" ")[0] for pair in pairs.values() for p in (pair.dense, pair.sparse)]
     assert {accumulator_of_tactic(tactic) for tactic in tactics} == {"Half"}, "as docs/ACCURACY.md says"
     for words, model in (
-        ("LLaMA-8B's products took {:.0f} to {:.0f} s,", "llama-8b"),
+        ("LLaMA-8B's products took {:.0f} to {:.0f} s each", "llama-8b"),
         ("BERT-base's took {:.0f} to {:.0f} s each", "bert-base"),
         ("LLaMA-70B's shared by 8 GPUs {:.0f} to {:.0f} s", "llama-70b_tensor-parallel-8"),
     ):
@@ -362,7 +367,7 @@ def test_the_h100s_plugin() -> None:
     h100, cells = find_policy("h100"), plugin_cells("h100/")
     taken_at = [cell["speedup"] for cell in cells if takes_plugin(h100, cell)]
     assert len(taken_at) == len(cells)
-    assert f"takes it in all {len(cells)}, the least gain {min(taken_at):.2f} times" in PROSE
+    assert f"takes it in all {len(cells)}, with a smallest gain of {min(taken_at):.2f} times" in PROSE
 
 
 def test_no_product_that_the_policy_puts_into_the_plugin_is_slower_there() -> None:
@@ -377,10 +382,11 @@ def test_no_product_that_the_policy_puts_into_the_plugin_is_slower_there() -> No
     missed = [c["speedup"] for c in plugin_cells() if takes_plugin(h200, c) and not takes_plugin(without, c)]
     alone = sum(takes_plugin(without, cell) for cell in plugin_cells())
     assert f"By cuSPARSELt's times alone it would take {alone} (" in PROSE
-    assert f"which gain {min(missed):.2f} to {max(missed):.2f} times, would not be among them" in PROSE
+    assert "It would miss LLaMA-8B's down at M=256, " in PROSE
+    assert f"which gain {min(missed):.2f} to {max(missed):.2f} times." in PROSE
     assert f"{len(taken_at)} of the {len(plugin_cells())} products measured there" in prose("README.md")
     share = f"takes the plugin in {len(taken_at)} of these {len(plugin_cells())} products"
-    assert f"{share}, the least gain {min(taken_at):.2f} times" in PROSE
+    assert f"{share}, with a smallest gain of {min(taken_at):.2f} times" in PROSE
 
 
 @pytest.mark.parametrize("name", ["h200", "h100"])
@@ -413,7 +419,7 @@ def test_what_an_estimate_of_the_plugin_is_worth() -> None:
         ("the same, H100", h100),
     ):
         assert f"| {words} | {len(found)} | {min(found):.2f} | {max(found):.2f} |" in PROSE
-    assert f"nothing, of these {len(h200) + len(h100)} products" in PROSE
+    assert f"**It loses nothing on these {len(h200) + len(h100)} products**" in PROSE
 
 
 @pytest.mark.parametrize(("name", "folder"), [("h200", ""), ("h100", "h100/")])
@@ -426,11 +432,11 @@ def test_what_is_left_out_of_what_is_known_of_the_plugin_loses_nothing(
         gains = ship.gains_in_plugin(policy, left_out)
         assert ship.summary(gains) == said[what]
         assert min(gain for gain in gains if gain != 1) >= 1.11, "as the page says"
-    assert "**What it loses**: nothing" in PROSE
-    assert "What it takes gains 1.11 at least" in PROSE
+    assert "**It loses nothing on these" in PROSE
+    assert "The products that it takes gain at least 1.11 times" in PROSE
     if name == "h200":
         without = [said[what]["taken"] for what in ("TensorRT's points of that M", "the plugin's points")]
-        said_of = "{} without what TensorRT took at that M, {} without the plugin's points"
+        said_of = "{} without TensorRT's times at that M, {} without the plugin's points"
         assert said_of.format(*without) in PROSE
 
 
