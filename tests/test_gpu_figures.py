@@ -57,7 +57,7 @@ def test_a_module_profiled_dense_and_sparse() -> None:
     assert {name.rpartition(".")[2] for name in said["swapped"]} == {"down_proj"}
     assert f"found down of all {len(said['swapped'])} layers to gain" in page
     ceiling = said["dense"]["ceilings"][0]["ceiling"]
-    told = f"{dense:.2f} ms of GPU time dense and {sparse:.2f} ms so: {dense / sparse:.3f} times as fast"
+    told = f"{dense:.2f} ms of GPU time dense and {sparse:.2f} ms sparse: {dense / sparse:.3f} times as fast"
     assert f"{told}, of a ceiling of {ceiling:.3f}" in page
 
 
