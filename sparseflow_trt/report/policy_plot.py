@@ -36,7 +36,7 @@ _LETTERS = 46  # of a line over a panel
 _LINE = 0.13  # the height of one, in inches
 _TAKEN: dict[SparseKernel, tuple[str, float]] = {"sparse": ("#d7efe9", 1), "plugin": ("#f5cf9f", 0.05)}
 _NAMES = (  # in the order of the legend
-    "dense", "sparse", "plugin", "dense / sparse", "dense / plugin", "dense / plugin, estimated",
+    "dense", "sparse", "plugin", "dense / sparse", "dense / plugin", "dense / plugin, estimated", "margin",
     "sparse is taken", "plugin is taken",
 )  # fmt: skip
 
@@ -78,7 +78,7 @@ def plot_policy(
     words = max(len(_in_lines(panel.ranges)) for panel in panels.values()) * _LINE
     kernels = {kernel for panel in panels.values() for kernel in panel.ranges}
     estimated = any(panel.estimates for panel in panels.values())
-    width = max(3.5 * columns, 5.5 + len(kernels) + 2 * estimated)  # the latter is the legend's
+    width = max(3.5 * columns, 6.5 + len(kernels) + 2 * estimated)  # the latter is the legend's
     height = (3.5 + words) * rows + 1.1
     title = f"{policy.device} · {WHOSE[library]} · {dtype}"
     with matplotlib.rc_context(plot_style(policy.name)):
@@ -168,7 +168,8 @@ def _draw(times: Axes, ratio: Axes, margin: float, panel: Panel, leftmost: bool)
     for kernel, spans in panel.ranges.items():
         named |= _mark_ranges((times, ratio), spans, kernel, sizes)
     ratio.axhline(1, color=_DENSE, lw=0.8, zorder=1)
-    ratio.axhline(1 + margin, color=_DENSE, lw=0.8, ls=(0, (2, 2)), zorder=1)
+    label = f"margin of {100 * margin:g}%"
+    named["margin"] = ratio.axhline(1 + margin, color=_DENSE, lw=0.8, ls=(0, (2, 2)), zorder=1, label=label)
     _dress(times, ratio, sizes, [end for band in bands for end in band], leftmost)
     return named
 
