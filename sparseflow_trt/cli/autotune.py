@@ -15,7 +15,7 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.numbers import positive
-from sparseflow_trt.cli.options import OutputFile, PluginLibrary, common_options
+from sparseflow_trt.cli.options import ModelFile, OutputFile, PluginLibrary, common_options
 from sparseflow_trt.errors import EXIT_OK, PolicyError
 from sparseflow_trt.plans.traffic import LARGEST_M
 from sparseflow_trt.policies.presets import PRESETS
@@ -29,7 +29,7 @@ _SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
 
 
 @click.command("autotune")
-@click.argument("models", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, type=ModelFile())
 @click.option(
     "--preset",
     "presets",

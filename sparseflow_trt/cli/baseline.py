@@ -9,7 +9,7 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.option_values import read_validation_options
-from sparseflow_trt.cli.options import common_options, input_options, metric_options
+from sparseflow_trt.cli.options import ModelFile, common_options, input_options, metric_options
 from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
 
 
@@ -21,7 +21,7 @@ def command() -> None:
 @command.command("create", short_help="Run an artifact on inputs; keep them and what came of them.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
-    "--reference", type=click.Path(path_type=Path), metavar="MODEL",
+    "--reference", type=ModelFile(), metavar="MODEL",
     help="Take the reference outputs from this ONNX model, in FP32: the one that was built, or the one "
     "before pruning. Default: from ARTIFACT itself, so that later builds are held to this one.",
 )  # fmt: skip

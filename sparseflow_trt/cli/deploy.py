@@ -12,7 +12,7 @@ import click
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.deployments import model_json, print_load, print_model, print_verified
 from sparseflow_trt.cli.option_values import read_validation_options
-from sparseflow_trt.cli.options import common_options, input_options
+from sparseflow_trt.cli.options import ModelFile, common_options, input_options
 from sparseflow_trt.cli.verdicts import exit_code_of
 from sparseflow_trt.errors import EXIT_FAILED, EXIT_OK
 
@@ -196,7 +196,7 @@ def deploy_triton(
 @_repository_option
 @click.option("--name", help="The model's name. Default: the artifact's folder's.")
 @click.option(
-    "--reference", type=click.Path(path_type=Path),
+    "--reference", type=ModelFile(),
     help="The ONNX model that it was built from. Default: the artifact's typed one, in FP32.",
 )  # fmt: skip
 @click.option(

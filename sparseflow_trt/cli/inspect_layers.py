@@ -12,7 +12,7 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.built import print_built
-from sparseflow_trt.cli.options import common_options, model_argument
+from sparseflow_trt.cli.options import ModelFile, common_options, model_argument
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @model_argument
 @click.option("--all", "show_all", is_flag=True, help="List products with no constant weight, too.")
 @click.option(
-    "--since", multiple=True, type=click.Path(path_type=Path), metavar="EARLIER",
+    "--since", multiple=True, type=ModelFile(), metavar="EARLIER",
     help="A model that MODEL was made from; one option for each step, the first model first. Layers that a "
     "step left 2:4 no more, or left out, are named with it.",
 )  # fmt: skip
@@ -40,12 +40,11 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
     its mask apart, but for an adapter's (lora_A, lora_B); with --since, where a step broke one or left one
     out.
     """
-    from sparseflow_trt.building.artifact_export import is_artifact
     from sparseflow_trt.model.graph import all_eligible_sparse, read_layers
     from sparseflow_trt.model.mask_history import find_breaks, find_missing
     from sparseflow_trt.model.model_file import read_model
 
-    if is_artifact(str(model)):
+    if model.is_dir() and _is_artifact(model):
         if show_all or since:
             raise click.UsageError("--all and --since are for ONNX files: name the one that it was built of.")
         return _inspect_artifact(model, as_json)
@@ -69,6 +68,12 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
         if since:
             _print_changes(breaks, missing)
     return EXIT_OK if not (breaks or missing) and (sparse or since) else EXIT_NOT_SPARSE
+
+
+def _is_artifact(folder: Path) -> bool:
+    from sparseflow_trt.building.artifact_export import is_artifact  # a fifth of the time that a model takes
+
+    return is_artifact(str(folder))
 
 
 def _inspect_artifact(folder: Path, as_json: bool) -> int:

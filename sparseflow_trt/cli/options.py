@@ -12,12 +12,35 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.sections import SECTION
+from sparseflow_trt.errors import ModelError
 
 _COMPARISON = "Comparison with FP32"
 _MOST_WORKSPACE = 1 << 24  # MiB: 16 TiB
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-model_argument = click.argument("model", type=click.Path(path_type=Path))
+
+class ModelFile(click.Path):
+    """A model to read, seen to be there when the command line is read: its readers take long to import.
+
+    A text with a colon is left to the command: it may be FILE.py:FUNCTION.
+    """
+
+    def __init__(self, path_type: type[str | Path] = Path) -> None:
+        super().__init__(path_type=path_type)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path as it was given.
+
+        Raises:
+            ModelError: Nothing is there.
+        """
+        with contextlib.suppress(OSError):  # of a path that cannot be followed: its reader says why
+            if ":" not in str(value) and not Path(value).exists():
+                raise ModelError(f"{value} does not exist.", "Check the path.")
+        return super().convert(value, param, ctx)
+
+
+model_argument = click.argument("model", type=ModelFile())
 
 
 class PluginLibrary(click.Path):
@@ -199,7 +222,7 @@ def input_options(function: _F) -> _F:
 def dense_model_option(function: _F) -> _F:
     """The model before it was pruned."""
     option = click.option(
-        "--dense-model", type=click.Path(path_type=Path), metavar="FILE",
+        "--dense-model", type=ModelFile(), metavar="FILE",
         help="The model before pruning: the error that pruning makes is told, too. `build` and `refit` "
         "give layers that are planned dense its weights, and --precision auto searches with them.",
     )  # fmt: skip

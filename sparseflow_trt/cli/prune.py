@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.options import common_options
+from sparseflow_trt.cli.options import ModelFile, common_options
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _OF_TORCH = ("calibration", "where_it_pays", "policy", "batch", "seq", "dtype", 
 
 
 @click.command("prune")
-@click.argument("model")
+@click.argument("model", type=ModelFile(str))
 @click.option(
     "-o",
     "--output",

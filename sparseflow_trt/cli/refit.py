@@ -10,13 +10,13 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.option_values import read_validation_options
-from sparseflow_trt.cli.options import common_options, validation_options
+from sparseflow_trt.cli.options import ModelFile, common_options, validation_options
 from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
 
 
 @click.command("refit")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=ModelFile())
 @click.option(
     "-o",
     "--output",

@@ -8,15 +8,13 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.option_values import read_validation_options
-from sparseflow_trt.cli.options import common_options, validation_options
+from sparseflow_trt.cli.options import ModelFile, common_options, validation_options
 from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
 
 
 @click.command("validate")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option(
-    "--reference", required=True, type=click.Path(path_type=Path), help="The ONNX model it was built from."
-)
+@click.option("--reference", required=True, type=ModelFile(), help="The ONNX model it was built from.")
 @validation_options
 @common_options
 def command(

@@ -37,6 +37,28 @@ def test_help_imports_nothing_heavy() -> None:
         assert f"\n  {name} " in ended.stdout
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "inspect gone.onnx", "inspect . --since gone.onnx", "plan gone.onnx", "build gone.onnx",
+        "prune gone.onnx", "estimate gone.onnx", "refit . gone.onnx", "autotune gone.onnx",
+        "validate . --reference gone.onnx",
+        "baseline create . --reference gone.onnx", "deploy verify . --reference gone.onnx",
+        "build . --dense-model gone.onnx",
+    ],
+)  # fmt: skip
+def test_a_model_that_is_not_there_is_said_before_onnx_is_imported(command: str, own_folder: Path) -> None:
+    code = (
+        f"import sys; sys.argv[1:] = {command.split()}\n"
+        "from sparseflow_trt.cli.main import main\n"
+        "try: main()\n"
+        "finally: print({'onnx', 'onnx_ir', 'sympy', 'torch'} & {*sys.modules})\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "set()\n")
+    assert ended.stderr == "error: gone.onnx does not exist.\nhint:  Check the path.\n"
+
+
 GROUPS = ("baseline", "deploy", "plugin", "policy")  # whose commands have --json
 SUBCOMMANDS = ("baseline create", "deploy triton", "deploy verify", "deploy rollback", "plugin build",
                "policy list", "policy show")  # fmt: skip

@@ -21,23 +21,23 @@ def module():
     Path("begun").touch()
     raise ValueError("the work has begun")
 """
-# What each command would complain of next: a source whose work leaves a mark, or one that is not there.
+# What each command would complain of next: a source whose work leaves a mark, or one that holds nothing.
 FILES = (
     ("export", "mine.py:module", "-o"),
     ("prune", "mine.py:module", "-o"),
-    ("plan", "gone.onnx", "-o"),
+    ("plan", "empty.onnx", "-o"),
     ("profile", "mine.py:module", "--plot"),
     ("baseline", "create", "gone.artifact", "-o"),
     ("check", "gone.artifact", "--baseline", "gone.json", "--junit"),
     ("policy", "learn", "gone.artifact", "--name", "x", "-o"),
     ("policy", "import", "gone.json", "--name", "x", "--device", "x", "--compute-capability", "8.0", "-o"),
     ("policy", "show", "gone", "--plot"),
-    ("autotune", "gone.onnx", "-o"),
+    ("autotune", "empty.onnx", "-o"),
 )
 FOLDERS = (
     ("build", "mine.py:module", "-o"),
-    ("build", "gone.onnx", "-o"),
-    ("refit", "gone.artifact", "gone.onnx", "-o"),
+    ("build", "empty.onnx", "-o"),
+    ("refit", "gone.artifact", "empty.onnx", "-o"),
 )
 
 
@@ -46,6 +46,7 @@ def places(own_folder: Path) -> None:
     """A file and a folder where outputs are to go, and a source."""
     (own_folder / "mine.py").write_text(BEGINS, encoding="utf-8")
     (own_folder / "file").touch()
+    (own_folder / "empty.onnx").touch()
     for name in ("folder.safetensors", "folder.svg"):
         (own_folder / name).mkdir()
 

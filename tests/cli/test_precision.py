@@ -102,7 +102,7 @@ def test_the_command_that_a_plan_prints_compares_as_the_search_did(
         ("--inputs", "x.npz"),
         ("--seed", "1"),
         ("--tolerance", "atol=1"),
-        ("--dense-model", "x.onnx"),
+        ("--dense-model", "model.onnx"),
         ("--backend", "onnxruntime"),
     ],
 )

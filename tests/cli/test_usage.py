@@ -15,19 +15,28 @@ if TYPE_CHECKING:
 IMPORT = ("policy", "import", "seed.json", "--name", "x", "--device", "x", "-o", "x.json")
 
 
+@pytest.fixture(autouse=True)
+def model(own_folder: Path) -> None:
+    """A file in the model's place, which nothing can be read from."""
+    (own_folder / "empty.onnx").touch()
+
+
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        # a value that reads otherwise; none of the files is there
-        ("plan gone.onnx --dim batch", "'batch' is not a range of an axis."),
-        ("plan gone.onnx --dim batch=8,4,2", "'batch=8,4,2' is not a range of an axis: "),
-        ("plan gone.onnx --shapes x", "'x' is not a range of shapes of an input."),
-        ("plan gone.onnx --shapes x:8x2,4x2,4x2", "'x:8x2,4x2,4x2' is not a range of shapes: "),
-        ("plan gone.onnx --profile a", "'a' is no profile: "),
-        ("plan gone.onnx --profile a:b=2,1", "profile 'a': 'b=2,1' is not a range of an axis"),
-        ("plan gone.onnx --precision auto --tolerance atol", "'atol' in the tolerance 'atol' is no known"),
-        ("build gone.onnx --tolerance atol=-1", "atol in the tolerance 'atol=-1' is -1; it has to be finite"),
-        ("validate gone --reference gone.onnx --tolerance atol=x", "'x' for atol in the tolerance"),
+        # a value that reads otherwise; the model is empty, and no other file is there
+        ("plan empty.onnx --dim batch", "'batch' is not a range of an axis."),
+        ("plan empty.onnx --dim batch=8,4,2", "'batch=8,4,2' is not a range of an axis: "),
+        ("plan empty.onnx --shapes x", "'x' is not a range of shapes of an input."),
+        ("plan empty.onnx --shapes x:8x2,4x2,4x2", "'x:8x2,4x2,4x2' is not a range of shapes: "),
+        ("plan empty.onnx --profile a", "'a' is no profile: "),
+        ("plan empty.onnx --profile a:b=2,1", "profile 'a': 'b=2,1' is not a range of an axis"),
+        ("plan empty.onnx --precision auto --tolerance atol", "'atol' in the tolerance 'atol' is no known"),
+        (
+            "build empty.onnx --tolerance atol=-1",
+            "atol in the tolerance 'atol=-1' is -1; it has to be",
+        ),
+        ("validate gone --reference empty.onnx --tolerance atol=x", "'x' for atol in the tolerance"),
         ("baseline create gone --metric score", "'score' is no metric."),
         ("autotune --preset vit-b --m 0", "--m holds '0', which is no M."),
         ("profile gone.py:f --plot x.pdf", "x.pdf is no name of a plot."),
@@ -38,22 +47,22 @@ IMPORT = ("policy", "import", "seed.json", "--name", "x", "--device", "x", "-o",
             "Invalid value for --compute-capability: 'new' is",
         ),
         # a name that nothing here has
-        ("plan gone.onnx --policy h2o", "there is no policy 'h2o'."),
-        ("estimate gone.onnx --device h2o", "there is no policy 'h2o'."),
+        ("plan empty.onnx --policy h2o", "there is no policy 'h2o'."),
+        ("estimate empty.onnx --device h2o", "there is no policy 'h2o'."),
         ("autotune --preset llama-9b", "Invalid value for '--preset': 'llama-9b' is not one of "),
-        ("inspect gone.onnx --deep", "No such option"),
+        ("inspect empty.onnx --deep", "No such option"),
         # what contradicts itself
-        ("plan gone.onnx --dim b=1 --dim b=2", "axis 'b' is given two ranges."),
-        ("plan gone.onnx --profile a:b=1 --profile a:b=2", "profile 'a' is given twice."),
-        ("plan gone.onnx --profile a:b=1:b=2", "profile 'a' gives axis 'b' two ranges."),
+        ("plan empty.onnx --dim b=1 --dim b=2", "axis 'b' is given two ranges."),
+        ("plan empty.onnx --profile a:b=1 --profile a:b=2", "profile 'a' is given twice."),
+        ("plan empty.onnx --profile a:b=1:b=2", "profile 'a' gives axis 'b' two ranges."),
         (
-            "plan gone.onnx --tolerance atol=1",
+            "plan empty.onnx --tolerance atol=1",
             "--inputs, --seed, --tolerance, --dense-model and --backend are for --precision auto",
         ),
-        ("build gone.onnx --tolerance y:atol=1 --tolerance y:atol=2", "output 'y' is given two tolerances."),
-        ("build gone.onnx --verdict --backend onnxruntime", "--verdict times sparse kernels against"),
-        ("build gone.onnx --verdict --strip-plan", "--verdict builds two engines and runs them, and "),
-        ("build gone.onnx --task encoder", "gone.onnx is no Hugging Face folder or function"),
+        ("build empty.onnx --tolerance y:atol=1 --tolerance y:atol=2", "output 'y' is given two tolerances."),
+        ("build empty.onnx --verdict --backend onnxruntime", "--verdict times sparse kernels against"),
+        ("build empty.onnx --verdict --strip-plan", "--verdict builds two engines and runs them, and "),
+        ("build empty.onnx --task encoder", "empty.onnx is no Hugging Face folder or function"),
         ("export mine.py:f --task encoder", "--task is for a Hugging Face folder, and mine.py:f names a"),
         ("build mine.py:f --random-weights", "--random-weights is for a Hugging Face folder, and mine.py:f"),
         ("deploy triton gone --repository models --with docker", "the files for Docker and Kubernetes name"),
@@ -74,13 +83,13 @@ def test_a_mistake_in_the_commands_own_words_is_usage(
     ("command", "says"),
     [
         ("plan gone.onnx --dim batch=8", "gone.onnx does not exist."),
-        ("plan gone.onnx --shapes-file wrong.yaml", "wrong.yaml: profiles.0.axes"),
-        ("plan gone.onnx --split b --traffic gone.csv", "gone.csv does not exist."),
-        ("plan gone.onnx --dim batch=8 -o gone/plan.yaml", "gone/plan.yaml cannot be written: "),
-        ("plan gone.onnx --policy wrong.json", "wrong.json: "),
-        ("plan gone.onnx --policy gone.json", "gone.json does not exist."),
-        ("estimate gone.onnx --device gone.json", "gone.json does not exist."),
-        ("validate gone --reference gone.onnx", "there is no artifact gone."),
+        ("plan empty.onnx --shapes-file wrong.yaml", "wrong.yaml: profiles.0.axes"),
+        ("plan empty.onnx --split b --traffic gone.csv", "gone.csv does not exist."),
+        ("plan empty.onnx --dim batch=8 -o gone/plan.yaml", "gone/plan.yaml cannot be written: "),
+        ("plan empty.onnx --policy wrong.json", "wrong.json: "),
+        ("plan empty.onnx --policy gone.json", "gone.json does not exist."),
+        ("estimate empty.onnx --device gone.json", "gone.json does not exist."),
+        ("validate gone --reference empty.onnx", "there is no artifact gone."),
         ("baseline create gone --metric gone.py:score", "gone.py does not exist."),
         ("export gone", "gone is no Hugging Face folder, and names no function."),
     ],
