@@ -40,7 +40,8 @@ _NAME = 36  # of a name that is not broken
 _LONG_WORD = 32  # of a layer's name, in a table that has nothing else to tell it by
 _NUMBER = re.compile(r"\d+")
 _LEAST_BYTES = 10_000_000  # a step that counts further counts bytes: nothing else comes in such numbers
-_NARROWEST = 9  # that such a column gets where it holds longer words
+# Where text is broken: at spaces, a word with no room behind the dots of a name, and only then at its dashes.
+_PARTS = tuple(map(re.compile, (r"\S+", r".+?(?:[./:](?=\D)|$)", r".+?(?:[_-](?=\D)|$)")))
 
 
 class _Table(Table):
@@ -52,27 +53,42 @@ class _Table(Table):
     spared: tuple[str, ...] = ()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        every = self.columns
         unbounded = options.update(width=10_000)
-        for column in self.columns:
-            widths = [Measurement.get(console, unbounded, cell) for cell in (column.header, *column.cells)]
+        tight: dict[
+            str, int
+        ] = {}  # the least of a name's column, which is given more while others can be spared
+        for column in every:
+            cells = (column.header, *column.cells)
+            widths = [Measurement.get(console, unbounded, cell) for cell in cells]
             whole, longest_word = (max(width[i] for width in widths) for i in (1, 0))
             if self.spared and column.header == "Output" and whole <= _NAME:
                 column.no_wrap = True  # the figures give way first
             if column.header in _WHOLE_WORDS:
                 word = longest_word
+            elif column.header == "Of what":
+                word = min(longest_word, _LONG_WORD)
             else:
-                word = min(longest_word, _LONG_WORD if column.header == "Of what" else _NARROWEST)
+                word = min(max(map(_longest_part, cells)), _LONG_WORD)
             column.min_width, column.max_width = whole if column.no_wrap else word, whole
-        every = self.columns
+            if self.spared and column.header == "Layer":
+                tight["Layer"], column.min_width = word, min(whole, _NAME)
         left_out: list[str] = []
         for name in self.spared:
             if self._least() <= options.max_width:
                 break
             left_out.append(name)
-            rest = [column for column in self.columns if column.header != name]
-            self.columns = [replace(column, _index=i) for i, column in enumerate(rest)]
+            self.columns = [column for column in self.columns if column.header != name]
+        for column in self.columns:
+            over = self._least() - options.max_width
+            if over > 0 and column.header in tight:
+                column.min_width = max((column.min_width or 0) - over, tight[str(column.header)])
         wide = options.update(width=max(options.max_width, self._least()))
         self._fit(wide.max_width)
+        self.columns = [
+            replace(column, _index=i, _cells=[_broken_cell(cell, column.width or 0) for cell in column.cells])
+            for i, column in enumerate(self.columns)
+        ]
         try:
             yield from super().__rich_console__(console, wide)
         finally:
@@ -94,6 +110,33 @@ class _Table(Table):
 
     def _least(self) -> int:
         return sum(column.min_width or 0 for column in self.columns) + _GAP * (len(self.columns) - 1)
+
+
+def _longest_part(cell: Any) -> int:
+    """The width of the longest part that a cell can be broken into."""
+    parts = [str(cell)]
+    for level in _PARTS:
+        parts = [part[0] for text in parts for part in level.finditer(text)]
+    return max(map(cell_len, parts), default=0)
+
+
+def _broken_cell(cell: Any, width: int) -> Text:
+    """A cell in lines that fit: rich's own would break a name in the midst of its words."""
+    text = cell.copy() if isinstance(cell, Text) else Text(str(cell))
+    starts = [0]
+
+    def fill(begin: int, end: int, level: int) -> None:
+        for part in _PARTS[level].finditer(text.plain, begin, end):
+            if part.end() - starts[-1] > width and part.start() > starts[-1]:
+                starts.append(part.start())
+            if part.end() - starts[-1] > width and level + 1 < len(_PARTS):
+                fill(*part.span(), level + 1)
+
+    fill(0, len(text), 0)
+    lines = text.divide(starts[1:])
+    for line in lines:
+        line.rstrip()
+    return Text("\n").join(lines)
 
 
 def out() -> Console:

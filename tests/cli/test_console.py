@@ -82,6 +82,51 @@ def test_columns_that_can_be_spared_make_room(
         assert len(row) <= max(width, 21)
 
 
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (42, ["/model/layers.0/mlp/gate_proj/MatMul"]),
+        (40, ["/model/layers.0/mlp/gate_proj/", "MatMul"]),
+        (20, ["/model/", "layers.0/mlp/", "gate_proj/", "MatMul"]),
+    ],
+)
+def test_a_name_is_broken_between_its_parts(
+    width: int, lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    table = console.table("Layer", ">N")
+    table.add_row("".join(lines), "4096")
+    for _ in range(2):  # a table can be printed twice
+        console.out().print(table)
+        printed = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in printed[1:]] == lines
+        assert max(map(len, printed)) <= width
+
+
+def test_a_name_of_one_long_word_is_broken_at_its_dashes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "32")
+    table = console.table("Kernel or layer", ">Share")
+    table.add_row("sm80_xmma_gemm_f16f16_f16f16_f16_nn", "100.0%")
+    console.out().print(table)
+    printed = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in printed] == ["sm80_xmma_gemm_f16f16_", "f16f16_f16_nn"]
+
+
+def test_names_have_room_before_columns_that_can_be_spared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    table = console.table("Layer", ">N", "Op", spared=("Op",))
+    table.add_row("encoder.layer.*.attention.query (6)", "384", "MatMul")
+    console.out().print(table)
+    assert capsys.readouterr().out.splitlines() == [
+        "Layer                                  N", "encoder.layer.*.attention.query (6)  384",
+        "Not shown for want of width: Op.",
+    ]  # fmt: skip
+
+
 def test_a_table_that_fits_keeps_to_the_width(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
