@@ -156,7 +156,7 @@ def _forest(points: Same[tuple[Point, ...]], library: Library) -> Any:
 
     pairs = _pairs(points, library)
     gains = [math.log(pair.speedup) for pair in pairs]
-    trees = ExtraTreesRegressor(TREES, min_samples_leaf=2, max_features=0.5, random_state=0)
+    trees = ExtraTreesRegressor(TREES, min_samples_leaf=2, max_features=0.5, random_state=0, n_jobs=-1)
     return trees.fit(_features_of(pairs), gains)
 
 

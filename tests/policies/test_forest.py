@@ -197,6 +197,19 @@ def test_the_same_points_give_the_same_answer(policy: Policy) -> None:
     assert one.gain(1 << 20) == one.gain(4096), "above the largest measured M what holds there holds"
 
 
+def test_trees_that_grow_side_by_side_are_those_that_grow_in_turn(policy: Policy) -> None:
+    from sklearn.base import clone
+
+    guess = guess_of(policy, "tensorrt", Gemm("down", 3072, 1536, "FP16"))
+    assert guess is not None
+    assert guess.forest.n_jobs == -1
+    seen = features("FP16", 3072, 1536, range(1, 200))
+    gains = [math.sin(m) for m in range(1, 200)]
+    one, two = (clone(guess.forest).set_params(n_jobs=jobs).fit(seen, gains) for jobs in (1, 2))
+    for alone, beside in zip(one.estimators_, two.estimators_, strict=True):
+        assert (alone.tree_.predict(seen) == beside.tree_.predict(seen)).all()
+
+
 def test_one_m_and_many_are_asked_alike(policy: Policy) -> None:
     one, many = (guess_of(policy, "tensorrt", Gemm("down", 3072, 1536, "FP16")) for _ in range(2))
     assert one is not None
