@@ -17,7 +17,7 @@ eight: for another M it runs the next one, and the plugin, which copies rows the
 Before, cuSPARSELt's algorithms are tried in a process that may die of one: then only those before it are
 used, by both sides, and neither splits K.
 With --dense-below there is one more side, the plugin with dense copies (cuBLASLt) for fewer rows than these,
-and the file is plugin_linear_MODEL_dense_below.json.
+and the file is plugin_dense_below_MODEL.json.
 Writes results/plugin_linear_MODEL.json after each cell, with what the other M come to by itself; cells that
 it has of this kind of GPU, driver and versions stand and are not measured again. With --work DIR engines are
 kept and found again, and --stop-after SECONDS begins no build later than that.
@@ -175,7 +175,7 @@ def earlier(model: str, settings: Settings) -> dict[str, Any]:
 
 def name_of(model: str, settings: Settings) -> str:
     """The result's."""
-    return f"plugin_linear_{model}" + ("_dense_below" if settings.dense_below else "")
+    return f"plugin_{'dense_below' if settings.dense_below else 'linear'}_{model}"
 
 
 def timing_of(settings: Settings) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from tests.pages import ROOT, prose, result_of, rows
 
 
 def test_the_library_of_each_result_is_said() -> None:
-    known = {library: set[str]() for library in ("70deece4", "bb16e7f5", "7dc686b7", "dde83e4f", "713aab63")}
+    libraries = ("70deece4", "bb16e7f5", "7dc686b7", "dde83e4f", "713aab63", "17c7bc70")
+    known = {library: set[str]() for library in libraries}
     for name in (f"{gpu}{kind}_{model}" for gpu in ("", "h100/") for kind, model in (
         ("plugin_linear", "llama-8b"), ("plugin_linear", "llama-70b"), ("plugin_linear", "tinyllama"),
         ("tensorrt_mlp", "llama-8b"), ("tensorrt_mlp", "tinyllama"), ("plugin_decoder", "prefill"),
@@ -23,32 +24,47 @@ def test_the_library_of_each_result_is_said() -> None:
                 f"{name} {row['profile']}" if "llama-8b" in name and "profile" in row else name
             )
     assert known == {
-        "70deece4": {"tensorrt_mlp_tinyllama", "tensorrt_mlp_llama-8b m1024", "plugin_decoder_prefill",
-                     "plugin_decoder_decode"},
+        "70deece4": {"tensorrt_mlp_tinyllama", "tensorrt_mlp_llama-8b m1024"},
         "bb16e7f5": {"plugin_linear_llama-70b", "tensorrt_mlp_llama-8b m64", "h100/plugin_linear_llama-8b",
                      "h100/tensorrt_mlp_llama-8b m256", "h100/tensorrt_mlp_llama-8b m4096",
                      "h100/plugin_decoder_decode"},
         "7dc686b7": {"tensorrt_mlp_llama-8b m256"},
         "dde83e4f": {"plugin_linear_llama-8b", "plugin_linear_tinyllama"},
         "713aab63": {"tensorrt_mlp_llama-8b m4096"},
+        "17c7bc70": {"plugin_decoder_prefill", "plugin_decoder_decode"},
     }  # fmt: skip
     said = dict(zip(known, rows("docs/PLUGIN.md", r"\| `[0-9a-f]{8}…`"), strict=True))
     assert all(line.startswith(f"| `{library}…`") for library, line in said.items())
-    assert "on the H200: TinyLlama's MLP blocks, LLaMA-8B's at M=1024" in said["70deece4"]
-    kept = [cell for cell in result_of("plugin_linear_llama-8b")["cells"] if "plugin_sha256" in cell]
-    assert [(cell["layer"], cell["m"], cell["plugin_sha256"][:8]) for cell in kept] == [
-        ("down", 128, "713aab63"),
-        ("down", 512, "713aab63"),
-        ("down", 2048, "7dc686b7"),
+    others = [
+        (model, cell["layer"], cell["m"], cell["plugin_sha256"][:8])
+        for model in ("llama-8b", "llama-70b", "tinyllama")
+        for cell in result_of(f"plugin_linear_{model}")["cells"]
+        if "plugin_sha256" in cell
     ]
-    assert "LLaMA-8B's `down` at M=2048 and its MLP at M=256" in said["7dc686b7"]
-    assert "LLaMA-8B's `down` at M=128 and 512 and its MLP at M=4096, memcheck" in said["713aab63"]
-    assert result_of("plugin_sanitizer")["tools"]["memcheck"]["plugin_sha256"].startswith("713aab63")
-    assert "LLaMA-8B's other products and TinyLlama's, ten minutes of load" in said["dde83e4f"]
+    assert others == [
+        *(("llama-8b", "down", m, "713aab63") for m in (128, 512)),
+        ("llama-8b", "down", 2048, "17c7bc70"),
+        *(("llama-70b", "gate_up", m, "17c7bc70") for m in (128, 512, 2048)),
+    ]
+    tools = {name: row["plugin_sha256"][:8] for name, row in result_of("plugin_sanitizer")["tools"].items()}
+    assert tools == {
+        "memcheck": "713aab63", "synccheck": "dde83e4f", "racecheck": "17c7bc70", "initcheck": "17c7bc70",
+    }  # fmt: skip
     assert {result_of(f"plugin_{name}")["plugin_sha256"][:8] for name in ("soak", "linear_tinyllama")} == {
         "dde83e4f"
     }
-    assert "on the H200: products of LLaMA-70B, LLaMA-8B's MLP at M=64; on the H100:" in said["bb16e7f5"]
+    assert result_of("plugin_dense_below_tinyllama")["plugin_sha256"].startswith("17c7bc70")
+    for library, figures in {
+        "70deece4": "on the H200: TinyLlama's MLP blocks, LLaMA-8B's at M=1024",
+        "bb16e7f5": "on the H200: products of LLaMA-70B but `gate_up` at M=128, 512 and 2048, LLaMA-8B's "
+        "MLP at M=64; on the H100:",
+        "7dc686b7": "on the H200: LLaMA-8B's MLP at M=256",
+        "dde83e4f": "LLaMA-8B's other products and TinyLlama's, ten minutes of load, synccheck,",
+        "713aab63": "LLaMA-8B's `down` at M=128 and 512 and its MLP at M=4096, memcheck",
+        "17c7bc70": "the decoder, LLaMA-8B's `down` at M=2048, LLaMA-70B's `gate_up` at M=128, 512 and "
+        "2048, dense copies, racecheck, initcheck",
+    }.items():
+        assert figures in said[library]
 
 
 def test_a_module_profiled_dense_and_sparse() -> None:

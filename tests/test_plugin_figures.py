@@ -35,7 +35,7 @@ def cell_row(cell: Mapping[str, Any]) -> str:
 def test_the_products_of_the_plugin() -> None:
     on_h100 = result_of("h100/plugin_linear_llama-8b")["cells"]
     shown = [*cells(), *on_h100, *cells(others=True)]
-    assert rows("docs/PLUGIN.md", r"\| \w+, \d+→") == [cell_row(cell) for cell in shown]
+    assert rows("docs/PLUGIN.md", r"\| \w+, \d+→.*(%|–) \|$") == [cell_row(cell) for cell in shown]
     page, readme = prose("docs/PLUGIN.md"), prose("README.md")
     gains = [cell["speedup"] for cell in cells()]
     low, high, mean = min(gains), max(gains), statistics.geometric_mean(gains)
@@ -78,7 +78,7 @@ def test_the_products_of_the_plugin() -> None:
         [
             re.findall(r"\d+", build["searched"][str(m)]["chosen"])[0]
             for build in result_of(f"plugin_linear_{model}")["builds"]
-            if build["layer"] == layer and str(m) in build["searched"]
+            if build["layer"] == layer and str(m) in build["searched"]  # the first run's is the first
         ]
         for model, layer, m in far
     ]
@@ -88,7 +88,14 @@ def test_the_products_of_the_plugin() -> None:
         for cell in result_of(f"plugin_linear_{model}")["cells"]
         if (cell["layer"], cell["m"]) == (layer, m)
     ]
-    assert (chosen, fastest) == ([["16"], ["5"]], [22, 6])
+    assert [numbers[0] for numbers in chosen] == ["16", "5"]
+    assert fastest == [22, 6]
+    again = {
+        (cell["layer"], cell["m"]): f"{cell['plugin_over_cusparselt']:.3f}"
+        for cell in result_of("plugin_linear_llama-8b")["measured again"]
+    }
+    both = again["down", 1024], again["down", 64]
+    assert "they are at {} and {} (`measured again` in the file".format(*both) in page
     earlier = [c["plugin_over_cusparselt"] for c in result_of("plugin_linear_llama-70b")["cells"]]
     assert f'"beats" cuSPARSELt by {100 * (1 - min(earlier)):.0f} % ({min(earlier):.3f})' in page
     worst = min(cells(), key=lambda cell: cell["speedup"])
@@ -155,8 +162,7 @@ def network_row(name: str, row: Mapping[str, Any]) -> str:
     columns.append(f"{times['dense']['p50_ms']:.3f}")
     for side in ("sparse", "plugin", "joined", "policy"):
         columns.append(gain(gains[side]) if side in gains else f"as {same[side]}" if side in same else "–")
-    by_share = "" if by_the_formula(row) else " by share"
-    columns.append(f"{row['ceiling']['tensor cores']:.3f}{by_share}")
+    columns.append(f"{row['ceiling']['tensor cores']:.3f}")
     return f"| {' | '.join(columns)} |"
 
 
@@ -171,11 +177,6 @@ def layers_counted(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return sides
 
 
-def by_the_formula(row: Mapping[str, Any]) -> bool:
-    """Whether there is all that benchmarks/engine_layers.py derives a ceiling from."""
-    return all("layers that run" in facts for facts in layers_counted(row).values())
-
-
 def engine_layers() -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
@@ -184,7 +185,6 @@ def engine_layers() -> ModuleType:
 
 def test_ceilings_are_those_of_the_times_beside_them() -> None:
     formula = engine_layers()
-    without = []
     for name in (
         "tensorrt_mlp_tinyllama",
         "tensorrt_mlp_llama-8b",
@@ -195,30 +195,7 @@ def test_ceilings_are_those_of_the_times_beside_them() -> None:
     ):
         for row in result_of(name)["rows"]:
             whole = {side: times["p50_ms"] for side, times in row["times"].items()}
-            if by_the_formula(row):
-                assert row["ceiling"] == formula.ceilings(layers_counted(row), whole), (name, row["date"])
-            else:  # the products' share of the layers' sum
-                without.append(name)
-                facts = row["layers"]["dense"]
-                half = facts["products_ms"] / facts["all_ms"] / formula.TENSOR_CORES
-                assert row["ceiling"]["tensor cores"] == pytest.approx(1 / (1 - half), abs=1e-4)
-    assert without == ["plugin_decoder_prefill", "plugin_decoder_decode"]
-    (counted,) = result_of("h100/plugin_decoder_decode")["rows"]
-    counts = {key: counted["layers"]["dense"][key] for key in ("layers that run", "products that run")}
-    would = []
-    for name in without:
-        (row,) = result_of(name)["rows"]
-        dense = {"dense": row["layers"]["dense"] | counts}
-        would.append(formula.ceilings(dense, {"dense": row["times"]["dense"]["p50_ms"]})["tensor cores"])
-    said = f"If {counts['layers that run']} layers ran there, {counts['products that run']} of them products"
-    page = prose("docs/PLUGIN.md")
-    assert said in page
-    assert (
-        "they would be {:.3f} and {:.3f}, beside the H100's {:.3f}".format(
-            *would, counted["ceiling"]["tensor cores"]
-        )
-        in page
-    )
+            assert row["ceiling"] == formula.ceilings(layers_counted(row), whole), (name, row["date"])
 
 
 def test_whole_networks_with_the_plugin() -> None:
@@ -242,28 +219,27 @@ def test_whole_networks_with_the_plugin() -> None:
     ]
     assert f"as one product | H200, H100 | {min(blocks):.2f}× to {max(blocks):.2f}× |" in readme
     whole = [d["rows"][0]["dense over it"] for d in (*decoders, on_h100)]
-    for words, gains in zip(
-        (
-            "| TinyLlama decoder, every product in the plugin, prefill of 1024 tokens | H200 |",
-            "| the same, decode of 64 sequences | H200 |",
-            "| the same, decode of 64 sequences | H100 |",
-        ),
-        whole,
-        strict=True,
+    assert [d["rows"][0]["the same engine"] for d in decoders] == [{"policy": "joined"}, {}]
+    prefill, decode, decode_h100 = ({side: f"{it['median']:.3f}" for side, it in g.items()} for g in whole)
+    for line in (
+        "| TinyLlama decoder as the `h200` policy plans it, prefill of 1024 tokens: every product in the "
+        f"plugin | H200 | {prefill['joined']}× |",
+        f"| the same, decode of 64 sequences: gate and up in the plugin | H200 | {decode['policy']}× |",
+        f"| the same decode with every product in the plugin | H200 | {decode['joined']}× |",
+        f"| the same | H100 | {decode_h100['joined']}× |",
     ):
-        assert f"{words} {gains['joined']['median']:.3f}× |" in readme
-    by_policy = [whole[i]["policy"]["median"] for i in (0, 2)]
-    assert "gained {:.3f}× at prefill (H200) and {:.3f}× at decode (H100)".format(*by_policy) in readme
+        assert line in readme
+    assert (
+        f"beats the one with every product in the plugin**, {decode['policy']} to {decode['joined']}." in page
+    )
+    assert f"a policy without times of the plugin gained {decode_h100['policy']}× at decode" in readme
     for decoder, name in zip(
         (*decoders, on_h100), ("prefill, H200", "decode, H200", "decode, H100"), strict=True
     ):
         (row,) = decoder["rows"]
         sides = [row["built"][side] for side in ("joined", "dense")]
         built = [f"{side['engine_mb']:,.0f}" for side in sides] + [f"{side['build_s']:.0f}" for side in sides]
-        errors = row.get("errors", {})
-        said = [
-            f"{100 * errors[side]['relative_l2']:.2f} %" if errors else "–" for side in ("joined", "dense")
-        ]
+        said = [f"{100 * row['errors'][side]['relative_l2']:.2f} %" for side in ("joined", "dense")]
         assert f"| {name} | {' | '.join(built + said)} |" in page
     joined = [gains["joined"]["median"] for gains in whole]
     assert (
@@ -313,7 +289,7 @@ def test_the_sanitizer() -> None:
 def test_racecheck_names_cusparselts_kernels_with_the_plugin_and_without() -> None:
     h200, h100 = (result_of(f"{folder}plugin_sanitizer")["tools"]["racecheck"] for folder in ("", "h100/"))
     alone = [found["cuSPARSELt alone"] for found in (h200, h100)]
-    assert [found["counted"] for found in (h200, h100, *alone)] == [[6], [5], [4], [3]]
+    assert [found["counted"] for found in (h200, h100, *alone)] == [[6], [5], [3], [3]]
     assert rows("docs/PLUGIN.md", r"  \| H[12]00 \|") == [
         f"  | {gpu} | {found['counted'][0]} | {of['counted'][0]}, {of['right']} algorithms right "
         "| the engine's, 1024→4096, M=2048 |"
@@ -338,11 +314,13 @@ def test_racecheck_names_cusparselts_kernels_with_the_plugin_and_without() -> No
 def test_what_initcheck_counts_is_what_cusparselt_wrote() -> None:
     tools = result_of("plugin_sanitizer")["tools"]
     alone = tools["initcheck"]["cuSPARSELt alone"]
-    assert not alone["ended"], "16 MiB an output, and a report for each 32 bytes"
+    assert alone["ended"]
+    shape = alone["shape"]
+    places = shape["n"] * shape["m"] * 2 // 32
+    assert alone["counted"] == [places * alone["right"]]
     page = prose("docs/PLUGIN.md")
-    assert f"each output has {2048 * 4096 * 2 // 32:,} of these places" in page
-    assert f"stopped after {alone['seconds']:.0f} s" in page
-    assert alone["right"] == 6
+    said = f"its outputs at {shape['n']}×{shape['m']}, by {alone['right']} algorithms, it counts each 32"
+    assert f"{said} bytes, too ({alone['counted'][0]:,})" in page
     k, _, most = result_of("plugin_soak")["shape"]
     rows_written = 0
     for context, runs in enumerate(tools["initcheck"]["runs"]):
@@ -356,3 +334,59 @@ def test_what_initcheck_counts_is_what_cusparselt_wrote() -> None:
     assert tools["initcheck"]["counted"] == [rows_written * k * 2 // 32]
     assert f"initcheck counts {tools['initcheck']['counted'][0]:,} reads" in page
     assert f"none of the {len(copied)} rows that the plugin copied" in page
+
+
+def times_of(cell: Mapping[str, Any], prefix: str = "") -> str:
+    """A gain of a product with its extremes."""
+    low, high = (cell[f"{prefix}speedup_{end}"] for end in ("low", "high"))
+    return f"{cell[f'{prefix}speedup']:.2f}× ({low:.2f}–{high:.2f})"
+
+
+def test_the_types_without_tensorrt() -> None:
+    result, page = result_of("plugin_layer"), prose("docs/PLUGIN.md")
+    by_type = {kind: [c for c in result["cells"] if c["type"] == kind] for kind in ("fp16", "bf16")}
+    for fp16, bf16 in zip(by_type["fp16"], by_type["bf16"], strict=False):
+        assert [fp16[key] for key in ("model", "layer")] == [bf16[key] for key in ("model", "layer")]
+    found = []
+    for one in by_type["fp16"]:
+        (other,) = (c for c in by_type["bf16"] if all(c[key] == one[key] for key in ("model", "layer", "m")))
+        columns = [f"{one['layer']}, {one['k']}→{one['n']}", str(one["m"])]
+        for cell in (one, other):
+            columns += [f"{cell['dense_us']:.1f}", f"{cell['sparse_us']:.1f}", times_of(cell)]
+        found.append(f"| {' | '.join(columns)} |")
+    assert len(found) == 20
+    text = rows(
+        "docs/PLUGIN.md", r"\| \w+, \d+→\d+ \| \d+ \| [\d.]+ \| [\d.]+ \| [\d.]+× \(\S+\) \| [\d.]+ \|"
+    )
+    assert text == found
+    for kind, cells_of in by_type.items():
+        worst = max(cell["sparse_error"] for cell in cells_of)
+        assert worst == result[kind]["largest_error"] < {"fp16": 2**-11, "bf16": 2**-8}[kind]
+        assert worst == pytest.approx(result[kind]["largest_dense_error"], rel=0.01)
+        assert f"{100 * worst:.3f} %" in page
+    mean = statistics.geometric_mean(cell["speedup"] for cell in by_type["fp16"])
+    assert f"the gain over cuBLASLt is {mean:.2f}× in FP16" in page
+    lost = [(c["model"], c["layer"], c["m"]) for c in by_type["fp16"] if c["speedup"] < 1]
+    assert lost == [("tinyllama", "gate_up", 256), *(("tinyllama", "down", m) for m in (16, 64, 256))]
+    assert f"it gains {mean:.2f}× in the mean of twenty products" in prose("README.md")
+    assert "loses in four: TinyLlama's `down` up to M=256, and its gate or up at M=256" in prose("README.md")
+    small = [c["speedup"] for c in by_type["bf16"] if c["m"] <= 64]
+    assert max(small) < 1
+
+
+def test_dense_copies_below_an_m() -> None:
+    result, page = result_of("plugin_dense_below_tinyllama"), prose("docs/PLUGIN.md")
+    assert result["timing"]["dense_below_m"] == 16
+    for cell in result["cells"]:
+        times = [f"{cell[key]:.1f}" for key in ("dense_us", "plugin_us", "with_copies_us")]
+        gains = [times_of(cell), times_of(cell, "with_copies_")]
+        columns = [f"{cell['layer']}, {cell['k']}→{cell['n']}", str(cell["m"]), *times, *gains]
+        assert f"| {' | '.join(columns)} |" in page
+        wins = cell["with_copies_us"] < min(cell["dense_us"], cell["plugin_us"])
+        if cell["m"] % 8:
+            assert cell["with_copies_speedup_low"] > 1
+            assert wins
+        elif cell["m"] == 16:
+            assert cell["with_copies_us"] == pytest.approx(cell["plugin_us"], rel=0.01)
+        else:
+            assert wins == (cell["layer"] == "down")

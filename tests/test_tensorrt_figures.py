@@ -87,7 +87,8 @@ def test_the_tactics_of_tensorrt() -> None:
 
 
 def test_the_tactics_of_int8() -> None:
-    up, down = result_of("tensorrt_mlp_tinyllama-int8")["layers"]
+    (row,) = result_of("tensorrt_mlp_tinyllama-int8")["rows"]
+    up, down = row["layers"]["sparse"]
     text = (ROOT / "docs" / "TENSORRT.md").read_text(encoding="utf-8")
     best = [f"{up[key]:.4f}" for key in ("best_sparse_ms", "best_dense_ms")]
     assert line_of("TinyLlama up and down, INT8", "1024", "up, Relu (INT8 behind it)", *best, "dense") in text
@@ -95,6 +96,20 @@ def test_the_tactics_of_int8() -> None:
     assert not down["tried_sparse"]
     assert line_of("", "", "down (FP32 behind it)", "not offered", "–", "dense") in text
     assert f"{up['tried_sparse']} beside {up['tried_dense']} for the INT8 one" in prose("docs/TENSORRT.md")
+
+
+def test_a_plan_of_mixed_precisions_runs_as_planned() -> None:
+    (row,) = result_of("tensorrt_mlp_tinyllama-mixed")["rows"]
+    gate, up, down = row["layers"]["sparse"]
+    assert [layer["precision"] for layer in (gate, up, down)] == ["Half", "Half", "Float"]
+    assert gate["merged_with"] == ["up_proj"]
+    assert set(row["built"]["sparse"]["opted out"]) == {"up_proj", "down_proj"}
+    assert (up["sparse"], down["sparse"], down["tried_sparse"]) == (False, False, 0)
+    page = prose("docs/TENSORRT.md")
+    assert f"was tried in {up['tried_sparse']} sparse tactics all the same" in page
+    dense, sparse = (row["times"][side]["p50_ms"] for side in ("dense", "sparse"))
+    said = f"{dense:.3f} ms dense and {sparse:.3f} ms with gate planned sparse"
+    assert f"{said} ({gain(row['dense over it']['sparse'])})" in page
 
 
 def line_of(*columns: str) -> str:
@@ -122,12 +137,10 @@ def test_engines_with_tensorrts_own_sparse_kernels() -> None:
         ("h100/tensorrt_mlp_llama-8b", "LLaMA-8B MLP, H100"),
         ("tensorrt_resnet50", "ResNet-50, FP16"),
         ("tensorrt_minilm", "MiniLM-L6, FP16"),
+        ("tensorrt_mlp_tinyllama-int8", "TinyLlama INT8"),
     ):
         for line in engine_rows(name, words):
             assert line in text
-    (int8,) = result_of("tensorrt_mlp_tinyllama-int8")["times"]
-    times = [f"{int8[side]['p50_ms']:.4f}" for side in ("dense", "sparse")]
-    assert line_of("TinyLlama INT8", str(int8["m"]), *times, gain(int8["dense over sparse"])) in text
     resnet, page = result_of("tensorrt_resnet50"), prose("docs/TENSORRT.md")
     tried = {row["built"]["sparse"]["layers tried sparse"] for row in resnet["rows"]}
     ran = [row["built"]["sparse"]["layers that run sparse"] for row in resnet["rows"]]
@@ -154,11 +167,12 @@ def test_no_shipped_policy_has_times_in_int8() -> None:
 def test_the_readme_gives_the_extremes_of_the_engines() -> None:
     gains = {
         (name, row["profile"]): row["dense over it"]["sparse"]["median"]
-        for name in (f"tensorrt_{it}" for it in ("mlp_tinyllama", "mlp_llama-8b", "resnet50", "minilm"))
+        for name in (
+            f"tensorrt_{it}"
+            for it in ("mlp_tinyllama", "mlp_llama-8b", "resnet50", "minilm", "mlp_tinyllama-int8")
+        )
         for row in result_of(name)["rows"]
     }
-    (int8,) = result_of("tensorrt_mlp_tinyllama-int8")["times"]
-    gains["int8", ""] = int8["dense over sparse"]["median"]
     exception, readme = gains.pop(("tensorrt_mlp_llama-8b", "m64")), prose("README.md")
     assert f"one of them INT8 | H200 | {min(gains.values()):.2f}× to {max(gains.values()):.2f}× |" in readme
     assert f"| LLaMA-8B's MLP at M=64, the same | H200 | {exception:.2f}× |" in readme

@@ -128,8 +128,8 @@ def test_how_the_later_models_were_judged_first(monkeypatch: pytest.MonkeyPatch)
     assert (
         f"none of the {first['cases']} was below 1, but the mean was {off:.1f} % below the oracle's" in PROSE
     )
-    said = f"the mean was {off:.1f} % below the best possible; then the rule was changed once"
-    assert f"{said} and they were judged again: {now:.2f} %." in prose("README.md")
+    said = f"The mean was first {off:.1f} % below the best possible; after one change of the rule it was"
+    assert f"{said} {now:.2f} %." in prose("README.md")
 
 
 def test_what_of_m_and_of_models_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
