@@ -46,7 +46,7 @@ from sparseflow_trt.engines.plugin.library import load_library
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine
 from sparseflow_trt.engines.running.cuda import Cuda
 from sparseflow_trt.engines.running.runner import Engine
-from sparseflow_trt.engines.tensorrt.api import Flavour, load_flavour
+from sparseflow_trt.engines.tensorrt.api import Flavour, graph_needs_of, load_flavour
 from sparseflow_trt.engines.timing.input_sets import calls_needed, sets_needed
 from sparseflow_trt.engines.timing.turns import Work, times_in_turn
 from sparseflow_trt.errors import NotInstalledError, PolicyError
@@ -109,7 +109,8 @@ class TensorRtMeasurer:
         """Why a product cannot be measured, "" where it can."""
         if dtype not in PRECISIONS:
             return f"{dtype} is not measured through TensorRT"
-        if dtype == "BF16" and not hasattr(self._flavour.module.DataType, "BF16"):
+        needs = graph_needs_of(self._flavour.key, self._flavour.version)
+        if dtype == "BF16" and not needs.takes_bf16:
             return f"TensorRT {self._flavour.version} has no BF16"
         return f"K={k} is no multiple of {_SPARSE_K}" if k % _SPARSE_K else ""
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from sparseflow_trt.engines.machine.cuda_libraries import variables, wheel_file
-from sparseflow_trt.engines.tensorrt.api import Flavour
+from sparseflow_trt.engines.tensorrt.api import Flavour, major_of
 from sparseflow_trt.errors import NotInstalledError
 from sparseflow_trt.model.target import PLUGIN_OP, PLUGIN_VERSION
 
@@ -23,7 +23,7 @@ VARIABLE = "SPARSEFLOW_PLUGIN"
 def default_library(version: str) -> Path:
     """Where the plugin for a release of TensorRT is put and looked for: one for each major version."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "sparseflow-trt" / f"libsparseflow_linear24.trt{version.partition('.')[0]}.so"
+    return cache / "sparseflow-trt" / f"libsparseflow_linear24.trt{major_of(version)}.so"
 
 
 def find_plugin(version: str) -> Path:
@@ -103,7 +103,7 @@ def _open_to_all(flavour: Flavour) -> None:
         line.split(maxsplit=5)[-1] for line in _MAPS.read_text().splitlines() if "/libnvinfer.so" in line
     }
     for name in sorted(n for n in mapped if _NVINFER.match(n)) or [
-        f"libnvinfer.so.{flavour.version.split('.')[0]}"
+        f"libnvinfer.so.{major_of(flavour.version)}"
     ]:
         with contextlib.suppress(OSError):  # the plugin's own error says what it lacks
             ctypes.CDLL(name, ctypes.RTLD_GLOBAL)

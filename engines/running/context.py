@@ -18,7 +18,7 @@ from sparseflow_trt.engines.running.engine_tensors import (
 )
 from sparseflow_trt.engines.running.layer_times import make_recorder
 from sparseflow_trt.engines.tensorrt.api import Flavour
-from sparseflow_trt.engines.tensorrt.load_engine import load_engine
+from sparseflow_trt.engines.tensorrt.load_engine import context_memory_of, load_engine
 from sparseflow_trt.engines.tensorrt.log import BuildLog
 from sparseflow_trt.errors import BuildError, InputError
 
@@ -82,8 +82,7 @@ class Context:
     @property
     def memory_bytes(self) -> int:
         """What an execution context needs besides the weights."""
-        v2 = hasattr(self._engine, "device_memory_size_v2")
-        return int(self._engine.device_memory_size_v2 if v2 else self._engine.device_memory_size)
+        return context_memory_of(self._engine)
 
     def set_shapes(self, shapes: Mapping[str, Shape], stream: int, recording: bool) -> None:
         """Chooses the first profile that takes these shapes and sets them.

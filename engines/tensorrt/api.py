@@ -80,6 +80,11 @@ def is_strongly_typed(key: str, version: str) -> bool:
     return key != "tensorrt" or _release(version) >= (10, 12)
 
 
+def major_of(version: str) -> str:
+    """The first number of a release: what its libraries' names and its plugins' end with."""
+    return version.partition(".")[0]
+
+
 def takes_int64(version: str) -> bool:
     """Whether a TensorRT's engines have INT64 inputs and outputs; before 9 they are INT32 there."""
     return not version or _release(version) >= (9,)

@@ -51,3 +51,9 @@ def load_engine(
 
         refit_from_onnx(flavour, engine, weights, logger, log)
     return LoadedEngine(engine, runtime, logger)
+
+
+def context_memory_of(engine: Any) -> int:
+    """Bytes that an execution context of a loaded engine needs besides the weights."""
+    v2 = hasattr(engine, "device_memory_size_v2")  # from 10.1 on; the older one is gone in 11
+    return int(engine.device_memory_size_v2 if v2 else engine.device_memory_size)
