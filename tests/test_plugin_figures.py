@@ -105,7 +105,7 @@ def test_the_products_of_the_plugin() -> None:
     )
     assert slowest in page
     assert (
-        f"{len(gains)} products (no one slower than TensorRT's dense kernel in the median, {mean:.2f}"
+        f"{len(gains)} products (none slower than TensorRT's dense kernel in the median, {mean:.2f}"
         in prose("CHANGELOG.md")
     )
     assert f"| nearer to FP32 than dense | {nearer(cells())} times |" in page
