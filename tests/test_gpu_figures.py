@@ -56,7 +56,7 @@ def test_the_library_of_each_result_is_said() -> None:
     assert result_of("plugin_dense_below_tinyllama")["plugin_sha256"].startswith("17c7bc70")
     for library, figures in {
         "70deece4": "on the H200: TinyLlama's MLP blocks, LLaMA-8B's at M=1024",
-        "bb16e7f5": "on the H200: products of LLaMA-70B but `gate_up` at M=128, 512 and 2048, LLaMA-8B's "
+        "bb16e7f5": "on the H200: products of LLaMA-70B except `gate_up` at M=128, 512 and 2048, LLaMA-8B's "
         "MLP at M=64; on the H100:",
         "7dc686b7": "on the H200: LLaMA-8B's MLP at M=256",
         "dde83e4f": "LLaMA-8B's other products and TinyLlama's, ten minutes of load, synccheck,",

@@ -64,7 +64,7 @@ def test_the_products_of_the_plugin() -> None:
     far_over = sorted(set(over) - set(near))
     times = f"{min(near):.3f} to {max(near):.3f} in {len(near)}, {far_over[0]:.3f} to {far_over[-1]:.3f} in"
     assert f"own call | {times} {len(over) - len(near)} |" in page
-    assert f"but for two products of {len(over)} on the H200" in page
+    assert f"except for two of the {len(over)} products on the H200" in page
     far = {
         (model, cell["layer"], cell["m"]): f"{cell['plugin_over_cusparselt']:.3f}"
         for model in MODELS
@@ -105,7 +105,7 @@ def test_the_products_of_the_plugin() -> None:
     )
     assert slowest in page
     assert (
-        f"{len(gains)} products (no one slower than TensorRT's dense kernel in the median, {mean:.2f}"
+        f"{len(gains)} products (none slower than TensorRT's dense kernel in the median, {mean:.2f}"
         in prose("CHANGELOG.md")
     )
     assert f"| nearer to FP32 than dense | {nearer(cells())} times |" in page

@@ -74,7 +74,9 @@ def test_the_readme_s_program_runs(tmp_path: Path) -> None:
 def test_the_readme_lists_names_that_are_there() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (listed,) = re.findall(
-        r"^These and (.*?) and their options are what programs import", readme, re.M | re.DOTALL
+        r"^Programs may import these from `sparseflow_trt`, as well as (.*?) and their options\.",
+        readme,
+        re.M | re.DOTALL,
     )
     (block,) = python_blocks("README.md")
     named = set(re.findall(r"`(\w+)`", listed)) | set(re.findall(r"\b\w+\b", block))
