@@ -182,7 +182,7 @@ def test_an_axis_that_torch_fixes_is_named_with_what_to_do(sparseflow: Sparseflo
         told = (
             "torch's exporter fixed axis 'seq' (dimension 0 of input 'x') at 5, the size it was traced with"
         )
-        assert f"\nNothing was written.\n{told}: the file fails at others. Leave it out" in ended.out
+        assert f"\nNothing was written.\n{told}: the file fails at other sizes. Leave it out" in ended.out
     assert sparseflow("export", "fixing.py:fixing", "--json").json["fixed_axes"] == {"seq": 5}
 
 

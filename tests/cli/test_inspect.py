@@ -181,7 +181,7 @@ def test_the_step_that_broke_2to4_is_named(sparseflow: Sparseflow, models: Model
     assert (found["before"], found["after"], found["first"]) == ("folded.onnx", "scaled.onnx", [0, 0])
     kept = sparseflow("inspect", "folded.onnx", "--since", "pruned.onnx")
     assert kept.code == 0
-    assert kept.out.endswith("Every layer that was 2:4 is so still.\n")
+    assert kept.out.endswith("Every layer that was 2:4 still is.\n")
     assert "broken_since" not in sparseflow("inspect", "folded.onnx", "--json").json
 
 
@@ -206,7 +206,7 @@ def test_layers_that_are_not_in_the_next_model_are_named(sparseflow: Sparseflow,
     save("half.onnx", "b", [mine[0], pruned()])
     save("other.onnx", "b", [pruned(), pruned()])
     kept = sparseflow("inspect", "renamed.onnx", "--since", "mine.onnx")
-    assert (kept.code, kept.out.splitlines()[-1]) == (0, "Every layer that was 2:4 is so still.")
+    assert (kept.code, kept.out.splitlines()[-1]) == (0, "Every layer that was 2:4 still is.")
     half = sparseflow("inspect", "half.onnx", "--since", "mine.onnx")
     assert half.code == 3
     assert half.out.splitlines()[-1] == "1 layer that was 2:4 in mine.onnx is not in half.onnx: 'a1'."
@@ -269,7 +269,7 @@ def test_an_artifact_is_shown_as_it_was_built(sparseflow: Sparseflow, models: Mo
     shown = sparseflow("inspect", tmp_path / "made.artifact")
     assert (shown.code, shown.err) == (0, "")
     origin, _, rest = shown.out.partition("\n\n")
-    assert origin.startswith(f"Built of {path.name} at 2") and f"build {path}" in origin
+    assert origin.startswith(f"Built from {path.name} at 2") and f"build {path}" in origin
     assert rest == built.out
     told = json.loads(sparseflow("inspect", tmp_path / "made.artifact", "--json").out)
     assert told["manifest"]["layers"][0]["state"] == "sparse"
@@ -300,7 +300,7 @@ def test_an_input_whose_shape_the_file_does_not_say(sparseflow: Sparseflow, mode
     proto.graph.input[0].type.tensor_type.ClearField("shape")
     models.save(proto)
     ended = sparseflow("inspect", path)
-    assert (ended.code, ended.out.splitlines()[-1]) == (3, "Input 'x': float32 of no said shape")
+    assert (ended.code, ended.out.splitlines()[-1]) == (3, "Input 'x': float32 of unknown shape")
     assert sparseflow("inspect", path, "--json").json["inputs"][0]["dims"] is None
     ended = sparseflow("plan", path, "--shapes", "x:1x64,2x64,4x64")
     assert ended.error.endswith("input 'x' has no shape, not even a number of dimensions.")
