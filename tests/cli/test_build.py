@@ -96,7 +96,7 @@ def test_a_model_that_was_pruned_another_way_is_told_as_inspect_tells_it(
 ) -> None:
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     path = models.matmul(np.where(abs(weight) > np.median(abs(weight)), weight, 0))
-    told = "1 layer(s) have been pruned before, it seems: prune the model from before that"
+    told = "1 layer(s) seem to have been pruned before: prune the model from before that"
     ended = sparseflow("build", path, "--backend", "onnxruntime", "--dim", "batch=1,8,16")
     assert f"`sparseflow-trt prune {path}` prunes them. {told}" in " ".join(ended.out.split())
     assert told in sparseflow("inspect", path).out
@@ -128,7 +128,7 @@ def test_a_plan_edited_to_be_sparse_is_refused_where_weights_are_not(
     plan.write_text(plan.read_text().replace("sparsity: dense", "sparsity: sparse"))
     ended = sparseflow("build", path, "--plan", "plan.yaml", "--backend", "onnxruntime", "-o", "out")
     assert ended.code == EXIT_NOT_SPARSE
-    assert "'down_proj' is planned sparse and is not-sparse" in ended.error
+    assert "'down_proj' is planned sparse but is not-sparse" in ended.error
     assert not (own_folder / "out").exists()
 
 

@@ -47,7 +47,7 @@ def test_a_layer_that_wins_in_one_profile_is_sparse(sparseflow: Sparseflow, mlp:
     ("options", "says"),
     [
         (("--profile", "p:batch=8,1"), "profile 'p': 'batch=8,1' is not a range of an axis."),
-        (("--profile", "batch=8"), "'batch=8' is no profile"),
+        (("--profile", "batch=8"), "'batch=8' is not a profile"),
         (("--profile", "p:length=8", *BATCH), "profile 'p': axis 'length' is not in the model"),
         (("--profile", "p:batch=8", "--profile", "p:batch=9"), "profile 'p' is given twice."),
         (("--profile", "p:batch=8", "--shapes", "x:1x64"), "profile 'p' gives axis 'batch' a range, and so"),

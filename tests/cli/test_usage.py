@@ -29,7 +29,7 @@ def model(own_folder: Path) -> None:
         ("plan empty.onnx --dim batch=8,4,2", "'batch=8,4,2' is not a range of an axis: "),
         ("plan empty.onnx --shapes x", "'x' is not a range of shapes of an input."),
         ("plan empty.onnx --shapes x:8x2,4x2,4x2", "'x:8x2,4x2,4x2' is not a range of shapes: "),
-        ("plan empty.onnx --profile a", "'a' is no profile: "),
+        ("plan empty.onnx --profile a", "'a' is not a profile: "),
         ("plan empty.onnx --profile a:b=2,1", "profile 'a': 'b=2,1' is not a range of an axis"),
         ("plan empty.onnx --precision auto --tolerance atol", "'atol' in the tolerance 'atol' is no known"),
         (
