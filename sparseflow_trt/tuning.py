@@ -220,7 +220,7 @@ def _check_nothing_is_lost(output: Path, journal: Path, added: Sequence[Policy])
     hint = f"Keep them with --add {shlex.quote(str(output))}, write to another file with -o, or remove "
     if not journal.exists():
         raise PolicyError(
-            f"{output} would be replaced by what is measured now: its journal {journal.name} is not there.",
+            f"{output} would be overwritten by what is measured now: its journal {journal.name} is missing.",
             f"{hint}{output.name} first.",
         )
     made = read_journal(journal)
@@ -277,8 +277,7 @@ def _of_earlier_runs(unfinished: Iterable[Curve]) -> Iterator[str]:
     """Sentences about products that an earlier run with this journal began with, and did not finish."""
     for curve in sorted(unfinished, key=lambda curve: (curve.library, curve.dtype, curve.n, curve.k)):
         yield (
-            f"{curve}, which an earlier run did not measure at all its M: the same command as then goes on "
-            "with it"
+            f"{curve}, which an earlier run did not measure at all its M: the same command as then resumes it"
         )
 
 

@@ -46,7 +46,7 @@ class Ended:
         assert lines[0].startswith("error: "), self.err
         assert [line[:7] for line in lines].count("error: ") == 1
         assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("hint:  ")), self.err
-        assert "fault of sparseflow-trt" not in self.err
+        assert "bug in sparseflow-trt" not in self.err
         return lines[0].removeprefix("error: ")
 
 

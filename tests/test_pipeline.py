@@ -250,7 +250,7 @@ def test_a_product_of_integers_is_planned_as_what_it_computes_in(models: Models,
     assert precisions == {"integers": "int32", "halves": "fp16", "doubles": "fp64"}
     plan = read_plan(result.artifact / "plan.yaml")
     edited = tuple(layer.model_copy(update={"precision": "fp16"}) for layer in plan.layers)
-    with pytest.raises(PlanError, match="'integers' is planned fp16 and its weights are INT32"):
+    with pytest.raises(PlanError, match="'integers' is planned fp16 but its weights are INT32"):
         run(path, plan.model_copy(update={"layers": edited}))
     searched = run(path, replace(BATCH, precision="auto"))
     assert {layer.name: layer.precision for layer in searched.manifest.layers} == precisions
@@ -325,7 +325,7 @@ def test_a_plan_that_does_not_fit_is_refused_layer_by_layer(models: Models, run:
     for name in ("'up_proj'", "'other'", "'down_proj'"):
         assert name in caught.value.message
     sparse = plan.model_copy(update={"layers": (up, down.model_copy(update={"sparsity": "sparse"}))})
-    with pytest.raises(NotSparseError, match="'down_proj' is planned sparse and is not-sparse") as refused:
+    with pytest.raises(NotSparseError, match="'down_proj' is planned sparse but is not-sparse") as refused:
         run(path, sparse)
     assert refused.value.exit_code == EXIT_NOT_SPARSE
     assert [f.name for f in models.folder.iterdir()] == ["model.onnx"]

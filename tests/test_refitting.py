@@ -205,7 +205,7 @@ def test_a_refitted_artifact_is_whole(
     assert new.engine.options == {"refit": True}
     assert new.engine.notes[0].startswith("The engine of old.artifact with other weights: ")
     assert new.engine.notes[-1] == "Note."
-    assert new.notes == old.notes and "multiply a mask with their weight" in new.notes[0]
+    assert new.notes == old.notes and "multiply their weight by a mask" in new.notes[0]
     assert new.masks_apart == old.masks_apart == ("head",)
     assert [c.verdict for c in new.validation.candidates] == ["pass", "not run"]
     assert {"read", "plan", "rewrite", "backend", "validate"} <= set(new.seconds)

@@ -184,7 +184,7 @@ def test_what_an_earlier_run_left_unfinished_gives_no_verdict(tmp_path: Path) ->
     assert not judge(tuned.policy, Gemm("down", DOWN.n, DOWN.k, "FP16"), 8192).sparse
     assert tuned.left_out == (
         "14336→4096, FP16, torch, which an earlier run did not measure at all its M: the same command as "
-        "then goes on with it",
+        "then resumes it",
     )
     tuned = tune(output, Fake(), down)
     assert {p.kind for p in tuned.policy.points} == {"qkv", "down"}
@@ -254,7 +254,7 @@ def test_a_policy_that_came_without_its_journal_is_not_replaced(tmp_path: Path) 
     tune(output, Fake())
     before = output.read_bytes()
     journal_beside(output).unlink()
-    with pytest.raises(PolicyError, match=r"its journal p\.json\.points\.jsonl is not there") as caught:
+    with pytest.raises(PolicyError, match=r"its journal p\.json\.points\.jsonl is missing") as caught:
         tune(output, fake, Space((DOWN,), ("FP16",), (1, 64)))
     assert f"--add {output}" in caught.value.hint
     assert output.read_bytes() == before

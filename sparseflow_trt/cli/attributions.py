@@ -59,7 +59,7 @@ def print_attribution(attribution: Attribution) -> None:
             for (output, on), error in without_shares.items()
         ]
         said = listed(named, _MOST_OUTPUTS)
-        console.say(f"  No shares where steps take back what others added: {said}.")
+        console.say(f"  No shares where one step undoes another's error: {said}.")
     for name in dict.fromkeys(layer.step for layer in attribution.layers):
         _print_layers(attribution, name)
 
@@ -67,7 +67,7 @@ def print_attribution(attribution: Attribution) -> None:
 def print_restored(graph: GraphRecord) -> None:
     """Prints which layers got their unpruned weights back, and what became of the guarded 2:4 patterns."""
     if back := len(graph.restored_layers):
-        console.say(f"{back} layer(s) planned dense have their weights of the unpruned model.")
+        console.say(f"{back} layer(s) planned dense got back the unpruned model's weights.")
     for record in graph.restored:
         if record.route == "kept":
             said = f"Layer '{record.layer}' keeps its weight: {record.reason}."
@@ -84,7 +84,7 @@ def _print_layers(attribution: Attribution, step: StepName) -> None:
     shown = [layer for layer in layers if _adds(layer)][:_MOST_LAYERS]
     out = console.out()
     console.say(
-        f"\nLayers by what they add themselves, step '{step}', input set '{attribution.layers_input_set}':"
+        f"\nLayers by the error that each adds, step '{step}', input set '{attribution.layers_input_set}':"
     )
     table = console.table("Layer", "Operator", ">Own error", ">So far", ">Not finite", ">Clipped")
     for layer in shown:
@@ -94,7 +94,7 @@ def _print_layers(attribution: Attribution, step: StepName) -> None:
         )  # fmt: skip
     out.print(table)
     if len(layers) > len(shown):
-        console.say(f"  {len(layers) - len(shown)} more add less: --json has all.")
+        console.say(f"  {len(layers) - len(shown)} more add less: --json lists all.")
 
 
 def _adds(layer: LayerError) -> bool:

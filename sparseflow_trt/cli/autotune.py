@@ -35,7 +35,7 @@ _SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
     "presets",
     multiple=True,
     type=click.Choice(PRESETS),
-    help="The products of a well-known model, as if it were given; for each one an option.",
+    help="Measure the products of a well-known model as if its file were given; repeatable.",
 )
 @click.option(
     "--tensor-parallel",
@@ -50,31 +50,31 @@ _SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
     "dtypes",
     multiple=True,
     type=click.Choice(("fp16", "bf16")),
-    help="Of weights and activations; for each one an option. Default: bf16 for models that compute in it, "
-    "else fp16.",
+    help="Type of weights and activations; repeatable. Default: bf16 for models that compute in it, else "
+    "fp16.",
 )
 @click.option(
     "--library",
     "libraries",
     multiple=True,
     type=click.Choice(("torch", "tensorrt")),
-    help="Whose kernels: torch (cuSPARSELt against cuBLAS) or TensorRT's. Default: all that are here.",
+    help="Whose kernels: torch (cuSPARSELt against cuBLAS) or TensorRT's. Default: all available.",
 )
 @click.option(
     "--m",
     "grid",
     metavar="M,M,…",
-    help="The M that each product is measured at. Default: 1, 8, 16 and on by doublings to 16384.",
+    help="The values of M to measure each product at. Default: 1, 8, 16 and so on, doubling up to 16384.",
 )
 @click.option(
-    "--time-limit", type=positive(zero=True), metavar="SECONDS", help="Begin nothing new after that."
+    "--time-limit", type=positive(zero=True), metavar="SECONDS", help="Start no new measurement after this."
 )
 @click.option(
     "-o",
     "--output",
     type=OutputFile(),
-    help="The policy file. Points are added to its .points.jsonl as they come, from where the same command "
-    "goes on. Default: named after the GPU.",
+    help="The policy file. Points are saved to its .points.jsonl as they are measured; the same command "
+    "resumes from there. Default: named after the GPU.",
 )
 @click.option("--name", default="", help="The policy's name. Default: the file's.")
 @click.option(
@@ -82,15 +82,15 @@ _SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
     "others",
     multiple=True,
     metavar="NAME|FILE",
-    help="A policy of this GPU whose points are put beside those measured here; the one of -o may be it.",
+    help="A policy for this GPU whose points are added to those measured here; it may be the -o file.",
 )
 @click.option(
     "--plugin",
     type=PluginLibrary(),
     metavar="LIB",
-    help="The 2:4 plugin's library: it is measured in TensorRT, too, against its dense kernels.",
+    help="The 2:4 plugin's library: measure the plugin, too, against TensorRT's dense kernels.",
 )
-@click.option("--ray", "use_ray", is_flag=True, help="Measure on the free GPUs of a Ray cluster at a time.")
+@click.option("--ray", "use_ray", is_flag=True, help="Measure on all free GPUs of a Ray cluster at once.")
 @common_options
 def command(
     models: tuple[Path, ...],
@@ -120,7 +120,7 @@ def command(
     if not models and not presets:
         raise click.UsageError("give ONNX models, or --preset NAME.")
     if plugin and libraries and "tensorrt" not in libraries:
-        raise click.UsageError("--plugin is measured in TensorRT: --library tensorrt.")
+        raise click.UsageError("--plugin is measured in TensorRT: give --library tensorrt, too.")
     added = [find_policy(other) for other in others]
     read = [read_model(path) for path in models]
     space = Space(
@@ -137,7 +137,7 @@ def command(
             )
         except KeyboardInterrupt:
             click.echo(
-                f"What was measured is kept in {journal_beside(file)}: the same command goes on.", err=True
+                f"Measured points are kept in {journal_beside(file)}: the same command resumes.", err=True
             )
             raise
     if as_json:
@@ -182,7 +182,7 @@ def read_grid(text: str) -> tuple[int, ...]:
     if wrong := [part for part, m in zip(parts, sizes, strict=True) if not 1 <= m <= LARGEST_M]:
         shown = wrong[0] if len(wrong[0]) <= _DIGITS else f"{wrong[0][:_DIGITS]}…"
         raise PolicyError(
-            f"--m holds '{shown}', which is no M.",
+            f"--m holds '{shown}', which is not a valid M.",
             f"Give integers from 1 to {LARGEST_M}: --m 1,64,1024.",
             usage=True,
         )
@@ -272,6 +272,6 @@ def _print(tuned: Tuned, file: Path) -> None:
     out.print(f"{tuned.measured_now} products measured in {_duration(tuned.seconds)}; policy: {file}")
     if tuned.left.points:
         out.print(
-            f"The time limit was met: about {tuned.left.points} are left, {tuned.left.crossovers} crossovers "
-            "are open. The same command goes on."
+            f"The time limit was reached: about {tuned.left.points} points are left and "
+            f"{tuned.left.crossovers} crossovers are open. Run the same command again to continue."
         )

@@ -15,28 +15,28 @@ from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
 
 @click.group("baseline")
 def command() -> None:
-    """Keep what an accepted build gave, in one small file for version control; `check` compares with it."""
+    """Record an accepted build's results in one small file for version control; `check` compares with it."""
 
 
-@command.command("create", short_help="Run an artifact on inputs; keep them and what came of them.")
+@command.command("create", short_help="Run an artifact on inputs; record the inputs and the results.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
     "--reference", type=ModelFile(), metavar="MODEL",
-    help="Take the reference outputs from this ONNX model, in FP32: the one that was built, or the one "
-    "before pruning. Default: from ARTIFACT itself, so that later builds are held to this one.",
+    help="Take the reference outputs from this ONNX model, in FP32: the model that was built, or the one "
+    "before pruning. Default: from ARTIFACT itself, so that later builds are compared with this one.",
 )  # fmt: skip
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The file. Default: ARTIFACT.baseline.json here."
+    "-o", "--output", type=click.Path(path_type=Path), help="The file. Default: ./ARTIFACT.baseline.json."
 )
 @input_options
 @metric_options
 @click.option(
     "--max-drop", type=click.FloatRange(0), default=0.0, show_default=True,
-    help="By how much less than on the reference outputs a metric may score: rounding moves most a little.",
+    help="How far a metric may drop below its score on the reference outputs: rounding moves most a little.",
 )  # fmt: skip
 @click.option(
     "--max-growth", type=click.FloatRange(1), default=3.0, show_default=True,
-    help="How many times as large an output's mean error may become.",
+    help="By what factor an output's mean error may grow.",
 )  # fmt: skip
 @click.option(
     "--max-size", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True, metavar="MB",
@@ -58,8 +58,8 @@ def create(
 ) -> int:
     """Run ARTIFACT on inputs and keep the inputs, the reference outputs, the figures and what is sparse.
 
-    Inputs that were drawn are kept as seeds, others compressed. Nothing is written where the outputs differ
-    more than they may (exit code 4), or where nothing could be run (1).
+    Random inputs are kept as seeds, others compressed. Nothing is written if the outputs differ more than
+    allowed (exit code 4), or if nothing could be run (1).
     """
     from sparseflow_trt._files import check_file, write_atomically
     from sparseflow_trt.gates.baseline import json_from_baseline
@@ -68,7 +68,7 @@ def create(
     path = output or Path(f"{artifact.resolve().name.removesuffix('.artifact')}.baseline.json")
     check_file(path)
     if path.resolve().is_relative_to(artifact.resolve()):
-        raise click.UsageError(f"{path} lies in the artifact, which is left as it was built.")
+        raise click.UsageError(f"{path} is inside the artifact, which stays as it was built.")
     options = BaselineOptions(
         reference, read_validation_options(inputs, seed, tolerances), metrics, max_drop, max_growth
     )
@@ -95,7 +95,7 @@ def create(
     sparse = sum(layer.planned for layer in made.evidence.layers)
     pruned = sum(layer.pruned for layer in made.evidence.layers)
     ran = sum(bool(layer.ran) for layer in made.evidence.layers)
-    out.print(f"  {pruned} layer(s) 2:4, {sparse} planned sparse, {ran} told to run a sparse kernel.")
+    out.print(f"  {pruned} layer(s) 2:4, {sparse} planned sparse, {ran} reported to run a sparse kernel.")
     for name, metric in made.metrics.items():
         out.print(f"  {name}: {metric.score:.6g} on the reference outputs; may drop by {metric.max_drop:g}.")
     check = shlex.join(["sparseflow-trt", "check", "NEW.artifact", "--baseline", str(path)])

@@ -24,10 +24,10 @@ _MOST_LAYERS = 15
 
 @click.command("bench")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--against", type=click.Path(path_type=Path), help="Another artifact, timed in turn with it.")
-@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True, help="Rounds that count.")
-@click.option("--launches", type=click.IntRange(1), default=20, show_default=True, help="Launches a round.")
-@click.option("--layers", is_flag=True, help="Time each layer too, by TensorRT's profiler.")
+@click.option("--against", type=click.Path(path_type=Path), help="Another artifact to time in turn with it.")
+@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True, help="Measured rounds.")
+@click.option("--launches", type=click.IntRange(1), default=20, show_default=True, help="Launches per round.")
+@click.option("--layers", is_flag=True, help="Time each layer too, with TensorRT's profiler.")
 @common_options
 def command(
     artifact: Path, against: Path | None, rounds: int, launches: int, layers: bool, as_json: bool

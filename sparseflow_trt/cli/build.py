@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="The artifact's folder. Default: MODEL.artifact here, FILE.FUNCTION.artifact of a function.",
+    help="The artifact's folder. Default: ./MODEL.artifact, or ./FILE.FUNCTION.artifact for a function.",
 )
 @click.option(
     "--plan", "plan_file", type=click.Path(path_type=Path), help="A plan, as `plan` wrote it or edited."
@@ -61,9 +61,12 @@ if TYPE_CHECKING:
     help="Build a dense engine, too, time both in turn on the GPU, and ship dense unless sparse wins.",
 )
 @click.option(
-    "--margin", type=float, metavar="SHARE", help="With --verdict: by how much it has to. Default: 0.02."
+    "--margin",
+    type=float,
+    metavar="SHARE",
+    help="With --verdict: by how much sparse has to win. Default: 0.02.",
 )
-@click.option("--force", is_flag=True, help="Build although nothing has changed.")
+@click.option("--force", is_flag=True, help="Build even if nothing has changed.")
 @common_options
 def command(
     model: Path,
@@ -88,8 +91,8 @@ def command(
     MODEL is an ONNX file, or what `export` takes: that is exported first, to NAME.exported.onnx beside the
     artifact NAME.artifact.
 
-    Exits with 4 where the outputs differ more than they may or the reference itself holds NaN, with 1 where
-    nothing was run; the artifact is kept then, marked 'fail' or 'not run'.
+    Exits with 4 if the outputs differ more than allowed or the reference itself holds NaN, with 1 if nothing
+    was run; the artifact is kept then, marked 'fail' or 'not run'.
     """
     from sparseflow_trt.artifacts.artifact import check_place
     from sparseflow_trt.export import ExportOptions, is_torch_source
@@ -100,7 +103,7 @@ def command(
     export = take_export_options(options)
     from_torch = is_torch_source(str(model))
     if not from_torch and export != ExportOptions():
-        raise click.UsageError(f"{model} is no Hugging Face folder or function: it has nothing to export.")
+        raise click.UsageError(f"{model} is not a Hugging Face folder or function: it has nothing to export.")
     stem = source_stem(str(model)) if from_torch else model.stem
     output = output or Path(f"{stem}.artifact")
     if plan_file:
@@ -169,7 +172,9 @@ def _export(source: str, onnx: Path, options: ExportOptions, plan: Plan | PlanOp
 def _refuse_both(options: dict[str, Any]) -> None:
     names = ("dims", "shapes", "profiles", "shapes_file", "split", "traffic", "policy", "precision")
     if any(options[name] for name in names) or options["sparsity"] != "policy":
-        raise click.UsageError("--plan holds shapes, policy, precision and sparsity itself: edit it there.")
+        raise click.UsageError(
+            "the plan already sets shapes, policy, precision and sparsity: edit --plan's file."
+        )
 
 
 def _read_margin(verdict: bool, margin: float | None) -> float | None:
@@ -178,7 +183,9 @@ def _read_margin(verdict: bool, margin: float | None) -> float | None:
     if margin is None:
         return MARGIN if verdict else None
     if not verdict:
-        raise click.UsageError("--margin is by how much sparse has to win with --verdict: give both.")
+        raise click.UsageError("--margin is how much sparse has to win by with --verdict: give both.")
     if not 0 <= margin < 1:  # false for nan, too
-        raise click.UsageError(f"--margin {margin:g} is no share: give one from 0 to below 1, such as 0.02.")
+        raise click.UsageError(
+            f"--margin {margin:g} is not a share: give one from 0 to below 1, such as 0.02."
+        )
     return margin

@@ -70,24 +70,29 @@ def _print_layers(manifest: Manifest, model: Path | None) -> None:
         console.say(reason)
     states = Counter(layer.state for layer in manifest.layers)
     if states["not-sparse"] and not states["sparse"]:
-        said = f"No weights are 2:4, {states['not-sparse']} could be: nothing can run sparse."
+        said = f"No weights are 2:4, though {states['not-sparse']} could be: nothing can run sparse."
         console.say(console.styled(f"\n{said} {_how_to_prune(manifest, model)}", "yellow"))
     elif names := [layer.name for layer in manifest.layers if layer.state == "not-sparse"]:
-        said = f"{len(names)} of {len(manifest.layers)} layers could be 2:4, are not, and stay dense"
+        said = f"{len(names)} of {len(manifest.layers)} layers could be 2:4 but are not, and stay dense"
         named = listed([f"'{name}'" for name in names], _MOST_NAMED)
         console.say(console.styled(f"\n{said}: {named}.", "yellow"))
     islands = len(manifest.graph.islands)
     console.say(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")
     print_restored(manifest.graph)
     if left_in := [record for record in manifest.graph.opted_out if record.route == "none"]:
-        said = f"{len(left_in)} layer(s) planned dense could not be taken out of sparse kernels"
+        said = f"{len(left_in)} layer(s) planned dense could not be kept out of sparse kernels"
         first = f"the first of them '{left_in[0].layer}': {left_in[0].reason}"
         console.say(console.styled(f"{said}, {first}.", "yellow"))
     for name, elements, largest in manifest.graph.clamped:
         lost = (
-            f"{elements} value(s) of constant '{name}', up to {largest:.3g}, do not fit their type: clipped."
+            f"{elements} value(s) of constant '{name}', up to {largest:.3g}, do not fit their type and were "
+            "clipped."
         )
-        console.say(console.styled(f"{lost} If that is no mask's fill, plan its reader in fp32.", "yellow"))
+        console.say(
+            console.styled(
+                f"{lost} Unless that is a mask's fill value, plan the node that reads it in fp32.", "yellow"
+            )
+        )
 
 
 def _how_to_prune(manifest: Manifest, model: Path | None) -> str:
@@ -105,7 +110,7 @@ def _how_to_prune(manifest: Manifest, model: Path | None) -> str:
     )
     if not taken:
         return f"{inspect} says whether they can be pruned."
-    said = f"{prune} makes them so."
+    said = f"{prune} prunes them."
     if len(taken) < sum(layer.state == "not-sparse" for layer in manifest.layers):
-        said = f"{prune} makes {len(taken)} of them so, and {inspect} says why not the others."
+        said = f"{prune} prunes {len(taken)} of them, and {inspect} says why not the others."
     return " ".join(filter(None, (said, pruned_before(taken))))

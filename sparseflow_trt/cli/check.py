@@ -22,21 +22,24 @@ _MOST_REASONS = 10
 @click.command("check")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option(
-    "--baseline", required=True, type=click.Path(path_type=Path), help="What `baseline create` wrote."
+    "--baseline",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The file that `baseline create` wrote.",
 )
 @metric_options
 @click.option(
     "--max-drop", type=click.FloatRange(0),
-    help="By how much less than on the reference outputs a metric may score. Default: the baseline's.",
+    help="How far a metric may drop below its score on the reference outputs. Default: the baseline's.",
 )  # fmt: skip
 @click.option(
     "--update", is_flag=True,
-    help="Where all checks pass, tighten the baseline to this build: never looser. Else it is not changed.",
+    help="If all checks pass, tighten the baseline to this build, never loosen it. Else leave it unchanged.",
 )  # fmt: skip
 @click.option("--junit", type=OutputFile(), metavar="FILE", help="Write the checks as JUnit XML, too.")
 @click.option(
     "--annotations", type=click.Choice(["auto", "github", "off"]), default="auto", show_default=True,
-    help="Mark failed checks for GitHub, and write the job's summary; auto: where GITHUB_ACTIONS is set.",
+    help="Annotate failed checks on GitHub and write the job summary. auto: if GITHUB_ACTIONS is set.",
 )  # fmt: skip
 @common_options
 def command(
@@ -49,9 +52,9 @@ def command(
     annotations: str,
     as_json: bool,
 ) -> int:
-    """Hold ARTIFACT to a baseline: its outputs, their errors, metrics, verdicts, and what was sparse.
+    """Check ARTIFACT against a baseline: its outputs, their errors, metrics, verdicts, and what was sparse.
 
-    Exits with 4 where anything is worse than it may be, with 0 where nothing is.
+    Exits with 4 if anything is worse than allowed, else with 0.
     """
     from sparseflow_trt._files import check_file, write_atomically
     from sparseflow_trt.gates.baseline import MAX_BYTES, json_from_baseline

@@ -94,7 +94,7 @@ class _Table(Table):
         finally:
             self.columns = every
         if left_out:
-            yield Text(f"Not shown for want of width: {', '.join(left_out)}.", "dim")
+            yield Text(f"Not shown, as the terminal is narrow: {', '.join(left_out)}.", "dim")
 
     def _fit(self, room: int) -> None:
         """Gives columns their widths: the widest gives way first, and none below its least.

@@ -38,7 +38,7 @@ _sparse_from_option = click.option(
     "--sparse-from",
     type=click.IntRange(1),
     metavar="M",
-    help="From which M sparse wins, where no policy says.",
+    help="The M from which sparse wins, if no policy says so.",
 )
 
 
@@ -57,36 +57,37 @@ def _whole_numbers(text: str) -> list[int]:
 @command.command("triton")
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @_repository_option
-@click.option("--name", help="The model's name, for one artifact. Default: its folder's.")
+@click.option("--name", help="The model's name; only for one artifact. Default: its folder's.")
 @click.option(
     "--route", type=click.Choice(["auto", "tensorrt_plan", "python"]), default="auto", show_default=True,
     help="Triton's own TensorRT backend, or a generated model.py.",
 )  # fmt: skip
 @click.option(
-    "--container", metavar="YY.MM", help="The release of Triton's container: 26.05. Its TensorRT is compared."
+    "--container", metavar="YY.MM", help="The release of Triton's container: 26.05. Its TensorRT is checked."
 )
 @click.option(
     "--tensorrt", metavar="VERSION",
-    help="The server's TensorRT, where you know it: 10.16.1. With --route python that of its Python.",
+    help="The server's TensorRT, if you know it: 10.16.1. With --route python, the one in its Python.",
 )  # fmt: skip
+@click.option("--gpus", default="0", show_default=True, metavar="N,…", help="GPUs to run instances on.")
+@click.option("--instances", type=click.IntRange(1), default=1, show_default=True, help="Instances per GPU.")
 @click.option(
-    "--gpus", default="0", show_default=True, metavar="N,…", help="GPUs that instances are made on."
-)
-@click.option("--instances", type=click.IntRange(1), default=1, show_default=True, help="Instances a GPU.")
-@click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Of the ONNX Runtime's CPU."
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads for ONNX Runtime."
 )
 @click.option(
-    "--cuda-graphs/--no-cuda-graphs", default=True, show_default=True, help="At each profile's opt."
+    "--cuda-graphs/--no-cuda-graphs",
+    default=True,
+    show_default=True,
+    help="Use CUDA graphs at each profile's opt.",
 )
-@click.option("--cache", is_flag=True, help="Cache responses; the server gets its flag for it.")
+@click.option("--cache", is_flag=True, help="Cache responses; the server is started with the flag for it.")
 @click.option(
     "--max-batch-size", type=click.IntRange(0), metavar="N",
-    help="The largest batch that requests share; 0 where the first dimension is no batch. Default: what the "
-    "profiles take, and 0 where the model tells so.",
+    help="The largest batch that requests share; 0 if the first dimension is not a batch. Default: what the "
+    "profiles accept, or 0 if the model says so.",
 )  # fmt: skip
 @click.option(
-    "--queue-delay", type=click.IntRange(0), metavar="µs", help="How long a request may wait for others."
+    "--queue-delay", type=click.IntRange(0), metavar="µs", help="How long a request may wait to be batched."
 )
 @_sparse_from_option
 @click.option(
@@ -94,16 +95,18 @@ def _whole_numbers(text: str) -> list[int]:
     help="A dense artifact of the same model: a router gives it the batches below the sparse threshold.",
 )  # fmt: skip
 @click.option(
-    "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="A plugin's library."
+    "--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="The library of a plugin."
 )
 @click.option(
     "--with", "wanted", metavar="docker,k8s", default="", help="Write a compose file, Kubernetes manifests."
 )
 @click.option(
     "--image", metavar="NAME:TAG",
-    help="The image that those files run: a mirror of Triton's, or your name for the one of the Dockerfile.",
+    help="The image those files run: a mirror of Triton's, or your name for the Dockerfile's.",
 )  # fmt: skip
-@click.option("--keep", type=click.IntRange(2), default=3, show_default=True, help="Versions that stay.")
+@click.option(
+    "--keep", type=click.IntRange(2), default=3, show_default=True, help="How many versions to keep."
+)
 @common_options
 def deploy_triton(
     artifacts: tuple[Path, ...],
@@ -120,7 +123,7 @@ def deploy_triton(
 ) -> int:
     """Write ARTIFACTS into a repository, as new versions.
 
-    A configuration that was edited stays edited: what differs from the fresh one is shown.
+    Your edits to a configuration are kept: what differs from the fresh one is shown.
     """
     from sparseflow_trt._files import alone_in, check_folder_of_files
     from sparseflow_trt.exporters.triton.manifests import start_script
@@ -136,20 +139,20 @@ def deploy_triton(
     from sparseflow_trt.serving.served_artifact import model_name
 
     if name and len(artifacts) > 1:
-        raise click.UsageError("--name is for one artifact.")
+        raise click.UsageError("--name takes a single artifact.")
     if options["dense"] and len(artifacts) > 1:
-        raise click.UsageError("--dense is for one artifact.")
+        raise click.UsageError("--dense takes a single artifact.")
     files = [word for word in wanted.split(",") if word]
     if unknown := [word for word in files if word not in _WITH]:
-        raise click.BadParameter(f"'{unknown[0]}' is none of {', '.join(_WITH)}", param_hint="--with")
+        raise click.BadParameter(f"'{unknown[0]}' is not one of {', '.join(_WITH)}", param_hint="--with")
     try:
         chosen = tuple(_whole_numbers(gpus))
     except ValueError:
-        raise click.BadParameter(f"'{gpus}' is no list of GPUs", param_hint="--gpus") from None
+        raise click.BadParameter(f"'{gpus}' is not a list of GPUs", param_hint="--gpus") from None
     names = [model_name(artifact, name) for artifact in artifacts]
     if twice := [known for known in names if names.count(known) > 1]:
         raise click.UsageError(
-            f"two artifacts would both be '{twice[0]}': give them one by one, with --name."
+            f"two artifacts would both be named '{twice[0]}': give them one by one, with --name."
         )
     check_plugins(plugins)
     check_wanted(files, options["container"], image)
@@ -199,9 +202,7 @@ def deploy_triton(
     "--reference", type=ModelFile(),
     help="The ONNX model that it was built from. Default: the artifact's typed one, in FP32.",
 )  # fmt: skip
-@click.option(
-    "--http", metavar="HOST:PORT", help="A running server's HTTP address; without it one is started."
-)
+@click.option("--http", metavar="HOST:PORT", help="A running server's HTTP address. Default: start one.")
 @click.option("--grpc", metavar="HOST:PORT", help="Its gRPC address.")
 @click.option(
     "--server", type=click.Path(path_type=Path),
@@ -209,15 +210,25 @@ def deploy_triton(
 )  # fmt: skip
 @click.option(
     "--concurrency", default="1,2,4,8,16", show_default=True, metavar="N,…",
-    help="How many clients at once are measured; 0 for none.",
+    help="How many concurrent clients to measure with; 0: do not measure.",
 )  # fmt: skip
 @click.option(
-    "--seconds", type=click.FloatRange(0.1), default=2.0, show_default=True, help="Of each measurement."
+    "--seconds",
+    type=click.FloatRange(0.1),
+    default=2.0,
+    show_default=True,
+    help="Length of each measurement.",
 )
-@click.option("--perf-analyzer/--no-perf-analyzer", default=True, help="Measure with it where it is found.")
+@click.option(
+    "--perf-analyzer/--no-perf-analyzer", default=True, help="Measure with perf_analyzer if it is found."
+)
 @_sparse_from_option
 @click.option(
-    "--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="Until it has to be ready."
+    "--timeout",
+    type=click.FloatRange(1),
+    default=120.0,
+    show_default=True,
+    help="How long the server may take to be ready.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A folder for load.csv and load.svg.")
 @input_options
@@ -241,7 +252,7 @@ def verify_deployment(
     clients send as fast as they are answered, at each concurrency: throughput, latency, and the batches that
     the server formed. A server that is started here is gone afterwards, whatever happens.
 
-    Exits with 4 where the outputs differ more than they may.
+    Exits with 4 if the outputs differ more than allowed.
     """
     from sparseflow_trt._files import check_folder_of_files
     from sparseflow_trt.engines.triton.server import Addresses
@@ -257,7 +268,7 @@ def verify_deployment(
         counts = [count for count in _whole_numbers(concurrency) if count]
     except ValueError:
         raise click.BadParameter(
-            f"'{concurrency}' is no list of numbers", param_hint="--concurrency"
+            f"'{concurrency}' is not a list of numbers", param_hint="--concurrency"
         ) from None
     asked = VerifyOptions(
         addresses=Addresses(http, grpc) if http and grpc else None,
@@ -309,9 +320,9 @@ def verify_deployment(
 def roll_back_model(repository: Path, name: str, as_json: bool) -> int:
     """Withdraw a model's newest version, and serve the one before.
 
-    Its configuration comes back with it; what a person changed in it stays.
+    That version's configuration comes back with it; your edits stay.
 
-    A running server is told by its load request: POST /v2/repository/models/NAME/load.
+    Make a running server load it with POST /v2/repository/models/NAME/load.
     """
     from sparseflow_trt._files import alone_in
     from sparseflow_trt.exporters.triton.repository import check_name

@@ -53,7 +53,7 @@ def print_model(model: Deployed) -> None:
 def print_load(models: Sequence[str]) -> None:
     """Prints how a running server takes what was written: of a router its two models first."""
     out, order = console.out(), ", one after the other" if len(models) > 1 else ""
-    out.print(f"A running server takes it when it is told{order}:")
+    out.print(f"To load it into a running server{order}:")
     for name in models:
         out.print(f"  curl -X POST http://HOST:8000/v2/repository/models/{name}/load")
 

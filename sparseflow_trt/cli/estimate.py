@@ -18,36 +18,36 @@ from sparseflow_trt.errors import EXIT_OK, PolicyError
 @click.command("estimate")
 @model_argument
 @click.option(
-    "--device", metavar="NAME", help="A GPU with a shipped policy: h200, h100, a100. Default: this one."
+    "--device", metavar="NAME", help="A GPU with a shipped policy: h200, h100, a100. Default: this machine's."
 )
 @click.option("--policy", metavar="NAME|FILE", help="A policy instead of a device.")
 @click.option(
     "--dim", "dims", multiple=True, metavar="AXIS=SIZE|MIN,OPT,MAX",
-    help="The size of a dynamic axis; of a range its OPT counts.",
+    help="The size of a dynamic axis; of a range only OPT counts.",
 )  # fmt: skip
 @click.option("--shapes", multiple=True, metavar="INPUT:SHAPE|MIN,OPT,MAX", help="The shape of one input.")
 @click.option(
     "--traffic", type=click.Path(path_type=Path), metavar="FILE",
-    help="How often which M comes, as CSV (m,weight) or JSON ({\"512\": 10}): M of the layers that most of "
-    "the arithmetic is in.",
+    help="How often each M occurs, as CSV (m,weight) or JSON ({\"512\": 10}): the M of the layers with most "
+    "of the arithmetic.",
 )  # fmt: skip
 @click.option(
     "--library", type=click.Choice(["tensorrt", "torch"]),
     help="Whose kernels will run: TensorRT's, or cuSPARSELt and cuBLAS as PyTorch calls them. Default: "
-    "TensorRT's, or --plugin where that gains more or those have no times.",
+    "TensorRT's, or --plugin if that gains more or TensorRT's were not timed.",
 )  # fmt: skip
 @click.option(
     "--plugin", is_flag=True,
-    help="Sparse is the 2:4 plugin in TensorRT: as measured, else estimated from cuSPARSELt's times.",
+    help="Take the 2:4 plugin in TensorRT as sparse: its measured times, else estimates from cuSPARSELt's.",
 )  # fmt: skip
 @click.option(
     "--precision", type=click.Choice(["fp32", "fp16", "bf16", "keep"]),
-    help="Of every layer. Default: fp16; keep for a model that computes in half precision.",
+    help="Precision of every layer. Default: fp16, or keep for a model that computes in half precision.",
 )  # fmt: skip
 @click.option(
     "--gemm-share", type=positive(1), metavar="SHARE",
-    help="The share of the GPU's time that these products have in the dense model, such as 0.87: what "
-    "`sparseflow-trt profile` measures.",
+    help="The share of the dense model's GPU time that these products take, such as 0.87; "
+    "`sparseflow-trt profile` measures it.",
 )  # fmt: skip
 @common_options
 def command(
@@ -64,13 +64,13 @@ def command(
     if device and policy:
         raise click.UsageError("--device and --policy both name a policy: give one of them.")
     if plugin and library == "torch":
-        raise click.UsageError("--plugin is of TensorRT's engines: leave out --library torch.")
+        raise click.UsageError("--plugin runs in TensorRT: leave out --library torch.")
     axes, inputs = read_ranges(dims, shapes)
     histogram = read_traffic(traffic) if traffic else None
     asked = find_policy_for(device or policy)
     if asked is None:
         raise PolicyError(
-            "there is no policy for this machine's GPU, or no GPU.",
+            "this machine has no GPU, or one with no shipped policy.",
             "Name one that `sparseflow-trt policy list` lists, such as --device a100; "
             "`sparseflow-trt autotune MODEL -o FILE` measures one on a GPU.",
         )

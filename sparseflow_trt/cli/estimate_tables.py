@@ -32,8 +32,8 @@ def print_estimate(result: Estimate) -> None:
     console.say(f"{result.model} on {result.device}, by policy '{result.policy}':\n")
     if result.stands_in:
         console.say(
-            "TensorRT's own sparse kernels gain less here, or nothing, or were not measured: sparse is the "
-            "2:4 plugin (`plan --plugin LIB`); --library tensorrt shows them.\n"
+            "Sparse is the 2:4 plugin here (`plan --plugin LIB`), as TensorRT's own sparse kernels gain less "
+            "or nothing, or were not measured; --library tensorrt shows them.\n"
         )
     console.out().print(table)
     console.say(f"\n{_total(result)}\n")
@@ -84,7 +84,7 @@ def _total(result: Estimate) -> str:
     if result.gemm_speedup is None and any("class threshold (no time)" in row.basis for row in result.layers):
         return (
             f"The policy has no {sparse}time for any of these products, only thresholds: they say whether "
-            "sparse wins (Prune), and not by how much."
+            "sparse wins (Prune), but not by how much."
         )
     if result.gemm_speedup is None:
         return f"The policy has no {sparse}time for any of these products: what they would gain is not known."
@@ -97,20 +97,20 @@ def _total(result: Estimate) -> str:
         else ""
     )
     if not gains:
-        return f"All products of one run: {dense} µs dense{guessed}. None of them gains by 2:4 weights."
+        return f"All products of one run: {dense} µs dense{guessed}. None of them gains from 2:4 weights."
     said = (
         f"All products of one run: {dense} µs dense, {chosen} µs with the policy's choices{guessed}: "
         f"{result.gemm_speedup:.3f}×\n"
     )
     if result.ceiling and result.gemm_share:
         return said + (
-            f"The whole model, at most: {result.ceiling:.3f}×, where {result.gemm_share:.0%} of the GPU's "
-            "time is in these products when all is dense"
+            f"The whole model, at most: {result.ceiling:.3f}×, if these products take "
+            f"{result.gemm_share:.0%} of the dense model's GPU time"
         )
     listed = ", ".join(f"{ceiling:.3f}× with {share:.0%}" for share, ceiling in result.ceilings)
     return said + (
         f"The whole model, at most: {listed}\n"
-        "of the GPU's time in these products when all is dense (`sparseflow-trt profile` measures that share)"
+        "of the dense model's GPU time in these products (`sparseflow-trt profile` measures that share)"
     )
 
 

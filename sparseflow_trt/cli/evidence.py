@@ -55,8 +55,8 @@ def print_evidence(manifest: Manifest) -> None:
     console.say(f"{sparse} of {len(outcomes)} layers and profiles run a sparse kernel{inside}.")
     if half := sum(o.accumulator == "Half" for o in outcomes):
         console.say(
-            f"{half} of {len(outcomes)} add up in FP16, by their tactics' names: the longer K, the more that "
-            "loses (docs/ACCURACY.md)."
+            f"{half} of {len(outcomes)} accumulate in FP16, by their tactics' names: the larger K, the more "
+            "accuracy that costs (docs/ACCURACY.md)."
         )
 
 

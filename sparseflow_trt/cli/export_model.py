@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path),
-    help="The ONNX file. Default: NAME.onnx here, FILE.FUNCTION.onnx of a function, NAME.typed.onnx of "
+    help="The ONNX file. Default: ./NAME.onnx, ./FILE.FUNCTION.onnx for a function, ./NAME.typed.onnx for "
     "NAME.artifact.",
 )  # fmt: skip
 @export_options
 @click.option(
     "--dim", "dims", multiple=True, metavar="AXIS=MIN,OPT,MAX",
-    help="The sizes of an axis that the file is compared with the module at: --dim seq=1,128,512.",
+    help="Sizes of an axis at which to compare the file with the module: --dim seq=1,128,512.",
 )  # fmt: skip
-@click.option("--no-check", is_flag=True, help="Do not run the file against the module.")
+@click.option("--no-check", is_flag=True, help="Do not compare the file with the module.")
 @common_options
 def command(
     source: str, output: Path | None, dims: tuple[str, ...], no_check: bool, as_json: bool, **options: Any
 ) -> int:
     """Export SOURCE to ONNX, and compare the file with PyTorch at several shapes.
 
-    An artifact's folder gives its typed model, with each weight as it was before the build took its layer out
+    An artifact's folder gives its typed model, with each weight as it was before the build kept its layer out
     of sparse kernels.
 
     SOURCE is a folder with a Hugging Face config.json and weights, or FILE.py:FUNCTION or MODULE:FUNCTION
-    that returns (module, inputs) or (module, inputs, axes). Nothing is downloaded. Where the outputs differ
-    nothing is written, and it exits with 4.
+    that returns (module, inputs) or (module, inputs, axes). Nothing is downloaded. If the outputs differ,
+    nothing is written and the exit code is 4.
     """
     from sparseflow_trt.building.artifact_export import is_artifact
     from sparseflow_trt.export import ExportOptions, export_model
@@ -51,7 +51,9 @@ def command(
     asked = take_export_options(options)
     if is_artifact(source):
         if asked != ExportOptions() or dims or no_check:
-            raise click.UsageError(f"{source} is an artifact: its model is written as it is typed.")
+            raise click.UsageError(
+                f"{source} is an artifact, whose model is written as it is typed: give no export options."
+            )
         return _export_artifact(Path(source), output, as_json)
     sizes, _ = read_ranges(dims, ())
     asked = dataclasses.replace(asked, check=not no_check, sizes=sizes)
@@ -124,7 +126,7 @@ def print_export(report: ExportReport, advise: bool = True) -> None:
         out.print(console.styled(said, "yellow"))
     if masks.foreign:
         named = f"'{masks.foreign[0]}'" + (f" and {len(masks.foreign) - 1} more" * (len(masks.foreign) > 1))
-        out.print(console.styled(f"Not compared, since no parameter is multiplied by: {named}.", "yellow"))
+        out.print(console.styled(f"Not compared, since they multiply by no parameter: {named}.", "yellow"))
     if report.validation:
         print_validation(report.validation, "PyTorch")
     else:
@@ -151,7 +153,7 @@ def _fixed(report: ExportReport, axis: str, size: int) -> str:
         if dim == axis
     )
     where = f"axis '{axis}' ({', '.join(places)}) at {size}, the size it was traced with"
-    return f"torch's exporter fixed {where}: the file fails at others. {LEAVE_OUT}"
+    return f"torch's exporter fixed {where}: the file fails at other sizes. {LEAVE_OUT}"
 
 
 def plain_export(report: ExportReport) -> dict[str, Any]:

@@ -26,19 +26,18 @@ if TYPE_CHECKING:
 @click.option("--all", "show_all", is_flag=True, help="List products with no constant weight, too.")
 @click.option(
     "--since", multiple=True, type=ModelFile(), metavar="EARLIER",
-    help="A model that MODEL was made from; one option for each step, the first model first. Layers that a "
-    "step left 2:4 no more, or left out, are named with it.",
+    help="A model that MODEL was made from; repeat for each step, earliest model first. Names the layers "
+    "that a step dropped or left no longer 2:4.",
 )  # fmt: skip
 @common_options
 def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool) -> int:
     """Show each weighted layer of MODEL: M, N, K, dtype, K's axis and its 2:4 state.
 
-    Of an artifact in MODEL's place: what was planned for each layer and why, what the engine runs, and how
-    far it is from FP32, as `build` printed it.
+    If MODEL is an artifact, show what `build` printed: what was planned for each layer and why, what the
+    engine runs, and how far it is from FP32.
 
-    Exits with 0 where every eligible weight is 2:4, and where there is none; with 3 where one is not or has
-    its mask apart, but for an adapter's (lora_A, lora_B); with --since, where a step broke one or left one
-    out.
+    Exits with 0 if every eligible weight is 2:4 or there is none; with 3 if one is not or has a separate
+    mask, except an adapter's (lora_A, lora_B), or, with --since, if a step broke or dropped one.
     """
     from sparseflow_trt.model.graph import all_eligible_sparse, read_layers
     from sparseflow_trt.model.mask_history import find_breaks, find_missing
@@ -46,7 +45,9 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
 
     if model.is_dir() and _is_artifact(model):
         if show_all or since:
-            raise click.UsageError("--all and --since are for ONNX files: name the one that it was built of.")
+            raise click.UsageError(
+                "--all and --since are for ONNX files: name the one that it was built from."
+            )
         return _inspect_artifact(model, as_json)
     history = []
     with console.progress_bar() as show:
@@ -63,7 +64,7 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
         _print(layers, show_all)
         _print_what_pruning_does(model, layers, _what_pruning_does(found, layers))
         for given in _inputs(found):
-            dims = "of no said shape" if given["dims"] is None else f"[{', '.join(map(str, given['dims']))}]"
+            dims = "of unknown shape" if given["dims"] is None else f"[{', '.join(map(str, given['dims']))}]"
             console.say(f"Input '{given['name']}': {given['dtype']} {dims}")
         if since:
             _print_changes(breaks, missing)
@@ -85,7 +86,9 @@ def _inspect_artifact(folder: Path, as_json: bool) -> int:
         console.print_json({"artifact": str(folder), "manifest": manifest.model_dump(mode="json")})
     else:
         by = f": {manifest.command}" if manifest.command else ""
-        console.out().print(f"Built of {manifest.model.file} at {manifest.created} by {manifest.tool}{by}\n")
+        console.out().print(
+            f"Built from {manifest.model.file} at {manifest.created} by {manifest.tool}{by}\n"
+        )
         print_built(manifest, folder)
     violating = (layer.kind for layer in manifest.layers if layer.state == "not-sparse")
     left = manifest.masks_apart or not all(map(may_stay_dense, violating))
@@ -94,7 +97,7 @@ def _inspect_artifact(folder: Path, as_json: bool) -> int:
 
 def _print_changes(breaks: Sequence[Break], missing: Sequence[Missing]) -> None:
     if not breaks and not missing:
-        console.say("Every layer that was 2:4 is so still.")
+        console.say("Every layer that was 2:4 still is.")
     for entry in breaks:
         where = f", the first at {list(entry.first)}" if entry.first is not None else ""
         told = (

@@ -29,24 +29,24 @@ from sparseflow_trt.errors import (
 # Imported when called, so that --help does not wait for ONNX.
 _COMMANDS = {
     "export": ("export_model", "Export a PyTorch module or a Hugging Face folder to ONNX, checked."),
-    "inspect": ("inspect_layers", "Which layers are 2:4, which are not, and why."),
+    "inspect": ("inspect_layers", "Show which layers are 2:4, which are not, and why."),
     "prune": ("prune", "Prune 2:4: an ONNX model by magnitude, a PyTorch module with calibration."),
     "unpack": ("unpack", "Write another tool's 2:4 checkpoint as plain weights, masks verified."),
     "plan": ("plan", "Decide precision and sparsity per layer; write the plan as YAML."),
     "build": ("build", "Build an engine, validate it, write an artifact."),
     "refit": ("refit", "Give an artifact's engine another model's weights."),
     "validate": ("validate", "Compare an artifact with its FP32 reference again."),
-    "baseline": ("baseline", "Keep what an accepted build gave, in a file for version control."),
-    "check": ("check", "Hold a new build to a baseline, in CI."),
+    "baseline": ("baseline", "Record an accepted build's results in a file for version control."),
+    "check": ("check", "Check a new build against a baseline, in CI."),
     "deploy": ("deploy", "Serve artifacts with Triton: write a repository, verify it, roll back."),
     "bench": ("bench", "Time an artifact on this machine's GPU, alone or against another."),
-    "profile": ("profile_model", "Where a model's GPU time goes, and the ceiling that follows."),
-    "policy": ("policy", "List, show, draw, ask, import and learn policies: from which M on sparse wins."),
+    "profile": ("profile_model", "Show where a model's GPU time goes, and the ceiling for its speedup."),
+    "policy": ("policy", "List, show, draw, ask, import and learn policies: at which M sparse wins."),
     "autotune": ("autotune", "Measure where sparse wins on this machine's GPU; write a policy."),
-    "estimate": ("estimate", "What 2:4 weights would gain on a GPU, before pruning; no GPU needed."),
-    "roi": ("roi", "GPUs and cost per month, dense against sparse."),
+    "estimate": ("estimate", "Estimate what 2:4 weights would gain on a GPU, before pruning; no GPU needed."),
+    "roi": ("roi", "Compare GPUs and monthly cost, dense and sparse."),
     "plugin": ("plugin", "Compile the TensorRT plugin that runs 2:4 layers on cuSPARSELt."),
-    "doctor": ("doctor", "What this machine can do, and what to install."),
+    "doctor": ("doctor", "Show what this machine can do, and what to install."),
 }
 
 
@@ -129,23 +129,23 @@ def _explain(error: BaseException) -> int:
             error.show()
             return error.exit_code
         context = getattr(error, "ctx", None)
-        hint = f"{context.command_path} --help shows what it takes." if context else ""
+        hint = f"{context.command_path} --help lists its arguments and options." if context else ""
         return _complain(error.format_message(), hint, error.exit_code)
     stopped = error.__cause__ if isinstance(error, click.Abort) else error  # click makes its Abort of it
     if isinstance(stopped, _TerminatedError):
         code = EXIT_HUNG_UP if isinstance(stopped, _HungUpError) else EXIT_TERMINATED
         with contextlib.suppress(OSError):  # a terminal that is gone takes no words
-            _complain("terminated; what was not finished was not written.", "", code)
+            _complain("terminated; nothing unfinished was written.", "", code)
         return code
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return _complain("interrupted; what was not finished was not written.", "", EXIT_INTERRUPTED)
+        return _complain("interrupted; nothing unfinished was written.", "", EXIT_INTERRUPTED)
     if isinstance(error, MemoryError):
-        return _complain("there is not enough memory.", "Use a machine with more, or smaller shapes.")
+        return _complain("there is not enough memory.", "Use a machine with more memory, or smaller shapes.")
     if isinstance(error, OSError) and error.strerror:
         where = error.filename if isinstance(error.filename, str) else "reading or writing failed"
         return _complain(f"{where}: {error.strerror}.", "Check the path, its permissions and the free space.")
     return _complain(
-        f"this is a fault of sparseflow-trt, not of your input: {type(error).__name__}: {error}",
+        f"this is a bug in sparseflow-trt, not in your input: {type(error).__name__}: {error}",
         "Run it again with --debug and report what it prints.",
     )
 

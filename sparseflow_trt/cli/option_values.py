@@ -35,7 +35,7 @@ def take_engine_options(options: dict[str, Any]) -> EngineOptions:
     from sparseflow_trt.engines.protocol import EngineOptions
 
     if options["like"] and options["timing_cache"]:
-        raise click.UsageError("--like brings measurements of its own: leave --timing-cache out.")
+        raise click.UsageError("--like has its own measurements: leave out --timing-cache.")
     return EngineOptions(**{field.name: options.pop(field.name) for field in fields(EngineOptions)})
 
 

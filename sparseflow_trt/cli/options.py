@@ -130,7 +130,7 @@ def plan_options(function: _F) -> _F:
         ),
         click.option(
             "--profile", "profiles", multiple=True, metavar="NAME:AXIS=MIN,OPT,MAX[:AXIS=…]",
-            help="An optimization profile, one option for each: "
+            help="An optimization profile; repeat for more: "
             "--profile prefill:batch=1,8,32:seq=128,512,1024. "
             "--dim and --shapes give what a profile leaves out; alone they make one named 'default'.",
         ),
@@ -146,30 +146,30 @@ def plan_options(function: _F) -> _F:
         ),
         click.option(
             "--traffic", type=click.Path(path_type=Path), metavar="FILE",
-            help="With --split: how often which M (the rows of the layers' products) comes, as CSV "
+            help="With --split: how often each M (the rows of the layers' products) occurs, as CSV "
             '(m,weight) or JSON ({"512": 10}). It weighs the cuts and gives each profile its opt.',
         ),
     ]  # fmt: skip
     decisions = [
         click.option(
             "--policy", metavar="NAME|FILE",
-            help="Where sparse wins; by default the shipped one for this machine's GPU.",
+            help="Where sparse wins. Default: the shipped policy for this machine's GPU.",
         ),
         click.option(
             "--precision", type=click.Choice(["fp32", "fp16", "bf16", "keep", "auto"]),
-            help="Of every layer that is no FP32 island. Default: fp16; keep for a model that computes in "
-            "half precision. auto measures what each layer bears, and keeps as few as it takes out of FP16.",
+            help="Precision of every layer outside the FP32 islands. Default: fp16, or keep for a model that "
+            "computes in half precision. auto measures each layer and takes as few as needed out of FP16.",
         ),
         click.option(
             "--sparsity", type=click.Choice(["policy", "force", "off", "plugin"]), default="policy",
             show_default=True,
-            help="Sparse where the policy says so, wherever weights are 2:4 (force: refused where none are), "
-            "or nowhere; plugin: in the plugin wherever it can run.",
+            help="policy: sparse where the policy says so. force: wherever weights are 2:4 (an error if none "
+            "are). off: nowhere. plugin: in the plugin wherever it can run.",
         ),
         click.option(
             "--plugin", type=PluginLibrary(), metavar="LIB",
-            help="The 2:4 plugin's library, as `plugin build` makes it: layers may be given to it, and a "
-            "build puts it into the artifact.",
+            help="The 2:4 plugin's library, as `plugin build` makes it: layers may then run in it, and a "
+            "build copies it into the artifact.",
         ),
     ]  # fmt: skip
     return _add("Shapes", shapes, _add("Precision and sparsity", decisions, function))
@@ -182,23 +182,23 @@ def export_options(function: _F) -> _F:
     options = [
         click.option(
             "--task", type=click.Choice(TASKS),
-            help="Of a Hugging Face folder: what goes in and out. Default: by its configuration.",
+            help="Task of a Hugging Face folder: sets inputs and outputs. Default: its configuration's.",
         ),
         click.option(
             "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]),
-            help="Of the weights. Default: the checkpoint's.",
+            help="Type of the weights. Default: the checkpoint's.",
         ),
-        click.option("--random-weights", is_flag=True, help="From the configuration alone."),
+        click.option("--random-weights", is_flag=True, help="Draw random weights for the configuration."),
         click.option(
             "--model-class", default="", metavar="CLASS",
             help="A class of transformers (AutoModel, BertForMaskedLM). Default: the one for the task.",
         ),
         click.option(
-            "--trust-remote-code", is_flag=True, help="Run Python that lies in the Hugging Face folder."
+            "--trust-remote-code", is_flag=True, help="Run Python code from the Hugging Face folder."
         ),
-        click.option("--opset", type=click.IntRange(18, 23), help="Of ONNX. Default: 20."),
+        click.option("--opset", type=click.IntRange(18, 23), help="ONNX opset. Default: 20."),
     ]  # fmt: skip
-    return _add("Export, where MODEL is no ONNX file", options, function)
+    return _add("Export, if MODEL is not an ONNX file", options, function)
 
 
 def input_options(function: _F) -> _F:
@@ -209,7 +209,7 @@ def input_options(function: _F) -> _F:
             help="Real inputs: an .npz, a Polygraphy JSON or loader.py:function. Default: seeded random.",
         ),
         click.option(
-            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random inputs."
+            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random inputs."
         ),
         click.option(
             "--tolerance", "tolerances", multiple=True, metavar="[OUTPUT:]KEY=VALUE,…",
@@ -223,8 +223,8 @@ def dense_model_option(function: _F) -> _F:
     """The model before it was pruned."""
     option = click.option(
         "--dense-model", type=ModelFile(), metavar="FILE",
-        help="The model before pruning: the error that pruning makes is told, too. `build` and `refit` "
-        "give layers that are planned dense its weights, and --precision auto searches with them.",
+        help="The model before pruning: the error from pruning is reported, too. `build` and `refit` give "
+        "layers planned dense these unpruned weights, and --precision auto searches with them.",
     )  # fmt: skip
     return _add(_COMPARISON, [option], function)
 
@@ -234,7 +234,7 @@ backend_option = click.option(
     type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]),
     default="auto",
     show_default=True,
-    help="What builds the engine; --precision auto takes BF16 only where it has that.",
+    help="The backend that builds the engine; --precision auto uses BF16 only if that supports it.",
 )
 
 
@@ -248,8 +248,8 @@ def validation_options(function: _F) -> _F:
 
 metric_options = click.option(
     "--metric", "metrics", multiple=True, metavar="FILE.py:FUNCTION",
-    help="Score outputs by your own Python, too (or MODULE:FUNCTION): it takes the outputs and the inputs, "
-    "each a list of {name: array}, and gives a number; more is better.",
+    help="Score outputs with your own Python, too (or MODULE:FUNCTION): it takes the outputs and the inputs, "
+    "each a list of {name: array}, and returns a number; higher is better.",
 )  # fmt: skip
 
 
@@ -266,21 +266,21 @@ def engine_options(function: _F) -> _F:
         ),
         click.option(
             "--timing-cache", type=click.Path(path_type=Path), metavar="FILE",
-            help="What earlier builds measured: read as a hint, written after the build. It holds for one "
-            "TensorRT, GPU and driver; that of another is not read, and is replaced.",
+            help="Timings of earlier builds: read as a hint, written after the build. A cache is valid for "
+            "one TensorRT, GPU and driver; one from another is not read, and is replaced.",
         ),
-        click.option("--version-compatible", is_flag=True, help="For later TensorRT releases, too."),
-        click.option("--hardware-compatible", is_flag=True, help="For other GPUs, too, from Ampere on."),
-        click.option("--refit", is_flag=True, help="So that `refit` can give it other weights later."),
+        click.option("--version-compatible", is_flag=True, help="Let later TensorRT releases load it."),
+        click.option("--hardware-compatible", is_flag=True, help="Let other GPUs run it, Ampere or later."),
+        click.option("--refit", is_flag=True, help="Let `refit` give it other weights later."),
         click.option(
             "--strip-plan", is_flag=True,
-            help="Leave the weights out of the engine: it takes those of the artifact's model.onnx when it "
-            "is loaded.",
+            help="Leave the weights out of the engine: it reads them from the artifact's model.onnx when "
+            "it is loaded.",
         ),
         click.option(
             "--like", type=click.Path(path_type=Path), metavar="ARTIFACT",
             help="Ask for the tactics of an earlier build by the same TensorRT on the same GPU and driver; "
-            "what differs is said.",
+            "differences are reported.",
         ),
         click.option(
             "--tf32", is_flag=True,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @click.command("plan", cls=SectionedCommand)
 @model_argument
-@click.option("-o", "--output", type=OutputFile(), help="Write the plan there; else it is printed.")
+@click.option("-o", "--output", type=OutputFile(), help="Write the plan to this file; default: print it.")
 @plan_options
 @backend_option
 @input_options
@@ -49,8 +49,8 @@ def command(
 ) -> int:
     """Decide for each layer of MODEL its precision and whether it runs sparse, with the reason.
 
-    Inputs, tolerances, --dense-model and --backend are for --precision auto, which runs the model as a build
-    with the same would.
+    Inputs, tolerances, --dense-model and --backend are for --precision auto, which runs the model as `build`
+    would with the same options.
     """
     from sparseflow_trt._files import sha256_of, write_atomically
     from sparseflow_trt.building.artifact_validation import check_tolerances, input_sets, read_unpruned
@@ -62,8 +62,8 @@ def command(
     searched = options["precision"] == "auto"
     if (inputs or seed or tolerances or dense_model or backend != "auto") and not searched:
         raise click.UsageError(
-            "--inputs, --seed, --tolerance, --dense-model and --backend are for --precision auto: nothing "
-            "else runs. `build` takes them, too."
+            "--inputs, --seed, --tolerance, --dense-model and --backend need --precision auto: nothing else "
+            "runs the model. `build` takes them, too."
         )
     if output and output.exists() and model.exists() and output.samefile(model):
         raise PlanError(f"{output} is the model itself.", "Name another file with --output.")

@@ -24,27 +24,27 @@ def command() -> None:
     type=_FOLDER,
     metavar="DIR",
     help="The headers (NvInferRuntime.h) of the TensorRT release that will load it: include/ of its branch "
-    "at github.com/NVIDIA/TensorRT. Without it the system's.",
+    "at github.com/NVIDIA/TensorRT. Default: the system's.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="The library to write. Without it, where build and doctor look for it, one for each major release.",
+    help="The library to write. Default: where build and doctor look for it, one for each major release.",
 )
 @click.option(
     "--cuda",
     type=_FOLDER,
     metavar="DIR",
-    help="CUDA, with include/ and lib64/ or lib/. Without it CUDA_HOME, NVIDIA's wheels in this Python, "
+    help="CUDA, with include/ and lib64/ or lib/. Default: CUDA_HOME, NVIDIA's wheels in this Python, "
     "/usr/local/cuda.",
 )
 @click.option(
     "--cusparselt",
     type=_FOLDER,
     metavar="DIR",
-    help="The folder of libcusparseLt.so.0, which the library remembers. Without it that of NVIDIA's wheels.",
+    help="The folder of libcusparseLt.so.0, which the library remembers. Default: that of NVIDIA's wheels.",
 )
 @common_options
 def build(

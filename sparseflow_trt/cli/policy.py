@@ -69,15 +69,15 @@ def _types_of(policy: Policy) -> list[str]:
 
 @command.command("show")
 @click.argument("policy")
-@click.option("--library", type=_LIBRARIES, help="Only what was measured with it.")
+@click.option("--library", type=_LIBRARIES, help="Only what was measured with this library.")
 @click.option("--dtype", type=_DTYPES, help="Only this type.")
 @click.option("--kind", metavar="KIND", help="Only this kind of layer: gate_up, down, qkv, o, …")
-@click.option("--n", type=click.IntRange(1), help="Only layers with so many outputs.")
-@click.option("--k", type=click.IntRange(1), help="Only layers with so many inputs.")
+@click.option("--n", type=click.IntRange(1), help="Only layers with this many outputs (N).")
+@click.option("--k", type=click.IntRange(1), help="Only layers with this many inputs (K).")
 @click.option("--points", "every_point", is_flag=True, help="List every measured point.")
 @click.option(
     "--plot", type=PlotFile(), metavar="FILE",
-    help="Draw the points to a .png or .svg file: those of one library and type.",
+    help="Draw the points of one library and type to a .png or .svg file.",
 )  # fmt: skip
 @common_options
 def show_policy(
@@ -86,8 +86,8 @@ def show_policy(
 ) -> int:  # fmt: skip
     """Show what POLICY holds: a shipped one's name, a device, or a file.
 
-    A row for each shape that was measured, with the M at which sparse wins there; --points has all times.
-    --json has the file whole, or with the points and thresholds that the options choose.
+    One row for each measured shape, with the M at which sparse wins there; --points lists all times. --json
+    gives the whole file, or only the points and thresholds that the options choose.
     """
     from sparseflow_trt.policies.policy import find_policy
 
@@ -125,12 +125,12 @@ def show_policy(
 def _nothing_held(found: Policy, named: str) -> PolicyError:
     if not found.held:
         return PolicyError(
-            f"policy '{found.name}' holds no points and no thresholds: by it every layer is dense.",
-            "`sparseflow-trt autotune MODEL -o FILE` measures one, on the GPU.",
+            f"policy '{found.name}' holds no points and no thresholds, so every layer is dense.",
+            "`sparseflow-trt autotune MODEL -o FILE` measures one on a GPU.",
         )
     held = ", ".join(_types_of(found))
     return PolicyError(
-        f"policy '{found.name}' holds nothing of that library, type, kind and shape.",
+        f"policy '{found.name}' holds nothing for that library, type, kind and shape.",
         f"It holds {held}; `sparseflow-trt policy show {shlex.quote(named)}` lists it.",
     )
 
@@ -155,7 +155,7 @@ def ask_policy(
     from sparseflow_trt.policies.policy import find_policy
 
     if plugin and library == "torch":
-        raise click.UsageError("--plugin is of TensorRT's engines: leave out --library torch.")
+        raise click.UsageError("--plugin runs in TensorRT: leave out --library torch.")
     found = find_policy(policy)
     _check_kind(kind, found)
     answer = answer_of(found, Gemm(kind, n, k, dtype), m, library, plugin)
@@ -166,14 +166,14 @@ def ask_policy(
     return EXIT_OK
 
 
-@command.command("import", short_help="Make a policy of an older file of thresholds.")
+@command.command("import", short_help="Make a policy from an older file of thresholds.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="The policy's name.")
 @click.option("--device", required=True, help="The GPU it was measured on: 'NVIDIA A100-SXM4-80GB'.")
-@click.option("--compute-capability", required=True, metavar="X.Y", help="Of that GPU: 8.0.")
+@click.option("--compute-capability", required=True, metavar="X.Y", help="That GPU's: 8.0.")
 @click.option(
     "--shape", "shapes", multiple=True, metavar="OP=N,K",
-    help="N and K of an operation of a CSV, which holds none: --shape gate_proj=14336,4096.",
+    help="N and K of an operation in a CSV, which does not hold them: --shape gate_proj=14336,4096.",
 )  # fmt: skip
 @click.option("-o", "--output", required=True, type=OutputFile(), help="Write the policy there.")
 @common_options
@@ -181,7 +181,7 @@ def import_file(
     file: Path, name: str, device: str, compute_capability: str, shapes: tuple[str, ...], output: Path,
     as_json: bool,
 ) -> int:  # fmt: skip
-    """Make a policy of FILE: {"ops": {"gate_proj": {"min_m": 256}}} or a CSV op,M,pruned_dense_us,…."""
+    """Make a policy from FILE: {"ops": {"gate_proj": {"min_m": 256}}} or a CSV op,M,pruned_dense_us,…."""
     from sparseflow_trt.policies.policy_import import import_policy
 
     if not re.fullmatch(r"\d+\.\d", compute_capability):
@@ -195,7 +195,7 @@ def import_file(
     return _write(policy, output, as_json)
 
 
-@command.command("learn", short_help="Make a policy of what TensorRT's builder measured.")
+@command.command("learn", short_help="Make a policy from what TensorRT's builder measured.")
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="The policy's name.")
 @click.option(
@@ -206,7 +206,7 @@ def import_file(
 def learn_from_artifacts(
     artifacts: tuple[Path, ...], name: str, into: str | None, output: Path, as_json: bool
 ) -> int:
-    """Make a policy of what TensorRT's builder measured while it built ARTIFACTS with sparse weights.
+    """Make a policy from what TensorRT's builder measured while it built ARTIFACTS with sparse weights.
 
     The builder times a kernel with its weights in the GPU's cache: such a policy says which kernel the
     builder prefers. What an engine gains by it, `build --verdict` measures.
@@ -240,7 +240,7 @@ def _check_kind(kind: str, policy: Policy) -> None:
     held = {point.kind for point in policy.points} | {limit.kind for limit in policy.thresholds}
     if kind not in held.union(KINDS):
         known = ", ".join((*KINDS, *sorted(held.difference(KINDS))))
-        raise click.BadParameter(f"'{kind}' is no kind of layer: {known}", param_hint="--kind")
+        raise click.BadParameter(f"'{kind}' is not a kind of layer: {known}", param_hint="--kind")
 
 
 def _shapes_of(texts: Sequence[str]) -> dict[str, tuple[int, int]]:

@@ -82,7 +82,7 @@ def print_answer(answer: Answer) -> None:
     out.print(console.styled(answer.kernel, "bold"), answer.verdict.reason, sep=": ")
     shares = [share for share, _ in answer.heaviest]
     if shares:
-        out.print(f"What weighs most in the trees' mean, {sum(shares):.0%} of it together:")
+        out.print(f"The products that weigh most in the trees' mean, together {sum(shares):.0%} of it:")
     if answer.points:
         shown, more = nearest_points(answer.points, answer.m)
         out.print(points_table(shown, shares))

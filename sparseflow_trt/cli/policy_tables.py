@@ -18,10 +18,10 @@ _MOST_SHAPES = 3  # of a threshold's that are named; more are counted
 _MOST_ROWS = 20  # of points behind an answer; a threshold may have hundreds
 _MOST_RANGES = 3  # of the M at which a kernel wins
 _WHAT = """
-Of each shape: at how many of the measured M the kernel wins ("Won"), and at which M a lookup takes it,
-those between measured M among them, where it has to be sure to win (the widest ranges; the plugin's by
-its own points, to which `policy ask --plugin` adds estimates). "Best" is the largest measured speedup.
---points has the times.
+"Won" is at how many of the measured M the kernel wins. "Wins at M" is where a lookup takes it: that
+includes M between measured ones, where it has to be sure to win. The widest ranges are shown; the plugin's
+are from its own points, to which `policy ask --plugin` adds estimates. "Best" is the largest measured
+speedup. --points lists the times.
 """
 
 
@@ -125,12 +125,12 @@ def _facts(policy: Policy, whole: bool) -> Iterable[tuple[str, str]]:
     yield "Libraries", ", ".join(versions) or "not recorded"
     yield "Margin", f"{policy.margin:.0%}, by which sparse has to be faster"
     if policy.wave is None:
-        yield "Wave", "not known, the larger of two measured M counts for all between"
+        yield "Wave", "not known: between two measured M, the larger one decides"
     elif policy.wave:
-        yield "Wave", f"{policy.wave:,} elements, a step that times may take between measured M"
+        yield "Wave", f"{policy.wave:,} elements, the step by which times may jump between measured M"
     yield (
         "Spreads",
-        f"{policy.spreads:g} standard deviations are taken off what is learned of other shapes, "
+        f"{policy.spreads:g} standard deviations are subtracted from what other shapes predict, "
         f"{policy.spreads_between:g} between measured M",
     )
     yield "Provenance", policy.provenance

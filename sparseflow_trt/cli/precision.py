@@ -36,7 +36,7 @@ def print_search(search: PrecisionSearch) -> None:
     )
     if not search.irreducible:
         console.say(
-            console.styled("  The runs were used up: some of what is in FP32 may not need to be.", "yellow")
+            console.styled("  The run limit was reached: some of what is in FP32 may not need it.", "yellow")
         )
     table = console.table(
         "Layer", "Precision", ">Largest", ">Subnormal", ">FP16 error", ">BF16 error", ">M·N·K", "Why"

@@ -21,27 +21,33 @@ if TYPE_CHECKING:
 @click.command("profile")
 @click.argument("source")
 @click.option("--batch", type=click.IntRange(1), help="Rows of a configuration's inputs. Default: 1.")
-@click.option("--seq", type=click.IntRange(1), help="Tokens of a configuration's inputs. Default: 128.")
 @click.option(
-    "--dtype", type=click.Choice(["fp16", "bf16", "fp32"]), help="Of a configuration's module. Default: fp16."
+    "--seq", type=click.IntRange(1), help="Tokens in each row of a configuration's inputs. Default: 128."
 )
-@click.option("--runs", type=click.IntRange(1), default=10, show_default=True, help="Runs that count.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp16", "bf16", "fp32"]),
+    help="Type of a configuration's module. Default: fp16.",
+)
+@click.option("--runs", type=click.IntRange(1), default=10, show_default=True, help="Measured runs.")
 @click.option(
     "--speedup",
     type=click.FloatRange(1),
     default=1.3,
     show_default=True,
-    help="Of products that become sparse, for the ceiling.",
+    help="Speedup of products that become sparse, for the ceiling.",
 )
-@click.option("--policy", metavar="NAME|FILE", help="A policy to expect it of the model's own products, too.")
+@click.option(
+    "--policy", metavar="NAME|FILE", help="A policy that gives the speedup of the model's own products, too."
+)
 @click.option(
     "--sparsify",
     is_flag=True,
-    help="Give the MLPs' layers that --policy picks 2:4 products of cuSPARSELt, and profile that, too.",
+    help="Run the MLP layers that --policy picks on cuSPARSELt's 2:4 products, and profile that, too.",
 )
-@click.option("--attention", is_flag=True, help="With --sparsify: those of attention's projections, too.")
+@click.option("--attention", is_flag=True, help="With --sparsify: attention's projections, too.")
 @click.option("--top", type=click.IntRange(0), default=15, show_default=True, help="Kernels to list.")
-@click.option("--plot", type=PlotFile(), metavar="FILE", help="Draw it: a .png or .svg file.")
+@click.option("--plot", type=PlotFile(), metavar="FILE", help="Draw the profile to a .png or .svg file.")
 @common_options
 def command(
     source: str,
@@ -79,7 +85,7 @@ def command(
             "--batch, --seq and --dtype are for the inputs of a Hugging Face configuration."
         )
     if attention and not sparsify:
-        raise click.UsageError("--attention says what --sparsify swaps: give both.")
+        raise click.UsageError("--attention extends what --sparsify swaps: give both.")
     if sparsify:
         if chosen is None or artifact or plot:
             raise click.UsageError("--sparsify is for PyTorch modules: it needs --policy, and draws no plot.")
@@ -119,7 +125,7 @@ def _profile_sparsified(
     print_profiled(found.dense, 0)
     print_profiled(found.sparse, 0)
     dense, sparse, out = found.dense.profile.ms, found.sparse.profile.ms, console.out()
-    shares = f"MLPs have {found.mlp_share:.1%} and attention's projections {found.attention_share:.1%}"
+    shares = f"MLPs take {found.mlp_share:.1%} and attention's projections {found.attention_share:.1%}"
     out.print(f"\nOf the products' time ({found.basis}) {shares}; {found.swapped_share:.1%} are sparse now.")
     out.print(
         f"{len(found.swapped)} layers are sparse: {dense:.3f} ms to {sparse:.3f} ms, {dense / sparse:.3f}×"
@@ -137,14 +143,14 @@ def print_profiled(profiled: Profiled, top: int) -> None:
     from sparseflow_trt.engines.torch_kernels.kernel_profile import IN_WORDS
 
     profile, out = profiled.profile, console.out()
-    wall = f"; {profile.wall_ms:.3f} ms by the clock" if profile.wall_ms is not None else ""
-    title = f"{profile.shapes} on {profiled.device}: {profile.ms:.3f} ms of GPU time a run{wall}, "
+    wall = f"; {profile.wall_ms:.3f} ms wall-clock" if profile.wall_ms is not None else ""
+    title = f"{profile.shapes} on {profiled.device}: {profile.ms:.3f} ms of GPU time per run{wall}, "
     out.print(f"\n{title}{profile.runs} runs")
     table = console.table("Class", ">ms", ">Share")
     for kind, ms in _by_class(profile).items():
         table.add_row(IN_WORDS[kind], f"{ms:.4f}", _share(ms, profile))
         if kind == "gemm" and profile.sparse_ms:
-            table.add_row("  of these sparse", f"{profile.sparse_ms:.4f}", _share(profile.sparse_ms, profile))
+            table.add_row("  of which sparse", f"{profile.sparse_ms:.4f}", _share(profile.sparse_ms, profile))
     out.print(table)
     if top and profile.kernels:
         kernels = console.table(
@@ -156,7 +162,7 @@ def print_profiled(profiled: Profiled, top: int) -> None:
                 kernel.name if len(kernel.name) <= 120 else kernel.name[:119] + "…",
             )  # fmt: skip
         out.print(kernels)
-    out.print(f"\nDense products have {profiled.dense_share:.1%} of the GPU time.")
+    out.print(f"\nDense products take {profiled.dense_share:.1%} of the GPU time.")
     for gain in profiled.ceilings:
         out.print(f"With products {gain.speedup:.3g}× faster ({gain.why}): {gain.ceiling:.3f}× at most.")
 

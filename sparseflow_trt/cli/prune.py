@@ -26,8 +26,8 @@ _OF_TORCH = ("calibration", "where_it_pays", "policy", "batch", "seq", "dtype", 
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Default: MODEL with .2to4 in its name, beside it; of a function, FILE.FUNCTION.2to4.safetensors "
-    "here.",
+    help="Default: MODEL with .2to4 in its name, beside it; for a function, "
+    "./FILE.FUNCTION.2to4.safetensors.",
 )
 @click.option(
     "--exclude", multiple=True, metavar="GLOB", help="Layer, module or weight names to leave alone."
@@ -58,11 +58,13 @@ _OF_TORCH = ("calibration", "where_it_pays", "policy", "batch", "seq", "dtype", 
 )
 @click.option("--policy", metavar="NAME|FILE", help="With --where-it-pays. Default: this machine's GPU's.")
 @click.option("--batch", type=click.IntRange(1), help="Rows of a configuration's inputs. Default: 1.")
-@click.option("--seq", type=click.IntRange(1), help="Tokens of a configuration's inputs. Default: 128.")
+@click.option(
+    "--seq", type=click.IntRange(1), help="Tokens in each row of a configuration's inputs. Default: 128."
+)
 @click.option(
     "--dtype",
     type=click.Choice(["fp16", "bf16", "fp32"]),
-    help="Of a configuration's module. Default: as in its checkpoint.",
+    help="Type of a configuration's module. Default: as in its checkpoint.",
 )
 @click.option("--device", metavar="NAME", help="Where to calibrate: cpu (the default), cuda, cuda:1.")
 @common_options
@@ -75,21 +77,21 @@ def command(
     as_json: bool,
     **of_torch: Any,
 ) -> int:
-    """Prune MODEL's eligible weights 2:4 along K, but for a classifier's and an adapter's. MODEL stays.
+    """Prune MODEL's eligible weights 2:4 along K, except a classifier's and an adapter's. MODEL stays.
 
     MODEL is an ONNX file, or a PyTorch module: a Hugging Face folder with weights, or FILE.py:FUNCTION or
     MODULE:FUNCTION that returns (module, inputs). A folder becomes a folder like it, a function's module a
     .safetensors file for `load_checkpoint`. A classifier (lm_head, classifier, score, a last fc or head)
     or an adapter (lora_A, lora_B) is pruned only where --include names it.
 
-    Exits with 3 where a weight of an ONNX model could not be pruned because its users disagree on the axis.
+    Exits with 3 if a weight of an ONNX model could not be pruned because its users disagree on the axis.
     """
     if Path(model).is_file() and not model.endswith(".py"):
         given = [f"--method {method}"] if method != "magnitude" else []
         given += [f"--{name.replace('_', '-')}" for name in _OF_TORCH if of_torch[name]]
         if given:
             raise click.UsageError(
-                f"an ONNX model is pruned by magnitude alone: {given[0]} is for PyTorch modules."
+                f"an ONNX model is pruned by magnitude only: {given[0]} is for PyTorch modules."
             )
         return _prune_onnx(Path(model), output, include, exclude, as_json)
     if ":" not in model and not Path(model, "config.json").is_file():
@@ -133,8 +135,8 @@ def _prune_onnx(
         if not zeroed:
             left = [layer for layer, why in report.skipped if why in NOT_NAMED.values()]
             names = " ".join(shlex.join(["--include", name]) for name in left)
-            named = f"; {names} takes what was left all the same" if names else ""
-            console.say(f"Nothing was pruned: what was written is as {model.name} was{named}.")
+            named = f"; {names} prunes what was left alone" if names else ""
+            console.say(f"Nothing was pruned: the written model is the same as {model.name}{named}.")
     return EXIT_NOT_SPARSE if report.conflicts else EXIT_OK
 
 
@@ -182,7 +184,9 @@ def _where_it_pays(policy: str | None, batch: int, seq: int) -> WhereItPays:
 
     found = find_policy_for(policy)
     if found is None:
-        raise click.UsageError("--where-it-pays needs --policy: none is known for a GPU of this machine.")
+        raise click.UsageError(
+            "--where-it-pays needs --policy: this machine has no GPU with a shipped policy."
+        )
     return WhereItPays(found, batch, seq)
 
 

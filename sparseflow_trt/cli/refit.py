@@ -21,7 +21,7 @@ from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="The new artifact's folder. Default: MODEL.artifact here.",
+    help="The new artifact's folder. Default: ./MODEL.artifact.",
 )
 @validation_options
 @common_options
@@ -36,13 +36,13 @@ def command(
     per_layer: bool,
     as_json: bool,
 ) -> int:
-    """Give ARTIFACT's engine the weights of MODEL, validate it and write an artifact. Nothing is built anew.
+    """Give ARTIFACT's engine the weights of MODEL, validate it and write an artifact. Nothing is rebuilt.
 
-    ARTIFACT was built with --refit, and MODEL differs in its weights alone. Where the engine's kernels are
-    sparse, or the plan says so, MODEL has to be 2:4.
+    ARTIFACT was built with --refit, and MODEL differs only in its weights. If the engine's kernels
+    are sparse, or the plan says so, MODEL has to be 2:4.
 
-    Exits with 4 where the outputs differ more than they may or the reference itself holds NaN, with 1 where
-    nothing was run.
+    Exits with 4 if the outputs differ more than allowed or the reference itself holds NaN, with 1 if nothing
+    was run.
     """
     from sparseflow_trt.refitting import RefitOptions, refit
 

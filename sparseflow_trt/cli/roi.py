@@ -21,33 +21,35 @@ if TYPE_CHECKING:
 
 @click.command("roi")
 @click.option("--gpus", type=click.IntRange(1, 10**9), help="GPUs that the load takes today, dense.")
-@click.option("--requests-per-month", type=positive(), metavar="R", help="Or this, with --throughput.")
-@click.option("--requests-per-second", type=positive(), metavar="R", help="Or this, with --throughput.")
+@click.option(
+    "--requests-per-month", type=positive(), metavar="R", help="Instead of --gpus; needs --throughput."
+)
+@click.option("--requests-per-second", type=positive(), metavar="R", help="The same, per second.")
 @click.option(
     "--throughput", type=positive(), metavar="R",
-    help="Requests a second that one GPU serves, dense, when it is busy all of the time.",
+    help="Requests per second that one GPU serves, dense, when it is always busy.",
 )  # fmt: skip
 @click.option("--cost-per-gpu-hour", type=positive(), required=True, metavar="COST", help="In any currency.")
-@click.option("--speedup", type=positive(1000), help="Of the whole service, end to end, as it was measured.")
+@click.option("--speedup", type=positive(1000), help="Measured speedup of the whole service, end to end.")
 @click.option(
     "--estimate", type=click.Path(path_type=Path), metavar="FILE",
-    help="Instead of --speedup: what `estimate --json` wrote; see --realised.",
+    help="Instead of --speedup: a file that `estimate --json` wrote; see --realised.",
 )  # fmt: skip
 @click.option(
     "--gemm-share", type=positive(1), metavar="SHARE",
-    help="For --estimate: the share of the GPU's time that the products have, where not the file's.",
+    help="For --estimate: the share of GPU time that the products take, if not the file's.",
 )  # fmt: skip
 @click.option(
     "--realised", type=positive(1), default=REALISED, show_default=True, metavar="SHARE",
-    help="For --estimate: the share of the time saved at the ceiling that a build is counted to save.",
+    help="For --estimate: how much of the time saved at the ceiling a build is assumed to save.",
 )  # fmt: skip
 @click.option(
     "--busy", type=positive(1), default=BUSY, show_default=True, metavar="SHARE",
-    help="The largest share of its time that a GPU is planned to be busy.",
+    help="The largest share of its time that a GPU may be busy.",
 )  # fmt: skip
 @click.option(
     "--peak", type=positive(1000), default=1.0, show_default=True, metavar="FACTOR",
-    help="The busiest hour's requests over the mean's: GPUs are counted for that hour.",
+    help="Requests in the busiest hour over the mean: GPUs are counted for that hour.",
 )  # fmt: skip
 @click.option(
     "--one-off", type=positive(zero=True), default=0.0, metavar="COST", help="What pruning costs once."
@@ -58,17 +60,17 @@ def command(
     throughput: float | None, cost_per_gpu_hour: float, speedup: float | None, estimate: Path | None,
     gemm_share: float | None, realised: float, busy: float, peak: float, one_off: float, as_json: bool,
 ) -> int:  # fmt: skip
-    """Reckon GPUs and cost per month, dense against sparse, from a measured or an estimated speedup."""
+    """Estimate GPUs and cost per month, dense and sparse, from a measured or an estimated speedup."""
     load, how_load = _load(gpus, requests_per_month, requests_per_second, throughput, busy, peak)
     factor, how_factor = _speedup(speedup, estimate, gemm_share, realised)
     result = return_on_sparsity(load, factor, cost_per_gpu_hour, busy, one_off)
     assumptions = [
         how_factor,
         how_load,
-        "What takes less of a GPU's time leaves it for more requests.",
-        f"Whole GPUs are counted, each busy for {busy:.0%} of its time at most.",
+        "A request that takes less GPU time leaves room for more requests.",
+        f"Whole GPUs are counted, each busy at most {busy:.0%} of its time.",
         f"GPUs are paid for all of a month's {HOURS_A_MONTH:g} hours.",
-        "A sparse model's answers are worth as much as the dense one's: measure that on your own data.",
+        "The sparse model's answers are as good as the dense one's: measure that on your own data.",
     ]
     if as_json:
         console.print_json({**asdict(result), "assumptions": assumptions})
@@ -88,16 +90,16 @@ def _load(
     if gpus is not None:
         if throughput is not None or peak != 1:
             raise click.UsageError("--throughput and --peak go with requests, not with --gpus.")
-        many = f"{gpus:,} GPUs today, dense, which are busy for {busy:.0%} of their time."
-        one = f"1 GPU today, dense, which is busy for {busy:.0%} of its time."
+        many = f"{gpus:,} GPUs today, dense, which are busy {busy:.0%} of their time."
+        one = f"1 GPU today, dense, which is busy {busy:.0%} of its time."
         return gpus * busy, f"The load takes {one if gpus == 1 else many}"
     if peak < 1:
         raise click.UsageError("--peak is below 1: the busiest hour has no fewer requests than the mean.")
     if throughput is None:
-        raise click.UsageError("requests take --throughput: what one GPU serves, dense.")
+        raise click.UsageError("requests need --throughput: what one GPU serves, dense.")
     mean = by_second if by_second is not None else (by_month or 0) / (HOURS_A_MONTH * 3600)
     many = f"with {_plain(peak, 6)} times as many in the busiest hour, which is counted"
-    come = "1 request a second comes" if mean == 1 else f"{_plain(mean, 3)} requests a second come"
+    come = "1 request per second arrives" if mean == 1 else f"{_plain(mean, 3)} requests per second arrive"
     return mean * peak / throughput, (
         f"{come} {'evenly' if peak == 1 else many}; a GPU that is always busy serves "
         f"{_plain(throughput, 6)}, dense."
@@ -120,8 +122,8 @@ def _speedup(
         if gemm_share is not None or realised != REALISED:
             raise click.UsageError("--gemm-share and --realised go with --estimate: --speedup is end to end.")
         return measured, (
-            f"The speedup, {measured:.3f}×, is as given: it counts as one that was measured end to end, and "
-            "not of products alone."
+            f"The speedup, {measured:.3f}×, is taken as given: as measured end to end, and not for products "
+            "alone."
         )
     if measured is not None or estimate is None:
         raise click.UsageError("give one of --speedup and --estimate.")
@@ -140,15 +142,15 @@ def _speedup(
     guessed = f" ({found.guessed_share:.0%} of their time is guessed)" if found.guessed_share else ""
     return factor, (
         f"The speedup, {factor:.3f}×, is not measured: {realised:.0%} of what the ceiling, {ceiling:.3f}×, "
-        f"would save. By {estimate.name} ({found.model} on {found.device}) products get "
-        f"{found.gemm_speedup:.3f}× as fast{in_plugin}{guessed}, and {share:.0%} of the GPU's time is in "
-        "them."
+        f"would save. By {estimate.name} ({found.model} on {found.device}) products become "
+        f"{found.gemm_speedup:.3f}× as fast{in_plugin}{guessed} and take {share:.0%} of the dense model's "
+        "GPU time."
     )
 
 
 def _print(result: Roi, assumptions: list[str]) -> None:
     out = console.out()
-    table = console.table("", ">GPUs", ">Busy", ">Cost a month")
+    table = console.table("", ">GPUs", ">Busy", ">Cost per month")
     rows: list[tuple[str, Fleet]] = [("dense", result.dense), ("sparse", result.sparse)]
     for name, fleet in rows:
         table.add_row(name, str(fleet.gpus), f"{fleet.utilisation:.0%}", f"{fleet.cost_per_month:,.2f}")
@@ -156,11 +158,11 @@ def _print(result: Roi, assumptions: list[str]) -> None:
     saved = result.saved_per_month
     share = abs(saved) / result.dense.cost_per_month
     if saved > 0:
-        out.print(f"\nSaved a month: {saved:,.2f} ({share:.1%})")
+        out.print(f"\nSaved per month: {saved:,.2f} ({share:.1%})")
     elif saved < 0:
-        out.print(f"\nSparse costs {-saved:,.2f} a month more ({share:.1%}).")
+        out.print(f"\nSparse costs {-saved:,.2f} more per month ({share:.1%}).")
     else:
-        out.print("\nNothing is saved: both take as many whole GPUs.")
+        out.print("\nNothing is saved: both need the same number of whole GPUs.")
     if result.one_off:
         months = result.break_even_months
         when = "never saved" if months is None else f"saved after {months:.1f} months"

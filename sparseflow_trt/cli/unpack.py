@@ -23,13 +23,13 @@ from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
 )
 @common_options
 def command(checkpoint: Path, output: Path, as_json: bool) -> int:
-    """Write CHECKPOINT's sparse weights again as plain ones with zeros, each mask verified.
+    """Write CHECKPOINT's sparse weights as plain ones with zeros, each mask verified.
 
     CHECKPOINT is a Hugging Face folder or a file of compressed-tensors (sparse-24-bitmask, or plain weights
     that its configuration says are 2:4), of torchao or PyTorch (semi-structured tensors) or of ModelOpt
     (weights with masks). The file itself is not changed.
 
-    Exits with 3 where weights that the configuration says are 2:4 are not; they are written as they are.
+    Exits with 3 if weights that the configuration says are 2:4 are not; they are written as they are.
     """
     from sparseflow_trt.pytorch.sparse_checkpoint import unpack_checkpoint
 
@@ -43,6 +43,6 @@ def command(checkpoint: Path, output: Path, as_json: bool) -> int:
         for name in done.broken:
             out.print(console.styled("not 2:4", "red"), f"'{name}', which the configuration says is")
         for form, count in Counter(layer.form for layer in done.layers).items():
-            out.print(f"{count} weights were {form}: 2:4 along K, as is now verified")
+            out.print(f"{count} weights were {form}: 2:4 along K, now verified")
         out.print(f"Written: {done.output}")
     return EXIT_NOT_SPARSE if done.broken else EXIT_OK

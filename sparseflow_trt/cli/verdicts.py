@@ -70,7 +70,7 @@ def print_duel(duel: DuelRecord) -> None:
     if duel.sparse_outcomes:
         ran, of = sum(o.sparse for o in duel.sparse_outcomes), len(duel.sparse_outcomes)
         told = f"  In the sparse engine {ran} of {of} layers and profiles ran a sparse kernel; "
-        console.say(f"{told}duel.sparse_outcomes of manifest.json has each one's times.")
+        console.say(f"{told}duel.sparse_outcomes in manifest.json has each one's times.")
 
 
 def _times(timing: TimingRecord) -> list[str]:

@@ -154,7 +154,7 @@ def estimate(
     if not groups:
         raise ShapeError(
             f"{model}: no layer multiplies by a stored weight.",
-            " ".join(left_as_they_are(layers)) or "`sparseflow-trt inspect --all` says of each why.",
+            " ".join(left_as_they_are(layers)) or "`sparseflow-trt inspect --all` says why for each.",
         )
     if not any(sizes.values()):
         there = ", ".join(sorted({str(group.m) for group in groups}))
@@ -249,7 +249,7 @@ def _main_m(groups: Mapping[Group, int], model: str) -> SymbolicM:
             work[group.m] += count * group.n * group.k
     if not work:
         raise ShapeError(
-            f"{model}: no layer's M has a named axis, so that traffic says nothing of it.",
+            f"{model}: no layer's M has a named axis, so traffic says nothing about it.",
             "Leave out --traffic.",
         )
     return max(work, key=lambda m: (work[m], str(m)))
@@ -271,31 +271,31 @@ def _notes(
     in_plugin: bool,
 ) -> Iterator[str]:
     if asked != used:
-        yield f"The policy holds nothing of {WHOSE[asked]}: these are times of {WHOSE[used]}."
+        yield f"The policy holds nothing for {WHOSE[asked]}: these are times of {WHOSE[used]}."
     if main:
-        yield f"The traffic is of M={main}; a layer with another M has it from the given sizes."
+        yield f"The traffic counts M={main}; a layer with another M takes it from the given sizes."
     unpruned = (row.kind for row in rows if row.worth and row.state == "not-sparse")
     if only := takes_if_named(unpruned):
         yield f"`prune` {only}."
     if any(row.policy_us not in (row.dense_us, row.sparse_us) for row in rows):
         does = "artifacts of their own for" if in_plugin else "profiles split at"
-        yield f"Where sparse wins at some M only, each M has its kernel: {does} those M do that."
+        yield f"Where sparse wins only at some M, each M has its own kernel; that takes {does} those M."
     if any("dense measured" in row.basis for row in rows):
         yield (
-            "Where the dense kernel alone was measured its time is that one; sparse has the speedup that is "
-            "known as its row says, and counts as dense where none is."
+            "Where only the dense kernel was measured, its time is that measurement. Sparse then has the "
+            "speedup whose source its row names, and counts as dense if none is known."
         )
     if any(row.guessed_us for row in rows):
         yield (
-            "Products with no time count as dense, and as long as at the smallest measured M where theirs is "
-            "below it, else as long for each element or multiplication as the others, whichever is longer."
+            "Products with no time count as dense. Below the smallest measured M they take the time at that "
+            "M; else as long per element or per multiplication as the others, whichever is longer."
         )
     unknown = sum(row.count for row in rows if not row.sizes)
     if unknown:
-        yield f"Not in it: {unknown} products whose M is not known."
+        yield f"Not included: {unknown} products whose M is not known."
     if computed := sum(layer.computed for layer in layers):
-        yield f"Not in it: {computed} products by weights computed of constants, which `inspect` names."
+        yield f"Not included: {computed} products with weights computed from constants; `inspect` names them."
     others = Counter(layer.op_type for layer in layers if layer.op_type not in OPS)
     if others:
         said = ", ".join(f"{count} {name}" for name, count in sorted(others.items()))
-        yield f"Not in it: {said}, which multiply by their weights in a way that has no 2:4 path."
+        yield f"Not included: {said}, which multiply by their weights in a way that has no 2:4 path."

@@ -52,7 +52,7 @@ def advise(
             more = in_plugin if name == "torch" else ""
             yield f"The policy holds {what} of {WHOSE[_library(name)]}, too: try --library {name}{more}."
     if in_plugin and not gained.get("torch"):
-        yield "The policy says something of the plugin: try --plugin."
+        yield "The policy has an answer for the plugin: try --plugin."
     yield from _what_measures(
         [row for key, row in unknown.items() if key not in helped], policy, model, no_product
     )
@@ -88,9 +88,9 @@ def _what_measures(
     if len(plain) < len(rows):
         here = " (the others here)" if plain else ""
         yield (
-            f"`autotune` measures FP16 and BF16 alone, and no Conv with a window or in groups{here}. On that "
-            "GPU `build --verdict` measures what such an engine gains, and `policy learn` makes a policy of "
-            "what TensorRT's builder timed for one that was built with --sparsity force."
+            f"`autotune` measures only FP16 and BF16, and no Conv with a window or groups{here}. On that GPU "
+            "`build --verdict` measures what such an engine gains, and `policy learn` makes a policy from "
+            "what TensorRT's builder timed for an engine built with --sparsity force."
         )
 
 

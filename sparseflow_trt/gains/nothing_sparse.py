@@ -69,7 +69,7 @@ def _what_to_do(
     if (nearest := _nearest_win(layers, policy, rows)) and nearest[1] != rows[nearest[0]]:
         name, m = nearest
         return (
-            f"Policy '{policy.name}' runs '{name}' sparse at M={m}, and these inputs make it M={rows[name]}: "
+            f"Policy '{policy.name}' runs '{name}' sparse at M={m}, but these inputs make it M={rows[name]}: "
             "choose others (of a folder: --batch and --seq)."
         )
     if layers and not nearest:

@@ -165,9 +165,9 @@ def masks_apart(reasons: Iterable[str]) -> str:
     if not apart:
         return ""
     return (
-        f"{apart} layer(s) multiply a mask with their weight at each run, so that it is not seen as 2:4. "
-        "Make the mask part of it before the export: torch.nn.utils.prune.remove(module, 'weight'), or "
-        "squash_mask() of torch.ao's sparsifier; of a parametrization of your own "
+        f"{apart} layer(s) multiply their weight by a mask at each run, so it is not seen as 2:4. "
+        "Fold the mask into the weight before the export: torch.nn.utils.prune.remove(module, 'weight'), or "
+        "squash_mask() of torch.ao's sparsifier; for a parametrization of your own "
         "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')."
     )
 
@@ -178,10 +178,10 @@ def weights_computed(layers: Iterable[WeightedLayer]) -> str:
     if not names:
         return ""
     return (
-        f"{len(names)} layer(s) have weights that are computed of constants in the graph, and stay as they "
-        f"are: {listed(names, _MOST_NAMED)}. Make each one parameter before the export, by "
+        f"{len(names)} layer(s) have weights that the graph computes from constants, and stay as they "
+        f"are: {listed(names, _MOST_NAMED)}. Make each a single parameter before the export, by "
         "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') or nn.Parameter(torch.cat(…)), "
-        "or fold the file with ONNX Runtime: optimized_model_filepath, at ORT_ENABLE_BASIC."
+        "or fold the file with ONNX Runtime: optimized_model_filepath at ORT_ENABLE_BASIC."
     )
 
 

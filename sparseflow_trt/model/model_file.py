@@ -21,8 +21,8 @@ _OTHER_NAME = "ai.onnx"  # of the same, in files: onnx-ir makes it "" of nodes, 
 _HINT_EXPORT = "Export the model again, or give another file."
 # Of a model that reads well and is no valid ONNX: what exporters write seldom is, and what converters do.
 EXPORT_AGAIN = (
-    "Export the model again. If another tool has changed the file since, give the one from before that: what "
-    "is to be in FP16 `plan` and `build` make so themselves, by --precision."
+    "Export the model again. If another tool has changed the file since, give the file from before that: "
+    "`plan` and `build` convert to FP16 themselves, with --precision."
 )
 
 
@@ -152,7 +152,7 @@ def _parse(path: Path, inline: bool) -> onnx.ModelProto:
     except IsADirectoryError:
         from_hub = (path / "config.json").is_file()
         export = shlex.join(["sparseflow-trt", "export", str(path)])
-        hint = f"Make one of it: {export}" if from_hub else "Name the .onnx file in it."
+        hint = f"Export it first: {export}" if from_hub else "Name the .onnx file in it."
         raise ModelError(f"{path} is a folder, not an ONNX file.", hint) from None
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}.", "Check the file.") from error
@@ -179,7 +179,7 @@ def _check_header(path: Path, proto: onnx.ModelProto) -> None:
         raise ModelError(f"{path} names no ONNX opset.", _HINT_EXPORT)
     if versions and not 1 <= max(versions) <= newest:
         raise ModelError(
-            f"{path} is written in opset {max(versions)}; onnx {onnx.__version__} knows 1 to {newest}.",
+            f"{path} is written in opset {max(versions)}; onnx {onnx.__version__} supports 1 to {newest}.",
             "Export with an older opset, or install a newer onnx.",
         )
 
@@ -194,7 +194,7 @@ def _check_types(path: Path, proto: onnx.ModelProto) -> None:
                 kind = nested.elem_type
             if kind.HasField("map_type"):
                 raise ModelError(
-                    f"{path}: '{value.name}' is a map, not a tensor: ZipMap makes such.",
+                    f"{path}: '{value.name}' is a map, not a tensor, as ZipMap makes them.",
                     "Export the model without it; skl2onnx does with options={'zipmap': False}.",
                 )
 
@@ -242,8 +242,8 @@ def _check_dense(path: Path, proto: onnx.ModelProto) -> None:
         ]
         if names:
             raise ModelError(
-                f"{path} stores '{names[0]}' as a sparse tensor of ONNX's, which is not read here.",
-                "Store it as a tensor with its zeros: 2:4 is found in such.",
+                f"{path} stores '{names[0]}' as an ONNX sparse tensor, which is not supported.",
+                "Store it as a dense tensor with its zeros: 2:4 is found in those.",
             )
 
 
@@ -255,11 +255,11 @@ def _check_values(path: Path, model: ir.Model) -> None:
                 if value is not None and not _is_made(value):
                     name = node.name or node.op_type
                     raise ModelError(
-                        f"{path}: node '{name}' reads '{value.name}', which nothing makes.", _HINT_EXPORT
+                        f"{path}: node '{name}' reads '{value.name}', which nothing produces.", _HINT_EXPORT
                     )
         for value in graph.outputs:
             if not _is_made(value):
-                raise ModelError(f"{path}: nothing makes the output '{value.name}'.", _HINT_EXPORT)
+                raise ModelError(f"{path}: nothing produces the output '{value.name}'.", _HINT_EXPORT)
 
 
 def _is_made(value: ir.Value) -> bool:

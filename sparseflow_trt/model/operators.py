@@ -21,8 +21,8 @@ def check_operators(model: OnnxModel) -> None:
 
     if model.opset < _OLDEST_OPSET:
         raise ModelError(
-            f"{model.path} is written in opset {model.opset}, and backends read {_OLDEST_OPSET} and later.",
-            "Export it anew with a later one, or convert it, which wants sizes in place of named axes: "
+            f"{model.path} is written in opset {model.opset}, but backends need {_OLDEST_OPSET} or later.",
+            "Export it again with a later one, or convert it, which needs sizes in place of named axes: "
             f"onnx.save(onnx.version_converter.convert_version(onnx.load('{model.path}'), 17), 'new.onnx')",
         )
     for node in model.ir.graph.all_nodes():

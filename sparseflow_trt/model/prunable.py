@@ -144,7 +144,7 @@ def pruned_before(layers: Iterable[WeightedLayer]) -> str:
     if not before:
         return ""
     return (
-        f"{before} layer(s) have been pruned before, it seems: prune the model from before that, else "
+        f"{before} layer(s) seem to have been pruned before: prune the model from before that, or "
         "accuracy is lost twice."
     )
 

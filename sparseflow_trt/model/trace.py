@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 # The reason of a layer whose weight is a product of two constants, as PyTorch's pruning leaves it.
-MASK_APART = "its mask is still apart: multiplied with its weight"
+MASK_APART = "its mask is still separate: the graph multiplies its weight by it"
 
 
 def trace_weight(value: ir.Value | None) -> TracedWeight | Untraceable:
@@ -52,7 +52,7 @@ def trace_weight(value: ir.Value | None) -> TracedWeight | Untraceable:
 
 def _why_computed(value: ir.Value, node: ir.Node) -> str:
     """Why a weight that a node computes of constants is not read, and what to do."""
-    by = f"its weight is computed of constants, by {_label(node)}"
+    by = f"its weight is computed from constants by {_label(node)}"
     if is_dequantized(value):  # to fold it would make it a float
         return f"{by} behind a DequantizeLinear: do it before, and dequantize last"
     if node.op_type in ("Split", "Slice"):  # of what `parts` does not take
@@ -163,7 +163,7 @@ def _traced(value: ir.Value, tensor: ir.TensorProtocol, passed: list[ir.Node]) -
             if reshaped is None:
                 return Untraceable(f"dynamic weight: the shape of {_label(node)} is not constant")
             if math.prod(reshaped) != math.prod(shape) or min(reshaped, default=0) < 0:
-                raise ValueError(f"{_label(node)} makes {list(reshaped)} of {list(shape)}")
+                raise ValueError(f"{_label(node)} turns {list(shape)} into {list(reshaped)}")
             traced = replace(traced, steps=(*traced.steps, ("reshape", reshaped)))
         elif node.op_type == "QuantizeLinear":
             traced = replace(traced, made=_quantized_type(node))

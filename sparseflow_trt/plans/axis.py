@@ -99,8 +99,8 @@ def place_traffic(
             placed[size] = placed.get(size, 0.0) + weight
     if not placed:
         raise ShapeError(
-            f"no M of the traffic lies between {least} and {most}, which is what the shapes allow.",
-            "Give the axes ranges that hold the traffic.",
+            f"no M of the traffic lies between {least} and {most}, the range that the shapes allow.",
+            "Give the axes ranges that cover the traffic.",
         )
     return sorted(placed.items()), max(0.0, 1 - sum(placed.values()) / traffic.total)
 

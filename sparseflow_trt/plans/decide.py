@@ -22,7 +22,7 @@ SparsityMode = Literal["policy", "force", "off", "plugin"]
 
 _LACKS = "with --plugin LIB, which `sparseflow-trt plugin build` makes"
 _ELEMENT_BYTES = 2
-DENSE_IN_FP32 = "FP32 runs dense: of TF32 sparse instructions take one of two, not two of four"
+DENSE_IN_FP32 = "FP32 runs dense: sparse TF32 instructions take one of two values, not two of four"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PluginUse:
     def why_not(self, name: str, precision: str) -> str:
         """Why a layer cannot run in the plugin in a precision, "" where it can."""
         if name not in self.layers:
-            return "the graph was not looked at for it"
+            return "the graph was not checked for it"
         if reason := self.layers[name].why_not:
             return reason
         return (
@@ -212,7 +212,7 @@ def _with_plugin(
         said += f"; also in {', '.join(others)}"
     if below:
         memory = layer.n * layer.k * _ELEMENT_BYTES / 2**20
-        said += f"; below M={below} its dense copy, which takes {memory:.3g} MiB more of the GPU's memory"
+        said += f"; below M={below} its dense copy, which takes {memory:.3g} MiB more GPU memory"
     said += _beside_multiples(layer.m, known, sizes, sizes.at[top] or 0, below)
     return Decision("plugin", said, below)
 

@@ -127,7 +127,9 @@ class Plan(Record):
                 raise ValueError(f"{what} named twice: {', '.join(twice)}")
         for first, *others in self.plugin_products:
             if first.joined not in ("", first.name):
-                raise ValueError(f"'{first.name}' is joined to '{first.joined}', which is no layer before it")
+                raise ValueError(
+                    f"'{first.name}' is joined to '{first.joined}', which is not a layer before it"
+                )
             for other in others:
                 if any(getattr(first, key) != getattr(other, key) for key in _ALIKE):
                     raise ValueError(f"'{other.name}' and '{first.name}' are joined and differ")
@@ -215,26 +217,26 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
     for planned in plan.layers:
         layer = known.pop(planned.name, None)
         if layer is None:
-            problems.append(f"'{planned.name}' is no layer of the model")
+            problems.append(f"'{planned.name}' is not a layer of the model")
             continue
         if (planned.n, planned.k) != (layer.n, layer.k):
             problems.append(
-                f"'{planned.name}' is planned with N={planned.n}, K={planned.k} and has N={layer.n}, "
+                f"'{planned.name}' is planned with N={planned.n}, K={planned.k} but has N={layer.n}, "
                 f"K={layer.k}"
             )
         if planned.sparsity != "dense" and layer.state is not SparsityState.SPARSE:
             problems.append(
-                f"'{planned.name}' is planned {planned.sparsity} and is {layer.state.value}: {layer.reason}"
+                f"'{planned.name}' is planned {planned.sparsity} but is {layer.state.value}: {layer.reason}"
             )
             not_sparse.append(layer)
         elif planned.sparsity == "sparse" and planned.precision == "fp32":
-            problems.append(f"'{planned.name}' is planned sparse in fp32, and {DENSE_IN_FP32}")
+            problems.append(f"'{planned.name}' is planned sparse in fp32, but {DENSE_IN_FP32}")
             wide.append(planned.name)
         planned_so = planned.precision if planned.precision in UNCHANGED else None
         if planned_so != unchanged_precision(layer.product or layer.dtype):
             multiplied = f", multiplied in {layer.product}" if layer.product not in ("", layer.dtype) else ""
             problems.append(
-                f"'{planned.name}' is planned {planned.precision} and its weights are "
+                f"'{planned.name}' is planned {planned.precision} but its weights are "
                 f"{layer.dtype}{multiplied}"
             )
     problems += [f"'{name}' is not in the plan" for name in known]

@@ -69,7 +69,7 @@ def make_plan(
     if split:
         if len(profiles) != 1:
             raise ShapeError(
-                f"{len(profiles)} profiles cannot be split along '{split.axis}': it takes one.",
+                f"{len(profiles)} profiles cannot be split along '{split.axis}': --split takes one profile.",
                 "Give the whole range with --dim or --shapes, and leave out the profiles.",
             )
         # one node of the plugin serves all profiles: nothing is to be split for it

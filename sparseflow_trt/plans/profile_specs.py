@@ -60,7 +60,7 @@ def parse_profile(text: str) -> ProfileSpec:
     name, *ranges = (part.strip() for part in text.split(":"))
     if not name or "=" in name or not ranges:
         raise ShapeError(
-            f"'{text}' is no profile: a name, then a range for each axis.", _PROFILE_HINT, usage=True
+            f"'{text}' is not a profile: a name, then a range for each axis.", _PROFILE_HINT, usage=True
         )
     axes: dict[str, tuple[int, int, int]] = {}
     for part in ranges:
@@ -82,7 +82,7 @@ def read_shapes_file(path: Path) -> tuple[ProfileSpec, ...]:
     """
     data = load_yaml(read_text(path, ShapeError, "shapes file"), str(path), ShapeError, _FILE_HINT)
     if not isinstance(data, list) or not data:
-        raise ShapeError(f"{path} holds no list of profiles.", _FILE_HINT)
+        raise ShapeError(f"{path} does not hold a list of profiles.", _FILE_HINT)
     return parse(_ShapesFile, {"profiles": data}, str(path), ShapeError, _FILE_HINT).profiles
 
 

@@ -98,8 +98,8 @@ def parse_input_range(text: str) -> tuple[str, ShapeRange]:
     try:
         return match[1], ShapeRange(min=low, opt=opt, max=high)
     except ValueError as error:
-        raise ShapeError(f"'{text}' is not a range of shapes: min, opt and max have to have one rank and to "
-                         "grow from left to right.", _HINT, usage=True) from error  # fmt: skip
+        raise ShapeError(f"'{text}' is not a range of shapes: min, opt and max need the same rank and must "
+                         "not shrink from left to right.", _HINT, usage=True) from error  # fmt: skip
 
 
 def make_profile(
@@ -117,7 +117,8 @@ def make_profile(
     for input_name, dims in input_dims.items():
         if below := [i for i, dim in enumerate(dims) if isinstance(dim, int) and dim < 0]:
             raise ShapeError(
-                f"dimension {below[0]} of input '{input_name}' is {dims[below[0]]} in the model: no size.",
+                f"dimension {below[0]} of input '{input_name}' is {dims[below[0]]} in the model, "
+                "which is not a size.",
                 "Where it is dynamic, name it: in onnx.load(MODEL).graph.input, "
                 "`type.tensor_type.shape.dim[i].dim_param = 'batch'`.",
             )
@@ -255,7 +256,7 @@ def check_profile(profile: Profile, input_dims: dict[str, Dims]) -> None:
             parts = [seen[term][0] for term in terms(axis) if term in seen]
             if len(parts) == len(terms(axis)) and sum(parts) != size:
                 raise ShapeError(
-                    f"{where} gives axis '{axis}' of '{name}' {size} at its {point}; its terms make "
+                    f"{where} gives axis '{axis}' of '{name}' {size} at its {point}; its terms add up to "
                     f"{sum(parts)}.",
                     _HINT,
                 )

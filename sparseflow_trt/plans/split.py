@@ -69,7 +69,7 @@ def split_profile(
     """
     axis = axis_of(profile, split.axis, input_dims)
     if axis.low == axis.high:
-        unused = ", so that the traffic was not looked at" if split.traffic else ""
+        unused = ", so the traffic was not used" if split.traffic else ""
         return (profile,), f"axis '{axis.name}' is not split: it has the one size {axis.low}{unused}"
     work: dict[SymbolicM, float] = {}
     for product, count in products.items():

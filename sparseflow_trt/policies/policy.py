@@ -192,9 +192,9 @@ def read_policy(path: Path) -> Policy:
         if why := _why_unfounded(limit, policy):
             raise PolicyError(
                 f"{path}: the threshold of {limit.kind} ({limit.library} {limit.dtype}, {limit.kernel}) "
-                f"names points that do not bear it out: {why}.",
-                "Where points or `margin` were changed by hand take it out: its layers are dense then where "
-                "no measured shape is near. One that is given, and not derived, names no `shapes`.",
+                f"names points that do not support it: {why}.",
+                "If points or `margin` were changed by hand, remove the threshold: its layers are then dense "
+                "where no measured shape is near. One that is given, not derived, names no `shapes`.",
             )
     return policy
 
@@ -206,10 +206,10 @@ def _why_unfounded(limit: Threshold, policy: Policy) -> str:
     shapes = pairs_by_shape(points, limit.kernel) if limit.shapes else {}
     for n, k in limit.shapes:
         if (n, k) not in shapes:
-            return f"of {k}→{n} it holds none, dense and {limit.kernel}"
+            return f"it holds no dense and {limit.kernel} points for {k}→{n}"
         for m, pair in shapes[n, k].items():
             if limit.holds(m) and not pair.wins(policy.margin):
-                return f"{k}→{n} has {pair.speedup:.2f}× at M={m}, which is no win by {policy.margin:.0%}"
+                return f"{k}→{n} has {pair.speedup:.2f}× at M={m}, which is not a win by {policy.margin:.0%}"
     return ""
 
 

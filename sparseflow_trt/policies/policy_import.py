@@ -128,7 +128,7 @@ def _points_of_row(row: dict[str, Any], where: str, shapes: dict[str, tuple[int,
     kind = _kind_of(operation, where)
     if operation not in shapes:
         raise PolicyError(
-            f"{where} is of operation '{operation}', whose N and K are not given.",
+            f"{where} names operation '{operation}', whose N and K are not given.",
             f"Give them: --shape {operation}=N,K (gate_proj of LLaMA-8B: 14336,4096).",
         )
     n, k = shapes[operation]
@@ -152,7 +152,7 @@ def _check_speedup(given: str, dense_us: float, sparse_us: float, where: str) ->
     half_a_digit = 0.5 * 10.0 ** -len(given.partition(".")[2])
     if not abs(speedup - dense_us / sparse_us) <= max(_ROUNDED * dense_us / sparse_us, half_a_digit):
         raise PolicyError(
-            f"{where} gives the speedup {given}, and {dense_us:g} µs dense over {sparse_us:g} µs sparse are "
+            f"{where} gives the speedup {given}, but {dense_us:g} µs dense over {sparse_us:g} µs sparse are "
             f"{dense_us / sparse_us:.3f}.",
             "Correct the row, or leave the column 'speedup' out: it is not needed.",
         )

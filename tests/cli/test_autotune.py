@@ -127,7 +127,7 @@ def test_an_interrupted_run_says_where_its_points_are_and_goes_on(
     command = ("autotune", "--preset", "tinyllama", "--m", "64,1024", "-o", "p.json")
     ended = sparseflow(*command)
     assert ended.code == 130
-    assert "What was measured is kept in p.json.points.jsonl: the same command goes on." in ended.err
+    assert "Measured points are kept in p.json.points.jsonl: the same command resumes." in ended.err
     assert len(read_journal(tmp_path / "p.json.points.jsonl").measured) == 3
     fake.most = 10**6
     assert sparseflow(*command).code == 0
@@ -141,7 +141,7 @@ def test_a_time_limit_is_said(fake: Fake, sparseflow: Sparseflow) -> None:
     fake.most = 10**6
     ended = sparseflow(*command, "--time-limit", 0)
     assert ended.code == 0
-    assert "The time limit was met: about 15 are left, 1 crossovers are open." in ended.out
+    assert "The time limit was reached: about 15 points are left and 1 crossovers are open." in ended.out
     assert {(p.n, p.m) for p in read_policy(Path("p.json")).points} == {(2560, 64), (2560, 1024)}
     assert len(fake.asked) == 3
 
@@ -219,7 +219,7 @@ def test_a_journal_of_other_types_is_refused(fake: Fake, sparseflow: Sparseflow)
         (
             ("--preset", "vit-b", "--plugin", "lib.so", "--library", "torch"),
             2,
-            "--plugin is measured in TensorRT: --library tensorrt",
+            "--plugin is measured in TensorRT: give --library tensorrt, too",
         ),
         (("--preset", "vit-b", "--plugin", "none.so"), 6, "There is no plugin library none.so"),
         (

@@ -42,7 +42,7 @@ def test_says_what_was_decided_built_and_checked(
     for words in (
         "asked for: sparsity is forced",
         "weights are not 2:4",
-        "1 of 2 layers could be 2:4, are not, and stay dense: 'down_proj'.",
+        "1 of 2 layers could be 2:4 but are not, and stay dense: 'down_proj'.",
         "Engine: model.engine by tensorrt-rtx (tensorrt-rtx 1.",
         "The backend is tensorrt-rtx: it was asked for.",
         "this engine runs dense, and no speedup is claimed for it.",
@@ -86,7 +86,9 @@ def test_a_model_that_nobody_pruned_is_told_to_be(sparseflow: Sparseflow, models
     build = ("build", models.matmul(weight), "--backend", "onnxruntime", "--dim", "batch=1,8,16")
     ended = sparseflow(*build)
     assert ended.code == 0
-    assert "No weights are 2:4, 1 could be: nothing can run sparse. `sparseflow-trt prune " in ended.out
+    assert (
+        "No weights are 2:4, though 1 could be: nothing can run sparse. `sparseflow-trt prune " in ended.out
+    )
 
 
 def test_a_model_that_was_pruned_another_way_is_told_as_inspect_tells_it(
@@ -94,9 +96,9 @@ def test_a_model_that_was_pruned_another_way_is_told_as_inspect_tells_it(
 ) -> None:
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     path = models.matmul(np.where(abs(weight) > np.median(abs(weight)), weight, 0))
-    told = "1 layer(s) have been pruned before, it seems: prune the model from before that"
+    told = "1 layer(s) seem to have been pruned before: prune the model from before that"
     ended = sparseflow("build", path, "--backend", "onnxruntime", "--dim", "batch=1,8,16")
-    assert f"`sparseflow-trt prune {path}` makes them so. {told}" in " ".join(ended.out.split())
+    assert f"`sparseflow-trt prune {path}` prunes them. {told}" in " ".join(ended.out.split())
     assert told in sparseflow("inspect", path).out
 
 
@@ -126,14 +128,14 @@ def test_a_plan_edited_to_be_sparse_is_refused_where_weights_are_not(
     plan.write_text(plan.read_text().replace("sparsity: dense", "sparsity: sparse"))
     ended = sparseflow("build", path, "--plan", "plan.yaml", "--backend", "onnxruntime", "-o", "out")
     assert ended.code == EXIT_NOT_SPARSE
-    assert "'down_proj' is planned sparse and is not-sparse" in ended.error
+    assert "'down_proj' is planned sparse but is not-sparse" in ended.error
     assert not (own_folder / "out").exists()
 
 
 def test_what_can_be_pruned_is_told_beside_a_classifier(sparseflow: Sparseflow, with_head: Path) -> None:
     ended = sparseflow("build", with_head, "--backend", "onnxruntime", "--dim", "batch=8")
     prune, inspect = (f"`sparseflow-trt {name} {with_head}`" for name in ("prune", "inspect"))
-    assert f"{prune} makes 1 of them so, and {inspect} says" in " ".join(ended.out.split())
+    assert f"{prune} prunes 1 of them, and {inspect} says" in " ".join(ended.out.split())
 
 
 def test_again_does_nothing(sparseflow: Sparseflow, mlp: MakeModel) -> None:
@@ -208,7 +210,7 @@ def test_an_edited_plan_is_built(sparseflow: Sparseflow, mlp: MakeModel, own_fol
 
     ended = sparseflow("build", path, "--plan", plan, "--precision", "fp32")
     assert ended.code == 2
-    assert "--plan holds shapes, policy, precision and sparsity itself" in ended.error
+    assert "the plan already sets shapes, policy, precision and sparsity" in ended.error
 
 
 def test_a_plan_for_another_file_is_built_and_said(
@@ -394,7 +396,7 @@ def test_a_build_that_is_stopped_leaves_nothing(
     running.send_signal(number)
     out, err = running.communicate(timeout=20)
     assert running.returncode == code
-    assert (out, err.strip()) == ("", f"error: {says}; what was not finished was not written.")
+    assert (out, err.strip()) == ("", f"error: {says}; nothing unfinished was written.")
     _wait_for(lambda: _is_gone(child))  # by the kernel, where Ctrl-C came while it was being started
     assert left(own_folder) == ["model.onnx"]
     assert left(own_folder / "temporary") == []
@@ -430,4 +432,7 @@ def test_an_artifacts_typed_model_is_exported(
     said = sparseflow("export", "some.artifact", "-o", "other.onnx", "--json").json
     assert (said["output"], said["put_back"]) == ("other.onnx", [])
     refused = sparseflow("export", "some.artifact", "--no-check")
-    assert (refused.code, "is an artifact: its model is written as it is typed" in refused.error) == (2, True)
+    assert (refused.code, "is an artifact, whose model is written as it is typed" in refused.error) == (
+        2,
+        True,
+    )

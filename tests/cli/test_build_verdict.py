@@ -48,10 +48,10 @@ def test_where_nothing_can_be_timed_nothing_is_built(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--margin", "0.1"), "--margin is by how much sparse has to win with --verdict: give both."),
-        (("--verdict", "--margin", "-0.1"), "--margin -0.1 is no share: give one from 0 to below 1"),
-        (("--verdict", "--margin", "2"), "--margin 2 is no share"),
-        (("--verdict", "--margin", "nan"), "--margin nan is no share"),
+        (("--margin", "0.1"), "--margin is how much sparse has to win by with --verdict: give both."),
+        (("--verdict", "--margin", "-0.1"), "--margin -0.1 is not a share: give one from 0 to below 1"),
+        (("--verdict", "--margin", "2"), "--margin 2 is not a share"),
+        (("--verdict", "--margin", "nan"), "--margin nan is not a share"),
         (("--verdict", "--margin", "much"), "'much' is not a valid float"),
     ],
 )
@@ -69,7 +69,7 @@ def test_says_why_dense_ships(sparseflow: Sparseflow, mlp: MakeModel, duels: Due
     for words in (
         "\nSparse against dense: Dense ships: sparse is 1.010× as fast at 'default' and has to win by 2 %.\n",
         "  GPU times in ms, 15 rounds of 20 CUDA graphs, engines in turn:\n",
-        "  In the sparse engine 1 of 2 layers and profiles ran a sparse kernel; duel.sparse_outcomes of",
+        "  In the sparse engine 1 of 2 layers and profiles ran a sparse kernel; duel.sparse_outcomes in",
         "dense ships: sparse was 1.010× as fast at 'default' (measured, 15 rounds)",
     ):
         assert words in ended.out
@@ -122,6 +122,6 @@ def test_a_dense_layer_that_cannot_be_taken_out_of_sparse_kernels_is_named(
         plan.write_text(plan.read_text().replace("sparsity: sparse", "sparsity: dense", 1))
         ended = sparseflow("build", "ones.onnx", "--plan", plan)
         assert ended.code == 0
-        said = "1 layer(s) planned dense could not be taken out of sparse kernels, the first of them"
+        said = "1 layer(s) planned dense could not be kept out of sparse kernels, the first of them"
         assert (said in ended.out) is named
         assert ("no group of four holds two non-zeros" in ended.out) is named

@@ -301,7 +301,7 @@ def test_no_file_that_is_read_is_written(sparseflow: Sparseflow, built: Path) ->
     assert (ended.code, ended.error) == (2, "--junit out.baseline.json is the baseline itself.")
     assert Path("out.baseline.json").read_bytes() == before
     ended = sparseflow("baseline", "create", "out", "-o", "out/manifest.json")
-    said = "out/manifest.json lies in the artifact, which is left as it was built."
+    said = "out/manifest.json is inside the artifact, which stays as it was built."
     assert (ended.code, ended.error) == (2, said)
     assert sparseflow("validate", "out", "--reference", built).code == 0
 

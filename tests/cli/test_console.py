@@ -58,9 +58,9 @@ def test_a_table_is_no_wider_than_the_terminal_where_its_words_have_room(
     ("width", "header", "below"),
     [
         (40, ["Kind", "Type", "Share", "Basis"], None),
-        (31, ["Kind", "Share", "Basis"], "Not shown for want of width: Type."),
-        (28, ["Kind", "Basis"], "Not shown for want of width: Type, Share."),
-        (10, ["Kind", "Basis"], "Not shown for want of width: Type, Share."),
+        (31, ["Kind", "Share", "Basis"], "Not shown, as the terminal is narrow: Type."),
+        (28, ["Kind", "Basis"], "Not shown, as the terminal is narrow: Type, Share."),
+        (10, ["Kind", "Basis"], "Not shown, as the terminal is narrow: Type, Share."),
     ],
 )
 def test_columns_that_can_be_spared_make_room(
@@ -123,7 +123,7 @@ def test_names_have_room_before_columns_that_can_be_spared(
     console.out().print(table)
     assert capsys.readouterr().out.splitlines() == [
         "Layer                                  N", "encoder.layer.*.attention.query (6)  384",
-        "Not shown for want of width: Op.",
+        "Not shown, as the terminal is narrow: Op.",
     ]  # fmt: skip
 
 

@@ -99,10 +99,10 @@ def test_two_models_share_a_server(artifact: Path, mlp: Callable[..., Path], spa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("triton", "m.artifact", "x/m"), "two artifacts would both be 'm'"),
-        (("triton", "m.artifact", "--gpus", "-1"), "'-1' is no list of GPUs"),
+        (("triton", "m.artifact", "x/m"), "two artifacts would both be named 'm'"),
+        (("triton", "m.artifact", "--gpus", "-1"), "'-1' is not a list of GPUs"),
         (("triton", "m.artifact", "--max-batch-size", "-1"), "-1 is not in the range x>=0"),
-        (("verify", "m.artifact", "--concurrency", "1,-1"), "'1,-1' is no list of numbers"),
+        (("verify", "m.artifact", "--concurrency", "1,-1"), "'1,-1' is not a list of numbers"),
         (
             ("verify", "m.artifact", "--http", "http://h:1", "--grpc", "h:2"),
             "'http://h:1' is not HOST:PORT",
@@ -331,7 +331,7 @@ def test_rollback_serves_the_version_before(
         sparseflow("build", mlp("n.onnx", seed=1), "-o", "n.artifact", "--policy", "a100-80gb", *BUILD).code
         == 0
     )
-    told = "A running server takes it when it is told:\n  curl -X POST http://HOST:8000/v2/repository/models/m/load"
+    told = "To load it into a running server:\n  curl -X POST http://HOST:8000/v2/repository/models/m/load"
     assert told in sparseflow(*deploy, "n.artifact").out
     assert told not in sparseflow(*deploy, "n.artifact").out
     assert sparseflow(*rollback, "--json").json == {"name": "m", "withdrawn": 2, "version": 1}
@@ -350,6 +350,6 @@ def test_a_running_server_is_told_of_a_routers_engines_first(
     lines = [
         f"  curl -X POST http://HOST:8000/v2/repository/models/{m}/load" for m in ("m-sparse", "m-dense", "m")
     ]
-    told = "\n".join(["A running server takes it when it is told, one after the other:", *lines])
+    told = "\n".join(["To load it into a running server, one after the other:", *lines])
     assert told in sparseflow(*deploy, "e.artifact").out
     assert told in sparseflow("deploy", "rollback", "--repository", "models", "--name", "m").out

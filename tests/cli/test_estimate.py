@@ -38,7 +38,7 @@ def test_a_shipped_device_and_no_gpu(sparseflow: Sparseflow, mlp: Mlp) -> None:
     assert (ended.code, ended.err) == (0, "")
     assert "model.onnx on A100, by policy 'a100-80gb'" in ended.out
     assert "class threshold (no time)" in ended.out
-    assert "only thresholds: they say whether sparse wins (Prune), and not by how much." in ended.out
+    assert "only thresholds: they say whether sparse wins (Prune), but not by how much." in ended.out
     assert "gain is not known" not in ended.out
     found = sparseflow("estimate", mlp(), "--device", "a100", "--dim", "batch=512", "--json").json
     names = ("dense_us", "policy_us", "guessed_us", "guessed_share")
@@ -61,7 +61,7 @@ def test_a_table_with_the_ceiling(sparseflow: Sparseflow, mlp: Mlp, policy: Path
     )
     assert any(line.startswith("down 128→32: not worth pruning: sparse does not win") for line in lines)
     out = sparseflow("estimate", mlp(), "--policy", policy, "--dim", "batch=8", "--gemm-share", 0.5).out
-    assert "The whole model, at most: 1.200×, where 50% of the GPU's time" in out
+    assert "The whole model, at most: 1.200×, if these products take 50% of the dense" in out
 
 
 def test_a_reason_is_given_once_for_all_its_layers(sparseflow: Sparseflow, mlp: Mlp, policy: Path) -> None:
@@ -117,7 +117,7 @@ def test_traffic(sparseflow: Sparseflow, mlp: Mlp, policy: Path, own_folder: Pat
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "there is no policy for this machine's GPU, or no GPU."),
+        ((), "this machine has no GPU, or one with no shipped policy."),
         (("--device", "h2o"), "there is no policy 'h2o'."),
         (("--device", "a100", "--policy", "a100"), "--device and --policy both name a policy"),
         (("--device", "a100"), "input 'x' has dynamic dimensions batch"),
@@ -144,12 +144,12 @@ def test_roi_from_a_measured_speedup(sparseflow: Sparseflow) -> None:
     assert (ended.code, ended.err) == (0, "")
     rows = [line.split() for line in ended.out.splitlines()[1:3]]
     assert rows == [["dense", "10", "70%", "14,600.00"], ["sparse", "8", "70%", "11,680.00"]]
-    assert "Saved a month: 2,920.00 (20.0%)" in ended.out
+    assert "Saved per month: 2,920.00 (20.0%)" in ended.out
     assert "The 2,920.00 that pruning costs once are saved after 1.0 months." in ended.out
     found = sparseflow(*command, "--json").json
     assert (found["saved_per_month"], found["break_even_months"]) == (2920.0, 1.0)
     (said,) = (line for line in found["assumptions"] if line.startswith("The speedup, 1.250×, "))
-    assert said.startswith("The speedup, 1.250×, is as given: it counts as one that was measured")
+    assert said.startswith("The speedup, 1.250×, is taken as given: as measured end to end")
 
 
 def test_roi_from_requests(sparseflow: Sparseflow) -> None:
@@ -167,8 +167,8 @@ def test_roi_from_requests(sparseflow: Sparseflow) -> None:
 @pytest.mark.parametrize(
     ("speedup", "says"),
     [
-        (1, "Nothing is saved: both take as many whole GPUs."),
-        (0.5, "Sparse costs 730.00 a month more (100.0%)."),
+        (1, "Nothing is saved: both need the same number of whole GPUs."),
+        (0.5, "Sparse costs 730.00 more per month (100.0%)."),
         (1.001, "Nothing is saved"),
     ],
 )
@@ -194,11 +194,11 @@ def test_roi_from_an_estimate_takes_a_part_of_the_ceiling(
     with_plugin = {**json.loads(estimate.out), "kernel": "plugin"}
     (own_folder / "estimate.json").write_text(json.dumps(with_plugin))
     said = sparseflow(*command, "--gemm-share", 0.5).json["assumptions"][0]
-    assert "times as fast with the 2:4 plugin, and 50%" in said.replace("× as", " times as")
+    assert "times as fast with the 2:4 plugin and take 50%" in said.replace("× as", " times as")
     assert "guessed" not in said
     (own_folder / "estimate.json").write_text(json.dumps({**with_plugin, "guessed_share": 0.25}))
     said = sparseflow(*command, "--gemm-share", 0.5).json["assumptions"][0]
-    assert "with the 2:4 plugin (25% of their time is guessed), and 50%" in said
+    assert "with the 2:4 plugin (25% of their time is guessed) and take 50%" in said
     unknown = {**json.loads(estimate.out), "gemm_speedup": None}
     (own_folder / "estimate.json").write_text(json.dumps(unknown))
     assert "estimate.json holds no speedup" in sparseflow(*command, "--gemm-share", 0.5).error
@@ -212,7 +212,7 @@ def test_roi_from_an_estimate_takes_a_part_of_the_ceiling(
         (("--gpus", 1), "give one of --speedup and --estimate"),
         (("--gpus", 1, "--speedup", 1, "--estimate", "x"), "give one of --speedup and --estimate"),
         (("--gpus", 1, "--speedup", 1, "--throughput", 3), "--throughput and --peak go with requests"),
-        (("--requests-per-second", 1, "--speedup", 1), "requests take --throughput"),
+        (("--requests-per-second", 1, "--speedup", 1), "requests need --throughput"),
         (("--requests-per-second", 1, "--throughput", 1, "--peak", 0.5, "--speedup", 1), "--peak is below 1"),
         (("--gpus", 1, "--speedup", 1, "--realised", 0.9), "--gemm-share and --realised go with --estimate"),
         (("--gpus", 1, "--speedup", 1, "--gemm-share", 0.9), "--gemm-share and --realised go with"),
@@ -234,20 +234,20 @@ def test_what_roi_does_not_take(
 @pytest.mark.parametrize(
     ("load", "says"),
     [
-        (("--gpus", 1), "The load takes 1 GPU today, dense, which is busy for 70% of its time."),
-        (("--gpus", 2000), "The load takes 2,000 GPUs today, dense, which are busy for 70% of their time."),
+        (("--gpus", 1), "The load takes 1 GPU today, dense, which is busy 70% of its time."),
+        (("--gpus", 2000), "The load takes 2,000 GPUs today, dense, which are busy 70% of their time."),
         (
             ("--requests-per-second", 1000, "--throughput", 1250.5),
-            "1,000 requests a second come evenly; a GPU that is always busy serves 1,250.5, dense.",
+            "1,000 requests per second arrive evenly; a GPU that is always busy serves 1,250.5, dense.",
         ),
         (
             ("--requests-per-second", 1, "--throughput", 1e6),
-            "1 request a second comes evenly; a GPU that is always busy serves 1,000,000, dense.",
+            "1 request per second arrives evenly; a GPU that is always busy serves 1,000,000, dense.",
         ),
         (
             ("--requests-per-month", 730 * 3.6, "--throughput", 0.00004, "--peak", 1000),
-            "0.001 requests a second come with 1,000 times as many in the busiest hour, which is counted; a "
-            "GPU that is always busy serves 0.00004, dense.",
+            "0.001 requests per second arrive with 1,000 times as many in the busiest hour, which is counted;"
+            " a GPU that is always busy serves 0.00004, dense.",
         ),
     ],
 )
@@ -362,8 +362,8 @@ def test_the_plugin_stands_in_for_kernels_that_gain_less_or_were_not_measured(
     command = ("estimate", mlp(), "--policy", "two.json", "--dim", "batch=8")
     lines = sparseflow(*command).out.splitlines()
     said = (
-        "TensorRT's own sparse kernels gain less here, or nothing, or were not measured: sparse is the 2:4 "
-        "plugin (`plan --plugin LIB`); --library tensorrt shows them."
+        "Sparse is the 2:4 plugin here (`plan --plugin LIB`), as TensorRT's own sparse kernels gain less "
+        "or nothing, or were not measured; --library tensorrt shows them."
     )
     assert lines[2] == said, "above the table"
     (gate,) = (line.split() for line in lines if line.startswith("gate_up"))
@@ -387,7 +387,7 @@ def test_where_nothing_gains_one_line_says_so(sparseflow: Sparseflow, mlp: Mlp, 
     (own_folder / "slow.json").write_text(make_policy(timed).model_dump_json())
     lines = sparseflow("estimate", mlp(), "--policy", "slow.json", "--dim", "batch=8").out.splitlines()
     (said,) = (line for line in lines if line.startswith("All products"))
-    assert said.endswith(" µs dense. None of them gains by 2:4 weights.")
+    assert said.endswith(" µs dense. None of them gains from 2:4 weights.")
     assert not any("whole model" in line for line in lines)
 
 
@@ -451,7 +451,7 @@ def test_a_classifier_that_gains_is_pruned_only_where_it_is_named(
     assert "`prune` takes a classifier only where --include names it." in sparseflow("estimate", *asked).out
     said = sparseflow("prune", "head.onnx").out
     assert "a classifier, which is taken only where it is named" in said
-    told = "; --include /lm_head/MatMul takes what was left all the same."
-    assert f"Nothing was pruned: what was written is as head.onnx was{told}" in said
+    told = "; --include /lm_head/MatMul prunes what was left alone."
+    assert f"Nothing was pruned: the written model is the same as head.onnx{told}" in said
     assert "1 weights pruned" in sparseflow("prune", "head.onnx", "--include", "/lm_head/MatMul").out
     assert "Nothing was" not in sparseflow("prune", "head.onnx", "--include", "*lm_head*").out

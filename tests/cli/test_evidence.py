@@ -107,7 +107,7 @@ def test_layers_that_add_up_in_fp16_are_counted(
     half = [outcome(name, accumulator="Half") for name in ("gate_proj", "up_proj")]
     print_evidence(told(manifest, *half, outcome("down_proj", accumulator="Float")))
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 of 3 add up in FP16, by their tactics' names" in said
+    assert "2 of 3 accumulate in FP16, by their tactics' names" in said
     print_evidence(told(manifest, outcome("down_proj", accumulator="Float")))
     assert "add up" not in capsys.readouterr().out
 

@@ -182,7 +182,7 @@ def test_an_axis_that_torch_fixes_is_named_with_what_to_do(sparseflow: Sparseflo
         told = (
             "torch's exporter fixed axis 'seq' (dimension 0 of input 'x') at 5, the size it was traced with"
         )
-        assert f"\nNothing was written.\n{told}: the file fails at others. Leave it out" in ended.out
+        assert f"\nNothing was written.\n{told}: the file fails at other sizes. Leave it out" in ended.out
     assert sparseflow("export", "fixing.py:fixing", "--json").json["fixed_axes"] == {"seq": 5}
 
 
@@ -191,7 +191,7 @@ def test_export_says_where_masks_are_apart(sparseflow: Sparseflow, own_folder: P
     for function, says in (("apart", True), ("removed", False)):
         ended = sparseflow("export", f"masked.py:{function}", "-o", f"{function}.onnx", "--no-check")
         assert ended.code == 0
-        assert ("1 layer(s) multiply a mask with their weight" in ended.out) is says
+        assert ("1 layer(s) multiply their weight by a mask" in ended.out) is says
         assert (
             "1 weights have their zeros where the module has them; 1 of them are 2:4." in ended.out
         ) is not says
@@ -203,7 +203,7 @@ def test_build_says_once_that_masks_are_apart(sparseflow: Sparseflow, own_folder
     (own_folder / "masked.py").write_text(MASKED)
     ended = sparseflow("build", "masked.py:apart", "--backend", "onnxruntime", "--dim", "batch=1,2,4")
     assert ended.code == 0, ended.err
-    assert ended.out.count("1 layer(s) multiply a mask with their weight") == 1
+    assert ended.out.count("1 layer(s) multiply their weight by a mask") == 1
 
 
 def test_export_lists_what_has_no_stored_weight_as_inspect_does(
@@ -212,12 +212,12 @@ def test_export_lists_what_has_no_stored_weight_as_inspect_does(
     (own_folder / "masked.py").write_text(MASKED)
     ended = sparseflow("export", "masked.py:computed", "-o", "m.onnx", "--no-check")
     assert ended.out.splitlines()[1].split() == ["other", "not-eligible", "1"]
-    assert "\n1 layer(s) have weights that are computed of constants in the graph" in ended.out
+    assert "\n1 layer(s) have weights that the graph computes from constants" in ended.out
     told = sparseflow("export", "masked.py:computed", "-o", "m.onnx", "--no-check", "--json").json
     (layer,) = told["layers"]
     (same,) = sparseflow("inspect", "m.onnx", "--json").json["layers"]
     assert layer == {name: same[name] for name in layer}
-    assert layer["reason"].startswith("its weight is computed of constants, by Mul ")
+    assert layer["reason"].startswith("its weight is computed from constants by Mul ")
     weightless = sparseflow("export", "masked.py:weightless", "-o", "none.onnx", "--no-check")
     assert weightless.out.startswith("Input 'input': "), "a table with no rows says nothing"
 

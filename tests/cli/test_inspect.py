@@ -47,7 +47,7 @@ def test_layers_that_were_pruned_along_the_wrong_axis_are_one_row_with_what_to_d
     ended = sparseflow("inspect", "wrong.onnx")
     assert ended.code == 3
     assert ended.out.splitlines()[1].endswith("of the groups; it is 2:4 along N, not K"), ended.out
-    assert "\n2 layer(s) have been pruned before, it seems: prune the model from before that" in ended.out
+    assert "\n2 layer(s) seem to have been pruned before: prune the model from before that" in ended.out
 
 
 def test_a_narrow_terminal_has_the_reasons_below_the_table(
@@ -73,11 +73,11 @@ def test_masks_that_are_apart_are_listed_with_what_to_do(sparseflow: Sparseflow,
     ended = sparseflow("inspect", "masked.onnx")
     assert ended.code == 3  # for a mask of 2:4, too: the weight that is stored runs dense
     lines = ended.out.splitlines()
-    assert lines[1].endswith("its mask is still apart: multiplied with its weight")
-    assert any(line.startswith("1 layer(s) multiply a mask with their weight at each run") for line in lines)
+    assert lines[1].endswith("its mask is still separate: the graph multiplies its weight by it")
+    assert any(line.startswith("1 layer(s) multiply their weight by a mask at each run") for line in lines)
     assert "torch.nn.utils.prune.remove(module, 'weight'), or squash_mask()" in ended.out
     assert "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')" in ended.out
-    told = next(line for line in lines if line.startswith("1 layer(s) multiply a mask"))
+    told = next(line for line in lines if line.startswith("1 layer(s) multiply their weight by a mask"))
     for command in (("plan", "-o", "p.yaml"), ("build", "--backend", "onnxruntime", "-o", "a.artifact")):
         ended = sparseflow(command[0], "masked.onnx", "--dim", "batch=8", *command[1:])
         assert (ended.code, told in ended.out) == (0, True), "a table without its layers would be all"
@@ -95,11 +95,11 @@ def test_weights_that_are_computed_are_listed_with_what_to_do(sparseflow: Sparse
     weights = {"w": random_weight(64, 32), "scale": np.ones((1, 32), np.float32)}
     models.save(models.model(nodes, weights), "normed.onnx")
     ended = sparseflow("inspect", "normed.onnx")
-    why = "its weight is computed of constants, by Mul 'mul': make it one parameter before the export"
+    why = "its weight is computed from constants by Mul 'mul': make it one parameter before the export"
     assert ended.out.splitlines()[1].endswith(why)
-    told = "1 layer(s) have weights that are computed of constants in the graph, and stay as they are: 'up'. "
+    told = "1 layer(s) have weights that the graph computes from constants, and stay as they are: 'up'. "
     does = "by torch.nn.utils.parametrize.remove_parametrizations(module, 'weight') or nn.Parameter(torch.cat"
-    assert f"\n{told}Make each one parameter before the export, {does}" in ended.out
+    assert f"\n{told}Make each a single parameter before the export, {does}" in ended.out
     for command in (("plan", "-o", "p.yaml"), ("build", "--backend", "onnxruntime", "-o", "a.artifact")):
         assert does in sparseflow(command[0], "normed.onnx", "--dim", "batch=8", *command[1:]).out
     assert does in sparseflow("estimate", "normed.onnx", "--device", "a100", "--dim", "batch=8").err
@@ -181,7 +181,7 @@ def test_the_step_that_broke_2to4_is_named(sparseflow: Sparseflow, models: Model
     assert (found["before"], found["after"], found["first"]) == ("folded.onnx", "scaled.onnx", [0, 0])
     kept = sparseflow("inspect", "folded.onnx", "--since", "pruned.onnx")
     assert kept.code == 0
-    assert kept.out.endswith("Every layer that was 2:4 is so still.\n")
+    assert kept.out.endswith("Every layer that was 2:4 still is.\n")
     assert "broken_since" not in sparseflow("inspect", "folded.onnx", "--json").json
 
 
@@ -206,7 +206,7 @@ def test_layers_that_are_not_in_the_next_model_are_named(sparseflow: Sparseflow,
     save("half.onnx", "b", [mine[0], pruned()])
     save("other.onnx", "b", [pruned(), pruned()])
     kept = sparseflow("inspect", "renamed.onnx", "--since", "mine.onnx")
-    assert (kept.code, kept.out.splitlines()[-1]) == (0, "Every layer that was 2:4 is so still.")
+    assert (kept.code, kept.out.splitlines()[-1]) == (0, "Every layer that was 2:4 still is.")
     half = sparseflow("inspect", "half.onnx", "--since", "mine.onnx")
     assert half.code == 3
     assert half.out.splitlines()[-1] == "1 layer that was 2:4 in mine.onnx is not in half.onnx: 'a1'."
@@ -269,7 +269,7 @@ def test_an_artifact_is_shown_as_it_was_built(sparseflow: Sparseflow, models: Mo
     shown = sparseflow("inspect", tmp_path / "made.artifact")
     assert (shown.code, shown.err) == (0, "")
     origin, _, rest = shown.out.partition("\n\n")
-    assert origin.startswith(f"Built of {path.name} at 2") and f"build {path}" in origin
+    assert origin.startswith(f"Built from {path.name} at 2") and f"build {path}" in origin
     assert rest == built.out
     told = json.loads(sparseflow("inspect", tmp_path / "made.artifact", "--json").out)
     assert told["manifest"]["layers"][0]["state"] == "sparse"
@@ -300,7 +300,7 @@ def test_an_input_whose_shape_the_file_does_not_say(sparseflow: Sparseflow, mode
     proto.graph.input[0].type.tensor_type.ClearField("shape")
     models.save(proto)
     ended = sparseflow("inspect", path)
-    assert (ended.code, ended.out.splitlines()[-1]) == (3, "Input 'x': float32 of no said shape")
+    assert (ended.code, ended.out.splitlines()[-1]) == (3, "Input 'x': float32 of unknown shape")
     assert sparseflow("inspect", path, "--json").json["inputs"][0]["dims"] is None
     ended = sparseflow("plan", path, "--shapes", "x:1x64,2x64,4x64")
     assert ended.error.endswith("input 'x' has no shape, not even a number of dimensions.")

@@ -79,7 +79,7 @@ def test_every_command_has_help(command: str, sparseflow: Sparseflow) -> None:
     [
         ("plan", ["Options", "Shapes", "Precision and sparsity", "Comparison with FP32"]),
         ("build", ["Options", "Shapes", "Precision and sparsity", "TensorRT's builder",
-                   "Comparison with FP32", "Export, where MODEL is no ONNX file"]),
+                   "Comparison with FP32", "Export, if MODEL is not an ONNX file"]),
     ],
 )  # fmt: skip
 def test_many_options_are_listed_in_sections(
@@ -126,7 +126,7 @@ def test_wrong_usage(arguments: tuple[str, ...], says: str, sparseflow: Sparsefl
     ended = sparseflow(*arguments)
     assert ended.code == 2
     assert says in ended.error
-    assert "--help shows what it takes" in ended.err
+    assert "--help lists its arguments and options" in ended.err
 
 
 @pytest.mark.parametrize("command", [*(c for c in _COMMANDS if c != "policy"), "policy show", "policy list"])
@@ -134,7 +134,7 @@ def test_every_commands_errors_are_json_with_json(command: str, sparseflow: Spar
     ended = sparseflow(*command.split(), "--json", "--frobnicate")
     message, said = ended.error, ended.json["error"]  # which checks that both say the same
     assert (ended.code, said["message"], said["exit_code"]) == (2, message, 2)
-    assert said["hint"] == f"sparseflow-trt {command} --help shows what it takes."
+    assert said["hint"] == f"sparseflow-trt {command} --help lists its arguments and options."
     assert sparseflow(*command.split(), "--frobnicate").out == ""
 
 
@@ -144,7 +144,7 @@ def test_every_commands_errors_are_json_with_json(command: str, sparseflow: Spar
         (EvidenceError("it runs otherwise.", "Plan it so."), 5, "Plan it so."),
         (NotInstalledError("nothing is there.", "pip install it"), 6, "pip install it"),
         (KeyboardInterrupt(), 130, ""),
-        (MemoryError(), 1, "Use a machine with more, or smaller shapes."),
+        (MemoryError(), 1, "Use a machine with more memory, or smaller shapes."),
         (ZeroDivisionError("oh"), 1, "Run it again with --debug and report what it prints."),
     ],
 )
@@ -187,7 +187,7 @@ def test_a_fault_of_our_own_is_said_to_be_one(
     ended = sparseflow("inspect", mlp())
     assert ended.code == 1
     assert ended.err.startswith(
-        "error: this is a fault of sparseflow-trt, not of your input: ZeroDivisionError: oh\n"
+        "error: this is a bug in sparseflow-trt, not in your input: ZeroDivisionError: oh\n"
     )
     assert "--debug" in ended.err
 

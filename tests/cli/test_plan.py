@@ -44,10 +44,13 @@ def test_the_yaml_alone_is_printed_and_what_it_is_not_for_is_said_beside_it(
     ended = sparseflow("plan", "masked.onnx", "--policy", "h200")
     assert ended.code == 0
     assert yaml.safe_load(ended.out)["layers"] == []
-    assert ended.err.startswith("1 layer(s) multiply a mask with their weight at each run")
+    assert ended.err.startswith("1 layer(s) multiply their weight by a mask at each run")
     ended = sparseflow("estimate", "masked.onnx", "--policy", "h200")
     assert (ended.code, ended.out) == (1, "")
-    assert "no layer multiplies by a stored weight.\nhint:  1 layer(s) multiply a mask" in ended.err
+    assert (
+        "no layer multiplies by a stored weight.\nhint:  1 layer(s) multiply their weight by a mask"
+        in ended.err
+    )
 
 
 def test_a_dynamically_quantized_model_has_no_plan_and_says_what_to_do(

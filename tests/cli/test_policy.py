@@ -33,7 +33,7 @@ def test_show(sparseflow: Sparseflow) -> None:
     assert "gate_up, torch FP16: sparse from M=256" in ended.out
     assert "Provenance: shipped" in ended.out
     assert "Margin:     2%, by which sparse has to be faster\n" in ended.out
-    assert "Spreads:    1.5 standard deviations are taken off" in ended.out
+    assert "Spreads:    1.5 standard deviations are subtracted" in ended.out
     lines = [" ".join(line.split()) for line in ended.out.splitlines()]
     assert [line for line in lines if line.startswith(("gate_up ", "down "))] == [
         "gate_up 14336 4096 torch FP16 sparse 256–4096 5 of 5 256–4096 1.33× 256",
@@ -123,7 +123,7 @@ def test_ask_shows_what_a_learned_answer_rests_on(sparseflow: Sparseflow) -> Non
     weights = [float(line.split()[-1].rstrip("%")) for line in lines[3:]]
     assert len(weights) == 8
     assert weights == sorted(weights, reverse=True)
-    assert lines[1] == f"What weighs most in the trees' mean, {sum(weights):.0f}% of it together:"
+    assert lines[1] == f"The products that weigh most in the trees' mean, together {sum(weights):.0f}% of it:"
     asked = sparseflow(*product, "--m", 200_000, "--json").json
     assert "as at M=16384, the largest measured, learned" in asked["reason"]
     assert len(asked["points"]) == 2 * len(asked["shares"]) == 16
@@ -292,12 +292,12 @@ def test_a_mistyped_kind_is_named_with_those_that_there_are(sparseflow: Sparsefl
     product = ("--n", 4096, "--k", 14336, "--m", 700)
     for command in (("ask", "a100", *product), ("show", "a100")):
         said = sparseflow("policy", *command, "--kind", "dwn").error
-        assert "'dwn' is no kind of layer: gate_up, down, qkv" in said
+        assert "'dwn' is not a kind of layer: gate_up, down, qkv" in said
 
 
 def test_a_filter_that_leaves_nothing_says_what_there_is(sparseflow: Sparseflow) -> None:
     ended = sparseflow("policy", "show", "a100", "--dtype", "bf16")
-    assert ended.error == "policy 'a100-80gb' holds nothing of that library, type, kind and shape."
+    assert ended.error == "policy 'a100-80gb' holds nothing for that library, type, kind and shape."
     assert "It holds torch FP16;" in ended.err
 
 
@@ -366,7 +366,7 @@ def test_of_several_points_the_fastest_is_shown_and_counts(sparseflow: Sparseflo
 def test_a_policy_that_holds_nothing_is_said_to(sparseflow: Sparseflow, own_folder: Path) -> None:
     (own_folder / "mine.json").write_text(make_policy([]).model_dump_json())
     ended = sparseflow("policy", "show", "mine.json")
-    assert ended.error == "policy 'mine' holds no points and no thresholds: by it every layer is dense."
+    assert ended.error == "policy 'mine' holds no points and no thresholds, so every layer is dense."
     assert "`sparseflow-trt autotune MODEL -o FILE` measures one" in ended.err
 
 

@@ -45,14 +45,14 @@ PROFILED = conclude(
 def test_a_profile_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     print_profiled(PROFILED, 2)
     printed = capsys.readouterr().out
-    assert "ids 1×1024 on GPU X: 10.000 ms of GPU time a run; 33.000 ms by the clock, 10 runs" in printed
+    assert "ids 1×1024 on GPU X: 10.000 ms of GPU time per run; 33.000 ms wall-clock, 10 runs" in printed
     rows = [line.split() for line in printed.splitlines()]
     assert ["products", "(GEMM,", "convolution)", "8.0000", "80.0%"] in rows
-    assert ["of", "these", "sparse", "2.0000", "20.0%"] in rows
+    assert ["of", "which", "sparse", "2.0000", "20.0%"] in rows
     assert ["6.0000", "60.0%", "154", "gemm", "nvjet_hsh"] in rows
     assert "Memset" not in printed
     assert "x" * 97 + "…" in printed
-    assert "Dense products have 60.0% of the GPU time." in printed
+    assert "Dense products take 60.0% of the GPU time." in printed
     assert "With products 1.3× faster (as given): 1.161× at most." in printed
 
 
@@ -97,7 +97,7 @@ def test_a_plot_is_a_png_or_an_svg(tmp_path: Path) -> None:
         (("model", "--policy", "h2o"), "there is no policy 'h2o'."),
         (("model", "--speedup", "0.5"), "Invalid value for '--speedup'"),
         (("model", "--sparsify"), "--sparsify is for PyTorch modules: it needs --policy"),
-        (("model", "--attention"), "--attention says what --sparsify swaps"),
+        (("model", "--attention"), "--attention extends what --sparsify swaps"),
         (("model", "--sparsify", "--policy", "h200"), "sees no GPU: it is kernels that are profiled."),
     ],
 )

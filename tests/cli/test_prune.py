@@ -82,9 +82,13 @@ def test_what_has_no_2to4_path_is_left_and_named(sparseflow: Sparseflow, models:
     assert ended.code == 0
     lines = " ".join(ended.out.split())
     assert "left alone 'product': Einsum multiplies by its weight in a way that has no 2:4 path" in lines
-    assert "left alone 'pruned': its mask is still apart: multiplied with its weight 1 layer(s)" in lines
     assert (
-        "Make the mask part of it before the export: torch.nn.utils.prune.remove(module, 'weight')" in lines
+        "left alone 'pruned': its mask is still separate: the graph multiplies its weight by it 1 layer(s)"
+        in lines
+    )
+    assert (
+        "Fold the mask into the weight before the export: torch.nn.utils.prune.remove(module, 'weight')"
+        in lines
     )
     assert "1 weights pruned" in lines
 

@@ -196,7 +196,7 @@ def test_an_onnx_model_takes_no_calibration(own_folder: Path, sparseflow: Sparse
     ended = sparseflow("prune", "model.onnx", "--method", "sparsegpt")
     assert ended.code == 2
     assert ended.error == (
-        "an ONNX model is pruned by magnitude alone: --method sparsegpt is for PyTorch modules."
+        "an ONNX model is pruned by magnitude only: --method sparsegpt is for PyTorch modules."
     )
     ended = sparseflow("prune", "model.onnx", "--where-it-pays")
     assert ended.error.endswith(": --where-it-pays is for PyTorch modules.")

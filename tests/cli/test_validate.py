@@ -115,13 +115,13 @@ def test_the_error_is_told_by_step_and_by_layer(
     options = ("--dim", "batch=1,4,8", "--backend", "onnxruntime", "-o", "out", "--dense-model", dense)
     ended = sparseflow("build", "pruned.onnx", *options)
     assert ended.code == 0
-    assert "1 layer(s) planned dense have their weights of the unpruned model." in ended.out
+    assert "1 layer(s) planned dense got back the unpruned model's weights." in ended.out
     again = ("validate", "out", "--reference", "pruned.onnx", "--dense-model", dense, "--per-layer")
     ended = sparseflow(*again)
     assert ended.code == 0
     assert "\nWhere the error comes from: The planned precision is the largest step: " in ended.out
     assert " A step takes back what another added: the error after all of them is " in ended.out
-    assert "Layers by what they add themselves, step 'precision', input set 'default:" in ended.out
+    assert "Layers by the error that each adds, step 'precision', input set 'default:" in ended.out
     rows = [line.split()[:2] for line in ended.out.splitlines()]
     assert ["up_proj", "MatMul"] in rows
     found = sparseflow(*again, "--json").json["attribution"]

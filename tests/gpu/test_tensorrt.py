@@ -422,7 +422,7 @@ def test_ctrl_c_ends_the_build_and_leaves_nothing(building: subprocess.Popen[str
     _, said = building.communicate(timeout=WAIT_SECONDS)
 
     assert building.returncode == EXIT_INTERRUPTED
-    assert said.splitlines()[-1] == "error: interrupted; what was not finished was not written."
+    assert said.splitlines()[-1] == "error: interrupted; nothing unfinished was written."
     assert not is_running(child)
     assert list((tmp_path / "here").iterdir()) == list((tmp_path / "logs").iterdir()) == []
 

@@ -226,10 +226,10 @@ def test_a_mask_that_is_apart_is_told_from_a_weight_that_is_computed(other: str,
     inputs = {"x": ("m", 64), "x2": (32, 64)}
     (one,) = layers_of(models.save(models.model(nodes, weights, inputs)))
     assert (one.computed, one.reason) == {
-        "mask": (True, "its mask is still apart: multiplied with its weight"),
+        "mask": (True, "its mask is still separate: the graph multiplies its weight by it"),
         "scale": (
             True,
-            "its weight is computed of constants, by Mul 'mul': make it one parameter before the export",
+            "its weight is computed from constants by Mul 'mul': make it one parameter before the export",
         ),
         "x2": (False, "dynamic weight: computed by Mul 'mul'"),
     }[other]
@@ -435,7 +435,7 @@ def test_a_weight_that_is_computed_of_constants_is_said(models: Models) -> None:
     model = models.model(nodes, {"w": random_weight(64, 64)}, outputs=("a", "b", "y"))
     layers = layers_of(models.save(model))
     assert layers[-1].reason == "dynamic weight: 'x' is an input of its graph"
-    by = "its weight is computed of constants, by Split 'split'"
+    by = "its weight is computed from constants by Split 'split'"
     why = f"{by}, and no range of rows: make it one parameter before the export"
     said = {layer.name: (layer.computed, layer.state) for layer in layers}
     assert said == {
@@ -460,7 +460,7 @@ def test_parts_of_a_dequantized_weight_are_taken_before(models: Models) -> None:
     weights = {"w": np.ones((128, 32), np.int8), "s": np.ones((), np.float32)}
     refused = only_layer(models.save(models.model([*behind, product], weights)))
     assert refused.reason == (
-        "its weight is computed of constants, by Split 'split' behind a DequantizeLinear: do it before, and "
+        "its weight is computed from constants by Split 'split' behind a DequantizeLinear: do it before, and "
         "dequantize last"
     )
     taken = only_layer(models.save(models.model([*before, product], weights)))

@@ -78,7 +78,7 @@ def test_a_hugging_face_folder_is_to_be_exported(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="is a folder, not an ONNX file") as caught:
         read_model(folder)
-    assert caught.value.hint == f"Make one of it: sparseflow-trt export '{folder}'"
+    assert caught.value.hint == f"Export it first: sparseflow-trt export '{folder}'"
 
 
 def test_a_truncated_model(models: Models) -> None:
@@ -92,7 +92,7 @@ def test_a_truncated_model(models: Models) -> None:
 def test_an_unknown_opset(models: Models, opset: int, says: str) -> None:
     model = models.model([helper.make_node("Identity", ["x"], ["y"])])
     model.opset_import[0].version = opset
-    _refused(models.save(model), says, "knows 1 to")
+    _refused(models.save(model), says, "supports 1 to")
 
 
 def test_no_opset(models: Models) -> None:
@@ -112,7 +112,7 @@ def test_maps(models: Models) -> None:
     )
     model.graph.output.append(helper.make_value_info("p", helper.make_sequence_type_proto(probabilities)))
     model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
-    _refused(models.save(model), "'p' is a map, not a tensor: ZipMap makes such")
+    _refused(models.save(model), "'p' is a map, not a tensor, as ZipMap makes them")
 
 
 def test_the_domain_has_two_names(models: Models) -> None:
@@ -327,9 +327,9 @@ def test_two_nodes_that_make_one_value(models: Models) -> None:
 
 def test_a_value_that_nothing_makes(models: Models) -> None:
     relu = helper.make_node("Relu", ["nothing"], ["y"], name="relu")
-    _refused(models.save(models.model([relu])), "node 'relu' reads 'nothing', which nothing makes")
+    _refused(models.save(models.model([relu])), "node 'relu' reads 'nothing', which nothing produces")
     _refused(
-        models.save(models.model([helper.make_node("Relu", ["x"], ["z"])])), "nothing makes the output 'y'"
+        models.save(models.model([helper.make_node("Relu", ["x"], ["z"])])), "nothing produces the output 'y'"
     )
 
 
@@ -349,9 +349,9 @@ def test_sparse_tensors_are_refused_by_name(models: Models) -> None:
     sparse.indices.CopyFrom(models.tensor("", np.arange(2)))
     sparse.dims.extend([4])
     assert len(list(tensor_protos(model))) == 2
-    with pytest.raises(ModelError, match="stores 's' as a sparse tensor of ONNX's") as caught:
+    with pytest.raises(ModelError, match="stores 's' as an ONNX sparse tensor") as caught:
         read_model(models.save(model))
-    assert caught.value.hint == "Store it as a tensor with its zeros: 2:4 is found in such."
+    assert caught.value.hint == "Store it as a dense tensor with its zeros: 2:4 is found in those."
     made = helper.make_node("Constant", [], ["made"], sparse_value=sparse)
     _refused(models.save(models.model([made, helper.make_node("Add", ["x", "made"], ["y"])])), "'made'")
 

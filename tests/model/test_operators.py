@@ -35,9 +35,9 @@ def test_an_opset_that_no_backend_reads_says_what_converts_it(
     """BatchNormalization wants `is_test` there, and Add and Gemm broadcast by attributes."""
     node = helper.make_node("Add", ["x", "b"], ["y"], broadcast=1)
     path = models.save(models.model([node], {"b": np.ones(8, np.float32)}, {"x": (2, 8)}, opset=6))
-    with pytest.raises(ModelError, match=r"is written in opset 6, and backends read 7 and later") as caught:
+    with pytest.raises(ModelError, match=r"is written in opset 6, but backends need 7 or later") as caught:
         check_operators(read_model(path))
-    assert "wants sizes in place of named axes" in caught.value.hint
+    assert "needs sizes in place of named axes" in caught.value.hint
     monkeypatch.chdir(path.parent)
     exec(f"import onnx\n{caught.value.hint.partition('axes: ')[2]}", {})
     check_operators(read_model(Path("new.onnx")))

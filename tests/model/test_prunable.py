@@ -159,7 +159,7 @@ def test_a_layer_whose_weight_is_computed_is_left_with_the_reason(models: Models
     model = read_model(models.save(models.model(nodes, weights)))
     why = (
         "computed",
-        "its weight is computed of constants, by Mul 'mul': make it one parameter before the export",
+        "its weight is computed from constants by Mul 'mul': make it one parameter before the export",
     )
     assert choose_weights(model).skipped == (why,)
     named = choose_weights(model, include=("comp*", "scores"))

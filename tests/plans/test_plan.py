@@ -216,7 +216,10 @@ def test_a_plan_of_version_1_is_read() -> None:
     [
         ([_planned("a", sparsity="sparse", dense_below_m=8)], "are for the plugin's layers alone"),
         ([_planned("a", sparsity="plugin", dense_below_m=-1)], "dense_below_m: "),
-        ([_planned("a", sparsity="plugin", joined="b")], "'a' is joined to 'b', which is no layer before it"),
+        (
+            [_planned("a", sparsity="plugin", joined="b")],
+            "'a' is joined to 'b', which is not a layer before it",
+        ),
         (
             [
                 _planned("a", sparsity="plugin", joined="a"),
@@ -234,7 +237,7 @@ def test_a_layer_that_is_not_2to4_cannot_be_planned_for_the_plugin() -> None:
     plan = Plan.model_validate(
         {"precision": "fp16", "policy": "", "profiles": (), "layers": [_planned("a", sparsity="plugin")]}
     )
-    with pytest.raises(NotSparseError, match="'a' is planned plugin and is not-sparse"):
+    with pytest.raises(NotSparseError, match="'a' is planned plugin but is not-sparse"):
         check_plan(plan, (make_layer("a", SparsityState.NOT_SPARSE),))
 
 
@@ -279,10 +282,10 @@ def test_every_layer_that_does_not_fit_is_named() -> None:
     with pytest.raises(PlanError) as caught:
         check_plan(planned, model, "plan.yaml")
     assert caught.value.message == (
-        "plan.yaml does not fit the model in 5 layer(s): 'gone' is no layer of the model; "
-        "'resized' is planned with N=32, K=64 and has N=48, K=64; "
-        "'dense' is planned sparse and is not-sparse: the reason; "
-        "'typed' is planned fp16 and its weights are INT8; 'new' is not in the plan."
+        "plan.yaml does not fit the model in 5 layer(s): 'gone' is not a layer of the model; "
+        "'resized' is planned with N=32, K=64 but has N=48, K=64; "
+        "'dense' is planned sparse but is not-sparse: the reason; "
+        "'typed' is planned fp16 but its weights are INT8; 'new' is not in the plan."
     )
     assert caught.value.hint
 
@@ -297,14 +300,14 @@ def test_a_plan_that_is_wrong_of_2to4_alone_has_an_error_of_its_own() -> None:
 def test_a_layer_that_is_not_quantized_cannot_be_planned_so() -> None:
     data = yaml.safe_load(yaml_from_plan(PLAN))
     data["layers"][0]["precision"] = "int8"
-    with pytest.raises(PlanError, match="'a' is planned int8 and its weights are FP32"):
+    with pytest.raises(PlanError, match="'a' is planned int8 but its weights are FP32"):
         check_plan(plan_from_yaml(yaml.safe_dump(data)), (make_layer("a"),))
 
 
 def test_a_layer_that_is_edited_to_fp32_is_edited_to_dense_too() -> None:
     data = yaml.safe_load(yaml_from_plan(PLAN))
     data["layers"][0]["precision"] = "fp32"
-    with pytest.raises(PlanError, match="'a' is planned sparse in fp32, and FP32 runs dense") as caught:
+    with pytest.raises(PlanError, match="'a' is planned sparse in fp32, but FP32 runs dense") as caught:
         check_plan(plan_from_yaml(yaml.safe_dump(data)), (make_layer("a"),))
     assert caught.value.hint == "Plan them dense, or in fp16 or bf16."
     data["layers"][0]["sparsity"] = "dense"

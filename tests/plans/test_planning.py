@@ -82,9 +82,9 @@ def test_an_unknown_m_is_dense() -> None:
             SparsityState.SPARSE, {"policy": None, "precision": "bf16"}, "dense",
             f"{NO_POLICY}`sparseflow-trt autotune MODEL --dtype bf16` measures one; or name one with",
         ),
-        (SparsityState.SPARSE, {"precision": "fp32"}, "dense", "FP32 runs dense: of TF32 sparse instr"),
-        (SparsityState.SPARSE, {"precision": "fp32", "sparsity": "force"}, "dense", "FP32 runs dense: of"),
-        (SparsityState.SPARSE, {"precision": "keep", "sparsity": "force"}, "dense", "FP32 runs dense: of"),
+        (SparsityState.SPARSE, {"precision": "fp32"}, "dense", "FP32 runs dense: sparse TF32 instr"),
+        (SparsityState.SPARSE, {"precision": "fp32", "sparsity": "force"}, "dense", "FP32 runs dense: sp"),
+        (SparsityState.SPARSE, {"precision": "keep", "sparsity": "force"}, "dense", "FP32 runs dense: sp"),
         (SparsityState.SPARSE, {"precision": "bf16"}, "dense", "profile 'p0': no measurement of BF16"),
     ],
 )  # fmt: skip
@@ -169,7 +169,7 @@ def test_where_the_policy_does_not_decide_nothing_is_split(options: dict[str, An
 
 @pytest.mark.parametrize("profiles", [(), (profile_at("a", 1), profile_at("b", 2))])
 def test_only_one_profile_can_be_split(profiles: tuple[Profile, ...]) -> None:
-    with pytest.raises(ShapeError, match="profiles cannot be split along 'batch': it takes one"):
+    with pytest.raises(ShapeError, match="profiles cannot be split along 'batch': --split takes one"):
         make_plan((make_layer("a"),), profiles, DIMS, POLICY, "fp16", split=Split("batch"))
 
 
@@ -233,7 +233,7 @@ def test_masks_that_are_apart_are_told_in_place_of_what_else_could_be_pruned(mod
     model = read_model(models.save(models.model(nodes, weights), "m.onnx"))
     with pytest.raises(NotSparseError) as caught:
         check_forced(read_layers(model), "force", model)
-    assert caught.value.hint.startswith("1 layer(s) multiply a mask with their weight at each run")
+    assert caught.value.hint.startswith("1 layer(s) multiply their weight by a mask at each run")
     assert caught.value.hint.endswith(" Or leave it to a policy: --sparsity policy.")
     assert "sparseflow-trt prune" not in caught.value.hint
 
@@ -251,7 +251,7 @@ def test_a_model_that_was_pruned_another_way_is_told_as_inspect_tells_it(
     prune, _, more = caught.value.hint.partition("; or leave it to a policy: --sparsity policy. ")
     assert prune == f"Prune it first: `sparseflow-trt prune {model.path} -o m.2to4.onnx`"
     assert more == pruned_before(read_layers(model))
-    assert more.startswith("1 layer(s) have been pruned before, it seems: prune the model from before that")
+    assert more.startswith("1 layer(s) seem to have been pruned before: prune the model from before that")
 
 
 def test_where_masks_are_apart_sparsity_is_not_forced_and_what_to_do_is_said(models: Models) -> None:
@@ -263,8 +263,8 @@ def test_where_masks_are_apart_sparsity_is_not_forced_and_what_to_do_is_said(mod
     model = read_model(models.save(models.model(nodes, weights)))
     with pytest.raises(NotSparseError, match="no layer multiplies by a stored weight") as caught:
         check_forced(read_layers(model), "force", model)
-    first, _, last = caught.value.hint.partition(" Make the mask part of it before the export: ")
-    assert first.startswith("1 layer(s) multiply a mask with their weight")
+    first, _, last = caught.value.hint.partition(" Fold the mask into the weight before the export: ")
+    assert first.startswith("1 layer(s) multiply their weight by a mask")
     assert last.endswith(" Or leave it to a policy, which plans it dense: --sparsity policy.")
 
 

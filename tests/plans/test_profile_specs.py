@@ -28,11 +28,11 @@ def test_a_profile_is_read_as_written() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "'' is no profile"),
-        ("prefill", "'prefill' is no profile: a name, then a range for each axis."),
-        (":batch=1", "':batch=1' is no profile"),
-        ("batch=1,8,32", "'batch=1,8,32' is no profile"),
-        ("batch=1,8,32:seq=1", "is no profile"),
+        ("", "'' is not a profile"),
+        ("prefill", "'prefill' is not a profile: a name, then a range for each axis."),
+        (":batch=1", "':batch=1' is not a profile"),
+        ("batch=1,8,32", "'batch=1,8,32' is not a profile"),
+        ("batch=1,8,32:seq=1", "is not a profile"),
         ("p:", "profile 'p': '' is not a range of an axis."),
         ("p:batch=1,8", "profile 'p': 'batch=1,8' is not a range of an axis."),
         ("p:batch=8,1,32", "profile 'p': 'batch=8,1,32' is not a range of an axis: it has to be 0 ≤ min"),
@@ -63,10 +63,10 @@ def test_a_shapes_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "holds no list of profiles."),
-        ("name: p", "holds no list of profiles."),
+        ("", "does not hold a list of profiles."),
+        ("name: p", "does not hold a list of profiles."),
         ("[", "is not YAML"),
-        ("[]", "holds no list of profiles."),
+        ("[]", "does not hold a list of profiles."),
         ("[p]", "profiles.0: Input should be a valid dictionary"),
         ("- axes: {b: [1, 2, 3]}", "profiles.0.name: Field required"),
         ("- {name: ''}", "profiles.0.name: String should have at least 1 character"),

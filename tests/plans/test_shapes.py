@@ -162,7 +162,9 @@ CACHE: dict[str, tuple[int | str | None, ...]] = {
 
 def test_a_dimension_below_0_is_refused() -> None:
     """Some exporters write -1 for a dynamic one."""
-    with pytest.raises(ShapeError, match="dimension 1 of input 'x' is -1 in the model: no size") as got:
+    with pytest.raises(
+        ShapeError, match="dimension 1 of input 'x' is -1 in the model, which is not a size"
+    ) as got:
         make_profile("default", {"x": (2, -1)}, {}, {})
     assert "dim_param" in got.value.hint
 
@@ -187,6 +189,6 @@ def test_the_missing_term_of_a_sum_is_named() -> None:
 def test_a_sum_that_its_terms_do_not_make_is_refused() -> None:
     axes = {"batch": (1, 1, 1), "seq": (1, 1, 1), "past": (4, 4, 4), "past + seq": (7, 7, 7)}
     with pytest.raises(
-        ShapeError, match=r"axis 'past \+ seq' of 'attention_mask' 7 at its min; its terms make 5"
+        ShapeError, match=r"axis 'past \+ seq' of 'attention_mask' 7 at its min; its terms add up to 5"
     ):
         make_profile("default", CACHE, axes, {})

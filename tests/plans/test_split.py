@@ -168,7 +168,7 @@ def test_nothing_to_split() -> None:
         assert profiles == (profile,)
         assert why.startswith(says)
     _, why = split_profile(_profile((4, 4, 4)), Split("batch", Traffic(((99, 1.0),))), DIMS, LAYERS, TWO)
-    assert why.endswith("it has the one size 4, so that the traffic was not looked at")
+    assert why.endswith("it has the one size 4, so the traffic was not used")
 
 
 def test_what_cannot_be_split() -> None:

@@ -275,13 +275,17 @@ def test_a_threshold_follows_from_the_points_that_it_names(tmp_path: Path) -> No
     assert read_policy(file_of()).thresholds[0].holds(16)
     assert read_policy(file_of(min_m=None)).thresholds
     assert read_policy(file_of(min_m=8, shapes=[])).thresholds  # given, and not derived
-    _refused(file_of(min_m=8), "32→64 has 1.00× at M=8, which is no win by 2%")
-    _refused(file_of(shapes=[(64, 32), (128, 32)]), "qkv (tensorrt FP16, sparse)", "of 32→128 it holds none")
-    _refused(file_of(kernel="plugin"), "of 32→64 it holds none, dense and plugin")
+    _refused(file_of(min_m=8), "32→64 has 1.00× at M=8, which is not a win by 2%")
+    _refused(
+        file_of(shapes=[(64, 32), (128, 32)]),
+        "qkv (tensorrt FP16, sparse)",
+        "it holds no dense and sparse points for 32→128",
+    )
+    _refused(file_of(kernel="plugin"), "it holds no dense and plugin points for 32→64")
     path = file_of()
     changed = {**json.loads(path.read_text(encoding="utf-8")), "margin": 0.6}
     path.write_text(json.dumps(changed), encoding="utf-8")
-    _refused(path, "32→64 has 1.50× at M=16, which is no win by 60%")
+    _refused(path, "32→64 has 1.50× at M=16, which is not a win by 60%")
 
 
 def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_json_that_is_wrong(tmp_path: Path, content: Any, says: str) -> None:
         ("op,M,M,pruned_dense_us,sparse_weight_us\ndown_proj,8,9,2,1\n", "has two columns 'M'"),
         ("op,M,pruned_dense_us\n", "has no column 'sparse_weight_us'"),
         (HEADER, "holds no measurements"),
-        (HEADER + "gate_proj,8,2,1,2\n", "line 2 is of operation 'gate_proj', whose N and K are not given"),
+        (HEADER + "gate_proj,8,2,1,2\n", "line 2 names operation 'gate_proj', whose N and K are not given"),
         (HEADER + "down_proj,8,2,1,2\ndown_proj,8\n", "line 3 has 2 cells under 5 names"),
         (HEADER + "down_proj,8,2,5,1,2,\n", "line 2 has 7 cells under 5 names"),
         (HEADER.replace(",speedup", "") + "down_proj,8,10,5,7\n", "line 2 has 5 cells under 4 names"),
