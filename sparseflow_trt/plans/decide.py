@@ -189,8 +189,11 @@ def _with_plugin(
         return own.decision
     top = max(judged, key=lambda where: sizes.at[where] or 0)
     if not wins:
-        padded = "" if why_not else _when_padded(own.verdicts[top], known, sizes.at[top] or 0, given)
-        return Decision(own.decision.kernel, own.decision.reason + padded)
+        if given and not why_not:
+            nor = _nor_the_plugin(judged[top], own.verdicts[top])
+        else:
+            nor = "" if why_not else _when_padded(own.verdicts[top], known, sizes.at[top] or 0, given)
+        return Decision(own.decision.kernel, own.decision.reason + nor)
     best = top if top in wins else max(wins, key=lambda where: wins[where].speedup or 0)
     told = f"{best}: {wins[best].reason}"
     kept = own.decision
@@ -222,6 +225,13 @@ def _beside(own: Verdict, plugin: Verdict) -> str:
     if own.speedup is None or own.points == plugin.points or any(p.library == "torch" for p in own.points):
         return ""
     return f"; TensorRT's own sparse kernels {own.speedup:.2f}×"
+
+
+def _nor_the_plugin(plugin: Verdict, own: Verdict) -> str:
+    """Why a layer that the plugin can run is not in it, where it may be used."""
+    if plugin.sparse and plugin.speedup is not None:
+        return f"; the plugin would gain no more: {plugin.speedup:.2f}×"
+    return "" if plugin.reason in own.reason else f"; {plugin.reason}"
 
 
 def _when_padded(own: Verdict, known: Known, m: int, given: bool) -> str:

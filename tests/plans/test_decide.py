@@ -79,7 +79,8 @@ def test_where_it_loses_for_want_of_a_multiple_of_eight_the_reason_says_to_what_
     policy = policy_of({16: 1.5, 64: 1.5})
     found = decided(policy, 63, low=63)
     assert found.kernel == "dense"
-    assert found.reason.endswith("; padded to M=64 the plugin would win (1.50×)")
+    assert "; the plugin does not win by 2% at M=63, which is no multiple of 8: 1.00×" in found.reason
+    assert found.reason.endswith("; pad M to 64, where it wins")
     lacks = decided(policy, 63, low=63, plugin=PluginUse(False, GIVEN.layers))
     assert lacks.reason.endswith("(1.50×), with --plugin LIB, which `sparseflow-trt plugin build` makes")
     never = decided(policy, 63, low=63, plugin=PluginUse(True, {"gate": PluginLayer("x", "no")}))
@@ -88,6 +89,22 @@ def test_where_it_loses_for_want_of_a_multiple_of_eight_the_reason_says_to_what_
     several = decided(policy, 16, 63, low=16)
     assert "not in the plugin, which does not win for sure in profile 'p63'" in several.reason
     assert several.reason.endswith("; padded to M=64 the plugin would win (1.50×)")
+
+
+def test_a_layer_that_is_not_in_the_plugin_says_what_it_would_gain_there() -> None:
+    slower = decided(policy_of({64: 1.01}), 64)
+    assert slower.kernel == "dense"
+    assert slower.reason.endswith(
+        "; the plugin does not win by 2% at M=64: 1.01× measured (512→1024, the plugin against TensorRT's "
+        "kernels, GPU X)"
+    )
+    points = policy_of({}, {64: 1.5}).points
+    in_plugin = points[1].model_copy(update={"kernel": "plugin", "us": points[0].us / 1.2})
+    beaten = decided(make_policy([*points, in_plugin]), 64)
+    assert beaten.kernel == "sparse"
+    assert beaten.reason.endswith("; the plugin would gain no more: 1.20×")
+    for plugin in (PluginUse(False, GIVEN.layers), PluginUse(True, {"gate": PluginLayer("x", "no")})):
+        assert "the plugin does" not in decided(policy_of({64: 1.01}), 64, plugin=plugin).reason
 
 
 @given(RATIOS, RATIOS)
