@@ -134,7 +134,7 @@ def test_the_earliest_step_and_the_number_of_layers_are_told(
     assert caught.value.message.startswith(
         "Casting to the planned types broke the 2:4 pattern of layer 'second'"
     )
-    assert caught.value.message.endswith(" The same holds of 1 more.")
+    assert caught.value.message.endswith(" The same is true of 1 more.")
 
 
 def test_the_group_of_a_transposed_weight(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

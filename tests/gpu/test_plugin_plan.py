@@ -228,7 +228,7 @@ def test_another_library_in_the_same_process_is_refused(
     load_library_here(library)
     other = tmp_path / library.name
     other.write_bytes(library.read_bytes() + b"\0")
-    with pytest.raises(BuildError, match="another plugin library"):
+    with pytest.raises(BuildError, match="is not the plugin library that"):
         load_library_here(other)
 
 
