@@ -98,7 +98,7 @@ def apply_plan(
     plugin = _put_into_plugin(model, plan) if needs.takes_plugin else ()
     opted_out = opt_out(model, _dense_but_2to4(model, plan)) if needs.opts_out_dense else ()
     out = [record.layer for record in opted_out if record.route != "none"]
-    stages.append(mask_stage("Taking dense layers out of sparse kernels", rewritten, guarded, out))
+    stages.append(mask_stage("Keeping dense layers out of sparse kernels", rewritten, guarded, out))
     (save_plugin_model if plugin else save_model)(model.ir, output)
     check_valid(output, model.path)
     checks = check_written(output, stages, guarded)

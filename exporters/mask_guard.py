@@ -20,9 +20,7 @@ from sparseflow_trt.model.sites import LayerSite, find_sites
 from sparseflow_trt.model.trace import trace_weight
 from sparseflow_trt.model.weights import TracedWeight, Untraceable
 
-_HINT = (
-    "This is a fault of the rewriting: please report it with the model; --sparsity off builds without 2:4."
-)
+_HINT = "This is a bug in the rewriting: please report it with the model; --sparsity off builds without 2:4."
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def _error(reader: WeightReader, broken: list[str], stages: Sequence[MaskStage])
     """The error for the layer that the earliest step broke."""
     found = [(*_first_broken(reader, name, stages), name) for name in broken]
     index, what, name = min(found, key=lambda entry: (entry[0], entry[2]))
-    more = f" The same holds of {len(broken) - 1} more." if len(broken) > 1 else ""
+    more = f" The same is true of {len(broken) - 1} more." if len(broken) > 1 else ""
     lead = f"{stages[index].step} broke the 2:4 pattern" if index else "The model as given breaks the pattern"
     return ModelError(f"{lead} of layer '{name}': {what}.{more}", _HINT)
 

@@ -139,7 +139,7 @@ def check_valid(path: Path, given: Path) -> None:
     if not before:
         raise ModelError(
             f"the model rewritten for the plan is not valid ONNX: {wrong}.",
-            "This is a fault of the rewriting: please report it with the model; --precision keep avoids it.",
+            "This is a bug in the rewriting: please report it with the model; --precision keep avoids it.",
         )
 
 

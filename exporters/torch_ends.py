@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from sparseflow_trt.pytorch.exportable import Exportable
 
 _MOST_NAMED = 3  # types, in a sentence
-_TENSORS_ALONE = "An ONNX file gives tensors alone: let `forward` leave out what is none. None may stay."
+_TENSORS_ALONE = (
+    "An ONNX file can return only tensors: let `forward` leave out everything else. None may stay."
+)
 
 
 def check_given(found: Exportable, name: str) -> None:
@@ -59,14 +61,14 @@ def check_exported(program: Any, model: ir.Model, name: str) -> None:
     constants = [arg.value for arg, kind in zip(given, kinds, strict=True) if kind == "ConstantArgument"]
     _refuse([*numbers, *(type(value).__name__ for value in constants if value is not None)], name)
     if not model.graph.outputs:
-        raise ModelError(f"torch cannot export the {name}: it gives no tensor.", _TENSORS_ALONE)
+        raise ModelError(f"torch cannot export the {name}: it returns no tensor.", _TENSORS_ALONE)
 
 
 def _refuse(types: Iterable[str], name: str) -> None:
     if said := sorted(set(types)):
         raise ModelError(
-            f"torch cannot export the {name}: its `forward` gives {listed(said, _MOST_NAMED)}, which is no "
-            "tensor.",
+            f"torch cannot export the {name}: its `forward` gives {listed(said, _MOST_NAMED)}, which is "
+            "not a tensor.",
             _TENSORS_ALONE,
         )
 

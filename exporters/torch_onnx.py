@@ -97,9 +97,9 @@ def export_module(found: Exportable, opset: int) -> ir.Model:
             raise ModelError(
                 f"torch cannot export the {_class_name(found)}: {words}.",
                 _plain_attention(found.module)
-                or "Run it with --debug for torch's own report. An axis that the module fixes must not be "
-                "named as one that varies; code that goes by values has to be written with torch.where or "
-                "torch.cond.",
+                or "Run it with --debug for torch's own report. Do not name an axis "
+                "as dynamic if the module fixes it; write code that branches on values "
+                "with torch.where or torch.cond.",
             ) from error
         model: ir.Model = program.model
         check_exported(program.exported_program, model, _class_name(found))
@@ -217,10 +217,10 @@ def _check_axes(model: ir.Model, found: Exportable) -> None:
         other = str(made[name][i])
         if other != axis and other in places:
             raise ModelError(
-                f"torch's exporter finds axes {places[other]} and {places[axis]} always equal, and makes one "
-                f"of them, '{other}'.",
-                "Give both one name in the axes that FILE.py:FUNCTION returns; one of size 1 that is "
-                "broadcast to the other is left out of them.",
+                f"torch's exporter finds axes {places[other]} and {places[axis]} always equal, and "
+                f"merges them into one, '{other}'.",
+                "Give both the same name in the axes that FILE.py:FUNCTION returns; leave out an "
+                "axis of size 1 that is broadcast to the other.",
             )
 
 

@@ -85,7 +85,7 @@ def test_the_reference_is_the_weights_that_ship(pruned: Path, dense: Path) -> No
     pairs = zip(attribution.unrestored.outputs, attribution.steps[0].outputs, strict=True)
     assert all((a.accumulated or 0) > (b.accumulated or 1) > 0.1 for a, b in pairs)
     assert all((o.error or 1) < 1e-3 for o in attribution.steps[1].outputs)
-    assert "With the restored weights output 'y'" in attribution.reason
+    assert "With the restored weights, output 'y'" in attribution.reason
 
 
 def test_all_dense_costs_nothing(pruned: Path, dense: Path) -> None:

@@ -80,7 +80,7 @@ def check_pruning(ran: list[Cell]) -> None:
     (cell,) = (cell for cell in ran if "measured" in tags(cell))
     told = "".join(texts(cell))
     assert "Pruning makes most of the error" in told
-    found = re.search(r"is (\d+) % from the unpruned model's; without them (\d+) %", told)
+    found = re.search(r"differs by (\d+) % from the unpruned model's; without them, by (\d+) %", told)
     assert found
     assert 5 < int(found[1]) < int(found[2]) / 2
 

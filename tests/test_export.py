@@ -283,14 +283,14 @@ def test_two_axes_of_one_name_are_one(modules: str, tmp_path: Path) -> None:
             "merging",
             ModelError,
             r"finds axes 'rows' \(dimension 0 of input 'x'\) and 'more rows' \(dimension 0 of input 'y'\) "
-            "always equal, and makes one of them, 'rows'",
+            "always equal, and merges them into one, 'rows'",
         ),
         ("beside_an_int", ModelError, "torch cannot export the Beside: its `forward` gives int, which is no"),
-        ("beside_a_text", ModelError, "its `forward` gives str, which is no tensor"),
-        ("beside_a_size", ModelError, "its `forward` gives int, which is no tensor"),
-        ("nothing", ModelError, "torch cannot export the Nothing: it gives no tensor"),
+        ("beside_a_text", ModelError, "its `forward` gives str, which is not a tensor"),
+        ("beside_a_size", ModelError, "its `forward` gives int, which is not a tensor"),
+        ("nothing", ModelError, "torch cannot export the Nothing: it returns no tensor"),
         ("misnamed", ModelError, "the Outer has no such input: .* unexpected keyword argument 'pixels'"),
-        ("wrong_axes", InputError, "gives axes for 'y', which is no input"),
+        ("wrong_axes", InputError, "gives axes for 'y', which is not an input"),
         ("axes_as_ranges", InputError, "gives axes that name no dimensions of 'input'"),
         ("no_inputs", InputError, "gives a int as inputs"),
         ("no_tensor", InputError, "gives 'x' as a int, not a tensor"),
@@ -449,7 +449,7 @@ def test_the_task_follows_from_the_configuration(
 
 def test_a_task_that_the_model_does_not_do(tmp_path: Path) -> None:
     options = ExportOptions(random_weights=True, task="decoder-with-cache")
-    with pytest.raises(InputError, match="transformers cannot make a model of it"):
+    with pytest.raises(InputError, match="transformers cannot make a model from it"):
         export_model(_write(tmp_path / "hf", RESNET), tmp_path / "m.onnx", options)
 
 

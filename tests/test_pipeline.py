@@ -105,7 +105,7 @@ def test_an_mlp_in_each_precision(
     if (backend, precision) == ("onnxruntime", "bf16"):
         with pytest.raises(BuildError, match=r"no kernel for node 'up_proj' .*BFLOAT16") as caught:
             run(path, plan, backend)
-        assert "Give --precision fp16 or fp32" in caught.value.hint
+        assert "Use --precision fp16 or fp32" in caught.value.hint
         assert [f.name for f in models.folder.iterdir()] == ["model.onnx"]
         return
     result = run(path, plan, backend)

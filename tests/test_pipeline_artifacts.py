@@ -154,11 +154,11 @@ def test_nothing_foreign_is_replaced(models: Models, run: Run, tmp_path: Path) -
     mine = tmp_path / "out.failed"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    with pytest.raises(ArtifactError, match=r"out\.failed exists and is no artifact"):
+    with pytest.raises(ArtifactError, match=r"out\.failed exists and is not an artifact"):
         run(path, validation=IMPOSSIBLE)
-    with pytest.raises(ArtifactError, match=r"out\.failed exists and is no artifact"):
+    with pytest.raises(ArtifactError, match=r"out\.failed exists and is not an artifact"):
         run(path, output=mine)
-    with pytest.raises(ArtifactError, match=r"model\.onnx exists and is no artifact"):
+    with pytest.raises(ArtifactError, match=r"model\.onnx exists and is not an artifact"):
         run(path, output=path)
     with pytest.raises(ArtifactError, match="does not exist"):
         run(path, output=tmp_path / "no" / "where")
@@ -174,7 +174,7 @@ def test_what_somebody_puts_there_during_a_build_is_not_replaced(models: Models,
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "thesis.txt").write_text("years of work")
 
-    with pytest.raises(ArtifactError, match="out exists and is no artifact"):
+    with pytest.raises(ArtifactError, match="out exists and is not an artifact"):
         build(path, BuildOptions(tmp_path / "out", BATCH, "onnxruntime"), meanwhile)
     assert [f.name for f in (tmp_path / "out").iterdir()] == ["thesis.txt"]
     assert sorted(f.name for f in tmp_path.iterdir()) == ["model.onnx", "out"]

@@ -307,7 +307,7 @@ def test_a_library_that_changes_during_a_build_is_refused(
 def test_options_that_the_plugin_does_not_have_are_refused(
     run: Callable[..., BuildResult], gated: Callable[..., Path], options: EngineOptions, named: str
 ) -> None:
-    with pytest.raises(BuildError, match=f"{named} is not for engines with layers in the plugin"):
+    with pytest.raises(BuildError, match=f"{named} does not work for engines with layers in the plugin"):
         run(gated(), engine=options)
 
 

@@ -160,7 +160,7 @@ def test_a_time_limit_leaves_a_policy_of_what_there_is(tmp_path: Path) -> None:
     rest = Fake()
     assert tune(tmp_path / "p.json", rest).left.points == 0
     assert not set(slow.asked) & set(rest.asked)
-    with pytest.raises(PolicyError, match="no product was measured at all its M yet"):
+    with pytest.raises(PolicyError, match="no product has been measured at all of its M yet"):
         tune(tmp_path / "other.json", Fake(), time_limit=0)
 
 

@@ -207,7 +207,9 @@ def _reference(reference: Path | StoredOutputs | Reference) -> _Reference:
 
 def _stored(reference: StoredOutputs, given: InputSet) -> Outputs:
     if given.name not in reference.outputs:
-        raise InputError(f"{reference.name} holds no outputs for input set '{given.name}'.", "Make it anew.")
+        raise InputError(
+            f"{reference.name} holds no outputs for input set '{given.name}'.", "Create it again."
+        )
     return reference.outputs[given.name]
 
 

@@ -67,8 +67,8 @@ def select_profile(runner: TrtRunner, given: InputSet) -> None:
             return
     shapes = ", ".join(f"{name} {array.shape}" for name, array in given.feeds.items())
     raise InputError(
-        f"input set '{given.name}' ({shapes}) fits none of the engine's profiles, of which there are "
-        f"{engine.num_optimization_profiles}.",
+        f"input set '{given.name}' ({shapes}) fits none of the "
+        f"engine's {engine.num_optimization_profiles} profile(s).",
         "Give inputs within the plan's profiles, or plan a profile for these.",
     )
 

@@ -74,8 +74,8 @@ def read_input_specs(model: OnnxModel) -> tuple[InputSpec, ...]:
             continue
         if not isinstance(value.type, ir.TensorType) or value.dtype in (None, ir.DataType.STRING):
             raise InputError(
-                f"{model.path}: input '{name}' is {value.type or 'of no type'}, and only tensors of numbers "
-                "can be fed.",
+                f"{model.path}: input '{name}' is {value.type or 'of no type'}, but only numeric "
+                "tensors can be fed.",
                 "Export the model with tensors of numbers as inputs.",
             )
         specs.append(InputSpec(name, ir.DataType(value.dtype), _dims(value), value))
@@ -97,7 +97,7 @@ def checked_feeds(name: str, feeds: Mapping[str, Any], specs: tuple[InputSpec, .
     if unknown:
         takes = ", ".join(f"'{spec.name}'" for spec in specs) or "none"
         raise InputError(
-            f"input set '{name}': '{unknown[0]}' is no input of the model, which takes {takes}.", _HINT
+            f"input set '{name}': '{unknown[0]}' is not an input of the model, which takes {takes}.", _HINT
         )
     checked: dict[str, Array] = {}
     sizes: dict[str, tuple[int, str]] = {}
@@ -130,7 +130,8 @@ def _check_array(name: str, spec: InputSpec, array: Array, sizes: dict[str, tupl
         if isinstance(dim, str) and sizes.setdefault(dim, (size, spec.name))[0] != size:
             other, by = sizes[dim]
             raise InputError(
-                f"{where} has {size} for axis '{dim}', and input '{by}' has {other}.", "Give both one size."
+                f"{where} has {size} for axis '{dim}', and input '{by}' has {other}.",
+                "Give both the same size.",
             )
 
 

@@ -114,7 +114,7 @@ def read_sets(source: str, inputs: AbstractSet[str] = frozenset()) -> Sets:
     target, colon, function = source.rpartition(":")
     if colon and target and function.isidentifier():
         return _call_loader(target, function)
-    raise InputError(f"'{source}' is no source of inputs.", _HINT, usage=True)
+    raise InputError(f"'{source}' is not a source of inputs.", _HINT, usage=True)
 
 
 def _read_npz(path: Path, inputs: AbstractSet[str]) -> Sets:
@@ -139,7 +139,7 @@ def _read_npz(path: Path, inputs: AbstractSet[str]) -> Sets:
     if "" in keys and len(keys) > 1:
         plain = next(name for name, (_, key) in split.items() if not key)
         raise InputError(f"{path} mixes '{plain}', of no set, with arrays named INPUT@SET.",
-                         "Name all arrays as the inputs, for one set, or all INPUT@SET.")  # fmt: skip
+                         "Name all arrays after the inputs (one set), or all of them INPUT@SET.")  # fmt: skip
     return [
         (f"{path.stem}@{key}" if key else path.stem,
          {base: arrays[name] for name, (base, own) in split.items() if own == key})

@@ -103,8 +103,8 @@ def _static_shape(model: OnnxModel, name: str, dims: Dims) -> tuple[int, ...]:
     if len(sizes) != len(dims):
         shown = ", ".join("?" if dim is None else str(dim) for dim in dims)
         raise InputError(
-            f"{model.path}: input '{name}' has dynamic dimensions ({shown}), and no profile says "
-            "their sizes.",
+            f"{model.path}: input '{name}' has dynamic dimensions ({shown}), but no "
+            "profile gives their sizes.",
             "Give ranges with --dim or --shapes, or your own inputs with --inputs.",
         )
     return sizes

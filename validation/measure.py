@@ -68,7 +68,7 @@ def _judge_equal(
         at = _first(~same)
         why = (
             f"{where}: {int((~same).sum())} of {same.size} elements differ; a share of {share:.6g} is equal "
-            f"and {tolerance.min_equal:g} is asked; first at {list(at)}: expected "
+            f"and {tolerance.min_equal:g} is required; first at {list(at)}: expected "
             f"{expected[at]}, got {got[at]}."
         )
     return OutputVerdict(**known, passed=passed, equal=share, reason=why)
@@ -179,7 +179,7 @@ def _why(
     if _is_zero(expected, got, tolerance) or (cosine is not None and cosine >= tolerance.min_cosine):
         return ""
     shown = "is not a number" if cosine is None else f"is {cosine:.8g}"
-    return f"{where}: the cosine to the reference {shown}; at least {tolerance.min_cosine:.8g} is asked."
+    return f"{where}: the cosine to the reference {shown}; at least {tolerance.min_cosine:.8g} is required."
 
 
 def _is_zero(expected: Array, got: Array, tolerance: Tolerance) -> bool:

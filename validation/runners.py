@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 Outputs = dict[str, Array]
 
 _FIXED = (
-    "Where a sequence is longer than the model has positions for, plan with a shorter one; where it has a "
-    "size fixed inside, export it with that axis dynamic, or plan with the one size that it takes; where "
-    "values are what it refuses, give others with --inputs."
+    "If a sequence is longer than the model has positions for, plan a shorter one; if the "
+    "model has a size fixed inside, export it with that axis dynamic, or plan with the one size "
+    "that it takes; if it refuses values, give others with --inputs."
 )
 
 _FATAL = 4  # ONNX Runtime's severity; what is below it goes to stderr, and all of it is in the exception too
@@ -79,7 +79,7 @@ def open_session(path: Path, optimized: bool = False) -> Any:
     odd = [end for end in ends if not end.type.startswith("tensor(")]
     if odd:
         raise ModelError(
-            f"{path}: '{odd[0].name}' is a {odd[0].type}, and only tensors can be compared.",
+            f"{path}: '{odd[0].name}' is a {odd[0].type}, but only tensors can be compared.",
             "Export the model with tensors as inputs and outputs.",
         )
     narrow = any(is_narrow(end.type) for end in ends)

@@ -189,7 +189,10 @@ def _blame(
     if failed and not clear:
         unclear = failed[0][1]
         where = f"output '{unclear.output}' on input set '{unclear.input_set}'"
-        reason = f"No step is to blame: the reference itself has NaN in {where}, which is no measure."
+        reason = (
+            f"No step is to blame: the reference itself has NaN in {where}, so nothing can be measured "
+            "against it."
+        )
         return "", reason, unclear.input_set
     judged = [step for step in ran if not clear or step.name in ("precision", clear[0][0])]
     place = _worst_place(ran, judged, clear)
@@ -249,7 +252,7 @@ def _worst_place(
 def _cancel_words(left: float | None) -> str:
     if left is None:
         return ""
-    return f" A step takes back what another added: the error after all of them is {percent(left)}."
+    return f" One step cancels what another added: the error after all of them is {percent(left)}."
 
 
 def _changes(steps: Sequence[StepRecord], place: tuple[str, str]) -> dict[StepName, float]:
@@ -269,17 +272,21 @@ def _restored_words(as_given: StepRecord, now: StepRecord) -> str:
         return ""
     place = max(before, key=before.__getitem__)
     told = (
-        f"With the restored weights output '{place[0]}' on input set '{place[1]}' is "
-        f"{percent(after.get(place, 0.0))} from the unpruned model's; without them {percent(before[place])}."
+        f"With the restored weights, output '{place[0]}' on input set '{place[1]}' differs "
+        f"by {percent(after.get(place, 0.0))} from the unpruned model's; without them, by "
+        f"{percent(before[place])}."
     )
     if after.get(place, 0.0) > before[place]:
-        told += " Restoring made it worse, as it may where a model was trained on after pruning."
+        told += " Restoring made it worse, which can happen when a model was trained further after pruning."
     return told
 
 
 def _not_run_words(steps: Sequence[StepRecord]) -> str:
     missing = [_WORDS[step.name] for step in steps if step.not_run]
-    return f" What {' and '.join(missing)} would add was not run." if missing else ""
+    if not missing:
+        return ""
+    they = "it was" if len(missing) == 1 else "they were"
+    return f" What {' and '.join(missing)} would add is not known: {they} not run."
 
 
 def _capital(words: str) -> str:

@@ -141,7 +141,7 @@ def parse_tolerance(text: str) -> ToleranceOverride:
         name, equals, number = (piece.strip() for piece in part.partition("="))
         if not equals or name not in _FIELDS:
             raise InputError(
-                f"'{part.strip()}' in the tolerance '{text}' is no known NAME=NUMBER.", _HINT, usage=True
+                f"'{part.strip()}' in the tolerance '{text}' is not a known NAME=NUMBER.", _HINT, usage=True
             )
         if _FIELDS[name] in values:
             raise InputError(f"the tolerance '{text}' gives {name} twice.", _HINT, usage=True)
@@ -219,7 +219,7 @@ def _number(text: str, name: str, number: str) -> float:
         value = float(number)
     except ValueError:
         raise InputError(
-            f"'{number}' for {name} in the tolerance '{text}' is no number.", _HINT, usage=True
+            f"'{number}' for {name} in the tolerance '{text}' is not a number.", _HINT, usage=True
         ) from None
     low, high = {"cosine": (-1.0, 1.0), "equal": (0.0, 1.0)}.get(name, (0.0, math.inf))
     if not math.isfinite(value) or not low <= value <= high:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 OnOutputs = Callable[[str, str, Outputs], None]  # of which candidate ("" for the reference), on which set
 
 
-_HINT = "If that is not meant, give other inputs with --inputs, or trained weights."
+_HINT = "If that is not intended, give other inputs with --inputs, or trained weights."
 
 
 @dataclass(frozen=True)
@@ -190,14 +190,14 @@ def conclude(trial: Trial, sets: int) -> CandidateVerdict:
         why = problems[0] + more
     elif nothing:
         found = " or ".join(dict.fromkeys(flat.values()))
-        why = f"All outputs are {found} on all {sets} input set(s), so that nothing was compared. {_HINT}"
+        why = f"All outputs are {found} on all {sets} input set(s), so nothing was compared. {_HINT}"
     elif verdict == "not run":
         why = trial.not_run
     else:
         why = f"All {len(names)} output(s) are within tolerance on all {sets} input set(s)."
         if flat:
             said = ", ".join(f"'{name}' is {what}" for name, what in flat.items())
-            why += f" Some tell nothing of errors: {said}. {_HINT}"
+            why += f" Some say nothing about errors: {said}. {_HINT}"
     return CandidateVerdict(
         name=trial.candidate.name,
         file=trial.candidate.path.name,

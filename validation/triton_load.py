@@ -158,7 +158,7 @@ async def _send(
                 raise asyncio.CancelledError from error
             raise DeployError(
                 f"the server refuses requests of one item: {one_line(error)}",
-                "Its log says more; `--concurrency 0` compares outputs alone.",
+                "Its log says more; `--concurrency 0` only compares outputs.",
             ) from error
         started = time.perf_counter()
         end = started + seconds

@@ -116,7 +116,7 @@ def _as_served(name: str, array: Array, kind: str) -> Array:
         limits = np.iinfo(dtype)
         if array.size and not limits.min <= array.min() <= array.max() <= limits.max:
             raise InputError(
-                f"input '{name}' holds integers that {kind}, the served model's type, has not.",
+                f"input '{name}' holds integers that do not fit {kind}, the served model's type.",
                 "Give smaller ones.",
             )
         array = array.astype(dtype)
@@ -213,7 +213,7 @@ def _array(answer: Any, name: str) -> Array:
         array = answer.as_numpy(name)
     except ValueError as error:  # "cannot reshape array of size 0"
         raise InputError(
-            f"the server's output '{name}' has not the bytes of its shape ({one_line(error)})",
+            f"the server's output '{name}' does not have the bytes of its shape ({one_line(error)})",
             "A Python backend from before Triton 25 with NumPy 2 does that: give it numpy<2.",
         ) from error
     if array is None:

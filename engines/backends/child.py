@@ -198,14 +198,14 @@ def _refused(refusal: Refusal, log: Path) -> BuildError | NotInstalledError:
 
 def _crashed(title: str, status: int, log: Path) -> BuildError:
     if status == -signal.SIGKILL:
-        how = "was killed (SIGKILL), most likely for want of memory"
+        how = "was killed (SIGKILL), most likely because memory ran out"
     elif status < 0:
         how = f"crashed ({signal.Signals(-status).name})"
     else:
         how = f"ended with status {status} and no result"
     return BuildError(
         f"the {title} builder {how}. Its log ends with:\n{_tail(log)}",
-        f"The model given is unchanged. The builder's whole log: {log}",
+        f"The given model is unchanged. The builder's whole log: {log}",
     )
 
 

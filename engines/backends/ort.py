@@ -157,8 +157,8 @@ def _refusal(model: OnnxModel, text: str) -> BuildError:
     )
     if node is not None and custom:
         return BuildError(
-            f"ONNX Runtime cannot run {model.path.name}: {custom[0]} is not a registered operator; node "
-            f"'{node.name}' is one.",
+            f"ONNX Runtime cannot run {model.path.name}: {custom[0]} is not a registered operator, "
+            f"and node '{node.name}' uses it.",
             "Export the model without it.",
         )
     if node is None:
@@ -168,8 +168,8 @@ def _refusal(model: OnnxModel, text: str) -> BuildError:
     if "Could not find an implementation" in reason:
         return BuildError(
             f"ONNX Runtime's CPU has no kernel for {described} of {model.path.name}.",
-            "Give --precision fp16 or fp32, or that layer one of these in the plan; or build for a backend "
-            "that has it: --backend tensorrt-rtx.",
+            "Use --precision fp16 or fp32, or plan that layer in one of them; or build for a "
+            "backend that has the kernel: --backend tensorrt-rtx.",
         )
     return BuildError(f"ONNX Runtime refuses {described} of {model.path.name}: {reason}.", EXPORT_AGAIN)
 

@@ -95,7 +95,7 @@ class TensorRtBackend:
         if elsewhere := plugin_mismatches(request.plan, outcomes):
             raise EvidenceError(
                 f"the engine does not run as planned: {' '.join(elsewhere)}",
-                "This is a fault of the rewriting: please report it with the model.",
+                "This is a bug in the rewriting: please report it with the model.",
             )
         library, plugin = request.plugin, None
         if library:

@@ -18,14 +18,14 @@ _ENGINE = "model.engine"
 _RUNS_ON = "compute capability 8.0, 8.6, 8.9, 12.0 and later"
 _DENSE = "TensorRT-RTX ignores SPARSE_WEIGHTS: this engine runs dense, and no speedup is claimed for it."
 _JIT = (
-    "TensorRT-RTX picks its matrix kernels on the device at the first run: the engine tells types and "
-    "fusions, not which kernel runs."
+    "TensorRT-RTX picks its matrix kernels on the device at the first run: the engine reports types "
+    "and fusions, not which kernel runs."
 )
 _TF32 = "Whether FP32 products run in TF32 is TensorRT-RTX's choice at the first run."
 # 1.7.1 does so where nothing but these casts is around a product: 1e6 in its weights is infinite then.
 _DIFFERS = (
-    "TensorRT-RTX makes an FP16 product of an FP32 one between casts from and to FP16. Plan these layers in "
-    "the precision that they run in, or what follows them in FP32, or build with another backend."
+    "TensorRT-RTX turns an FP32 product between casts from and to FP16 into an FP16 one. Plan these layers "
+    "in the precision that they run in, plan what follows them in FP32, or build with another backend."
 )
 
 

@@ -82,7 +82,7 @@ def _build(job: Job, stream: TextIO, send: Send) -> Outcome:
     if job.options.refit and not job.exchange and flavour.key != "tensorrt-rtx":
         from sparseflow_trt.engines.tensorrt.refit_engine import check_refittable
 
-        on_progress(Progress("Trying an exchange of the weights"))
+        on_progress(Progress("Checking that the weights can be exchanged"))
         check_refittable(flavour, engine, model, job.options, log)
     if flavour.key == "tensorrt-rtx":  # no engine of it loads without a GPU that it runs on
         layers = layers_from_log(log.layers)

@@ -8,7 +8,7 @@ from sparseflow_trt.engines.evidence.tactics import is_sparse_tactic
 from sparseflow_trt.engines.evidence.timings import LayerTimings, Timing
 from sparseflow_trt.plans.plan import PlannedLayer
 
-_NO_TIMES = "the log has no times of it (TensorRT takes those of a layer like it, or a timing cache's)"
+_NO_TIMES = "the log has no times for it (TensorRT reuses those of a layer like it, or of a timing cache)"
 
 
 def why_it_runs(
@@ -29,21 +29,21 @@ def why_it_runs(
     """
     wanted = planned.sparsity == "sparse"
     if is_sparse_tactic(found.tactic):
-        head = "runs sparse" if wanted else "planned dense, and runs sparse all the same"
+        head = "runs sparse" if wanted else "planned dense, but runs sparse"
         return f"{head}: {_times_of_sparse(timings, found.tactic)}"
     nothing_timed = not (timings.tried_sparse or timings.tried_dense)
     could_be_sparse = nothing_timed or timings.tried_sparse
     if could_be_sparse and (not found.tactic or found.tactic.startswith(STUB)):
-        times = "" if nothing_timed else f"; of those timed, {_both_times(timings)}"
+        times = "" if nothing_timed else f"; of those timed: {_both_times(timings)}"
         part = f"it is part of '{found.name}'{times}"
-        return f"planned {planned.sparsity}; which kernel it runs is not told: {part}"
+        return f"planned {planned.sparsity}; the engine does not report which kernel it runs: {part}"
     if not wanted:
         return _why_dense_as_planned(timings, nothing_timed)
     if timings.tried_sparse:
         return _why_not_picked(timings)
     reasons = _why_not_tried(found, merged, precision)
     if nothing_timed:
-        return f"planned sparse, and runs dense: {'; '.join((*reasons, _NO_TIMES))}"
+        return f"planned sparse, but runs dense: {'; '.join((*reasons, _NO_TIMES))}"
     return "planned sparse, but no sparse tactic was tried" + (f": {'; '.join(reasons)}" if reasons else "")
 
 
@@ -58,13 +58,13 @@ def _why_dense_as_planned(timings: LayerTimings, nothing_timed: bool) -> str:
 def _why_not_picked(timings: LayerTimings) -> str:
     sparse, dense = timings.best_sparse, timings.best_dense
     if sparse is None or dense is None:
-        return f"eligible, and dense was picked: {_both_times(timings)}"
+        return f"eligible, but dense was picked: {_both_times(timings)}"
     if sparse.ms >= dense.ms:
-        return f"eligible and slower: {_both_times(timings)}"
+        return f"eligible, but slower: {_both_times(timings)}"
     formats = f" ({sparse.formats} against {dense.formats})" if sparse.formats != dense.formats else ""
     return (
-        f"eligible and faster alone, yet dense was picked: {_both_times(timings)}; TensorRT also counts what "
-        f"converting formats around the layer costs{formats}"
+        f"eligible and faster on its own, but dense was picked: {_both_times(timings)}; TensorRT also counts "
+        f"the cost of converting formats around the layer{formats}"
     )
 
 
@@ -79,7 +79,7 @@ def _why_not_tried(found: LayerEvidence, merged: list[PlannedLayer], precision: 
     if multiplied == "Float":
         reasons.append("it runs in FP32, and TensorRT has no FP32 sparse kernel")
     elif multiplied == "Int8" and written:
-        reasons.append(f"its output is {written}, and sparse INT8 kernels want one that stays INT8")
+        reasons.append(f"its output is {written}, and sparse INT8 kernels need one that stays INT8")
     return reasons
 
 

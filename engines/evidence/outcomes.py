@@ -28,7 +28,7 @@ _TENSORRT_TYPES = {
     "fp64": "Float",  # what its parser makes of FP64
     "int32": "Int32", "int64": "Int64", "uint32": "UInt32", "uint64": "UInt64",
 }  # fmt: skip
-_AS = "; timed as '{}', which is like it: TensorRT times one for all"
+_AS = "; timed as '{}', which is like it: TensorRT times only one of such layers"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def precision_mismatches(
         if outcome.precision:
             got = f"runs in {outcome.precision}"
         elif outcome.engine_layer:
-            got = "runs in a precision that the engine does not tell"
+            got = "runs in a precision that the engine does not report"
         else:
             got = f"was {NOT_FOUND}"
         where = f" (profile '{plan.profiles[outcome.profile].name}')" if len(plan.profiles) > 1 else ""
@@ -170,7 +170,8 @@ def _hidden(planned: PlannedLayer, profile: int, regions: list[str]) -> LayerOut
         else f"one of {len(regions)} compiled regions"
     )
     why = (
-        f"in {where}, which tells neither its kernels nor their precision; no sparse tactic was timed for it"
+        f"in {where}, which reports neither its kernels nor their precision; no sparse tactic was timed for "
+        "it"
     )
     return LayerOutcome(planned.name, profile, engine_layer=regions[0] if len(regions) == 1 else "", why=why)
 
@@ -182,7 +183,7 @@ def untold(plan: Plan, outcomes: tuple[LayerOutcome, ...]) -> str:
         return ""
     first = next(o for o in outcomes if not o.precision)
     return (
-        f"The engine does not tell the precision of {len(names)} of {len(plan.layers)} planned layers, the "
+        f"The engine does not report the precision of {len(names)} of {len(plan.layers)} planned layers, the "
         f"first of them '{first.layer}': {first.why}."
     )
 
@@ -242,12 +243,12 @@ def _plugin_outcome(
     """A layer in the plugin: TensorRT times no tactics of it, as the plugin chooses by itself."""
     others = tuple(other.name for other in merged)
     joined = f", as one product with '{', '.join(others)}'" if others else ""
-    dense = f"; below M={planned.dense_below_m} its dense copy" if planned.dense_below_m else ""
+    dense = f"; below M={planned.dense_below_m} its dense copy runs" if planned.dense_below_m else ""
     # It takes and gives no type but its weights', which is the plan's; an inspector need not tell it.
     precision = found.precision or _TENSORRT_TYPES[planned.precision]
     return LayerOutcome(
         planned.name, profile, found.name, others, found.tactic or PLUGIN_OP, True, precision,
-        why=f"runs in the plugin{joined}{dense}; which of cuSPARSELt's algorithms is in the engine",
+        why=f"runs in the plugin{joined}{dense}; the engine holds the choice of cuSPARSELt's algorithm",
         plugin=True,
     )  # fmt: skip
 

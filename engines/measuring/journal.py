@@ -25,7 +25,7 @@ from sparseflow_trt.policies.presets import Product
 SUFFIX = ".points.jsonl"
 
 _KEEP_APART = (
-    "A journal is of one GPU, one set of libraries and types: keep the parts in files of their own. "
+    "A journal holds one GPU, one set of libraries and one set of types: keep each in a file of its own. "
     "`autotune --add` puts policies of one GPU together."
 )
 _HEAD = b'{"journal": '  # what every journal begins with
@@ -191,7 +191,7 @@ def open_journal(path: Path, identity: Identity) -> Iterator[tuple[Journal, Appe
             ) from None
         except OSError as error:
             raise PolicyError(
-                f"{path} cannot be locked, so that no two runs write it: {error.strerror}.",
+                f"{path} cannot be locked against a second run that writes to it: {error.strerror}.",
                 "Choose a place on a file system that has locks: -o.",
             ) from error
         stream.seek(0)
@@ -203,7 +203,7 @@ def open_journal(path: Path, identity: Identity) -> Iterator[tuple[Journal, Appe
             _check_identity(journal.identity, identity, path, "here", _begin_anew(path))
         else:
             if data[: len(_HEAD)] != _HEAD[: len(data)]:  # no head that a run was killed over
-                raise PolicyError(f"{path} is no journal of measurements.", _begin_anew(path))
+                raise PolicyError(f"{path} is not a journal of measurements.", _begin_anew(path))
             journal = Journal(identity, (), ())
         if len(whole) < len(data):
             stream.truncate(len(whole))
@@ -235,7 +235,7 @@ def _read(data: bytes, path: Path) -> Journal:
                 f"{path}, line {number}: {describe(error)}", _without_line(path, number)
             ) from error
     if not lines or lines[0].journal is None:
-        raise PolicyError(f"{path} is no journal of measurements.", _begin_anew(path))
+        raise PolicyError(f"{path} is not a journal of measurements.", _begin_anew(path))
     for number, line in enumerate(lines, 1):  # a file that was put together of several has several heads
         if line.journal is not None:
             _check_identity(lines[0].journal, line.journal, path, f"in line {number}", _KEEP_APART)
@@ -269,7 +269,7 @@ def _without_line(path: Path, number: int) -> str:
     if number == 1:
         return _begin_anew(path)
     return (
-        f"Take the line out to go on with the others: sed -i {number}d {shlex.quote(str(path))}. What it "
+        f"Delete that line to continue with the others: sed -i {number}d {shlex.quote(str(path))}. What it "
         "held is measured again."
     )
 

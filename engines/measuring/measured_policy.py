@@ -30,8 +30,8 @@ def policy_from_journal(
     pairs = {request: pair for request, pair in journal.pairs.items() if request.curve not in without}
     if not pairs:
         raise PolicyError(
-            "no product was measured at all its M yet.",
-            "Allow more time: the same command goes on from here.",
+            "no product has been measured at all of its M yet.",
+            "Allow more time: the same command continues from here.",
         )
     points = points_from_pairs(pairs, journal.products)
     identity = journal.identity
@@ -92,8 +92,8 @@ def check_gpu(policy: Policy, device: str, compute_capability: str) -> None:
     """
     if (policy.device, policy.compute_capability) != (device, compute_capability):
         raise PolicyError(
-            f"policy '{policy.name}' is of {policy.device} ({policy.compute_capability}), and not of "
-            f"{device} ({compute_capability}).",
+            f"policy '{policy.name}' is for {policy.device} ({policy.compute_capability}), not "
+            f"for {device} ({compute_capability}).",
             "Only measurements of one kind of GPU go into one policy.",
         )
 

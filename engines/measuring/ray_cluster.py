@@ -80,8 +80,8 @@ def reserve(ray: Any, count: int | None, gpus: float, ours: bool, tell: Tell) ->
     if len(ready) < wanted:
         tell(
             f"Measuring on {len(ready)} of {wanted} {'GPUs' if gpus else 'CPUs'} of the Ray cluster: the "
-            "others are in use. To take them, too, when they are free, stop this command and give it again: "
-            "it goes on."
+            "others are in use. To use them as well once they are free, stop this command and "
+            "run it again: it continues."
         )
     return [groups[reference] for reference in ready]
 
@@ -110,8 +110,8 @@ def _what_is_waited_for(ray: Any, gpus: float, seconds: float) -> str:
     kinds = ("GPU", "CPU") if gpus else ("CPU",)
     shown = " and ".join(f"{free.get(kind, 0):g} of {all_of_it.get(kind, 0):g} {kind}s" for kind in kinds)
     return (
-        f"Waiting for {_need(gpus)} of the Ray cluster ({seconds:.0f} s so far): {shown} are free, "
-        "the rest is in use by others. Ctrl-C ends the wait."
+        f"Waiting for {_need(gpus)} of the Ray cluster ({seconds:.0f} s so far): {shown} are "
+        "free, the others are in use. Ctrl-C ends the wait."
     )
 
 
@@ -124,7 +124,7 @@ def _check_room(
     if not room:
         raise PolicyError(
             f"no machine of the Ray cluster has {_need(gpus)}.",
-            "A worker takes both: start Ray there with --num-cpus and --num-gpus.",
+            "A worker needs both: start Ray there with --num-cpus and --num-gpus.",
         )
     if count and count > room:
         raise PolicyError(
@@ -165,7 +165,7 @@ def _check_address(address: str) -> None:
         host = port = None
     if not host or not port:
         raise PolicyError(
-            f"RAY_ADDRESS is '{address}', which is no HOST:PORT.", "Set it to HOST:6379, or unset it."
+            f"RAY_ADDRESS is '{address}', which is not HOST:PORT.", "Set it to HOST:6379, or unset it."
         )
     try:
         socket.create_connection((host, port), _CONNECT_SECONDS).close()

@@ -99,9 +99,9 @@ class RayWorkers:
         for other in found[1:]:
             if other != found[0]:
                 raise PolicyError(
-                    f"the cluster's GPUs are not alike: {found[0].device} with {found[0].libraries}, and "
+                    f"the cluster's GPUs differ: {found[0].device} with {found[0].libraries}, and "
                     f"{other.device} with {other.libraries}.",
-                    "A policy holds for one GPU and one set of libraries: tune them apart.",
+                    "A policy holds for one GPU and one set of libraries: tune them separately.",
                 )
         return found[0]
 
@@ -137,7 +137,7 @@ class RayWorkers:
         except self._ray.exceptions.RayActorError as error:
             raise PolicyError(
                 f"a Ray worker died: {str(error).strip().splitlines()[-1].strip()}",
-                "What was measured before is kept: the same command goes on.",
+                "What was measured before is kept: the same command continues.",
             ) from error
 
 

@@ -276,7 +276,7 @@ def _check(request: Request, x: Array, weight: Array, output: Array) -> None:
     if not error < MOST_ERROR:  # a NaN is no pass
         raise PolicyError(
             f"TensorRT's {request.curve.kernel} engine is wrong at {request}: it is {error:.2e} off FP32.",
-            "Its figures would be worth nothing: use another release of TensorRT.",
+            "Its times would be meaningless: use another release of TensorRT.",
         )
 
 

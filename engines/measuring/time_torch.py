@@ -246,7 +246,7 @@ class TorchMeasurer:
         if not error < MOST_ERROR:  # a NaN is no pass
             raise PolicyError(
                 f"cuSPARSELt's product is wrong at {request}: it is {error:.2e} off FP32, relative.",
-                "Its figures would be worth nothing: use another release of cuSPARSELt or PyTorch.",
+                "Its times would be meaningless: use another release of cuSPARSELt or PyTorch.",
             )
 
 

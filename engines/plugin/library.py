@@ -39,14 +39,15 @@ def library_for(plan: Plan, library: Path | None, options: EngineOptions, takes_
         return None
     if library is None:
         raise NotInstalledError(
-            f"the plan gives {len(layers)} layer(s) to the plugin, the first of them '{layers[0].name}', and "
-            "no library of it is given.",
+            f"the plan gives {len(layers)} layer(s) to the plugin, the first of them '{layers[0].name}', but "
+            "no plugin library is given.",
             f"Name it with --plugin LIB. {_HOW}",
         )
     if options.version_compatible or options.hardware_compatible:
         asked = "--version-compatible" if options.version_compatible else "--hardware-compatible"
         raise BuildError(
-            f"{asked} is not for engines with layers in the plugin, of which the plan has {len(layers)}.",
+            f"{asked} does not work for engines with layers in the plugin, and the plan has {len(layers)} of "
+            "them.",
             f"Leave {asked} out, or plan these layers dense or sparse.",
         )
     return check_library(library)
@@ -63,7 +64,7 @@ def check_library(path: Path) -> Path:
     if not path.is_file():
         raise NotInstalledError(f"There is no plugin library {path}.", _HOW)
     if reason := why_no_library(path, PLUGIN_OP):
-        raise NotInstalledError(f"{path} is no library of the plugin: {reason}.", _HOW)
+        raise NotInstalledError(f"{path} is not a library of the plugin: {reason}.", _HOW)
     return path.resolve()
 
 
@@ -99,7 +100,7 @@ def load_library(flavour: Flavour, path: Path, sha256: str = "") -> None:
         return
     if before := next(iter(_loaded), ""):
         raise BuildError(
-            f"{path} is another plugin library than the one that this process has loaded (SHA-256 "
+            f"{path} is not the plugin library that this process has loaded (SHA-256 "
             f"{sha256[:12]}…, not {before[:12]}…).",
             "Run the two engines in two processes, or build both with one library.",
         )
@@ -144,6 +145,6 @@ def lowered_note(plan: Plan, title: str) -> tuple[str, ...]:
     if not count:
         return ()
     return (
-        f"{count} layer(s) are planned for the plugin, which {title} does not take: they run dense here. The "
-        "plugin is for --backend tensorrt.",
+        f"{count} layer(s) are planned for the plugin, which {title} does not support: they run dense here. "
+        "The plugin is for --backend tensorrt.",
     )

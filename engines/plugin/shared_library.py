@@ -42,11 +42,11 @@ def _why_no_header(header: bytes, size: int) -> str:
     if not header:
         return "it is empty"
     if not header.startswith(_MAGIC):
-        return "it is no ELF file"
+        return "it is not an ELF file"
     if len(header) < _HEADER.size:
         return f"it is cut off after {size} bytes"
     _, bits, order, kind, _, _, _, _, sections_at, *_, section_size, sections, _ = _HEADER.unpack(header)
     if (bits, order, kind) != (_64_BITS, _LITTLE_ENDIAN, _SHARED):
-        return "it is an ELF file, and no shared library of 64 bits"
+        return "it is an ELF file, but not a 64-bit shared library"
     end = sections_at + section_size * sections
     return f"it is cut off after {size} of {end} bytes" if size < end else ""

@@ -101,7 +101,7 @@ class Context:
         profile = fitting_profile(self._ranges, shapes)
         if recording:
             raise InputError(
-                "the engine has not run with these shapes just before the capture.",
+                "the engine was not run with these shapes right before the capture.",
                 "Run it once with them, then capture.",
             )
         self.bound = None
@@ -122,7 +122,7 @@ class Context:
         if -1 in shape:
             raise InputError(
                 f"{tensor} has a shape that depends on the values of the inputs: {list(shape)}.",
-                "Only outputs whose shape follows from the inputs' shapes are run here.",
+                "Only outputs whose shape follows from the inputs' shapes are supported.",
             )
         return shape
 
@@ -153,7 +153,7 @@ class Context:
         if self._context is None:
             raise BuildError(
                 f"there is no memory for a context of {self._path}: {self._log.take_errors()}",
-                "Free some of the GPU's.",
+                "Free some GPU memory.",
             )
 
     def _check(self, done: bool) -> None:

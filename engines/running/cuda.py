@@ -196,6 +196,6 @@ def stream_handle(stream: Any) -> int:
         if isinstance(handle := getattr(stream, attribute, None), int):
             return handle
     raise InputError(
-        f"a {type(stream).__name__} is no CUDA stream.",
+        f"a {type(stream).__name__} is not a CUDA stream.",
         "Give its address as an integer, or an object with __cuda_stream__.",
     )

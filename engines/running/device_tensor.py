@@ -157,7 +157,8 @@ def take_tensor(
         )
     if not is_on_device(given):
         raise InputError(
-            f"{what} is not in GPU memory.", "Move it there, by .cuda() say, or give NumPy arrays to run()."
+            f"{what} is not in GPU memory.",
+            "Move it there, for example with .cuda(), or give NumPy arrays to run().",
         )
     if (index := int(given.__dlpack_device__()[1])) != device:
         raise InputError(
@@ -173,18 +174,19 @@ def take_tensor(
     if foreign.dtype != dtype.name:
         raise InputError(
             f"{what} is {foreign.dtype}; the engine takes {dtype.name}.",
-            f"Convert it before, in PyTorch by .to(torch.{dtype.name}).",
+            f"Convert it first, in PyTorch with .to(torch.{dtype.name}).",
         )
     if not foreign.is_contiguous:
         raise InputError(
             f"{what} is not contiguous: its strides are {list(foreign.strides or ())}.",
-            "Make it so, by .contiguous() say.",
+            "Make it contiguous, for example with .contiguous().",
         )
     if foreign.pointer % _ALIGNMENT and 0 not in foreign.shape:
         raise InputError(
-            f"{what} begins at an address that is no multiple of {_ALIGNMENT} bytes, as TensorRT needs it.",
-            "It is a part of another tensor: copy it, by .clone() say.",
+            f"{what} begins at an address that is not a multiple of {_ALIGNMENT} bytes, which TensorRT "
+            "requires.",
+            "It is part of another tensor: copy it, for example with .clone().",
         )
     if written and foreign.read_only:
-        raise InputError(f"{what} may not be written to.", "Give a tensor that may.")
+        raise InputError(f"{what} is read-only, and the engine writes to it.", "Give a writable tensor.")
     return DeviceTensor(cuda, foreign.pointer, foreign.shape, dtype, device, foreign.owner)

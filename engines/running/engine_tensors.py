@@ -94,7 +94,7 @@ def array_of(tensor: EngineTensor, value: Any) -> Array:
         array = np.asarray(value)
     except (TypeError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"{tensor} is no array: {' '.join(str(error).split())}", "Give a NumPy array."
+            f"{tensor} is not an array: {' '.join(str(error).split())}", "Give a NumPy array."
         ) from error
     check_shape(tensor, array.shape)
     if array.dtype == tensor.dtype:
@@ -104,7 +104,7 @@ def array_of(tensor: EngineTensor, value: Any) -> Array:
         limits = np.iinfo(tensor.dtype)
         if limits.min <= array.min() and array.max() <= limits.max:
             return np.ascontiguousarray(array.astype(tensor.dtype))
-    raise InputError(f"{tensor} is {array.dtype}; the engine takes {tensor.dtype}.", "Convert it before.")
+    raise InputError(f"{tensor} is {array.dtype}; the engine takes {tensor.dtype}.", "Convert it first.")
 
 
 def fitting_profile(ranges: Sequence[Mapping[str, Range]], shapes: Mapping[str, Shape]) -> int:
@@ -141,8 +141,8 @@ def _read_tensor(engine: Any, name: str) -> EngineTensor:
         )
     if engine.get_tensor_location(name).name == "HOST":
         raise InputError(
-            f"tensor '{name}' is read or written on the host, as an input that holds a shape is.",
-            "Make the shape a constant of the model, or follow from its inputs' shapes.",
+            f"tensor '{name}' is read or written on the host, like an input that holds a shape.",
+            "Make the shape a constant of the model, or let it follow from the inputs' shapes.",
         )
     is_input = engine.get_tensor_mode(name).name == "INPUT"
     return EngineTensor(name, is_input, _numpy_dtype(numpy_name), tuple(engine.get_tensor_shape(name)))

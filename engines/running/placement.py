@@ -130,7 +130,7 @@ class Placement:
             InputError: Always.
         """
         raise InputError(
-            f"{tensor} has no tensor, and no memory is taken while a stream is being captured.",
+            f"{tensor} was given no tensor, and no memory can be allocated while a stream is being captured.",
             f"Give one {list(shape)} of {tensor.dtype.name}.",
         )
 

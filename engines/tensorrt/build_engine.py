@@ -74,7 +74,7 @@ def build_engine(
     cache, saved = caches_for(options, engine, this_machine(flavour.version), editable)
     notes = [cache.load(config, log)] if cache else []
     if options.like and any(notes):
-        raise BuildError(f"{named} cannot be asked for {options.like.name}'s tactics. {notes[0]}", _NOT_LIKE)
+        raise BuildError(f"{named} cannot be built with {options.like.name}'s tactics. {notes[0]}", _NOT_LIKE)
     if not flavour.strongly_typed:
         from sparseflow_trt.engines.tensorrt.pin_types import pin_types
 

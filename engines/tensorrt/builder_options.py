@@ -101,8 +101,8 @@ def build_failure(
     """
     if options.workspace is not None and _OF_WORKSPACE.search(said):
         return BuildError(
-            f"{title} could not build {model}, most likely for want of workspace (the memory pool WORKSPACE "
-            f"is limited to {options.workspace} MiB): {said}",
+            f"{title} could not build {model}, most likely because the workspace is too small (the memory "
+            f"pool WORKSPACE is limited to {options.workspace} MiB): {said}",
             "Raise --workspace, or leave it out: kernels may then use all of the device's memory.",
         )
     if options.version_compatible and _OF_LEAN_RUNTIME.search(said):
@@ -120,7 +120,7 @@ def build_failure(
         said = _OF_POINT.sub(lambda told: _named(told, profiles), said)
         return BuildError(
             f"{title} could not build {model}: {said}",
-            "The model has a size fixed inside that a profile's shapes do not go with: export it with that "
+            "A size fixed inside the model conflicts with a profile's shapes: export it with that "
             "axis dynamic, or plan with the one size that it takes.",
         )
     return BuildError(

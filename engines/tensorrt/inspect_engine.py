@@ -47,8 +47,8 @@ def engine_information(
     for number, profile in enumerate(profiles):
         if not _set_shapes(context, number, profile):
             raise BuildError(
-                f"{flavour.title} {flavour.version} built an engine that does not take the opt of its "
-                f"profile '{profile.name}': {log.take_errors()}",
+                f"{flavour.title} {flavour.version} built an engine that does not accept the "
+                f"opt shapes of its profile '{profile.name}': {log.take_errors()}",
                 "Change the profile's shapes, or build with another release.",
             )
         inspector.execution_context = context

@@ -57,7 +57,7 @@ def read_like(folder: Path, backend: str, versions: Mapping[str, str], device: s
     ):
         if theirs != ours:
             raise ArtifactError(
-                f"{folder} cannot be asked for its tactics here: its {what} is {theirs}, and this is {ours}.",
+                f"{folder} cannot provide its tactics here: its {what} is {theirs}, and this is {ours}.",
                 "Tactics hold for one TensorRT release, GPU and driver: build there, or without --like.",
             )
     return manifest
@@ -135,30 +135,30 @@ def compare_tactics(
     was, now = _told(before, copies), _told(after, copies)
     if stubs and not was:
         return (
-            f"The engine of {name} tells no tactics: {stubs} of its layers name a stub for a kernel that is "
-            "picked at the first run. Whether these are the same is not known."
+            f"The engine of {name} reports no tactics: {stubs} of its layers name a stub for a kernel "
+            "that is picked at the first run. Whether these are the same is not known."
         )
     if not was:
-        return f"No layer of {name} tells its tactic: whether these are the same is not known."
+        return f"No layer of {name} reports its tactic: whether the tactics are the same is not known."
     differing = [
         f"'{layer}'{_in_profile(profile)} runs {now[layer, profile]}, not {tactic}"
         if (layer, profile) in now
-        else f"'{layer}'{_in_profile(profile)} is no layer of this engine"
+        else f"'{layer}'{_in_profile(profile)} is not a layer of this engine"
         for (layer, profile), tactic in was.items()
         if now.get((layer, profile)) != tactic
     ]
     differing += [
-        f"'{layer}'{_in_profile(profile)} is no layer of that engine"
+        f"'{layer}'{_in_profile(profile)} is not a layer of that engine"
         for layer, profile in now
         if (layer, profile) not in was
     ]
     if not differing:
-        return f"All {len(was)} engine layers of {name} that tell their tactic run it here, too."
+        return f"All {len(was)} engine layers of {name} that report their tactic run the same one here."
     same = sum(now.get(key) == tactic for key, tactic in was.items())
     more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
     return (
-        f"{same} of {len(was)} engine layers of {name} that tell their tactic run it here, too. Different: "
-        f"{'; '.join(differing[:_SHOWN])}{more}."
+        f"{same} of {len(was)} engine layers of {name} that report their tactic run the same one here. "
+        f"Different: {'; '.join(differing[:_SHOWN])}{more}."
     )
 
 

@@ -25,7 +25,7 @@ _RUNTIMES_OWN = (
 )
 _AS_QDQ = (
     "TensorRT takes INT8 as QuantizeLinear and DequantizeLinear with zero points of 0: ONNX Runtime's "
-    "quantize_static makes such with QuantFormat.QDQ, QInt8 as activation_type and weight_type, and "
+    "quantize_static writes them with QuantFormat.QDQ, QInt8 as activation_type and weight_type, and "
     "extra_options={'ActivationSymmetric': True}. Or build for ONNX Runtime: --backend onnxruntime."
 )
 _TYPES = (

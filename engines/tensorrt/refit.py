@@ -126,7 +126,7 @@ def _set_by_name(
         arrays.append(array)
     if missing := refitter.get_missing_weights():
         raise BuildError(
-            f"the engine wants new values for '{missing[0]}', too, which is no weight of {model.name}.",
+            f"the engine also needs new values for '{missing[0]}', which is not a weight of {model.name}.",
             _BUILD_NEW,
         )
     return arrays

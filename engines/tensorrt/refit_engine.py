@@ -37,7 +37,7 @@ def check_refittable(
         refit_from_onnx(flavour, held.engine, model, held.logger, log)
     except BuildError as error:
         raise BuildError(
-            f"the engine was built and cannot be refitted: {error.message}",
+            f"the engine was built but cannot be refitted: {error.message}",
             "Build with one profile, or without --refit: `sparseflow-trt build MODEL --like ARTIFACT` "
             "gives another model's weights the same kernels.",
         ) from error

@@ -52,7 +52,7 @@ def load_torch() -> Any:
 def why_not(n: int, k: int) -> str:
     """Why a weight W[N, K] has no sparse product in FP16 or BF16, "" where it has one."""
     if n % _WEIGHT or k % _WEIGHT:
-        return f"cuSPARSELt takes N and K that are multiples of {_WEIGHT}, and {k}→{n} is not"
+        return f"cuSPARSELt needs N and K that are multiples of {_WEIGHT}, and {k}→{n} is not"
     return ""
 
 

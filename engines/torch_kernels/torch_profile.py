@@ -40,7 +40,7 @@ def require_gpu() -> Any:
     torch = require("torch", "profiling PyTorch modules")
     if not torch.cuda.is_available():
         raise NotInstalledError(
-            f"PyTorch {torch.__version__} sees no GPU: it is kernels that are profiled.",
+            f"PyTorch {torch.__version__} sees no GPU, and a profile is of GPU kernels.",
             "Install a build of PyTorch for CUDA, on a machine with an NVIDIA GPU.",
         )
     return torch

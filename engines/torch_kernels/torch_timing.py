@@ -49,7 +49,7 @@ class Queue:
             if taken.ahead:
                 return taken.ms
         raise PolicyError(
-            "the kernels cannot be timed: calls of them wait for the GPU.",
+            "the kernels cannot be timed: calling them waits for the GPU.",
             "Use a PyTorch whose cuSPARSELt calls can be recorded as CUDA graphs (2.11 is known to work).",
         )
 

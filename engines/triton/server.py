@@ -23,7 +23,7 @@ from pathlib import Path
 from sparseflow_trt.errors import DeployError, NotInstalledError
 
 _HINT = (
-    "Make one in an environment of its own, since it wants NumPy 1: python -m venv tritonserver; "
+    "Install one into an environment of its own, since it needs NumPy 1: python -m venv tritonserver; "
     "tritonserver/bin/pip install nvidia-pytriton onnxruntime; then --server tritonserver. Or run this where "
     "`tritonserver` is on the PATH, as in NVIDIA's containers; or name a running one with --http and --grpc."
 )
@@ -166,7 +166,7 @@ def find_server(where: Path | None = None) -> Installation:
         raise NotInstalledError(f"there is no tritonserver {at}.", _HINT)
     binary = Path(found).resolve()
     if not (binary.parent.parent / "backends").is_dir():
-        raise NotInstalledError(f"{found} is no tritonserver: it has no folder ../backends.", _HINT)
+        raise NotInstalledError(f"{found} is not a tritonserver: it has no folder ../backends.", _HINT)
     return Installation(binary, binary.parent.parent / "backends", binary.parent.parent / "caches")
 
 
@@ -243,7 +243,7 @@ def _wait_until_ready(server: Server, timeout: float, by_hand: str) -> None:
         if server.ended():
             raise DeployError(
                 f"tritonserver ended before it was ready: {server.why_not()}",
-                f"Its log is gone with it; for all of it run it by hand: {by_hand}",
+                f"Its log was removed; to see all of it, run the server by hand: {by_hand}",
             )
         if time.monotonic() > deadline:
             raise DeployError(

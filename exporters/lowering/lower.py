@@ -55,7 +55,9 @@ def lower_to_opset17(model: ir.Model) -> dict[str, int]:
     if before <= OPSET:
         return {}
     if model.functions:
-        raise ModelError("the model has local functions, each with its opset.", "Inline them first.")
+        raise ModelError(
+            "the model has local functions, each with an opset of its own.", "Inline them first."
+        )
     replaced: Counter[str] = Counter()
     names = Names(model)
     _infer_types(model)

@@ -84,7 +84,7 @@ def _split(work: Rewriting) -> bool:
     if number == 1 or input_of(node, 1) is not None:
         return True
     if size is None:
-        raise not_lowered(node, f"whether {number} parts are of one size depends on a dimension that varies")
+        raise not_lowered(node, f"whether {number} parts are of one size depends on a dynamic dimension")
     part = -(-size // number)
     last = size - part * (number - 1)
     if last < 1:

@@ -139,7 +139,7 @@ def _opt_out(
     value, roundoff = _value_for(site, weight, dtype)
     index, any_full = _find_zero(stored, weight, site.k_axis, value / roundoff)
     if index is None:
-        reason = "no group of four holds two non-zeros: two elements and more would have to change"
+        reason = "no group of four holds two non-zeros: two or more elements would have to change"
         if any_full:
             reason = f"the weights are too small for {value:g} to be lost in their rounding"
         return _left_in(site.name, weight.name, dtype, reason)
@@ -169,7 +169,9 @@ def _why_shared(reader: WeightReader, users: list[LayerSite], wanted: set[str]) 
         if other.name in wanted or why_not_eligible(other) or not isinstance(other.weight, TracedWeight):
             continue
         if not scan_pattern(reader, other.weight, other.k_axis).violating:
-            return f"weight '{other.weight.name}' is shared with '{other.name}', which is 2:4 and stays in"
+            return (
+                f"weight '{other.weight.name}' is shared with '{other.name}', which is 2:4 and stays sparse"
+            )
     return ""
 
 
@@ -276,5 +278,5 @@ def _bits_at(stored: Array, record: OptOutRecord) -> int:
 def _not_as_recorded(record: OptOutRecord, what: str) -> ModelError:
     return ModelError(
         f"weight '{record.weight}' of layer '{record.layer}' {what}.",
-        "Only the model that the record was written for can be put back.",
+        "Only the model that the record was written for can be restored.",
     )

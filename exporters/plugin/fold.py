@@ -66,7 +66,7 @@ def why_not_gemm(node: ir.Node) -> str:
         return "Gemm scales its product or its bias"
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and bias_of(bias, _columns(node), 2) is None:
-        return "the bias is not a constant of one number a column"
+        return "the bias is not a constant with one number per column"
     return ""
 
 

@@ -55,7 +55,7 @@ def why_no_plugin(site: LayerSite, dtype: str = "") -> str:
     if node.op_type not in ("MatMul", "Gemm"):
         return f"the plugin computes MatMul and Gemm, not {node.op_type}"
     if weight.value.is_graph_input():
-        return "the weight is an input of its graph, too, which may be given another one"
+        return "the weight is also a graph input, so a caller may replace it"
     if site.side != "right":
         return "the weight is the left operand"
     if len(weight.operand_shape) != 2:
@@ -63,7 +63,7 @@ def why_no_plugin(site: LayerSite, dtype: str = "") -> str:
     if (dtype or dtype_name(weight.tensor)) not in ("FP16", "BF16"):
         return f"the plugin takes FP16 and BF16 weights, not {dtype_name(weight.tensor)}"
     if (value := node.inputs[1]) is not None and value.dtype not in (None, weight.tensor.dtype):
-        return "the weight is cast on its way"
+        return "the weight is cast before it is used"
     if reason := why_not_in_plugin(site.n, site.k):
         return reason
     return why_not_gemm(node) if node.op_type == "Gemm" else ""

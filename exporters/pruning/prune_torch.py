@@ -218,7 +218,7 @@ def _prune_layer(layer: TorchLayer, seen: _Seen | None, damping: float) -> Prune
         raise InputError(f"'{layer.name}': {error.message}", error.hint) from error
     if not bool(pruned.weight.isfinite().all()) or not is_2to4(pruned.weight):
         raise ModelError(
-            f"'{layer.name}' is not finite or not 2:4 after {used}.", "This is a fault: report it."
+            f"'{layer.name}' is not finite or not 2:4 after {used}.", "This is a bug: please report it."
         )
     difference = weight.float() - pruned.weight.float()
     output_error = None

@@ -128,7 +128,8 @@ def _factor_of_inverse(products: Tensor, damping: float) -> tuple[Tensor, float]
     if mean != mean or mean in (float("inf"), float("-inf")):
         raise InputError(
             "the layer's inputs on the calibration batches are not finite.",
-            "Run the module on them and look where a NaN or an infinity begins; calibrate in FP32 or BF16.",
+            "Run the module on them to find where the first NaN or infinity appears, or calibrate in FP32 or "
+            "BF16.",
         )
     if not mean:  # every input is 0: any weight does
         return torch.eye(len(products), device=products.device), damping

@@ -81,7 +81,7 @@ def check_same_ends(model: OnnxModel, unpruned: OnnxModel) -> None:
     for what, ours, theirs in ends:
         if sorted(map(str, ours)) != sorted(map(str, theirs)):
             raise ModelError(
-                f"{unpruned.path} is no unpruned form of {model.path}: its {what} are "
+                f"{unpruned.path} is not an unpruned version of {model.path}: its {what} are "
                 f"{_listed(theirs)}, not {_listed(ours)}.",
                 _HINT,
             )

@@ -14,8 +14,10 @@ def exact_layers(model: OnnxModel) -> dict[str, str]:
     Raises:
         ModelError: A node says something impossible.
     """
-    whys = dict.fromkeys(nodes_of_positions(model.ir), "FP32, as it computes positions")
-    routing = "FP32, as it chooses (experts, say): half precision chooses others"
+    whys = dict.fromkeys(nodes_of_positions(model.ir), "FP32, because it computes positions")
+    routing = (
+        "FP32, because it makes a choice (of experts, for example) that half precision would make differently"
+    )
     whys |= dict.fromkeys(nodes_of_routers(model.ir), routing)
     sites = find_sites(model) if whys else []
     return {site.name: whys[site.node] for site in sites if site.node in whys}

@@ -67,7 +67,7 @@ def choose_batching(
         DeployError: A larger batch is asked for than the engine takes.
     """
     if asked == 0:
-        return Batching(0, why=("Requests share no batch, as was asked for.",))
+        return Batching(0, why=("Requests share no batch, as asked.",))
     found = _widest(ends, profiles, output_shapes, named=asked is not None)
     most, why = found.max_batch_size, [*found.why]
     if asked is not None and asked > most:
@@ -77,7 +77,7 @@ def choose_batching(
         )
     if asked is not None and asked < most:
         most = asked
-        why.append(f"No more than {most} are put together, as was asked for.")
+        why.append(f"At most {most} are batched together, as asked.")
     if not most:
         return found
     if most == 1:
@@ -86,7 +86,7 @@ def choose_batching(
     why += told
     delay = delay_us if delay_us is not None else (DEFAULT_DELAY_US if preferred else 0)
     if delay and preferred:
-        why.append(f"A lone client waits {delay} µs for others to come.")
+        why.append(f"A lone client waits {delay} µs for other requests.")
     return Batching(most, preferred, delay, tuple(why))
 
 
@@ -106,11 +106,11 @@ def _widest(
     """
     reason = _why_no_batch(ends, profiles, output_shapes, named)
     if not reason and not named and (told := _why_no_batch_by_names(ends)):
-        reason = f"{told} `--max-batch-size N` says that it is one all the same."
+        reason = f"{told} `--max-batch-size N` says that it is one anyway."
     if reason:
         return Batching(0, why=(reason,))
     if (least := min(_batch_range(profile)[0] for profile in profiles)) > 1:
-        return Batching(0, why=(f"No profile takes fewer than {least} rows, and a batcher may send one.",))
+        return Batching(0, why=(f"No profile takes fewer than {least} rows, but a batcher may send one.",))
     reach = {profile.name: _reach(profile, profiles) for profile in profiles}
     narrowest = min(reach, key=lambda name: reach[name])
     most, widest = reach[narrowest], max(_batch_range(profile)[2] for profile in profiles)
@@ -123,8 +123,8 @@ def _widest(
         )
     if most > 1 and not named and not _says_batch(ends.inputs[0].dims[0]):
         why.append(
-            "Nothing in the model says that its first dimension is a batch: `deploy verify` tries it, and "
-            "`--max-batch-size 0` says that it is none."
+            "Nothing in the model says that its first dimension is a batch: `deploy verify` tests it, "
+            "and `--max-batch-size 0` says that it is not."
         )
     return Batching(most, why=tuple(why))
 
@@ -158,7 +158,7 @@ def _why_no_batch(
         return f"'{scalars[0]}' is a scalar, which requests in a batch would have to share."
     first = ends.inputs[0].dims[0] if ends.inputs else None
     if not profiles or isinstance(first, int):
-        return "The first dimension is fixed, so that requests cannot share a batch."
+        return "The first dimension is fixed, so requests cannot share a batch."
     for tensor in (*ends.inputs, *ends.outputs):
         if isinstance(first, str) and first in tensor.dims[1:]:
             said = f"'{tensor.name}' has '{first}', the first dimension of '{ends.inputs[0].name}',"
@@ -184,12 +184,12 @@ def _why_no_batch_by_names(ends: Ends) -> str:
     """Why the first dimension is no batch by the names of dimensions, "" where they do not say so."""
     first = ends.inputs[0].dims[0]
     if _words(first) & _SEQUENCE_WORDS:
-        return f"The first dimension is named '{first}', which is a sequence's length and no batch."
+        return f"The first dimension is named '{first}', which is a sequence length, not a batch."
     if _says_batch(first):
         return ""
     later = [name for tensor in ends.inputs for name in tensor.dims[1:] if "batch" in _words(name)]
     if later:
-        return f"Behind the first dimension is one that is named '{later[0]}', so that the first is no batch."
+        return f"The first dimension is followed by one named '{later[0]}', so the first is not the batch."
     return ""
 
 
@@ -241,7 +241,7 @@ def _preferred(
     profiles: Sequence[Profile], most: int, sparse_from: Mapping[str, int | None]
 ) -> tuple[tuple[int, ...], list[str]]:
     if not sparse_from:
-        return (), ["No layer's sparse threshold is known, so that no batch size is preferred."]
+        return (), ["No layer's sparse threshold is known, so no batch size is preferred."]
     reached: dict[int, int] = {}  # from which batch on, by the profile's opt
     told = []
     for profile in profiles:
@@ -253,7 +253,7 @@ def _preferred(
         elif least <= low:
             told.append(f"Profile '{profile.name}': every batch is at or above the sparse threshold.")
         else:
-            told.append(f"Profile '{profile.name}': from a batch of {least} on all sparse layers win.")
+            told.append(f"Profile '{profile.name}': from a batch of {least} on, all sparse layers win.")
             reached[opt] = max(least, reached.get(opt, 0))
     if not reached:
         return (), told

@@ -50,7 +50,7 @@ def _tensor_problems(config: Any, ends: Ends) -> Iterator[str]:
         for given in listed:
             tensor = known.get(given.name)
             if tensor is None:
-                yield f"{what} '{given.name}' is none of the engine's, which has {_names(known)}"
+                yield f"{what} '{given.name}' is not one of the engine's, which has {_names(known)}"
             elif _type(given) != tensor.type:
                 yield f"{what} '{given.name}' is {_type(given)}, and the engine's is {tensor.type}"
             elif not _same_dims(list(given.dims), given.HasField("reshape"), tensor, batched):
@@ -96,7 +96,7 @@ def _group_problems(config: Any, profiles: int) -> Iterator[str]:
             lacking = sorted(set(range(profiles)) - {int(p) for p in listed or ["0"]})
             yield (
                 f"an instance group leaves out profile {', '.join(map(str, lacking))}: Triton hands requests "
-                "to any instance, and those of that profile's shapes would fail in this one"
+                "to any instance, and those with that profile's shapes would fail in this one"
             )
 
 

@@ -125,7 +125,7 @@ def parse_config(text: str, source: str) -> ModelConfig:
     except text_format.ParseError as error:
         where = " ".join(str(error).split()).rstrip(".")
         raise DeployError(
-            f"{source} is no configuration of Triton: {where}.", "Correct that line."
+            f"{source} is not a valid Triton configuration: {where}.", "Correct that line."
         ) from error
 
 

@@ -97,7 +97,8 @@ def check_tensorrt(built: str, target: str, where: str, version_compatible: bool
     if not shared or own[:shared] != other[:shared]:
         also = " or a later one of the same major version" if version_compatible else ""
         raise DeployError(
-            f"the engine was built by TensorRT {built} and {where} has {target}: it would not be loaded.",
+            f"the engine was built by TensorRT {built} and {where} has {target}: it would not load the "
+            "engine.",
             f"Build it with that release{also}, or with --version-compatible.",
         )
     if shared < 4:
@@ -117,7 +118,7 @@ def probe_script(image: str) -> str:
 
 def _ask(container: str) -> str:
     return (
-        "Ask the image, which takes Docker and no GPU, and give what it says, too, with --tensorrt: "
+        "Ask the image (this needs Docker, but no GPU) and pass its answer with --tensorrt: "
         f"{_asking(image_of(container))}"
     )
 

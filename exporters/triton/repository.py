@@ -95,8 +95,8 @@ def check_name(name: str) -> str:
         DeployError: It is none.
     """
     if not _NAME.fullmatch(name):
-        hint = "Give one of letters, digits, _, . and -: --name."
-        raise DeployError(f"'{name}' is no name for a model.", hint, usage=True)
+        hint = "Use letters, digits, _, . and -: --name."
+        raise DeployError(f"'{name}' is not a valid model name.", hint, usage=True)
     return name
 
 
@@ -293,7 +293,7 @@ def _check_clients(folder: Path, old: VersionRecord, new: VersionRecord) -> None
         return
     lost = [text for text in before if text not in after] or [text for text in after if text not in before]
     raise DeployError(
-        f"the new version of {folder.name} has other inputs or outputs than the one that is served "
+        f"the new version of {folder.name} has different inputs or outputs from the one that is served "
         f"({lost[0]}): its clients would break.",
         "Deploy it under another name with --name.",
     )

@@ -54,7 +54,7 @@ def roll_back(folder: Path) -> tuple[int, int]:
     if newest.router and is_router(folder.parent / newest.router):
         raise DeployError(
             f"'{folder.name}' is one of the two models that the router '{newest.router}' sends batches to.",
-            f"Roll back the router, and both with it: --name {newest.router}.",
+            f"Roll back the router, which rolls back both: --name {newest.router}.",
         )
     for part, version in before.parts.items():
         _serve_too(folder.parent / part, version)
@@ -74,7 +74,7 @@ def _serve_too(folder: Path, version: int) -> None:
         return
     if read_record(folder, version) is None:
         raise DeployError(
-            f"{folder} has no version {version} any more, which the router before sends batches to.",
+            f"{folder} has no version {version} any more, to which the previous router sends batches.",
             "Deploy the two artifacts that are to be served.",
         )
     path = folder / CONFIG

@@ -87,7 +87,7 @@ def _tensor(
     where = f"{model.path}: '{value.name}'"
     if not value.type.HasField("tensor_type"):
         raise DeployError(
-            f"{where} is no tensor, and Triton serves tensors.", "Export the model with tensors."
+            f"{where} is not a tensor, and Triton serves only tensors.", "Export the model with tensors."
         )
     kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
     if kind not in TRITON_TYPES:
@@ -102,7 +102,7 @@ def _tensor(
                      for sizes in zip(*seen, strict=True))  # fmt: skip
     else:
         raise DeployError(
-            f"{where} has no known rank, and a configuration of Triton has to say it.",
+            f"{where} has no known rank, which a Triton configuration has to state.",
             "Export the model with shapes.",
         )
     return ServedTensor(value.name, TRITON_TYPES[kind], dims)

@@ -98,7 +98,8 @@ def check_not_foreign(place: Path) -> None:
     """
     if _is_foreign(place):
         raise ArtifactError(
-            f"{place} exists and is no artifact.", "Name another folder with --output, or remove it yourself."
+            f"{place} exists and is not an artifact.",
+            "Name another folder with --output, or remove it yourself.",
         )
 
 

@@ -45,13 +45,14 @@ def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None =
         )
     if not found:
         raise PolicyError(
-            "no builder's log holds a sparse and a dense time of one layer.",
+            "no builder's log holds a sparse and a dense time for the same layer.",
             "Build with sparse weights (--sparsity force) and without a timing cache, and learn from that.",
         )
     ((device, capability, driver, version),) = devices
     if into and not is_measured_on(into, device):
         raise PolicyError(
-            f"policy '{into.name}' is of {into.device}, the artifacts of {device}.", "Leave --into out."
+            f"policy '{into.name}' is for {into.device}, but the artifacts were built on {device}.",
+            "Leave --into out.",
         )
     points = {point.key: point for point in (into.points if into else ())} | found
     wave = into.wave if into else None
@@ -123,7 +124,8 @@ def _built_for(manifest: Manifest) -> tuple[str, str, str, str]:
     known = _DEVICE.fullmatch(engine.device)
     if engine.backend != "tensorrt" or not known:
         raise PolicyError(
-            f"the engine of {manifest.model.file} is by {engine.backend}, which measures no sparse tactics.",
+            f"the engine of {manifest.model.file} was built by {engine.backend}, which times no sparse "
+            "tactics.",
             "Build it with --backend tensorrt, on the machine with the GPU.",
         )
     return known["name"], known["capability"], known["driver"], engine.versions.get("tensorrt", "unknown")

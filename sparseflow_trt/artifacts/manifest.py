@@ -247,7 +247,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"there is no artifact {folder}.", "Name the folder that `build` wrote.")
     if not path.is_file():
         raise ArtifactError(
-            f"{folder} is no artifact: it has no {NAME}.", "Name the folder that `build` wrote."
+            f"{folder} is not an artifact: it has no {NAME}.", "Name the folder that `build` wrote."
         )
     data = load_json(read_text(path, ArtifactError, "manifest"), str(path), ArtifactError, _HINT)
     version = data.get("schema_version") if isinstance(data, dict) else None
@@ -271,7 +271,9 @@ def check_files(manifest: Manifest, folder: Path) -> None:
             raise ArtifactError(f"{folder / NAME} has no hash for '{name}'.", _HINT)
     for name, sha256 in manifest.files.items():
         if Path(name).name != name:
-            raise ArtifactError(f"{folder / NAME} names '{name}', which is no file of the artifact.", _HINT)
+            raise ArtifactError(
+                f"{folder / NAME} names '{name}', which is not a file of the artifact.", _HINT
+            )
         path = folder / name
         if not path.is_file():
             raise ArtifactError(f"{path} is missing from the artifact.", _HINT)

@@ -84,6 +84,6 @@ def _check_put_back(path: Path, names: list[str]) -> None:
     wrong = [name for name in names if states.get(name) is not SparsityState.SPARSE]
     if wrong:
         raise ModelError(
-            f"layer '{wrong[0]}' is not 2:4 after its weight was put back.",
-            "The artifact's records are of another model: build it again.",
+            f"layer '{wrong[0]}' is not 2:4 after its weight was restored.",
+            "The artifact's records belong to another model: build it again.",
         )

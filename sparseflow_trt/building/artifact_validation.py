@@ -253,7 +253,8 @@ def check_shipped(folder: Path, manifest: Manifest, reference: OnnxModel) -> Non
     raise ArtifactError(
         f"{len(restored)} layer(s) of {folder} have weights of the unpruned model '{known.file}', which are "
         f"not in {reference.path}.",
-        f"Take '{known.file}' as --reference, or leave it out: the artifact's own outputs are it then.",
+        f"Take '{known.file}' as --reference, or leave the option out: the artifact's own outputs are then "
+        "the reference.",
     )
 
 

@@ -36,8 +36,8 @@ def with_what_is_drawn(validation: Validation, model: OnnxModel) -> Validation:
         else ("it has no seed", "Give the model its noise as an input")
     )
     reason = (
-        f"No step is to blame: '{name_of(drawn)}' ({drawn.op_type}) draws random numbers ({how}), so that no "
-        f"two runs of the model are the same. {instead}."
+        f"No step is to blame: '{name_of(drawn)}' ({drawn.op_type}) draws random numbers ({how}), so "
+        f"no two runs of the model are the same. {instead}."
     )
     told = validation.attribution.model_copy(update={"blamed": "", "reason": reason, "input_set": ""})
     return validation.model_copy(update={"attribution": told})
@@ -57,8 +57,8 @@ def with_drawn_inputs(validation: Validation, model: OnnxModel, inputs: Sequence
     if not names:
         return validation
     reason = (
-        f"{validation.attribution.reason} Nothing says what values {listed(names, _MOST_NAMED)} may have, "
-        "and 0 and 1 were drawn: give real ones with --inputs before you believe it."
+        f"{validation.attribution.reason} The model does not say which values {listed(names, _MOST_NAMED)} "
+        "may have, so 0 and 1 were drawn: give real ones with --inputs before you trust this."
     )
     told = validation.attribution.model_copy(update={"reason": reason})
     return validation.model_copy(update={"attribution": told})

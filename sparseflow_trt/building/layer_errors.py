@@ -102,7 +102,7 @@ def _worst_layer(attribution: Attribution, layers: Sequence[LayerError]) -> str:
     if worst is None:
         return ""
     if worst.nonfinite:
-        what = f"is the first to make NaN or infinity, in {worst.nonfinite} element(s)"
+        what = f"is the first to produce NaN or infinity, in {worst.nonfinite} element(s)"
     else:
-        what = f"adds most itself: {percent(worst.own or 0.0)} of its output"
-    return f"Of the layers '{worst.module or worst.layer}' ({worst.op_type}) {what}."
+        what = f"adds the most itself: {percent(worst.own or 0.0)} of its output"
+    return f"Among the layers, '{worst.module or worst.layer}' ({worst.op_type}) {what}."

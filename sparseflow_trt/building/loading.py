@@ -74,7 +74,7 @@ def open_artifact(folder: Path) -> Engine:
     backend = manifest.engine.backend
     if backend == "onnxruntime":
         raise ArtifactError(
-            f"{folder} holds a model of ONNX Runtime, and no engine.",
+            f"{folder} holds an ONNX Runtime model, not an engine.",
             f"Open it with onnxruntime.InferenceSession('{folder / manifest.engine.file}').",
         )
     if backend == "tensorrt-rtx" and (why_not := why_not_here(find_gpus())):

@@ -110,7 +110,7 @@ def record_notes(plan: Plan, model: ModelRecord, layers: tuple[WeightedLayer, ..
     return (
         *notes,
         f"The plan was made for another file than {model.file} (SHA-256 {theirs}…, not {ours}…): its layers "
-        "fit, its reasons may not.",
+        "fit, but its reasons may not.",
     )
 
 

@@ -18,7 +18,7 @@ SCHEMA_VERSION = 1
 MAX_GROWTH = 3.0
 MAX_BYTES = 2_000_000
 
-_HINT = "Make it anew with `sparseflow-trt baseline create ARTIFACT`."
+_HINT = "Create it again with `sparseflow-trt baseline create ARTIFACT`."
 
 
 class BaselineInputs(Record):
@@ -126,7 +126,7 @@ def json_from_baseline(baseline: Baseline, most_bytes: int = MAX_BYTES) -> str:
         inputs = sum(len(array.data) for given in baseline.inputs for array in given.arrays.values())
         raise InputError(
             f"the baseline would take {len(text.encode()) / 1e6:.1f} MB ({outputs / 1e6:.1f} MB of outputs, "
-            f"{inputs / 1e6:.1f} MB of inputs), and {most_bytes / 1e6:g} MB is the limit for a file in "
+            f"{inputs / 1e6:.1f} MB of inputs), but {most_bytes / 1e6:g} MB is the limit for a file in "
             "version control.",
             "Give fewer or smaller inputs with --inputs, or allow more with --max-size.",
         )

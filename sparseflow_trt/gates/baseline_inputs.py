@@ -67,14 +67,14 @@ def restore_inputs(given: BaselineInputs, typed: OnnxModel, path: Path) -> Input
             if math.prod(shape) > _MOST_ELEMENTS:
                 raise InputError(
                     f"{path}: input '{name}' of set '{given.name}' has shape {shape}, which is not drawn.",
-                    "Make the baseline anew, with smaller inputs.",
+                    "Create the baseline again with smaller inputs.",
                 )
         feeds = draw_again(typed, given.name, given.shapes, given.seed).feeds
         checked_feeds(given.name, feeds, read_input_specs(typed))
     if hash_arrays([feeds]) != given.sha256:
         raise InputError(
-            f"{path}: input set '{given.name}' cannot be drawn again: this model takes other inputs than the "
-            "baseline's (a table of another size, other types), or this NumPy draws other numbers.",
-            "Make the baseline anew; with --inputs its inputs are stored as they are.",
+            f"{path}: input set '{given.name}' cannot be drawn again: this model takes different inputs from "
+            "the baseline's (a table of another size, other types), or this NumPy draws different numbers.",
+            "Create the baseline again; with --inputs, its inputs are stored as they are.",
         )
     return InputSet(given.name, feeds, given.seed, given.origin)

@@ -270,7 +270,7 @@ def _metric_notes(baseline: Baseline, on_reference: dict[str, float]) -> tuple[s
     """Which metrics score the reference outputs otherwise than when these were stored, as sentences."""
     return tuple(
         f"Metric '{name}' gives {now:.6g} on the reference outputs and gave {kept.score:.6g} when the "
-        "baseline was made: its code or a library of its has changed. Builds are held to what it gives now."
+        "baseline was made: its code or one of its libraries has changed. Builds are held to the new value."
         for name, now in on_reference.items()
         if (kept := baseline.metrics.get(name)) and not math.isclose(kept.score, now, rel_tol=_ROUNDING)
     )
@@ -281,8 +281,8 @@ def _model_notes(baseline: Baseline, manifest: Manifest) -> tuple[str, ...]:
         return ()
     theirs, ours = baseline.model.sha256[:12], manifest.model.sha256[:12]
     return (
-        f"This build is of another model file than the baseline's: {manifest.model.file} (SHA-256 {ours}…), "
-        f"not {baseline.model.file} ({theirs}…).",
+        f"This build is of a different model file from the baseline's: {manifest.model.file} (SHA-256 "
+        f"{ours}…), not {baseline.model.file} ({theirs}…).",
     )
 
 

@@ -146,7 +146,7 @@ def _check_growth(most: float, was: Figures | None, now: Figures, rows: list[Out
     if not passed and before:
         why = (
             f"the mean error of output '{now.output}' ({now.candidate}) is {after / before:.3g} times what "
-            f"it was: {after:.3g}, and it was {before:.3g}."
+            f"it was: {before:.3g} before, {after:.3g} now."
         )
     limit = f"≤ {most:g}×" if before else "none: it was 0" if was else "none: it is new"
     return Check(
@@ -246,7 +246,7 @@ def check_layers(was: Evidence, now: Evidence, known: Iterable[str]) -> list[Che
 def check_metric(name: str, of: str, metric: Metric, score: float | None) -> Check:
     """A task metric of one candidate against what it gave on the reference outputs; None was not scored."""
     if score is None:
-        passed, now, why = False, "not scored", f"metric '{name}' is in the baseline and was not given."
+        passed, now, why = False, "not scored", f"metric '{name}' is in the baseline but was not given."
     else:
         drop = metric.score - score
         passed, now = drop <= metric.max_drop, f"{score:.6g}"

@@ -80,7 +80,7 @@ def array_from(stored: StoredArray, where: str) -> np.ndarray[Any, Any]:
             raise ValueError(f"{size} bytes of {dtype} are not read")
         raw = zlib.decompressobj().decompress(base64.b64decode(stored.data, validate=True), size + 1)
     except (TypeError, ValueError, zlib.error) as error:
-        raise InputError(f"{where} cannot be read: {error}.", "Make the file anew.") from error
+        raise InputError(f"{where} cannot be read: {error}.", "Create the file again.") from error
     if len(raw) != size or hashlib.sha256(raw).hexdigest() != stored.sha256:
-        raise InputError(f"{where} is not what was stored: its SHA-256 differs.", "Make the file anew.")
+        raise InputError(f"{where} is not what was stored: its SHA-256 differs.", "Create the file again.")
     return np.frombuffer(raw, dtype).reshape(stored.shape)

@@ -17,7 +17,7 @@ TaskMetric = Callable[[Runs, Runs], float]
 
 _HINT = (
     "Give FILE.py:FUNCTION or MODULE:FUNCTION: it takes a list of output dicts and the list of input dicts, "
-    "one for each input set, and gives a number; more is better."
+    "one for each input set, and returns a number; higher is better."
 )
 
 
@@ -34,7 +34,7 @@ def load_metric(source: str) -> TaskMetric:
     """
     target, colon, name = source.rpartition(":")
     if not colon or not target or not name.isidentifier():
-        raise InputError(f"'{source}' is no metric.", _HINT, usage=True)
+        raise InputError(f"'{source}' is not a metric.", _HINT, usage=True)
     with user_errors(source, _HINT):  # while it is imported
         function = getattr(import_user_code(target, "metric", _HINT), name)
 
@@ -42,7 +42,7 @@ def load_metric(source: str) -> TaskMetric:
         with user_errors(source, _HINT):  # or while it runs
             value = float(function(_copies(outputs), _copies(inputs)))
         if not math.isfinite(value):
-            raise InputError(f"{source} gave {value}, and a metric is a finite number.", _HINT)
+            raise InputError(f"{source} gave {value}, but a metric has to be a finite number.", _HINT)
         return value
 
     return score
@@ -64,9 +64,9 @@ def score_reference(source: str, score: TaskMetric, outputs: Runs, inputs: Runs,
     first, again = score(outputs, inputs), score(outputs, inputs)
     if abs(first - again) > max_drop:
         raise InputError(
-            f"{source} gave {first:.6g} and then {again:.6g} of the same outputs: builds would pass and fail "
-            "by chance.",
-            "Give its random numbers a seed, or allow what it varies by: --max-drop.",
+            f"{source} gave {first:.6g} and then {again:.6g} for the same outputs: builds would pass "
+            "and fail by chance.",
+            "Seed its random numbers, or allow for its variation with --max-drop.",
         )
     return first
 

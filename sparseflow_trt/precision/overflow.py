@@ -77,8 +77,8 @@ def _first_overflow(twin: Path, inputs: Sequence[InputSet], path: Path) -> str:
     reaches = f"it reaches {found.largest:.3g}, and " if found else ""
     return (
         f"The first to overflow in FP16 is '{name_of(node)}' ({node.op_type}): {reaches}FP16 ends at "
-        f"{LARGEST_FP16:.0f}. Plan it in fp32 (a layer's precision, or an island), or let "
-        "--precision auto find what has to be."
+        f"{LARGEST_FP16:.0f}. Plan it in fp32 (a layer's precision, or an island), or "
+        "let --precision auto find what has to be in FP32."
     )
 
 

@@ -146,7 +146,7 @@ def _measure(reference: Path, question: Question, scratch: Path, on_step: OnProg
         raise PlanError(
             f"{question.model} is written in opset {model.opset}; --precision auto measures with opset "
             f"{OLDEST_OPSET} and newer.",
-            "Convert it with onnx.version_converter, export it anew, or name a precision: --precision fp16.",
+            "Convert it with onnx.version_converter, export it again, or name a precision: --precision fp16.",
         )
     find_sites(model)  # inlines functions
     infer_types(model.ir)

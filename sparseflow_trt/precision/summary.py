@@ -15,7 +15,7 @@ from sparseflow_trt.validation.feeds import InputSet
 
 _MOST_NAMED = 3  # nodes, in a sentence
 _LOSES = 0.01  # what adding up in FP16 may be off by before it is said
-_GIVEN = "CPU runs add up in FP32: they show the rounding of tensors and types, not a GPU's accumulators."
+_GIVEN = "CPU runs accumulate in FP32: they show the rounding of tensors and types, not a GPU's accumulators."
 
 
 def share_work(atoms: Iterable[Atom], chosen: Mapping[str, Precision]) -> dict[str, float]:
@@ -56,15 +56,15 @@ def notes(
     said = [_GIVEN]
     if over:
         said.append(
-            f"{len(over)} product(s) in FP16 have partial sums that may be beyond {LARGEST_FP16:.0f}, though "
-            f"their sums are not: an engine that adds up in FP16 could overflow there: "
+            f"{len(over)} product(s) in FP16 have partial sums that may exceed {LARGEST_FP16:.0f}, "
+            f"though their final sums do not: an engine that accumulates in FP16 could overflow there: "
             f"{listed(over, _MOST_NAMED)}."
         )
     if fp16_sum_error(longest) > _LOSES:
         lossy = [a.name for a in in_fp16 if a.range and fp16_sum_error(a.range.k) > _LOSES]
         said.append(
-            f"Adding up in FP16 one by one would be off by about {100 * fp16_sum_error(longest):.1f} % for "
-            f"K = {longest}: {len(lossy)} product(s) lose more than {100 * _LOSES:.0f} %: "
+            f"Accumulating in FP16 term by term would be off by about {100 * fp16_sum_error(longest):.1f} % "
+            f"for K = {longest}: {len(lossy)} product(s) lose more than {100 * _LOSES:.0f} %: "
             f"{listed(lossy, _MOST_NAMED)}."
         )
     if any(given.seed is not None for given in inputs):

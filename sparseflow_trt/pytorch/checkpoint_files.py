@@ -69,7 +69,7 @@ def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
             inside = [path / name for name in ("model.safetensors", "pytorch_model.bin", "model.pt")]
             file = next((file for file in inside if file.is_file()), None)
             if file is None:
-                raise ModelError(f"{path} holds no weights that are known.", _HINT)
+                raise ModelError(f"{path} holds no weights in a known format.", _HINT)
             yield _open_file(file, stack, config)
 
 
@@ -159,7 +159,7 @@ def _open_shards(folder: Path, stack: contextlib.ExitStack, config: Mapping[str,
     held: dict[str, set[str]] = {}
     for file in sorted(set(places.values())):
         if Path(file).name != file or not file.endswith(".safetensors"):
-            raise ModelError(f"{folder / INDEX} names '{file}', which is no file beside it.", _HINT)
+            raise ModelError(f"{folder / INDEX} names '{file}', which is not a file beside it.", _HINT)
         opened = _open_safetensors(folder / file, stack)
         readers[file], held[file] = _reader(folder / file, opened), set(opened.keys())
     for name, file in places.items():
@@ -174,7 +174,7 @@ def _open_safetensors(path: Path, stack: contextlib.ExitStack) -> Any:
     try:
         return stack.enter_context(safe_open(path, framework="pt", device="cpu"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path} is no whole safetensors file: {_line(error)}.", _HINT) from error
+        raise ModelError(f"{path} is not a complete safetensors file: {_line(error)}.", _HINT) from error
 
 
 def _reader(path: Path, opened: Any) -> Callable[[str], Any]:
@@ -205,7 +205,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError,
             zipfile.BadZipFile) as error:  # fmt: skip
-        raise ModelError(f"{path} is no whole checkpoint of PyTorch's: {_line(error)}.", _HINT) from error
+        raise ModelError(f"{path} is not a complete PyTorch checkpoint: {_line(error)}.", _HINT) from error
     for name in _NESTED:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):
             loaded = loaded[name]

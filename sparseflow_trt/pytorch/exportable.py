@@ -82,7 +82,7 @@ def load_function(source: str) -> Exportable:
     axes = _guess(inputs) if named is None else _checked(source, named)
     unknown = sorted(set(axes) - set(inputs))
     if unknown:
-        raise InputError(f"{source} gives axes for '{unknown[0]}', which is no input.", _HINT)
+        raise InputError(f"{source} gives axes for '{unknown[0]}', which is not an input.", _HINT)
     for name, found in axes.items():
         if wrong := [i for i in found if not 0 <= i < inputs[name].dim()]:
             raise InputError(
@@ -151,7 +151,7 @@ def _checked(source: str, named: Any) -> dict[str, Axes]:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise InputError(
             f"{source} gives axes that name no dimensions{f' of {where!r}' if where else ''}: {named!r}.",
-            f"{_HINT} How far one varies is said to `build`: --dim batch=1,8,16.",
+            f"{_HINT} Give its range to `build`: --dim batch=1,8,16.",
         ) from error
 
 

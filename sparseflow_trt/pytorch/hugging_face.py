@@ -107,7 +107,7 @@ def read_config(source: Path, trust_remote_code: bool = False) -> Any:
 
 def _refusal(source: Path, error: Exception) -> InputError:
     words = f"{type(error).__name__}: {one_line(error)}"
-    return InputError(f"{source}: transformers cannot make a model of it: {words}.", _HINT)
+    return InputError(f"{source}: transformers cannot make a model from it: {words}.", _HINT)
 
 
 def holds_weights(folder: Path) -> bool:
@@ -120,16 +120,17 @@ def _check_config(source: Path, trust_remote_code: bool) -> None:
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{source}: transformers cannot make a model of it: there is no {file.name}.",
+        raise InputError(f"{source}: transformers cannot make a model from it: there is no {file.name}.",
                          _HINT) from None  # fmt: skip
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: transformers cannot make a model of it: {error}.", _HINT) from error
+        raise InputError(f"{file}: transformers cannot make a model from it: {error}.", _HINT) from error
     if isinstance(said, dict) and said.get("auto_map") and not trust_remote_code:
         names = ", ".join(sorted(map(str, said["auto_map"])))
         raise InputError(
-            f"{source}: its configuration asks for Python of its own ({names}), which is not run unasked.",
-            "Read that code; then give --trust-remote-code, or load the module in a function of yours and "
-            "give FILE.py:FUNCTION.",
+            f"{source}: its configuration needs its own Python code ({names}), which is not run unless you "
+            "allow it.",
+            "Read that code, then give --trust-remote-code; or load the module in a function "
+            "of your own and give FILE.py:FUNCTION.",
         )
 
 

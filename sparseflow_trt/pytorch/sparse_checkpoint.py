@@ -32,7 +32,7 @@ _PACKING = ("quantization_config", "compression_config")
 _EMBEDDING = re.compile(r"(^|[._])(embed\w*|embeddings?|wte|wpe|shared)([._]|$)")
 _MOST_NAMED = 3
 _NEEDED_FOR = "sparse checkpoints"
-_HINT = "Take the checkpoint again from where it was written."
+_HINT = "Get the checkpoint again from where it was written."
 
 
 class UnpackedLayer(Record):
@@ -178,7 +178,7 @@ def _unpacked(name: str, form: str, weight: Tensor) -> UnpackedLayer:
 def _check_any(path: Path, found: list[UnpackedLayer], broken: list[str]) -> None:
     if not found and not broken:
         raise ModelError(
-            f"{path} holds no sparse weight in a form that is known, and does not say which are 2:4.",
+            f"{path} holds no sparse weight in a known format, and does not say which are 2:4.",
             "Plain weights need no unpacking: export it as it is.",
         )
 
@@ -189,10 +189,14 @@ def _check_fits(module: Any, state: Mapping[str, Tensor], path: Path) -> None:
     wrong = {
         "it lacks": [name for name, value in own.items() if name not in state and id(value) not in given],
         "the module has no": [name for name in state if name not in own],
-        "of other shapes are": [n for n, value in state.items() if n in own and own[n].shape != value.shape],
+        "these have other shapes:": [
+            n for n, value in state.items() if n in own and own[n].shape != value.shape
+        ],
     }
     if said := [f"{words} {_some(names)}" for words, names in wrong.items() if names]:
-        raise ModelError(f"{path} does not fit the module: {'; '.join(said)}.", "Give the module it is of.")
+        raise ModelError(
+            f"{path} does not fit the module: {'; '.join(said)}.", "Give the module that it belongs to."
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -23,7 +23,7 @@ MASKS = "sparseflow_trt.masks"  # in the metadata of a file of ours: {layer: SHA
 _BITMASK = ("compressed", "bitmask", "shape")
 _MASK = "_weight_mask"
 _QUANTISED = (".weight_scale", ".weight_packed", ".weight_scale_inv", ".weight_zero_point", ".qweight")
-_BROKEN = "Take the checkpoint again from where it was written."
+_BROKEN = "Get the checkpoint again from where it was written."
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def read_entries(checkpoint: Checkpoint) -> list[Entry]:
     names = set(checkpoint.names)
     if quantised := next((name for name in checkpoint.names if name.endswith(_QUANTISED)), None):
         raise ModelError(
-            f"{checkpoint.path} is quantised, too ('{quantised}'): only sparse weights are unpacked.",
-            "Take the checkpoint from before it was quantised.",
+            f"{checkpoint.path} is also quantized ('{quantised}'): only sparse weights are unpacked.",
+            "Take the checkpoint from before it was quantized.",
         )
     entries = []
     for name in checkpoint.names:
@@ -80,7 +80,7 @@ def read_masks(checkpoint: Checkpoint) -> dict[str, str]:
         return {}
     masks = load_json(text, f"{checkpoint.path}: its masks", ModelError, _BROKEN)
     if not isinstance(masks, dict) or not all(isinstance(value, str) for value in masks.values()):
-        raise ModelError(f"{checkpoint.path}: its masks are no mapping of layers to hashes.", _BROKEN)
+        raise ModelError(f"{checkpoint.path}: its masks are not a mapping of layers to hashes.", _BROKEN)
     return masks
 
 

@@ -53,7 +53,7 @@ def decode_bitmask(name: str, compressed: Tensor, bitmask: Tensor, shape: Tensor
     wrong = int((places.reshape(-1, GROUP).sum(-1) != KEPT).sum())
     if wrong:
         raise ModelError(
-            f"'{name}': {wrong} of {n * k // GROUP} groups of four have not two places in the bitmask.",
+            f"'{name}': {wrong} of {n * k // GROUP} groups of four do not have two places in the bitmask.",
             _HINT,
         )
     weight = torch.zeros(n, k, dtype=compressed.dtype)
@@ -85,7 +85,7 @@ def decode_semi_structured(name: str, tensor: Any) -> Tensor:
         if not hasattr(tensor, part):
             raise ModelError(f"'{name}' is a {type(tensor).__name__} without its parts.", _HINT)
     if tensor.packed is None:
-        raise ModelError(f"'{name}' holds its transpose alone (as in training): it has no W[N, K].", _HINT)
+        raise ModelError(f"'{name}' holds only its transpose (as in training): it has no W[N, K].", _HINT)
     if tensor.dim() != 2:
         raise ModelError(f"'{name}' has the shape {list(tensor.shape)}, not [N, K].", _HINT)
     if form_of(tensor) == "semi-structured (CUTLASS)":

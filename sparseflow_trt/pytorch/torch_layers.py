@@ -129,7 +129,7 @@ def why_not_2to4(layer: TorchLayer) -> str:
     if torch.nn.utils.parametrize.is_parametrized(layer.module, "weight"):
         return "its weight is computed from others (a parametrization)"
     if layer.shared_with:
-        return f"its weight is also that of '{layer.shared_with}'"
+        return f"its weight is shared with '{layer.shared_with}'"
     return sites.why_not_2to4(layer.dtype, layer.k)
 
 
@@ -247,7 +247,7 @@ def _by_policy(
         return choice
     m = rows if isinstance(rows, int) else rows.get(layer.name, 0)
     if not m:
-        return Choice(layer, False, "the module does not call it, so that its M is not known")
+        return Choice(layer, False, "the module does not call it, so its M is not known")
     ask = judge_with_plugin if library == "tensorrt" else judge
     verdict = ask(policy, Gemm(layer.kind, layer.n, layer.k, dtype or layer.dtype), m, library)
     return Choice(layer, verdict.sparse, verdict.reason, m, verdict.basis)

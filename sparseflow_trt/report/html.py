@@ -133,7 +133,7 @@ def _tiles(manifest: Manifest, gauges: tuple[Gauge, ...]) -> list[Tile]:
         ran = sum(outcome.sparse for outcome in outcomes)
         tiles.append(
             Tile(
-                "Sparse kernels", str(ran), f"of {len(outcomes)}", "layers and profiles whose kernel is told"
+                "Sparse kernels", str(ran), f"of {len(outcomes)}", "layers and profiles whose kernel is known"
             )
         )
     if manifest.duel and manifest.duel.speedup:
@@ -145,7 +145,7 @@ def _tiles(manifest: Manifest, gauges: tuple[Gauge, ...]) -> list[Tile]:
         tiles.append(Tile("Least cosine", f"{min(cosines):.7f}", "", f"to the FP32 reference, {whose}"))
     used = max((gauge.used for gauge in of_shipped if gauge.used is not None), default=None)
     if used is not None:
-        said = f"of what an element may be off by, {whose}"
+        said = f"of the error allowed for an element, {whose}"
         tiles.append(Tile("Largest error", _percent(used), "", said))
     islands = len(manifest.graph.islands)
     tiles.append(Tile("Kept in FP32", str(islands), "nodes", f"{manifest.graph.casts} casts added"))

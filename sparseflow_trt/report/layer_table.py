@@ -144,9 +144,7 @@ def whose_times(manifest: Manifest, policy: Policy | None) -> str:
     if any(one.measured for one in all_times):
         parts.append("TensorRT's builder, which times kernels one by one with warm caches while it builds")
     if any(one.timed_as for one in all_times):
-        parts.append(
-            "of layers that are alike it times one for all, and the table of layers marks the others"
-        )
+        parts.append("of layers that are alike it times only one; the table of layers marks the others")
     if policy and any(not one.measured for one in all_times):
         library = library_of(policy, "tensorrt")
         parts.append(

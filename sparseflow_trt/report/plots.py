@@ -21,7 +21,7 @@ def check_plot_name(path: Path) -> None:
         InputError: It is.
     """
     if _kind(path) not in ("png", "svg"):
-        raise InputError(f"{path} is no name of a plot.", "Let it end with .png or .svg.", usage=True)
+        raise InputError(f"{path} is not a plot's file name.", "End it with .png or .svg.", usage=True)
 
 
 def plot_style(seed: str) -> dict[str, Any]:

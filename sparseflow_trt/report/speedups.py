@@ -155,7 +155,7 @@ def _measured_in_plugin(known: Measurements) -> dict[int, Pair]:
 def _subtitle(known: Measurements, curves: list[_Measured], plugin: Mapping[int, Pair]) -> str:
     whose = f"{WHOSE[known.library]}, {known.policy.device}, {known.gemm.dtype}"
     if plugin and not curves and known.threshold is None:
-        return f"this shape was measured in the plugin alone; {whose}"
+        return f"this shape was measured only in the plugin; {whose}"
     said = _own_subtitle(known, curves, whose)
     return f"{said}; the plugin was measured in TensorRT" if plugin else said
 

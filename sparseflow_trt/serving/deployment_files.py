@@ -49,7 +49,7 @@ def check_plugins(plugins: Iterable[Path]) -> None:
             raise DeployError(f"{plugin} does not exist.", "Check the path of the plugin's library.")
         if reason := why_no_library(plugin):
             raise DeployError(
-                f"{plugin} is no plugin's library: {reason}.",
+                f"{plugin} is not a plugin library: {reason}.",
                 "Name the shared library of a TensorRT plugin, compiled for the server.",
             )
 
@@ -149,9 +149,9 @@ def _disagreements(wanted: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
             meant = "a plugin measures its algorithms anew each time it is loaded"
             lost = meant if library == _CUSPARSELT else "an engine may not load"
             yield (
-                f"Models here want several versions of {library}: {said}. The Dockerfile installs "
-                f"{next(iter(versions))}, and with another than its own {lost}: build them with one version, "
-                "or deploy them into repositories of their own."
+                f"Models here need several versions of {library}: {said}. The Dockerfile installs "
+                f"{next(iter(versions))}. With a version other than its own, {lost}: build "
+                "them with one version, or deploy them into separate repositories."
             )
 
 

@@ -122,12 +122,14 @@ def _notes(
         notes.append(DENSE_ALL_THE_SAME)
     if options.cache:
         notes.append(
-            "The response cache works only with the server's --cache-config; without it it is silently off."
+            "The response cache works only with the server's --cache-config; without that option it is "
+            "silently off."
         )
     if route == "tensorrt_plan" and (pairs := overlapping(artifact.plan.profiles)):
         notes.append(
-            f"Profiles '{pairs[0][0]}' and '{pairs[0][1]}' both take some shapes: Triton's backend then "
-            "tends to the one with the smaller opt. `plan --split` makes profiles that do not overlap."
+            f"Profiles '{pairs[0][0]}' and '{pairs[0][1]}' overlap: for a shape that both take, Triton's "
+            "backend tends to pick the one with the smaller opt. `plan --split` makes profiles that do not "
+            "overlap."
         )
     if plugin:
         notes += plugin_notes(name, plugin, route, plugins)
@@ -139,7 +141,7 @@ def _batch_notes(folder: Path, batching: Batching) -> list[str]:
     served = versions_in(folder) and (folder / CONFIG).is_file()
     if not batching.max_batch_size or not served or largest_batch(folder):
         return []
-    return ["Before, requests to this model shared no batch; --max-batch-size 0 keeps it so."]
+    return ["Requests to this model shared no batch before; --max-batch-size 0 keeps it that way."]
 
 
 def _target_notes(manifest: Manifest, route: Route, options: DeployOptions) -> list[str]:

@@ -45,7 +45,8 @@ def deploy_router(
     """
     if sparse.ends != dense.ends:
         raise DeployError(
-            f"{sparse.folder} and {dense.folder} have other inputs or outputs: one name cannot serve both.",
+            f"{sparse.folder} and {dense.folder} have different inputs or outputs: one name cannot serve "
+            "both.",
             "Build both from one model, with the same profiles.",
         )
     both = dict(zip(_names_of_parts(name), (sparse, dense), strict=True))
@@ -130,7 +131,7 @@ def _least_batch(sparse: Artifact, dense: Artifact) -> int:
     if most < 2:
         part = min(sparse, dense, key=lambda one: one.batching.max_batch_size)
         raise DeployError(
-            f"a router chooses by the batch, and {part.folder} has none: {' '.join(part.batching.why)}",
+            f"a router chooses by the batch, but {part.folder} has none: {' '.join(part.batching.why)}",
             "Deploy one of the two alone, without --dense.",
         )
     reached = [row.batch for row in sparse.sparse_from if row.batch is not None]
@@ -169,8 +170,8 @@ def _refuse_other(name: str, part: Artifact, router: str, repository: Path) -> N
         return
     if present:
         raise DeployError(
-            f"{repository} has another model '{name}' already, and as a part of the router '{router}' "
-            f"{part.folder} would be named so.",
+            f"{repository} already has another model '{name}', which is the name that {part.folder} "
+            f"would get as part of the router '{router}'.",
             "Deploy the router under another name with --name.",
         )
 
@@ -197,7 +198,7 @@ def _weights_note(sparse: Manifest, dense: Manifest) -> str:
             "outputs depend on which of the two answers."
         )
     return (
-        f"The two were built from other files, '{one.file}' (SHA-256 {one.sha256[:12]}…) and '{other.file}' "
-        f"({other.sha256[:12]}…): outputs depend on which of the two answers, and `deploy verify` compares "
-        "both with one reference."
+        f"The two were built from different files, '{one.file}' (SHA-256 {one.sha256[:12]}…) and "
+        f"'{other.file}' ({other.sha256[:12]}…): outputs depend on which of the two answers, and `deploy "
+        "verify` compares both with one reference."
     )

@@ -28,7 +28,7 @@ RUNTIMES: dict[str, Runtime] = {
 }
 # Of the ONNX Runtime and TensorRT-RTX, where a plan has sparse layers.
 DENSE_ALL_THE_SAME = (
-    "This engine's backend has no kernels for 2:4, and runs dense: where sparse wins, the policy says of "
+    "This engine's backend has no 2:4 kernels and runs dense: where sparse wins is the policy's answer for "
     "TensorRT."
 )
 
@@ -171,18 +171,20 @@ def plugin_notes(name: str, plugin: PluginRecord, route: Route, present: Mapping
         DeployError: The server loads another library for another model.
     """
     used = ", ".join(f"{library} {version}" for library, version in plugin.versions.items())
-    notes = [f"The plugin was built with {used}: the server has to find it, too."] if used else []
+    notes = [f"The plugin was built with {used}: the server has to find it as well."] if used else []
     notes.append(_NEW_M)
     if route != "tensorrt_plan":  # each model of the Python backend is a process of its own
         return notes
     if others := [model for model, sha256 in present.items() if model != name and sha256 != plugin.sha256]:
         raise DeployError(
-            f"'{name}' needs another build of the plugin's library than '{others[0]}': TensorRT knows a "
+            f"'{name}' needs a different build of the plugin's library from '{others[0]}': TensorRT knows a "
             "plugin by its name, and the server would run both with the first.",
             "Build both with one library, deploy one with --route python, or into another repository.",
         )
     if present.get(name) != plugin.sha256:
-        notes.append("The server loads the plugin's library when it starts: start one that runs again.")
+        notes.append(
+            "The server loads the plugin's library when it starts: restart a server that is already running."
+        )
     return notes
 
 

@@ -107,7 +107,7 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
     if options.reference and read.manifest.graph.restored_layers:
         raise DeployError(
             f"{artifact} has weights of the unpruned model in some layers, which {options.reference} lacks.",
-            "Leave --reference out: the artifact's own typed model is compared with, in FP32.",
+            "Leave --reference out: the artifact's own typed model, in FP32, is then the reference.",
         )
     model = typed = read_model(artifact / "model.onnx")
     if options.reference:
@@ -143,13 +143,13 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
     if not options.reference:
         notes.append("The reference was the artifact's own typed model, in FP32: --reference names another.")
     if any(not found.passed or found.max_abs for c in validation.candidates for found in c.outputs):
-        notes.append("Which part of the difference from the reference the precision makes and which the "
-                     "engine is not told apart here: `sparseflow-trt validate` tells.")  # fmt: skip
+        notes.append("This does not separate the precision's part of "
+                     "the difference from the engine's: `sparseflow-trt validate` does.")  # fmt: skip
     if _depends_on_batch(validation):
-        notes.append("A batch has other answers than its items alone: the first dimension is no batch that "
-                     "requests may share, and Triton puts requests together along it. Deploy it with "
-                     "`deploy triton --max-batch-size 0`, so that none are, or export the model with the "
-                     "batch as its first dimension.")  # fmt: skip
+        notes.append("A batch gives different answers from its items alone: the first dimension is "
+                     "not a batch that requests can share, yet Triton batches requests along it. Deploy it "
+                     "with `deploy triton --max-batch-size 0`, which turns batching off, or export the model "
+                     "with the batch as its first dimension.")  # fmt: skip
     if load and least and read.manifest.engine.backend != "tensorrt":
         notes.append(DENSE_ALL_THE_SAME)
     if standing_in:
@@ -193,8 +193,9 @@ def _served(
             if not is_ready(at, f"models/{model}/versions/{number}"):
                 raise DeployError(
                     f"the server at {at} is not ready with version {number} of '{model}'.",
-                    f"Start it, or tell it: curl -X POST http://{at}/v2/repository/models/{model}/load; "
-                    "without --http and --grpc one is started here.",
+                    "Start it, or have it load the model: curl -X POST "
+                    f"http://{at}/v2/repository/models/{model}/load; without --http and --grpc, a server is "
+                    "started here.",
                 )
         yield options.addresses, False
         return

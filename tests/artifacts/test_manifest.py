@@ -90,7 +90,7 @@ def test_no_json_and_json_of_another_kind(text: str, tmp_path: Path) -> None:
 
 
 def test_no_artifact(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is no artifact"):
+    with pytest.raises(ArtifactError, match="is not an artifact"):
         read_manifest(tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_files_are_there_unchanged_and_all_hashed(manifest: Manifest, tmp_path: 
     for files, says in (
         ({}, "has no hash for 'model.onnx'"),
         ({k: v for k, v in manifest.files.items() if k != "model.engine"}, "has no hash for 'model.engine'"),
-        ({**manifest.files, "../secret": "0"}, "names '../secret', which is no file of the artifact"),
+        ({**manifest.files, "../secret": "0"}, "names '../secret', which is not a file of the artifact"),
         ({**manifest.files, "more": "0"}, "more is missing from the artifact"),
     ):
         with pytest.raises(ArtifactError, match=says):

@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(artifact: Path) -> 
         export_artifact(artifact, output)
     nonzero = int(np.float16(1).view(np.uint16))
     change(artifact, opted_out=[{**record, "old_bits": nonzero}])
-    with pytest.raises(ModelError, match="layer 'down' is not 2:4 after its weight was put back"):
+    with pytest.raises(ModelError, match="layer 'down' is not 2:4 after its weight was restored"):
         export_artifact(artifact, output)
     (artifact / "model.onnx").write_bytes(b"")
     with pytest.raises(ArtifactError, match="is not the file that was built"):

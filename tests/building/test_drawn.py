@@ -56,8 +56,8 @@ def test_what_draws_is_named(
     assert found.attribution is not None
     assert (found.attribution.blamed, found.attribution.reason) == (
         "",
-        f"No step is to blame: 'it' ({node.op_type}) draws random numbers ({how}), so that no two runs of "
-        f"the model are the same. {instead}",
+        f"No step is to blame: 'it' ({node.op_type}) draws random numbers ({how}), so no two "
+        f"runs of the model are the same. {instead}",
     )
 
 
@@ -94,5 +94,8 @@ def test_inputs_of_which_nothing_is_known_are_named_where_it_fails(
     found = builder_in(tmp_path)(path, backend="onnxruntime").manifest.validation
     assert found.verdict == "fail"
     assert found.attribution is not None
-    said = f"Nothing says what values '{name}' may have, and 0 and 1 were drawn: give real ones with --inputs"
+    said = (
+        f"The model does not say which values '{name}' may have, so 0 and 1 were drawn: give real ones with "
+        "--inputs"
+    )
     assert (said in found.attribution.reason) is told

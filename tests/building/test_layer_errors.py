@@ -94,7 +94,7 @@ def test_an_overflow_is_pinned_to_the_layer_that_makes_it(models: Models) -> Non
     assert validation.attribution is not None
     assert validation.attribution.blamed == "precision"
     reason = validation.attribution.reason
-    assert "Of the layers 'query' (MatMul) is the first to make NaN or infinity" in reason
+    assert "Among the layers, 'query' (MatMul) is the first to produce NaN or infinity" in reason
     found = _layers(validation)
     first = validation.attribution.layers[0]
     assert (first.layer, first.own, first.nonfinite > 0) == ("query", None, True)

@@ -29,7 +29,7 @@ def built(models: Models, folder: Path, backend: BackendName) -> Path:
 
 def test_a_model_of_onnx_runtime_says_how_it_is_opened(models: Models, tmp_path: Path) -> None:
     folder = built(models, tmp_path, "onnxruntime")
-    with pytest.raises(ArtifactError, match="holds a model of ONNX Runtime, and no engine") as caught:
+    with pytest.raises(ArtifactError, match="holds an ONNX Runtime model, not an engine") as caught:
         open_artifact(folder)
     assert f"InferenceSession('{folder / 'model.ort.onnx'}')" in caught.value.hint
 

@@ -225,7 +225,7 @@ def test_a_journal_of_other_types_is_refused(fake: Fake, sparseflow: Sparseflow)
         (
             ("--preset", "vit-b", "--plugin", "text.so"),
             6,
-            "text.so is no library of the plugin: it is no ELF",
+            "text.so is not a library of the plugin: it is not an ELF",
         ),
     ],
 )

@@ -123,5 +123,5 @@ def test_inputs_that_cannot_be_fed(
 ) -> None:
     model = models.model([helper.make_node("Identity", ["x"], ["y"])], dtype=TensorProto.STRING)
     ended = sparseflow("build", models.save(model), "--dim", "batch=4", "--backend", "onnxruntime")
-    assert "only tensors of numbers can be fed" in ended.error
+    assert "only numeric tensors can be fed" in ended.error
     assert left(own_folder) == ["model.onnx"]

@@ -159,7 +159,7 @@ def test_the_current_folder_may_be_the_artifact(
     path = mlp()
     (own_folder / "here").mkdir()
     monkeypatch.chdir(own_folder / "here")
-    assert sparseflow("build", path, *QUICK, "-o", "..").error.endswith(" exists and is no artifact.")
+    assert sparseflow("build", path, *QUICK, "-o", "..").error.endswith(" exists and is not an artifact.")
     assert sparseflow("build", path, *QUICK, "-o", ".").code == 0
     assert (own_folder / "here" / "manifest.json").is_file()
 
@@ -273,11 +273,11 @@ def test_a_plan_that_is_none(
     ("options", "says"),
     [
         (("--inputs", "no.npz"), "no.npz"),
-        (("--inputs", "model.onnx"), "is no source of inputs"),
+        (("--inputs", "model.onnx"), "is not a source of inputs"),
         (("--tolerance", "atol=lots"), "'lots' for atol in the tolerance"),
         (("--tolerance", "z:atol=1"), "a tolerance is for output 'z'; the model has 'y'."),
-        (("-o", "taken"), "taken exists and is no artifact."),
-        (("-o", "model.onnx"), "model.onnx exists and is no artifact."),
+        (("-o", "taken"), "taken exists and is not an artifact."),
+        (("-o", "model.onnx"), "model.onnx exists and is not an artifact."),
         (("-o", "no/such/place"), "no/such/place cannot be written: the folder no/such does not exist."),
         (("--backend", "tensorrt"), "TensorRT is not installed:"),
     ],

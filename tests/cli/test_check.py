@@ -211,7 +211,7 @@ def test_a_metric_whose_code_has_changed_is_named(sparseflow: Sparseflow, built:
     (note,) = ended.json["notes"]
     assert ended.code == 0
     assert note.startswith("Metric 'm.py:mean' gives ")
-    assert "its code or a library of its has changed" in note
+    assert "its code or one of its libraries has changed" in note
 
 
 def test_update_tightens_and_never_loosens(
@@ -315,7 +315,7 @@ def test_no_baseline_of_outputs_that_differ(sparseflow: Sparseflow, built: Path)
 
 def test_a_baseline_too_large_for_version_control_is_not_written(sparseflow: Sparseflow, built: Path) -> None:
     ended = sparseflow("baseline", "create", "out", "--max-size", "0.001")
-    assert "0.0 MB of inputs), and 0.001 MB is the limit" in ended.error
+    assert "0.0 MB of inputs), but 0.001 MB is the limit" in ended.error
     assert not Path("out.baseline.json").exists()
 
 

@@ -72,7 +72,7 @@ def test_what_cannot_be_written_is_said_before_a_version_is(
 
 def test_the_largest_batch_is_an_option(artifact: Path, sparseflow: Sparseflow) -> None:
     deploy = ("deploy", "triton", artifact, "--repository", "models", "--max-batch-size")
-    assert "Requests share no batch, as was asked for." in sparseflow(*deploy, "0").out
+    assert "Requests share no batch, as asked." in sparseflow(*deploy, "0").out
     assert sparseflow(*deploy, "4", "--json").json["models"][0]["batching"]["max_batch_size"] == 4
     refused = sparseflow(*deploy, "9")
     assert (refused.code, "a batch of 9 is asked for, and the engine takes 8" in refused.error) == (1, True)
@@ -92,7 +92,7 @@ def test_two_models_share_a_server(artifact: Path, mlp: Callable[..., Path], spa
     manifest.write_text(json.dumps(told))
     done = sparseflow("deploy", "triton", artifact, "n.artifact", "--repository", "others")
     assert done.code == 0
-    assert "Models here want several versions of onnxruntime: " in done.out
+    assert "Models here need several versions of onnxruntime: " in done.out
     assert "1.0.0 ('n')" in done.out
 
 
@@ -185,7 +185,7 @@ def test_a_plugin_that_no_server_could_load_is_refused_before_anything_is_deploy
     (tmp_path / "lib.so").write_text("INPUT(libother.so)\n")
     deploy = ("deploy", "triton", artifact, "--repository", "models", "--plugin")
     assert sparseflow(*deploy, "none.so").error == "none.so does not exist."
-    assert sparseflow(*deploy, "lib.so").error == "lib.so is no plugin's library: it is no ELF file."
+    assert sparseflow(*deploy, "lib.so").error == "lib.so is not a plugin library: it is not an ELF file."
     assert not (tmp_path / "models").exists()
     assert not (tmp_path / "models.deploy").exists()
 
@@ -199,7 +199,7 @@ def test_what_another_models_configuration_says_wrongly_is_told_before_one_is_wr
     path.write_text(path.read_text(encoding="utf-8") + "oops: 1\n", encoding="utf-8")
     done = sparseflow(*deploy, "m")
     assert done.code == 1
-    assert done.error.startswith("models/other/config.pbtxt is no configuration of Triton: ")
+    assert done.error.startswith("models/other/config.pbtxt is not a valid Triton configuration: ")
     assert done.error.endswith('has no field named "oops".')
     assert not (tmp_path / "models" / "m").exists()
 
@@ -216,7 +216,7 @@ def test_an_edited_configuration_is_shown(artifact: Path, sparseflow: Sparseflow
     (difference,) = sparseflow(*deploy, "--json").json["models"][0]["differences"]
     assert difference["field"] == "instance_group"
     path.write_text("nonsense", encoding="utf-8")
-    assert "is no configuration of Triton" in sparseflow(*deploy).error
+    assert "is not a valid Triton configuration" in sparseflow(*deploy).error
 
 
 def test_a_reference_with_other_inputs_is_refused_before_a_server_starts(
@@ -313,7 +313,7 @@ def test_a_folder_whose_name_is_no_models_is_given_one(
 ) -> None:
     artifact.rename(tmp_path / "my model")
     deploy = ("deploy", "triton", "my model", "--repository", "models")
-    assert "'my model' is no name for a model" in sparseflow(*deploy).error
+    assert "'my model' is not a valid model name" in sparseflow(*deploy).error
     assert sparseflow(*deploy, "--name", "m", "--json").json["models"][0]["name"] == "m"
 
 

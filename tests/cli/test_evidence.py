@@ -46,7 +46,7 @@ def outcome(layer: str, **changes: object) -> OutcomeRecord:
         "layer": layer, "profile": 0, "engine_layer": layer, "merged_with": (), "tactic": DENSE,
         "sparse": False, "precision": "Half", "best_sparse_ms": 0.0302, "best_sparse_tactic": SPARSE,
         "best_dense_ms": 0.0257,
-        "best_dense_tactic": DENSE, "tried_sparse": 28, "tried_dense": 896, "why": "eligible and slower",
+        "best_dense_tactic": DENSE, "tried_sparse": 28, "tried_dense": 896, "why": "eligible, but slower",
     }  # fmt: skip
     return OutcomeRecord.model_validate({**told, **changes})
 
@@ -75,14 +75,16 @@ def test_tactics_counts_and_merged_layers_stand_below_a_table_that_fits(
     ]
     assert printed[head + 3 : -1] == [
         f"[1] {merged}; tactic {SPARSE}; best dense {DENSE}; merged with 'up_proj' (the first of 2)",
-        f"[2] eligible and slower; tactic {DENSE}; best sparse {SPARSE}; 28 sparse and 896 dense tactics "
+        f"[2] eligible, but slower; tactic {DENSE}; best sparse {SPARSE}; 28 sparse and 896 dense tactics "
         "tried",
     ]
     assert printed[-1] == "2 of 3 layers and profiles run a sparse kernel."
 
 
 def test_times_of_another_layer_are_marked(manifest: Manifest, capsys: pytest.CaptureFixture[str]) -> None:
-    why = "eligible and slower; timed as 'gate_proj', which is like it: TensorRT times one for all"
+    why = (
+        "eligible, but slower; timed as 'gate_proj', which is like it: TensorRT times only one of such layers"
+    )
     up = outcome("up_proj", timed_as="gate_proj", why=why, best_sparse_ms=None)
     print_evidence(told(manifest, outcome("gate_proj"), up))
     printed = capsys.readouterr().out.splitlines()

@@ -88,7 +88,7 @@ def test_a_default_place_is_looked_at_too(sparseflow: Sparseflow) -> None:
     assert sparseflow("prune", "mine.py:module").error.endswith(": Is a directory.")
     Path("mine.module.artifact").touch()
     told = sparseflow("build", "mine.py:module").error
-    assert told == "mine.module.artifact exists and is no artifact."
+    assert told == "mine.module.artifact exists and is not an artifact."
     assert not Path("begun").exists()
 
 
@@ -99,7 +99,7 @@ def test_a_baseline_to_tighten_is_looked_at_too(sparseflow: Sparseflow) -> None:
 
 def test_a_plot_has_a_name_of_one(sparseflow: Sparseflow) -> None:
     ended = sparseflow("profile", "mine.py:module", "--plot", "x.jpg")
-    assert ended.error == "x.jpg is no name of a plot."
+    assert ended.error == "x.jpg is not a plot's file name."
     assert not Path("begun").exists()
 
 

@@ -234,13 +234,13 @@ def test_what_is_no_library_of_the_plugin_is_refused_before_any_work(
     for library, says in (
         ("none.so", "There is no plugin library none.so."),
         ("temporary", "There is no plugin library temporary."),  # a folder
-        ("text.so", "it is no ELF file."),
+        ("text.so", "it is not an ELF file."),
         ("cut.so", f"it is cut off after {len(whole) // 2} of {len(whole)} bytes."),
         ("other.so", "it holds no SparseFlowLinear24."),
     ):
         ended = sparseflow(*command, "none.onnx", "--plugin", library, "--json")
         assert ended.code == 6
-        assert ended.error in (says, f"{library} is no library of the plugin: {says}")
+        assert ended.error in (says, f"{library} is not a library of the plugin: {says}")
         assert "hint:  Compile it with `sparseflow-trt plugin build`." in ended.err
     forgotten = sparseflow(*command, "none.onnx", "--plugin", "--dim", "batch=8")
     assert forgotten.code == 2
@@ -261,6 +261,6 @@ def test_layers_are_given_to_the_plugin(sparseflow: Sparseflow, mlp: MakeModel, 
     built = sparseflow("build", command[1], "--dim", "batch=8", "--sparsity", "plugin", "--plugin", "lib.so",
                        "--backend", "onnxruntime")  # fmt: skip
     assert built.code == 0
-    assert "1 layer(s) are planned for the plugin, which ONNX Runtime does not take" in " ".join(
+    assert "1 layer(s) are planned for the plugin, which ONNX Runtime does not support" in " ".join(
         built.out.split()
     )

@@ -87,7 +87,7 @@ def test_a_plot(sparseflow: Sparseflow, own_folder: Path) -> None:
     ended = sparseflow("policy", "show", "mine.json", "--kind", "down", "--plot", "x.png")
     assert ended.error == "policy 'mine' holds nothing to draw: no product was measured dense and sparse."
     assert "`sparseflow-trt policy show mine.json` lists what it holds." in ended.err
-    assert "is no name of a plot" in sparseflow("policy", "show", "a100", "--plot", "a100.gif").error
+    assert "is not a plot's file name" in sparseflow("policy", "show", "a100", "--plot", "a100.gif").error
 
 
 def test_points_of_the_plugin_are_listed_and_drawn(sparseflow: Sparseflow, own_folder: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_profile_is_drawn(name: str, tmp_path: Path) -> None:
 
 
 def test_a_plot_is_a_png_or_an_svg(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no name of a plot"):
+    with pytest.raises(InputError, match="is not a plot's file name"):
         _draw((PROFILED,), tmp_path / "profile.pdf")
 
 
@@ -89,7 +89,7 @@ def test_a_plot_is_a_png_or_an_svg(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("model",), "sees no GPU: it is kernels that are profiled."),
+        (("model",), "sees no GPU, and a profile is of GPU kernels."),
         (
             ("mine.py:function", "--seq", "8"),
             "--batch, --seq and --dtype are for the inputs of a Hugging Face",
@@ -98,7 +98,7 @@ def test_a_plot_is_a_png_or_an_svg(tmp_path: Path) -> None:
         (("model", "--speedup", "0.5"), "Invalid value for '--speedup'"),
         (("model", "--sparsify"), "--sparsify is for PyTorch modules: it needs --policy"),
         (("model", "--attention"), "--attention extends what --sparsify swaps"),
-        (("model", "--sparsify", "--policy", "h200"), "sees no GPU: it is kernels that are profiled."),
+        (("model", "--sparsify", "--policy", "h200"), "sees no GPU, and a profile is of GPU kernels."),
     ],
 )
 def test_what_cannot_be_profiled(arguments: tuple[str, ...], says: str, sparseflow: Sparseflow) -> None:

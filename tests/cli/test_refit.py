@@ -41,10 +41,10 @@ def test_the_tactics_of_an_artifact_are_compared(sparseflow: Sparseflow, mlp: Ma
     again = ("build", mlp(), *BATCH, *RTX, "--like", "model.artifact", "-o", "again")
     ended = sparseflow(*again)
     assert ended.code == 0
-    assert "model.artifact tells no tactics" in ended.out, "a stub is none"
+    assert "model.artifact reports no tactics" in ended.out, "a stub is none"
     assert sparseflow(*again, "--json").json["unchanged"] is True
     other = sparseflow("build", mlp(), *BATCH, *RTX, "--like", "model.artifact", "--precision", "fp32").out
-    assert "tells no tactics" in other
+    assert "reports no tactics" in other
     assert sparseflow(*again, "--json").json["unchanged"] is False, "it is another build that it is like now"
 
 

@@ -120,7 +120,7 @@ def test_the_error_is_told_by_step_and_by_layer(
     ended = sparseflow(*again)
     assert ended.code == 0
     assert "\nWhere the error comes from: The planned precision is the largest step: " in ended.out
-    assert " A step takes back what another added: the error after all of them is " in ended.out
+    assert " One step cancels what another added: the error after all of them is " in ended.out
     assert "Layers by the error that each adds, step 'precision', input set 'default:" in ended.out
     rows = [line.split()[:2] for line in ended.out.splitlines()]
     assert ["up_proj", "MatMul"] in rows
@@ -146,7 +146,7 @@ def _edit(own_folder: Path, **fields: Any) -> None:
             "model.ort.onnx is not the file that was built",
         ),
         (lambda f: (f / "out/plan.yaml").unlink(), "plan.yaml is missing from the artifact."),
-        (lambda f: (f / "out/manifest.json").unlink(), "out is no artifact: it has no manifest.json."),
+        (lambda f: (f / "out/manifest.json").unlink(), "out is not an artifact: it has no manifest.json."),
         (lambda f: (f / "out/manifest.json").write_text("{"), "manifest.json is not JSON"),
         (lambda f: _edit(f, schema_version=2), "has schema version 2; this tool reads 1."),
         (lambda f: _edit(f, status="fine"), "status: Input should be"),

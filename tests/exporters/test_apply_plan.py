@@ -244,7 +244,7 @@ def test_a_broken_rewriting_is_noticed(mlp: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "save_model", save_invalid)
     with pytest.raises(ModelError, match="not valid ONNX: No Op registered for Nonsense") as caught:
         _apply(mlp, plan)
-    assert "fault of the rewriting" in caught.value.hint
+    assert "bug in the rewriting" in caught.value.hint
     before = onnx.load(mlp)
     before.graph.output[0].type.tensor_type.ClearField(
         "shape"

@@ -73,7 +73,7 @@ def test_each_step_is_recorded_and_each_weight_read_once(
     assert [(c.step, c.touched, c.read, c.planned) for c in checks] == [
         ("Rewriting operators", 0, 0, ()),
         ("Casting to the planned types", 2, 0, ()),
-        ("Taking dense layers out of sparse kernels", 0, 0, ("second",)),
+        ("Keeping dense layers out of sparse kernels", 0, 0, ("second",)),
         ("Writing the model", 0, 2, ()),
     ]
     assert sorted(scanned) == ["a", "b", "c"]
@@ -109,7 +109,7 @@ def _after(step: Callable[..., Any], weight: str) -> Callable[..., Any]:
         ("restore_planned_dense", "Restoring dense weights"),
         ("fold_dequantized", "Rewriting operators"),
         ("retype", "Casting to the planned types"),
-        ("opt_out", "Taking dense layers out of sparse kernels"),
+        ("opt_out", "Keeping dense layers out of sparse kernels"),
     ],
 )
 def test_the_step_that_broke_it_is_named(
@@ -134,7 +134,7 @@ def test_the_earliest_step_and_the_number_of_layers_are_told(
     assert caught.value.message.startswith(
         "Casting to the planned types broke the 2:4 pattern of layer 'second'"
     )
-    assert caught.value.message.endswith(" The same holds of 1 more.")
+    assert caught.value.message.endswith(" The same is true of 1 more.")
 
 
 def test_the_group_of_a_transposed_weight(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

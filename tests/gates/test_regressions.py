@@ -131,7 +131,7 @@ def test_the_worst_errors_are_held_to_what_they_may_grow_by() -> None:
     )  # fmt: skip
     assert (grown.kind, grown.passed, grown.limit) == ("error", False, "≤ 2×")
     assert (grown.was, grown.now) == ("0.1", "0.3")
-    assert "is 3 times what it was: 0.3, and it was 0.1." in grown.reason
+    assert "is 3 times what it was: 0.1 before, 0.3 now." in grown.reason
     assert [check.passed for check in errors(0.1, 0.1, 0.2)] == [True, True], "twice is allowed"
 
 

@@ -44,7 +44,7 @@ def test_a_metric_may_work_in_place(metrics: Path) -> None:
 
 def test_a_metric_that_varies_by_more_than_it_may_drop_gates_nothing(metrics: Path) -> None:
     score = load_metric(f"{metrics}:flaky")
-    with pytest.raises(InputError, match=r"m:flaky gave 0\.01 and then 0\.02 of the same outputs"):
+    with pytest.raises(InputError, match=r"m:flaky gave 0\.01 and then 0\.02 for the same outputs"):
         score_reference("m:flaky", score, [], [], max_drop=0.001)
     assert score_reference("m:flaky", score, [], [], max_drop=0.05) == 0.03
 

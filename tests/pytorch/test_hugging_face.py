@@ -61,7 +61,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused_with_their_names(tmp_path: P
 def test_a_folders_own_code_is_never_run_unasked(tmp_path: Path) -> None:
     folder = _write(tmp_path, {**LLAMA, "auto_map": {"AutoModelForCausalLM": "evil.Model"}})
     (folder / "evil.py").write_text("raise SystemExit('was run')")
-    with pytest.raises(InputError, match=r"asks for Python of its own \(AutoModelForCausalLM\)") as raised:
+    with pytest.raises(InputError, match=r"needs its own Python code \(AutoModelForCausalLM\)") as raised:
         load_hugging_face(folder, weights="random")
     assert "--trust-remote-code" in raised.value.hint
 

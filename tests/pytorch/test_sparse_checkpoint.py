@@ -250,12 +250,12 @@ BROKEN_BITMASKS: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]], str
     ("three sizes", lambda s: _swap(s, "0.shape", torch.tensor([64, 128, 1])), "its shape is"),
     ("sizes that are fractions", lambda s: _swap(s, "0.shape", torch.tensor([64.0, 128.0])), "its shape is"),
     ("an odd K", lambda s: _swap(s, "0.shape", torch.tensor([64, 126])), "its shape is"),
-    ("three of four", lambda s: _swap(s, "0.bitmask", s["0.bitmask"] | 7), "have not two places"),
-    ("none of four", lambda s: _swap(s, "0.bitmask", s["0.bitmask"] * 0), "have not two places"),
+    ("three of four", lambda s: _swap(s, "0.bitmask", s["0.bitmask"] | 7), "do not have two places"),
+    ("none of four", lambda s: _swap(s, "0.bitmask", s["0.bitmask"] * 0), "do not have two places"),
     ("another type", lambda s: _swap(s, "0.bitmask", s["0.bitmask"].int()), "is torch.int32"),
-    ("quantised", lambda s: _swap(s, "0.weight_scale", torch.ones(1)), "is quantised, too"),
+    ("quantised", lambda s: _swap(s, "0.weight_scale", torch.ones(1)), "is also quantized"),
     ("a layer too many", lambda s: _swap(s, "9.bias", torch.ones(1)), "the module has no '9.bias'"),
-    ("a bias too long", lambda s: _swap(s, "0.bias", torch.ones(65)), "of other shapes are '0.bias'"),
+    ("a bias too long", lambda s: _swap(s, "0.bias", torch.ones(65)), "these have other shapes: '0.bias'"),
     ("no bias", lambda s: {k: v for k, v in s.items() if k != "0.bias"}, "it lacks '0.bias'"),
 ]
 
@@ -309,7 +309,7 @@ class _Runs:
 def test_a_pickle_with_code_is_not_run(how: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     how({"0.weight": _Runs()}, tmp_path / "evil.pt")
-    with pytest.raises(ModelError, match=r"evil\.pt (holds more than tensors|is no whole)"):
+    with pytest.raises(ModelError, match=r"evil\.pt (holds more than tensors|is not a complete)"):
         load_checkpoint(make_module(), tmp_path / "evil.pt")
     assert not Path("touched").exists()
 
@@ -320,9 +320,9 @@ def test_a_pickle_with_code_is_not_run(how: Any, tmp_path: Path, monkeypatch: py
         ("[]", "holds no weight_map"),
         ("{", "is not JSON"),
         ('{"weight_map": {"a": 3}}', "holds no weight_map"),
-        ('{"weight_map": {"a": "../a.safetensors"}}', "which is no file beside it"),
-        ('{"weight_map": {"a": "/etc/passwd"}}', "which is no file beside it"),
-        ('{"weight_map": {"a": "gone.safetensors"}}', "is no whole safetensors file"),
+        ('{"weight_map": {"a": "../a.safetensors"}}', "which is not a file beside it"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "which is not a file beside it"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "is not a complete safetensors file"),
         ('{"weight_map": {"a": "here.safetensors"}}', "lacks 'a'"),
     ],
 )
@@ -344,7 +344,7 @@ def test_broken_semi_structured_tensors(tmp_path: Path) -> None:
         (whole.packed, meta[:8].contiguous(), (64, 128), "do not fit"),
         (whole.packed, None, (64, 128), "its packed values are"),
         (whole.packed, torch.zeros_like(meta), (64, 128), "names a place twice"),
-        (None, None, (64, 128), "its transpose alone"),
+        (None, None, (64, 128), "only its transpose"),
     ]:
         turned = (
             {"packed_t": whole.packed, "meta_t": meta}
@@ -387,17 +387,20 @@ def test_a_mask_that_was_changed_after_it_was_written(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"is not 2:4|is not the one that was written"):
         load_checkpoint(make_module(), tmp_path / "b.safetensors")
     save_file(module.state_dict(), tmp_path / "c.safetensors", {MASKS: "3"})
-    with pytest.raises(ModelError, match="its masks are no mapping"):
+    with pytest.raises(ModelError, match="its masks are not a mapping"):
         load_checkpoint(make_module(), tmp_path / "c.safetensors")
 
 
 def test_what_needs_no_unpacking_is_said(tmp_path: Path) -> None:
     save_file(make_module().state_dict(), tmp_path / "a.safetensors")
-    with pytest.raises(ModelError, match="holds no sparse weight in a form that is known"):
+    with pytest.raises(ModelError, match="holds no sparse weight in a known format"):
         unpack_checkpoint(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert not (tmp_path / "b.safetensors").exists()
     (tmp_path / "empty").mkdir()
-    for path, says in [("empty", "holds no weights that are known"), ("gone.safetensors", "does not exist")]:
+    for path, says in [
+        ("empty", "holds no weights in a known format"),
+        ("gone.safetensors", "does not exist"),
+    ]:
         with pytest.raises(ModelError, match=says):
             unpack_checkpoint(tmp_path / path, tmp_path / "out")
     torch.save([1, 2], tmp_path / "list.pt")

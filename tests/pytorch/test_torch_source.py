@@ -138,9 +138,9 @@ def test_a_function_imports_what_lies_beside_it(
         ("no.such.module:named", "no.such.module:named failed: ModuleNotFoundError: "),
         ("mine.py", "mine.py is no PyTorch module."),
         ("nothing", "nothing is no PyTorch module."),
-        (".", ".: transformers cannot make a model of it: "),
-        ("broken/config.json", "broken/config.json: transformers cannot make a model of it: "),
-        ("unknown", "unknown: transformers cannot make a model of it: "),
+        (".", ".: transformers cannot make a model from it: "),
+        ("broken/config.json", "broken/config.json: transformers cannot make a model from it: "),
+        ("unknown", "unknown: transformers cannot make a model from it: "),
         ("speech", "WhisperModel takes 'input_features', for which no inputs are made here."),
     ],
 )

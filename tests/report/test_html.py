@@ -181,7 +181,7 @@ def test_shows_how_precisions_were_found(report: Callable[..., tuple[str, Manife
     assert page.tags.count("script") == 1
     for words in (
         "in 1 compared run; outputs held to FP16's tolerance.",
-        "Of the products' M·N·K: 75 % FP16, 25 % FP32.",
+        "Share of the products' M·N·K: 75 % FP16, 25 % FP32.",
         "The runs were used up",
         "The inputs were drawn at random.",
         "everything in FP16 fail – –",
@@ -242,7 +242,7 @@ def test_times_of_another_layer_are_marked(manifests: Callable[..., Manifest], t
     outcomes = [o.model_copy(update={"timed_as": f"{EVIL} fused"}) for o in manifest.engine.outcomes]
     engine = manifest.engine.model_copy(update={"outcomes": tuple(outcomes)})
     said = said_of(manifest.model_copy(update={"engine": engine}))
-    for words in (f"qkv_0 timed as {EVIL} fused", "7.69 as another", "4 of 4 as others that are alike"):
+    for words in (f"qkv_0 timed as {EVIL} fused", "7.69 as another", "4 of 4 timed as others like them"):
         assert words in said, words
 
 

@@ -59,7 +59,7 @@ def test_times_of_another_layer_are_said_to_be(manifests: MakeManifest) -> None:
     assert {(g.kind, g.timed_as_others) for g in groups} == {
         ("qkv", 1), ("o", 0), ("gate_up", 0), ("down", 0),
     }  # fmt: skip
-    assert "of layers that are alike it times one for all" in whose_times(told, None)
+    assert "of layers that are alike it times only one" in whose_times(told, None)
 
 
 def test_alike_layers_are_one_group_and_the_longest_comes_first(manifests: MakeManifest) -> None:
@@ -165,7 +165,7 @@ def test_the_plugin_has_a_curve_where_it_was_measured(manifests: MakeManifest) -
         "down 14336 → 4096: sparse is taken at no M shown. The plugin is taken from M=64 to M=2048 and at "
         "M=4096; its largest speedup measured is 1.50, at M=64."
     )
-    assert down.subtitle == "this shape was measured in the plugin alone; TensorRT's kernels, GPU X, FP16"
+    assert down.subtitle == "this shape was measured only in the plugin; TensorRT's kernels, GPU X, FP16"
 
 
 def test_the_plugins_curve_stands_beside_that_of_the_librarys_own_kernels(manifests: MakeManifest) -> None:

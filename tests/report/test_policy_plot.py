@@ -203,7 +203,7 @@ def test_any_number_of_shapes_and_a_single_m_are_drawn(tmp_path: Path, shapes: i
 
 def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
     policy = find_policy("a100-80gb")
-    with pytest.raises(InputError, match=r"a100\.pdf is no name of a plot"):
+    with pytest.raises(InputError, match=r"a100\.pdf is not a plot's file name"):
         plot_policy(policy, tmp_path / "a100.pdf", "torch", "FP16")
     with pytest.raises(PolicyError, match="holds no BF16 points of cuSPARSELt"):
         plot_policy(policy, tmp_path / "a100.png", "torch", "BF16")

@@ -297,7 +297,9 @@ def test_clients_are_not_broken(ort_artifact: Path, other_artifact: Path, tmp_pa
     record = repository / "m" / "1" / "sparseflow.json"
     record.write_text(record.read_text(encoding="utf-8").replace('"name":"x"', '"name":"old"').replace(
         '"name": "x"', '"name": "old"'), encoding="utf-8")  # fmt: skip
-    with pytest.raises(DeployError, match=r"other inputs or outputs than the one that is served \(old FP32"):
+    with pytest.raises(
+        DeployError, match=r"different inputs or outputs from the one that is served \(old FP32"
+    ):
         deploy(other_artifact, DeployOptions(repository, "m"))
     assert versions_in(repository / "m") == [1]
 
@@ -321,7 +323,7 @@ def test_a_changed_file_is_seen(ort_artifact: Path, tmp_path: Path) -> None:
         ({"tensorrt": "10.16.1.12"}, "the server has 10.16.1.12"),
         ({"container": "26.02"}, "the TensorRT of container 26.02 is unknown"),
         ({"container": "19.01"}, "is not in the table"),
-        ({"name": "a/b"}, "'a/b' is no name for a model"),
+        ({"name": "a/b"}, "'a/b' is not a valid model name"),
     ],
 )
 def test_what_the_target_would_not_load_is_refused(
@@ -400,7 +402,7 @@ def test_a_plans_plugin_is_in_the_repository_and_in_the_servers_command(
     (model,) = deploy(with_plugin("a", b"one"), DeployOptions(repository, "m"))
     assert {p.name for p in (folder / "1").iterdir()} == {"model.plan", LIBRARY, "sparseflow.json"}
     assert any("cuSPARSELt 0.8.1: the server has to find it" in note for note in model.notes)
-    assert any("start one that runs again" in note for note in model.notes)
+    assert any("restart a server that is already running" in note for note in model.notes)
     check_version(folder, 1)
 
     def loaded() -> list[str]:
@@ -429,7 +431,7 @@ def test_one_server_loads_one_plugin_library(with_plugin: WithPlugin, tmp_path: 
     assert same.written.version == 1
     assert plan_server(repository, (), None).own_plugins == ["m/plugin.so"]
     other = with_plugin("b", b"two")
-    with pytest.raises(DeployError, match="'o' needs another build of the plugin's library than 'm'"):
+    with pytest.raises(DeployError, match="'o' needs a different build of the plugin's library from 'm'"):
         deploy(other, DeployOptions(repository, "o"))
     assert not (repository / "o").exists()
     deploy(other, DeployOptions(repository, "o", route="python"))  # a process of its own

@@ -48,8 +48,8 @@ def test_models_that_one_image_does_not_suit_are_named(with_plugin: WithPlugin, 
     assert {"nvidia-cusparselt-cu13==0.8.1", "tensorrt==10.16.1.11"} <= set(planned.dockerfile.split())
     tensorrt, cusparselt = planned.notes
     assert tensorrt.startswith(
-        "Models here want several versions of tensorrt: 10.16.1.11 ('m'), 10.13.3.9 ('n'). The Dockerfile "
-        "installs 10.16.1.11, and with another than its own an engine may not load"
+        "Models here need several versions of tensorrt: 10.16.1.11 ('m'), 10.13.3.9 ('n'). The Dockerfile "
+        "installs 10.16.1.11. With a version other than its own, an engine may not load"
     )
     assert "cuSPARSELt: 0.8.1 ('m'), 0.9.1 ('n')" in cusparselt
     assert "a plugin measures its algorithms anew" in cusparselt

@@ -22,7 +22,7 @@ LIBRARY = "libsparseflow_linear24.trt10.so"
 
 def test_a_router_needs_batches(ort_artifact: Path, dense_artifact: Path, tmp_path: Path) -> None:
     options = DeployOptions(tmp_path / "repository", "m", dense=dense_artifact, max_batch_size=0)
-    with pytest.raises(DeployError, match=r"a router chooses by the batch, and .* has none: Requests share"):
+    with pytest.raises(DeployError, match=r"a router chooses by the batch, but .* has none: Requests share"):
         deploy(ort_artifact, options)
 
 
@@ -32,7 +32,7 @@ def test_a_router_and_a_model_of_its_own_do_not_take_each_others_place(
     repository = tmp_path / "repository"
     router = DeployOptions(repository, "m", dense=dense_artifact)
     deploy(other_artifact, DeployOptions(repository, "m-sparse"))
-    with pytest.raises(DeployError, match="has another model 'm-sparse' already"):
+    with pytest.raises(DeployError, match="already has another model 'm-sparse'"):
         deploy(ort_artifact, router)
     assert sorted(p.name for p in repository.iterdir()) == ["m-sparse"]
     shutil.rmtree(repository / "m-sparse")
@@ -80,7 +80,7 @@ def test_the_two_engines_of_a_router_need_one_plugin_library(
 
     sparse, other = with_library("one"), with_library("two")
     with pytest.raises(
-        DeployError, match="'m-dense' needs another build of the plugin's library than 'm-sparse'"
+        DeployError, match="'m-dense' needs a different build of the plugin's library from 'm-sparse'"
     ):
         deploy(sparse, DeployOptions(tmp_path / "repository", "m", dense=other))
     assert not (tmp_path / "repository").exists()
@@ -121,7 +121,7 @@ def test_a_router_is_rolled_back_with_its_engines(
         deploy(artifact, router)
     with pytest.raises(DeployError, match="one of the two models that the router 'm' sends batches to") as no:
         roll_back(repository / "m-sparse")
-    assert no.value.hint == "Roll back the router, and both with it: --name m."
+    assert no.value.hint == "Roll back the router, which rolls back both: --name m."
     assert served_versions(repository / "m-sparse") == [2, 3]
     assert [roll_back(repository / "m"), roll_back(repository / "m")] == [(3, 2), (2, 1)]
     assert served_versions(repository / "m-sparse") == [1, 2, 3]

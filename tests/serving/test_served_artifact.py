@@ -19,13 +19,15 @@ def test_it_is_said_what_the_server_needs_and_what_a_new_size_costs(route: str) 
 
 
 def test_a_server_that_runs_has_to_be_started_again_for_another_library() -> None:
-    again = "start one that runs again"
+    again = "restart a server that is already running"
     assert again in plugin_notes("mlp", PLUGIN, "tensorrt_plan", {})[-1]
     assert again not in plugin_notes("mlp", PLUGIN, "tensorrt_plan", {"mlp": PLUGIN.sha256})[-1]
     assert again not in plugin_notes("mlp", PLUGIN, "python", {})[-1]
 
 
 def test_two_libraries_in_one_server_are_refused() -> None:
-    with pytest.raises(DeployError, match="'mlp' needs another build of the plugin's library than 'other'"):
+    with pytest.raises(
+        DeployError, match="'mlp' needs a different build of the plugin's library from 'other'"
+    ):
         plugin_notes("mlp", PLUGIN, "tensorrt_plan", {"other": "b" * 64})
     assert plugin_notes("mlp", PLUGIN, "python", {"other": "b" * 64})

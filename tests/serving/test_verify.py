@@ -83,7 +83,7 @@ def test_an_artifact_is_verified_over_both_protocols_and_under_load(
     assert sum(size * count for size, count in many.batches.items()) >= many.requests > 100
     assert (one.failed, many.failed, found.sparse_batch) == (0, 0, 8)
     assert found.validation.attribution is None
-    assert [n for n in found.notes if "`sparseflow-trt validate` tells" not in n] == [DENSE_ALL_THE_SAME]
+    assert [n for n in found.notes if "`sparseflow-trt validate` does" not in n] == [DENSE_ALL_THE_SAME]
     assert 0 < many.p50_ms <= many.p95_ms <= many.p99_ms
 
 
@@ -188,12 +188,12 @@ def test_a_first_dimension_that_is_no_batch_fails_until_it_is_said_to_be_none(tm
     artifact, repository = build_time_first(tmp_path, "s0", "s1"), tmp_path / "repository"
     (deployed,) = deploy(artifact, DeployOptions(repository))
     assert deployed.batching.max_batch_size == 8
-    assert any("`--max-batch-size 0` says that it is none" in note for note in deployed.notes)
+    assert any("`--max-batch-size 0` says that it is not" in note for note in deployed.notes)
     options = VerifyOptions(repository, concurrencies=())
     found = verify(artifact, options)
     assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "fail"]
     assert found.validation.verdict == "fail"
-    (note,) = [n for n in found.notes if "the first dimension is no batch that requests may share" in n]
+    (note,) = [n for n in found.notes if "the first dimension is not a batch that requests can share" in n]
     assert "`deploy triton --max-batch-size 0`" in note
 
     (deployed,) = deploy(artifact, DeployOptions(repository, max_batch_size=0))  # clients send the same
@@ -205,7 +205,9 @@ def test_a_first_dimension_that_is_no_batch_fails_until_it_is_said_to_be_none(tm
     assert [c.verdict for c in found.validation.candidates] == ["pass", "pass"]
     assert found.load[0].batches.keys() == {1} and not found.load[0].failed
     (deployed,) = deploy(artifact, DeployOptions(repository))
-    assert any("shared no batch; --max-batch-size 0 keeps it so" in note for note in deployed.notes)
+    assert any(
+        "shared no batch before; --max-batch-size 0 keeps it that way" in note for note in deployed.notes
+    )
 
 
 @pytest.mark.parametrize("edited", ["delay", "sizes"])
@@ -242,7 +244,7 @@ def test_a_first_dimension_that_is_named_a_sequence_is_no_batch(tmp_path: Path) 
     artifact = build_time_first(tmp_path, "seq", "batch")
     (deployed,) = deploy(artifact, DeployOptions(tmp_path / "repository"))
     assert deployed.batching.max_batch_size == 0
-    assert any("is named 'seq', which is a sequence's length" in note for note in deployed.notes)
+    assert any("is named 'seq', which is a sequence length" in note for note in deployed.notes)
     found = verify(artifact, VerifyOptions(tmp_path / "repository", concurrencies=()))
     assert [c.verdict for c in found.validation.candidates] == ["pass", "pass"]
 

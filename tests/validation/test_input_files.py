@@ -120,7 +120,7 @@ def test_a_loader_that_fails_is_quoted(
     ("change", "message"),
     [
         ({"input_ids": None}, "input set 'real': input 'input_ids' is missing"),
-        ({"pixel": np.zeros(1)}, "input set 'real': 'pixel' is no input of the model, which takes"),
+        ({"pixel": np.zeros(1)}, "input set 'real': 'pixel' is not an input of the model, which takes"),
         ({"input_ids": np.zeros((2, 3), np.int32)}, "input 'input_ids' is int32; the model takes int64"),
         ({"input_ids": np.zeros(3, np.int64)}, r"'input_ids' has shape \(3,\), 1 dimension\(s\); .* takes 2"),
         ({"attention_mask": np.ones((2, 4), np.int64)}, "'attention_mask' has 4 for axis 'seq'"),
@@ -166,7 +166,7 @@ def test_raw_bytes_are_no_integers(tmp_path: Path, embedding: OnnxModel) -> None
         ("gone.py", None, "does not exist"),
         ("cut.py", b"def", "failed: SyntaxError"),
         ("script.py", b"import sys; sys.exit(0)", "failed: SystemExit: 0"),
-        ("inputs.csv", b"1,2", "is no source of inputs"),
+        ("inputs.csv", b"1,2", "is not a source of inputs"),
         ("no.such.module:load", None, "failed: ModuleNotFoundError"),
     ],
 )

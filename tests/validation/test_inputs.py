@@ -131,5 +131,5 @@ def test_strings_cannot_be_fed(tmp_path: Path, save: Callable[..., Path]) -> Non
         [("text", TensorProto.STRING, [2])],
         [("y", TensorProto.STRING, [2])],
     )
-    with pytest.raises(InputError, match=r"input 'text' is .*only tensors of numbers"):
+    with pytest.raises(InputError, match=r"input 'text' is .*only numeric tensors"):
         generate_inputs(read_model(path), [])

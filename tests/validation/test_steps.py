@@ -92,7 +92,7 @@ def test_steps_that_cancel_are_said_to(
     engine: list[float], left: str, shares: list[str | None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = attributed([1.0, 2.0], [1.0, 2.0], [1.001, 2.0], engine)
-    said = f"A step takes back what another added: the error after all of them is {left}."
+    said = f"One step cancels what another added: the error after all of them is {left}."
     assert (said in found.reason) == bool(left)
     assert (" is the largest step: it changes output 'y'" in found.reason) == bool(left)
     print_attribution(found)
@@ -128,7 +128,7 @@ def test_a_step_that_was_not_run_is_left_out_and_said() -> None:
     ]
     assert found.steps[1].not_run == "no kernel."
     assert found.blamed == "engine"
-    assert found.reason.endswith("What the planned precision would add was not run.")
+    assert found.reason.endswith("What the planned precision would add is not known: it was not run.")
 
 
 def test_nothing_to_blame() -> None:
@@ -147,7 +147,7 @@ def test_outputs_that_cannot_be_subtracted_blame_nobody() -> None:
     assert (found.blamed, found.reason) == (
         "",
         "No output could be subtracted. What the planned precision "
-        "and the engine itself would add was not run.",
+        "and the engine itself would add is not known: they were not run.",
     )
     assert attribute(stages).blamed == "pruning"
 
@@ -214,7 +214,7 @@ def test_restored_weights_are_measured_before_and_after(
     assert found.unrestored.after == "the pruned model as given, FP32"
     pairs = zip(found.unrestored.outputs, found.steps[0].outputs, strict=True)
     assert all((a.accumulated or 0) > (b.accumulated or 0) for a, b in pairs if a.output == "y")
-    assert "With the restored weights output 'y'" in found.reason
+    assert "With the restored weights, output 'y'" in found.reason
     assert "worse" not in found.reason
     worse = compare(paths[2], [typed], inputs, FP16, origin=Origin(paths[0], paths[1])).attribution
     assert worse is not None
@@ -255,5 +255,5 @@ def test_a_reference_with_nan_is_said_and_blames_nobody() -> None:
     assert (found.blamed, found.reason) == (
         "",
         "No step is to blame: the reference itself has NaN in output 'y' on input set 's', "
-        "which is no measure.",
+        "so nothing can be measured against it.",
     )

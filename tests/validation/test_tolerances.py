@@ -99,11 +99,11 @@ def test_scaled_bounds_and_names_with_colons() -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["y"], "'y' in the tolerance 'y' is no known NAME=NUMBER"),
-        (["y:"], "is no known NAME=NUMBER"),
+        (["y"], "'y' in the tolerance 'y' is not a known NAME=NUMBER"),
+        (["y:"], "is not a known NAME=NUMBER"),
         (["y:tol=1"], "'tol=1' in the tolerance"),
-        (["atol=x"], "'x' for atol in the tolerance 'atol=x' is no number"),
-        (["atol="], "is no number"),
+        (["atol=x"], "'x' for atol in the tolerance 'atol=x' is not a number"),
+        (["atol="], "is not a number"),
         (["atol=-1"], "it has to be finite and not negative"),
         (["atol=inf"], "it has to be finite and not negative"),
         (["rtol=nan"], "it has to be finite and not negative"),

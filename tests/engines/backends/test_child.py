@@ -36,7 +36,7 @@ def request_for_tiny(save_model: SaveModel, make_request: MakeRequest) -> BuildR
     ("number", "says"),
     [
         (signal.SIGSEGV, "the TensorRT-RTX builder crashed (SIGSEGV)"),
-        (signal.SIGKILL, "the TensorRT-RTX builder was killed (SIGKILL), most likely for want of memory"),
+        (signal.SIGKILL, "the TensorRT-RTX builder was killed (SIGKILL), most likely because memory ran out"),
     ],
 )
 def test_a_crash_is_an_error_with_the_end_of_the_log(

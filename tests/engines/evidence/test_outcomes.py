@@ -79,12 +79,12 @@ def test_real_int8_products() -> None:
     assert (up.sparse, up.precision) == (False, "Int8")
     assert (up.best_sparse_ms, up.best_dense_ms) == (0.0232085, 0.022042)
     assert up.why == (
-        "eligible and slower: best sparse 0.0232 ms, best dense 0.0220 ms "
+        "eligible, but slower: best sparse 0.0232 ms, best dense 0.0220 ms "
         "(58 sparse and 9 dense tactics tried)"
     )
     assert down.why == (
         "planned sparse, but no sparse tactic was tried: "
-        "its output is Float, and sparse INT8 kernels want one that stays INT8"
+        "its output is Float, and sparse INT8 kernels need one that stays INT8"
     )
     assert precision_mismatches(plan, outcomes) == ()
 
@@ -129,23 +129,27 @@ def test_it_runs_sparse() -> None:
 @pytest.mark.parametrize(
     ("sparse", "timings", "why"),
     [
-        (True, (timed(0.157, 0.15),), "eligible and slower: best sparse 0.157 ms, best dense 0.150 ms ("),
+        (True, (timed(0.157, 0.15),), "eligible, but slower: best sparse 0.157 ms, best dense 0.150 ms ("),
         (
             True,
             (timed(0.15004, 0.15001),),
-            "eligible and slower: best sparse 0.15004 ms, best dense 0.15001 ",
+            "eligible, but slower: best sparse 0.15004 ms, best dense 0.15001 ",
         ),
-        (True, (timed(0.14, 0.15),), "eligible and faster alone, yet dense was picked: best sparse 0.140 ms"),
+        (
+            True,
+            (timed(0.14, 0.15),),
+            "eligible and faster on its own, but dense was picked: best sparse 0.140 ms",
+        ),
         (
             True,
             (timed(0.14),),
-            "eligible, and dense was picked: best sparse 0.140 ms, best dense not measured",
+            "eligible, but dense was picked: best sparse 0.140 ms, best dense not measured",
         ),
         (True, (timed(None, 0.15),), "planned sparse, but no sparse tactic was tried"),
-        (True, (), "planned sparse, and runs dense: the log has no times of it (TensorRT takes"),
+        (True, (), "planned sparse, but runs dense: the log has no times for it (TensorRT reuses"),
         (False, (timed(None, 0.15),), "never tried: planned dense"),
         (False, (timed(0.14, 0.15),), "runs dense, as planned, though sparse tactics were tried: best"),
-        (False, (), "runs dense, as planned; the log has no times of it"),
+        (False, (), "runs dense, as planned; the log has no times for it"),
     ],
 )
 def test_it_runs_dense(sparse: bool, timings: tuple[LayerTimings, ...], why: str) -> None:
@@ -170,9 +174,9 @@ def test_it_runs_another_sparse_tactic_than_the_fastest() -> None:
 @pytest.mark.parametrize(
     ("sparse", "timings", "why"),
     [
-        (True, (), "runs sparse: the log has no times of it"),
+        (True, (), "runs sparse: the log has no times for it"),
         (True, (timed(0.1),), "runs sparse: 0.100 ms, and no dense tactic gave a time (16 sparse"),
-        (False, (timed(0.1, 0.2),), "planned dense, and runs sparse all the same: 0.100 ms against 0.200 ms"),
+        (False, (timed(0.1, 0.2),), "planned dense, but runs sparse: 0.100 ms against 0.200 ms"),
     ],
 )
 def test_other_ways_to_run_sparse(sparse: bool, timings: tuple[LayerTimings, ...], why: str) -> None:
@@ -187,7 +191,7 @@ def test_other_ways_to_run_sparse(sparse: bool, timings: tuple[LayerTimings, ...
         (replace(GEMM, precision="Float"), ": it runs in FP32, and TensorRT has no FP32 sparse kernel"),
         (
             replace(GEMM, precision="Int8->Half"),
-            ": its output is Half, and sparse INT8 kernels want one that stays INT8",
+            ": its output is Half, and sparse INT8 kernels need one that stays INT8",
         ),
     ],
 )
@@ -242,7 +246,10 @@ def test_a_kernel_that_is_not_told(tactic: str) -> None:
 
     why = outcome(True, (region,)).why
 
-    assert why == "planned sparse; which kernel it runs is not told: it is part of '{ForeignNode[a...mm]}'"
+    assert (
+        why == "planned sparse; the engine does not report which kernel it runs: it is part of "
+        "'{ForeignNode[a...mm]}'"
+    )
 
 
 def test_a_dense_tactic_with_no_name() -> None:
@@ -261,7 +268,7 @@ def test_an_engine_that_only_names_its_layers() -> None:
 
     assert gate.merged_with == ("up",)
     assert up.engine_layer == "gate || up"
-    assert "which kernel it runs is not told" in gate.why
+    assert "the engine does not report which kernel it runs" in gate.why
 
 
 @pytest.mark.parametrize("operator", ["mm", "mm_op"])
@@ -312,7 +319,7 @@ def test_a_precision_that_is_not_known_is_never_a_match() -> None:
     outcomes = join_outcomes(plan, (replace(GEMM, precision="", tactic=""),))
 
     assert precision_mismatches(plan, outcomes) == (
-        "'mm' is planned fp16 and runs in a precision that the engine does not tell.",
+        "'mm' is planned fp16 and runs in a precision that the engine does not report.",
         "'other' is planned fp16 and was not found in the engine.",
     )
 
@@ -323,11 +330,11 @@ def test_a_layer_inside_a_compiled_region_is_said_to_be_there() -> None:
     outcomes = join_outcomes(made, (whole,))
     assert [o.engine_layer for o in outcomes] == [whole.name] * 2
     assert outcomes[0].why == (
-        "in the compiled region '{ForeignNode[cast...norm]}', which tells neither its kernels nor their "
-        "precision; no sparse tactic was timed for it"
+        "in the compiled region '{ForeignNode[cast...norm]}', which reports neither its kernels "
+        "nor their precision; no sparse tactic was timed for it"
     )
     assert untold(made, outcomes).startswith(
-        "The engine does not tell the precision of 2 of 2 planned layers, the first of them 'a': in the "
+        "The engine does not report the precision of 2 of 2 planned layers, the first of them 'a': in the "
     )
     assert untold(made, ()) == ""
 

@@ -53,7 +53,9 @@ def test_a_layer_without_lines_in_the_log_has_the_times_of_the_one_like_it() -> 
         up, layer="up_2", engine_layer="up_2", timed_as=UP, why=second.why
     )  # fmt: skip
     assert (second.best_sparse_ms, second.tried_sparse) == (0.0232085, 58)
-    assert second.why == f"{up.why}; timed as '{UP}', which is like it: TensorRT times one for all"
+    assert (
+        second.why == f"{up.why}; timed as '{UP}', which is like it: TensorRT times only one of such layers"
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_one_that_differs_in_anything_has_none(changes: dict[str, Any]) -> None:
     second = joined(entries(changes))["up_2"]
 
     assert (second.timed_as, second.best_sparse_ms, second.tried_dense) == ("", None, 0)
-    assert "the log has no times of it" in second.why
+    assert "the log has no times for it" in second.why
 
 
 def test_names_and_formats_make_no_difference() -> None:
@@ -120,7 +122,7 @@ def test_a_layer_of_another_profile_lends_no_times() -> None:
 def test_times_of_earlier_builds_may_be_its_own() -> None:
     second = joined(entries({}), earlier_times=True)["up_2"]
     assert (second.timed_as, second.best_dense_ms) == ("", None)
-    assert second.why.endswith("(TensorRT takes those of a layer like it, or a timing cache's)")
+    assert second.why.endswith("(TensorRT reuses those of a layer like it, or of a timing cache)")
 
 
 def test_a_precision_is_not_told_by_another_layers_times() -> None:

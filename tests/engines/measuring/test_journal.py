@@ -143,10 +143,10 @@ def test_figures_of_something_else_are_not_added(
     ("text", "says"),
     [
         ("not JSON\n", "line 1"),
-        ('{"run": {"command": "", "date": ""}}\n', "is no journal"),
+        ('{"run": {"command": "", "date": ""}}\n', "is not a journal"),
         ("{}\n", "a line is a journal's head, a run or a pair"),
         ('{"journal": 1}\n', "line 1: journal"),
-        ('[{"m": 64}, {"m": 128}]', "is no journal"),
+        ('[{"m": 64}, {"m": 128}]', "is not a journal"),
     ],
 )
 def test_what_is_no_journal_is_said_and_left_alone(tmp_path: Path, text: str, says: str) -> None:
@@ -223,7 +223,7 @@ def test_two_gpus_journals_in_one_file_are_refused(journal: Path, tmp_path: Path
     says = "of device NVIDIA H200, and in line 7 it is NVIDIA A100"
     with pytest.raises(PolicyError, match=says) as caught:
         read_journal(journal)
-    assert "keep the parts in files of their own" in caught.value.hint
+    assert "keep each in a file of its own" in caught.value.hint
 
 
 def test_a_curve_is_finished_where_some_run_has_all_its_m(journal: Path) -> None:

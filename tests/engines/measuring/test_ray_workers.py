@@ -163,7 +163,7 @@ def test_workers_on_unlike_machines_are_refused(cluster: None) -> None:
 
     with (
         RayWorkers(make, count=2, gpus=0, identity=each_its_own) as workers,
-        pytest.raises(PolicyError, match="GPUs are not alike"),
+        pytest.raises(PolicyError, match="GPUs differ"),
     ):
         workers.identify(("FP16",))
 
@@ -214,7 +214,7 @@ def test_busy_gpus_are_waited_for_and_it_says_what_for(
     assert len(said) >= 2
     for sentence in said[:2]:  # a slow machine is told once more, with the GPUs that are free by then
         assert "Waiting for 1 GPU with a CPU beside it of the Ray cluster (" in sentence
-        assert "0 of 2 GPUs and 3 of 3 CPUs are free, the rest is in use by others" in sentence
+        assert "0 of 2 GPUs and 3 of 3 CPUs are free, the others are in use" in sentence
 
 
 def test_a_wait_that_is_given_up_leaves_nothing_reserved(
@@ -253,7 +253,7 @@ def test_a_named_cluster_that_does_not_answer_is_said(monkeypatch: pytest.Monkey
             RayWorkers(make, identity=identify)
     for wrong in ("somewhere", "host:port"):
         monkeypatch.setenv("RAY_ADDRESS", wrong)
-        with pytest.raises(PolicyError, match=f"RAY_ADDRESS is '{wrong}', which is no HOST:PORT"):
+        with pytest.raises(PolicyError, match=f"RAY_ADDRESS is '{wrong}', which is not HOST:PORT"):
             RayWorkers(make, identity=identify)
     assert not ray.is_initialized()
 

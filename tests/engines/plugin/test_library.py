@@ -73,7 +73,7 @@ def test_the_name_that_is_looked_for_is_the_sources() -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"no library", "it is no ELF file"),
+        (b"no library", "it is not an ELF file"),
         (b"\x7fELF", "it is cut off after 4 bytes"),
         (None, f"it holds no {PLUGIN_OP}"),
     ],
@@ -97,7 +97,7 @@ def test_what_is_no_library_of_the_plugin_is_refused_wherever_it_is_given(
     )
     for use in uses:
         with pytest.raises(
-            NotInstalledError, match=rf"lib\.so is no library of the plugin: {says}"
+            NotInstalledError, match=rf"lib\.so is not a library of the plugin: {says}"
         ) as caught:
             use()
         assert "`sparseflow-trt plugin build`" in caught.value.hint
@@ -126,7 +126,7 @@ def test_another_library_is_refused_whatever_its_name(compiled: Path, tmp_path: 
     folder.mkdir()
     other = folder / name
     other.write_bytes(compiled.read_bytes() + b"\0")
-    with pytest.raises(BuildError, match="another plugin library than the one") as caught:
+    with pytest.raises(BuildError, match="is not the plugin library that this process has loaded") as caught:
         load_library(flavour(), other)
     assert "two processes" in caught.value.hint
 
@@ -158,4 +158,4 @@ def test_the_libraries_that_the_plugin_loaded_say_their_versions(tmp_path: Path)
 def test_a_builder_without_plugins_says_how_many_layers_run_dense() -> None:
     assert lowered_note(make_plan(a="sparse"), "X") == ()
     (note,) = lowered_note(make_plan(a="plugin", b="plugin"), "X")
-    assert note.startswith("2 layer(s) are planned for the plugin, which X does not take: they run dense")
+    assert note.startswith("2 layer(s) are planned for the plugin, which X does not support: they run dense")

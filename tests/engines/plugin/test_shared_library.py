@@ -27,11 +27,11 @@ def test_a_library_that_holds_the_name(tmp_path: Path) -> None:
     ("change", "says"),
     [
         (lambda _: b"", "it is empty"),
-        (lambda _: b"INPUT(libother.so)\n", "it is no ELF file"),
+        (lambda _: b"INPUT(libother.so)\n", "it is not an ELF file"),
         (lambda whole: whole[:5], "it is cut off after 5 bytes"),
         (lambda whole: whole[:64], "it is cut off after 64 of "),
         (lambda whole: whole[:-1], "it is cut off after "),
-        (lambda whole: whole[:4] + b"\1" + whole[5:], "and no shared library of 64 bits"),
+        (lambda whole: whole[:4] + b"\1" + whole[5:], "but not a 64-bit shared library"),
     ],
     ids=["empty", "script", "header", "rest", "last byte", "32 bits"],
 )
@@ -48,9 +48,7 @@ def test_an_object_file_is_none(tmp_path: Path) -> None:
         pytest.skip("gcc is not installed")
     (tmp_path / "p.c").write_text('const char* word = "Word";\n')
     subprocess.run([compiler, "-c", "-o", tmp_path / "lib.so", tmp_path / "p.c"], check=True)
-    assert (
-        why_no_library(tmp_path / "lib.so", "Word") == "it is an ELF file, and no shared library of 64 bits"
-    )
+    assert why_no_library(tmp_path / "lib.so", "Word") == "it is an ELF file, but not a 64-bit shared library"
 
 
 def test_a_folder_cannot_be_read(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_profile_is_chosen_by_shape(load: Load) -> None:
         ({"x": rows(1)[0]}, "input 'x' has 1 dimensions; the engine takes 2."),
         ({"x": rows(0)}, "input 'x' is empty."),
         ({"x": rows(1).astype(np.float64)}, "input 'x' is float64; the engine takes float32."),
-        ({"x": [[1.0, 2.0], [3.0]]}, "input 'x' is no array: "),
+        ({"x": [[1.0, 2.0], [3.0]]}, "input 'x' is not an array: "),
     ],
 )
 def test_wrong_arrays(load: Load, feeds: Any, message: str) -> None:
@@ -167,7 +167,7 @@ def test_streams_of_several_libraries(load: Load, on_gpu: Callable[..., Any], st
 
 @pytest.mark.parametrize("stream", ["main", -1, True, 1.5])
 def test_what_is_no_stream(load: Load, on_gpu: Callable[..., Any], stream: Any) -> None:
-    with load() as engine, pytest.raises(InputError, match="is no CUDA stream"):
+    with load() as engine, pytest.raises(InputError, match="is not a CUDA stream"):
         engine.run_device({"x": on_gpu(rows(2))}, stream=stream)
 
 
@@ -186,10 +186,10 @@ def test_wrong_gpu_tensors(load: Load, on_gpu: Callable[..., Any]) -> None:
     cases = {
         "input 'x' is not in GPU memory. | Move it there": rows(2),
         "input 'x' is on GPU 1; the engine is on GPU 0.": on_gpu(rows(2), (2, 1)),
-        "input 'x' is float16; the engine takes float32. | Convert it before, in PyTorch by "
-        ".to(torch.float32).": on_gpu(rows(2).astype(np.float16)),
-        "input 'x' is not contiguous: its strides are [4, 2]. | Make it so, by .contiguous()": sliced,
-        "input 'x' begins at an address that is no multiple of 256 bytes": on_gpu(rows(2), offset=16),
+        "input 'x' is float16; the engine takes float32. | Convert it first, in PyTorch "
+        "with .to(torch.float32).": on_gpu(rows(2).astype(np.float16)),
+        "input 'x' is not contiguous: its strides are [4, 2]. | Make it contiguous, ": sliced,
+        "input 'x' begins at an address that is not a multiple of 256 bytes": on_gpu(rows(2), offset=16),
         "input 'x' is a list, which does not export DLPack.": [1.0],
         "input 'x' has 1 dimensions; the engine takes 2.": on_gpu(rows(1)[0]),
         "input 'x' is empty.": on_gpu(rows(0)),
@@ -227,7 +227,7 @@ def test_torch_tensors_that_cannot_be_taken(load: Load) -> None:
             with pytest.raises(InputError, match="is not in GPU memory"):
                 engine.run_device({"x": tensor})
         np.testing.assert_array_equal(engine.run({"x": torch.ones(2, 2)})["y"], np.full((2, 2), 3))
-        with pytest.raises(InputError, match=r"input 'x' is no array: .*grad"):
+        with pytest.raises(InputError, match=r"input 'x' is not an array: .*grad"):
             engine.run({"x": torch.ones(2, 2, requires_grad=True)})
 
 
@@ -253,7 +253,7 @@ def test_a_read_only_tensor_is_an_input_and_no_output(load: Load, on_gpu: Callab
         pytest.skip("this NumPy exports no array that is read-only")
     with load() as engine:
         y = engine.run_device({"x": x})["y"]
-        with pytest.raises(InputError, match=r"output 'y' may not be written to\."):
+        with pytest.raises(InputError, match=r"output 'y' is read\-only, and the engine writes to it\."):
             engine.run_device({"x": y}, {"y": x})
 
 
@@ -364,10 +364,10 @@ def test_recording_into_the_callers_graph(load: Load, on_gpu: Callable[..., Any]
         gpu.drain(55)
         np.testing.assert_array_equal(made["y"].numpy(), 2 * rows(2, 30) + 1)
     assert says(no_output) == (
-        "output 'y' has no tensor, and no memory is taken while a stream is being captured. | "
+        "output 'y' was given no tensor, and no memory can be allocated while a stream is being captured. | "
         "Give one [2, 2] of float32."
     )
-    assert new_shape.value.message == "the engine has not run with these shapes just before the capture."
+    assert new_shape.value.message == "the engine was not run with these shapes right before the capture."
 
 
 def test_layers_are_timed_in_a_context_of_their_own(load: Load, gpu: Any) -> None:

@@ -61,7 +61,9 @@ def build(save_model: Callable[..., Path], make_request: Callable[..., BuildRequ
 def test_too_little_workspace_is_named(build: Build) -> None:
     with pytest.raises(BuildError) as caught:
         build(workspace=1)
-    assert "could not build model.onnx, most likely for want of workspace" in caught.value.message
+    assert (
+        "could not build model.onnx, most likely because the workspace is too small" in caught.value.message
+    )
     assert "(the memory pool WORKSPACE is limited to 1 MiB): " in caught.value.message
     assert "Raise --workspace" in caught.value.hint
 

@@ -89,6 +89,6 @@ def test_each_profile_is_asked_about_at_its_opt(engine: Path) -> None:
 )
 def test_what_is_told_of_one_profile_is_not_taken_for_another(engine: Path, refused: str, says: str) -> None:
     """TensorRT returns False: the inspector would go on to tell the types of the profile before."""
-    with pytest.raises(BuildError, match="built an engine that does not take the opt") as caught:
+    with pytest.raises(BuildError, match="built an engine that does not accept the opt shapes") as caught:
         engine_information(flavour_whose(refused), engine, PROFILES, BuildLog(io.StringIO()))
     assert caught.value.message.endswith(says)

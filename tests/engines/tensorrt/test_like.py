@@ -109,10 +109,10 @@ def test_equal_engines_are_said_to_be_equal() -> None:
     before = records(evidence())
     told = sum(e.type not in ("NoOp", "Reformat") for e in evidence())
     assert compare_tactics("a", before, evidence()) == (
-        f"All {told} engine layers of a that tell their tactic run it here, too."
+        f"All {told} engine layers of a that report their tactic run the same one here."
     )
     silent = [e.model_copy(update={"tactic": "", "tactic_id": ""}) for e in before]
-    assert compare_tactics("a", silent, evidence()).startswith("No layer of a tells its tactic: ")
+    assert compare_tactics("a", silent, evidence()).startswith("No layer of a reports its tactic: ")
 
 
 def test_a_stub_is_no_tactic() -> None:
@@ -124,12 +124,12 @@ def test_a_stub_is_no_tactic() -> None:
         LayerEvidence("gelu_myl0_4", "runtime_fusion", "", ""),
     ]
     assert compare_tactics("a", before, before) == (
-        "The engine of a tells no tactics: 2 of its layers name a stub for a kernel that is picked at the "
+        "The engine of a reports no tactics: 2 of its layers name a stub for a kernel that is picked at the "
         "first run. Whether these are the same is not known."
     )
     chosen = LayerEvidence("out", "gemm", "Half", "sm80_xmma_gemm")
     said = compare_tactics("a", [*before, chosen], [*before, chosen])
-    assert said == "All 1 engine layers of a that tell their tactic run it here, too."
+    assert said == "All 1 engine layers of a that report their tactic run the same one here."
     generated = before[2:]  # where nothing is a stub they are told, as by TensorRT's own compiler
     assert compare_tactics("a", generated, generated).startswith("All 1 engine layers")
 
@@ -154,13 +154,13 @@ def test_what_differs_is_named() -> None:
     said = compare_tactics("a", before, (*after, LayerEvidence("new", "Reduce", "", "t")))
     told = sum(e.type not in ("NoOp", "Reformat") for e in evidence())
     assert said.startswith(
-        f"{told - 3} of {told} engine layers of a that tell their tactic run it here, too."
+        f"{told - 3} of {told} engine layers of a that report their tactic run the same one here."
     )
     down = next(e for e in before if (e.name, e.profile) == ("down_proj", 1))
     assert f"'down_proj' (profile 1) runs other 0x1, not {down.tactic} {down.tactic_id}; " in said
-    assert "'mean' is no layer of this engine; " in said
-    assert "'mean' (profile 1) is no layer of this engine; " in said
-    assert said.endswith("'new' is no layer of that engine.")
+    assert "'mean' is not a layer of this engine; " in said
+    assert "'mean' (profile 1) is not a layer of this engine; " in said
+    assert said.endswith("'new' is not a layer of that engine.")
 
 
 def test_a_long_list_is_cut() -> None:
@@ -218,5 +218,5 @@ def test_an_artifact_of_another_place_cannot(built: BuildResult, changed: dict[s
 
 def test_a_folder_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
     for ask in (like_facts, cast("Callable[[Path], Any]", lambda p: read_like(p, "tensorrt", {}, ""))):
-        with pytest.raises(ArtifactError, match="is no artifact"):
+        with pytest.raises(ArtifactError, match="is not an artifact"):
             ask(tmp_path)

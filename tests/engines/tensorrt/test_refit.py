@@ -133,7 +133,7 @@ def test_only_the_parsers_refitter_folds_a_batch_normalization_again(model: Path
 
 
 def test_weights_that_are_wanted_and_that_no_model_has(model: Path) -> None:
-    with pytest.raises(BuildError, match="wants new values for 'tmp_weight', too, which is no weight of"):
+    with pytest.raises(BuildError, match="also needs new values for 'tmp_weight', which is not a weight of"):
         refit(make_engine("up", "tmp_weight", bound=("up", "tmp_weight")), model)
 
 
@@ -174,7 +174,7 @@ def test_an_engine_that_cannot_be_refitted_is_told_when_it_is_built(
     check_refittable(flavour("8.6.0"), path, model, EngineOptions(refit=True), log)
     assert np.array_equal(built[path].weights["up"], UP.ravel())
     built[path] = make_engine("up", refuses=NO_REGION)
-    with pytest.raises(BuildError, match=f"was built and cannot be refitted: .*{NO_REGION}") as caught:
+    with pytest.raises(BuildError, match=f"was built but cannot be refitted: .*{NO_REGION}") as caught:
         check_refittable(flavour("8.6.0"), path, model, EngineOptions(refit=True), log)
     assert "one profile" in caught.value.hint
 

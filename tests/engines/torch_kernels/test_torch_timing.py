@@ -32,5 +32,5 @@ def test_calls_that_wait_for_the_gpu_are_found_out(gpu: Gpu) -> None:
         gpu.run(20e-6, 100e-6)
         gpu.host = gpu.free
 
-    with pytest.raises(PolicyError, match="calls of them wait for the GPU"):
+    with pytest.raises(PolicyError, match="calling them waits for the GPU"):
         Queue(gpu).times([waiting], 1)

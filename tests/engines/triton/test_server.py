@@ -146,5 +146,5 @@ def test_a_machine_without_a_server_is_told_what_to_install(tmp_path: Path) -> N
         find_server(tmp_path)
     assert "pip install nvidia-pytriton" in caught.value.hint
     (tmp_path / "server").write_text("another program")
-    with pytest.raises(NotInstalledError, match="server is no tritonserver: it has no folder"):
+    with pytest.raises(NotInstalledError, match="server is not a tritonserver: it has no folder"):
         find_server(tmp_path / "server")

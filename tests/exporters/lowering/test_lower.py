@@ -217,7 +217,7 @@ BOOL, INT8 = TensorProto.BOOL, TensorProto.INT8
 _NO_OLDER_FORM: list[tuple[str, int, dict[str, Any], list[Any], str]] = [
     ("ReduceMean", 20, {}, [_ROWS, (I64, [1])], r"'n' \(ReduceMean\).*axes are computed"),
     ("ReduceMax", 20, {}, [(BOOL, [2])], "no BOOL there"),
-    ("Split", 20, {"num_outputs": 2}, [_ROWS], "dimension that varies"),
+    ("Split", 20, {"num_outputs": 2}, [_ROWS], "dynamic dimension"),
     ("Split", 20, {"num_outputs": 4}, [(F32, [5])], "5 elements do not make 4 parts"),
     ("Pad", 20, {"mode": "wrap"}, [_ROWS, np.array([1, 1, 1, 1])], "mode='wrap' came later"),
     ("Pad", 20, {}, [_ROWS, (I64, [2]), None, np.array([1])], "pads beside axes are computed"),

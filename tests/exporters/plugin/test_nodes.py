@@ -349,7 +349,7 @@ def test_a_weight_that_is_an_input_too_is_left_where_it_is(tmp_path: Path) -> No
     proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, (K, N)))
     onnx.save(proto, model)  # as old exporters write all weights
     said = plugin_layers(read_model(model))["layer"].why_not
-    assert said == "the weight is an input of its graph, too, which may be given another one"
+    assert said == "the weight is also a graph input, so a caller may replace it"
     plan = make_plan(
         read_layers(read_model(model)), (), {}, None, "fp16", "plugin",
         plugin=PluginUse(True, plugin_layers(read_model(model))),

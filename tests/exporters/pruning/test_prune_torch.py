@@ -170,7 +170,7 @@ def test_a_classifier_and_a_shared_weight_are_left_alone() -> None:
     assert record.left == {"lm_head": "a classifier, which is taken only where it is named"}
     assert record.layers[0].output_error is None
     tied = prune_module(make_gpt2(torch), "magnitude")
-    assert tied.left == {"lm_head": "its weight is also that of 'transformer.wte'"}
+    assert tied.left == {"lm_head": "its weight is shared with 'transformer.wte'"}
 
 
 def test_one_blocks_statistics_are_held_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

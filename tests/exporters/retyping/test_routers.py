@@ -108,7 +108,9 @@ def test_a_token_keeps_its_experts(tmp_path: Path, precision: Literal["fp16", "b
         "MatMul:logits": "fp32",
         "MatMul:y": precision,
     }
-    why = "FP32, as it chooses (experts, say): half precision chooses others"
+    why = (
+        "FP32, because it makes a choice (of experts, for example) that half precision would make differently"
+    )
     assert [why in layer.reason for layer in plan.layers] == [True, False]
     apply_plan(read_model(model.path), plan, tmp_path / "typed.onnx")
     write_twin(read_model(tmp_path / "typed.onnx"), tmp_path / "twin.onnx")

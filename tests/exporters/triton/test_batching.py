@@ -102,12 +102,12 @@ def three(name: str = "a") -> list[Profile]:
 @pytest.mark.parametrize(
     ("dims", "said"),
     [
-        (("seq", "batch", 8), "is named 'seq', which is a sequence's length"),
+        (("seq", "batch", 8), "is named 'seq', which is a sequence length"),
         (("sequence_length", 2, 8), "is named 'sequence_length'"),
         (("numTokens", 2, 8), "is named 'numTokens'"),
         (("batch_seq", 2, 8), "is named 'batch_seq'"),
-        (("s0", "batch_size", 8), "is one that is named 'batch_size'"),
-        ((None, "batch", 8), "is one that is named 'batch'"),
+        (("s0", "batch_size", 8), "is followed by one named 'batch_size'"),
+        ((None, "batch", 8), "is followed by one named 'batch'"),
     ],
 )
 def test_a_first_dimension_that_names_tell_is_no_batch(dims: tuple[int | str | None, ...], said: str) -> None:

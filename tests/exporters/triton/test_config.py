@@ -80,6 +80,6 @@ def test_a_configuration_is_read_back_as_it_was_written() -> None:
     [("max_batch: 8", "1:1"), ("max_batch_size: 'x'", "1:17"), ("input { data_type: FP32 }", "FP32")],
 )  # fmt: skip
 def test_what_is_no_configuration_is_named_with_its_line(text: str, said: str) -> None:
-    with pytest.raises(DeployError, match=r"config\.pbtxt is no configuration of Triton") as caught:
+    with pytest.raises(DeployError, match=r"config\.pbtxt is not a valid Triton configuration") as caught:
         parse_config(text, "config.pbtxt")
     assert said in caught.value.message

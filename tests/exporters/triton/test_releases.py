@@ -37,7 +37,7 @@ def test_a_container_is_found_by_its_tag() -> None:
     [("10.16.1.11", "10.16.1.12"), ("10.16.1.11", "10.14"), ("8.6.0", "10.0.0"), ("", "10.1")],
 )
 def test_another_release_does_not_load_the_engine(built: str, target: str) -> None:
-    with pytest.raises(DeployError, match="it would not be loaded"):
+    with pytest.raises(DeployError, match="it would not load the engine"):
         check_tensorrt(built, target, "the server", version_compatible=False)
 
 
