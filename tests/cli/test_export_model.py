@@ -298,7 +298,8 @@ def test_missing_ranges_are_said_before_the_export(
     assert not list(own_folder.glob("*.export*"))
 
 
-def test_export_options_are_for_sources(sparseflow: Sparseflow) -> None:
+def test_export_options_are_for_sources(sparseflow: Sparseflow, own_folder: Path) -> None:
+    Path("model.onnx").touch()
     ended = sparseflow("build", "model.onnx", "--random-weights")
     assert ended.code == 2
     assert "it has nothing to export" in ended.error

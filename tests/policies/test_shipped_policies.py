@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import re
+import statistics
 from types import ModuleType
 from typing import Any
 
@@ -49,6 +50,26 @@ def ship(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def pairs_of(dtype: str, name: str = "h200") -> dict[tuple[int, int], dict[int, Pair]]:
     points = find_policy(name).points
     return pairs_by_shape(p for p in points if p.dtype == dtype and p.library == "torch")
+
+
+def test_what_a_search_of_cublaslts_algorithms_changes() -> None:
+    cells = result_of("plugin_layer")["cells"]
+    said = []
+    for dtype in ("FP16", "BF16"):
+        pairs = pairs_of(dtype)
+        over = [
+            pairs[cell["n"], cell["k"]][cell["m"]].speedup / cell["speedup"]
+            for cell in cells
+            if cell["type"] == dtype.lower()
+        ]
+        assert len(over) == 20
+        said.append(f"{statistics.geometric_mean(over):.2f} times")
+        said.append(f"({min(over):.2f} to {max(over):.2f}")
+    mean, spread, other, other_spread = said
+    assert (
+        f"the policy's gains are {mean} what such a search leaves in FP16 {spread}) and {other} in BF16 "
+        f"{other_spread}," in PROSE
+    )
 
 
 def taken(policy: Policy, n: int, k: int, dtype: str) -> str:
