@@ -120,7 +120,7 @@ def test_a_sparse_kernel_wants_2to4_weights(artifact: Path, save: Save) -> None:
     assert caught.value.message.startswith(
         f"layer 'up_proj' runs the sparse kernel {KERNEL}, and its new weights are not 2:4: 100% of 2048 "
     )
-    assert caught.value.message.endswith("hold more than two non-zeros. The same is true of 1 more.")
+    assert caught.value.message.endswith("hold more than two non-zeros. The same holds of 1 more.")
     assert "sparseflow-trt prune" in caught.value.hint
 
 

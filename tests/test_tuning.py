@@ -293,7 +293,7 @@ def test_policies_of_one_gpu_are_joined(tmp_path: Path) -> None:
     assert careful.margin == 0.6
     assert {t.min_m for t in careful.thresholds} == {None}
     other = tensorrt.model_copy(update={"device": "NVIDIA A100"})
-    with pytest.raises(PolicyError, match=r"is of NVIDIA A100 \(9.0\), and not of NVIDIA H200"):
+    with pytest.raises(PolicyError, match=r"is for NVIDIA A100 \(9.0\), not for NVIDIA H200"):
         extend_policy(torch, other)
 
 

@@ -168,7 +168,7 @@ def test_a_policy_without_its_journal_is_gone_on_with_where_it_is_added(
     fake.library = "torch"
     ended = sparseflow(*begin)
     assert ended.code == 1
-    assert "its journal p.json.points.jsonl is not there" in ended.error
+    assert "its journal p.json.points.jsonl is missing" in ended.error
     assert "--add p.json" in ended.err
     assert sparseflow(*begin, "--add", "p.json").code == 0
     both = read_policy(Path("p.json"))
@@ -188,7 +188,7 @@ def test_another_gpus_points_are_refused_before_anything_is_measured(
 ) -> None:
     ended = sparseflow("autotune", "--preset", "vit-b", "--m", "64", "-o", "p.json", "--add", "a100-80gb")
     assert ended.code == 1
-    assert "and not of NVIDIA H200 (9.0)" in ended.error
+    assert "not for NVIDIA H200 (9.0)" in ended.error
     assert not fake.asked
     assert not list(Path.cwd().glob("p.json*"))
 

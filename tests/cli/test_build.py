@@ -289,7 +289,7 @@ def test_what_cannot_be_built(
     (own_folder / "taken" / "notes.txt").write_text("mine")
     ended = sparseflow("build", mlp(), *(QUICK if "--backend" not in options else BATCH), *options)
     assert says in ended.error
-    words = "no source" in says or "'lots'" in says
+    words = "not a source" in says or "'lots'" in says
     assert ended.code == (6 if "--backend" in options else 2 if words else 1)
     assert left(own_folder) == ["model.onnx", "taken"]
     assert left(own_folder / "taken") == ["notes.txt"]

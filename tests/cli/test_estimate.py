@@ -306,7 +306,7 @@ def test_nobody_is_sent_to_a_library_that_holds_nothing_either(
     out = sparseflow("estimate", _conv(models, 3), *asked).out
     assert "too: try" not in out
     assert "Whatever the library, the policy holds nothing near 144→32 of kind 'conv'." in out.splitlines()
-    assert "`autotune` measures FP16 and BF16 alone, and no Conv with a window or in groups." in out
+    assert "`autotune` measures only FP16 and BF16, and no Conv with a window or groups" in out
     assert "`sparseflow-trt autotune conv24.onnx" not in out
     out = sparseflow("estimate", _conv(models, 1), *asked).out  # a plain product
     assert "`sparseflow-trt autotune conv24.onnx --dtype fp16 -o FILE` measures it, on that GPU." in out

@@ -255,7 +255,7 @@ def test_a_speedup_that_is_not_that_of_its_times_is_refused(sparseflow: Sparsefl
     for said in ("0.835", "1.31", "2", "fast", "nan", "1.3x"):
         (own_folder / "seed.csv").write_text(head + f"down_proj,512,323.19,269.83,{said}\n")
         assert sparseflow(*command).error == (
-            f"seed.csv, line 3 gives the speedup {said}, and 323.19 µs dense over 269.83 µs sparse are 1.198."
+            f"seed.csv, line 3 gives the speedup {said}, but 323.19 µs dense over 269.83 µs sparse are 1.198."
         )
     assert not (own_folder / "old.json").exists()
 

@@ -24,7 +24,7 @@ def test_an_artifact_that_cannot_be_refitted(
     ended = sparseflow("refit", "model.artifact", mlp("other.onnx", seed=1))
     assert (ended.code, "holds an engine of tensorrt-rtx" in ended.error) == (1, True)
     assert not (own_folder / "other.artifact").exists()
-    assert "no artifact" in sparseflow("refit", ".", mlp(), "--json").error
+    assert "not an artifact" in sparseflow("refit", ".", mlp(), "--json").error
 
 
 @pytest.mark.parametrize("option", ["--refit", "--strip-plan"])

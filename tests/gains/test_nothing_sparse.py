@@ -105,7 +105,7 @@ def test_where_the_policy_loses_at_this_m_the_nearest_that_wins_is_named(folder:
         r"; 4 layers: sparse does not win .* 2 layers: sparse does not win .* at M=32", error.message
     )
     assert error.hint == (
-        "Policy 'mine' runs 'model.layers.0.mlp.down_proj' sparse at M=16, and these inputs make it M=32: "
+        "Policy 'mine' runs 'model.layers.0.mlp.down_proj' sparse at M=16, but these inputs make it M=32: "
         "choose others (of a folder: --batch and --seq)."
     )
 

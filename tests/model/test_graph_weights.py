@@ -360,13 +360,13 @@ def test_one_tensor_behind_two_zero_points_has_two_patterns(models: Models) -> N
     [
         ([helper.make_node("Transpose", ["w"], ["v"], perm=[0, 5])], "has perm [0, 5] for 2 dimensions"),
         ([helper.make_node("Transpose", ["w"], ["v"], perm="ab")], "is not valid"),
-        ([helper.make_node("Reshape", ["w", "huge"], ["v"])], "makes [7, 9] of [64, 32]"),
-        ([helper.make_node("Reshape", ["w", "minus"], ["v"])], "makes [-64, -32] of [64, 32]"),
+        ([helper.make_node("Reshape", ["w", "huge"], ["v"])], "turns [64, 32] into [7, 9]"),
+        ([helper.make_node("Reshape", ["w", "minus"], ["v"])], "turns [64, 32] into [-64, -32]"),
         ([helper.make_node("Unsqueeze", ["w", "twice"], ["v"])], "names an axis twice"),
-        ([helper.make_node("Squeeze", ["w", "twice"], ["v"])], "makes [32] of [64, 32]"),
+        ([helper.make_node("Squeeze", ["w", "twice"], ["v"])], "turns [64, 32] into [32]"),
         ([helper.make_node("Constant", [], ["v"])], "must have exactly one attribute"),
         ([helper.make_node("Reshape", ["w", "minus"], ["u"]), helper.make_node("Identity", ["u"], ["v"])],
-         "makes [-64, -32]"),
+         "into [-64, -32]"),
     ],
 )  # fmt: skip
 def test_impossible_nodes_are_named(models: Models, nodes: list[onnx.NodeProto], says: str) -> None:

@@ -99,7 +99,7 @@ def test_steps_that_cancel_are_said_to(
     out = capsys.readouterr().out
     rows = re.findall(r"^(?:pruning|precision|engine) .*", out, re.MULTILINE)
     assert [(re.findall(r"(-?\d+\.\d) %  \d", row) or [None])[-1] for row in rows] == shares
-    below = "No shares where steps take back what others added: 'y' on 's' (an error of "
+    below = "No shares where one step undoes another's error: 'y' on 's' (an error of "
     assert (below in out) == bool(left)
 
 

@@ -63,5 +63,5 @@ def test_integers_are_sent_as_the_server_has_them(kind: str, dtype: type) -> Non
     assert (given.shape(), given.datatype()) == ([3, 1], kind)
     assert given._get_content() == np.asarray([1, 2, 3], dtype).tobytes()
     if kind == "INT32":
-        with pytest.raises(InputError, match="input 'ids' holds integers that INT32"):
+        with pytest.raises(InputError, match="input 'ids' holds integers that do not fit INT32"):
             triton_inputs("grpc", served, {"ids": np.asarray([1 << 40])})

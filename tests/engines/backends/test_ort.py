@@ -142,7 +142,7 @@ def test_a_wrong_graph_is_refused_by_node(
 
     assert says in caught.value.message
     assert "[ONNXRuntimeError]" not in caught.value.message
-    assert "another tool has changed the file since, give the one from before" in caught.value.hint
+    assert "another tool has changed the file since, give the file from before" in caught.value.hint
 
 
 def test_an_error_without_a_node_is_told_as_it_is(save_model: SaveModel, make_request: MakeRequest) -> None:

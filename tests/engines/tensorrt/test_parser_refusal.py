@@ -77,7 +77,7 @@ def _model(folder: Path, op: str, constants: list[Any], outputs: int, attributes
         ),
         (
             "MatMul", [np.ones((8, 8), np.float16)], 1, {}, "must have same input types.",
-            "a cast. Export the model again. If another tool has changed the file since, give the one from",
+            "a cast. Export the model again. If another tool has changed the file since, give the file from",
         ),
     ],
 )  # fmt: skip
