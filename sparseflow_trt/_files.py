@@ -207,7 +207,9 @@ def _temporary_file(path: Path) -> Path:
 
 def _check_name(path: Path) -> None:
     if str(path) == "-":  # standard output, to many commands
-        raise ArtifactError("- is no name here.", "Name a place: nothing is written to standard output.")
+        raise ArtifactError(
+            "- is not a file name here.", "Name a place: nothing is written to standard output."
+        )
 
 
 def _is_special(path: Path) -> bool:

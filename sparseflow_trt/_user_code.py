@@ -77,7 +77,7 @@ def call_for_module(torch: Any, source: str, hint: str) -> tuple[Any, Any, Any]:
     """
     target, colon, function = source.rpartition(":")
     if not colon or not target or not function:
-        raise InputError(f"{source} is no PyTorch module.", hint)
+        raise InputError(f"{source} is not a PyTorch module.", hint)
     with user_errors(source, hint):
         made = getattr(import_user_code(target, "module", hint), function)()
     if not isinstance(made, tuple):

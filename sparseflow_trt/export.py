@@ -203,7 +203,7 @@ def _load(source: str, options: ExportOptions) -> Exportable:
         )
     if ":" not in source:
         raise InputError(
-            f"{source} is no Hugging Face folder, and names no function.",
+            f"{source} is not a Hugging Face folder and names no function.",
             "Give a folder with a config.json, or FILE.py:FUNCTION or MODULE:FUNCTION.",
         )
     for option in ("task", "model_class", "dtype", "random_weights", "trust_remote_code"):

@@ -243,7 +243,7 @@ def _quiet_transformers() -> None:
 def _check_output(folder: Path | None, output: Path) -> None:
     if folder is None and output.suffix != ".safetensors":
         raise InputError(
-            f"{output} is no .safetensors file, which the state of a function's module is written to.",
+            f"{output} is not a .safetensors file, which the state of a function's module is written to.",
             "Give --output NAME.safetensors.",
             usage=True,
         )
@@ -258,7 +258,7 @@ def _check_device(device: str) -> None:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise InputError(
-            f"'{device}' is no device of PyTorch's.", "Give --device cpu, cuda or cuda:1.", usage=True
+            f"'{device}' is not a PyTorch device.", "Give --device cpu, cuda or cuda:1.", usage=True
         ) from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise NotInstalledError(

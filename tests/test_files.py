@@ -350,9 +350,9 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
 
 def test_a_dash_is_not_taken_for_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ArtifactError, match="- is no name here"):
+    with pytest.raises(ArtifactError, match="- is not a file name here"):
         write_atomically(Path("-"), "text")
-    with pytest.raises(ArtifactError, match="- is no name here"):
+    with pytest.raises(ArtifactError, match="- is not a file name here"):
         check_folder(Path("-"))
     assert not list(tmp_path.iterdir())
     write_atomically(tmp_path / "-", "text")

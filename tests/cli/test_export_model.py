@@ -319,7 +319,7 @@ def test_an_onnx_model_needs_no_export(sparseflow: Sparseflow, mlp: MakeModel, o
 def test_a_file_of_something_else_is_no_source(sparseflow: Sparseflow, own_folder: Path) -> None:
     (own_folder / "model.safetensors").write_bytes(b"\xff\xfe")
     ended = sparseflow("export", "model.safetensors")
-    assert "model.safetensors is no Hugging Face folder, and names no function." in ended.error
+    assert "model.safetensors is not a Hugging Face folder and names no function." in ended.error
 
 
 def test_an_artifact_is_exported_whether_or_not_it_passed(
@@ -339,5 +339,7 @@ def test_an_artifact_is_exported_whether_or_not_it_passed(
 
 
 def test_a_source_that_is_none(sparseflow: Sparseflow) -> None:
-    assert "nowhere is no Hugging Face folder, and names no function" in sparseflow("export", "nowhere").error
+    assert (
+        "nowhere is not a Hugging Face folder and names no function" in sparseflow("export", "nowhere").error
+    )
     assert "failed: ModuleNotFoundError" in sparseflow("export", "no.such.module:make").error

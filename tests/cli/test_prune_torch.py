@@ -150,7 +150,7 @@ def test_a_functions_module_becomes_a_file(own_folder: Path, sparseflow: Sparsef
         (("--method", "wanda"), 2, "--method wanda learns from inputs: give --calibration."),
         (("--policy", "h200"), 2, "--policy, --batch and --seq choose layers with --where-it-pays."),
         (("--include", "*.nothing"), 1, "'*.nothing' matches no layer of the module."),
-        (("--device", "gpu0"), 2, "'gpu0' is no device of PyTorch's."),
+        (("--device", "gpu0"), 2, "'gpu0' is not a PyTorch device."),
         (("-o", "llama"), 1, "llama is the source itself or a file."),
         (("--method", "wanda", "--calibration", "texts.txt"), 1, "texts.txt cannot be read as text: "),
         (("--method", "wanda", "--calibration", "empty.txt"), 1, "empty.txt holds no text."),
@@ -187,7 +187,7 @@ def test_a_gpu_that_is_not_there(llama: Path, sparseflow: Sparseflow) -> None:
 def test_a_file_is_needed_for_a_functions_module(own_folder: Path, sparseflow: Sparseflow) -> None:
     Path("mine.py").write_text(MINE)
     ended = sparseflow("prune", "mine.py:module", "-o", "folder")
-    assert ended.error.startswith("folder is no .safetensors file")
+    assert ended.error.startswith("folder is not a .safetensors file")
     assert sparseflow("prune", "mine.py:module", "--dtype", "fp16").code == 2
 
 

@@ -68,7 +68,7 @@ def model(own_folder: Path) -> None:
         ("deploy triton gone --repository models --with docker", "the files for Docker and Kubernetes name"),
         ("autotune --preset llama-8b --tensor-parallel 3", "llama-8b cannot be shared by 3 GPUs"),
         ("prune mine.py:f --method wanda", "--method wanda learns from inputs: give --calibration."),
-        ("prune mine.py:f -o folder", "folder is no .safetensors file, "),
+        ("prune mine.py:f -o folder", "folder is not a .safetensors file, "),
     ],
 )
 def test_a_mistake_in_the_commands_own_words_is_usage(
@@ -91,7 +91,7 @@ def test_a_mistake_in_the_commands_own_words_is_usage(
         ("estimate empty.onnx --device gone.json", "gone.json does not exist."),
         ("validate gone --reference empty.onnx", "there is no artifact gone."),
         ("baseline create gone --metric gone.py:score", "gone.py does not exist."),
-        ("export gone", "gone is no Hugging Face folder, and names no function."),
+        ("export gone", "gone is not a Hugging Face folder and names no function."),
     ],
 )
 def test_what_files_say_is_no_usage(command: str, says: str, sparseflow: Sparseflow) -> None:
