@@ -9,9 +9,9 @@ CASE: prefill (TinyLlama-shaped decoder, one sequence of 1024 tokens), decode (6
 The sides: "dense" has sparsity off, "sparse" TensorRT's own sparse kernels wherever it finds them faster,
 "plugin" every product in the plugin, "joined" the same with products of one input (q, k and v; gate and up)
 made one, and "policy" what a --policy chooses of these; one that is planned as an earlier one is not built
-again. Engines have fixed shapes and are timed in turn as
-CUDA graphs. Errors are against FP32 on the CPU. The ceiling is what a run would gain if each product took
-what it takes in the plugin and nothing else changed (engine_layers.py).
+again. Engines have fixed shapes and are timed in turn as CUDA graphs. Errors are against FP32 on the CPU. The
+ceiling is what a run would gain if each product took what it takes in the plugin and nothing else changed
+(engine_layers.py).
 
 Writes results/plugin_decoder_CASE.json after each step. With --work, what was built and computed is found
 again: the same command goes on. --backend onnxruntime tries the script without a GPU, without a plugin.

@@ -107,26 +107,41 @@ struct Built {
   cuda::Memory workspace;
 };
 
-// The relative L2 of kChecked rows, the last one among them.
-double error_of(Layer const& layer, int64_t m, std::vector<uint16_t> const& x, std::vector<uint16_t> const& y) {
+// Where the i-th of the rows that are checked lies; the last is the last of m.
+int64_t checked_row(int64_t i, int64_t m) { return i * (m - 1) / (kChecked - 1); }
+
+// The rows that are checked of x · Wᵀ, summed in double precision.
+std::vector<double> exact_rows(Layer const& layer, int64_t m, std::vector<uint16_t> const& x) {
   auto const n = layer.weight.n;
   auto const k = layer.weight.k;
   std::vector<uint16_t> dense(static_cast<size_t>(n * k));
   expand(layer.weight, 0, n, dense.data());
-  double off = 0;
-  double all = 0;
   std::vector<double> row(static_cast<size_t>(k));
+  std::vector<double> sums;
   for (int64_t i = 0; i < kChecked; ++i) {
-    auto const at = i * (m - 1) / (kChecked - 1);
     for (int64_t j = 0; j < k; ++j) {
-      row[static_cast<size_t>(j)] = wide(x[static_cast<size_t>(at * k + j)], layer.type);
+      row[static_cast<size_t>(j)] = wide(x[static_cast<size_t>(checked_row(i, m) * k + j)], layer.type);
     }
     for (int64_t column = 0; column < n; ++column) {
       double sum = 0;
       for (int64_t j = 0; j < k; ++j) {
         sum += row[static_cast<size_t>(j)] * wide(dense[static_cast<size_t>(column * k + j)], layer.type);
       }
-      auto const difference = wide(y[static_cast<size_t>(at * n + column)], layer.type) - sum;
+      sums.push_back(sum);
+    }
+  }
+  return sums;
+}
+
+// The relative L2 of those rows of y.
+double error_of(std::vector<double> const& exact, Layer const& layer, int64_t m, std::vector<uint16_t> const& y) {
+  auto const n = layer.weight.n;
+  double off = 0;
+  double all = 0;
+  for (int64_t i = 0; i < kChecked; ++i) {
+    for (int64_t column = 0; column < n; ++column) {
+      auto const sum = exact[static_cast<size_t>(i * n + column)];
+      auto const difference = wide(y[static_cast<size_t>(checked_row(i, m) * n + column)], layer.type) - sum;
       off += difference * difference;
       all += sum * sum;
     }
@@ -157,8 +172,9 @@ void run(Type type, int64_t k, int64_t n, std::vector<int64_t> const& rows) {
     auto const input = cuda::allocate(x.size() * sizeof(uint16_t));
     copy(input.get(), x.data(), x.size(), cudaMemcpyHostToDevice, cuda::new_stream().get());
     auto const& layer = sparse.linear->layer();
-    auto const sparse_error = error_of(layer, m, x, sparse.run(m, input.get()));
-    auto const dense_error = error_of(layer, m, x, dense.run(m, input.get()));
+    auto const exact = exact_rows(layer, m, x);
+    auto const sparse_error = error_of(exact, layer, m, sparse.run(m, input.get()));
+    auto const dense_error = error_of(exact, layer, m, dense.run(m, input.get()));
 
     auto const algorithm = sparse.linear->algorithm(m);
     auto const one = sparse.weights->plan(m, algorithm);

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import result_that_stands, write_result
-from plugin_linear import MODELS
+from plugin_linear import MODELS, speedup_of
 
 from sparseflow_trt.engines.machine.cuda_libraries import find_libraries
 from sparseflow_trt.engines.plugin.build import SOURCES, cuda_includes, cudart_beside
@@ -88,14 +88,11 @@ def run(program: Path, k: int, n: int, sizes: list[int]) -> list[dict[str, Any]]
 def row_of(measured: dict[str, Any]) -> dict[str, Any]:
     """A line of the program's, with the medians and the gain of each round."""
     sparse, dense = measured.pop("sparse_us"), measured.pop("dense_us")
-    gains = [d / s for d, s in zip(dense, sparse, strict=True)]
     return {
         **measured,
         "sparse_us": round(statistics.median(sparse), 2),
         "dense_us": round(statistics.median(dense), 2),
-        "speedup": round(statistics.median(gains), 3),
-        "speedup_low": round(min(gains), 3),
-        "speedup_high": round(max(gains), 3),
+        **speedup_of(dense, sparse),
     }
 
 

@@ -317,14 +317,11 @@ def compare(
         outputs = [engine.run(feeds) for engine in (first, second)]
         memory = {side: e.device_memory_bytes for side, e in (("dense", first), ("plugin", second))}
     each = [statistics.median(rounds) * 1000 / count for rounds in times]
-    gains = [b / o for b, o in zip(times[0], times[1], strict=True)]
     row: dict[str, Any] = {
         "dense_us": round(each[0], 2),
         "plugin_us": round(each[1], 2),
         "cusparselt_us": round(each[2], 2),
-        "speedup": round(statistics.median(gains), 3),
-        "speedup_low": round(min(gains), 3),
-        "speedup_high": round(max(gains), 3),
+        **speedup_of(times[0], times[1]),
         "plugin_over_cusparselt": round(
             statistics.median(o / a for o, a in zip(times[1], times[2], strict=True)), 3
         ),
@@ -332,11 +329,8 @@ def compare(
         "context_bytes": memory,
     }
     if third:
-        with_copies = [b / o for b, o in zip(times[0], times[3], strict=True)]
         row["with_copies_us"] = round(each[3], 2)
-        row["with_copies_speedup"] = round(statistics.median(with_copies), 3)
-        row["with_copies_speedup_low"] = round(min(with_copies), 3)
-        row["with_copies_speedup_high"] = round(max(with_copies), 3)
+        row |= speedup_of(times[0], times[3], "with_copies_")
     different = max(float(np.abs(outputs[0][y].astype(np.float32) - outputs[1][y]).max()) for y in outputs[0])
     row["max_difference"] = different
     if m <= CHECKED_M:
@@ -346,6 +340,16 @@ def compare(
             row[f"{side}_max_error"] = float(np.abs(output["y1"] - exact).max())
         row["error_over_dense"] = round(row["plugin_error"] / row["dense_error"], 3)
     return row
+
+
+def speedup_of(dense: Sequence[float], other: Sequence[float], prefix: str = "") -> dict[str, float]:
+    """How many times as fast as dense another is, round by round: the median and the extremes."""
+    gains = [d / o for d, o in zip(dense, other, strict=True)]
+    return {
+        f"{prefix}speedup": round(statistics.median(gains), 3),
+        f"{prefix}speedup_low": round(min(gains), 3),
+        f"{prefix}speedup_high": round(max(gains), 3),
+    }
 
 
 def in_turn(sides: Sequence[Callable[[int], list[float]]]) -> list[list[float]]:

@@ -55,9 +55,7 @@ class _Table(Table):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         every = self.columns
         unbounded = options.update(width=10_000)
-        tight: dict[
-            str, int
-        ] = {}  # the least of a name's column, which is given more while others can be spared
+        tight = 0  # the least of the layers' names, which are given more while other columns can be spared
         for column in every:
             cells = (column.header, *column.cells)
             widths = [Measurement.get(console, unbounded, cell) for cell in cells]
@@ -72,7 +70,7 @@ class _Table(Table):
                 word = min(max(map(_longest_part, cells)), _LONG_WORD)
             column.min_width, column.max_width = whole if column.no_wrap else word, whole
             if self.spared and column.header == "Layer":
-                tight["Layer"], column.min_width = word, min(whole, _NAME)
+                tight, column.min_width = word, min(whole, _NAME)
         left_out: list[str] = []
         for name in self.spared:
             if self._least() <= options.max_width:
@@ -81,8 +79,8 @@ class _Table(Table):
             self.columns = [column for column in self.columns if column.header != name]
         for column in self.columns:
             over = self._least() - options.max_width
-            if over > 0 and column.header in tight:
-                column.min_width = max((column.min_width or 0) - over, tight[str(column.header)])
+            if over > 0 and tight and column.header == "Layer":
+                column.min_width = max((column.min_width or 0) - over, tight)
         wide = options.update(width=max(options.max_width, self._least()))
         self._fit(wide.max_width)
         self.columns = [

@@ -188,12 +188,14 @@ def _with_plugin(
     if None in sizes.at.values():
         return own.decision
     top = max(judged, key=lambda where: sizes.at[where] or 0)
-    if not wins:
-        if given and not why_not:
-            nor = _nor_the_plugin(judged[top], own.verdicts[top])
-        else:
-            nor = "" if why_not else _when_padded(own.verdicts[top], known, sizes.at[top] or 0, given)
+    if not wins and why_not:
+        return own.decision
+    if not wins and given:
+        nor = _nor_the_plugin(judged[top], own.verdicts[top])
         return Decision(own.decision.kernel, own.decision.reason + nor)
+    if not wins:
+        padded = _when_padded(own.verdicts[top], known, sizes.at[top] or 0, given)
+        return Decision(own.decision.kernel, own.decision.reason + padded)
     best = top if top in wins else max(wins, key=lambda where: wins[where].speedup or 0)
     told = f"{best}: {wins[best].reason}"
     kept = own.decision
