@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,9 @@ _TAIL_LINES = 8
 _TAIL_BYTES = 4096
 
 _sharing: list[None] = []  # one for each `shared_child` that is open
-_idle: dict[str, _Child] = {}  # by flavour: they have built, and may build again
+_idle: list[_Child] = []  # they have built, and may build again
+_building: list[_Child] = []
+_may_begin = threading.Lock()  # held while builders are stopped: no thread begins a build then
 
 
 def run_build(
@@ -66,16 +69,22 @@ def run_build(
     )
     child: _Child | None = None
     try:
-        child = _idle_child(flavour) or _Child(flavour)
-        last = child.ask(job, on_progress)
+        with _may_begin:
+            child = _idle_child(flavour) or _Child(flavour)
+            _building.append(child)
+            child.give(job)
+        last = child.answer(on_progress)
     except BaseException:
         if child:
             child.end()
         raise
+    finally:
+        if child in _building:  # a signal may have come before that
+            _building.remove(child)
     if last.outcome is None:
         raise child.failed(last)
-    if _sharing and flavour not in _idle:
-        _idle[flavour] = child
+    if _sharing:
+        _idle.append(child)
     else:
         child.end()
     return last.outcome
@@ -85,8 +94,8 @@ def run_build(
 def shared_child() -> Iterator[None]:
     """Builds in this block, one after another, have one child process, in which TensorRT starts once.
 
-    On an H200 that takes TensorRT 8.6 9 to 14 s, and a build of one product some 15 s more. After a build
-    that fails the next one has a new process.
+    On an H200 that takes TensorRT 8.6 9 to 14 s, and a build of one product some 15 s more. Builds of several
+    threads have one each. After a build that fails the next one has a new process.
     """
     _sharing.append(None)
     try:
@@ -95,17 +104,39 @@ def shared_child() -> Iterator[None]:
         _sharing.pop()
         if not _sharing:
             while _idle:
-                _idle.popitem()[1].end()
+                _idle.pop().end()
+
+
+@contextlib.contextmanager
+def builders_stopped() -> Iterator[None]:
+    """In this block no build of another thread goes on or begins: the GPU is free to be timed on.
+
+    A builder that is stopped leaves nothing running but the kernel that it launched last.
+    """
+    with _may_begin:
+        children = tuple(_building)
+        try:
+            for child in children:
+                child.stop()
+            yield
+        finally:
+            for child in children:
+                child.go_on()
+
+
+def abandon_builds() -> None:
+    """Kills what other threads build at this moment: they raise BuildError."""
+    for child in tuple(_building):
+        child.kill()
 
 
 def _idle_child(flavour: str) -> _Child | None:
-    child = _idle.pop(flavour, None)
-    if child is None:
-        return None
-    if child.is_alive():
-        child.empty_log()
-        return child
-    child.end()
+    for child in [child for child in _idle if child.flavour == flavour]:
+        _idle.remove(child)
+        if child.is_alive():
+            child.empty_log()
+            return child
+        child.end()
     return None
 
 
@@ -113,7 +144,7 @@ class _Child:
     """A process that builds one engine after another, with its log and a folder to run in."""
 
     def __init__(self, flavour: str) -> None:
-        self._flavour = flavour
+        self.flavour = flavour
         self._keeps_log = False
         with contextlib.ExitStack() as stack:  # a signal may come at any line
             # `-m` puts the current folder first on the import path: one that holds nothing.
@@ -152,11 +183,14 @@ class _Child:
         """Leaves what it said of an earlier job out of its log."""
         os.truncate(self._log, 0)
 
-    def ask(self, job: Job, on_progress: OnProgress) -> Message:
-        """Hands it a job; its last message, an empty one if it went without a word."""
+    def give(self, job: Job) -> None:
+        """Hands it a job."""
         with contextlib.suppress(BrokenPipeError):  # it is gone: so is what it has to say
             self._jobs.write(job.model_dump_json().encode() + b"\n")
             self._jobs.flush()
+
+    def answer(self, on_progress: OnProgress) -> Message:
+        """Waits for its last message on the job, an empty one if it went without a word."""
         for line in self._messages:
             if not line.endswith("\n"):  # it died in the middle of a line
                 break
@@ -166,13 +200,27 @@ class _Child:
             on_progress(message.progress)
         return Message()
 
+    def stop(self) -> None:
+        """Stops it where it is, and returns once it stands still; one that has ended is left."""
+        self._process.send_signal(signal.SIGSTOP)
+        with contextlib.suppress(ChildProcessError):  # its end was waited for meanwhile
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def go_on(self) -> None:
+        """Lets it go on."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Ends the process alone: whoever waits for its answer sees to the rest."""
+        self._process.kill()
+
     def failed(self, last: Message) -> BuildError | NotInstalledError:
         """What went wrong, once it has ended; its log is kept but where TensorRT is missing."""
         status = self._process.wait()
         self._keeps_log = last.refusal is None or not last.refusal.not_installed
         self.end()
         if last.refusal is None:
-            return _crashed(title_of(self._flavour), status, self._log)
+            return _crashed(title_of(self.flavour), status, self._log)
         return _refused(last.refusal, self._log)
 
     def end(self) -> None:

@@ -11,6 +11,7 @@ from sparseflow_trt.engines.machine.hardware import NO_GPU, find_gpus
 from sparseflow_trt.engines.measuring.curves import Measured, Request, Workers
 from sparseflow_trt.engines.measuring.journal import Identity
 from sparseflow_trt.engines.measuring.medians import Effort
+from sparseflow_trt.engines.measuring.turn import Turn
 from sparseflow_trt.errors import NotInstalledError
 from sparseflow_trt.policies.policy import Dtype, Library
 
@@ -95,7 +96,15 @@ class InTurn:
             BuildError: As the measurer.
             PolicyError: As the measurer.
         """
-        request = self._waiting.popleft()
+        return self.measure(self._waiting.popleft())
+
+    def measure(self, request: Request) -> Measured:
+        """Measures one product, in whatever thread it is called.
+
+        Raises:
+            BuildError: As the measurer.
+            PolicyError: As the measurer.
+        """
         return self._measurers[request.curve.library].measure(request)
 
 
@@ -118,10 +127,10 @@ def make_measurers(
             f"autotune measures on the GPU that the policy is for, and {NO_GPU}.",
             "Run it on that machine; `sparseflow-trt estimate` needs no GPU.",
         )
-    made, missing = [], []
+    made, missing, turn = [], [], Turn()
     for library in asked or ("tensorrt", "torch"):
         try:
-            made.append(_make(library, effort, plugin))
+            made.append(_make(library, effort, plugin, turn))
         except NotInstalledError as error:
             if asked or (plugin and library == "tensorrt"):
                 raise
@@ -147,11 +156,11 @@ def identify(measurers: Sequence[Measurer], dtypes: tuple[Dtype, ...]) -> Identi
     )
 
 
-def _make(library: Library, effort: Effort, plugin: Path | None) -> Measurer:
+def _make(library: Library, effort: Effort, plugin: Path | None, turn: Turn) -> Measurer:
     if library == "torch":
         from sparseflow_trt.engines.measuring.time_torch import TorchMeasurer
 
-        return TorchMeasurer(effort)
+        return TorchMeasurer(effort, turn)
     from sparseflow_trt.engines.measuring.time_tensorrt import TensorRtMeasurer
 
-    return TensorRtMeasurer(effort, plugin)
+    return TensorRtMeasurer(effort, plugin, turn)

@@ -11,7 +11,7 @@ A 'plugin' point is the time of an engine of one node of the 2:4 plugin, beside 
 
 Each engine is loaded several times, so that the copies' weights together exceed the L2 cache, and one CUDA
 graph runs them one after the other. The two graphs are replayed in turn. A product of one M takes most of a
-minute: give a short grid.
+minute: give a short grid, and let several threads measure, each with a builder of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from sparseflow_trt._deps import require
 from sparseflow_trt._files import sha256_of
+from sparseflow_trt.engines.backends.child import builders_stopped
 from sparseflow_trt.engines.backends.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.engines.evidence.outcomes import LayerOutcome
 from sparseflow_trt.engines.machine.gpu_state import ClockState, clock_reader, l2_bytes
@@ -42,6 +43,7 @@ from sparseflow_trt.engines.measuring.single_products import (
     write_plugin_product,
     write_product,
 )
+from sparseflow_trt.engines.measuring.turn import Turn
 from sparseflow_trt.engines.plugin.library import load_library
 from sparseflow_trt.engines.protocol import BuildRequest, BuiltEngine
 from sparseflow_trt.engines.running.cuda import Cuda
@@ -75,12 +77,15 @@ class TensorRtMeasurer:
 
     library: Library = "tensorrt"
 
-    def __init__(self, effort: Effort | None = None, plugin: Path | None = None) -> None:
+    def __init__(
+        self, effort: Effort | None = None, plugin: Path | None = None, turn: Turn | None = None
+    ) -> None:
         """Finds TensorRT and the GPU.
 
         Args:
             effort: How long to time each product.
             plugin: The library of the plugin, where that is measured.
+            turn: What its threads share with those of other measurers; by default nobody's.
 
         Raises:
             NotInstalledError: TensorRT, cuda-bindings, a GPU or the plugin's library is missing.
@@ -91,6 +96,7 @@ class TensorRtMeasurer:
         self._flavour: Flavour = load_flavour("tensorrt")
         require("cuda.bindings.runtime", "timing engines")
         self._effort = effort or Effort()
+        self._turn = turn or Turn()
         self._l2 = l2_bytes()
         self._read_clock = clock_reader()
         self._weights: tuple[Curve, Array] | None = None
@@ -117,13 +123,16 @@ class TensorRtMeasurer:
     def measure(self, request: Request) -> Measured:
         """Builds one product dense and with its curve's kernel, and times the two engines in turn.
 
+        Several threads may do so: they build at once, and time one after the other, with all builders
+        stopped.
+
         Raises:
             BuildError: An engine cannot be built or run.
             EvidenceError: The engine runs in another precision.
             PolicyError: The sparse engine's output is wrong.
         """
         begun = time.perf_counter()
-        with tempfile.TemporaryDirectory(prefix="sparseflow-trt-autotune-") as name:
+        with self._turn.taken(), tempfile.TemporaryDirectory(prefix="sparseflow-trt-autotune-") as name:
             folder = Path(name)
             weight = self._weight_of(request.curve)
             write_product(folder / "model.onnx", request, weight)
@@ -164,7 +173,8 @@ class TensorRtMeasurer:
         place.mkdir()
         plan, plugin = plan_product(request, kernel), self._plugin if kernel == "plugin" else None
         asked = BuildRequest(model, plan, place, kernel == "sparse", plugin=plugin)
-        built: BuiltEngine = self._backend.build(asked, lambda progress: None)
+        with self._turn.given_up():
+            built: BuiltEngine = self._backend.build(asked, lambda progress: None)
         return _Side(built.file, built.outcomes[0])
 
     def _time(
@@ -174,7 +184,7 @@ class TensorRtMeasurer:
         x = np.random.default_rng(request.m).standard_normal((request.m, curve.k)).astype(weight.dtype)
         copies = min(_MOST_COPIES, sets_needed(request.m, curve.n, curve.k, self._l2))
         clocks: list[ClockState | None] = []
-        with contextlib.ExitStack() as stack:
+        with builders_stopped(), contextlib.ExitStack() as stack:
             rings = [
                 [stack.enter_context(Engine(self._flavour, side.file)) for _ in range(copies)]
                 for side in (dense, sparse)

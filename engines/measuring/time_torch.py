@@ -21,9 +21,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparseflow_trt.engines.backends.child import builders_stopped
 from sparseflow_trt.engines.machine.gpu_state import ClockState, clock_reader, l2_bytes
 from sparseflow_trt.engines.measuring.curves import Curve, Measured, Request, pair_of
 from sparseflow_trt.engines.measuring.medians import Effort, sample_until_narrow
+from sparseflow_trt.engines.measuring.turn import Turn
 from sparseflow_trt.engines.timing.input_sets import calls_needed, sets_needed
 from sparseflow_trt.engines.timing.turns import Work, times_in_turn
 from sparseflow_trt.engines.torch_kernels import cusparselt
@@ -74,11 +76,12 @@ class TorchMeasurer:
 
     library: Library = "torch"
 
-    def __init__(self, effort: Effort | None = None, how: str = GRAPHS) -> None:
+    def __init__(self, effort: Effort | None = None, turn: Turn | None = None, how: str = GRAPHS) -> None:
         """Finds PyTorch and the GPU.
 
         Args:
             effort: How long to time each product.
+            turn: What its threads share with those of other measurers; by default nobody's.
             how: GRAPHS or QUEUED.
 
         Raises:
@@ -86,6 +89,7 @@ class TorchMeasurer:
         """
         self._torch = cusparselt.load_torch()
         self._effort = effort or Effort()
+        self._turn = turn or Turn()
         self._l2 = l2_bytes()
         self._read_clock = clock_reader()
         self._stream = self._torch.cuda.Stream()  # graphs are not recorded on the default one
@@ -116,11 +120,15 @@ class TorchMeasurer:
         return cusparselt.why_not(n, k)
 
     def measure(self, request: Request) -> Measured:
-        """Times one product dense and sparse, in turn.
+        """Times one product dense and sparse, in turn; other threads' builders of engines are stopped.
 
         Raises:
             PolicyError: The sparse product is wrong, or cannot be computed or timed.
         """
+        with self._turn.taken(), builders_stopped():
+            return self._measure(request)
+
+    def _measure(self, request: Request) -> Measured:
         begun = time.perf_counter()
         torch = self._torch
         with torch.cuda.stream(self._stream), torch.no_grad(), cusparselt.passing_plans():

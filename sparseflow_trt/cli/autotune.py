@@ -90,6 +90,14 @@ _SAID_EVERY = 30.0  # seconds, where there is no terminal to show a bar in
     metavar="LIB",
     help="The 2:4 plugin's library: measure the plugin, too, against TensorRT's dense kernels.",
 )
+@click.option(
+    "--builders",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Build TensorRT engines for N products at once. Each is timed alone, with the builders stopped.",
+)
 @click.option("--ray", "use_ray", is_flag=True, help="Measure on all free GPUs of a Ray cluster at once.")
 @common_options
 def command(
@@ -104,6 +112,7 @@ def command(
     name: str,
     others: tuple[str, ...],
     plugin: Path | None,
+    builders: int,
     use_ray: bool,
     as_json: bool,
 ) -> int:
@@ -121,6 +130,10 @@ def command(
         raise click.UsageError("give ONNX models, or --preset NAME.")
     if plugin and libraries and "tensorrt" not in libraries:
         raise click.UsageError("--plugin is measured in TensorRT: give --library tensorrt, too.")
+    if builders > 1 and libraries and "tensorrt" not in libraries:
+        raise click.UsageError("--builders build TensorRT engines: give --library tensorrt, too.")
+    if builders > 1 and use_ray:
+        raise click.UsageError("--ray gives each GPU one builder: leave out --builders or --ray.")
     added = [find_policy(other) for other in others]
     read = [read_model(path) for path in models]
     space = Space(
@@ -129,7 +142,7 @@ def command(
         grid=read_grid(grid) if grid else GRID,
         plugin=plugin is not None,
     )
-    with make_crew(libraries, use_ray, plugin) as crew, shown() as show:
+    with make_crew(libraries, use_ray, plugin, builders) as crew, shown() as show:
         file = output or default_output(crew.identify(space.dtypes).device)
         try:
             tuned = autotune(
@@ -148,22 +161,25 @@ def command(
 
 
 @contextmanager
-def make_crew(libraries: tuple[Any, ...], use_ray: bool, plugin: Path | None = None) -> Iterator[Crew]:
-    """Those that measure: this process, or the workers of a Ray cluster.
+def make_crew(
+    libraries: tuple[Any, ...], use_ray: bool, plugin: Path | None = None, builders: int = 1
+) -> Iterator[Crew]:
+    """Those that measure: this process, with so many builders of engines, or the workers of a Ray cluster.
 
     Raises:
         NotInstalledError: A library, Ray or a GPU is missing.
         PolicyError: There is no Ray cluster at RAY_ADDRESS, or it has no GPU.
     """
-    from sparseflow_trt.engines.measuring.measurers import InTurn, identify, make_measurers
+    from sparseflow_trt.engines.measuring.measurers import identify, make_measurers
     from sparseflow_trt.engines.measuring.medians import Effort
 
     make = functools.partial(make_measurers, libraries, Effort(), plugin)
     if not use_ray:
         from sparseflow_trt.engines.backends.child import shared_child
+        from sparseflow_trt.engines.measuring.builders import Builders
 
-        with shared_child():
-            yield InTurn(make(), identify)
+        with shared_child(), Builders(make, identify, builders) as crew:
+            yield crew
         return
     from sparseflow_trt.engines.measuring.ray_workers import RayWorkers
 

@@ -63,8 +63,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
         )
 
     @contextlib.contextmanager
-    def crew(libraries: tuple[str, ...], use_ray: bool, plugin: Path | None) -> Iterator[InTurn]:
-        assert (libraries, use_ray) == ((), False)
+    def crew(
+        libraries: tuple[str, ...], use_ray: bool, plugin: Path | None, builders: int
+    ) -> Iterator[InTurn]:
+        assert (libraries, use_ray, builders) == ((), False, 1)
         yield InTurn([made], identify)
 
     monkeypatch.setattr(autotune, "make_crew", crew)
@@ -221,6 +223,12 @@ def test_a_journal_of_other_types_is_refused(fake: Fake, sparseflow: Sparseflow)
             2,
             "--plugin is measured in TensorRT: give --library tensorrt, too",
         ),
+        (
+            ("--preset", "vit-b", "--builders", 2, "--library", "torch"),
+            2,
+            "--builders build TensorRT engines: give --library tensorrt, too",
+        ),
+        (("--preset", "vit-b", "--builders", 2, "--ray"), 2, "--ray gives each GPU one builder"),
         (("--preset", "vit-b", "--plugin", "none.so"), 6, "There is no plugin library none.so"),
         (
             ("--preset", "vit-b", "--plugin", "text.so"),

@@ -6,14 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from sparseflow_trt.engines.backends import child
 from sparseflow_trt.engines.backends.tensorrt_rtx import TensorRtRtxBackend
+from sparseflow_trt.engines.backends.wire import Outcome
 from sparseflow_trt.engines.evidence.layer_evidence import LayerEvidence
 from sparseflow_trt.engines.protocol import BuildRequest, Progress
 from sparseflow_trt.errors import BuildError, NotInstalledError
@@ -191,6 +194,59 @@ def test_after_a_crash_the_next_build_has_a_new_process(
     assert log.suffix == ".log"
 
 
+def test_a_build_stands_still_while_builders_are_stopped_and_none_begins(
+    request_for_tiny: BuildRequest,
+) -> None:
+    looked_at = threading.Event()
+    begun: list[str] = []
+
+    def build(name: str) -> Outcome:
+        def on_progress(progress: Progress) -> None:
+            begun.append(name)
+            assert looked_at.wait(60)
+
+        return child.run_build("tensorrt-rtx", request_for_tiny, request_for_tiny.folder / name, on_progress)
+
+    with ThreadPoolExecutor(2) as pool, child.shared_child():
+        first = pool.submit(build, "first")
+        wait_until(lambda: bool(begun))
+        (builder,) = [one._process.pid for one in child._building]
+        for _ in range(3):  # each time anew
+            with child.builders_stopped():
+                assert state_of(builder) == "T"
+            wait_until(lambda: state_of(builder) != "T")
+        with child.builders_stopped():
+            second = pool.submit(build, "second")
+            time.sleep(0.3)
+            assert len(child._building) == 1
+        looked_at.set()
+        assert first.result().layers == second.result().layers
+        assert not child._building
+    assert set(begun) == {"first", "second"}
+    assert not is_running(builder)
+
+
+def test_a_build_that_is_abandoned_is_an_error_and_leaves_no_process(
+    request_for_tiny: BuildRequest, temporary_files_in: Path
+) -> None:
+    begun: list[int] = []
+
+    def on_progress(progress: Progress) -> None:
+        begun.extend(one._process.pid for one in child._building)
+        child.abandon_builds()
+
+    with ThreadPoolExecutor(1) as pool:
+        build = pool.submit(
+            child.run_build, "tensorrt-rtx", request_for_tiny, request_for_tiny.folder / "e", on_progress
+        )
+        with pytest.raises(BuildError, match="was killed"):
+            build.result()
+    assert not any(is_running(pid) for pid in begun)
+    assert not child._building
+    with child.builders_stopped():  # nothing is left that could be stopped
+        pass
+
+
 @pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_ends_the_child(request_for_tiny: BuildRequest, temporary_files_in: Path) -> None:
     def interrupt(progress: Progress) -> None:
@@ -232,8 +288,20 @@ def test_a_killed_parent_leaves_no_child(request_for_tiny: BuildRequest, tempora
 
 
 def is_running(pid: int) -> bool:
+    return state_of(pid) not in ("", "Z")
+
+
+def state_of(pid: int) -> str:
+    """The letter that Linux tells of a process's state, "" where there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+        return ""
+    return stat.rpartition(")")[2].split()[0]
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
