@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sparseflow_trt.engines.backends import child
+from sparseflow_trt.engines.backends.child import shared_child
 from sparseflow_trt.engines.machine.gpu_state import clock_reader, l2_bytes
 from sparseflow_trt.engines.machine.hardware import NO_GPU, find_gpus, installed_driver
 from sparseflow_trt.engines.measuring import time_torch
+from sparseflow_trt.engines.measuring.builders import Builders
 from sparseflow_trt.engines.measuring.curves import TOOK_DENSE, Curve, Request
-from sparseflow_trt.engines.measuring.measurers import InTurn, identify
+from sparseflow_trt.engines.measuring.measurers import InTurn, identify, make_measurers
 from sparseflow_trt.engines.measuring.medians import Effort
 from sparseflow_trt.engines.tensorrt.api import version_of
 from sparseflow_trt.engines.torch_kernels import cusparselt
@@ -21,7 +25,7 @@ from sparseflow_trt.policies.presets import Product
 from sparseflow_trt.pytorch.torch_pattern import prune_rows
 from sparseflow_trt.tuning import Space, autotune
 
-NEEDS_TENSORRT = False  # but for the last test
+NEEDS_TENSORRT = False  # but for the last two tests
 QUICK = Effort(seconds=0.5)
 
 
@@ -101,7 +105,23 @@ def test_a_run_from_end_to_end(measurer: time_torch.TorchMeasurer, tmp_path: Pat
     assert again.policy.points == tuned.policy.points
 
 
-@pytest.mark.skipif(version_of("tensorrt") is None or not find_gpus(), reason="TensorRT or a GPU is missing")
+no_tensorrt = pytest.mark.skipif(
+    version_of("tensorrt") is None or not find_gpus(), reason="TensorRT or a GPU is missing"
+)
+
+
+@no_tensorrt
+def test_several_builders_measure_all_that_one_would(tmp_path: Path) -> None:
+    space = Space((Product("gate_up", 512, 256), Product("down", 256, 512)), ("FP16",), (16, 1024))
+    make = functools.partial(make_measurers, ("tensorrt",), QUICK)
+    with shared_child(), Builders(make, identify, 3) as crew:
+        tuned = autotune(space, crew, tmp_path / "p.json")
+    assert tuned.left.points == 0
+    assert {(p.n, p.m) for p in tuned.policy.points} >= {(n, m) for n in (512, 256) for m in (16, 1024)}
+    assert not child._building
+
+
+@no_tensorrt
 def test_a_product_as_tensorrt_engines() -> None:
     from sparseflow_trt.engines.measuring.time_tensorrt import TensorRtMeasurer
 
