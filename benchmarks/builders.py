@@ -1,6 +1,6 @@
 """autotune with several builders of TensorRT engines against one: how much faster, and whether results agree.
 
-    python benchmarks/builders.py [--preset tinyllama] [--m 64 1024] [--builders 4 1 4]
+    python benchmarks/builders.py [--preset tinyllama] [--m 64 1024] [--builders 4 1 8 1]
 
 Needs a GPU, TensorRT and cuda-bindings. Each run measures the same products and M from the beginning, in
 FP16, with builders of its own, whose start counts. Two runs with the same number of builders tell what
@@ -13,7 +13,9 @@ import argparse
 import functools
 import itertools
 import resource
+import shlex
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -40,7 +42,7 @@ def main() -> None:
     )
     parser.add_argument("--preset", choices=PRESETS, default="tinyllama")
     parser.add_argument("--m", nargs="+", type=int, default=[64, 1024])
-    parser.add_argument("--builders", nargs="+", type=int, default=[4, 1, 4])
+    parser.add_argument("--builders", nargs="+", type=int, default=[4, 1, 8, 1])
     asked = parser.parse_args()
     done: list[tuple[dict[str, Any], Answers]] = []
     for count in asked.builders:
@@ -67,7 +69,7 @@ def main() -> None:
             for request in done[0][1]
         ],
     }
-    write_result("builders", figures)
+    write_result("builders", figures, shlex.join(["python", "benchmarks/builders.py", *sys.argv[1:]]))
 
 
 def run(preset: str, sizes: list[int], count: int) -> tuple[dict[str, Any], Answers]:

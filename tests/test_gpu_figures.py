@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
+from sparseflow_trt.engines.measuring.journal import read_journal
 from tests.pages import ROOT, prose, result_of, rows
+
+RESULTS = ROOT / "benchmarks" / "results"
+JOURNAL = "autotune_h200_tensorrt_fp16"
 
 
 def test_the_library_of_each_result_is_said() -> None:
@@ -13,7 +19,7 @@ def test_the_library_of_each_result_is_said() -> None:
         ("tensorrt_mlp", "llama-8b"), ("tensorrt_mlp", "tinyllama"), ("plugin_decoder", "prefill"),
         ("plugin_decoder", "decode"),
     )):  # fmt: skip
-        if not (ROOT / "benchmarks" / "results" / f"{name}.json").exists():
+        if not (RESULTS / f"{name}.json").exists():
             continue
         result = result_of(name)
         for row in result.get("rows", [{}]):
@@ -45,6 +51,7 @@ def test_the_library_of_each_result_is_said() -> None:
         *(("llama-8b", "down", m, "713aab63") for m in (128, 512)),
         ("llama-8b", "down", 2048, "17c7bc70"),
         *(("llama-70b", "gate_up", m, "17c7bc70") for m in (128, 512, 2048)),
+        ("llama-70b", "down", 128, "17c7bc70"),
     ]
     tools = {name: row["plugin_sha256"][:8] for name, row in result_of("plugin_sanitizer")["tools"].items()}
     assert tools == {
@@ -56,13 +63,13 @@ def test_the_library_of_each_result_is_said() -> None:
     assert result_of("plugin_dense_below_tinyllama")["plugin_sha256"].startswith("17c7bc70")
     for library, figures in {
         "70deece4": "on the H200: TinyLlama's MLP blocks, LLaMA-8B's at M=1024",
-        "bb16e7f5": "on the H200: products of LLaMA-70B except `gate_up` at M=128, 512 and 2048, LLaMA-8B's "
-        "MLP at M=64; on the H100:",
+        "bb16e7f5": "on the H200: products of LLaMA-70B except `gate_up` at M=128, 512 and 2048 and `down` "
+        "at M=128, LLaMA-8B's MLP at M=64; on the H100:",
         "7dc686b7": "on the H200: LLaMA-8B's MLP at M=256",
         "dde83e4f": "LLaMA-8B's other products and TinyLlama's, ten minutes of load, synccheck,",
         "713aab63": "LLaMA-8B's `down` at M=128 and 512 and its MLP at M=4096, memcheck",
         "17c7bc70": "the decoder, LLaMA-8B's `down` at M=2048, LLaMA-70B's `gate_up` at M=128, 512 and "
-        "2048, dense copies, racecheck, initcheck",
+        "2048 and `down` at M=128, dense copies, racecheck, initcheck",
     }.items():
         assert figures in said[library]
 
@@ -75,6 +82,42 @@ def test_a_module_profiled_dense_and_sparse() -> None:
     ceiling = said["dense"]["ceilings"][0]["ceiling"]
     told = f"{dense:.2f} ms of GPU time dense and {sparse:.2f} ms sparse: {dense / sparse:.3f} times as fast"
     assert f"{told}, of a ceiling of {ceiling:.3f}" in page
+
+
+def test_what_several_builders_gave() -> None:
+    result, page = result_of("builders"), prose("docs/AUTOTUNED_POLICY.md")
+    four, one, eight = result["runs"]
+    assert [run["builders"] for run in result["runs"]] == [4, 1, 8]
+    assert (len(result["products"]), result["preset"], result["m"]) == (12, "tinyllama", [64, 1024])
+    said = "products at M=64 and 1024 took {} s, with one builder {}**"
+    assert said.format(four["seconds"], one["seconds"]) in page
+    assert one["seconds"] / four["seconds"] == pytest.approx(2, abs=0.15), "about half the time with four"
+    used = [run["processors in use, in builders"] for run in (one, four)]
+    assert "uses {} of a processor on average, four use {}.".format(*used) in page
+    assert f"Eight took {eight['seconds']} s" in page
+    compared = {tuple(row["builders"]): row for row in result["compared"]}
+    same = [compared[pair]["same tactic"] for pair in ((4, 1), (1, 8))]
+    assert "took with one in {} of the 12 products, with eight in {}.".format(*same) in page
+    ratio = "sparse engines, geometric mean of the second's time over the first's"
+    assert f"the single builder take {compared[4, 1][ratio]:.2f} times as long in the geometric" in page
+    worst = max(result["products"], key=lambda row: row["dense_us"][1] / row["dense_us"][0])
+    assert (worst["k"], worst["n"], worst["m"]) == (5632, 2048, 64)
+    times = [f"{us:.1f}" for us in worst["dense_us"]]
+    assert times[0] == times[2]
+    assert f"{times[0]} µs with four and with eight, {times[1]} with one" in page
+    both = [
+        {
+            request.m: pair.dense.us
+            for request, pair in read_journal(RESULTS / f"{JOURNAL}_{model}.jsonl").pairs.items()
+            if (request.curve.n, request.curve.k) == (1024, 8192)
+        }
+        for model in ("llama-70b", "llama-70b_tensor-parallel-8")
+    ]
+    assert both[0].keys() == both[1].keys() == {64, 256, 1024, 4096}
+    assert (
+        "at M=256 its dense kernels take {:.1f} and {:.1f} µs".format(*(times[256] for times in both)) in page
+    )
+    assert all(abs(both[0][m] / both[1][m] - 1) < 0.04 for m in (64, 1024, 4096))
 
 
 def test_what_the_readme_says_of_ray_is_what_its_result_says() -> None:

@@ -123,7 +123,7 @@ class TensorRtMeasurer:
     def measure(self, request: Request) -> Measured:
         """Builds one product dense and with its curve's kernel, and times the two engines in turn.
 
-        Several threads may do so: they build at once, and time one after the other, with all builders
+        Several threads may do so: they build at once and time one after the other, with all builders
         stopped.
 
         Raises:
@@ -184,7 +184,7 @@ class TensorRtMeasurer:
         x = np.random.default_rng(request.m).standard_normal((request.m, curve.k)).astype(weight.dtype)
         copies = min(_MOST_COPIES, sets_needed(request.m, curve.n, curve.k, self._l2))
         clocks: list[ClockState | None] = []
-        with builders_stopped(), contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
             rings = [
                 [stack.enter_context(Engine(self._flavour, side.file)) for _ in range(copies)]
                 for side in (dense, sparse)
@@ -205,7 +205,8 @@ class TensorRtMeasurer:
                 )
                 return [[ms * 1000 / calls for ms in one] for one in taken.ms]
 
-            medians = sample_until_narrow(sample, self._effort, time.perf_counter)
+            with builders_stopped():
+                medians = sample_until_narrow(sample, self._effort, time.perf_counter)
         tactics = (dense.outcome.tactic, told_tactic(sparse.outcome))
         return pair_of(request, medians, tactics), clocks[-1]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sparseflow_trt.engines.evidence.tactics import accumulator_of_tactic
-from sparseflow_trt.engines.measuring.curves import TOOK_DENSE, Curve, Request
+from sparseflow_trt.engines.measuring.curves import TOOK_DENSE, Curve, Measured, Request
 from sparseflow_trt.engines.measuring.journal import read_journal
 from sparseflow_trt.engines.measuring.search import find_crossovers
 from sparseflow_trt.policies.gemm import Gemm
@@ -331,7 +331,11 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
     bert = [at for at in faster if at[0] == 768]
     pair, qkv = (4096, 28672, 64), (4096, 6144, 1024)
     wider, tiny = (4096, 28672, 128), {m: (2048, 11264, m) for m in (128, 152, 184)}
-    assert set(faster) - set(bert) == {pair, wider, qkv, tiny[152], tiny[184]}
+    gate = (8192, 28672, 64)
+    assert set(faster) - set(bert) == {pair, wider, qkv, gate, tiny[152], tiny[184]}
+    assert f"gate (8192→28672) gains {taken_at[gate]:.2f} times at M=64 and nothing at 256, 1024 and" in PROSE
+    assert {m for k, n, m in pairs if (k, n) == gate[:2]} == {64, 256, 1024, 4096}
+    assert not [at for at in taken_at if at[:2] == gate[:2] and at != gate]
     gains = f"gain {taken_at[pair]:.2f} times at M=64, {taken_at[wider]:.2f} at M=128"
     assert f"gate and up as one (4096→28672) {gains} and nothing from M=136 on" in PROSE
     assert not [at for at in taken_at if at[:2] == pair[:2] and at[2] > 128]
@@ -346,14 +350,13 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
     assert f"it is {min(taken_at.values()):.2f} times as fast at 4096→6144 and M=64" in PROSE
     worst = "| one of LLaMA-8B's attention products alone at M=64, the same | H200 |"
     assert f"{worst} {min(taken_at.values()):.2f}× |" in readme
-    apart = {each.request: abs(each.pair.speedup - 1) for each in itself}
     assert {each.counted.speedup for each in itself} == {1}
-    agree = sum(gap < 0.01 for gap in apart.values())
+    agree = sum(apart(each) < 0.01 for each in itself)
     assert f"loaded and timed twice: {len(itself)} measurements of an engine against itself." in PROSE
     assert f"{agree} of these pairs agree within 1 %." in PROSE
-    far = [each for each in itself if apart[each.request] > 0.03]
+    far = [each for each in itself if apart(each) > 0.03]
     assert sorted(each.request.m for each in far) == [792, 864, 1448]
-    assert all(0.045 < apart[each.request] < 0.065 for each in far), "5 to 6 %"
+    assert all(0.045 < apart(each) < 0.065 for each in far), "5 to 6 %"
     assert all(each.clock and each.clock.sm_mhz < 1750 for each in far)
     for point in (p for each in far for p in (each.pair.dense, each.pair.sparse)):
         assert point.low_us and point.high_us and (point.high_us - point.low_us) / point.us < 0.02
@@ -365,6 +368,11 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
         ("LLaMA-70B's shared by 8 GPUs {:.0f} to {:.0f} s", "llama-70b_tensor-parallel-8"),
     ):
         assert words.format(min(seconds[model]), max(seconds[model])) in PROSE
+
+
+def apart(answer: Measured) -> float:
+    """How far the two times of one engine are apart, as a share."""
+    return abs(answer.pair.speedup - 1)
 
 
 def test_a_win_of_tensorrts_own_kernels_at_the_largest_m_alone_is_not_taken_above_it() -> None:
@@ -441,6 +449,14 @@ def test_what_an_estimate_of_the_plugin_is_worth() -> None:
     ):
         assert f"| {words} | {len(found)} | {min(found):.2f} | {max(found):.2f} |" in PROSE
     assert f"**It loses nothing on these {len(h200) + len(h100)} products**" in PROSE
+    worst, second, *_ = sorted(h200 + h100)
+    assert f"all but one of {len(h200) + len(h100)} estimates were off by at most {1 - second:.0%}" in (
+        PROSE.replace(" %", "%")
+    )
+    timed = pairs_of("FP16", "h200")[8192, 28672][128].speedup
+    cell = next(c for c in plugin_cells() if (c["k"], c["m"]) == (28672, 128))
+    assert cell["speedup"] / timed == worst
+    assert f"down at M=128, estimated to gain {timed:.2f} times, gains {cell['speedup']:.2f}" in PROSE
 
 
 @pytest.mark.parametrize(("name", "folder"), [("h200", ""), ("h100", "h100/")])
