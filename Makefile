@@ -5,6 +5,9 @@ OUT := demo/out
 ORT = $(shell $(BIN)/python -c "import onnxruntime; print(onnxruntime.__version__)")
 STAMP := .venv/.installed
 .DEFAULT_GOAL := help
+# Most of the 19,000 files of the packages are never imported: each is compiled when it first is, and kept,
+# also where the environment says otherwise. pip would compile all of them, one after the other.
+export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help setup browser demo notebook picture test test-gpu bench lint format clean
 
 help: ## list the targets
@@ -14,7 +17,8 @@ setup: $(STAMP) ## make .venv and install the project with pinned versions
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ort,rtx,torch,triton,ray,demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt \
+		-e '.[ort,rtx,torch,triton,ray,demo,dev]'
 	$(MAKE) --no-print-directory .venv/tritonserver
 	@touch $@
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,8 @@ def run(tmp_path: Path, *arguments: str) -> int:
     """Runs them with a summary in gpu.json, by its absolute path."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     command += ["--gpu-summary", str(tmp_path / "gpu.json"), *arguments]
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode
+    alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # they need pytest and none of its plugins
+    return subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, check=False).returncode
 
 
 def read(tmp_path: Path) -> dict[str, Any]:

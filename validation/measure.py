@@ -116,7 +116,8 @@ def _figures(
     if not expected.size:
         return {"max_abs": 0.0, "mean_abs": 0.0, "cosine": 1.0}, True
     simple = SimpleCompareFunc(atol=bound, rtol=tolerance.max_rel)
-    with np.errstate(all="ignore"):  # what comes of NaN and infinity is counted and judged
+    # What comes of NaN and infinity is counted and judged. Polygraphy words the arrays for a log that is off.
+    with np.errstate(all="ignore"), np.printoptions(threshold=0, edgeitems=1):
         close = _polygraphy(got, expected, simple)
         cosine = _polygraphy(got, expected, CosineSimilarityCompareFunc(tolerance.min_cosine))
         psnr = _polygraphy(expected, got, PsnrCompareFunc())  # takes its peak from the first

@@ -18,7 +18,7 @@ from sparseflow_trt._deps import require
 from sparseflow_trt._same import Same
 from sparseflow_trt.model.packing import ROWS, round_up
 from sparseflow_trt.policies.gemm import Gemm
-from sparseflow_trt.policies.policy import Library, Pair, Point, Policy, pairs_by_shape
+from sparseflow_trt.policies.policy import Library, Pair, Point, Policy, pairs_by_shape, points_of
 
 # Fewer shapes of a library's type are no sample to learn from: then the nearest speaks (near.py).
 LEAST_SHAPES = 20
@@ -145,7 +145,7 @@ def features(
 
 @functools.lru_cache(maxsize=8)
 def _measured(points: Same[tuple[Point, ...]], library: Library, dtype: str) -> tuple[int, int]:
-    found = pairs_by_shape(p for p in points.value if (p.library, p.dtype) == (library, dtype))
+    found = pairs_by_shape(points_of(points).get((library, dtype), ()))
     return len(found), max((max(pairs) for pairs in found.values()), default=0)
 
 

@@ -24,6 +24,7 @@ from sparseflow_trt.policies.policy import (
     Threshold,
     dense_by_m,
     pairs_by_shape,
+    points_of,
 )
 
 # By how much an estimate has to win, against TensorRT's dense kernel or cuBLAS's: the plugin took 0.93 to
@@ -214,7 +215,7 @@ def gather(same: Same[Policy], gemm: Gemm, library: Library, kernel: SparseKerne
     by_shape = pairs_by_shape(near, timed)
     shape = nearest_shape(by_shape, gemm)
     wanted = (gemm.kind, library, gemm.dtype, kernel)
-    points = (p for p in policy.points if (p.dtype, p.library) == (gemm.dtype, library))
+    points = points_of(Same(policy.points)).get((library, gemm.dtype), ())
     # where no shape speaks all measured ones are not asked, and of a measured one not if times are smooth
     learned = timed == "sparse" and shape and not (shape == gemm.shape and policy.wave == 0)
     return Measurements(

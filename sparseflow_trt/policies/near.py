@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from sparseflow_trt._same import Same
 from sparseflow_trt.policies.gemm import Gemm
-from sparseflow_trt.policies.policy import Library, Pair, Point, Policy, SparseKernel, pairs_by_m
+from sparseflow_trt.policies.policy import Library, Pair, Point, Policy, SparseKernel, pairs_by_m, points_of
 
 Shape = tuple[int, int]  # (N, K)
 
@@ -22,11 +23,8 @@ WITNESSES = 3
 
 def points_near(policy: Policy, gemm: Gemm, library: Library) -> list[Point]:
     """The points of a library and a type that could speak for a layer: of its kind, or of its very shape."""
-    return [
-        p
-        for p in policy.points
-        if (p.library, p.dtype) == (library, gemm.dtype) and (p.kind == gemm.kind or (p.n, p.k) == gemm.shape)
-    ]
+    points = points_of(Same(policy.points)).get((library, gemm.dtype), ())
+    return [p for p in points if p.kind == gemm.kind or (p.n, p.k) == gemm.shape]
 
 
 def nearest_shape(shapes: Iterable[Shape], gemm: Gemm) -> Shape | None:

@@ -178,6 +178,15 @@ def _held(
     return frozenset(of_points | {(limit.library, limit.dtype) for limit in thresholds.value})
 
 
+@functools.lru_cache(maxsize=8)
+def points_of(points: Same[tuple[Point, ...]]) -> dict[tuple[str, str], tuple[Point, ...]]:
+    """A policy's points by whose kernels ran and of which type, in their order: each layer asks for some."""
+    found: dict[tuple[str, str], list[Point]] = {}
+    for point in points.value:
+        found.setdefault((point.library, point.dtype), []).append(point)
+    return {key: tuple(some) for key, some in found.items()}
+
+
 def read_policy(path: Path) -> Policy:
     """Reads a policy file.
 
@@ -282,6 +291,12 @@ def shipped_policies() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SHIPPED.glob("*.json"))}
 
 
+@functools.lru_cache(maxsize=8)
+def _read_shipped(path: Path) -> Policy:
+    """One that comes with the package, read once: what was learned from its points holds for all who ask."""
+    return read_policy(path)
+
+
 def find_policy(name_or_path: str | Path) -> Policy:
     """A shipped policy by its name or its device (h200, A100, "NVIDIA H200"), or one from a file.
 
@@ -291,7 +306,7 @@ def find_policy(name_or_path: str | Path) -> Policy:
     name_or_path = str(name_or_path)
     shipped = shipped_policies()
     if name_or_path.lower() in shipped:
-        return read_policy(shipped[name_or_path.lower()])
+        return _read_shipped(shipped[name_or_path.lower()])
     path = Path(name_or_path)
     if path.exists() or path.suffix == ".json":  # of a file's name it says that there is none
         return read_policy(path)
@@ -306,7 +321,7 @@ def find_policy(name_or_path: str | Path) -> Policy:
 
 def policy_for_device(device: str) -> Policy | None:
     """The shipped policy measured on the GPU that CUDA calls `device`, if there is one."""
-    policies = map(read_policy, shipped_policies().values())
+    policies = map(_read_shipped, shipped_policies().values())
     return next((policy for policy in policies if is_measured_on(policy, device)), None)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.commands import Ended
 from tests.torch_models import FIXING
 
 if TYPE_CHECKING:
@@ -112,6 +115,40 @@ def eager():
 """
 
 
+# Runs commands one after the other, each with files of its own as its standard output and error.
+IN_TURN = """
+import json, os, sys
+from sparseflow_trt.cli.main import main
+codes = []
+for number, arguments in enumerate(json.loads(sys.argv[1])):
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{number}.{name}", os.O_WRONLY | os.O_CREAT, 0o600), stream)
+    sys.argv = ["sparseflow-trt", *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        codes.append(ended.code or 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+with open("codes.json", "w") as file:
+    json.dump(codes, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def ended_in_turn(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Ended]:
+    """How commands of mine.py ended, in one process of their own: to load torch takes longer than they do."""
+    folder = tmp_path_factory.mktemp("in_turn")
+    (folder / "mine.py").write_text(MODULE)
+    by_value = [("mine.py:by_value", *options) for options in ((), ("--json",), ("--debug",))]
+    commands = [*by_value, ("mine.py:loud", "--no-check")]
+    given = json.dumps([("export", *words) for words in commands])
+    subprocess.run([sys.executable, "-c", IN_TURN, given], cwd=folder, check=True, timeout=120)
+    codes = json.loads((folder / "codes.json").read_text())
+    said = [[(folder / f"{i}.{name}").read_text() for name in ("out", "err")] for i in range(len(commands))]
+    return {words: Ended(code, *texts) for words, code, texts in zip(commands, codes, said, strict=True)}
+
+
 @pytest.fixture
 def source(own_folder: Path) -> str:
     (own_folder / "mine.py").write_text(MODULE)
@@ -162,15 +199,17 @@ def test_an_export_that_differs_exits_with_4_and_writes_nothing(
 
 
 def test_the_graphs_that_torch_prints_of_a_failed_export_are_for_debug_alone(
-    process: Sparseflow, source: str
+    ended_in_turn: dict[tuple[str, ...], Ended],
 ) -> None:
     for options in ((), ("--json",)):
-        assert "torch cannot export the ByValue: " in process("export", "mine.py:by_value", *options).error
-    assert "torch.ops.aten.sum" in process("export", "mine.py:by_value", "--debug").err
+        assert "torch cannot export the ByValue: " in ended_in_turn[("mine.py:by_value", *options)].error
+    assert "torch.ops.aten.sum" in ended_in_turn[("mine.py:by_value", "--debug")].err
 
 
-def test_what_a_module_prints_while_it_is_exported_is_kept(process: Sparseflow, source: str) -> None:
-    ended = process("export", "mine.py:loud", "--no-check")
+def test_what_a_module_prints_while_it_is_exported_is_kept(
+    ended_in_turn: dict[tuple[str, ...], Ended],
+) -> None:
+    ended = ended_in_turn[("mine.py:loud", "--no-check")]
     assert (ended.code, set(ended.err.splitlines())) == (0, {"of the module"})
 
 

@@ -217,7 +217,7 @@ def plugin_gains() -> list[float | None]:
     gains: list[float | None] = []
     for name in HELD_OUT:
         result = result_of(name)
-        policy = find_policy(result["policy"])
+        policy = find_policy(result["policy"]).model_copy()  # one that nothing was asked of before
         layers: dict[tuple[str, int, int], dict[int, float]] = {}
         for row in (row for row in result["rows"] if row["dtype"] == "FP16"):
             by_m = layers.setdefault((row["kind"], row["n"], row["k"]), {})
