@@ -105,6 +105,17 @@ def test_what_several_builders_gave() -> None:
     times = [f"{us:.1f}" for us in worst["dense_us"]]
     assert times[0] == times[2]
     assert f"{times[0]} µs with four and with eight, {times[1]} with one" in page
+    together, alone = (
+        [
+            answer.seconds
+            for answer in read_journal(RESULTS / f"{JOURNAL}_{model}.jsonl").measured
+            if answer.request.curve.k == 8192 and answer.request.curve.n in sizes
+        ]
+        for model, sizes in (("llama-70b", (8192, 10240)), ("llama-70b_tensor-parallel-8", (7168,)))
+    )
+    assert (len(together), len(alone)) == (8, 4)
+    assert f"the eight came in {min(together):.0f} to {max(together):.0f} s" in page
+    assert f"took one builder {min(alone):.0f} to {max(alone):.0f} s for each M" in page
     both = [
         {
             request.m: pair.dense.us
