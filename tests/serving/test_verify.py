@@ -293,8 +293,8 @@ def test_restored_weights_and_searched_precisions_are_served_as_built(tmp_path: 
     options = VerifyOptions(repository, reference=tmp_path / "m.onnx", concurrencies=())
     with pytest.raises(ArtifactError, match=r"have weights of the unpruned model 'dense\.onnx'"):
         verify(artifact, options)
-    unpruned = verify(artifact, replace(options, reference=tmp_path / "dense.onnx"))  # it was refused, too
-    assert [len(c.outputs) for c in unpruned.validation.candidates] == [6, 6, 6]
+    against_dense = verify(artifact, replace(options, reference=tmp_path / "dense.onnx"))
+    assert [len(c.outputs) for c in against_dense.validation.candidates] == [6, 6, 6]
 
 
 def test_a_running_server_has_to_serve_the_version_that_is_verified(
@@ -449,7 +449,13 @@ def test_a_router_of_two_models_that_fails_is_not_taken_for_one_without_a_batch(
 
 def test_a_router_needs_a_threshold(ort_artifact: Path, dense_artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="no batch from 2 to 16 is where the sparse layers"):
-        deploy(dense_artifact, DeployOptions(tmp_path / "repository", "m", dense=ort_artifact))
+        deploy(
+            ort_artifact, DeployOptions(tmp_path / "repository", "m", dense=dense_artifact, sparse_from=9**9)
+        )
+    for least in (None, 256):  # which cannot help
+        options = DeployOptions(tmp_path / "repository", "m", dense=ort_artifact, sparse_from=least)
+        with pytest.raises(DeployError, match=r"no layer of .* is planned sparse"):
+            deploy(dense_artifact, options)
 
 
 def test_the_probes_see_a_stub_that_was_killed(ort_artifact: Path, tmp_path: Path) -> None:
