@@ -90,15 +90,20 @@ def command(
         raise
     if junit:
         write_atomically(junit, junit_from_gate(gate))
+    updated = False
     if update and tightened:
         most = max(MAX_BYTES, 2 * baseline.stat().st_size)  # it is there, so it was not too large
-        write_atomically(baseline, json_from_baseline(tightened, most))
+        text = json_from_baseline(tightened, most)
+        updated = text != baseline.read_text(encoding="utf-8")
+        if updated:
+            write_atomically(baseline, text)
     if as_json:
-        console.print_json({**gate.model_dump(mode="json"), "updated": bool(update and tightened)})
+        console.print_json({**gate.model_dump(mode="json"), "updated": updated})
     else:
         print_gate(gate)
         if update:
-            done = "tightened to this build" if tightened else "not changed: checks failed"
+            why_not = "this build is no better" if tightened else "checks failed"
+            done = "tightened to this build" if updated else f"not changed: {why_not}"
             console.say(f"{baseline}: {done}.")
     if on_github:
         _tell_github(annotations_from_gate(gate, str(baseline)), summary_from_gate(gate), as_json)
