@@ -19,6 +19,7 @@ from sparseflow_trt.exporters.triton.version import (
     CONFIG,
     RECORD,
     VersionRecord,
+    damage_of,
     deployed_tensors,
     read_record,
     served_versions,
@@ -45,6 +46,8 @@ class Written:
         folder: The model's.
         differences: Where an edited configuration and the fresh one differ.
         unchanged: Whether the newest version was the same already.
+        replaces: Which file of the newest version was changed, so that the same was written anew, as a
+            sentence; "" where none was.
         removed: Older versions that were removed.
     """
 
@@ -53,6 +56,7 @@ class Written:
     config: ModelConfig
     differences: tuple[Difference, ...] = ()
     unchanged: bool = False
+    replaces: str = ""
     removed: tuple[int, ...] = ()
 
 
@@ -103,7 +107,8 @@ def check_name(name: str) -> str:
 def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
     """Writes a version beside the older ones; it is served once the configuration names it, by one rename.
 
-    Of a router's part the version that the router sends batches to now is served on beside it.
+    Of a router's part the version that the router sends batches to now is served on beside it. A version that
+    is the same, but of which a file was changed, gets a new number.
 
     Args:
         repository: Triton's; made where it is missing.
@@ -131,6 +136,9 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
             "Deploy under another name with --name, or move that folder away.",
         )
     sent, named = sent_to(repository, new.router, new.name)
+    # a server that is started would not load a damaged version, and with it none
+    sent = {number for number in sent if not _is_damaged(folder, number)}
+    replaces = ""
     number = max([*present, *_withdrawn(folder)], default=0) + 1
     with _folder_of_model(folder), temporary_folder(folder / str(number)) as place:
         for name, source in new.files.items():
@@ -159,7 +167,10 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
         )
         if record is not None:
             if _same((record, served[-1]), (made, number), folder):
-                return Written(folder, served[-1], config, differences, unchanged=True)
+                replaces = damage_of(folder, served[-1], record)
+                if not replaces:
+                    return Written(folder, served[-1], config, differences, unchanged=True)
+                made = made.model_copy(update={"before": record.before})  # a rollback is not to serve that
             _check_clients(folder, record, made)
         (place / RECORD).write_text(made.model_dump_json(indent=2) + "\n", encoding="utf-8")
         put_in_place(place, folder / str(number))
@@ -173,7 +184,7 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
     for gone in (*folder.glob(f"{_REMOVED}*"), *folder.glob(f"{WITHDRAWN}*")):
         # on NFS what a server holds open cannot be removed yet: the next deployment does it
         shutil.rmtree(gone, ignore_errors=True)
-    return Written(folder, number, config, differences, removed=removed)
+    return Written(folder, number, config, differences, replaces=replaces, removed=removed)
 
 
 @contextlib.contextmanager
@@ -185,6 +196,11 @@ def _folder_of_model(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # it holds something
             folder.rmdir()
+
+
+def _is_damaged(folder: Path, version: int) -> bool:
+    record = read_record(folder, version)
+    return record is not None and bool(damage_of(folder, version, record))
 
 
 def is_router(folder: Path) -> bool:

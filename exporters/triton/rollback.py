@@ -17,7 +17,15 @@ from sparseflow_trt.exporters.triton.repository import (
     put_plugin,
     write_configs,
 )
-from sparseflow_trt.exporters.triton.version import CONFIG, RECORD, read_record, served_versions, versions_in
+from sparseflow_trt.exporters.triton.version import (
+    CONFIG,
+    RECORD,
+    VersionRecord,
+    damage_of,
+    read_record,
+    served_versions,
+    versions_in,
+)
 from sparseflow_trt.exporters.triton.version_policy import serve
 
 
@@ -31,7 +39,8 @@ def roll_back(folder: Path) -> tuple[int, int]:
 
     Raises:
         DeployError: There is no such repository or model, or no older version, or this tool did not write it;
-            or it is one of a router's two models, or the router's version before has lost one of its two.
+            or it is one of a router's two models, or the router's version before has lost one of its two; or
+            a file of what is to be served was changed.
         ArtifactError: The disk is full or not writable.
     """
     if not folder.is_dir():
@@ -56,6 +65,8 @@ def roll_back(folder: Path) -> tuple[int, int]:
             f"'{folder.name}' is one of the two models that the router '{newest.router}' sends batches to.",
             f"Roll back the router, which rolls back both: --name {newest.router}.",
         )
+    for model, version in ((folder, number), *((folder.parent / p, v) for p, v in before.parts.items())):
+        _check_undamaged(model, version, before if model == folder else read_record(model, version))
     for part, version in before.parts.items():
         _serve_too(folder.parent / part, version)
     target = folder / f"{WITHDRAWN}{served[-1]}"
@@ -65,6 +76,11 @@ def roll_back(folder: Path) -> tuple[int, int]:
     write_configs(folder, config, (folder / CPU_CONFIG).exists())
     (folder / str(served[-1])).rename(target)
     return served[-1], number
+
+
+def _check_undamaged(folder: Path, version: int, record: VersionRecord | None) -> None:
+    if damage := damage_of(folder, version, record) if record is not None else "":
+        raise DeployError(damage, "Deploy the artifact that is to be served; nothing was rolled back.")
 
 
 def _serve_too(folder: Path, version: int) -> None:

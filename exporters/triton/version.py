@@ -121,7 +121,7 @@ def read_record(folder: Path, version: int) -> VersionRecord | None:
     if not path.is_file():
         return None
     text = read_text(path, DeployError, "record")
-    hint = "Deploy the artifact again."
+    hint = "Move that version's folder out of the repository, and deploy the artifact again."
     return parse(VersionRecord, load_json(text, str(path), DeployError, hint), str(path), DeployError, hint)
 
 
@@ -133,17 +133,24 @@ def check_version(folder: Path, version: int) -> VersionRecord:
     """
     record = read_record(folder, version)
     if record is None:
-        raise DeployError(f"{folder / str(version)} has no {RECORD}.", "Deploy the artifact again.")
+        raise DeployError(
+            f"{folder / str(version)} has no {RECORD}: something else wrote it.",
+            "Move that folder out of the repository, and deploy the artifact again.",
+        )
+    if damage := damage_of(folder, version, record):
+        raise DeployError(damage, "Deploy the artifact again.")
+    return record
+
+
+def damage_of(folder: Path, version: int, record: VersionRecord) -> str:
+    """Which of a version's files is not the one that was deployed, as a sentence; "" where all are."""
     for name, digest in record.files.items():
         path = folder / str(version) / name
         if Path(name).name != name or not path.is_file():
-            raise DeployError(f"{path} is missing.", "Deploy the artifact again.")
+            return f"{path} is missing."
         if sha256_of(path) != digest:
-            raise DeployError(
-                f"{path} is not the file that was deployed: its SHA-256 differs.",
-                "Deploy the artifact again.",
-            )
-    return record
+            return f"{path} is not the file that was deployed: its SHA-256 differs."
+    return ""
 
 
 def deployed_tensors(listed: object) -> tuple[DeployedTensor, ...]:

@@ -59,8 +59,17 @@ def command(
     from sparseflow_trt._files import check_file, write_atomically
     from sparseflow_trt.gates.baseline import MAX_BYTES, json_from_baseline
     from sparseflow_trt.gates.gate import check_artifact
+    from sparseflow_trt.gates.github import (
+        annotation_from_error,
+        annotations_from_gate,
+        summary_from_error,
+        summary_from_gate,
+    )
     from sparseflow_trt.gates.junit import junit_from_error, junit_from_gate
 
+    on_github = annotations == "github" or (
+        annotations == "auto" and os.environ.get("GITHUB_ACTIONS") == "true"
+    )
     if junit and junit.exists() and baseline.exists() and junit.samefile(baseline):
         raise click.UsageError(f"--junit {junit} is the baseline itself.")
     try:
@@ -71,25 +80,33 @@ def command(
                 artifact, baseline, metrics, max_drop, lambda p: show(p.step, p.done, p.total)
             )
     except (Exception, KeyboardInterrupt) as error:
+        message, hint = getattr(error, "message", str(error)), getattr(error, "hint", "")
+        message = message or "it was stopped."  # by Ctrl-C or a signal, as of a job that takes too long
+        if on_github:
+            told = annotation_from_error(message, hint, str(baseline))
+            _tell_github(told, summary_from_error(artifact.name, message, hint), as_json)
         if junit:  # CI would publish what an earlier run left there
-            message, hint = getattr(error, "message", str(error)), getattr(error, "hint", "")
-            message = message or "it was stopped."  # by Ctrl-C or a signal, as of a job that takes too long
             write_atomically(junit, junit_from_error(artifact.name, message, hint))
         raise
     if junit:
         write_atomically(junit, junit_from_gate(gate))
+    updated = False
     if update and tightened:
         most = max(MAX_BYTES, 2 * baseline.stat().st_size)  # it is there, so it was not too large
-        write_atomically(baseline, json_from_baseline(tightened, most))
+        text = json_from_baseline(tightened, most)
+        updated = text != baseline.read_text(encoding="utf-8")
+        if updated:
+            write_atomically(baseline, text)
     if as_json:
-        console.print_json({**gate.model_dump(mode="json"), "updated": bool(update and tightened)})
+        console.print_json({**gate.model_dump(mode="json"), "updated": updated})
     else:
         print_gate(gate)
         if update:
-            done = "tightened to this build" if tightened else "not changed: checks failed"
+            why_not = "this build is no better" if tightened else "checks failed"
+            done = "tightened to this build" if updated else f"not changed: {why_not}"
             console.say(f"{baseline}: {done}.")
-    if annotations == "github" or (annotations == "auto" and os.environ.get("GITHUB_ACTIONS") == "true"):
-        _tell_github(gate, baseline, as_json)
+    if on_github:
+        _tell_github(annotations_from_gate(gate, str(baseline)), summary_from_gate(gate), as_json)
     return EXIT_OK if gate.verdict == "pass" else EXIT_OUTPUTS_DIFFER
 
 
@@ -111,13 +128,13 @@ def print_gate(gate: Gate) -> None:
         console.say(f"  And {len(failed) - _MOST_REASONS} more: --json has all.")
     for note in gate.notes:
         console.say(console.styled(f"  {note}", "yellow"))
+    if gate.hint:
+        console.say(f"  {gate.hint}")
 
 
-def _tell_github(gate: Gate, baseline: Path, as_json: bool) -> None:
+def _tell_github(annotations: str, summary: str, as_json: bool) -> None:
     """Annotations on the step's output (its standard error where the other is JSON), and the summary."""
-    from sparseflow_trt.gates.github import annotations_from_gate, summary_from_gate
-
-    click.echo(annotations_from_gate(gate, str(baseline)), err=as_json, nl=False)
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(summary).open("a", encoding="utf-8") as stream:
-            stream.write(summary_from_gate(gate))
+    click.echo(annotations, err=as_json, nl=False)
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(path).open("a", encoding="utf-8") as stream:
+            stream.write(summary)

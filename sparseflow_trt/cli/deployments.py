@@ -24,6 +24,7 @@ def model_json(model: Deployed) -> dict[str, Any]:
         "route": model.route,
         "version": model.written.version,
         "unchanged": model.written.unchanged,
+        "replaces": model.written.replaces,
         "removed": list(model.written.removed),
         "batching": asdict(model.batching),
         "sparse_from": [asdict(row) for row in model.sparse_from],
@@ -38,6 +39,8 @@ def print_model(model: Deployed) -> None:
     out, written = console.out(), model.written
     state = "stands already" if written.unchanged else "written"
     out.print(f"{model.name}: version {written.version} {state} ({written.folder}, {model.route})")
+    if written.replaces:
+        out.print("  ", console.styled(f"Written anew: {written.replaces}", "yellow"), sep="")
     for note in model.notes:
         out.print("  ", note, sep="")
     if written.removed:

@@ -227,11 +227,36 @@ def check_artifact(
         baseline=path.name,
         checks=tuple(checks),
         notes=(*_model_notes(baseline, manifest), *_metric_notes(baseline, on_reference)),
+        hint=_hint(failed, folder, manifest, baseline),
         validation=validation,
     )
     if failed:
         return gate, None
     return gate, tighten(baseline, manifest, validation, expected, _made_now(manifest))
+
+
+def _hint(failed: Sequence[Check], folder: Path, manifest: Manifest, baseline: Baseline) -> str:
+    """How to find out what made failed checks worse, and how to accept it."""
+    if not failed:
+        return ""
+    kinds, said = {check.kind for check in failed}, []
+    if kinds != {"layer"}:
+        unpruned = manifest.dense_model.file if manifest.dense_model else _other_reference(baseline)
+        models = f"--reference {manifest.model.file}{unpruned and f' --dense-model {unpruned}'}"
+        said.append(
+            "Which step and layer an error comes from: "
+            f"sparseflow-trt validate {folder} {models} --per-layer."
+        )
+    if "layer" in kinds:
+        said.append(f"Why a layer is not sparse: sparseflow-trt inspect {folder}.")
+    said.append("To accept the build as it is: sparseflow-trt baseline create, and have the diff reviewed.")
+    return " ".join(said)
+
+
+def _other_reference(baseline: Baseline) -> str:
+    """The file of a baseline's reference where it is another than was built, as before pruning; or ""."""
+    name, given, told = baseline.reference.partition(" (SHA-256 ")
+    return name if given and not told.startswith(baseline.model.sha256) else ""
 
 
 def _candidates(folder: Path, manifest: Manifest, scratch: Path) -> list[Candidate]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sparseflow_trt.gates.regressions import Gate
+    from sparseflow_trt.gates.regressions import Check, Gate
 
 _MOST = 10  # errors that GitHub shows of one step
 _MARKUP = {ord(sign): f"&#{ord(sign)};" for sign in "&<>\\`*_[]|~#@"}
@@ -23,12 +23,24 @@ def annotations_from_gate(gate: Gate, baseline: str) -> str:
     """
     failed = [check for check in gate.checks if not check.passed]
     shown = failed if len(failed) <= _MOST else failed[: _MOST - 1]
-    lines = [_command("error", baseline, f"{check.kind}: {check.name}", check.reason) for check in shown]
+    lines = [_command("error", baseline, f"{check.kind}: {_named(check)}", check.reason) for check in shown]
     if len(failed) > len(shown):
         more = f"{len(failed) - len(shown)} more checks failed; the job's summary has them all."
         lines.append(_command("error", baseline, "and more", more))
     lines += [_command("notice", baseline, "baseline", note) for note in gate.notes]
+    if gate.hint:
+        lines.append(_command("notice", baseline, "what to do", gate.hint))
     return "".join(f"{line}\n" for line in lines)
+
+
+def annotation_from_error(message: str, hint: str, baseline: str) -> str:
+    """The workflow command for a check that ended with an error: nothing could be held to the baseline."""
+    return _command("error", baseline, "nothing was checked", f"{message} {hint}".rstrip()) + "\n"
+
+
+def summary_from_error(artifact: str, message: str, hint: str) -> str:
+    """Markdown for the job's summary where nothing could be held to the baseline."""
+    return f"### ❌ {_cell(artifact)}: nothing was checked\n\n{_cell(f'{message} {hint}')}\n"
 
 
 def summary_from_gate(gate: Gate) -> str:
@@ -46,7 +58,12 @@ def summary_from_gate(gate: Gate) -> str:
     for check in rows:
         cells = (check.name, check.of, check.was, check.now, check.limit)
         lines.append(f"| {'✅' if check.passed else '❌'} | {' | '.join(map(_cell, cells))} |")
-    return "\n".join([*lines, "", *(f"> {_cell(note)}" for note in gate.notes), ""])
+    told = (*gate.notes, *filter(None, [gate.hint]))
+    return "\n".join([*lines, "", *(f"> {_cell(note)}" for note in told), ""])
+
+
+def _named(check: Check) -> str:
+    return f"{check.name} ({check.of})" if check.of else check.name
 
 
 def _command(kind: str, file: str, title: str, message: str) -> str:

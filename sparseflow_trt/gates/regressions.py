@@ -47,6 +47,7 @@ class Gate(Record):
         artifact: The folder's name.
         baseline: The file's name.
         notes: What changed and is no regression.
+        hint: What to do where a check failed, as sentences; "" where all passed.
         validation: The comparison with the baseline's outputs, whole.
     """
 
@@ -56,6 +57,7 @@ class Gate(Record):
     baseline: str
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
+    hint: str = ""
     validation: Validation
 
 
@@ -126,7 +128,7 @@ def check_outputs(baseline: Baseline, validation: Validation) -> list[Check]:
                     now=_agreement(after),
                     limit=asked,
                     passed=not failed,
-                    reason=" ".join(failed[:1]),
+                    reason=f"{candidate.name}: {failed[0]}" if failed else "",
                 )
             )
             if after.mean_abs is not None:
@@ -246,7 +248,8 @@ def check_layers(was: Evidence, now: Evidence, known: Iterable[str]) -> list[Che
 def check_metric(name: str, of: str, metric: Metric, score: float | None) -> Check:
     """A task metric of one candidate against what it gave on the reference outputs; None was not scored."""
     if score is None:
-        passed, now, why = False, "not scored", f"metric '{name}' is in the baseline but was not given."
+        passed, now = False, "not scored"
+        why = f"metric '{name}' is in the baseline but was not given: --metric {name}."
     else:
         drop = metric.score - score
         passed, now = drop <= metric.max_drop, f"{score:.6g}"

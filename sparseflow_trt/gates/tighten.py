@@ -28,6 +28,8 @@ def tighten(
 ) -> Baseline:
     """The baseline with a passing build in the place of the accepted one.
 
+    A build that is no better gives the baseline as it was, so that version control shows no change.
+
     Tolerances become twice the errors of this build where that is less than they were, figures the
     smaller of both, and what this build has sparse has to stay so.
 
@@ -41,7 +43,7 @@ def tighten(
     rows = [row for candidate in validation.candidates for row in candidate.outputs]
     was = {(f.candidate, f.output): f for f in baseline.figures}
     now = {(f.candidate, f.output): f for f in figures_of(validation)}
-    return baseline.model_copy(
+    tightened = baseline.model_copy(
         update={
             **known,
             "tolerances": {
@@ -52,6 +54,8 @@ def tighten(
             "evidence": evidence_of(manifest, validation),
         }
     )
+    same = tightened.model_copy(update={"created": baseline.created}) == baseline
+    return baseline if same else tightened
 
 
 def _tightened(tolerance: Tolerance, rows: list[OutputVerdict], outputs: Outputs) -> Tolerance:

@@ -134,6 +134,11 @@ def _least_batch(sparse: Artifact, dense: Artifact) -> int:
             f"a router chooses by the batch, but {part.folder} has none: {' '.join(part.batching.why)}",
             "Deploy one of the two alone, without --dense.",
         )
+    if all(layer.sparsity == "dense" for layer in sparse.manifest.layers):
+        raise DeployError(
+            f"no layer of {sparse.folder} is planned sparse: a router would have nothing to choose.",
+            "Name the artifact first that was built sparse, and the dense one with --dense.",
+        )
     reached = [row.batch for row in sparse.sparse_from if row.batch is not None]
     if not reached or not 1 < max(reached) <= most:
         raise DeployError(

@@ -15,6 +15,7 @@ from sparseflow_trt.building.artifact_validation import (
     ValidationOptions,
     candidates_of,
     check_same_inputs,
+    check_shipped,
     input_sets,
     limits_for,
 )
@@ -92,7 +93,8 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
     """Sends an artifact's validation inputs to the server, compares the answers, and measures it under load.
 
     Raises:
-        ArtifactError: The folder is no artifact, or its files have changed.
+        ArtifactError: The folder is no artifact, or its files have changed, or it has weights of an unpruned
+            model and the reference is the pruned one.
         DeployError: The repository holds another build or changed files, or the server does not serve it.
         InputError: The inputs cannot be read, or do not fit the model, or the reference takes others.
         ModelError: The reference cannot be read, or ONNX Runtime does not take it.
@@ -104,14 +106,10 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
     version, record = _deployed(options.repository / name, read)
     batching = replace(read.batching, max_batch_size=largest_batch(options.repository / name))
     read = replace(read, batching=batching)  # as it was deployed, which an option or a person may have said
-    if options.reference and read.manifest.graph.restored_layers:
-        raise DeployError(
-            f"{artifact} has weights of the unpruned model in some layers, which {options.reference} lacks.",
-            "Leave --reference out: the artifact's own typed model, in FP32, is then the reference.",
-        )
     model = typed = read_model(artifact / "model.onnx")
     if options.reference:
         model = read_model(options.reference)
+        check_shipped(artifact, read.manifest, model)
         check_same_inputs(model, typed)
     inputs = input_sets(model, read.plan, options.validation)
     reached = [row.batch for row in read.sparse_from if row.batch is not None]
@@ -145,7 +143,10 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
     if any(not found.passed or found.max_abs for c in validation.candidates for found in c.outputs):
         notes.append("This does not separate the precision's part of "
                      "the difference from the engine's: `sparseflow-trt validate` does.")  # fmt: skip
-    if _depends_on_batch(validation):
+    if record.parts:
+        if validation.verdict == "fail":
+            notes.append(_router_note(name, record))
+    elif _depends_on_batch(validation):
         notes.append("A batch gives different answers from its items alone: the first dimension is "
                      "not a batch that requests can share, yet Triton batches requests along it. Deploy it "
                      "with `deploy triton --max-batch-size 0`, which turns batching off, or export the model "
@@ -269,6 +270,16 @@ def _candidates(artifact: Artifact, name: str, at: Addresses, standing_in: bool)
         why = "Triton's TensorRT backend needs a GPU, and comes with NVIDIA's containers."
         found.append(Candidate("Triton's TensorRT backend", file, "server", not_run=why))
     return found
+
+
+def _router_note(name: str, record: VersionRecord) -> str:
+    """Why answers of a router may fail although both of its engines are right, as sentences."""
+    sparse, dense = record.parts
+    return (
+        f"'{name}' is a router: '{sparse}' or '{dense}' answers, by the size of the batch. If the two were "
+        "built from different weights, no reference fits both: verify each one with its own artifact, with "
+        f"--name {sparse} and with --name {dense}."
+    )
 
 
 def _depends_on_batch(validation: Validation) -> bool:

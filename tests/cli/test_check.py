@@ -120,6 +120,8 @@ def test_weights_are_not_called_precision(sparseflow: Sparseflow, mlp: MakeModel
     refused = sparseflow("baseline", "create", "restored", "--reference", "pruned.onnx")
     assert "have weights of the unpruned model 'dense.onnx', which are not in pruned.onnx." in refused.error
     assert sparseflow("baseline", "create", "restored", "--reference", dense).code == 0
+    said = sparseflow("check", "sparse", "--baseline", "restored.baseline.json").out
+    assert "--reference pruned.onnx --dense-model dense.onnx --per-layer" in said
 
 
 def test_given_inputs_are_stored(sparseflow: Sparseflow, built: Path) -> None:
@@ -228,13 +230,29 @@ def test_update_tightens_and_never_loosens(
     assert now["max_rel"] < was["max_rel"]
     assert after["outputs"] == before["outputs"]
     assert after["figures"] == before["figures"]
-    assert sparseflow("check", "out", "--baseline", "b.json", "--update").code == 0, "it passes what it made"
-    assert json.loads(Path("b.json").read_bytes())["tolerances"] == after["tolerances"]
+    Path("b.json").write_text(json.dumps({**after, "created": "before"}, indent=1) + "\n", encoding="utf-8")
+    tight = Path("b.json").read_bytes()
+    again = sparseflow("check", "out", "--baseline", "b.json", "--update")
+    assert (again.code, "not changed: this build is no better" in again.out) == (0, True)
+    assert Path("b.json").read_bytes() == tight, "a new time alone is no change to review"
     rebuilt(lambda name, w: w * 1.01 if name == "down" else w)
     tight = Path("b.json").read_bytes()
     ended = sparseflow("check", "new", "--baseline", "b.json", "--update")
     assert (ended.code, "not changed: checks failed" in ended.out) == (4, True)
+    assert "sparseflow-trt validate new --reference new.onnx --per-layer" in ended.out
     assert Path("b.json").read_bytes() == tight
+
+
+def test_github_is_told_that_nothing_could_be_checked(
+    sparseflow: Sparseflow, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's page showed a step that failed, and nothing else."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(Path("summary.md").resolve()))
+    ended = sparseflow("check", "out", "--baseline", "none.json")
+    assert ended.code == 1
+    assert "::error file=none.json,title=nothing was checked::none.json does not exist. Check" in ended.out
+    assert "none.json does not exist." in Path("summary.md").read_text(encoding="utf-8")
 
 
 def test_what_ci_reads(
@@ -243,7 +261,9 @@ def test_what_ci_reads(
     assert sparseflow("baseline", "create", "out").code == 0
     rebuilt(lambda name, w: np.where(w == 0, 1e-6, w) if name == "up" else w, "--sparsity", "policy")
     check = ("check", "new", "--baseline", "out.baseline.json", "--junit", "junit.xml")
-    assert "::error" not in sparseflow(*check).out
+    said = sparseflow(*check)
+    assert "::error" not in said.out
+    assert "Why a layer is not sparse: sparseflow-trt inspect new." in said.out
     suite = ElementTree.parse("junit.xml").getroot().find("testsuite")
     assert suite is not None
     assert suite.get("failures") == "2"

@@ -46,6 +46,17 @@ def test_an_annotation_is_one_line_and_cannot_be_left() -> None:
     assert "%2525" in lines[0]
 
 
+def test_an_annotation_names_the_candidate_and_what_to_do() -> None:
+    """Two with one title differed in their numbers alone."""
+    failed = Check(kind="output", name="y", of="engine", was="", now="", limit="", passed=False, reason="r")
+    made = gate().model_copy(update={"checks": (failed,), "notes": (), "hint": "Run it."})
+    assert annotations_from_gate(made, "b").splitlines() == [
+        "::error file=b,title=output%3A y (engine)::r",
+        "::notice file=b,title=what to do::Run it.",
+    ]
+    assert "> Run it." in summary_from_gate(made)
+
+
 def test_annotations_are_counted_from_the_tenth_on() -> None:
     lines = annotations_from_gate(gate(31), "b").splitlines()
     assert len(lines) == 11

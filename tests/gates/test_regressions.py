@@ -159,7 +159,7 @@ def test_a_figure_that_one_set_lacks_is_not_known() -> None:
 
 def test_an_output_out_of_tolerance_fails_with_its_first_reason() -> None:
     output = errors(0.1, 0.1, 0.1, passed=False)[0]
-    assert (output.passed, output.reason) == (False, "too far off on set0")
+    assert (output.passed, output.reason) == (False, "engine: too far off on set0")
 
 
 def test_a_metric_may_drop_as_far_as_allowed() -> None:

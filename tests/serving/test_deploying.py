@@ -132,6 +132,72 @@ def test_the_same_again_is_no_new_version(ort_artifact: Path, plan_artifact: Pat
         assert versions_in(again.folder) == [1]
 
 
+def test_a_version_that_was_changed_on_disk_is_written_anew(
+    ort_artifact: Path, other_artifact: Path, tmp_path: Path
+) -> None:
+    """It was said to stand already, and `deploy verify` went on saying that it is to be deployed again."""
+    options = DeployOptions(tmp_path / "repository", "m")
+    folder = deploy(ort_artifact, options)[0].written.folder
+    deploy(other_artifact, options)
+    with (folder / "2" / "model.py").open("a", encoding="utf-8") as stream:
+        stream.write("# tried something\n")
+    again = deploy(other_artifact, options)[0].written
+    assert (again.unchanged, again.version) == (False, 3)
+    assert re.search(r"2.model\.py is not the file that was deployed", again.replaces)
+    check_version(folder, 3)
+    assert deploy(other_artifact, options)[0].written.unchanged
+    assert roll_back(folder) == (3, 1), "what was changed is not what was served before"
+
+
+def test_a_damaged_engine_of_a_router_is_written_anew_and_not_served_on(
+    ort_artifact: Path, dense_artifact: Path, tmp_path: Path
+) -> None:
+    options = DeployOptions(tmp_path / "repository", "m", dense=dense_artifact)
+    deploy(ort_artifact, options)
+    (tmp_path / "repository" / "m-dense" / "1" / "model.ort.data").unlink()
+    written = [model.written for model in deploy(ort_artifact, options)]
+    assert [(one.folder.name, one.version) for one in written] == [("m-sparse", 1), ("m-dense", 2), ("m", 2)]
+    assert served_versions(tmp_path / "repository" / "m-dense") == [2]
+    with pytest.raises(DeployError, match=r"model\.ort\.data is missing"):
+        roll_back(tmp_path / "repository" / "m")
+    assert served_versions(tmp_path / "repository" / "m") == [2]
+
+
+def test_a_damaged_version_is_not_rolled_back_to(
+    ort_artifact: Path, other_artifact: Path, tmp_path: Path
+) -> None:
+    """It was, and the server then refused it by its hash."""
+    options = DeployOptions(tmp_path / "repository", "m")
+    folder = deploy(ort_artifact, options)[0].written.folder
+    deploy(other_artifact, options)
+    config = (folder / "config.pbtxt").read_bytes()
+    (folder / "1" / "model.ort.onnx").write_bytes(b"?")
+    with pytest.raises(DeployError, match=r"model\.ort\.onnx is not the file that was deployed") as refused:
+        roll_back(folder)
+    assert "nothing was rolled back" in refused.value.hint
+    assert (folder / "config.pbtxt").read_bytes() == config
+    assert versions_in(folder) == [1, 2]
+
+
+@pytest.mark.parametrize("record", ["", "{"])
+def test_a_version_without_a_record_is_deployed_again_as_it_is_said(
+    record: str, ort_artifact: Path, tmp_path: Path
+) -> None:
+    """The hint was to deploy again, which was refused with the same hint."""
+    options = DeployOptions(tmp_path / "repository", "m")
+    folder = deploy(ort_artifact, options)[0].written.folder
+    path = folder / "1" / "sparseflow.json"
+    path.write_text(record, encoding="utf-8")
+    if not record:
+        path.unlink()
+    with pytest.raises(DeployError, match=r"sparseflow\.json") as refused:
+        check_version(folder, 1)
+    assert "out of the repository" in refused.value.hint
+    (folder / "1").rename(tmp_path / "moved")
+    written = deploy(ort_artifact, options)[0].written
+    check_version(folder, written.version)
+
+
 def test_versions_are_kept_and_withdrawn(
     ort_artifact: Path, other_artifact: Path, dense_artifact: Path, tmp_path: Path
 ) -> None:

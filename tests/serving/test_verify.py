@@ -290,8 +290,11 @@ def test_restored_weights_and_searched_precisions_are_served_as_built(tmp_path: 
     deploy(artifact, DeployOptions(repository))
     found = verify(artifact, VerifyOptions(repository, concurrencies=()))
     assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "pass"]
-    with pytest.raises(DeployError, match="has weights of the unpruned model in some layers"):
-        verify(artifact, VerifyOptions(repository, reference=tmp_path / "m.onnx"))
+    options = VerifyOptions(repository, reference=tmp_path / "m.onnx", concurrencies=())
+    with pytest.raises(ArtifactError, match=r"have weights of the unpruned model 'dense\.onnx'"):
+        verify(artifact, options)
+    against_dense = verify(artifact, replace(options, reference=tmp_path / "dense.onnx"))
+    assert [len(c.outputs) for c in against_dense.validation.candidates] == [6, 6, 6]
 
 
 def test_a_running_server_has_to_serve_the_version_that_is_verified(
@@ -425,9 +428,34 @@ def test_a_router_of_two_models_says_that_outputs_depend_on_which_answers(
         assert ("'other.onnx'" in told) == noted
 
 
+def test_a_router_of_two_models_that_fails_is_not_taken_for_one_without_a_batch(
+    ort_artifact: Path, other_artifact: Path, tmp_path: Path
+) -> None:
+    """Whole batches went to the sparse engine and their items to the dense one: batching was to be off."""
+    repository = tmp_path / "repository"
+    deploy(ort_artifact, DeployOptions(repository, "m", dense=other_artifact))
+    np.savez(tmp_path / "large.npz", x=np.ones((16, 32, 64), np.float32))
+    options = VerifyOptions(
+        repository, "m", validation=ValidationOptions(inputs=str(tmp_path / "large.npz")), concurrencies=()
+    )
+    found = verify(ort_artifact, options)
+    assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "fail"]
+    told = " ".join(found.notes)
+    assert "max-batch-size" not in told
+    assert "with --name m-sparse and with --name m-dense" in told
+    alone = verify(other_artifact, replace(options, name="m-dense"))
+    assert alone.validation.verdict == "pass"
+
+
 def test_a_router_needs_a_threshold(ort_artifact: Path, dense_artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="no batch from 2 to 16 is where the sparse layers"):
-        deploy(dense_artifact, DeployOptions(tmp_path / "repository", "m", dense=ort_artifact))
+        deploy(
+            ort_artifact, DeployOptions(tmp_path / "repository", "m", dense=dense_artifact, sparse_from=9**9)
+        )
+    for least in (None, 256):  # which cannot help
+        options = DeployOptions(tmp_path / "repository", "m", dense=ort_artifact, sparse_from=least)
+        with pytest.raises(DeployError, match=r"no layer of .* is planned sparse"):
+            deploy(dense_artifact, options)
 
 
 def test_the_probes_see_a_stub_that_was_killed(ort_artifact: Path, tmp_path: Path) -> None:
