@@ -250,6 +250,6 @@ def _print_what_pruning_does(model: Path, layers: Sequence[WeightedLayer], does:
     ):
         layers_by_reason: dict[str, list[str]] = {}
         for name, why in reasons:
-            layers_by_reason.setdefault(why, []).append(f"'{name}'")
+            layers_by_reason.setdefault(why, []).append(name)
         for why, names in layers_by_reason.items():
-            console.say(told.format(", ".join(names), why))
+            console.say(told.format(", ".join(console.quoted_alike(names)), why))
