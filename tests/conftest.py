@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 settings.register_profile("here", deadline=None)  # the first example pays for imports
 settings.load_profile("here")
-gc.set_threshold(20_000)  # the libraries hold a million objects: looking through them often took 5 % of the time
+gc.set_threshold(20_000)  # the libraries hold a million objects: looking through them took 5 % of the time
 
 Array = npt.NDArray[Any]
 Weights = Mapping[str, Any]  # NumPy arrays of any type

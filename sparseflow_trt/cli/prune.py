@@ -131,8 +131,8 @@ def _prune_onnx(
             by_reason: dict[str, list[str]] = {}
             for layer, why in layers:
                 by_reason.setdefault(why, []).append(layer)
-            for why, names in by_reason.items():
-                for name in console.quoted_alike(names):
+            for why, alike in by_reason.items():
+                for name in console.quoted_alike(alike):
                     console.say(console.styled(said, colour) + f" {name}: {why}")
         if masks := masks_apart(why for _, why in report.skipped):
             console.say(console.styled(masks, "yellow"))
