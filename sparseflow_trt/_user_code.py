@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sparseflow_trt.errors import InputError, one_line
+
+_MOST_NAMED = 6  # functions, in a sentence
 
 
 def import_user_code(target: str, what: str, hint: str) -> ModuleType:
@@ -40,6 +43,29 @@ def import_user_code(target: str, what: str, hint: str) -> ModuleType:
     with neighbours_importable(target):
         spec.loader.exec_module(module)
     return module
+
+
+def import_function(target: str, function: str, what: str, hint: str) -> Callable[..., Any]:
+    """A function of the Python that a user names.
+
+    Args:
+        target: The module or the file.
+        function: Its name.
+        what: What the file is to the user: "loader".
+        hint: What to give.
+
+    Raises:
+        InputError: The file does not exist, or holds no such function; those that it holds are named.
+    """
+    module = import_user_code(target, what, hint)
+    found: Callable[..., Any] | None = getattr(module, function, None)
+    if callable(found):
+        return found
+    own = [name for name, value in vars(module).items()
+           if inspect.isfunction(value) and value.__module__ == module.__name__]  # fmt: skip
+    others = ", …" if len(own) > _MOST_NAMED else ""
+    held = f"It has: {', '.join(own[:_MOST_NAMED])}{others}." if own else hint
+    raise InputError(f"{target} has no function '{function}'.", held)
 
 
 def function_stem(source: str) -> str:
@@ -79,7 +105,7 @@ def call_for_module(torch: Any, source: str, hint: str) -> tuple[Any, Any, Any]:
     if not colon or not target or not function:
         raise InputError(f"{source} is not a PyTorch module.", hint)
     with user_errors(source, hint):
-        made = getattr(import_user_code(target, "module", hint), function)()
+        made = import_function(target, function, "module", hint)()
     if not isinstance(made, tuple):
         told = f"a {type(made).__name__}"
     elif len(made) not in (2, 3):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._user_code import import_user_code, user_errors
+from sparseflow_trt._user_code import import_function, user_errors
 from sparseflow_trt.errors import InputError, one_line
 from sparseflow_trt.validation.feeds import InputSet, checked_feeds, read_input_specs
 from sparseflow_trt.validation.messages import quiet_polygraphy
@@ -175,7 +175,7 @@ def _read_json(path: Path) -> Sets:
 def _call_loader(target: str, function: str) -> Sets:
     source = f"{target}:{function}"
     with user_errors(source, "It is called without arguments and yields {input name: array}."):
-        loader = getattr(import_user_code(target, "loader", _HINT), function)
+        loader = import_function(target, function, "loader", _HINT)
         made = loader()
         feeds = [made] if isinstance(made, Mapping) else list(made)
     return _named(function, feeds, source)

@@ -164,7 +164,7 @@ def _why(
         first = list(_first(np.isnan(expected)))
         return (
             f"{where}: the reference itself holds {reference_nan} NaN, first at {first}, so nothing can be "
-            "compared with it; give other inputs with --inputs."
+            "compared with it; give other inputs with --inputs, or look for NaN in the model's weights."
         )
     foreign = ~np.isfinite(got) & np.isfinite(expected)
     if foreign.any():

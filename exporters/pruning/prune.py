@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from sparseflow_trt._files import check_file, written_atomically
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.pruning.pruned_bytes import Target, prune_file, prune_tensor
+from sparseflow_trt.model.graph import MANY_ZEROS
 from sparseflow_trt.model.model_file import OnnxModel, data_files, read_model
 from sparseflow_trt.model.parts import part_of
 from sparseflow_trt.model.prunable import PrunableWeight, choose_weights, is_external, proto_of
@@ -35,6 +36,11 @@ class PrunedWeight:
     elements: int
     zeroed: int
 
+    @property
+    def pruned_before(self) -> bool:
+        """Whether it was pruned another way: half of it is zero now, and little of that is new."""
+        return 0 < self.zeroed <= self.elements * (0.5 - MANY_ZEROS)
+
 
 @dataclass(frozen=True)
 class PruneReport:
@@ -44,6 +50,11 @@ class PruneReport:
     pruned: tuple[PrunedWeight, ...]
     conflicts: tuple[tuple[str, str], ...]
     skipped: tuple[tuple[str, str], ...]
+
+    @property
+    def pruned_before(self) -> tuple[str, ...]:
+        """The layers that it pruned, and that had been pruned another way."""
+        return tuple(layer for weight in self.pruned if weight.pruned_before for layer in weight.layers)
 
 
 def prune_model(

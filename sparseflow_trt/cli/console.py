@@ -267,15 +267,25 @@ def add_alike(table: Table, rows: Iterable[tuple[str, ...]], colours: Mapping[st
         alike.setdefault((_NUMBER.sub("*", name), *rest), []).append(name)
     for (_, *rest), names in alike.items():
         cells = (styled(cell, colours[cell]) if cell in colours else cell for cell in rest)
-        table.add_row(_common_name(names), *cells)
+        table.add_row(_common_name(names) + (f" ({len(names)})" if len(names) > 1 else ""), *cells)
+
+
+def quoted_alike(names: Iterable[str]) -> list[str]:
+    """Names for a sentence; those that are alike but for numbers become one: `'layer.*.query' (6)`."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_NUMBER.sub("*", name), []).append(name)
+    return [
+        f"'{_common_name(found)}'" + (f" ({len(found)})" if len(found) > 1 else "")
+        for found in alike.values()
+    ]
 
 
 def _common_name(names: list[str]) -> str:
-    if len(names) == 1:
-        return names[0]
+    """The name that they share, with a * for each number that differs."""
     numbers = zip(*(_NUMBER.findall(name) for name in names), strict=True)
     shown = iter(["*" if len(set(found)) > 1 else found[0] for found in numbers])
-    return f"{_NUMBER.sub(lambda _: next(shown), names[0])} ({len(names)})"
+    return _NUMBER.sub(lambda _: next(shown), names[0])
 
 
 @contextlib.contextmanager

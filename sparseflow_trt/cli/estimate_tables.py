@@ -86,6 +86,8 @@ def _total(result: Estimate) -> str:
             f"The policy has no {sparse}time for any of these products, only thresholds: they say whether "
             "sparse wins (Prune), but not by how much."
         )
+    if result.gemm_speedup is None and all(row.worth is False for row in result.layers):
+        return "None of these products would run sparse: 2:4 weights gain nothing here."
     if result.gemm_speedup is None:
         return f"The policy has no {sparse}time for any of these products: what they would gain is not known."
     unknown = result.guessed_us or 0.0

@@ -67,7 +67,7 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
             dims = "of unknown shape" if given["dims"] is None else f"[{', '.join(map(str, given['dims']))}]"
             console.say(f"Input '{given['name']}': {given['dtype']} {dims}")
         if since:
-            _print_changes(breaks, missing)
+            _print_changes(breaks, missing, history[:-1])
     return EXIT_OK if not (breaks or missing) and (sparse or since) else EXIT_NOT_SPARSE
 
 
@@ -95,8 +95,15 @@ def _inspect_artifact(folder: Path, as_json: bool) -> int:
     return EXIT_NOT_SPARSE if left else EXIT_OK
 
 
-def _print_changes(breaks: Sequence[Break], missing: Sequence[Missing]) -> None:
-    if not breaks and not missing:
+def _print_changes(
+    breaks: Sequence[Break],
+    missing: Sequence[Missing],
+    earlier: Sequence[tuple[str, Sequence[WeightedLayer]]],
+) -> None:
+    if not any(layer.state.value == "sparse" for _, layers in earlier for layer in layers):
+        files = ", ".join(path for path, _ in earlier)
+        console.say(console.styled(f"No layer was 2:4 in {files}: there was nothing to break.", "yellow"))
+    elif not breaks and not missing:
         console.say("Every layer that was 2:4 still is.")
     for entry in breaks:
         where = f", the first at {list(entry.first)}" if entry.first is not None else ""
@@ -250,6 +257,6 @@ def _print_what_pruning_does(model: Path, layers: Sequence[WeightedLayer], does:
     ):
         layers_by_reason: dict[str, list[str]] = {}
         for name, why in reasons:
-            layers_by_reason.setdefault(why, []).append(f"'{name}'")
+            layers_by_reason.setdefault(why, []).append(name)
         for why, names in layers_by_reason.items():
-            console.say(told.format(", ".join(names), why))
+            console.say(told.format(", ".join(console.quoted_alike(names)), why))

@@ -117,8 +117,11 @@ def _why_never(gemm: Gemm, limited: str) -> str:
     """
     from sparseflow_trt.model.packing import why_not_in_plugin
     from sparseflow_trt.model.sites import why_not_2to4
+    from sparseflow_trt.plans.decide import DENSE_IN_FP32
 
     if why := why_not_2to4(gemm.dtype, gemm.k):
         return f"cannot be 2:4: {why}"
+    if gemm.dtype == "FP32":
+        return DENSE_IN_FP32
     why = why_not_in_plugin(*gemm.shape) if limited else ""
     return f"cannot run in {limited}: {why}" if why else ""

@@ -106,6 +106,7 @@ def _prune_onnx(
     from sparseflow_trt.model.graph import masks_apart
     from sparseflow_trt.model.layer_names import NOT_NAMED
     from sparseflow_trt.model.model_file import read_model
+    from sparseflow_trt.model.prunable import pruned_twice
 
     found = read_model(model)
     output = output or model.with_name(f"{model.stem}.2to4.onnx")
@@ -116,22 +117,31 @@ def _prune_onnx(
     if as_json:
         data = dataclasses.asdict(report)
         data["output"] = str(report.output)
+        data["pruned_before"] = report.pruned_before
         console.print_json(data)
     else:
         out = console.out()
         zeroed = sum(w.zeroed for w in report.pruned)
         elements = sum(w.elements for w in report.pruned)
         already = sum(w.zeroed == 0 for w in report.pruned)
-        for layer, why in report.conflicts:
-            console.say(console.styled("not pruned", "red") + f" '{layer}': {why}")
-        for layer, why in report.skipped:
-            console.say(console.styled("left alone", "dim") + f" '{layer}': {why}")
+        for said, colour, layers in (
+            ("not pruned", "red", report.conflicts),
+            ("left alone", "dim", report.skipped),
+        ):
+            by_reason: dict[str, list[str]] = {}
+            for layer, why in layers:
+                by_reason.setdefault(why, []).append(layer)
+            for why, alike in by_reason.items():
+                for name in console.quoted_alike(alike):
+                    console.say(console.styled(said, colour) + f" {name}: {why}")
         if masks := masks_apart(why for _, why in report.skipped):
             console.say(console.styled(masks, "yellow"))
         out.print(
             f"{len(report.pruned) - already} weights pruned ({zeroed} of {elements} elements set to zero), "
             f"{already} were 2:4 already.\nWritten: {report.output}"
         )
+        if twice := pruned_twice(len(report.pruned_before)):
+            console.say(console.styled(twice, "yellow"))
         if not zeroed:
             left = [layer for layer, why in report.skipped if why in NOT_NAMED.values()]
             names = " ".join(shlex.join(["--include", name]) for name in left)

@@ -165,7 +165,8 @@ def _print(result: Roi, assumptions: list[str]) -> None:
         out.print("\nNothing is saved: both need the same number of whole GPUs.")
     if result.one_off:
         months = result.break_even_months
-        when = "never saved" if months is None else f"saved after {months:.1f} months"
+        within = "less than 0.1" if months is not None and months < 0.1 else f"{months or 0:.1f}"
+        when = "never saved" if months is None else f"saved after {within} months"
         out.print(f"The {result.one_off:,.2f} that pruning costs once are {when}.")
     out.print("\nAssumed:")
     for line in assumptions:

@@ -10,6 +10,7 @@ from typing import get_args
 from sparseflow_trt._listing import listed
 from sparseflow_trt.gains.estimate_record import Estimate, EstimatedLayers
 from sparseflow_trt.model.packing import ROWS, round_up
+from sparseflow_trt.plans.decide import DENSE_IN_FP32
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.known import Known
 from sparseflow_trt.policies.lookup import known_of
@@ -37,6 +38,8 @@ def advise(
         model: The model's file.
         no_product: (N, K) of the layers that are not one plain product, which `autotune` does not measure.
     """
+    if any(row.why == DENSE_IN_FP32 for row in found.layers):
+        yield "In FP16 and BF16 these products may run sparse: try --precision fp16."
     unknown = {_key(row): row for row in found.layers if _is_unknown(row)}
     used = "plugin" if found.kernel == "plugin" else found.library
     gained = {}

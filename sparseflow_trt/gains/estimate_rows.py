@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sparseflow_trt.gains.estimate_record import Basis, EstimatedLayers
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer
 from sparseflow_trt.model.symbolic import SymbolicM
+from sparseflow_trt.plans.decide import DENSE_IN_FP32
 from sparseflow_trt.policies.expected import Expected, Verdict
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.known import Known
@@ -51,18 +52,22 @@ def count_groups(
     for layer in layers:
         if layer.weight and layer.n and layer.k:
             dtype = precisions.get(layer.name, layer.dtype).upper()
-            never = _why_never(layer, plugin, unprunable)
+            never = _why_never(layer, dtype, plugin, unprunable)
             group = Group(layer.kind, layer.n, layer.k, dtype, layer.m, layer.state.value, never)
             groups[group] += max(layer.batch, 1)
     return groups
 
 
-def _why_never(layer: WeightedLayer, plugin: Mapping[str, str] | None, unprunable: Mapping[str, str]) -> str:
-    """Why a layer runs dense whatever the policy says, "" where it may run sparse."""
+def _why_never(
+    layer: WeightedLayer, dtype: str, plugin: Mapping[str, str] | None, unprunable: Mapping[str, str]
+) -> str:
+    """Why a layer runs dense in a type whatever the policy says, "" where it may run sparse."""
     if layer.state is SparsityState.NOT_SPARSE and layer.name in unprunable:
         return f"cannot be pruned: {unprunable[layer.name]}"
     if not layer.eligible:
         return f"cannot be 2:4: {layer.reason}"
+    if dtype == "FP32":
+        return DENSE_IN_FP32
     if plugin is not None and plugin.get(layer.name):
         return f"cannot run in the plugin: {plugin[layer.name]}"
     return ""

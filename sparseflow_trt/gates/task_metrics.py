@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sparseflow_trt._user_code import import_user_code, user_errors
+from sparseflow_trt._user_code import import_function, user_errors
 from sparseflow_trt.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def load_metric(source: str) -> TaskMetric:
     if not colon or not target or not name.isidentifier():
         raise InputError(f"'{source}' is not a metric.", _HINT, usage=True)
     with user_errors(source, _HINT):  # while it is imported
-        function = getattr(import_user_code(target, "metric", _HINT), name)
+        function = import_function(target, name, "metric", _HINT)
 
     def score(outputs: Runs, inputs: Runs) -> float:
         with user_errors(source, _HINT):  # or while it runs

@@ -209,7 +209,7 @@ def left_as_they_are(layers: Iterable[WeightedLayer]) -> tuple[str, ...]:
     return tuple(filter(None, said))
 
 
-_MANY_ZEROS = 0.25  # INT8 weights that nobody pruned have some
+MANY_ZEROS = 0.25  # INT8 weights that nobody pruned have some
 
 
 def _otherwise(reader: WeightReader, site: LayerSite, scan: PatternScan) -> str:
@@ -217,7 +217,7 @@ def _otherwise(reader: WeightReader, site: LayerSite, scan: PatternScan) -> str:
     weight = site.weight
     assert isinstance(weight, TracedWeight)
     share = scan.zeros / (GROUP * scan.groups)
-    if share < _MANY_ZEROS:
+    if share < MANY_ZEROS:
         return ""
     rank = len(weight.operand_shape)
     along_n = 0 if site.node.op_type == "Conv" else 2 * rank - 3 - site.k_axis

@@ -148,6 +148,11 @@ def _parse(path: Path, inline: bool) -> onnx.ModelProto:
         skeleton = None if inline or path.is_symlink() else read_skeleton(path)
         data = skeleton or path.read_bytes()
     except FileNotFoundError:
+        if ".py:" in path.name:
+            raise ModelError(
+                f"{path} is a function, and this command reads ONNX files.",
+                f"Write one first: `sparseflow-trt export {path}`.",
+            ) from None
         raise ModelError(f"{path} does not exist.", "Check the path.") from None
     except IsADirectoryError:
         from_hub = (path / "config.json").is_file()

@@ -140,11 +140,15 @@ def prunable(layers: Sequence[WeightedLayer], choice: Choice) -> tuple[WeightedL
 
 def pruned_before(layers: Iterable[WeightedLayer]) -> str:
     """What to do before layers that are not 2:4 are pruned: "" where none of them was pruned another way."""
-    before = sum(bool(layer.otherwise) for layer in layers)
-    if not before:
+    return pruned_twice(sum(bool(layer.otherwise) for layer in layers))
+
+
+def pruned_twice(layers: int) -> str:
+    """What to do where pruning takes so many layers that were pruned another way; "" for none."""
+    if not layers:
         return ""
     return (
-        f"{before} layer(s) seem to have been pruned before: prune the model from before that, or "
+        f"{layers} layer(s) seem to have been pruned before: prune the model from before that, or "
         "accuracy is lost twice."
     )
 

@@ -36,6 +36,7 @@ DEFAULT_ISLANDS = (
 
 _ALIKE = ("k", "precision", "dense_below_m")  # in layers that become one product
 
+_MOST_TOLD = 6  # layers that do not fit, with what is wrong of each
 _HINT = "Write a fresh one with `sparseflow-trt plan MODEL`, and edit that."
 
 
@@ -241,8 +242,9 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
             )
     problems += [f"'{name}' is not in the plan" for name in known]
     if problems:
-        listed = "; ".join(problems)
-        said = f"{source} does not fit the model in {len(problems)} layer(s): {listed}."
+        more = f"; and {len(problems) - _MOST_TOLD} more" if len(problems) > _MOST_TOLD else ""
+        told = "; ".join(problems[:_MOST_TOLD]) + more
+        said = f"{source} does not fit the model in {len(problems)} layer(s): {told}."
         if len(problems) == len(not_sparse):
             named = only_if_named(layer.kind for layer in not_sparse)
             hint = f"Plan them dense, or prune the model first: `sparseflow-trt prune MODEL`{named}."

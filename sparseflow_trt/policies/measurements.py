@@ -126,7 +126,10 @@ class Measurements:
         own = self.dense_at(m)
         scale = self.gemm.n * self.gemm.k / math.prod(self.shape) * max(1.0, m / beside[-1])
         dense_us = own.us if own else scale * paired
-        alone = own is not None and own.at in ("measured", "between") and not set(own.points) <= set(points)
+        # by their times: a policy may hold one measurement under the names of several kinds
+        held = {(point.m, point.us) for point in points}
+        lacks = own is not None and not {(point.m, point.us) for point in own.points} <= held
+        alone = lacks and own is not None and own.at in ("measured", "between")
         # a correction is not known to hold so far beyond where both were timed
         others = self.guess is not None and self.guess.largest > beside[0] and not self.correction
         if self.guess and at != "below" and (not self.exact or (at == "above" and others)):

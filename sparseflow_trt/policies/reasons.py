@@ -70,7 +70,8 @@ def reason_of_threshold(known: Measurements, limit: Threshold, m: int, behind: t
     said = "dense at every M"
     if limit.min_m is not None:
         upper = "" if limit.max_m is None else f" and ≤ {limit.max_m}"
-        said = f"{_named(known)} for M ≥ {limit.min_m}{upper}, and M={m}"
+        only = limit.min_m == limit.max_m
+        said = f"{_named(known)} for M {'=' if only else '≥'} {limit.min_m}{'' if only else upper}, and M={m}"
     largest = max((p.m for p in behind), default=m)
     if limit.holds(m) and m > largest:
         said += f", beyond M={largest}, the largest measured"

@@ -146,6 +146,8 @@ def test_roi_from_a_measured_speedup(sparseflow: Sparseflow) -> None:
     assert rows == [["dense", "10", "70%", "14,600.00"], ["sparse", "8", "70%", "11,680.00"]]
     assert "Saved per month: 2,920.00 (20.0%)" in ended.out
     assert "The 2,920.00 that pruning costs once are saved after 1.0 months." in ended.out
+    soon = sparseflow(*command[:-1], 100).out
+    assert "The 100.00 that pruning costs once are saved after less than 0.1 months." in soon
     found = sparseflow(*command, "--json").json
     assert (found["saved_per_month"], found["break_even_months"]) == (2920.0, 1.0)
     (said,) = (line for line in found["assumptions"] if line.startswith("The speedup, 1.250×, "))
@@ -285,8 +287,8 @@ def test_times_of_the_other_library_are_pointed_to(
     assert "which runs cuSPARSELt's kernels: estimated from cuSPARSELt against cuBLAS." in plugin
     refused = sparseflow(*default, "--plugin", "--library", "torch")
     unknown = sparseflow(*default, "--plugin", "--precision", "fp32").out
-    assert "what they would gain is not known" in unknown
-    assert "try --" not in unknown, "--plugin was given, and is judged by both libraries' times"
+    assert "None of these products would run sparse" in unknown
+    assert "try --library" not in unknown, "--plugin was given, and is judged by both libraries' times"
     assert (refused.code, "leave out --library torch" in refused.error) == (2, True)
 
 
@@ -349,8 +351,9 @@ def test_of_a_type_that_no_library_has_it_is_said_what_measures_it(
     assert lines[-2] == "Whatever the library, the policy holds nothing of BF16."
     assert "--dtype bf16 -o FILE` measures it, on that GPU." in lines[-1]
     lines = sparseflow(*asked, "fp32").out.splitlines()
-    assert lines[-2] == "Whatever the library, the policy holds nothing of FP32."
-    assert "`build --verdict` measures what such an engine gains" in lines[-1]
+    assert any(": not worth pruning: FP32 runs dense: sparse TF32" in line for line in lines)
+    assert lines[-1] == "In FP16 and BF16 these products may run sparse: try --precision fp16."
+    assert "None of these products would run sparse: 2:4 weights gain nothing here." in lines
 
 
 def test_the_plugin_stands_in_for_kernels_that_gain_less_or_were_not_measured(

@@ -382,3 +382,13 @@ def test_a_source_that_is_none(sparseflow: Sparseflow) -> None:
         "nowhere is not a Hugging Face folder and names no function" in sparseflow("export", "nowhere").error
     )
     assert "failed: ModuleNotFoundError" in sparseflow("export", "no.such.module:make").error
+
+
+def test_of_a_function_that_is_not_there_those_that_are_there_are_named(
+    sparseflow: Sparseflow, own_folder: Path
+) -> None:
+    (own_folder / "mine.py").write_text("from math import sqrt\n\ndef make():\n    ...\n\nSIZE = 3\n")
+    for function in ("mak", "SIZE"):
+        ended = sparseflow("export", f"mine.py:{function}")
+        assert (ended.code, f"mine.py has no function '{function}'." in ended.error) == (1, True)
+        assert "It has: make." in ended.err

@@ -185,6 +185,23 @@ def test_the_step_that_broke_2to4_is_named(sparseflow: Sparseflow, models: Model
     assert "broken_since" not in sparseflow("inspect", "folded.onnx", "--json").json
 
 
+def test_a_function_is_to_be_exported_first(sparseflow: Sparseflow, own_folder: Path) -> None:
+    (own_folder / "mine.py").write_text("")
+    ended = sparseflow("inspect", "mine.py:make")
+    assert ended.code == 1
+    assert "mine.py:make is a function, and this command reads ONNX files." in ended.error
+    assert "`sparseflow-trt export mine.py:make`" in ended.err
+
+
+def test_since_a_model_with_nothing_2to4_it_is_said_that_nothing_could_break(
+    sparseflow: Sparseflow, models: Models
+) -> None:
+    path = models.matmul(random_weight(64, 64))
+    ended = sparseflow("inspect", path, "--since", path)
+    assert ended.out.endswith(f"No layer was 2:4 in {path}: there was nothing to break.\n")
+    assert ended.code == 0
+
+
 def test_layers_that_are_not_in_the_next_model_are_named(sparseflow: Sparseflow, models: Models) -> None:
     """An exporter renames all; another model has none of them."""
     rng = np.random.default_rng(0)

@@ -113,6 +113,8 @@ def test_ask(sparseflow: Sparseflow) -> None:
     assert ended.out == "dense: no measurement of BF16 in policy 'a100-80gb'\n"
     ended = sparseflow("policy", "ask", "a100", "--kind", "conv", "--n", 64, "--k", 64, "--m", 8)
     assert ended.out == "dense: no measurement near 64→64 of kind 'conv' in policy 'a100-80gb'\n"
+    ended = sparseflow(*product, "--m", 600, "--dtype", "fp32")
+    assert ended.out.startswith("dense: FP32 runs dense: "), "as a plan says it, and not that nobody measured"
     assert "0 is not in the range" in sparseflow(*product, "--m", 0).error
 
 

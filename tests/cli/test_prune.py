@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from onnx import helper
 
+from sparseflow_trt.model.pattern import prune_2to4
 from tests.graphs import random_weight
 
 if TYPE_CHECKING:
@@ -35,6 +37,36 @@ def test_json(sparseflow: Sparseflow, mlp: MakeModel) -> None:
     assert report["output"] == "pruned.onnx"
     assert [w["weight"] for w in report["pruned"]] == ["down"]
     assert report["skipped"] == [["up_proj", "excluded"]]
+
+
+@pytest.mark.parametrize("how", ["along N", "anywhere"])
+def test_weights_that_were_pruned_another_way_are_told_as_inspect_tells_them(
+    sparseflow: Sparseflow, models: Models, how: str
+) -> None:
+    weight = random_weight(64, 64)
+    pruned = np.where(abs(weight) > np.median(abs(weight)), weight, 0)
+    path = models.matmul(prune_2to4(weight, 1) if how == "along N" else pruned.astype(np.float32))
+    told = "1 layer(s) seem to have been pruned before: prune the model from before that, or accuracy is lost"
+    assert told in sparseflow("inspect", path).out
+    ended = sparseflow("prune", path, "-o", "pruned.onnx")
+    assert ended.code == 0
+    assert told in ended.out
+    assert len(sparseflow("prune", path, "-o", "pruned.onnx", "--json").json["pruned_before"]) == 1
+    assert "pruned before" not in sparseflow("prune", "pruned.onnx").out, "nothing is pruned twice"
+
+
+def test_layers_that_are_alike_are_left_alone_in_one_line(sparseflow: Sparseflow, models: Models) -> None:
+    nodes = [
+        helper.make_node("MatMul", [x, w], [y], name=f"layers.{w[1:]}.lora_A")
+        for x, w, y in (("x", "w0", "h"), ("h", "w1", "y"))
+    ]
+    weights = {f"w{i}": random_weight(64, 64, seed=i) for i in range(2)}
+    path = models.save(models.model(nodes, weights, {"x": ("batch", 64)}))
+    why = "an adapter, which is taken only where it is named"
+    assert f"left alone 'layers.*.lora_A' (2): {why}\n" in sparseflow("prune", path, "-o", "left.onnx").out
+    assert f"`prune` leaves 'layers.*.lora_A' (2) alone: {why}." in sparseflow("inspect", path).out
+    as_json = sparseflow("prune", path, "-o", "left.onnx", "--json").json
+    assert [name for name, _ in as_json["skipped"]] == ["layers.0.lora_A", "layers.1.lora_A"]
 
 
 def test_adapters_are_left_dense_unless_named_and_inspect_agrees(

@@ -299,6 +299,13 @@ def test_dense_times_are_measured_ones_where_the_dense_kernel_was_measured_alone
     assert all("only the dense kernel was" not in note for note in _estimate(*MLP).notes)
 
 
+def test_a_measurement_that_is_held_for_several_kinds_is_not_of_the_dense_kernel_alone() -> None:
+    same = [point for kind in ("qkv", "o") for point in make_points(kind, 128, 128, {1024: 2.0})]
+    for kind in ("qkv", "o"):
+        (row,) = _estimate(_layer("a", kind, 128, 128), policy=make_policy(same)).layers
+        assert (row.dense_us, row.sparse_us, row.basis) == (20.0, 10.0, ("measured",))
+
+
 def test_a_dense_time_alone_says_nothing_of_the_gain() -> None:
     qkv = _layer("q", "qkv", 128, 128)
     alone = _dense("qkv", 128, 128, {1024: 7.0})

@@ -297,6 +297,15 @@ def test_a_plan_that_is_wrong_of_2to4_alone_has_an_error_of_its_own() -> None:
     assert caught.value.exit_code == EXIT_NOT_SPARSE
 
 
+def test_of_many_layers_that_do_not_fit_the_first_are_told() -> None:
+    layers = tuple(make_layer(f"layers.{i}") for i in range(20))
+    planned = make_plan(layers, (profile_at("p", 100),), DIMS, POLICY, "fp16")
+    unpruned = tuple(make_layer(layer.name, SparsityState.NOT_SPARSE) for layer in layers)
+    with pytest.raises(NotSparseError, match=r"in 20 layer\(s\): .*; and 14 more\.") as caught:
+        check_plan(planned, unpruned)
+    assert caught.value.message.count("is planned sparse but is not-sparse") == 6
+
+
 def test_a_layer_that_is_not_quantized_cannot_be_planned_so() -> None:
     data = yaml.safe_load(yaml_from_plan(PLAN))
     data["layers"][0]["precision"] = "int8"

@@ -53,6 +53,9 @@ def test_shapes_farther_than_two_octaves_are_left_to_the_threshold() -> None:
         assert (verdict.sparse, verdict.basis, verdict.speedup) == (sparse, "threshold", None)
         assert f"sparse for M ≥ 512 and ≤ 2048, and M={m} (" in verdict.reason
         assert verdict.points == ()  # the threshold was given, not derived
+    policy = make_policy(GATE, limits={"gate_up": (512, 512)})
+    verdict = judge(policy, Gemm("gate_up", 8192, 2048 + 4, "FP16"), 512)
+    assert "sparse for M = 512, and M=512 (" in verdict.reason
 
 
 def test_a_threshold_names_the_points_it_was_derived_from() -> None:

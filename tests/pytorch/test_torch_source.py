@@ -133,7 +133,7 @@ def test_a_function_imports_what_lies_beside_it(
         ("mine.py:no_pair", "mine.py:no_pair returned a Linear and not (module, inputs)."),
         ("mine.py:long", "mine.py:long returned a tuple of 4 and not (module, inputs)."),
         ("mine.py:turned", "mine.py:turned returned a tuple that begins with a Tensor and not (module, "),
-        ("mine.py:gone", "mine.py:gone failed: AttributeError: "),
+        ("mine.py:gone", "mine.py has no function 'gone'."),
         ("other.py:named", "other.py does not exist."),
         ("no.such.module:named", "no.such.module:named failed: ModuleNotFoundError: "),
         ("mine.py", "mine.py is not a PyTorch module."),

@@ -105,7 +105,7 @@ def test_a_loader_in_a_module(loader: str, embedding: OnnxModel, monkeypatch: py
     ("function", "message"),
     [
         ("broken", r"broken failed: KeyError: 'no data'"),
-        ("missing", r"missing failed: AttributeError"),
+        ("missing", r"has no function 'missing'\.\nhint: It has: one, load_data, "),
         ("odd", r"odd: item 0 is a int, not a mapping"),
     ],
 )
