@@ -16,6 +16,7 @@ from sparseflow_trt.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
+_LEVEL = 3  # of zlib: of activations it leaves 4 % more than 9, and takes a sixth of the time
 _MOST_BYTES = 1 << 28  # 256 MiB: what a few kilobytes may at most unfold to
 
 
@@ -55,7 +56,7 @@ def store_array(array: np.ndarray[Any, Any], what: str) -> StoredArray:
         dtype=array.dtype.name,
         shape=array.shape,
         sha256=hashlib.sha256(raw).hexdigest(),
-        data=base64.b64encode(zlib.compress(raw, 9)).decode(),
+        data=base64.b64encode(zlib.compress(raw, _LEVEL)).decode(),
     )
 
 
