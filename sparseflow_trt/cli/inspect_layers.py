@@ -231,8 +231,13 @@ class _Pruning:
 def _what_pruning_does(found: OnnxModel, layers: Sequence[WeightedLayer]) -> _Pruning:
     from sparseflow_trt.model.graph import SparsityState
     from sparseflow_trt.model.prunable import choose_weights, prunable
+    from sparseflow_trt.model.storage import WOULD_CHANGE
 
-    dense = {layer.name for layer in layers if layer.state is SparsityState.NOT_SPARSE}
+    dense = {
+        layer.name
+        for layer in layers
+        if layer.state is SparsityState.NOT_SPARSE or layer.reason.endswith(WOULD_CHANGE)
+    }
     if not dense:
         return _Pruning((), (), ())
     choice = choose_weights(found)

@@ -62,7 +62,7 @@ def _why_never(
     layer: WeightedLayer, dtype: str, plugin: Mapping[str, str] | None, unprunable: Mapping[str, str]
 ) -> str:
     """Why a layer runs dense in a type whatever the policy says, "" where it may run sparse."""
-    if layer.state is SparsityState.NOT_SPARSE and layer.name in unprunable:
+    if layer.state is not SparsityState.SPARSE and layer.name in unprunable:
         return f"cannot be pruned: {unprunable[layer.name]}"
     if not layer.eligible:
         return f"cannot be 2:4: {layer.reason}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from sparseflow_trt._listing import listed
@@ -25,6 +25,7 @@ from sparseflow_trt.model.sites import (
     type_name,
     why_not_eligible,
 )
+from sparseflow_trt.model.storage import Storage, region_of, users_by_region
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.model.trace import MASK_APART
 from sparseflow_trt.model.weights import TracedWeight, Untraceable
@@ -141,7 +142,31 @@ def read_layers(
                         progress(done, total)
                 scan, otherwise = scans[key]
             layers.append(_describe(site, axes, reason, scan, shared, otherwise))
-    return tuple(layers)
+    return _judge_other_uses(model, sites, layers)
+
+
+def _judge_other_uses(
+    model: OnnxModel, sites: Sequence[LayerSite], layers: Sequence[WeightedLayer]
+) -> tuple[WeightedLayer, ...]:
+    """Layers whose weight is not 2:4 and something else, too, such as an embedding, are not eligible.
+
+    What else it is would be changed by pruning. One that is 2:4 all the same runs sparse.
+    """
+    if all(layer.state is not SparsityState.NOT_SPARSE for layer in layers):
+        return tuple(layers)
+    storage, users = Storage(model), users_by_region(sites)
+    judged = []
+    for site, layer in zip(sites, layers, strict=True):
+        if layer.state is SparsityState.NOT_SPARSE and isinstance(site.weight, TracedWeight):
+            region = region_of(site.weight.tensor)
+            if why := storage.other_use(region, [user for user, _ in users[region]]):
+                reason = f"weight '{site.weight.name}' {why}"
+                layer = replace(
+                    layer, state=SparsityState.NOT_ELIGIBLE, reason=reason, groups=0, violating=0, first=None,
+                    mask_hash="", otherwise="",
+                )  # fmt: skip
+        judged.append(layer)
+    return tuple(judged)
 
 
 def all_eligible_sparse(layers: tuple[WeightedLayer, ...]) -> bool:

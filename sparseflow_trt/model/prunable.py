@@ -5,10 +5,9 @@ The one rule: `inspect` tells it, `estimate` counts by it, `prune` does it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, kind_of
@@ -18,24 +17,13 @@ from sparseflow_trt.model.parts import part_of
 from sparseflow_trt.model.runtimes_own import operator_of
 from sparseflow_trt.model.scan import WeightReader, grouping
 from sparseflow_trt.model.sites import OPS, LayerSite, find_sites, why_not_eligible
-from sparseflow_trt.model.trace import passes_through
+from sparseflow_trt.model.storage import Region, Storage, Users, users_by_region
 from sparseflow_trt.model.weights import TracedWeight, Untraceable
 
 if TYPE_CHECKING:
     import onnx
-    import onnx_ir as ir
 
 Reasons = tuple[tuple[str, str], ...]
-_Users = list[tuple[LayerSite, TracedWeight]]  # those of one weight
-
-
-@dataclass(frozen=True)
-class Region:
-    """Where a tensor's bytes lie: a range of a data file, or all of an inline tensor."""
-
-    place: object
-    begin: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -81,7 +69,7 @@ def choose_weights(model: OnnxModel, include: tuple[str, ...] = (), exclude: tup
     """
     sites = find_sites(model)
     _check_named(sites, (*include, *exclude))
-    storage = _Storage(model)
+    storage = Storage(model)
     taken: list[PrunableWeight] = []
     conflicts: list[tuple[str, str]] = []
     skipped: list[tuple[str, str]] = []
@@ -90,7 +78,7 @@ def choose_weights(model: OnnxModel, include: tuple[str, ...] = (), exclude: tup
             has_constant = site.weight.computed or operator_of(site.node) not in OPS
             if has_constant or site.name in include:
                 skipped.append((site.name, site.weight.reason))
-    for region, shared in _users_by_region(sites).items():
+    for region, shared in users_by_region(sites).items():
         able = [(site, weight) for site, weight in shared if not why_not_eligible(site)]
         skipped += [(s.name, why_not_eligible(s)) for s, _ in shared if why_not_eligible(s)]
         if not able:
@@ -118,9 +106,9 @@ def unprunable(model: OnnxModel) -> dict[str, str]:
     Raises:
         ModelError: A node says something impossible.
     """
-    storage = _Storage(model)
+    storage = Storage(model)
     never = {}
-    for region, shared in _users_by_region(find_sites(model)).items():
+    for region, shared in users_by_region(find_sites(model)).items():
         able = [(site, weight) for site, weight in shared if not why_not_eligible(site)]
         if able and (why := _why_never(able, region, storage)):
             never.update({site.name: why for site, _ in able})
@@ -160,15 +148,7 @@ def is_external(weight: TracedWeight) -> bool:
     return isinstance(weight.tensor, ir.ExternalTensor)
 
 
-def _users_by_region(sites: list[LayerSite]) -> dict[Region, _Users]:
-    users: dict[Region, _Users] = {}
-    for site in sites:
-        if isinstance(site.weight, TracedWeight):
-            users.setdefault(_region_of(site.weight.tensor), []).append((site, site.weight))
-    return users
-
-
-def _why_not_asked(users: _Users, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+def _why_not_asked(users: Users, include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
     """Why nobody asks for the weight of these layers, or "" where somebody does."""
     names = [name for site, _ in users for name in _names_of(site)]
     return why_left(names, kind_left(kind_of(site) for site, _ in users), include, exclude)
@@ -180,18 +160,18 @@ def _why_not_written(weight: TracedWeight) -> str:
     return ""
 
 
-def _why_never(users: _Users, region: Region, storage: _Storage) -> str:
+def _why_never(users: Users, region: Region, storage: Storage) -> str:
     """Why a weight cannot be pruned, whoever asks for it, or "" where it can."""
     return _why_not_written(users[0][1]) or _conflict(users, region, storage)
 
 
-def _conflict(users: _Users, region: Region, storage: _Storage) -> str:
+def _conflict(users: Users, region: Region, storage: Storage) -> str:
     """Which use of a weight's bytes keeps it from being pruned, or "" where none does."""
     why = _disagreement(users) or storage.other_use(region, [site for site, _ in users])
     return f"weight '{users[0][1].name}' {why}" if why else ""
 
 
-def _disagreement(able: _Users) -> str:
+def _disagreement(able: Users) -> str:
     """Why layers that share a weight see different groups of four in it, or "" where they see the same."""
     if len(able) == 1:
         return ""
@@ -213,55 +193,6 @@ def _against(groups: dict[object, list[str]]) -> str:
     return " against ".join(", ".join(names) for names in groups.values())
 
 
-class _Storage:
-    """Every stored tensor of a model, to find who else reads the bytes that pruning would change."""
-
-    def __init__(self, model: OnnxModel) -> None:
-        self._values: dict[object, list[tuple[Region, ir.Value]]] = {}
-        for graph in model.ir.graphs():
-            for value in graph.initializers.values():
-                self._add(value, value.const_value)
-        for node in model.ir.graph.all_nodes():
-            tensor = node.attributes.get("value")
-            if node.op_type == "Constant" and tensor is not None and node.outputs:
-                self._add(node.outputs[0], tensor.value)
-
-    def _add(self, value: ir.Value, tensor: Any) -> None:
-        if tensor is not None and hasattr(tensor, "nbytes"):
-            region = _region_of(tensor)
-            self._values.setdefault(region.place, []).append((region, value))
-
-    def other_use(self, region: Region, sites: list[LayerSite]) -> str:
-        """What else than these layers' weights the bytes of a region are, or "" where nothing."""
-        weights = {(site.node, 0 if site.side == "left" else 1) for site in sites}
-        uses = set()
-        for other, value in self._values.get(region.place, []):
-            if other.end <= region.begin or region.end <= other.begin:
-                continue
-            if other != region:
-                return f"shares some of its bytes with '{value.name}', which pruning would change"
-            for user, index in _uses(value):
-                if user is None:
-                    uses.add("the graph's outputs")
-                elif (user, index) not in weights:
-                    uses.add(f"{user.op_type} '{user.name or user.outputs[0].name}'")
-        return f"is also read by {', '.join(sorted(uses))}, which pruning would change" if uses else ""
-
-
-def _uses(value: ir.Value) -> Iterator[tuple[ir.Node | None, int]]:
-    """The (node, input) pairs that read a value, through the nodes that a weight is traced through.
-
-    A graph that gives the value out is (None, 0).
-    """
-    if value.is_graph_output():
-        yield None, 0
-    for node, index in value.uses():
-        if passes_through(node) and index == 0:
-            yield from _uses(node.outputs[0])
-        else:
-            yield node, index
-
-
 def _check_named(sites: list[LayerSite], globs: tuple[str, ...]) -> None:
     """Refuses a pattern that matches nothing: a slip of the pen would prune what it was to protect."""
     for glob in globs:
@@ -275,17 +206,6 @@ def _names_of(site: LayerSite) -> tuple[str, ...]:
     """The names that patterns are held against; a layer of no module has none for that."""
     weight = site.weight.name if isinstance(site.weight, TracedWeight) else ""
     return tuple(filter(None, (site.name, site.module, weight)))
-
-
-def _region_of(tensor: ir.TensorProtocol) -> Region:
-    import onnx_ir as ir
-
-    if isinstance(tensor, ir.ExternalTensor):  # two names for one range of a file are one weight
-        begin = tensor.offset or 0
-        return Region(Path(tensor.path).resolve(), begin, begin + tensor.nbytes)
-    part = part_of(tensor)
-    place, begin = (id(part.whole), part.offset) if part is not None else (id(tensor), 0)
-    return Region(place, begin, begin + tensor.nbytes)
 
 
 def proto_of(weight: TracedWeight) -> onnx.TensorProto | None:

@@ -155,9 +155,35 @@ def test_what_pruning_leaves_is_said_beside_what_it_takes(sparseflow: Sparseflow
     assert f"\n'down' cannot be pruned: {why}.\n" in said
     told = sparseflow("inspect", "embed.onnx", "--json").json["prune"]
     assert told == {"takes": ["up"], "conflicts": [["down", why]], "skipped": []}
-    pruned = sparseflow("prune", "embed.onnx")
+    pruned = sparseflow("prune", "embed.onnx", "-o", "pruned.onnx")
     assert pruned.code == 3
     assert f"not pruned 'down': {why}\n" in pruned.out
+
+
+def test_a_head_tied_to_its_embedding_is_not_held_against_a_pruned_model(
+    sparseflow: Sparseflow, models: Models
+) -> None:
+    """Nobody can prune it without changing what is looked up: a script would wait for that for ever."""
+    nodes = [
+        helper.make_node("Gather", ["wte", "ids"], ["e"], "embed"),
+        helper.make_node("MatMul", ["e", "up"], ["h"], "up_proj"),
+        helper.make_node("Gemm", ["h", "wte", ""], ["y"], "/lm_head/Gemm", transB=1),
+    ]
+    rng = np.random.default_rng(0)
+    weights = {"wte": rng.standard_normal((128, 64)), "up": prune_2to4(rng.standard_normal((64, 64)), 0)}
+    floats = {name: weight.astype(np.float32) for name, weight in weights.items()}
+    models.save(models.model(nodes, {**floats, "ids": np.array([1])}, {"x": ("m", 64)}), "tied.onnx")
+    ended = sparseflow("inspect", "tied.onnx")
+    assert ended.code == 0
+    assert "1 sparse, 0 not sparse, 1 not eligible" in ended.out
+    why = "weight 'wte' is also read by Gather 'embed', which pruning would change"
+    assert f"`prune` leaves '/lm_head/Gemm' alone: {why}.\n" in ended.out
+    planned = sparseflow("plan", "tied.onnx", "--policy", "a100-80gb", "--dim", "m=8", "--json").json[
+        "layers"
+    ]
+    assert [layer["reason"] for layer in planned if layer["name"] == "/lm_head/Gemm"] == [
+        f"cannot be 2:4: {why}"
+    ]
 
 
 def test_the_step_that_broke_2to4_is_named(sparseflow: Sparseflow, models: Models) -> None:

@@ -326,7 +326,8 @@ def test_a_model_that_shape_inference_refuses_is_read_quietly(
         helper.make_node("Concat", ["a", "w"], ["y"], axis=9),
     ]
     layer = only_layer(models.save(models.model(nodes, {"w": random_weight(64, 32)})))
-    assert (layer.state, str(layer.m)) == (NOT_SPARSE, "batch")
+    assert (layer.state, str(layer.m)) == (NOT_ELIGIBLE, "batch")
+    assert layer.reason == "weight 'w' is also read by Concat 'y', which pruning would change"
     assert not caplog.records
 
 
