@@ -159,12 +159,9 @@ def _judge_other_uses(
     for site, layer in zip(sites, layers, strict=True):
         if layer.state is SparsityState.NOT_SPARSE and isinstance(site.weight, TracedWeight):
             region = region_of(site.weight.tensor)
-            if why := storage.other_use(region, [user for user, _ in users[region]]):
+            if why := storage.other_readers(region, [user for user, _ in users[region]]):
                 reason = f"weight '{site.weight.name}' {why}"
-                layer = replace(
-                    layer, state=SparsityState.NOT_ELIGIBLE, reason=reason, groups=0, violating=0, first=None,
-                    mask_hash="", otherwise="",
-                )  # fmt: skip
+                layer = replace(layer, state=SparsityState.NOT_ELIGIBLE, reason=reason)
         judged.append(layer)
     return tuple(judged)
 

@@ -59,18 +59,25 @@ class Storage:
 
     def other_use(self, region: Region, sites: Sequence[LayerSite]) -> str:
         """What else than these layers' weights the bytes of a region are, or "" where nothing."""
+        for other, value in self._values.get(region.place, []):
+            if other != region and region.begin < other.end and other.begin < region.end:
+                return f"shares some of its bytes with '{value.name}', {WOULD_CHANGE}"
+        return self.other_readers(region, sites)
+
+    def other_readers(self, region: Region, sites: Sequence[LayerSite]) -> str:
+        """Which nodes other than these layers read just these bytes, as an embedding may; "" for none."""
         weights = {(site.node, 0 if site.side == "left" else 1) for site in sites}
         uses = set()
-        for other, value in self._values.get(region.place, []):
-            if other.end <= region.begin or region.end <= other.begin:
-                continue
-            if other != region:
-                return f"shares some of its bytes with '{value.name}', {WOULD_CHANGE}"
-            for user, index in _uses(value):
-                if user is None:
-                    uses.add("the graph's outputs")
-                elif (user, index) not in weights:
-                    uses.add(f"{user.op_type} '{user.name or user.outputs[0].name}'")
+        for user, index in (
+            use
+            for other, value in self._values.get(region.place, [])
+            if other == region
+            for use in _uses(value)
+        ):
+            if user is None:
+                uses.add("the graph's outputs")
+            elif (user, index) not in weights:
+                uses.add(f"{user.op_type} '{user.name or user.outputs[0].name}'")
         return f"is also read by {', '.join(sorted(uses))}, {WOULD_CHANGE}" if uses else ""
 
 
