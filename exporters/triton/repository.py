@@ -137,7 +137,7 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
         )
     sent, named = sent_to(repository, new.router, new.name)
     # a server that is started would not load a damaged version, and with it none
-    sent = {number for number in sent if not _is_damaged(folder, number)}
+    sent = {number for number in sent if not damage_of(folder, number)}
     replaces = ""
     number = max([*present, *_withdrawn(folder)], default=0) + 1
     with _folder_of_model(folder), temporary_folder(folder / str(number)) as place:
@@ -167,7 +167,7 @@ def write_version(repository: Path, new: NewVersion, keep: int) -> Written:
         )
         if record is not None:
             if _same((record, served[-1]), (made, number), folder):
-                replaces = damage_of(folder, served[-1], record)
+                replaces = damage_of(folder, served[-1])
                 if not replaces:
                     return Written(folder, served[-1], config, differences, unchanged=True)
                 made = made.model_copy(update={"before": record.before})  # a rollback is not to serve that
@@ -196,11 +196,6 @@ def _folder_of_model(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # it holds something
             folder.rmdir()
-
-
-def _is_damaged(folder: Path, version: int) -> bool:
-    record = read_record(folder, version)
-    return record is not None and bool(damage_of(folder, version, record))
 
 
 def is_router(folder: Path) -> bool:

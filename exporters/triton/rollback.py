@@ -20,7 +20,6 @@ from sparseflow_trt.exporters.triton.repository import (
 from sparseflow_trt.exporters.triton.version import (
     CONFIG,
     RECORD,
-    VersionRecord,
     damage_of,
     read_record,
     served_versions,
@@ -66,7 +65,8 @@ def roll_back(folder: Path) -> tuple[int, int]:
             f"Roll back the router, which rolls back both: --name {newest.router}.",
         )
     for model, version in ((folder, number), *((folder.parent / p, v) for p, v in before.parts.items())):
-        _check_undamaged(model, version, before if model == folder else read_record(model, version))
+        if damage := damage_of(model, version):
+            raise DeployError(damage, "Deploy the artifact that is to be served; nothing was rolled back.")
     for part, version in before.parts.items():
         _serve_too(folder.parent / part, version)
     target = folder / f"{WITHDRAWN}{served[-1]}"
@@ -76,11 +76,6 @@ def roll_back(folder: Path) -> tuple[int, int]:
     write_configs(folder, config, (folder / CPU_CONFIG).exists())
     (folder / str(served[-1])).rename(target)
     return served[-1], number
-
-
-def _check_undamaged(folder: Path, version: int, record: VersionRecord | None) -> None:
-    if damage := damage_of(folder, version, record) if record is not None else "":
-        raise DeployError(damage, "Deploy the artifact that is to be served; nothing was rolled back.")
 
 
 def _serve_too(folder: Path, version: int) -> None:

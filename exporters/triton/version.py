@@ -137,13 +137,22 @@ def check_version(folder: Path, version: int) -> VersionRecord:
             f"{folder / str(version)} has no {RECORD}: something else wrote it.",
             "Move that folder out of the repository, and deploy the artifact again.",
         )
-    if damage := damage_of(folder, version, record):
+    if damage := damage_of(folder, version):
         raise DeployError(damage, "Deploy the artifact again.")
     return record
 
 
-def damage_of(folder: Path, version: int, record: VersionRecord) -> str:
-    """Which of a version's files is not the one that was deployed, as a sentence; "" where all are."""
+def damage_of(folder: Path, version: int) -> str:
+    """Which of a version's files is not the one that was deployed, as a sentence; "" where all are.
+
+    Of what this tool did not write nothing is known: "", too.
+
+    Raises:
+        DeployError: The record is damaged.
+    """
+    record = read_record(folder, version)
+    if record is None:
+        return ""
     for name, digest in record.files.items():
         path = folder / str(version) / name
         if Path(name).name != name or not path.is_file():

@@ -267,7 +267,7 @@ def add_alike(table: Table, rows: Iterable[tuple[str, ...]], colours: Mapping[st
         alike.setdefault((_NUMBER.sub("*", name), *rest), []).append(name)
     for (_, *rest), names in alike.items():
         cells = (styled(cell, colours[cell]) if cell in colours else cell for cell in rest)
-        table.add_row(_common_name(names) + (f" ({len(names)})" if len(names) > 1 else ""), *cells)
+        table.add_row(_common_name(names) + _count_of(names), *cells)
 
 
 def quoted_alike(names: Iterable[str]) -> list[str]:
@@ -275,10 +275,19 @@ def quoted_alike(names: Iterable[str]) -> list[str]:
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(_NUMBER.sub("*", name), []).append(name)
-    return [
-        f"'{_common_name(found)}'" + (f" ({len(found)})" if len(found) > 1 else "")
-        for found in alike.values()
-    ]
+    return [f"'{_common_name(found)}'{_count_of(found)}" for found in alike.values()]
+
+
+def quoted_by_reason(reasons: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Of (name, reason) pairs, by reason the names as `quoted_alike` gives them."""
+    names_by_reason: dict[str, list[str]] = {}
+    for name, why in reasons:
+        names_by_reason.setdefault(why, []).append(name)
+    return {why: quoted_alike(names) for why, names in names_by_reason.items()}
+
+
+def _count_of(names: Sequence[str]) -> str:
+    return f" ({len(names)})" if len(names) > 1 else ""
 
 
 def _common_name(names: list[str]) -> str:

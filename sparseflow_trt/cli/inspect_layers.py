@@ -260,8 +260,5 @@ def _print_what_pruning_does(model: Path, layers: Sequence[WeightedLayer], does:
         ("{} cannot be pruned: {}.", does.conflicts),
         ("`prune` leaves {} alone: {}.", does.skipped),
     ):
-        layers_by_reason: dict[str, list[str]] = {}
-        for name, why in reasons:
-            layers_by_reason.setdefault(why, []).append(name)
-        for why, names in layers_by_reason.items():
-            console.say(told.format(", ".join(console.quoted_alike(names)), why))
+        for why, names in console.quoted_by_reason(reasons).items():
+            console.say(told.format(", ".join(names), why))

@@ -128,11 +128,8 @@ def _prune_onnx(
             ("not pruned", "red", report.conflicts),
             ("left alone", "dim", report.skipped),
         ):
-            by_reason: dict[str, list[str]] = {}
-            for layer, why in layers:
-                by_reason.setdefault(why, []).append(layer)
-            for why, alike in by_reason.items():
-                for name in console.quoted_alike(alike):
+            for why, alike in console.quoted_by_reason(layers).items():
+                for name in alike:
                     console.say(console.styled(said, colour) + f" {name}: {why}")
         if masks := masks_apart(why for _, why in report.skipped):
             console.say(console.styled(masks, "yellow"))

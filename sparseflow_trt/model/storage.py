@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +69,8 @@ class Storage:
         """Which nodes other than these layers read just these bytes, as an embedding may; "" for none."""
         weights = {(site.node, 0 if site.side == "left" else 1) for site in sites}
         uses = set()
-        for user, index in (
-            use
-            for other, value in self._values.get(region.place, [])
-            if other == region
-            for use in _uses(value)
-        ):
+        same = [value for other, value in self._values.get(region.place, []) if other == region]
+        for user, index in itertools.chain.from_iterable(map(_uses, same)):
             if user is None:
                 uses.add("the graph's outputs")
             elif (user, index) not in weights:
