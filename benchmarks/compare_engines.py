@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from at_once import at_once
 from engine_layers import ceilings
 from engine_sides import Arrays, Settings, build_side, feeds_at_opt, first_like, plans_of, run_sides
 from measure import result_that_stands, today, write_result
@@ -16,6 +18,7 @@ from sparseflow_trt._files import sha256_of
 from sparseflow_trt.artifacts.manifest import Manifest
 from sparseflow_trt.pipeline import BuildResult
 from sparseflow_trt.plans.profile_specs import ProfileSpec
+from sparseflow_trt.plans.shapes import Profile
 from sparseflow_trt.policies.policy import Policy
 from sparseflow_trt.validation.runners import ort_runner
 
@@ -50,7 +53,11 @@ def run_profiles(
     command += f" --policy {settings.policy.name}" if settings.policy else ""
     command += " --plugin LIB" if settings.plugin else ""
     command += f" --backend {settings.backend}" if settings.backend != "tensorrt" else ""
+    command += f" --builders {settings.builders}" if settings.builders > 1 else ""
     rows = {row["profile"]: row for row in rows_that_stand(name, figures)}
+    if settings.builders > 1:
+        sides = [side for spec in specs for side in sides_of(model, spec, settings).builds.values()]
+        at_once(settings.builders, build_side, sides)  # they are found below
     for spec in specs:
         rows[spec.name] = {"date": today(), **compare_sides(model, spec, settings)}
         write_result(name, {**figures, "rows": list(rows.values())}, command, show=False)
@@ -74,6 +81,33 @@ def rows_that_stand(name: str, figures: Mapping[str, Any]) -> list[dict[str, Any
     return list(before.get("rows", []))
 
 
+@dataclass(frozen=True)
+class Sides:
+    """What is compared at one profile.
+
+    Attributes:
+        profile: The profile.
+        builds: By each side's name what `build_side` is given; of sides with the same engine the first alone.
+        same_as: The other sides, with the first that has the same engine.
+    """
+
+    profile: Profile
+    builds: dict[str, tuple[Any, ...]]
+    same_as: dict[str, str]
+
+
+def sides_of(model: Path, spec: ProfileSpec, settings: Settings) -> Sides:
+    """The sides of a model at one profile, planned."""
+    plans = plans_of(model, spec, settings)
+    same_as = {side: other for side in plans if (other := first_like(side, plans)) != side}
+    builds = {
+        side: (model, plan, settings.work / f"{model.stem}.{spec.name}.{side}", settings)
+        for side, plan in plans.items()
+        if side not in same_as
+    }
+    return Sides(plans["dense"].profiles[0], builds, same_as)
+
+
 def compare_sides(model: Path, spec: ProfileSpec, settings: Settings) -> dict[str, Any]:
     """One profile's row: every side built, their engines timed in turn at its opt, and their errors.
 
@@ -81,15 +115,10 @@ def compare_sides(model: Path, spec: ProfileSpec, settings: Settings) -> dict[st
         SystemExit: The time is up; what was built is kept.
         SparseflowError: A build failed.
     """
-    plans = plans_of(model, spec, settings)
-    same_as = {side: other for side in plans if (other := first_like(side, plans)) != side}
-    results = {
-        side: build_side(model, plan, settings.work / f"{model.stem}.{spec.name}.{side}", settings)
-        for side, plan in plans.items()
-        if side not in same_as
-    }
-    profile = plans["dense"].profiles[0]
-    feeds = feeds_at_opt(model, profile)
+    sides = sides_of(model, spec, settings)
+    same_as = sides.same_as
+    results = {side: build_side(*given) for side, given in sides.builds.items()}
+    feeds = feeds_at_opt(model, sides.profile)
     ran = run_sides(results, feeds)
     expected = reference_outputs(model, feeds) if ran.outputs else {}
     return {
@@ -102,6 +131,7 @@ def compare_sides(model: Path, spec: ProfileSpec, settings: Settings) -> dict[st
         "slower than dense by more than 2 %": slower_than_dense(ran.gains, same_as),
         "error against FP32": {side: errors(got, expected) for side, got in ran.outputs.items()},
         "where the time goes": ran.layers,
+        "artifacts built at once": settings.builders,
         "built": {side: facts(result) for side, result in results.items()},
         "layers": {side: layer_rows(r.manifest) for side, r in results.items() if side != "dense"},
     }

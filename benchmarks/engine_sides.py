@@ -61,6 +61,7 @@ class Settings:
         timing_cache: A file that the builds share.
         stop_at: The moment (time.monotonic) from which no further build is begun.
         overrides: What single layers get instead, by side and by name.
+        builders: How many artifacts are built at once.
     """
 
     work: Path
@@ -70,6 +71,7 @@ class Settings:
     timing_cache: Path | None = None
     stop_at: float = float("inf")
     overrides: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
+    builders: int = 1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +82,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timing-cache", type=Path, help="shared by the builds; what it holds is not timed")
     parser.add_argument("--stop-after", type=float, default=float("inf"), metavar="SECONDS",
                         help="begin no build later")  # fmt: skip
+    parser.add_argument("--builders", type=int, default=1, metavar="N", help="artifacts built at once; with "
+                        "more than one all are built before the first is timed")  # fmt: skip
     parser.add_argument("--backend", default="tensorrt", help="onnxruntime, to try this script")
 
 
@@ -90,7 +94,8 @@ def settings_from(asked: argparse.Namespace) -> Iterator[Settings]:
     with tempfile.TemporaryDirectory() as folder:
         work = asked.work or Path(folder)
         work.mkdir(parents=True, exist_ok=True)
-        yield Settings(work, asked.backend, asked.policy, asked.plugin, asked.timing_cache, stop_at)
+        yield Settings(work, asked.backend, asked.policy, asked.plugin, asked.timing_cache, stop_at,
+                       builders=asked.builders)  # fmt: skip
 
 
 def plans_of(model: Path, spec: ProfileSpec, settings: Settings) -> dict[str, Plan]:

@@ -1,7 +1,7 @@
 """The 2:4 plugin against TensorRT's own dense kernel and against cuSPARSELt alone, layer by layer.
 
     python benchmarks/plugin_linear.py MODEL --plugin FILE --cusparselt FILE [--layer NAME] [--m M…]
-        [--dense-below M]
+        [--dense-below M] [--builders N]
 
 MODEL: llama-8b, llama-70b or tinyllama, whose MLP's products are measured (gate or up, and down).
 
@@ -20,7 +20,9 @@ With --dense-below there is one more side, the plugin with dense copies (cuBLASL
 and the file is plugin_dense_below_MODEL.json.
 Writes results/plugin_linear_MODEL.json after each cell, with what the other M come to by itself; cells that
 it has of this kind of GPU, driver and versions stand and are not measured again. With --work DIR engines are
-kept and found again, and --stop-after SECONDS begins no build later than that.
+kept and found again, and --stop-after SECONDS begins no build later than that. With --builders N the dense
+engines of N values of M are built at once and timed once all of these are built; the plugin's, which times
+cuSPARSELt's algorithms, is built alone.
 """
 
 from __future__ import annotations
@@ -28,38 +30,29 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import re
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+from at_once import at_once
 from cusparselt_alone import Alone, Library, try_algorithms
 from measure import result_that_stands, write_result
-from onnx import TensorProto, helper, numpy_helper
+from product_networks import Build, build, make_weights, write_models, write_plugin
 
-from sparseflow_trt._files import sha256_of, written_atomically
+from sparseflow_trt._files import sha256_of
 from sparseflow_trt.engines.machine.cuda_libraries import find_libraries
 from sparseflow_trt.engines.plugin.build import PluginRequest, build_plugin
 from sparseflow_trt.engines.plugin.loading import load_plugin
-from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.running.cuda import Cuda
 from sparseflow_trt.engines.running.runner import Engine
-from sparseflow_trt.engines.tensorrt.api import Flavour, load_flavour
-from sparseflow_trt.engines.tensorrt.build_engine import build_engine
-from sparseflow_trt.engines.tensorrt.log import BuildLog
-from sparseflow_trt.exporters.plugin.nodes import put_into_plugin
-from sparseflow_trt.exporters.saving import save_plugin_model
-from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.engines.tensorrt.api import load_flavour
 from sparseflow_trt.model.packing import ROWS, round_up
-from sparseflow_trt.model.pattern import prune_2to4
-from sparseflow_trt.plans.shapes import Profile, ShapeRange
 
 Arrays = Mapping[str, Any]
 
@@ -72,7 +65,6 @@ SIZES = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 ROUNDS, LAUNCHES = 9, 10
 CHECKED_M = 1024  # larger products take the CPU too long
 BEYOND_CACHE = 160e6  # bytes of packed weights in a network: an H200's L2 is 50 MB
-_SEARCHED = re.compile(r"SparseFlowLinear24: M=(\d+): (algorithm .*), ([0-9.]+) us")
 
 
 @dataclass(frozen=True)
@@ -80,6 +72,7 @@ class Settings:
     """Where things are, and until when.
 
     Attributes:
+        library: The plugin's.
         ends: When no more builds are begun, by time.monotonic.
         level: The builder's optimization level for dense engines; None for its own.
         cusparselt: cuSPARSELt's file, for products without TensorRT.
@@ -87,9 +80,10 @@ class Settings:
         trial: What trying them gave.
         plugin: The plugin library's SHA-256.
         dense_below: Below how many rows the plugin with dense copies runs dense; 0 for no such side.
+        builders: How many dense engines are built at once.
     """
 
-    flavour: Flavour
+    library: Path
     work: Path
     ends: float
     level: int | None
@@ -98,6 +92,7 @@ class Settings:
     trial: Mapping[str, Any]
     plugin: str
     dense_below: int
+    builders: int
 
 
 def main() -> None:
@@ -115,6 +110,7 @@ def main() -> None:
     parser.add_argument("--dense-below", type=int, default=0, metavar="M", help="also dense copies below M")
     parser.add_argument("--work", type=Path, help="where models and engines are kept")
     parser.add_argument("--stop-after", type=float, default=math.inf, metavar="SECONDS")
+    parser.add_argument("--builders", type=int, default=1, metavar="N", help="dense engines built at once")
     asked = parser.parse_args()
     if not asked.plugin and not asked.tensorrt_include:
         parser.error("give --plugin, or --tensorrt-include to compile it.")
@@ -142,12 +138,12 @@ def main() -> None:
                 )
             ).library
         )
-        flavour = load_flavour("tensorrt")
-        load_plugin(flavour, plugin)
+        load_plugin(load_flavour("tensorrt"), plugin)
         ends = time.monotonic() + asked.stop_after
         settings = Settings(
-            flavour, work, ends, asked.level, library, limit, trial, sha256_of(plugin), asked.dense_below
-        )
+            plugin, work, ends, asked.level, library, limit, trial, sha256_of(plugin), asked.dense_below,
+            asked.builders,
+        )  # fmt: skip
         run(asked.model, asked.layer, sorted(asked.m), settings)
 
 
@@ -205,7 +201,8 @@ def run(model: str, only: str | None, sizes: Sequence[int], settings: Settings) 
         whole = settings.work / f"{k}x{n}.m{min(missing)}-{max(missing)}.plugin.engine"
         if not whole.exists() and time.monotonic() > settings.ends:
             return
-        seconds, searched = build(settings, plugin_model, whole, k, count, min(missing), max(missing), None)
+        built = Build(settings.library, plugin_model, whole, k, count, min(missing), max(missing))
+        seconds, searched = build(built)
         if seconds is not None:
             builds.append(
                 {"layer": layer, "k": k, "n": n, "products": count, "plugin_build_s": seconds,
@@ -215,86 +212,30 @@ def run(model: str, only: str | None, sizes: Sequence[int], settings: Settings) 
         if settings.dense_below:
             write_plugin(dense_model, copies_model, count, settings.dense_below)
             copies = copies_model.with_suffix(".engine")
-            build(settings, copies_model, copies, k, count, min(missing), max(missing), None)
-        for m in missing:
-            engine = settings.work / f"{k}x{n}.m{m}.dense.engine"
-            if not engine.exists() and time.monotonic() > settings.ends:
+            build(replace(built, model=copies_model, engine=copies))
+        for first in range(0, len(missing), settings.builders):
+            dense = [
+                replace(
+                    built, model=dense_model, engine=settings.work / f"{k}x{n}.m{m}.dense.engine",
+                    low=m, high=m, level=settings.level,
+                )
+                for m in missing[first : first + settings.builders]
+            ]  # fmt: skip
+            if not all(one.engine.exists() for one in dense) and time.monotonic() > settings.ends:
                 return
-            seconds, _ = build(settings, dense_model, engine, k, count, m, m, settings.level)
-            row = {
-                "layer": layer,
-                "k": k,
-                "n": n,
-                "m": m,
-                **compare(settings, engine, whole, copies, alone, weights, m),
-            }
-            row |= {"dense_build_s": seconds, "dense_engine_mb": round(engine.stat().st_size / 1e6, 1)}
-            cells.append(row)
-            write(model, cells, builds, settings)
-            print(
-                *(row[key] for key in ("layer", "m", "dense_us", "plugin_us", "cusparselt_us", "speedup")),
-                flush=True,
-            )
-
-
-def make_weights(k: int, n: int, count: int) -> list[Any]:
-    """Random 2:4 weights [K, N] in FP16: one, and that one turned by some groups of four along K."""
-    first = np.random.default_rng(0).standard_normal((k, n), np.float32) * np.float32(k**-0.5)
-    pruned = prune_2to4(first.astype(np.float16), 0)
-    return [np.roll(pruned, 4 * i, axis=0) for i in range(count)]
-
-
-def write_models(dense: Path, plugin: Path, weights: Sequence[Any]) -> None:
-    """Writes y_i = x_i · W_i as MatMul, and the same with the plugin's nodes."""
-    k, n = weights[0].shape
-    count = len(weights)
-    if not dense.exists():
-        nodes = [
-            helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"y{i}"], f"product{i}") for i in range(count)
-        ]
-        inputs, outputs = (
-            [
-                helper.make_tensor_value_info(f"{what}{i}", TensorProto.FLOAT16, ["m", size])
-                for i in range(count)
-            ]
-            for what, size in (("x", k), ("y", n))
-        )
-        tensors = [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)]
-        graph = helper.make_graph(nodes, "products", inputs, outputs, tensors)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        onnx.save(model, dense, save_as_external_data=True, location=f"{dense.name}.data")
-    write_plugin(dense, plugin, count, 0)
-
-
-def write_plugin(dense: Path, plugin: Path, count: int, dense_below: int) -> None:
-    """Puts the products into the plugin; below so many rows they run dense copies."""
-    if not plugin.exists():
-        typed = read_model(dense)
-        names = [f"product{i}" for i in range(count)]
-        put_into_plugin(typed, names, dense_below_m=dict.fromkeys(names, dense_below))
-        save_plugin_model(typed.ir, plugin)
-
-
-def build(
-    settings: Settings, model: Path, engine: Path, k: int, count: int, low: int, high: int, level: int | None
-) -> tuple[float | None, dict[str, Any]]:
-    """Builds an engine, if it is not there; gives the seconds and what the plugin measured in them."""
-    if engine.exists():
-        return None, {}
-    opt = min(max(1024, low), high)
-    shapes = ShapeRange(min=(low, k), opt=(opt, k), max=(high, k))
-    profile = Profile(name="m", inputs={f"x{i}": shapes for i in range(count)})
-    started = time.monotonic()
-    text = engine.with_suffix(".log")
-    with text.open("w") as stream, written_atomically(engine) as path:
-        build_engine(
-            settings.flavour, model, path, (profile,), False, EngineOptions(optimization_level=level),
-            BuildLog(stream), lambda _: None,
-        )  # fmt: skip
-    searched = {
-        m: {"chosen": chosen, "us": float(us)} for m, chosen, us in _SEARCHED.findall(text.read_text())
-    }
-    return round(time.monotonic() - started, 1), searched
+            done = at_once(settings.builders, build, [(one,) for one in dense])
+            for one, (seconds, _) in zip(dense, done, strict=True):
+                compared = compare(settings, one.engine, whole, copies, alone, weights, one.low)
+                row = {"layer": layer, "k": k, "n": n, "m": one.low, **compared}
+                row |= {
+                    "dense_build_s": seconds,
+                    "dense_engines_built_at_once": len(dense),
+                    "dense_engine_mb": round(one.engine.stat().st_size / 1e6, 1),
+                }
+                cells.append(row)
+                write(model, cells, builds, settings)
+                said = ("layer", "m", "dense_us", "plugin_us", "cusparselt_us", "speedup")
+                print(*(row[key] for key in said), flush=True)
 
 
 def compare(
@@ -302,13 +243,13 @@ def compare(
     m: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Times the engines and cuSPARSELt in turn, and holds the dense engine and the plugin's against FP32."""
-    k, count = weights[0].shape[0], len(weights)
+    flavour, k, count = load_flavour("tensorrt"), weights[0].shape[0], len(weights)
     block = np.random.default_rng(m).standard_normal((min(m, 256), k), np.float32).astype(np.float16)
     feeds = {f"x{i}": np.resize(block, (m, k)) for i in range(count)}
     graph, algorithm = alone.prepare(block, round_up(m), settings.limit)
     with ExitStack() as stack:
         first, second, *third = (
-            stack.enter_context(Engine(settings.flavour, file)) for file in (dense, plugin, copies) if file
+            stack.enter_context(Engine(flavour, file)) for file in (dense, plugin, copies) if file
         )
         with ExitStack() as captured:
             sides = [captured.enter_context(e.capture(feeds)).time for e in (first, second, *third)]
