@@ -26,7 +26,7 @@ from sparseflow_trt.exporters.pruning.pruning_methods import (
     prune_by_sparsegpt,
     prune_by_wanda,
 )
-from sparseflow_trt.model.graph import MANY_ZEROS
+from sparseflow_trt.model.other_patterns import MANY_ZEROS
 from sparseflow_trt.policies.expected import VerdictBasis
 from sparseflow_trt.pytorch.torch_layers import Choice, TorchLayer, choose_by_name, find_layers, find_others
 from sparseflow_trt.pytorch.torch_pattern import Tensor, is_2to4, mask_hash
