@@ -119,7 +119,7 @@ def print_export(report: ExportReport, advise: bool = True) -> None:
         out.print(f"Input '{name}': [{', '.join(map(str, dims))}]")
     masks = report.masks
     out.print(
-        f"\n{masks.compared} weights have their zeros where the module has them; {masks.sparse} of them are "
+        f"\n{masks.compared} layer(s) have their zeros where the module has them; {masks.sparse} of them are "
         "2:4."
     )
     for said in left_as_they_are(report.layers) if advise else ():
