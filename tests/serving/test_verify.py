@@ -73,7 +73,9 @@ def test_an_artifact_is_verified_over_both_protocols_and_under_load(
     options = VerifyOptions(
         repository, reference=reference, concurrencies=(1, 24), seconds=0.4, perf_analyzer=False
     )
+    before = sorted(repository.rglob("*"))
     found = verify(ort_artifact, options)
+    assert sorted(repository.rglob("*")) == before, "no __pycache__ beside the model.py, for one"
     assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "pass"]
     assert {len(c.outputs) for c in found.validation.candidates} == {6}  # min, opt and max of two profiles
     assert [c.runtime.rpartition(" ")[2] for c in found.validation.candidates] == ["http", "grpc", "grpc"]
