@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sparseflow_trt._listing import listed_apart
 from sparseflow_trt.errors import SparseflowError
 
 
@@ -88,9 +89,8 @@ def load_yaml(text: str, source: str, error: type[SparseflowError], hint: str) -
 def describe(failure: ValidationError, most: int = 5) -> str:
     """One line for a pydantic error: the first few wrong fields, each with what is wrong with it."""
     details = failure.errors(include_url=False)
-    lines = [f"{'.'.join(map(str, d['loc'])) or 'the whole'}: {d['msg']}" for d in details[:most]]
-    more = f"; and {len(details) - most} more" if len(details) > most else ""
-    return "; ".join(lines) + more + "."
+    lines = [f"{'.'.join(map(str, d['loc'])) or 'the whole'}: {d['msg']}" for d in details]
+    return f"{listed_apart(lines, most)}."
 
 
 def read_text(path: Path, error: type[SparseflowError], what: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sparseflow_trt._listing import listed
 from sparseflow_trt.errors import InputError, one_line
 
 _MOST_NAMED = 6  # functions, in a sentence
@@ -63,8 +64,7 @@ def import_function(target: str, function: str, what: str, hint: str) -> Callabl
         return found
     own = [name for name, value in vars(module).items()
            if inspect.isfunction(value) and value.__module__ == module.__name__]  # fmt: skip
-    others = ", …" if len(own) > _MOST_NAMED else ""
-    held = f"It has: {', '.join(own[:_MOST_NAMED])}{others}." if own else hint
+    held = f"It has: {listed(own, _MOST_NAMED)}." if own else hint
     raise InputError(f"{target} has no function '{function}'.", held)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sparseflow_trt._listing import listed_apart
 from sparseflow_trt.artifacts.manifest import STUB, EngineLayerRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.engines.evidence.layer_evidence import LayerEvidence
 from sparseflow_trt.engines.evidence.tactics import layer_key
@@ -155,10 +156,9 @@ def compare_tactics(
     if not differing:
         return f"All {len(was)} engine layers of {name} that report their tactic run the same one here."
     same = sum(now.get(key) == tactic for key, tactic in was.items())
-    more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
     return (
         f"{same} of {len(was)} engine layers of {name} that report their tactic run the same one here. "
-        f"Different: {'; '.join(differing[:_SHOWN])}{more}."
+        f"Different: {listed_apart(differing, _SHOWN)}."
     )
 
 

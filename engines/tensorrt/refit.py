@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparseflow_trt._listing import listed
 from sparseflow_trt.engines.tensorrt.api import Flavour, load_flavour
 from sparseflow_trt.engines.tensorrt.log import BuildLog, make_logger, sentence
 from sparseflow_trt.engines.tensorrt.same_graph import named_weights
@@ -54,9 +55,9 @@ def refit_from_onnx(
     with_parser = hasattr(flavour.module, "OnnxParserRefitter")
     exchangeable = set(refitter.get_all_weights()) | (_folded_again(model) if with_parser else set())
     if fixed := sorted(set(changed) - exchangeable):
-        more = f" and {len(fixed) - 1} more" if len(fixed) > 1 else ""
+        named = listed([f"'{name}'" for name in fixed], 1)
         raise BuildError(
-            f"the engine cannot exchange weight '{fixed[0]}'{more}: TensorRT folded it in when it was built.",
+            f"the engine cannot exchange weight {named}: TensorRT folded it in when it was built.",
             _BUILD_NEW,
         )
     refused: list[str] = []

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 
+from sparseflow_trt.engines.triton.staging import stage_backends, stage_model
 from sparseflow_trt.errors import DeployError, NotInstalledError
 
 _HINT = (
@@ -68,6 +69,8 @@ class ServerOptions:
 
     Attributes:
         load: The models to load; with any, none is loaded that is not named, and each can be loaded anew.
+        as_they_are: Whether it serves those as they are now, by links to their files, and none that comes
+            later. Nothing is written into the repository then, where else a model.py's bytecode would lie.
         config_name: Which of a model's configs/NAME.pbtxt is read in the place of config.pbtxt.
         backends: Python-based backends to add: model.py's text by the backend's name.
         arguments: More arguments.
@@ -77,6 +80,7 @@ class ServerOptions:
     """
 
     load: Sequence[str] = ()
+    as_they_are: bool = False
     config_name: str = ""
     backends: Mapping[str, str] = field(default_factory=dict)
     arguments: Sequence[str] = ()
@@ -202,8 +206,13 @@ def start_server(repository: Path, options: ServerOptions = ServerOptions()) -> 
                 "Name another one: TMPDIR=/tmp.",
             )
         linked = Path(scratch) / "repository"  # whatever its own path holds
-        linked.symlink_to(repository.resolve(), target_is_directory=True)
-        backends = _stage_backends(installed, Path(scratch) / "backends", options.backends)
+        if options.as_they_are:
+            for name in options.load:
+                stage_model(repository / name, linked / name)
+        else:
+            linked.symlink_to(repository.resolve(), target_is_directory=True)
+        folder = Path(scratch) / "backends"
+        backends = stage_backends(installed.backends, installed.stub, folder, options.backends)
         log = Path(scratch) / "server.log"
         log.touch()
         command = [
@@ -251,27 +260,6 @@ def _wait_until_ready(server: Server, timeout: float, by_hand: str) -> None:
                 "Give it more time: --timeout.",
             )
         time.sleep(0.05)
-
-
-def _stage_backends(installed: Installation, folder: Path, extra: Mapping[str, str]) -> Path:
-    """A folder of backends where the Python backend has its stub beside it.
-
-    Copies, not links: Triton refuses a backend whose real path leaves the folder. It needs no more backends
-    than these: each other one is linked, and found where it is.
-    """
-    for backend in installed.backends.iterdir():
-        if backend.name == "python":
-            shutil.copytree(backend, folder / "python", symlinks=False)
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / backend.name).symlink_to(backend)
-    if installed.stub:
-        shutil.copy(installed.stub, folder / "python")
-    for name, text in extra.items():
-        (folder / name).unlink(missing_ok=True)
-        (folder / name).mkdir()
-        (folder / name / "model.py").write_text(text, encoding="utf-8")
-    return folder
 
 
 def _arguments(

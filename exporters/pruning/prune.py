@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from sparseflow_trt._files import check_file, written_atomically
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.pruning.pruned_bytes import Target, prune_file, prune_tensor
-from sparseflow_trt.model.graph import MANY_ZEROS
 from sparseflow_trt.model.model_file import OnnxModel, data_files, read_model
+from sparseflow_trt.model.other_patterns import MANY_ZEROS
 from sparseflow_trt.model.parts import part_of
 from sparseflow_trt.model.prunable import PrunableWeight, choose_weights, is_external, proto_of
 from sparseflow_trt.model.scan import WeightReader

@@ -26,6 +26,7 @@ from sparseflow_trt.exporters.pruning.pruning_methods import (
     prune_by_sparsegpt,
     prune_by_wanda,
 )
+from sparseflow_trt.model.other_patterns import MANY_ZEROS
 from sparseflow_trt.policies.expected import VerdictBasis
 from sparseflow_trt.pytorch.torch_layers import Choice, TorchLayer, choose_by_name, find_layers, find_others
 from sparseflow_trt.pytorch.torch_pattern import Tensor, is_2to4, mask_hash
@@ -42,6 +43,7 @@ class PrunedLayer(Record):
         rows: Of its inputs, that the method learned from.
         damping: SparseGPT's, see `pruning_methods`.
         zeros: The share of the weight's elements that are zero now.
+        pruned_before: Whether it had been pruned another way: it was not 2:4, and had many zeros.
         weight_error: ‖W - Ŵ‖ / ‖W‖.
         output_error: ‖X(W - Ŵ)ᵀ‖ / ‖XWᵀ‖ on up to 1024 of the rows, as the pruned blocks before it give them;
             None without calibration.
@@ -57,6 +59,7 @@ class PrunedLayer(Record):
     rows: int
     damping: float | None = None
     zeros: float
+    pruned_before: bool = False
     weight_error: float
     output_error: float | None = None
     mask_sha256: str
@@ -94,6 +97,11 @@ class PruneRecord(Record):
     choices: tuple[ChosenLayer, ...]
     layers: tuple[PrunedLayer, ...]
     left: dict[str, str]
+
+    @property
+    def pruned_before(self) -> tuple[str, ...]:
+        """The layers that it pruned, and that had been pruned another way."""
+        return tuple(layer.name for layer in self.layers if layer.pruned_before)
 
 
 @dataclass
@@ -234,7 +242,8 @@ def _prune_layer(layer: TorchLayer, seen: _Seen | None, damping: float) -> Prune
         method=used,
         rows=seen.rows if seen else 0,
         damping=pruned.damping,
-        zeros=round(float((pruned.weight == 0).float().mean()), 6),
+        zeros=round(_zeros(pruned.weight), 6),
+        pruned_before=_zeros(weight) >= MANY_ZEROS and not is_2to4(weight),
         weight_error=_ratio(difference, weight.float()),
         output_error=output_error,
         mask_sha256=mask_hash(pruned.weight),
@@ -250,6 +259,11 @@ def _prune_weight(weight: Tensor, seen: _Seen | None, damping: float) -> tuple[P
     if isinstance(statistics, Hessian):
         return prune_by_sparsegpt(weight, statistics, damping), "sparsegpt"
     return prune_by_magnitude(weight), "magnitude"
+
+
+def _zeros(weight: Tensor) -> float:
+    """The share of the elements that are zero."""
+    return float((weight == 0).float().mean())
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

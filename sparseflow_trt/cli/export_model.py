@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparseflow_trt._listing import listed
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.option_values import read_ranges, take_export_options
 from sparseflow_trt.cli.options import common_options, export_options
@@ -119,13 +120,13 @@ def print_export(report: ExportReport, advise: bool = True) -> None:
         out.print(f"Input '{name}': [{', '.join(map(str, dims))}]")
     masks = report.masks
     out.print(
-        f"\n{masks.compared} weights have their zeros where the module has them; {masks.sparse} of them are "
+        f"\n{masks.compared} layer(s) have their zeros where the module has them; {masks.sparse} of them are "
         "2:4."
     )
     for said in left_as_they_are(report.layers) if advise else ():
         out.print(console.styled(said, "yellow"))
     if masks.foreign:
-        named = f"'{masks.foreign[0]}'" + (f" and {len(masks.foreign) - 1} more" * (len(masks.foreign) > 1))
+        named = listed([f"'{name}'" for name in masks.foreign], 1)
         out.print(console.styled(f"Not compared, since they multiply by no parameter: {named}.", "yellow"))
     if report.validation:
         print_validation(report.validation, "PyTorch")

@@ -179,7 +179,8 @@ def _counts(layers: Any) -> dict[str, int]:
 
 
 def _print(layers: Any, show_all: bool) -> None:
-    from sparseflow_trt.model.graph import all_eligible_sparse, masks_apart, percent, weights_computed
+    from sparseflow_trt.model.graph import all_eligible_sparse, masks_apart, weights_computed
+    from sparseflow_trt.model.other_patterns import percent
 
     columns = ("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
     table = console.table(*columns, spared=("K axis", "Op"))
@@ -189,7 +190,7 @@ def _print(layers: Any, show_all: bool) -> None:
         why = layer.reason
         if layer.violating:
             share = f"{percent(layer.violating / layer.groups)} of the groups"
-            told = f"; {layer.otherwise}" if layer.otherwise else f", first at {list(layer.first or ())}"
+            told = f"; {layer.found}" if layer.found else f", first at {list(layer.first or ())}"
             why = f"{share}{told}"
         if layer.shared_with:
             why = "; ".join(filter(None, [why, f"weight shared with {', '.join(layer.shared_with)}"]))

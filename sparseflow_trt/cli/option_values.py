@@ -69,12 +69,15 @@ def read_plan_options(
         raise click.UsageError("--split makes the profiles: give the whole range with --dim or --shapes.")
     if sparsity == "plugin" and not plugin:
         raise click.UsageError("--sparsity plugin needs the plugin: --plugin LIB names its library.")
+    if sparsity == "off" and policy:
+        raise click.UsageError(
+            "--policy says where sparse wins, and --sparsity off plans every layer dense: leave out one."
+        )
     axes, inputs = read_ranges(dims, shapes)
     specs = tuple(map(parse_profile, profiles))
     check_specs(specs, usage=True)
-    found = find_policy_for(policy)
     return PlanOptions(
-        policy=found if sparsity != "off" else None,  # it decides nothing then, and nothing is told of it
+        policy=find_policy_for(policy) if sparsity != "off" else None,  # nothing is told of it then
         axes=axes,
         shapes=inputs,
         profiles=(*specs, *(read_shapes_file(shapes_file) if shapes_file else ())),

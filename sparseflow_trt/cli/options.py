@@ -153,7 +153,8 @@ def plan_options(function: _F) -> _F:
     decisions = [
         click.option(
             "--policy", metavar="NAME|FILE",
-            help="Where sparse wins. Default: the shipped policy for this machine's GPU.",
+            help="Where sparse wins. Default: the shipped policy for this machine's GPU. --sparsity force "
+            "and plugin go before it: it then says which times to expect, and which layers the plugin joins.",
         ),
         click.option(
             "--precision", type=click.Choice(["fp32", "fp16", "bf16", "keep", "auto"]),

@@ -178,7 +178,8 @@ def _prune_module(
             source, output, method, calibration, include, exclude, pays, dtype, device or "cpu", on_step=show
         )
     if as_json:
-        console.print_json({**record.model_dump(mode="json"), "output": str(output)})
+        plain = record.model_dump(mode="json")
+        console.print_json({**plain, "pruned_before": record.pruned_before, "output": str(output)})
     else:
         print_record(record)
         console.out().print(f"Written: {output}")
@@ -207,6 +208,8 @@ def _default_output(source: str) -> Path:
 
 def print_record(record: PruneRecord) -> None:
     """Prints what pruning did to each layer, what it left alone, and what a policy took and why."""
+    from sparseflow_trt.model.prunable import pruned_twice
+
     out = console.out()
     asked = any(choice.basis for choice in record.choices)
     if asked:
@@ -247,3 +250,5 @@ def print_record(record: PruneRecord) -> None:
     batches = "1 batch" if record.batches == 1 else f"{record.batches} batches"
     learned = f", on {batches}" if record.batches else ""
     out.print(f"\n{len(record.layers)} layers pruned 2:4 by {record.method}{learned}.")
+    if twice := pruned_twice(len(record.pruned_before)):
+        console.say(console.styled(twice, "yellow"))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, get_args
+
+from sparseflow_trt._listing import listed
+from sparseflow_trt.gates.regressions import Kind
 
 if TYPE_CHECKING:
     from sparseflow_trt.gates.regressions import Check, Gate
 
 _MOST = 10  # errors that GitHub shows of one step
+_MOST_NAMED = 6  # checks, in a sentence
 _MARKUP = {ord(sign): f"&#{ord(sign)};" for sign in "&<>\\`*_[]|~#@"}
 
 
 def annotations_from_gate(gate: Gate, baseline: str) -> str:
-    """Workflow commands, a line for each failed check and note; after the tenth they are counted.
+    """Workflow commands, a line for each failed check and note.
+
+    Where more checks failed than GitHub shows, those of the commonest kinds share one: the outputs of a large
+    model would hide its metrics.
 
     Args:
         gate: The gate.
@@ -21,16 +29,36 @@ def annotations_from_gate(gate: Gate, baseline: str) -> str:
     The escapes are those of GitHub's own toolkit:
     https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands
     """
-    failed = [check for check in gate.checks if not check.passed]
-    shown = failed if len(failed) <= _MOST else failed[: _MOST - 1]
-    lines = [_command("error", baseline, f"{check.kind}: {_named(check)}", check.reason) for check in shown]
-    if len(failed) > len(shown):
-        more = f"{len(failed) - len(shown)} more checks failed; the job's summary has them all."
-        lines.append(_command("error", baseline, "and more", more))
-    lines += [_command("notice", baseline, "baseline", note) for note in gate.notes]
+    groups = _grouped([check for check in gate.checks if not check.passed])
+    lines = [_command("error", baseline, *_told(group)) for group in groups]
     if gate.hint:
         lines.append(_command("notice", baseline, "what to do", gate.hint))
+    lines += [_command("notice", baseline, "baseline", note) for note in gate.notes]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _grouped(failed: Sequence[Check]) -> list[list[Check]]:
+    """The checks that each annotation tells of: one, or all of a kind where there would be too many."""
+    by_kind = {kind: [check for check in failed if check.kind == kind] for kind in get_args(Kind)}
+    apart = sorted(by_kind, key=lambda kind: len(by_kind[kind]))
+    together: list[str] = []
+    while sum(len(by_kind[kind]) for kind in apart) + len(together) > _MOST:
+        together.append(apart.pop())
+    groups = []
+    for kind, checks in by_kind.items():
+        groups += [checks] if kind in together else [[check] for check in checks]
+    return groups
+
+
+def _told(checks: Sequence[Check]) -> tuple[str, str]:
+    """The title and the message of an annotation."""
+    first, *others = checks
+    title = f"{first.kind}: {_named(first)}"
+    if not others:
+        return title, first.reason
+    named = listed([_named(check) for check in others], _MOST_NAMED)
+    more = f"{len(others)} more of this kind failed: {named}. The job's summary has them all."
+    return f"{title} and {len(others)} more", f"{first.reason} {more}"
 
 
 def annotation_from_error(message: str, hint: str, baseline: str) -> str:

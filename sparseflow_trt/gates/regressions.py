@@ -10,7 +10,7 @@ from sparseflow_trt.artifacts.manifest import Manifest
 from sparseflow_trt.artifacts.verdict import OutputVerdict, Validation, Verdict
 from sparseflow_trt.gates.baseline import Baseline, Evidence, Figures, LayerEvidence, Metric
 
-Kind = Literal["verdict", "output", "error", "metric", "layer"]
+Kind = Literal["verdict", "metric", "output", "error", "layer"]  # in the order that they are told in
 
 # An error below this share of what an element may be off by is no regression, whatever it grew from: two
 # releases of one library differ by as much.

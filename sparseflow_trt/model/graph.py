@@ -11,7 +11,7 @@ from sparseflow_trt.model.kinds import kind_from_names
 from sparseflow_trt.model.layer_names import may_stay_dense
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.operators import QUANTIZED
-from sparseflow_trt.model.pattern import GROUP
+from sparseflow_trt.model.other_patterns import other_pattern, percent, told_of_nan
 from sparseflow_trt.model.runtimes_own import BEFORE_OPTIMISER, operator_of
 from sparseflow_trt.model.scan import PatternScan, WeightReader, lay_out, scan_key, scan_pattern
 from sparseflow_trt.model.sites import (
@@ -58,6 +58,7 @@ class WeightedLayer:
         k_axes: The axes of the stored weight that K lies on; for Conv that of the input channels.
         first: Index in the stored weight of the first element of the first violating group.
         otherwise: What the zeros of a weight that is not 2:4 are, where it has many; "" where it has not.
+        found: All that is told of such a weight beside its groups: NaN in it, and `otherwise`.
     """
 
     name: str
@@ -84,6 +85,7 @@ class WeightedLayer:
     product: str = ""
     gives: str = ""
     otherwise: str = ""
+    found: str = ""
 
     @property
     def eligible(self) -> bool:
@@ -136,7 +138,7 @@ def read_layers(
                 key = scan_key(site.weight, site.k_axis)
                 if key not in scans:
                     found = scan_pattern(reader, site.weight, site.k_axis)
-                    scans[key] = found, _otherwise(reader, site, found) if found.violating else ""
+                    scans[key] = found, other_pattern(reader, site, found) if found.violating else ""
                     done += site.weight.tensor.nbytes
                     if progress:
                         progress(done, total)
@@ -231,29 +233,6 @@ def left_as_they_are(layers: Iterable[WeightedLayer]) -> tuple[str, ...]:
     return tuple(filter(None, said))
 
 
-MANY_ZEROS = 0.25  # INT8 weights that nobody pruned have some
-
-
-def _otherwise(reader: WeightReader, site: LayerSite, scan: PatternScan) -> str:
-    """What the zeros of a weight tell that is not 2:4 along K; "" where it has few."""
-    weight = site.weight
-    assert isinstance(weight, TracedWeight)
-    share = scan.zeros / (GROUP * scan.groups)
-    if share < MANY_ZEROS:
-        return ""
-    rank = len(weight.operand_shape)
-    along_n = 0 if site.node.op_type == "Conv" else 2 * rank - 3 - site.k_axis
-    groups_along_n = rank > 1 and weight.operand_shape[along_n] % GROUP == 0
-    if groups_along_n and not scan_pattern(reader, weight, along_n).violating:
-        return "it is 2:4 along N, not K"
-    return f"{percent(share)} of the weight is zero"
-
-
-def percent(share: float) -> str:
-    """A share in whole percents, so that layers pruned alike read alike; below one more of it."""
-    return f"{100 * share:.0f}%" if share >= 0.01 else f"{100 * share:.2g}%"
-
-
 def _describe(
     site: LayerSite,
     axes: tuple[int, ...],
@@ -264,12 +243,14 @@ def _describe(
 ) -> WeightedLayer:
     traced = site.weight if isinstance(site.weight, TracedWeight) else None
     state = SparsityState.NOT_ELIGIBLE
+    found = ""
     if scan:
         state = SparsityState.NOT_SPARSE if scan.violating else SparsityState.SPARSE
         if scan.violating:
             share = percent(scan.violating / scan.groups)
             reason = f"{share} of {scan.groups} groups hold more than two non-zeros"
-            reason += f"; {otherwise}" if otherwise else ""
+            found = "; ".join(filter(None, (told_of_nan(scan.nan), otherwise)))
+            reason += f"; {found}" if found else ""
     return WeightedLayer(
         name=site.name,
         module=site.module,
@@ -295,6 +276,7 @@ def _describe(
         product=multiplied_as(site),
         gives=type_name(site.node.outputs[0].dtype),
         otherwise=otherwise,
+        found=found,
     )
 
 

@@ -69,10 +69,19 @@ def _unsigned_like(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def nonzero(values: Array, zero_point: Array | int = 0) -> BoolArray:
     """True where an element is not a zero (-0.0 is one). Same shape as `values`."""
+    return nonzero_and_nan(values, zero_point)[0]
+
+
+def nonzero_and_nan(values: Array, zero_point: Array | int = 0) -> tuple[BoolArray, int]:
+    """What `nonzero` gives, and how many elements are NaN: these are not zeros."""
     if values.dtype in (np.int8, np.uint8):
         mask: BoolArray = values != np.asarray(zero_point, values.dtype)
-        return mask
-    return np.not_equal(magnitude_bits(values), 0)
+        return mask, 0
+    bits = magnitude_bits(values)
+    # the largest bits say in a tenth of the time whether there can be any
+    nan_from = magnitude_bits(np.full(1, np.inf, values.dtype))[0]
+    nan = int(np.count_nonzero(np.isnan(values))) if bits.size and bits.max() >= nan_from else 0
+    return np.not_equal(bits, 0), nan
 
 
 def nonzeros_per_group(mask: BoolArray) -> npt.NDArray[np.uint8]:

@@ -38,6 +38,7 @@ class PatternScan:
         first: Where the first of those begins, as an index into the stored array; None where the
             stored array has no such index (its layout is not a permutation of the operand's).
         mask_hash: SHA-256 over the packed non-zero positions in memory order, per piece.
+        nan: How many elements are NaN; they count as non-zeros.
     """
 
     groups: int
@@ -45,6 +46,7 @@ class PatternScan:
     zeros: int
     first: tuple[int, ...] | None
     mask_hash: str
+    nan: int
 
 
 class Layout(NamedTuple):
@@ -137,30 +139,31 @@ def scan_pattern(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Pat
     zero_point = zero_point_like(weight, k_axis, stored)
     itemsize = stored.itemsize
 
-    def scan(piece: Piece) -> tuple[pattern.GroupCount, int, bytes]:
+    def scan(piece: Piece) -> tuple[pattern.GroupCount, int, int, bytes]:
         zero = zero_point if isinstance(zero_point, int) else zero_point[piece]
-        mask = pattern.nonzero(layout.array[piece], zero)
+        mask, nan = pattern.nonzero_and_nan(layout.array[piece], zero)
         counted = pattern.count_groups(mask)
         bits = np.packbits(mask.reshape(-1)).tobytes()
         if layout.in_place:
             begin = (piece[0].start * k + piece[1].start) * inner * itemsize
             reader.release(weight.tensor, begin, begin + mask.size * itemsize)
-        return counted, mask.size - int(np.count_nonzero(mask)), bits
+        return counted, mask.size - int(np.count_nonzero(mask)), nan, bits
 
     digest = hashlib.sha256()
-    groups = violating = zeros = 0
+    groups = violating = zeros = nan = 0
     first: int | None = None
-    for piece, (counted, none, bits) in map_pieces(scan, layout.array):
+    for piece, (counted, none, broken, bits) in map_pieces(scan, layout.array):
         digest.update(bits)
         if first is None and counted.first is not None:
             first = (piece[0].start * k + piece[1].start) * inner + counted.first
         groups += counted.groups
         violating += counted.violating
         zeros += none
+        nan += broken
     where = None
     if first is not None and layout.in_place:
         where = tuple(int(i) for i in np.unravel_index(first, stored.shape))
-    return PatternScan(groups, violating, zeros, where, digest.hexdigest())
+    return PatternScan(groups, violating, zeros, where, digest.hexdigest(), nan)
 
 
 def grouping(stored: Array, weight: TracedWeight, k_axis: int) -> object:

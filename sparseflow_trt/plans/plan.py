@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
+from sparseflow_trt._listing import listed_apart
 from sparseflow_trt._schema import Record, load_yaml, parse, read_text
 from sparseflow_trt.errors import NotSparseError, PlanError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer
@@ -242,8 +243,7 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
             )
     problems += [f"'{name}' is not in the plan" for name in known]
     if problems:
-        more = f"; and {len(problems) - _MOST_TOLD} more" if len(problems) > _MOST_TOLD else ""
-        told = "; ".join(problems[:_MOST_TOLD]) + more
+        told = listed_apart(problems, _MOST_TOLD)
         said = f"{source} does not fit the model in {len(problems)} layer(s): {told}."
         if len(problems) == len(not_sparse):
             named = only_if_named(layer.kind for layer in not_sparse)

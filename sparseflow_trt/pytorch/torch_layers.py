@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparseflow_trt._deps import require
+from sparseflow_trt._listing import listed
 from sparseflow_trt.errors import InputError, PolicyError
 from sparseflow_trt.model import sites
 from sparseflow_trt.model.kinds import kind_from_names
@@ -178,8 +179,8 @@ def choose_by_name(
     """
     for glob in (*include, *exclude):
         if not any(is_named((layer.name,), (glob,)) for layer in layers):
-            near = ", ".join(layer.name for layer in layers[:3])
-            raise InputError(f"'{glob}' matches no layer of the module.", f"Its layers are {near}, …")
+            near = listed([layer.name for layer in layers], 3)
+            raise InputError(f"'{glob}' matches no layer of the module.", f"Its layers: {near or 'none'}.")
     return tuple(_by_name(layer, include, exclude) for layer in layers)
 
 

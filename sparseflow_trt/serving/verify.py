@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from sparseflow_trt.building.artifact_validation import (
 from sparseflow_trt.engines.machine.hardware import find_gpus
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.engines.triton.server import Addresses, ServerOptions, find_server, is_ready, start_server
+from sparseflow_trt.engines.triton.staging import link_file, stage_model
 from sparseflow_trt.errors import ArtifactError, DeployError
 from sparseflow_trt.exporters.fp32_reference import reference_for
 from sparseflow_trt.exporters.plugin.reference import expand_plugin_nodes
@@ -210,7 +210,7 @@ def _served(
         )
     backends = find_server(options.server).backends
     standing_in = record.route == "tensorrt_plan" and not (gpu and (backends / "tensorrt").is_dir())
-    start = ServerOptions(load=names, timeout=options.timeout, server=options.server)
+    start = ServerOptions(load=names, as_they_are=True, timeout=options.timeout, server=options.server)
     if not standing_in:
         with start_server(options.repository, start) as server:
             yield server.at, False
@@ -235,7 +235,7 @@ def stage_stand_in(model: Path, artifact: Artifact, repository: Path) -> Path:
     ONNX Runtime has none of them, with the engine's integers at its ends.
     """
     target = repository / model.name
-    shutil.copytree(model, target, copy_function=_link, ignore=shutil.ignore_patterns(".*"))
+    stage_model(model, target)
     for version in versions_in(target):
         place = target / str(version)
         typed = candidates_of(artifact.folder, artifact.manifest.engine, place)[0].path
@@ -244,14 +244,10 @@ def stage_stand_in(model: Path, artifact: Artifact, repository: Path) -> Path:
             narrow_integers(narrowed)
             save_model(narrowed.ir, place / "model.onnx")
             continue
-        _link(typed, place / "model.onnx")
+        link_file(typed, place / "model.onnx")
         if (weights := artifact.folder / "model.onnx.data").is_file() and typed.parent == artifact.folder:
-            _link(weights, place / weights.name)
+            link_file(weights, place / weights.name)
     return repository
-
-
-def _link(source: Path | str, target: Path | str) -> None:
-    Path(target).symlink_to(Path(source).resolve())
 
 
 def _candidates(artifact: Artifact, name: str, at: Addresses, standing_in: bool) -> list[Candidate]:

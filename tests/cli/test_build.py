@@ -61,13 +61,10 @@ def test_says_what_was_decided_built_and_checked(
     assert manifest["command"].endswith("--dim batch=1,4,8 --backend tensorrt-rtx --sparsity force")
 
 
-def test_a_policy_that_decided_nothing_is_not_told(
+def test_where_sparsity_is_off_there_is_no_policy(
     sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
 ) -> None:
-    off = ("--sparsity", "off", "--backend", "onnxruntime")
-    unknown = sparseflow("build", mlp(), *BATCH, *off, "--policy", "h2000")
-    assert (unknown.code, "there is no policy 'h2000'" in unknown.error) == (2, True)
-    assert sparseflow("build", mlp(), *BATCH, *off, "--policy", "h200").code == 0
+    assert sparseflow("build", mlp(), *BATCH, "--sparsity", "off", "--backend", "onnxruntime").code == 0
     built = own_folder / "model.artifact"
     assert not (built / "policy.json").exists()
     assert json.loads((built / "manifest.json").read_text())["policy"] is None

@@ -173,10 +173,31 @@ def test_export_says_what_it_wrote(sparseflow: Sparseflow, source: str, own_fold
     ended = sparseflow("export", source)
     assert ended.code == 0, ended.err
     assert "Input 'x': [batch, seq, 32]" in ended.out
-    assert "2 weights have their zeros where the module has them; 0 of them are 2:4." in ended.out
+    assert "2 layer(s) have their zeros where the module has them; 0 of them are 2:4." in ended.out
     assert "Validation against PyTorch: pass" in ended.out
     assert "Written: mine.make.onnx" in ended.out
     assert (own_folder / "mine.make.onnx").is_file()
+
+
+def test_a_weight_that_two_layers_share_counts_with_each_as_layers(
+    sparseflow: Sparseflow, own_folder: Path
+) -> None:
+    """As they are listed above: "weights" would be one too many."""
+    (own_folder / "shared.py").write_text(
+        "import torch\n\n"
+        "class Shared(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.up_proj = torch.nn.Linear(32, 32)\n"
+        "    def forward(self, x):\n"
+        "        return self.up_proj(self.up_proj(x).relu())\n\n"
+        "def make():\n"
+        "    return Shared(), torch.randn(2, 32)\n"
+    )
+    ended = sparseflow("export", "shared.py:make", "--no-check")
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[1].split()[-1] == "2"
+    assert "\n2 layer(s) have their zeros where the module has them; 0 of them are 2:4." in ended.out
 
 
 def test_json(sparseflow: Sparseflow, source: str) -> None:
@@ -232,7 +253,7 @@ def test_export_says_where_masks_are_apart(sparseflow: Sparseflow, own_folder: P
         assert ended.code == 0
         assert ("1 layer(s) multiply their weight by a mask" in ended.out) is says
         assert (
-            "1 weights have their zeros where the module has them; 1 of them are 2:4." in ended.out
+            "1 layer(s) have their zeros where the module has them; 1 of them are 2:4." in ended.out
         ) is not says
         row = ["other", "not-eligible", "1"] if says else ["gate_up", "sparse", "1"]
         assert ended.out.splitlines()[1].split() == row

@@ -50,6 +50,27 @@ def test_layers_that_were_pruned_along_the_wrong_axis_are_one_row_with_what_to_d
     assert "\n2 layer(s) seem to have been pruned before: prune the model from before that" in ended.out
 
 
+def test_a_flattened_kernel_and_nan_are_told_by_inspect_and_plan(
+    sparseflow: Sparseflow, models: Models
+) -> None:
+    kernel = prune_2to4(random_weight(32, 16, 3, 3).reshape(32, -1), 1).reshape(32, 16, 3, 3)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv")
+    models.save(models.model([node], {"w": kernel}, {"x": (1, 16, 8, 8)}), "flat.onnx")
+    broken = random_weight(64, 64)
+    broken[5, 7] = np.nan
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")
+    models.save(models.model([node], {"w": broken}, {"x": (8, 64)}), "nan.onnx")
+    for name, told in (
+        ("flat.onnx", "; it is 2:4 along its flattened kernel, not along its input channels"),
+        ("nan.onnx", "; it holds NaN in 1 place(s), which count as non-zeros"),
+    ):
+        inspected = sparseflow("inspect", name)
+        assert told in inspected.out
+        assert ("seem to have been pruned before" in inspected.out) is (name == "flat.onnx")
+        (layer,) = sparseflow("plan", name, "--json").json["layers"]
+        assert layer["reason"].endswith(told)
+
+
 def test_a_narrow_terminal_has_the_reasons_below_the_table(
     sparseflow: Sparseflow, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:

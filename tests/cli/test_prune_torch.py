@@ -144,6 +144,33 @@ def test_a_functions_module_becomes_a_file(own_folder: Path, sparseflow: Sparsef
     assert json.loads(Path("mine.module.2to4.pruning.json").read_text())["batches"] == 3
 
 
+@pytest.mark.parametrize("how", ["along N", "anywhere"])
+def test_layers_that_were_pruned_another_way_are_told(
+    own_folder: Path, sparseflow: Sparseflow, how: str
+) -> None:
+    anywhere = "l1_unstructured(up, 'weight', 0.5); remove(up, 'weight')"
+    along_n = "up.weight.data = (up.weight.data.t().reshape(-1, 4) * mask).reshape(64, 128).t()"
+    begins = "from torch.nn.utils.prune import l1_unstructured, remove\nmask = torch.tensor([1.0, 0, 0, 1])"
+    text = MINE.replace("import torch", f"import torch\n{begins}", 1)
+    spoiled = along_n if how == "along N" else anywhere
+    Path("mine.py").write_text(text.replace("128, 32)", f"128, 32)\n    {spoiled}", 1))
+    command = ("prune", "mine.py:module", "--method", "sparsegpt", "--calibration", "mine.py:data")
+    ended = sparseflow(*command)
+    assert ended.code == 0, ended
+    assert "1 layer(s) seem to have been pruned before: prune the model from before that" in ended.out
+    assert sparseflow(*command, "--json").json["pruned_before"] == ["0"]
+    record = json.loads(Path("mine.module.2to4.pruning.json").read_text())
+    assert [layer["pruned_before"] for layer in record["layers"]] == [True, False]
+
+
+def test_a_module_that_is_2to4_already_was_not_pruned_another_way(
+    own_folder: Path, sparseflow: Sparseflow
+) -> None:
+    make_llama(torch).save_pretrained("llama")
+    assert "pruned before" not in sparseflow("prune", "llama").out
+    assert "pruned before" not in sparseflow("prune", "llama.2to4", "-o", "again").out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

@@ -53,6 +53,14 @@ def model(own_folder: Path) -> None:
         ("inspect empty.onnx --deep", "No such option"),
         # what contradicts itself
         ("plan empty.onnx --dim b=1 --dim b=2", "axis 'b' is given two ranges."),
+        (
+            "plan empty.onnx --sparsity off --policy h200",
+            "--policy says where sparse wins, and --sparsity off ",
+        ),
+        (
+            "build empty.onnx --policy h200 --sparsity off",
+            "--policy says where sparse wins, and --sparsity off ",
+        ),
         ("plan empty.onnx --profile a:b=1 --profile a:b=2", "profile 'a' is given twice."),
         ("plan empty.onnx --profile a:b=1:b=2", "profile 'a' gives axis 'b' two ranges."),
         (

@@ -63,24 +63,6 @@ def test_matmul_with_the_weight_on_the_left(models: Models, x: Any, m: str) -> N
     assert (layer.side, layer.n, layer.k, str(layer.m)) == ("left", 32, 64, m)
 
 
-@pytest.mark.parametrize(
-    ("zeros", "groups", "otherwise"),
-    [
-        (0.1, "95%", ""),  # INT8 weights that nobody pruned have as many
-        (0.5, "31%", "; 50% of the weight is zero"),
-        (0.9, "0.37%", "; 90% of the weight is zero"),
-    ],
-)
-def test_a_weight_that_was_pruned_another_way_says_how_much_of_it_is_zero(
-    zeros: float, groups: str, otherwise: str, models: Models
-) -> None:
-    weight = random_weight(256, 1024)
-    weight[np.random.default_rng(1).random(weight.shape) < zeros] = 0
-    node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    layer = only_layer(models.save(models.model([node], {"w": weight}, {"x": ("b", 256)})))
-    assert layer.reason == f"{groups} of 65536 groups hold more than two non-zeros{otherwise}"
-
-
 def test_a_vector_is_a_weight_of_one_column(models: Models) -> None:
     for inputs, side in ((["x", "w"], "right"), (["w", "x"], "left")):
         node = helper.make_node("MatMul", inputs, ["y"])

@@ -90,6 +90,18 @@ def test_of_all_that_fp8_has_a_zero_alone_is_one(kind: str) -> None:
     np.testing.assert_array_equal(pattern.nonzero(values), values.astype(np.float32) != 0)
 
 
+@pytest.mark.parametrize(
+    "dtype", [np.float16, *(f"float8_{kind}" for kind in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz"))]
+)
+def test_nan_is_counted_and_infinity_is_none(dtype: Any) -> None:
+    kind = np.dtype(getattr(ml_dtypes, dtype) if isinstance(dtype, str) else dtype)
+    values = np.arange(256**kind.itemsize, dtype=f"u{kind.itemsize}").view(kind)
+    assert pattern.nonzero_and_nan(values)[1] == np.count_nonzero(np.isnan(values.astype(np.float32)))
+    finite = values[np.isfinite(values)]
+    assert pattern.nonzero_and_nan(finite)[1] == 0
+    assert pattern.nonzero_and_nan(finite[:0])[1] == 0
+
+
 @given(dtype=st.sampled_from(INTEGERS), zero=st.integers(0, 255), seed=st.integers(0, 2**32))
 def test_integers_are_pruned_to_their_zero_point(dtype: Any, zero: int, seed: int, naive: Naive) -> None:
     zero = int(np.uint8(zero).view(dtype))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,22 @@ def succeeds(command: str, server: Server) -> bool:
     command = command.replace("127.0.0.1:8000", server.at.http)
     command = command.replace("[t]riton", f"{backends}/python/[t]riton")
     return subprocess.run(["sh", "-c", command], capture_output=True, check=False).returncode == 0
+
+
+@contextlib.contextmanager
+def client_of(server: Server) -> Iterator[Any]:
+    import tritonclient.grpc as grpc
+
+    with contextlib.closing(grpc.InferenceServerClient(server.at.grpc)) as client:
+        yield client
+
+
+def ask(client: Any, model: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    import tritonclient.grpc as grpc
+
+    given = grpc.InferInput("x", list(x.shape), "FP32")
+    given.set_data_from_numpy(x)
+    return np.asarray(client.infer(model, [given], client_timeout=30.0).as_numpy("y"))
 
 
 def write_model(path: Path, seed: int = 0) -> Path:
@@ -192,6 +209,11 @@ def as_tensorrt() -> Callable[..., Path]:
         return made
 
     return change
+
+
+@pytest.fixture
+def plan_artifact(ort_artifact: Path, as_tensorrt: Callable[..., Path], tmp_path: Path) -> Path:
+    return as_tensorrt(ort_artifact, tmp_path / "artifacts")
 
 
 @pytest.fixture

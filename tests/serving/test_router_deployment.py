@@ -26,6 +26,27 @@ def test_a_router_needs_batches(ort_artifact: Path, dense_artifact: Path, tmp_pa
         deploy(ort_artifact, options)
 
 
+def test_a_router_needs_a_threshold(ort_artifact: Path, dense_artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeployError, match="no batch from 2 to 16 is where the sparse layers"):
+        deploy(
+            ort_artifact, DeployOptions(tmp_path / "repository", "m", dense=dense_artifact, sparse_from=9**9)
+        )
+    for least in (None, 256):  # which cannot help
+        options = DeployOptions(tmp_path / "repository", "m", dense=ort_artifact, sparse_from=least)
+        with pytest.raises(DeployError, match=r"no layer of .* is planned sparse"):
+            deploy(dense_artifact, options)
+
+
+def test_a_router_of_two_models_says_that_outputs_depend_on_which_answers(
+    ort_artifact: Path, other_artifact: Path, dense_artifact: Path, tmp_path: Path
+) -> None:
+    for dense, noted in ((dense_artifact, False), (other_artifact, True)):
+        router = deploy(ort_artifact, DeployOptions(tmp_path / dense.name, "m", dense=dense))[-1]
+        told = " ".join(router.notes)
+        assert ("outputs depend on which of the two answers" in told) == noted
+        assert ("'other.onnx'" in told) == noted
+
+
 def test_a_router_and_a_model_of_its_own_do_not_take_each_others_place(
     ort_artifact: Path, other_artifact: Path, dense_artifact: Path, tmp_path: Path
 ) -> None:

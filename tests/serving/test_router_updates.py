@@ -23,7 +23,7 @@ from sparseflow_trt.exporters.triton.version import served_versions, versions_in
 from sparseflow_trt.serving.deploying import deploy
 from sparseflow_trt.serving.deployment import DeployOptions
 from sparseflow_trt.serving.deployment_files import plan_server
-from tests.serving.conftest import build_artifact, succeeds
+from tests.serving.conftest import build_artifact, client_of, succeeds
 
 MODELS = ("m-sparse", "m-dense", "m")  # the router last, as it is told to a server
 BATCHES = (1, 8)  # to the dense engine, and to the sparse one
@@ -112,14 +112,6 @@ class Answers:
             stop.set()
             for thread in threads:
                 thread.join()
-
-
-@contextlib.contextmanager
-def client_of(server: Server) -> Iterator[Any]:
-    import tritonclient.grpc as grpc
-
-    with contextlib.closing(grpc.InferenceServerClient(server.at.grpc)) as client:
-        yield client
 
 
 def processes_of(server: Server) -> list[str]:

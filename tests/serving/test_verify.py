@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -20,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sparseflow_trt.building.artifact_validation import ValidationOptions
 from sparseflow_trt.building.plan_options import PlanOptions
 from sparseflow_trt.engines.protocol import EngineOptions
-from sparseflow_trt.engines.triton.server import Addresses, Server, ServerOptions, start_server
+from sparseflow_trt.engines.triton.server import Addresses, ServerOptions, start_server
 from sparseflow_trt.errors import ArtifactError, DeployError
 from sparseflow_trt.exporters.triton.config import parse_config, text_from_config
 from sparseflow_trt.exporters.triton.manifests import alive_command, ready_command
@@ -37,31 +35,16 @@ from sparseflow_trt.validation.tolerances import DEFAULTS
 from sparseflow_trt.validation.triton_load import find_perf_analyzer
 from tests.serving.conftest import (
     PROFILES,
+    ask,
+    client_of,
     succeeds,
     write_model,
-    write_model_of_columns,
 )
 from tests.shared_libraries import write_library
 from tests.test_plugin_build import StandIn
 
 pytestmark = pytest.mark.usefixtures("tritonserver")
 AsTensorrt = Callable[..., Path]
-
-
-@contextlib.contextmanager
-def client_of(server: Server) -> Iterator[Any]:
-    import tritonclient.grpc as grpc
-
-    with contextlib.closing(grpc.InferenceServerClient(server.at.grpc)) as client:
-        yield client
-
-
-def ask(client: Any, model: str, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    import tritonclient.grpc as grpc
-
-    given = grpc.InferInput("x", list(x.shape), "FP32")
-    given.set_data_from_numpy(x)
-    return np.asarray(client.infer(model, [given], client_timeout=30.0).as_numpy("y"))
 
 
 def test_an_artifact_is_verified_over_both_protocols_and_under_load(
@@ -73,7 +56,9 @@ def test_an_artifact_is_verified_over_both_protocols_and_under_load(
     options = VerifyOptions(
         repository, reference=reference, concurrencies=(1, 24), seconds=0.4, perf_analyzer=False
     )
+    before = sorted(repository.rglob("*"))
     found = verify(ort_artifact, options)
+    assert sorted(repository.rglob("*")) == before, "no __pycache__ beside the model.py, for one"
     assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "pass"]
     assert {len(c.outputs) for c in found.validation.candidates} == {6}  # min, opt and max of two profiles
     assert [c.runtime.rpartition(" ")[2] for c in found.validation.candidates] == ["http", "grpc", "grpc"]
@@ -362,100 +347,6 @@ def test_the_core_takes_the_plans_configuration_as_it_is(
                 assert "no optimization profile of this instance takes" in str(error)
                 failed += 1
         assert failed
-
-
-def test_small_batches_are_routed_to_the_dense_engine(
-    ort_artifact: Path, dense_artifact: Path, tmp_path: Path
-) -> None:
-    repository = tmp_path / "repository"
-    deployed = deploy(ort_artifact, DeployOptions(repository, "m", dense=dense_artifact, delay_us=0))
-    assert [model.name for model in deployed] == ["m-sparse", "m-dense", "m"]
-    assert plan_server(repository, (), None).models == ["m", "m-dense", "m-sparse"]
-    with (
-        start_server(repository, ServerOptions(load=["m", "m-dense", "m-sparse"])) as server,
-        client_of(server) as client,
-    ):
-        rng = np.random.default_rng(0)
-        for batch in (1, 7, 8, 16):
-            x = rng.standard_normal((batch, 32, 64)).astype(np.float32)
-            np.testing.assert_array_equal(
-                ask(client, "m", x), ask(client, "m-sparse" if batch >= 8 else "m-dense", x)
-            )
-        ran = {
-            name: {
-                int(row["batch_size"])
-                for row in client.get_inference_statistics(name, as_json=True)["model_stats"][0][
-                    "batch_stats"
-                ]
-            }
-            for name in ("m-sparse", "m-dense")
-        }
-        assert {7, 1} <= ran["m-dense"] and {8, 16} <= ran["m-sparse"]
-        with pytest.raises(Exception, match="batch-size must be <= 16"):
-            ask(client, "m", np.zeros((17, 32, 64), np.float32))
-
-
-def test_an_input_that_is_the_batch_alone_is_served_routed_and_verified(tmp_path: Path) -> None:
-    """Triton's clients send [batch, 1] for it, and so does the router to its two models."""
-    model = write_model_of_columns(tmp_path / "columns.onnx")
-    profiles = (parse_profile("p:batch=1,8,16"),)
-    sparse, dense = (
-        build(model, BuildOptions(tmp_path / name, plan, "onnxruntime")).artifact
-        for name, plan in (
-            ("sparse", PlanOptions(profiles=profiles, sparsity="force")),
-            ("dense", PlanOptions(profiles=profiles, sparsity="off")),
-        )
-    )
-    repository = tmp_path / "repository"
-    deployed = deploy(sparse, DeployOptions(repository, "m", dense=dense, sparse_from=8, delay_us=0))
-    assert [model.name for model in deployed] == ["m-sparse", "m-dense", "m"]
-    for name in ("m", "m-sparse"):
-        options = VerifyOptions(repository, name, concurrencies=(2,), seconds=0.2, sparse_from=8)
-        found = verify(sparse, options)
-        for candidate in found.validation.candidates:
-            assert candidate.verdict == "pass", candidate.reason
-            assert {(o.output, len(o.shape)) for o in candidate.outputs} == {("k", 1), ("y", 2)}
-        assert found.load[0].requests and not found.load[0].failed
-
-
-def test_a_router_of_two_models_says_that_outputs_depend_on_which_answers(
-    ort_artifact: Path, other_artifact: Path, dense_artifact: Path, tmp_path: Path
-) -> None:
-    for dense, noted in ((dense_artifact, False), (other_artifact, True)):
-        router = deploy(ort_artifact, DeployOptions(tmp_path / dense.name, "m", dense=dense))[-1]
-        told = " ".join(router.notes)
-        assert ("outputs depend on which of the two answers" in told) == noted
-        assert ("'other.onnx'" in told) == noted
-
-
-def test_a_router_of_two_models_that_fails_is_not_taken_for_one_without_a_batch(
-    ort_artifact: Path, other_artifact: Path, tmp_path: Path
-) -> None:
-    """Whole batches went to the sparse engine and their items to the dense one: batching was to be off."""
-    repository = tmp_path / "repository"
-    deploy(ort_artifact, DeployOptions(repository, "m", dense=other_artifact))
-    np.savez(tmp_path / "large.npz", x=np.ones((16, 32, 64), np.float32))
-    options = VerifyOptions(
-        repository, "m", validation=ValidationOptions(inputs=str(tmp_path / "large.npz")), concurrencies=()
-    )
-    found = verify(ort_artifact, options)
-    assert [c.verdict for c in found.validation.candidates] == ["pass", "pass", "fail"]
-    told = " ".join(found.notes)
-    assert "max-batch-size" not in told
-    assert "with --name m-sparse and with --name m-dense" in told
-    alone = verify(other_artifact, replace(options, name="m-dense"))
-    assert alone.validation.verdict == "pass"
-
-
-def test_a_router_needs_a_threshold(ort_artifact: Path, dense_artifact: Path, tmp_path: Path) -> None:
-    with pytest.raises(DeployError, match="no batch from 2 to 16 is where the sparse layers"):
-        deploy(
-            ort_artifact, DeployOptions(tmp_path / "repository", "m", dense=dense_artifact, sparse_from=9**9)
-        )
-    for least in (None, 256):  # which cannot help
-        options = DeployOptions(tmp_path / "repository", "m", dense=ort_artifact, sparse_from=least)
-        with pytest.raises(DeployError, match=r"no layer of .* is planned sparse"):
-            deploy(dense_artifact, options)
 
 
 def test_the_probes_see_a_stub_that_was_killed(ort_artifact: Path, tmp_path: Path) -> None:

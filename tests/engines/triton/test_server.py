@@ -83,6 +83,13 @@ def test_a_server_serves_and_is_gone(repository: Path) -> None:
     assert left_of(server.prefix) == []
 
 
+def test_models_served_as_they_are_get_nothing_written_beside_them(repository: Path) -> None:
+    before = sorted(repository.rglob("*"))
+    with start_server(repository, ServerOptions(load=["echo"], as_they_are=True)) as server:
+        assert server.is_ready()
+    assert sorted(repository.rglob("*")) == before
+
+
 def test_a_repository_may_lie_where_the_python_backend_cannot_look(repository: Path) -> None:
     folder = repository.rename(repository.with_name("a größe; it's"))
     with start_server(folder, ServerOptions(load=["echo"], timeout=30)) as server:

@@ -1,0 +1,21 @@
+"""Names in a sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparseflow_trt._listing import listed, listed_apart
+
+
+@pytest.mark.parametrize(
+    ("names", "together", "apart"),
+    [
+        ([], "", ""),
+        (["a"], "a", "a"),
+        (["a", "b"], "a, b", "a; b"),
+        (["a", "b", "c"], "a, b and 1 more", "a; b; and 1 more"),
+        (list("abcdef"), "a, b and 4 more", "a; b; and 4 more"),
+    ],
+)
+def test_the_first_are_named_and_the_others_counted(names: list[str], together: str, apart: str) -> None:
+    assert (listed(names, 2), listed_apart(names, 2)) == (together, apart)
