@@ -109,7 +109,7 @@ class Answers:
                         time.sleep(0.05)
                     else:
                         self.seen.add((version, batch, self.pair_of(batch, y)))
-                        stop.wait(0.005)  # without it the update has little of the processor
+                        stop.wait(0.03)  # without it the update has little of the processor
 
         threads = [threading.Thread(target=run, args=(batch,)) for batch in BATCHES]
         for thread in threads:
