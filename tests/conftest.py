@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib.metadata
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +47,14 @@ def pytest_configure(config: pytest.Config) -> None:
     workers = config.getoption("numprocesses", None)
     if workers:  # not in the workers, which inherit what is set here before they start
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def versions_once() -> Iterator[None]:
+    """Reads each package's metadata once: builds ask for versions again and again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
+        yield
 
 
 class Models:

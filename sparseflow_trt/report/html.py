@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import re
 from collections import Counter
@@ -20,6 +21,7 @@ from sparseflow_trt.report.speedups import HEIGHT, WIDTH, draw_speedups
 from sparseflow_trt.report.spine import draw_spine
 
 if TYPE_CHECKING:
+    import jinja2
     from markupsafe import Markup
 
 _HERE = Path(__file__).parent
@@ -37,6 +39,22 @@ class Tile:
     said: str
 
 
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """One for all reports: to compile the template takes longer than to fill it."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"slug": _slug, "percent": _percent, "time": _time, "breakable": _breakable}
+    return environment
+
+
 def write_report(manifest: Manifest, path: Path, policy: Policy | None = None) -> None:
     """Writes the report: the verdict first, then errors, graph, layers, times and what the engine says.
 
@@ -48,17 +66,9 @@ def write_report(manifest: Manifest, path: Path, policy: Policy | None = None) -
         path: The file to write.
         policy: What the build's plan was made by, for the times to expect and the speedups against M.
     """
-    import jinja2
     from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"slug": _slug, "percent": _percent, "time": _time, "breakable": _breakable}
+    environment = _environment()
     script = (_HERE / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("report.html.jinja").render(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ import pytest
 
 from sparseflow_trt.model.packing import pack_2to4
 from sparseflow_trt.model.pattern import prune_2to4
+from tests.plugins.conftest import SOURCES, MakeOnce, compile_parts
 
 Array = npt.NDArray[Any]
-SOURCES = Path(__file__).parents[2] / "plugins" / "sparse_linear"
 _HEADER = 34  # bytes before the values' length: mark, version, type, activation, n, k, dense_below_m
 
 
@@ -62,23 +61,14 @@ class Tool:
         return self.refusals([record])[0]
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session")
+def program(made_once: MakeOnce, record_parts: Path) -> Path:
     """format_tool, with the sanitizers that find reads past the end."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("g++ is not installed")
-    made = tmp_path_factory.mktemp("format") / "format_tool"
-    sources = [SOURCES / name for name in ("format_tool.cpp", "packed.cpp", "choices.cpp", "record.cpp")]
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
-    flags += ["-fno-sanitize-recover=all"]
-    done = subprocess.run(
-        [compiler, *flags, "-o", made, *sources], capture_output=True, text=True, check=False
-    )
-    if "cannot find -lasan" in done.stderr or "cannot find -lubsan" in done.stderr:
-        pytest.skip("g++'s sanitizers are not installed")
-    assert done.returncode == 0, done.stderr
-    return made
+
+    def make(made: Path) -> None:
+        compile_parts(made, [SOURCES / "format_tool.cpp", *record_parts.glob("*.o"), "-o", "format_tool"])
+
+    return made_once("format", make) / "format_tool"
 
 
 @pytest.fixture

@@ -5,47 +5,17 @@ What they cannot show is how fast or how right NVIDIA's libraries are: tests/gpu
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
-import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-SOURCES = HERE.parents[1] / "plugins" / "sparse_linear"
-FAKE = HERE / "fake"
+from tests.plugins.conftest import FAKE, HERE, NEED_TENSORRT, RECORD, SOURCES, MakeOnce, compile_parts
+
 CHECKS = re.findall(r'{"(\w+)",\s+\1},', (HERE / "drive_layer.cpp").read_text())
-NEED_TENSORRT = {
-    "fields.cpp",
-    "log.cpp",
-    "plugin.cpp",
-    "check_cusparselt.cpp",
-    "check_cublaslt.cpp",
-    "format_tool.cpp",
-}
-FLAGS = ("-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined",
-         "-fno-sanitize-recover=all", f"-I{FAKE}", f"-I{SOURCES}")  # fmt: skip
-
-
-def compile_parts(folder: Path, *commands: Sequence[object]) -> None:
-    """Runs g++ once for each list of arguments, side by side."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("g++ is not installed")
-    running = [
-        subprocess.Popen([compiler, *FLAGS, *map(str, words)], cwd=folder, stderr=subprocess.PIPE, text=True)
-        for words in commands
-    ]
-    for process in running:
-        _, said = process.communicate()
-        if "cannot find -lasan" in said or "cannot find -lubsan" in said:
-            pytest.skip("g++'s sanitizers are not installed")
-        assert process.returncode == 0, said
 
 
 def compile_fakes(folder: Path) -> None:
@@ -69,35 +39,28 @@ def compile_fakes(folder: Path) -> None:
     )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """drive_layer and the libraries, compiled once for all of pytest-xdist's workers."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return compile_driver(tmp_path_factory.mktemp("layer"))
-    made = tmp_path_factory.getbasetemp().parent / "layer"  # the workers' folders lie side by side
-    with made.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (made / "drive_layer").is_file():
-            shutil.rmtree(made, ignore_errors=True)  # what could not be compiled, by another worker
-            made.mkdir()
-            compile_driver(made)
-    return made
+@pytest.fixture(scope="session")
+def folder(made_once: MakeOnce, record_parts: Path) -> Path:
+    """drive_layer, the libraries and the layer's parts but for those of `record_parts`."""
+
+    def make(made: Path) -> None:
+        compile_fakes(made)
+        apart = {*NEED_TENSORRT, *RECORD}
+        sources = sorted(path for path in SOURCES.glob("*.cpp") if path.name not in apart)
+        driver = ["-O0", "-c", HERE / "drive_layer.cpp"]  # the longest, and none of what is tested
+        compile_parts(made, *(["-c", *half] for half in (sources[::2], sources[1::2])), driver)
+        link = ["-L.", "-lfakecuda", f"-Wl,-rpath,{made}", "-ldl", "-lpthread"]
+        compile_parts(made, [*made.glob("*.o"), *record_parts.glob("*.o"), "-o", "drive_layer", *link])
+
+    return made_once("layer", make)
 
 
-def compile_driver(made: Path) -> Path:
-    """drive_layer, which is written last, and the libraries."""
-    compile_fakes(made)
-    sources = sorted(path for path in SOURCES.glob("*.cpp") if path.name not in NEED_TENSORRT)
-    halves = sources[::2], [*sources[1::2], HERE / "drive_layer.cpp"]
-    compile_parts(made, *(["-c", *half] for half in halves))
-    link = ["-L.", "-lfakecuda", f"-Wl,-rpath,{made}", "-ldl", "-lpthread"]
-    compile_parts(made, [*made.glob("*.o"), "-o", "drive_layer", *link])
-    return made
-
-
-def test_the_benchmark_of_layers_finds_both_kernels_right(folder: Path, tmp_path: Path) -> None:
+def test_the_benchmark_of_layers_finds_both_kernels_right(
+    folder: Path, record_parts: Path, tmp_path: Path
+) -> None:
     source = HERE.parents[1] / "benchmarks" / "plugin_layer.cpp"
     parts = [part for part in folder.glob("*.o") if part.name != "drive_layer.o"]
+    parts += record_parts.glob("*.o")
     link = [f"-L{folder}", "-lfakecuda", f"-Wl,-rpath,{folder}", "-ldl", "-lpthread"]
     compile_parts(tmp_path, [source, *parts, "-o", "plugin_layer", *link])
     named = {"SPARSEFLOW_CUSPARSELT": str(folder), "SPARSEFLOW_CUBLASLT": str(folder)}

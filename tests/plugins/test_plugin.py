@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.test_layer import HERE, NEED_TENSORRT, SOURCES, compile_fakes, compile_parts
+from tests.plugins.conftest import HERE, NEED_TENSORRT, SOURCES, compile_parts
+from tests.plugins.test_layer import compile_fakes
 
 INCLUDES = [Path(folder) for folder in os.environ.get("SPARSEFLOW_TENSORRT_INCLUDE", "").split(":") if folder]
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,28 @@ from tests.serving.conftest import build_artifact, client_of, succeeds
 
 MODELS = ("m-sparse", "m-dense", "m")  # the router last, as it is told to a server
 BATCHES = (1, 8)  # to the dense engine, and to the sparse one
-# The command, killed before the N-th rename in the repository.
+# Runs the command for each N on its standard input, killed before the N-th rename in the repository, and says
+# how it ended. What the runs import is imported once, which takes longer than they do.
 KILLED = """
 import os, signal, sys
-number, repository, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
-def hook(event, arguments):
-    global number
-    if event == "os.rename" and str(arguments[1]).startswith(repository + "/"):
-        number -= 1
-        if number < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
 from sparseflow_trt.cli.main import main
-sys.argv = ["sparseflow-trt", *command]
-sys.addaudithook(hook)
-main()
+from sparseflow_trt.serving import deploying
+repository, command = sys.argv[1], sys.argv[2:]
+def run(number):
+    def hook(event, arguments):
+        nonlocal number
+        if event == "os.rename" and str(arguments[1]).startswith(repository + "/"):
+            number -= 1
+            if number < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.argv = ["sparseflow-trt", *command]
+    sys.addaudithook(hook)
+    os.dup2(2, 1)
+    main()
+for line in sys.stdin:
+    if not (child := os.fork()):
+        run(int(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -101,7 +109,7 @@ class Answers:
                         time.sleep(0.05)
                     else:
                         self.seen.add((version, batch, self.pair_of(batch, y)))
-                        stop.wait(0.005)  # without it the update has little of the processor
+                        stop.wait(0.03)  # without it the update has little of the processor
 
         threads = [threading.Thread(target=run, args=(batch,)) for batch in BATCHES]
         for thread in threads:
@@ -112,6 +120,23 @@ class Answers:
             stop.set()
             for thread in threads:
                 thread.join()
+
+
+@contextlib.contextmanager
+def killed_runs(*command: str) -> Iterator[Callable[[int], int]]:
+    """Runs a command up to a rename, and says what it ended with."""
+    runs = subprocess.Popen(
+        [sys.executable, "-c", KILLED, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert runs.stdin and runs.stdout
+    given, told = runs.stdin, runs.stdout
+
+    def run(number: int) -> int:
+        print(number, file=given, flush=True)
+        return int(told.readline())
+
+    with runs:
+        yield run
 
 
 def processes_of(server: Server) -> list[str]:
@@ -133,17 +158,15 @@ def test_an_update_that_is_killed_anywhere_leaves_one_pair_answering(
     """Each run is killed one rename later, and goes on from what the one before left."""
     repository = tmp_path / "repository"
     deploy(ort_artifact, DeployOptions(repository, "m", dense=dense_artifact, delay_us=0))
-    run = [sys.executable, "-c", KILLED]
     command = [str(repository), "deploy", "triton", str(other_artifact), "--dense", str(other_dense),
                "--name", "m", "--repository", str(repository), "--queue-delay", "0"]  # fmt: skip
-    with start_server(repository, ServerOptions(load=MODELS)) as server:
+    with killed_runs(*command) as run, start_server(repository, ServerOptions(load=MODELS)) as server:
         answers = Answers(server)
         answers.learn("old")
         left = []
         with answers.watched():
             for number in range(4):
-                killed = subprocess.run([*run, str(number), *command], check=False)
-                assert killed.returncode == -signal.SIGKILL
+                assert run(number) == -signal.SIGKILL
                 left.append([versions_in(repository / name) for name in MODELS])
                 tell(server)
                 assert answers.now() == {"old"}, number
@@ -155,7 +178,7 @@ def test_an_update_that_is_killed_anywhere_leaves_one_pair_answering(
                 [[1, 2, 3], [1, 2], [1, 2]],
             ]
             assert [served_versions(repository / name) for name in MODELS] == [[1, 3], [1, 2], [1]]
-            subprocess.run([*run, "99", *command], check=True)
+            assert run(99) == 0
             with client_of(server) as client:
                 for name in MODELS[:2]:
                     client.load_model(name)
