@@ -111,6 +111,37 @@ def test_the_products_of_the_plugin() -> None:
     assert f"| nearer to FP32 than dense | {nearer(cells())} times |" in page
 
 
+def test_engines_that_were_built_at_once() -> None:
+    page = prose("docs/PLUGIN.md")
+    at_once = [
+        c for c in result_of("plugin_linear_llama-70b")["cells"] if c.get("dense_engines_built_at_once") == 5
+    ]
+    assert [(cell["layer"], cell["m"]) for cell in at_once] == [
+        ("down", m) for m in (512, 1024, 2048, 4096, 8192)
+    ]
+    (cell,) = (cell for cell in at_once if "built alone, earlier" in cell)
+    assert cell["m"] == 1024
+    alone = cell["built alone, earlier"]
+    times = [f"{side[key]:.2f}" for key in ("dense_us", "plugin_us") for side in (alone, cell)]
+    assert "dense took {} µs then and {} now, the plugin {} and {}".format(*times) in page
+    assert f"a gain of {alone['speedup']:.3f} and {cell['speedup']:.3f}." in page
+    blocks = result_of("tensorrt_mlp_llama-8b")["rows"]
+    assert {row["artifacts built at once"] for row in blocks} == {10}
+    before = [row["built one at a time, earlier"] for row in blocks]
+    dense = [earlier["p50_ms"]["dense"] for earlier in before]
+    said = "dense took {:.3f}, {:.3f}, {:.3f} and {:.3f} ms (`built one at a time, earlier` in the file)"
+    assert said.format(*dense) in page
+    assert all(
+        abs(row["times"]["dense"]["p50_ms"] / was - 1) < 0.05 for row, was in zip(blocks, dense, strict=True)
+    )
+    gains = [earlier["dense over it"]["plugin"] for earlier in before]
+    assert "and the plugin gained {:.2f}, {:.2f}, {:.2f} and {:.2f}.".format(*gains) in page
+    (largest,) = (row for row in blocks if row["profile"] == "m4096")
+    slower = largest["dense over it"]["plugin"]["median"] / largest["dense over it"]["joined"]["median"]
+    assert f"joined is {slower - 1:.0%} slower than not".replace("%", " %") in page
+    assert largest["the same engine"] == {"policy": "joined"}
+
+
 def nearer(found: list[dict[str, Any]]) -> str:
     """How many times nearer to FP32 than TensorRT's dense kernels, from and to."""
     errors = [cell["error_over_dense"] for cell in found if "error_over_dense" in cell]
