@@ -22,6 +22,7 @@ SparsityMode = Literal["policy", "force", "off", "plugin"]
 
 _LACKS = "with --plugin LIB, which `sparseflow-trt plugin build` makes"
 _ELEMENT_BYTES = 2
+_AS_ONE = "as the one product that TensorRT makes of it and the others that read its input"
 DENSE_IN_FP32 = "FP32 runs dense: sparse TF32 instructions take one of two values, not two of four"
 
 
@@ -87,6 +88,7 @@ def decide(
     policy: Policy | None,
     mode: SparsityMode,
     plugin: PluginUse,
+    whole: Gemm | None = None,
 ) -> Decision:
     """Decides the kernel of one layer.
 
@@ -103,6 +105,7 @@ def decide(
             the plugin for every one that it can run; "off" neither. (Where no layer is 2:4 a build refuses
             both, see `planning.check_forced`.) What is planned in FP32 is dense whatever is asked.
         plugin: Whether the plugin may be used.
+        whole: The product that TensorRT makes of it and others (`merges`), for its own kernels.
     """
     if layer.state is SparsityState.NOT_ELIGIBLE:
         return Decision("dense", f"cannot be 2:4: {layer.reason}")
@@ -125,7 +128,7 @@ def decide(
         return Decision("dense", f"no policy for this device: {_what_gives_one(precision)}")
     sizes = _sizes(layer, profiles, input_dims)
     gemm = Gemm(layer.kind, layer.n, layer.k, precision.upper())
-    own, known = _own_kernels(layer, gemm, policy, sizes), plugin_known(policy, gemm)
+    own, known = _own_kernels(layer, gemm, policy, sizes, whole), plugin_known(policy, gemm)
     return _with_plugin(layer, own, known, sizes, plugin.given, why_not)
 
 
@@ -154,13 +157,16 @@ def _sizes(layer: WeightedLayer, profiles: tuple[Profile, ...], dims: dict[str, 
 
 @dataclass(frozen=True)
 class _Own:
-    """What is decided between TensorRT's own kernels, and the verdict at each M."""
+    """What is decided between TensorRT's own kernels, and the verdict at each M on the layer by itself.
+
+    The plugin's times are of a layer by itself, too, and are held against these.
+    """
 
     decision: Decision
     verdicts: Mapping[str, Verdict]
 
 
-def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes) -> _Own:
+def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes, whole: Gemm | None) -> _Own:
     sparse_in: dict[str, str] = {}
     dense_in: dict[str, str] = {}
     verdicts = {}
@@ -168,9 +174,12 @@ def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes
         if m is None:
             dense_in[where] = layer.m.not_known
             continue
-        verdict = judge(policy, gemm, m)
-        verdicts[where] = verdict
-        (sparse_in if verdict.sparse else dense_in)[where] = verdict.reason
+        verdict = verdicts[where] = judge(policy, gemm, m)
+        reason = verdict.reason
+        if whole:
+            verdict = judge(policy, whole, m)
+            reason = f"{_AS_ONE}: {verdict.reason}"
+        (sparse_in if verdict.sparse else dense_in)[where] = reason
     if not sparse_in:
         said = "; ".join(f"{where}: {reason}" for where, reason in dense_in.items())
         return _Own(Decision("dense", said), verdicts)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from sparseflow_trt.model.graph import WeightedLayer
 from sparseflow_trt.plans.decide import Decision, PluginUse
+from sparseflow_trt.plans.merges import siblings
 from sparseflow_trt.plans.shapes import Dims, Profile, dims_at
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.plugin_lookup import joined_speedup
@@ -33,17 +34,16 @@ def find_joins(
     Returns:
         For each that is joined, the first layer of its product and the reason in words.
     """
-    groups: dict[tuple[str, str, int, str, int], list[WeightedLayer]] = {}
-    for name, (layer, precision, decision) in decided.items():
-        if decision.kernel == "plugin" and name in plugin.layers:
-            key = (plugin.layers[name].reads, layer.kind, layer.k, precision, decision.dense_below_m)
-            groups.setdefault(key, []).append(layer)
+    inside = (
+        (layer, (precision, decision.dense_below_m))
+        for layer, precision, decision in decided.values()
+        if decision.kernel == "plugin"
+    )
     joined: dict[str, tuple[str, str]] = {}
-    for key, members in groups.items():
-        if len(members) < 2:
-            continue
+    for members in siblings(inside, plugin):
+        _, precision, _ = decided[members[0].name]
         ms = [members[0].m.evaluate(dims_at(input_dims, p, "opt") if p else {}) for p in profiles or (None,)]
-        gemms = [Gemm(layer.kind, layer.n, layer.k, key[3].upper()) for layer in members]
+        gemms = [Gemm(layer.kind, layer.n, layer.k, precision.upper()) for layer in members]
         gains = [joined_speedup(policy, gemms, m) if m else None for m in ms]
         if all(gain and gain >= 1 + policy.margin for gain in gains):
             told = ", ".join(f"{gain:.2f}× at M={m}" for gain, m in zip(gains, ms, strict=True))

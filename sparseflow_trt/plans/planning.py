@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Container, Iterable, Mapping
 
 from sparseflow_trt.errors import NotSparseError, ShapeError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are, masks_apart
@@ -14,10 +14,12 @@ from sparseflow_trt.model.prunable import choose_weights, prunable, pruned_befor
 from sparseflow_trt.plans.crossovers import LayerShape
 from sparseflow_trt.plans.decide import Decision, PluginUse, SparsityMode, decide
 from sparseflow_trt.plans.joins import find_joins
+from sparseflow_trt.plans.merges import Merge, find_merges
 from sparseflow_trt.plans.plan import DEFAULT_ISLANDS, Plan, PlannedLayer, mark_decided
 from sparseflow_trt.plans.precision_record import ModelPrecision, Precision, Precisions, unchanged_precision
 from sparseflow_trt.plans.shapes import Dims, Profile
 from sparseflow_trt.plans.split import Split, split_profile
+from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.policy import Policy
 
 NO_PLUGIN = PluginUse()
@@ -57,13 +59,21 @@ def make_plan(
     """
     precisions = precision if isinstance(precision, Precisions) else Precisions(precision)
 
+    weighted = {layer.name: layer for layer in layers if layer.weight}
+    own = {name: _layer_precision(layer, precisions) for name, layer in weighted.items()}
+    merges = find_merges(weighted.values(), own, policy, plugin) if policy else ()
+
     def decide_all(profiles: tuple[Profile, ...]) -> Decided:
-        own = {layer.name: _layer_precision(layer, precisions) for layer in layers}
-        return {
-            x.name: (x, own[x.name], decide(x, own[x.name], profiles, input_dims, policy, sparsity, plugin))
-            for x in layers
-            if x.weight
-        }
+        def decide_one(name: str, whole: Gemm | None = None) -> tuple[WeightedLayer, Precision, Decision]:
+            asked = weighted[name], own[name], profiles, input_dims, policy, sparsity, plugin
+            return weighted[name], own[name], decide(*asked, whole)
+
+        wholes = {name: merge.gemm for merge in merges for name in merge.layers}
+        decided = {name: decide_one(name, wholes.get(name)) for name in weighted}
+        for merge in merges:
+            if any(decided[name][2].kernel == "plugin" for name in merge.layers):  # TensorRT cannot merge it
+                decided |= {name: decide_one(name) for name in merge.layers}
+        return decided
 
     told = ""
     if split:
@@ -74,7 +84,8 @@ def make_plan(
             )
         # one node of the plugin serves all profiles: nothing is to be split for it
         fixed = {name for name, (_, _, d) in decide_all(profiles).items() if d.kernel == "plugin"}
-        products = _count_products(layers, precisions, sparsity, fixed)
+        apart = (merge for merge in merges if fixed.isdisjoint(merge.layers))
+        products = _count_products(weighted.values(), own, sparsity, fixed, tuple(apart))
         profiles, told = split_profile(profiles[0], split, input_dims, products, policy)
     described = f"{policy.name} ({policy.device}, {policy.provenance})" if policy else "none"
     decided = decide_all(profiles)
@@ -167,19 +178,23 @@ def _how_to_prune(able: list[WeightedLayer], model: OnnxModel) -> str:
 
 
 def _count_products(
-    layers: tuple[WeightedLayer, ...],
-    precision: Precisions,
+    layers: Iterable[WeightedLayer],
+    precisions: Mapping[str, Precision],
     sparsity: SparsityMode,
     fixed: Container[str],
+    merges: tuple[Merge, ...],
 ) -> Counter[LayerShape]:
+    """The products that run: of layers that TensorRT makes one the first stands for all."""
+    wholes = {merge.layers[0]: merge.gemm.n for merge in merges}
+    others = {name for merge in merges for name in merge.layers[1:]}
     counted: Counter[LayerShape] = Counter()
     for layer in layers:
-        if layer.weight and layer.n and layer.k and layer.batch:
-            dtype = _layer_precision(layer, precision).upper()
+        if layer.n and layer.k and layer.batch and layer.name not in others:
+            n, dtype = wholes.get(layer.name, layer.n), precisions[layer.name].upper()
             choosable = (
                 sparsity == "policy" and layer.state is SparsityState.SPARSE and layer.name not in fixed
             )
-            counted[LayerShape(layer.kind, layer.n, layer.k, layer.m, dtype, choosable)] += layer.batch
+            counted[LayerShape(layer.kind, n, layer.k, layer.m, dtype, choosable)] += layer.batch
     return counted
 
 

@@ -332,7 +332,7 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
     assert f"{said}{len(slower)} lose more than 2 %" in PROSE
     assert f"Of {len(pairs)} products measured alone it takes a sparse tactic in {len(taken_at)}" in readme
     assert f": {len(faster)} gain 5 % or more from it, {len(slower)} lose more than 2 %." in readme
-    assert f"won at that very shape and M ({len(faster)} of {len(pairs)} products)" in readme
+    assert f"won at that very shape and M ({len(faster)} of {len(pairs)} products; gate" in readme
     bert = [at for at in faster if at[0] == 768]
     pair, qkv = (4096, 28672, 64), (4096, 6144, 1024)
     wider, tiny = (4096, 28672, 128), {m: (2048, 11264, m) for m in (128, 152, 184)}

@@ -1,0 +1,71 @@
+"""Layers that read one value, and the one product that TensorRT makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer
+from sparseflow_trt.plans.decide import PluginUse
+from sparseflow_trt.policies.gemm import Gemm
+from sparseflow_trt.policies.lookup import known_of
+from sparseflow_trt.policies.policy import Policy
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Layers by name, in the order of the graph, and their one product: their N added up."""
+
+    layers: tuple[str, ...]
+    gemm: Gemm
+
+
+def siblings(
+    layers: Iterable[tuple[WeightedLayer, Hashable]], plugin: PluginUse
+) -> list[tuple[WeightedLayer, ...]]:
+    """Groups of two layers or more that read one value, such as gate and up.
+
+    Args:
+        layers: In the order of the graph, each with what it has to have in common with the others, beside
+            its kind and K.
+        plugin: What the graph says of the layers.
+    """
+    groups: dict[Hashable, list[WeightedLayer]] = {}
+    for layer, common in layers:
+        if layer.name in plugin.layers:
+            key = (plugin.layers[layer.name].reads, layer.kind, layer.k, common)
+            groups.setdefault(key, []).append(layer)
+    return [tuple(members) for members in groups.values() if len(members) > 1]
+
+
+def find_merges(
+    layers: Iterable[WeightedLayer], precisions: Mapping[str, str], policy: Policy, plugin: PluginUse
+) -> tuple[Merge, ...]:
+    """Finds 2:4 layers of one input of which the policy has timed the one product, with TensorRT's kernels.
+
+    TensorRT 8.6 ran them as one in every engine that was measured: MLP blocks' gate and up, and a decoder's
+    q, k and v (results/tensorrt_mlp_*.json, results/plugin_decoder_*.json). It then runs sparse or dense as
+    a whole, so what it would do with each by itself says nothing.
+
+    Args:
+        layers: In the order of the graph.
+        precisions: What each is planned in, by name.
+        policy: The times.
+        plugin: What the graph says of the layers.
+    """
+    found = []
+    for members in siblings(((layer, precisions[layer.name]) for layer in layers), plugin):
+        if not all(_can_merge(layer, plugin) for layer in members):
+            continue
+        first = members[0]
+        n = sum(layer.n for layer in members)
+        whole = Gemm(first.kind, n, first.k, precisions[first.name].upper())
+        known = known_of(policy, whole).own
+        if known.exact and known.library == "tensorrt":
+            found.append(Merge(tuple(layer.name for layer in members), whole))
+    return tuple(found)
+
+
+def _can_merge(layer: WeightedLayer, plugin: PluginUse) -> bool:
+    """Whether a layer multiplies by a 2:4 weight of two dimensions on its right, as those that were timed."""
+    return layer.state is SparsityState.SPARSE and not plugin.layers[layer.name].why_not

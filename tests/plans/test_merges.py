@@ -1,0 +1,107 @@
+"""Layers that TensorRT makes one product of are judged as that product, where a policy has timed it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from sparseflow_trt.model.graph import SparsityState
+from sparseflow_trt.plans.decide import PluginLayer, PluginUse
+from sparseflow_trt.plans.plan import Plan
+from sparseflow_trt.plans.planning import make_plan
+from sparseflow_trt.plans.split import Split
+from sparseflow_trt.policies.policy import Policy, find_policy
+from tests.made_policies import make_points, make_policy
+from tests.plans.test_decide import DIMS, LAYER, K, N, profile
+
+AS_ONE = "as the one product that TensorRT makes of it and the others that read its input: "
+
+
+def policy_of(alone: dict[int, float], whole: dict[int, float]) -> Policy:
+    """TensorRT's own sparse kernels against dense, of one layer and of two as one."""
+    return make_policy([*make_points("gate_up", N, K, alone), *make_points("gate_up", 2 * N, K, whole)])
+
+
+def planned(policy: Policy, m: int, up: PluginLayer | None = None, **changes: Any) -> Plan:
+    """gate, and up with some changes; a library of the plugin is not given."""
+    layers = (LAYER, replace(LAYER, name="up", **changes))
+    use = PluginUse(False, {"gate": PluginLayer("x"), "up": up or PluginLayer("x")})
+    return make_plan(layers, (profile(f"p{m}", 1, m, m),), DIMS, policy, "fp16", plugin=use)
+
+
+def kernels(plan: Plan) -> list[str]:
+    return [layer.sparsity for layer in plan.layers]
+
+
+def test_the_one_product_decides_whatever_each_layer_would_do_by_itself() -> None:
+    wins = planned(policy_of({64: 0.6}, {64: 1.4}), 64)
+    assert kernels(wins) == ["sparse", "sparse"]
+    told = f"profile 'p64': {AS_ONE}sparse wins at M=64: 1.40× measured (512→2048, TensorRT's kernels, GPU X)"
+    assert [layer.reason for layer in wins.layers] == [told, told]
+    loses = planned(policy_of({64: 1.4}, {64: 0.6}), 64)
+    assert kernels(loses) == ["dense", "dense"]
+    assert all(f"{AS_ONE}sparse does not win by 2% at M=64: 0.60×" in layer.reason for layer in loses.layers)
+
+
+def test_each_is_judged_by_itself_where_the_one_product_was_not_timed_with_tensorrts_kernels() -> None:
+    alone = make_points("gate_up", N, K, {64: 1.4})
+    elsewhere = make_points("gate_up", 2 * N, K, {64: 0.6}, library="torch")
+    for policy in (make_policy(alone), make_policy([*alone, *elsewhere])):
+        plan = planned(policy, 64)
+        assert kernels(plan) == ["sparse", "sparse"]
+        assert not any(AS_ONE in layer.reason for layer in plan.layers)
+
+
+def test_what_tensorrt_cannot_merge_is_judged_by_itself() -> None:
+    policy = policy_of({64: 0.6}, {64: 1.4})
+    changes: list[dict[str, Any]] = [
+        {"up": PluginLayer("y")},
+        {"up": PluginLayer("x", "the weight is the left operand")},
+        {"state": SparsityState.NOT_SPARSE, "reason": "not pruned"},
+        {"kind": "ffn"},
+        {"product": "INT8"},
+    ]
+    for changed in changes:
+        plan = planned(policy, 64, **changed)
+        assert plan.layers[0].sparsity == "dense"
+        assert not any(AS_ONE in layer.reason for layer in plan.layers)
+    unknown = make_plan((LAYER, replace(LAYER, name="up")), (profile("p", 1, 64, 64),), DIMS, policy, "fp16")
+    assert kernels(unknown) == ["dense", "dense"], "the graph was not looked at"
+
+
+def test_beside_the_plugin_the_others_run_by_themselves() -> None:
+    own, narrow = make_points("gate_up", N, K, {64: 1.2}), make_points("gate_up", N // 2, K, {64: 1.01})
+    whole = make_points("gate_up", N + N // 2, K, {64: 0.6})
+    in_plugin = [
+        sparse.model_copy(update={"kernel": "plugin", "us": us})
+        for (_, sparse), us in ((own, 20.0), (narrow, 5.0))
+    ]
+    policy = make_policy([*own, *narrow, *whole, *in_plugin])
+    layers = (LAYER, replace(LAYER, name="up", n=N // 2, weight_shape=(K, N // 2)))
+    for given, expected in ((True, ["sparse", "plugin"]), (False, ["dense", "dense"])):
+        use = PluginUse(given, {"gate": PluginLayer("x"), "up": PluginLayer("x")})
+        plan = make_plan(layers, (profile("p", 1, 64, 64),), DIMS, policy, "fp16", plugin=use)
+        assert kernels(plan) == expected
+
+
+def test_profiles_are_cut_where_the_one_product_changes() -> None:
+    alone = dict.fromkeys((1, 64, 4096), 0.6)
+    policy = policy_of(alone, {1: 1.5, 64: 1.5, 72: 0.7, 4096: 0.7})
+    use = PluginUse(False, {"gate": PluginLayer("x"), "up": PluginLayer("x")})
+    whole_range = (profile("p", 1, 64, 4096),)
+    layers = (LAYER, replace(LAYER, name="up"))
+    cut = make_plan(layers, whole_range, DIMS, policy, "fp16", split=Split("batch"), plugin=use)
+    assert [p.inputs["x"].min[0] for p in cut.profiles] == [1, 65]
+    assert kernels(cut) == ["sparse", "sparse"]
+    assert "dense in profile 'batch-65-4096'" in cut.layers[0].reason
+
+
+def test_llamas_gate_and_up_on_an_h200_run_sparse_at_decode() -> None:
+    h200 = find_policy("h200")
+    layer = replace(LAYER, n=14336, k=4096, weight_shape=(4096, 14336))
+    for m, kernel in ((1, "sparse"), (16, "sparse"), (64, "sparse"), (128, "sparse"), (256, "dense")):
+        layers = (layer, replace(layer, name="up"))
+        use = PluginUse(False, {"gate": PluginLayer("x"), "up": PluginLayer("x")})
+        plan = make_plan(layers, (profile("p", m, m, m),), DIMS, h200, "fp16", plugin=use)
+        assert kernels(plan) == [kernel, kernel]
+        assert all(AS_ONE in each.reason for each in plan.layers)
