@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ from sparseflow_trt.errors import ShapeError
 from sparseflow_trt.exporters.fp32_reference import computes_in_half
 from sparseflow_trt.exporters.plugin.nodes import plugin_layers
 from sparseflow_trt.gains.estimate_advice import advise, advise_padding
+from sparseflow_trt.gains.estimate_notes import notes_on, notes_on_merges, whose_plugin_times
 from sparseflow_trt.gains.estimate_record import Estimate, EstimatedLayers, end_to_end
 from sparseflow_trt.gains.estimate_rows import (
-    Answer,
     Group,
     ask,
     count_groups,
@@ -23,13 +23,14 @@ from sparseflow_trt.gains.estimate_rows import (
     usual_rates,
     with_share,
 )
-from sparseflow_trt.model.graph import WeightedLayer, left_as_they_are
-from sparseflow_trt.model.layer_names import takes_if_named
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are
 from sparseflow_trt.model.model_file import OnnxModel, input_dims
 from sparseflow_trt.model.prunable import unprunable as find_unprunable
 from sparseflow_trt.model.runtimes_own import BEFORE_OPTIMISER
-from sparseflow_trt.model.sites import OPS, find_sites
+from sparseflow_trt.model.sites import find_sites
 from sparseflow_trt.model.symbolic import SymbolicM, to_know_m
+from sparseflow_trt.plans.decide import PluginUse
+from sparseflow_trt.plans.merges import Merge, find_merges
 from sparseflow_trt.plans.plan import ModelPrecision
 from sparseflow_trt.plans.planning import make_plan
 from sparseflow_trt.plans.shapes import DEFAULT_PROFILE, ShapeRange, dims_at, make_profile
@@ -37,7 +38,7 @@ from sparseflow_trt.plans.traffic import Traffic
 from sparseflow_trt.policies.known import Known
 from sparseflow_trt.policies.lookup import known_of, library_of
 from sparseflow_trt.policies.plugin_lookup import plugin_known
-from sparseflow_trt.policies.policy import WHOSE, Library, Policy, SparseKernel
+from sparseflow_trt.policies.policy import Library, Policy, SparseKernel
 
 # Of a GPU's time; 87 % is what the products of one TinyLlama prefill had on an A100.
 USUAL_SHARES = (0.5, 0.7, 0.87, 1.0)
@@ -86,22 +87,28 @@ def estimate_model(
 
     unprunable = find_unprunable(model)
 
+    precisions = {layer.name: layer.precision for layer in plan.layers}
+    sparse = {layer.name for layer in layers if layer.state is SparsityState.SPARSE}
+    able = sparse | {layer.name for layer in layers if layer.eligible and layer.name not in unprunable}
+
     @functools.cache
-    def in_plugin() -> Mapping[str, str]:
-        return {name: layer.why_not for name, layer in plugin_layers(model).items()}
+    def graph() -> PluginUse:
+        return PluginUse(layers=plugin_layers(model))
 
     def by(kernel: SparseKernel, whose: Library) -> Estimate:
+        own = kernel == "sparse" and whose == "tensorrt"
         return estimate(
             model.path.name,
             layers,
-            {layer.name: layer.precision for layer in plan.layers},
+            precisions,
             dims_at(inputs, profile, "opt") if profile else {},
             policy,
             whose,
             traffic,
             gemm_share,
-            in_plugin() if kernel == "plugin" else None,
+            {name: x.why_not for name, x in graph().layers.items()} if kernel == "plugin" else None,
             unprunable,
+            find_merges((x for x in layers if x.weight), able, precisions, policy, graph()) if own else (),
         )
 
     found = by("plugin" if plugin else "sparse", library or "tensorrt")
@@ -127,6 +134,7 @@ def estimate(
     gemm_share: float | None = None,
     plugin: Mapping[str, str] | None = None,
     unprunable: Mapping[str, str] = MappingProxyType({}),
+    merges: tuple[Merge, ...] = (),
 ) -> Estimate:
     """Estimates the times of a model's products, whether or not its weights are 2:4 already.
 
@@ -143,11 +151,12 @@ def estimate(
         plugin: By each layer's name why it cannot run in the plugin, "" where it can; sparse is the plugin
             then (`plugin_lookup.plugin_known`). None for the library's own sparse kernels.
         unprunable: Why layers cannot be pruned, by their names; those that are not 2:4 yet count as dense.
+        merges: Layers that run as one product, which is then a row of its own.
 
     Raises:
         ShapeError: There is no layer, none's M is known, or the traffic is of none.
     """
-    groups = count_groups(layers, precisions, plugin, unprunable)
+    groups = count_groups(layers, precisions, plugin, unprunable, merges)
     main = _main_m(groups, model) if traffic else None
     used = library_of(policy, library) if plugin is None else "tensorrt"
     sizes = {group: _sizes(group.m, dims, traffic if group.m == main else None) for group in groups}
@@ -172,8 +181,9 @@ def estimate(
     rows = [estimate_layers(group, groups[group], answers[group], rates) for group in groups]
     notes = (
         "Times are of the kernels alone, one product after the other.",
-        *(_whose_plugin_times(known, answers) if plugin is not None else ()),
-        *_notes(layers, rows, library, used, main, plugin is not None),
+        *(whose_plugin_times(known, answers) if plugin is not None else ()),
+        *notes_on(layers, rows, library, used, main, plugin is not None),
+        *notes_on_merges(merges),
         *advise_padding(zip(rows, known.values(), strict=True)),
     )
     whole = _add_up(rows)
@@ -204,15 +214,6 @@ def _known_of(group: Group, policy: Policy, library: Library | None) -> Known:
     if library is None:
         return plugin_known(policy, group.gemm)
     return known_of(policy, group.gemm, library)
-
-
-def _whose_plugin_times(known: Mapping[Group, Known], answers: Mapping[Group, list[Answer]]) -> Iterator[str]:
-    """Whose kernels the plugin's times are of, each once, as a sentence; none where it has none."""
-    asked = ((known[group], answers[group]) for group in known if known[group].own.pairs and not group.never)
-    said = {of.at(answer.m).whose for of, its in asked for answer in its}
-    whose = sorted(words.replace("the plugin against", "measured against") for words in said)
-    if whose:
-        yield f"Sparse is the plugin, which runs cuSPARSELt's kernels: {', or '.join(whose)}."
 
 
 class _Whole(NamedTuple):
@@ -260,42 +261,3 @@ def _sizes(m: SymbolicM, dims: Mapping[str, int], traffic: Traffic | None) -> tu
         return tuple((size, weight / traffic.total) for size, weight in traffic.sizes)
     size = m.evaluate(dict(dims))
     return ((max(size, 1), 1.0),) if size is not None else ()
-
-
-def _notes(
-    layers: Iterable[WeightedLayer],
-    rows: list[EstimatedLayers],
-    asked: Library,
-    used: Library,
-    main: SymbolicM | None,
-    in_plugin: bool,
-) -> Iterator[str]:
-    if asked != used:
-        yield f"The policy holds nothing for {WHOSE[asked]}: these are times of {WHOSE[used]}."
-    if main:
-        yield f"The traffic counts M={main}; a layer with another M takes it from the given sizes."
-    unpruned = (row.kind for row in rows if row.worth and row.state == "not-sparse")
-    if only := takes_if_named(unpruned):
-        yield f"`prune` {only}."
-    if any(row.policy_us not in (row.dense_us, row.sparse_us) for row in rows):
-        does = "artifacts of their own for" if in_plugin else "profiles split at"
-        yield f"Where sparse wins only at some M, each M has its own kernel; that takes {does} those M."
-    if any("dense measured" in row.basis for row in rows):
-        yield (
-            "Where only the dense kernel was measured, its time is that measurement. Sparse then has the "
-            "speedup whose source its row names, and counts as dense if none is known."
-        )
-    if any(row.guessed_us for row in rows):
-        yield (
-            "Products with no time count as dense. Below the smallest measured M they take the time at that "
-            "M; else as long per element or per multiplication as the others, whichever is longer."
-        )
-    unknown = sum(row.count for row in rows if not row.sizes)
-    if unknown:
-        yield f"Not included: {unknown} products whose M is not known."
-    if computed := sum(layer.computed for layer in layers):
-        yield f"Not included: {computed} products with weights computed from constants; `inspect` names them."
-    others = Counter(layer.op_type for layer in layers if layer.op_type not in OPS)
-    if others:
-        said = ", ".join(f"{count} {name}" for name, count in sorted(others.items()))
-        yield f"Not included: {said}, which multiply by their weights in a way that has no 2:4 path."

@@ -11,6 +11,7 @@ from sparseflow_trt.gains.estimate_record import Basis, EstimatedLayers
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.plans.decide import DENSE_IN_FP32
+from sparseflow_trt.plans.merges import Merge, as_run
 from sparseflow_trt.policies.expected import Expected, Verdict
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.known import Known
@@ -46,14 +47,15 @@ def count_groups(
     precisions: Mapping[str, str],
     plugin: Mapping[str, str] | None,
     unprunable: Mapping[str, str],
+    merges: tuple[Merge, ...] = (),
 ) -> Counter[Group]:
     """The layers that are alike for an estimate, each as often as its product is computed."""
     groups: Counter[Group] = Counter()
-    for layer in layers:
+    for layer, n in as_run(layers, merges):
         if layer.weight and layer.n and layer.k:
             dtype = precisions.get(layer.name, layer.dtype).upper()
             never = _why_never(layer, dtype, plugin, unprunable)
-            group = Group(layer.kind, layer.n, layer.k, dtype, layer.m, layer.state.value, never)
+            group = Group(layer.kind, n, layer.k, dtype, layer.m, layer.state.value, never)
             groups[group] += max(layer.batch, 1)
     return groups
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from sparseflow_trt.model.graph import SparsityState, WeightedLayer
+from sparseflow_trt.model.graph import WeightedLayer
 from sparseflow_trt.plans.decide import PluginUse
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import known_of
@@ -18,6 +18,13 @@ class Merge:
 
     layers: tuple[str, ...]
     gemm: Gemm
+
+
+def as_run(layers: Iterable[WeightedLayer], merges: Iterable[Merge]) -> Iterator[tuple[WeightedLayer, int]]:
+    """The products that run, each with its N: of layers that are merged the first stands for all."""
+    wholes = {merge.layers[0]: merge.gemm.n for merge in merges}
+    others = {name for merge in merges for name in merge.layers[1:]}
+    return ((x, wholes.get(x.name, x.n)) for x in layers if x.name not in others)
 
 
 def siblings(
@@ -39,9 +46,13 @@ def siblings(
 
 
 def find_merges(
-    layers: Iterable[WeightedLayer], precisions: Mapping[str, str], policy: Policy, plugin: PluginUse
+    layers: Iterable[WeightedLayer],
+    able: Container[str],
+    precisions: Mapping[str, str],
+    policy: Policy,
+    plugin: PluginUse,
 ) -> tuple[Merge, ...]:
-    """Finds 2:4 layers of one input of which the policy has timed the one product, with TensorRT's kernels.
+    """Finds layers of one input of which the policy has timed the one product, with TensorRT's kernels.
 
     TensorRT 8.6 ran them as one in every engine that was measured: MLP blocks' gate and up, and a decoder's
     q, k and v (results/tensorrt_mlp_*.json, results/plugin_decoder_*.json). It then runs sparse or dense as
@@ -49,13 +60,15 @@ def find_merges(
 
     Args:
         layers: In the order of the graph.
+        able: Names of those that are 2:4, or are taken for it: one of dense weights makes the product dense.
         precisions: What each is planned in, by name.
         policy: The times.
         plugin: What the graph says of the layers.
     """
     found = []
     for members in siblings(((layer, precisions[layer.name]) for layer in layers), plugin):
-        if not all(_can_merge(layer, plugin) for layer in members):
+        # the products that were timed multiply by a weight of two dimensions on their right
+        if any(x.name not in able or plugin.layers[x.name].why_not for x in members):
             continue
         first = members[0]
         n = sum(layer.n for layer in members)
@@ -64,8 +77,3 @@ def find_merges(
         if known.exact and known.library == "tensorrt":
             found.append(Merge(tuple(layer.name for layer in members), whole))
     return tuple(found)
-
-
-def _can_merge(layer: WeightedLayer, plugin: PluginUse) -> bool:
-    """Whether a layer multiplies by a 2:4 weight of two dimensions on its right, as those that were timed."""
-    return layer.state is SparsityState.SPARSE and not plugin.layers[layer.name].why_not

@@ -14,7 +14,7 @@ from sparseflow_trt.model.prunable import choose_weights, prunable, pruned_befor
 from sparseflow_trt.plans.crossovers import LayerShape
 from sparseflow_trt.plans.decide import Decision, PluginUse, SparsityMode, decide
 from sparseflow_trt.plans.joins import find_joins
-from sparseflow_trt.plans.merges import Merge, find_merges
+from sparseflow_trt.plans.merges import Merge, as_run, find_merges
 from sparseflow_trt.plans.plan import DEFAULT_ISLANDS, Plan, PlannedLayer, mark_decided
 from sparseflow_trt.plans.precision_record import ModelPrecision, Precision, Precisions, unchanged_precision
 from sparseflow_trt.plans.shapes import Dims, Profile
@@ -61,7 +61,8 @@ def make_plan(
 
     weighted = {layer.name: layer for layer in layers if layer.weight}
     own = {name: _layer_precision(layer, precisions) for name, layer in weighted.items()}
-    merges = find_merges(weighted.values(), own, policy, plugin) if policy else ()
+    sparse = {name for name, layer in weighted.items() if layer.state is SparsityState.SPARSE}
+    merges = find_merges(weighted.values(), sparse, own, policy, plugin) if policy else ()
 
     def decide_all(profiles: tuple[Profile, ...]) -> Decided:
         def decide_one(name: str, whole: Gemm | None = None) -> tuple[WeightedLayer, Precision, Decision]:
@@ -184,13 +185,10 @@ def _count_products(
     fixed: Container[str],
     merges: tuple[Merge, ...],
 ) -> Counter[LayerShape]:
-    """The products that run: of layers that TensorRT makes one the first stands for all."""
-    wholes = {merge.layers[0]: merge.gemm.n for merge in merges}
-    others = {name for merge in merges for name in merge.layers[1:]}
     counted: Counter[LayerShape] = Counter()
-    for layer in layers:
-        if layer.n and layer.k and layer.batch and layer.name not in others:
-            n, dtype = wholes.get(layer.name, layer.n), precisions[layer.name].upper()
+    for layer, n in as_run(layers, merges):
+        if layer.n and layer.k and layer.batch:
+            dtype = precisions[layer.name].upper()
             choosable = (
                 sparsity == "policy" and layer.state is SparsityState.SPARSE and layer.name not in fixed
             )

@@ -436,3 +436,30 @@ def test_a_file_that_is_no_estimate(tmp_path: Path, text: str, says: str) -> Non
     with pytest.raises(PolicyError, match=says) as caught:
         read_estimate(path)
     assert "estimate MODEL --json" in caught.value.hint
+
+
+def test_layers_that_tensorrt_runs_as_one_product_are_one_row_of_its_own_kernels(models: Models) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"gate": (64, 256), "up": (64, 256), "down": (256, 64)}
+    weights = {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("MatMul", ["x", "gate"], ["a"], "gate_proj"),
+        helper.make_node("MatMul", ["x", "up"], ["b"], "up_proj"),
+        helper.make_node("Mul", ["a", "b"], ["c"], "mul"),
+        helper.make_node("MatMul", ["c", "down"], ["y"], "down_proj"),
+    ]
+    path = models.save(models.model(nodes, weights, {"x": ("batch", 64)}, dtype=TensorProto.FLOAT16))
+    model = read_model(path)
+    policy = make_policy([*POLICY.points, *make_points("gate_up", 512, 64, {16: 1.5, 1024: 3.0})])
+
+    def estimated(policy: Policy, **options: Any) -> Estimate:
+        return estimate_model(model, read_layers(model), policy, {"batch": (1, 16, 16)}, {}, **options)
+
+    found = estimated(policy, library="tensorrt")
+    whole, down = found.layers
+    assert (whole.kind, whole.n, whole.count, whole.speedup, whole.worth) == ("gate_up", 512, 1, 1.5, True)
+    assert (down.n, down.count, down.speedup) == (64, 1, 1.5)
+    assert found.notes[-1].startswith("64→512 (gate_up) is no layer: it is the one product that TensorRT")
+    for other in (estimated(POLICY, library="tensorrt"), estimated(policy, plugin=True)):
+        assert sorted((row.n, row.count) for row in other.layers) == [(64, 1), (256, 2)]
+        assert not any("is no layer" in said for said in other.notes)
