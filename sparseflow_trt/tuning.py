@@ -94,22 +94,22 @@ class Tuned:
 
 
 def products_of(
-    models: Iterable[OnnxModel], presets: Iterable[str], tensor_parallel: int = 1, joined: bool = False
+    models: Iterable[OnnxModel], presets: Iterable[str], tensor_parallel: int = 1
 ) -> tuple[Product, ...]:
-    """The products of models and presets, each once.
+    """The products of models and presets, each once; of layers of one kind and input their one product, too.
+
+    TensorRT runs such layers as one (`plans.merges`), and the plugin can.
 
     Args:
         models: As read, pruned or not: N, K and the kind of each layer count, its weights are not read.
         presets: Names of presets.
         tensor_parallel: How many GPUs share each layer of a preset.
-        joined: Whether a model's layers of one kind and input are also taken as one product, as the plugin
-            can run gate and up.
 
     Raises:
         ModelError: A model cannot be read.
         PolicyError: There is no such preset, it cannot be shared so, or there is nothing to measure.
     """
-    found = [product for model in models for product in _products_of_model(model, joined)]
+    found = [product for model in models for product in _products_of_model(model)]
     found += [product for name in presets for product in products_of_preset(name, tensor_parallel)]
     if not found:
         raise PolicyError(
@@ -233,7 +233,7 @@ def _check_nothing_is_lost(output: Path, journal: Path, added: Sequence[Policy])
         )
 
 
-def _products_of_model(model: OnnxModel, joined: bool) -> list[Product]:
+def _products_of_model(model: OnnxModel) -> list[Product]:
     """Layers that could be 2:4 and are one plain product: no group of several, and no window of a Conv."""
     sites = [
         site
@@ -243,7 +243,7 @@ def _products_of_model(model: OnnxModel, joined: bool) -> list[Product]:
     found = [Product(_kind_of(site), site.n, site.k) for site in sites]
     together: dict[tuple[object, ...], list[Product]] = {}
     for site, product in zip(sites, found, strict=True):
-        if joined and site.side == "right":
+        if site.side == "right":
             together.setdefault((site.node.inputs[0], product.kind, product.k), []).append(product)
     several = [members for members in together.values() if len(members) > 1]
     return found + [Product(m[0].kind, sum(p.n for p in m), m[0].k) for m in several]

@@ -333,8 +333,7 @@ def test_layers_of_one_input_are_measured_as_one_product_too(models: Models) -> 
     weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     path = models.save(models.model(nodes, weights))
     alone = (Product("gate_up", 256, 64), Product("down", 64, 256))
-    assert products_of([read_model(path)], []) == alone
-    assert products_of([read_model(path)], [], joined=True) == (*alone, Product("gate_up", 512, 64))
+    assert products_of([read_model(path)], []) == (*alone, Product("gate_up", 512, 64))
 
 
 def test_a_windowed_or_grouped_conv_is_no_plain_product(models: Models) -> None:

@@ -137,7 +137,7 @@ def command(
     added = [find_policy(other) for other in others]
     read = [read_model(path) for path in models]
     space = Space(
-        products=products_of(read, presets, tensor_parallel, plugin is not None),
+        products=products_of(read, presets, tensor_parallel),
         dtypes=tuple(dict.fromkeys(dtype.upper() for dtype in dtypes)) or dtypes_of(read, presets),
         grid=read_grid(grid) if grid else GRID,
         plugin=plugin is not None,
