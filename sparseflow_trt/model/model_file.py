@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 ONNX_DOMAIN = ""  # of ONNX's own operators, in every graph in memory
 _OTHER_NAME = "ai.onnx"  # of the same, in files: onnx-ir makes it "" of nodes, not of the opsets' names
 _HINT_EXPORT = "Export the model again, or give another file."
+# What else is named, by the endings: what that is, and what to do.
+_OTHER_FILES = {
+    (".py",): ("Python code", "Name its function, too, for `export`, `build` or `prune`: FILE.py:FUNCTION."),
+    (".safetensors", ".pt", ".pth"): (
+        "a checkpoint",
+        "Export the module that it is of: `sparseflow-trt export`, of its folder or of FILE.py:FUNCTION.",
+    ),
+    (".engine",): ("an engine", "Name the artifact's folder, or the model.onnx in it."),
+}
 # Of a model that reads well and is no valid ONNX: what exporters write seldom is, and what converters do.
 EXPORT_AGAIN = (
     "Export the model again. If another tool has changed the file since, give the file from before that: "
@@ -167,6 +176,9 @@ def _parse(path: Path, inline: bool) -> onnx.ModelProto:
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
+        for endings, (what, hint) in _OTHER_FILES.items():
+            if path.name.lower().endswith(endings):
+                raise ModelError(f"{path} is {what}, not an ONNX model.", hint) from error
         raise ModelError(
             f"{path} is not an ONNX model, or is truncated ({len(data)} bytes).", _HINT_EXPORT
         ) from error

@@ -125,3 +125,23 @@ def test_inputs_that_cannot_be_fed(
     ended = sparseflow("build", models.save(model), "--dim", "batch=4", "--backend", "onnxruntime")
     assert "only numeric tensors can be fed" in ended.error
     assert left(own_folder) == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "hint"),
+    [
+        ("net.py", "is Python code, not an ONNX model.", "FILE.py:FUNCTION"),
+        ("model.safetensors", "is a checkpoint, not an ONNX model.", "sparseflow-trt export"),
+        ("weights.PT", "is a checkpoint, not an ONNX model.", "sparseflow-trt export"),
+        ("model.engine", "is an engine, not an ONNX model.", "artifact's folder"),
+    ],
+)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_another_kind_of_file_is_called_by_what_it_is(
+    sparseflow: Sparseflow, own_folder: Path, command: str, name: str, said: str, hint: str
+) -> None:
+    (own_folder / name).write_text("once upon a time")
+    ended = sparseflow(command, name)
+    assert (ended.code, ended.out) == (1, "")
+    assert f"error: {name} {said}" in ended.err
+    assert hint in ended.err.split("hint:")[1]
