@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparseflow_trt._utf8 import check_utf8
 from sparseflow_trt.errors import ModelError, deepest, one_line
 from sparseflow_trt.model.inline_data import read_skeleton
 from sparseflow_trt.model.tensor_data import check_tensor, is_external, is_in_file, location_of, tensor_protos
@@ -66,11 +67,12 @@ def read_model(path: Path, inline: bool = False) -> OnnxModel:
         inline: Parse the weights inside the file, too, instead of leaving them there.
 
     Raises:
-        ModelError: The file is missing, empty, truncated, not ONNX or of an unknown opset; or its
-            external data is missing, too short or outside the model's folder.
+        ModelError: The file is missing, empty, truncated, not ONNX or of an unknown opset; its name is not
+            UTF-8; or its external data is missing, too short or outside the model's folder.
     """
     import onnx_ir as ir
 
+    check_utf8(path, ModelError)
     proto = _parse(path, inline)
     _check_header(path, proto)
     if any(isinstance(text, bytes) for text in _texts(proto)):  # how protobuf hands out what is no UTF-8
