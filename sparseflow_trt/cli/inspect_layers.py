@@ -179,7 +179,7 @@ def _counts(layers: Any) -> dict[str, int]:
 
 
 def _print(layers: Any, show_all: bool) -> None:
-    from sparseflow_trt.model.graph import all_eligible_sparse, masks_apart, weights_computed
+    from sparseflow_trt.model.graph import SparsityState, all_eligible_sparse, masks_apart, weights_computed
     from sparseflow_trt.model.other_patterns import percent
 
     columns = ("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
@@ -188,7 +188,7 @@ def _print(layers: Any, show_all: bool) -> None:
     rows: list[tuple[str, ...]] = []
     for layer in shown:
         why = layer.reason
-        if layer.violating:
+        if layer.violating and layer.state is SparsityState.NOT_SPARSE:
             share = f"{percent(layer.violating / layer.groups)} of the groups"
             told = f"; {layer.found}" if layer.found else f", first at {list(layer.first or ())}"
             why = f"{share}{told}"

@@ -84,7 +84,7 @@ def command(
     .safetensors file for `load_checkpoint`. A classifier (lm_head, classifier, score, a last fc or head)
     or an adapter (lora_A, lora_B) is pruned only where --include names it.
 
-    Exits with 3 if a weight of an ONNX model could not be pruned because its users disagree on the axis.
+    Exits with 3 if a weight of an ONNX model could not be pruned because of what else reads it.
     """
     if Path(model).is_file() and not model.endswith(".py"):
         given = [f"--method {method}"] if method != "magnitude" else []
