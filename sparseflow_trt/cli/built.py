@@ -72,7 +72,7 @@ def _print_layers(manifest: Manifest, model: Path | None) -> None:
     if states["not-sparse"] and not states["sparse"]:
         said = f"No weights are 2:4, though {states['not-sparse']} could be: nothing can run sparse."
         console.say(console.styled(f"\n{said} {_how_to_prune(manifest, model)}", "yellow"))
-    elif names := [layer.name for layer in manifest.layers if layer.state == "not-sparse"]:
+    elif names := [layer.module or layer.name for layer in manifest.layers if layer.state == "not-sparse"]:
         said = f"{len(names)} of {len(manifest.layers)} layers could be 2:4 but are not, and stay dense"
         named = listed([f"'{name}'" for name in names], _MOST_NAMED)
         console.say(console.styled(f"\n{said}: {named}.", "yellow"))
