@@ -13,6 +13,7 @@ from sparseflow_trt.cli.attributions import print_restored
 from sparseflow_trt.cli.evidence import print_evidence
 from sparseflow_trt.cli.precision import print_search
 from sparseflow_trt.cli.verdicts import print_duel, print_validation
+from sparseflow_trt.model.layer_names import shown_names
 
 if TYPE_CHECKING:
     from sparseflow_trt.artifacts.manifest import Manifest
@@ -34,7 +35,7 @@ def print_built(manifest: Manifest, artifact: Path, model: Path | None = None) -
         console.say(console.styled(note, "yellow"))
     _print_layers(manifest, model)
     if manifest.precision_search:
-        print_search(manifest.precision_search)
+        print_search(manifest.precision_search, shown_names(manifest.layers))
     engine = manifest.engine
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
     console.say(f"\nEngine: {engine.file} by {engine.backend} ({versions}) in {engine.build_seconds:.1f} s")

@@ -180,7 +180,10 @@ def test_every_command_calls_a_layer_as_the_table_does(
     assert "\n'layers.0.up' was 2:4 in net.2to4.onnx and is not in net.onnx: " in broken.out
     built = sparseflow("build", "net.2to4.onnx", "--dim", "m=1,2,4", "--backend", "onnxruntime")
     assert "1 of 2 layers could be 2:4 but are not, and stay dense: 'lm_head'." in built.out
-    for ended in (inspected, again.out, broken.out, built.out):
+    auto = ("plan", "net.2to4.onnx", "--dim", "m=1,2,4", "--precision", "auto", "-o", "plan.yaml")
+    planned = sparseflow(*auto).out
+    assert planned.count("layers.0.up") == planned.count("lm_head") == 2, "in the plan, and in the search"
+    for ended in (inspected, again.out, broken.out, built.out, planned):
         assert "node_" not in ended
     told = sparseflow("inspect", "net.onnx", "--json").json["prune"]
     assert told["skipped"] == [["node_linear_8", why]], "programs are told the node, as in layers"
