@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._files import check_folder, sha256_of
+from sparseflow_trt._utf8 import check_utf8
 from sparseflow_trt.artifacts.manifest import (
     NAME,
     SCHEMA_VERSION,
@@ -80,10 +81,12 @@ def check_place(output: Path) -> Path:
         The place itself, where `output` is a link to it, or is named "." or "..".
 
     Raises:
-        ArtifactError: Something else is there, or the folder to write in is missing or not writable.
+        ArtifactError: Something else is there, the folder to write in is missing or not writable, or the
+            place's name is not UTF-8.
     """
     if output.is_symlink() or output.name in ("", ".."):
         output = output.resolve()
+    check_utf8(output.absolute(), ArtifactError)  # its paths stand in the manifest, and runtimes read them
     for place in dict.fromkeys((output, place_for(output, "fail"))):
         check_not_foreign(place)
     check_folder(output)

@@ -13,6 +13,7 @@ from sparseflow_trt.cli.attributions import print_restored
 from sparseflow_trt.cli.evidence import print_evidence
 from sparseflow_trt.cli.precision import print_search
 from sparseflow_trt.cli.verdicts import print_duel, print_validation
+from sparseflow_trt.model.layer_names import shown_names
 
 if TYPE_CHECKING:
     from sparseflow_trt.artifacts.manifest import Manifest
@@ -34,7 +35,7 @@ def print_built(manifest: Manifest, artifact: Path, model: Path | None = None) -
         console.say(console.styled(note, "yellow"))
     _print_layers(manifest, model)
     if manifest.precision_search:
-        print_search(manifest.precision_search)
+        print_search(manifest.precision_search, shown_names(manifest.layers))
     engine = manifest.engine
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
     console.say(f"\nEngine: {engine.file} by {engine.backend} ({versions}) in {engine.build_seconds:.1f} s")
@@ -72,7 +73,7 @@ def _print_layers(manifest: Manifest, model: Path | None) -> None:
     if states["not-sparse"] and not states["sparse"]:
         said = f"No weights are 2:4, though {states['not-sparse']} could be: nothing can run sparse."
         console.say(console.styled(f"\n{said} {_how_to_prune(manifest, model)}", "yellow"))
-    elif names := [layer.name for layer in manifest.layers if layer.state == "not-sparse"]:
+    elif names := [layer.module or layer.name for layer in manifest.layers if layer.state == "not-sparse"]:
         said = f"{len(names)} of {len(manifest.layers)} layers could be 2:4 but are not, and stay dense"
         named = listed([f"'{name}'" for name in names], _MOST_NAMED)
         console.say(console.styled(f"\n{said}: {named}.", "yellow"))

@@ -312,7 +312,7 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as progress:
-        task, current = progress.add_task("", total=None, amount=""), ""
+        task, current = progress.add_task("Starting", total=None, amount=""), ""
 
         def show(step: str, done: int, total: int) -> None:
             nonlocal current

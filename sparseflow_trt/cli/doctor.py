@@ -22,9 +22,13 @@ def command(as_json: bool) -> int:
     out = console.out()
     out.print(f"Python {found.python} on {found.platform}\n")
     colours = {"ok": "green", "limited": "yellow", "missing": "red"}
-    table = console.table("", "What", "Version", "Finding", "Install")
-    for finding in found.findings:
-        status = console.styled(finding.status, colours[finding.status])
-        table.add_row(status, finding.name, finding.version, finding.says, finding.install)
+    columns = ("", "What", "Version", "Finding", "Install")
+    cells = [(f.status, f.name, f.version, f.says, f.install) for f in found.findings]
+    rows, installs = console.fold_last(columns, cells)  # a command that is broken cannot be copied
+    table = console.table(*columns)
+    for status, *others in rows:
+        table.add_row(console.styled(status, colours[status]), *others)
     out.print(table)
+    for install in installs:
+        console.say(install)
     return EXIT_OK

@@ -67,7 +67,7 @@ def command(model: Path, show_all: bool, since: tuple[Path, ...], as_json: bool)
             dims = "of unknown shape" if given["dims"] is None else f"[{', '.join(map(str, given['dims']))}]"
             console.say(f"Input '{given['name']}': {given['dtype']} {dims}")
         if since:
-            _print_changes(breaks, missing, history[:-1])
+            _print_changes(breaks, missing, history)
     return EXIT_OK if not (breaks or missing) and (sparse or since) else EXIT_NOT_SPARSE
 
 
@@ -98,21 +98,22 @@ def _inspect_artifact(folder: Path, as_json: bool) -> int:
 def _print_changes(
     breaks: Sequence[Break],
     missing: Sequence[Missing],
-    earlier: Sequence[tuple[str, Sequence[WeightedLayer]]],
+    history: Sequence[tuple[str, Sequence[WeightedLayer]]],
 ) -> None:
+    from sparseflow_trt.model.layer_names import shown_names
+
+    shown, earlier = shown_names(layer for _, layers in history for layer in layers), history[:-1]
     if not any(layer.state.value == "sparse" for _, layers in earlier for layer in layers):
         files = ", ".join(path for path, _ in earlier)
         console.say(console.styled(f"No layer was 2:4 in {files}: there was nothing to break.", "yellow"))
     elif not breaks and not missing:
         console.say("Every layer that was 2:4 still is.")
     for entry in breaks:
-        where = f", the first at {list(entry.first)}" if entry.first is not None else ""
-        told = (
-            f"'{entry.layer}' was 2:4 in {entry.before} and is not in {entry.after}: {entry.reason}{where}."
-        )
+        why = entry.reason + (f", the first at {list(entry.first)}" if entry.first is not None else "")
+        told = f"'{shown[entry.layer]}' was 2:4 in {entry.before} and is not in {entry.after}: {why}."
         console.say(console.styled(told, "red"))
     for step in missing:
-        number, names = len(step.layers), ", ".join(f"'{name}'" for name in step.layers)
+        number, names = len(step.layers), ", ".join(f"'{shown[name]}'" for name in step.layers)
         is_was = "layer that was 2:4 in {} is" if number == 1 else "layers that were 2:4 in {} are"
         told = f"{number} {is_was.format(step.before)} not in {step.after}: {names}."
         console.say(console.styled(told, "red"))
@@ -179,7 +180,7 @@ def _counts(layers: Any) -> dict[str, int]:
 
 
 def _print(layers: Any, show_all: bool) -> None:
-    from sparseflow_trt.model.graph import all_eligible_sparse, masks_apart, weights_computed
+    from sparseflow_trt.model.graph import SparsityState, all_eligible_sparse, masks_apart, weights_computed
     from sparseflow_trt.model.other_patterns import percent
 
     columns = ("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
@@ -188,7 +189,7 @@ def _print(layers: Any, show_all: bool) -> None:
     rows: list[tuple[str, ...]] = []
     for layer in shown:
         why = layer.reason
-        if layer.violating:
+        if layer.violating and layer.state is SparsityState.NOT_SPARSE:
             share = f"{percent(layer.violating / layer.groups)} of the groups"
             told = f"; {layer.found}" if layer.found else f", first at {list(layer.first or ())}"
             why = f"{share}{told}"
@@ -251,8 +252,10 @@ def _what_pruning_does(found: OnnxModel, layers: Sequence[WeightedLayer]) -> _Pr
 
 def _print_what_pruning_does(model: Path, layers: Sequence[WeightedLayer], does: _Pruning) -> None:
     """Says how to prune what is not 2:4, and of what pruning does not make so, why."""
+    from sparseflow_trt.model.layer_names import shown_names, shown_reasons
     from sparseflow_trt.model.prunable import pruned_before
 
+    shown = shown_names(layers)
     if does.takes:
         console.say("Prune them with: ", shlex.join(["sparseflow-trt", "prune", str(model)]))
         if said := pruned_before(layer for layer in layers if layer.name in does.takes):
@@ -261,5 +264,5 @@ def _print_what_pruning_does(model: Path, layers: Sequence[WeightedLayer], does:
         ("{} cannot be pruned: {}.", does.conflicts),
         ("`prune` leaves {} alone: {}.", does.skipped),
     ):
-        for why, names in console.quoted_by_reason(reasons).items():
+        for why, names in console.quoted_by_reason(shown_reasons(reasons, shown)).items():
             console.say(told.format(", ".join(names), why))

@@ -23,6 +23,7 @@ from sparseflow_trt.cli.options import (
 from sparseflow_trt.cli.precision import print_search
 from sparseflow_trt.cli.sections import SectionedCommand
 from sparseflow_trt.errors import EXIT_OK, PlanError
+from sparseflow_trt.model.layer_names import shown_names
 
 if TYPE_CHECKING:
     from sparseflow_trt.engines.backends.choose import BackendName
@@ -117,7 +118,7 @@ def print_plan(plan: Any) -> None:
     for reason in reasons:
         console.say(reason)
     if plan.search:
-        print_search(plan.search)
+        print_search(plan.search, shown_names(plan.layers))
     if plan.split:
         console.say(f"\nProfiles: {plan.split}")
         for profile in plan.profiles:

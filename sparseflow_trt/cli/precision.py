@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.cli import console
@@ -20,8 +21,13 @@ _COLOURS = {
 }
 
 
-def print_search(search: PrecisionSearch) -> None:
-    """Prints what was found on which inputs, the sensitivity table, the runs and what they cannot show."""
+def print_search(search: PrecisionSearch, names: Mapping[str, str]) -> None:
+    """Prints what was found on which inputs, the sensitivity table, the runs and what they cannot show.
+
+    Args:
+        search: A plan's or a manifest's.
+        names: Of its layers, as `layer_names.shown_names` gives them; other nodes keep their own.
+    """
     from sparseflow_trt.plans.precision_record import by_need
 
     shares = ", ".join(f"{100 * share:.3g} % {name.upper()}" for name, share in search.work.items())
@@ -44,8 +50,8 @@ def print_search(search: PrecisionSearch) -> None:
     rows = by_need(search)
     for row in rows[:_MOST]:
         table.add_row(
-            row.node, console.styled(row.precision, _COLOURS.get(row.precision, "")), _shown(row.largest),
-            "-" if row.subnormal is None else f"{100 * row.subnormal:.2g} %",
+            names.get(row.node, row.node), console.styled(row.precision, _COLOURS.get(row.precision, "")),
+            _shown(row.largest), "-" if row.subnormal is None else f"{100 * row.subnormal:.2g} %",
             _shown(row.fp16_error), _shown(row.bf16_error), f"{row.work:.2e}", row.why,
         )  # fmt: skip
     console.out().print(table)

@@ -84,7 +84,7 @@ def command(
     .safetensors file for `load_checkpoint`. A classifier (lm_head, classifier, score, a last fc or head)
     or an adapter (lora_A, lora_B) is pruned only where --include names it.
 
-    Exits with 3 if a weight of an ONNX model could not be pruned because its users disagree on the axis.
+    Exits with 3 if a weight of an ONNX model could not be pruned because of what else reads it.
     """
     if Path(model).is_file() and not model.endswith(".py"):
         given = [f"--method {method}"] if method != "magnitude" else []
@@ -104,9 +104,10 @@ def _prune_onnx(
 ) -> int:
     from sparseflow_trt.exporters.pruning.prune import prune_model
     from sparseflow_trt.model.graph import masks_apart
-    from sparseflow_trt.model.layer_names import NOT_NAMED
+    from sparseflow_trt.model.layer_names import NOT_NAMED, shown_names, shown_reasons
     from sparseflow_trt.model.model_file import read_model
     from sparseflow_trt.model.prunable import pruned_twice
+    from sparseflow_trt.model.sites import find_sites
 
     found = read_model(model)
     output = output or model.with_name(f"{model.stem}.2to4.onnx")
@@ -124,11 +125,13 @@ def _prune_onnx(
         zeroed = sum(w.zeroed for w in report.pruned)
         elements = sum(w.elements for w in report.pruned)
         already = sum(w.zeroed == 0 for w in report.pruned)
+        left = report.conflicts or report.skipped
+        shown = shown_names(find_sites(found)) if left else {}
         for said, colour, layers in (
             ("not pruned", "red", report.conflicts),
             ("left alone", "dim", report.skipped),
         ):
-            for why, alike in console.quoted_by_reason(layers).items():
+            for why, alike in console.quoted_by_reason(shown_reasons(layers, shown)).items():
                 for name in alike:
                     console.say(console.styled(said, colour) + f" {name}: {why}")
         if masks := masks_apart(why for _, why in report.skipped):
@@ -140,8 +143,9 @@ def _prune_onnx(
         if twice := pruned_twice(len(report.pruned_before)):
             console.say(console.styled(twice, "yellow"))
         if not zeroed:
-            left = [layer for layer, why in report.skipped if why in NOT_NAMED.values()]
-            names = " ".join(shlex.join(["--include", name]) for name in left)
+            skipped = shown_reasons(report.skipped, shown)
+            unnamed = dict.fromkeys(layer for layer, why in skipped if why in NOT_NAMED.values())
+            names = " ".join(shlex.join(["--include", name]) for name in unnamed)
             named = f"; {names} prunes what was left alone" if names else ""
             console.say(f"Nothing was pruned: the written model is the same as {model.name}{named}.")
     return EXIT_NOT_SPARSE if report.conflicts else EXIT_OK

@@ -1,12 +1,35 @@
-"""Which layers pruning takes by their names: one rule for ONNX models and PyTorch modules."""
+"""What layers are called, and which pruning takes by that: one rule for ONNX models and PyTorch modules."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 _CALLED = {"classifier": "a classifier", "adapter": "an adapter"}  # the kinds that are left unless named
 NOT_NAMED = {kind: f"{what}, which is taken only where it is named" for kind, what in _CALLED.items()}
+
+
+class Named(Protocol):
+    """A layer by its node's name, and its module's where the exporter says it, else ""."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def module(self) -> str: ...
+
+
+def shown_names(layers: Iterable[Named]) -> dict[str, str]:
+    """What people are told that each layer is called, by its node's name: its module, or else that name."""
+    return {layer.name: layer.module or layer.name for layer in layers}
+
+
+def shown_reasons(
+    reasons: Iterable[tuple[str, str]], names: Mapping[str, str]
+) -> tuple[tuple[str, str], ...]:
+    """(Name, reason) pairs with the names that `shown_names` gives."""
+    return tuple((names.get(name, name), why) for name, why in reasons)
 
 
 def takes_if_named(kinds: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparseflow_trt._utf8 import check_utf8
 from sparseflow_trt.errors import ModelError, deepest, one_line
 from sparseflow_trt.model.inline_data import read_skeleton
 from sparseflow_trt.model.tensor_data import check_tensor, is_external, is_in_file, location_of, tensor_protos
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 ONNX_DOMAIN = ""  # of ONNX's own operators, in every graph in memory
 _OTHER_NAME = "ai.onnx"  # of the same, in files: onnx-ir makes it "" of nodes, not of the opsets' names
 _HINT_EXPORT = "Export the model again, or give another file."
+# What else is named, by the endings: what that is, and what to do.
+_OTHER_FILES = {
+    (".py",): ("Python code", "Name its function, too, for `export`, `build` or `prune`: FILE.py:FUNCTION."),
+    (".safetensors", ".pt", ".pth"): (
+        "a checkpoint",
+        "Export the module that it is of: `sparseflow-trt export`, of its folder or of FILE.py:FUNCTION.",
+    ),
+    (".engine",): ("an engine", "Name the artifact's folder, or the model.onnx in it."),
+}
 # Of a model that reads well and is no valid ONNX: what exporters write seldom is, and what converters do.
 EXPORT_AGAIN = (
     "Export the model again. If another tool has changed the file since, give the file from before that: "
@@ -57,11 +67,12 @@ def read_model(path: Path, inline: bool = False) -> OnnxModel:
         inline: Parse the weights inside the file, too, instead of leaving them there.
 
     Raises:
-        ModelError: The file is missing, empty, truncated, not ONNX or of an unknown opset; or its
-            external data is missing, too short or outside the model's folder.
+        ModelError: The file is missing, empty, truncated, not ONNX or of an unknown opset; its name is not
+            UTF-8; or its external data is missing, too short or outside the model's folder.
     """
     import onnx_ir as ir
 
+    check_utf8(path, ModelError)
     proto = _parse(path, inline)
     _check_header(path, proto)
     if any(isinstance(text, bytes) for text in _texts(proto)):  # how protobuf hands out what is no UTF-8
@@ -167,6 +178,9 @@ def _parse(path: Path, inline: bool) -> onnx.ModelProto:
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
+        for endings, (what, hint) in _OTHER_FILES.items():
+            if path.name.lower().endswith(endings):
+                raise ModelError(f"{path} is {what}, not an ONNX model.", hint) from error
         raise ModelError(
             f"{path} is not an ONNX model, or is truncated ({len(data)} bytes).", _HINT_EXPORT
         ) from error

@@ -208,11 +208,18 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
     """Checks that a plan fits a model's layers.
 
     Raises:
-        PlanError: Every layer that does not fit is named with what was expected and what the plan says; or
-            all that does not is that layers are planned sparse in FP32.
+        PlanError: It was made for another model, and no layer is in both; or every layer that does not fit
+            is named with what was expected and what the plan says; or all that does not is that layers are
+            planned sparse in FP32.
         NotSparseError: All that does not fit is that layers are planned sparse whose weights are not 2:4.
     """
     known = {layer.name: layer for layer in layers if layer.weight}
+    if plan.layers and known.keys().isdisjoint(planned.name for planned in plan.layers):
+        other = plan.model or "another model"
+        raise PlanError(
+            f"{source} was made for {other}: this model has none of the layers that it plans.",
+            f"Build {other} with it, or write one for this model with `sparseflow-trt plan MODEL`.",
+        )
     problems = []
     not_sparse: list[WeightedLayer] = []
     wide: list[str] = []

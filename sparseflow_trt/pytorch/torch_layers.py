@@ -100,7 +100,7 @@ def find_others(module: Any) -> dict[str, str]:
     torch = require("torch", _NEEDED_FOR)
     layers = (torch.nn.Linear, torch.nn.Embedding)
     return {
-        name: f"it is a {type(part).__name__}, neither a Linear nor a Conv1D"
+        name or "(the module itself)": f"it is a {type(part).__name__}, neither a Linear nor a Conv1D"
         for name, part in module.named_modules()
         if not isinstance(part, layers) and not is_conv1d(part)
         if any(parameter.dim() > 1 for parameter in part.parameters(recurse=False))

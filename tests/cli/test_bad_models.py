@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,3 +126,51 @@ def test_inputs_that_cannot_be_fed(
     ended = sparseflow("build", models.save(model), "--dim", "batch=4", "--backend", "onnxruntime")
     assert "only numeric tensors can be fed" in ended.error
     assert left(own_folder) == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "hint"),
+    [
+        ("net.py", "is Python code, not an ONNX model.", "FILE.py:FUNCTION"),
+        ("model.safetensors", "is a checkpoint, not an ONNX model.", "sparseflow-trt export"),
+        ("weights.PT", "is a checkpoint, not an ONNX model.", "sparseflow-trt export"),
+        ("model.engine", "is an engine, not an ONNX model.", "artifact's folder"),
+    ],
+)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_another_kind_of_file_is_called_by_what_it_is(
+    sparseflow: Sparseflow, own_folder: Path, command: str, name: str, said: str, hint: str
+) -> None:
+    (own_folder / name).write_text("once upon a time")
+    ended = sparseflow(command, name)
+    assert (ended.code, ended.out) == (1, "")
+    assert f"error: {name} {said}" in ended.err
+    assert hint in ended.err.split("hint:")[1]
+
+
+@pytest.mark.parametrize("place", ["name", "folder"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_name_that_is_no_text_is_refused(
+    sparseflow: Sparseflow, models: Models, own_folder: Path, command: str, place: str
+) -> None:
+    path = models.matmul(np.ones((64, 32), np.float32))
+    odd = own_folder / os.fsdecode(b"odd\xff.onnx")
+    if place == "folder":
+        odd.mkdir()
+        odd /= "model.onnx"
+    path.rename(odd)
+    ended = sparseflow(command, odd)
+    assert (ended.code, ended.out) == (1, "")
+    assert "odd\\xff." in ended.err
+    assert "is not UTF-8" in ended.err
+    assert "Rename the file or its folder" in ended.err
+
+
+def test_an_artifact_whose_name_is_no_text_is_refused_before_the_build(
+    sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    output = own_folder / os.fsdecode(b"odd\xff.artifact")
+    ended = sparseflow("build", mlp(), "--dim", "batch=1,2,4", "--backend", "onnxruntime", "-o", output)
+    assert (ended.code, ended.out) == (1, "")
+    assert "odd\\xff.artifact is not UTF-8" in ended.err
+    assert not output.exists()

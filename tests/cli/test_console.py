@@ -175,6 +175,7 @@ def test_progress_on_a_terminal_shows_bytes_and_the_time_left(monkeypatch: pytes
     terminal = Console(file=written, force_terminal=True, width=160)
     monkeypatch.setattr(console, "Console", lambda **_: terminal)
     with console.progress_bar() as show:
+        assert "Starting" in written.getvalue(), "before the first step there are words, too"
         show("Pruning", 1_100_000_000, 2_200_000_000)
     assert "Pruning" in written.getvalue()
     assert "1.1 GB of 2.2 GB" in written.getvalue()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.commands import Sparseflow
 
@@ -13,6 +15,14 @@ def test_says_what_is_there_and_what_to_install(sparseflow: Sparseflow) -> None:
     assert (ended.code, ended.err) == (0, "")
     for name in ("GPU", "TensorRT", "TensorRT-RTX", "ONNX Runtime", "polygraphy", "cusparseLt"):
         assert name in ended.out
+
+
+def test_a_narrow_terminal_breaks_no_command(sparseflow: Sparseflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    told = sparseflow("doctor").out
+    for finding in sparseflow("doctor", "--json").json["findings"]:
+        if finding["install"]:
+            assert f"] {finding['install']}\n" in told
 
 
 def test_json(sparseflow: Sparseflow) -> None:

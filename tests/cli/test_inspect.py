@@ -198,6 +198,8 @@ def test_a_head_tied_to_its_embedding_is_not_held_against_a_pruned_model(
     assert ended.code == 0
     assert "1 sparse, 0 not sparse, 1 not eligible" in ended.out
     why = "weight 'wte' is also read by Gather 'embed', which pruning would change"
+    (row,) = (line for line in ended.out.splitlines() if line.startswith("/lm_head/Gemm"))
+    assert "not-eligible  weight 'wte' is also read by Gather" in row, "and not that it is no 2:4"
     assert f"`prune` leaves '/lm_head/Gemm' alone: {why}.\n" in ended.out
     planned = sparseflow("plan", "tied.onnx", "--policy", "a100-80gb", "--dim", "m=8", "--json").json[
         "layers"

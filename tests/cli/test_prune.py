@@ -156,3 +156,34 @@ def test_an_output_that_cannot_be_written(
 
 def test_a_folder_is_no_model(sparseflow: Sparseflow) -> None:
     assert sparseflow("prune", ".").error == ". is a folder, not an ONNX file."
+
+
+def test_every_command_calls_a_layer_as_the_table_does(
+    sparseflow: Sparseflow, models: Models, own_folder: Path
+) -> None:
+    """torch's exporter numbers its nodes: 'node_linear_8' is no name that a reader could know."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "up"], ["h"], "node_MatMul_7"),
+        helper.make_node("MatMul", ["h", "head"], ["y"], "node_linear_8"),
+    ]
+    for node, module in zip(nodes, ("layers.0.up", "lm_head"), strict=True):
+        node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"['', '{module}', 'linear']")
+    weights = {"up": random_weight(64, 64), "head": random_weight(64, 32)}
+    models.save(models.model(nodes, weights, {"x": ("m", 64)}), "net.onnx")
+    why = "a classifier, which is taken only where it is named"
+    inspected = sparseflow("inspect", "net.onnx").out
+    assert f"\n`prune` leaves 'lm_head' alone: {why}.\n" in inspected
+    assert f"left alone 'lm_head': {why}\n" in sparseflow("prune", "net.onnx").out
+    again = sparseflow("prune", "net.2to4.onnx", "-o", "again.onnx")
+    assert "--include lm_head prunes what was left alone." in again.out
+    broken = sparseflow("inspect", "net.onnx", "--since", "net.2to4.onnx")
+    assert "\n'layers.0.up' was 2:4 in net.2to4.onnx and is not in net.onnx: " in broken.out
+    built = sparseflow("build", "net.2to4.onnx", "--dim", "m=1,2,4", "--backend", "onnxruntime")
+    assert "1 of 2 layers could be 2:4 but are not, and stay dense: 'lm_head'." in built.out
+    auto = ("plan", "net.2to4.onnx", "--dim", "m=1,2,4", "--precision", "auto", "-o", "plan.yaml")
+    planned = sparseflow(*auto).out
+    assert planned.count("layers.0.up") == planned.count("lm_head") == 2, "in the plan, and in the search"
+    for ended in (inspected, again.out, broken.out, built.out, planned):
+        assert "node_" not in ended
+    told = sparseflow("inspect", "net.onnx", "--json").json["prune"]
+    assert told["skipped"] == [["node_linear_8", why]], "programs are told the node, as in layers"

@@ -290,6 +290,17 @@ def test_every_layer_that_does_not_fit_is_named() -> None:
     assert caught.value.hint
 
 
+def test_a_plan_of_another_model_says_whose_it_is() -> None:
+    planned = make_plan((make_layer("a"), make_layer("b")), (profile_at("p", 100),), DIMS, POLICY, "fp16")
+    planned = planned.model_copy(update={"model": "other.onnx"})
+    with pytest.raises(PlanError) as caught:
+        check_plan(planned, (make_layer("c"), make_layer("d")), "plan.yaml")
+    assert caught.value.message == (
+        "plan.yaml was made for other.onnx: this model has none of the layers that it plans."
+    )
+    assert "Build other.onnx with it" in caught.value.hint
+
+
 def test_a_plan_that_is_wrong_of_2to4_alone_has_an_error_of_its_own() -> None:
     planned = make_plan((make_layer("a"), make_layer("b")), (profile_at("p", 100),), DIMS, POLICY, "fp16")
     with pytest.raises(NotSparseError, match="does not fit the model in 1 layer") as caught:

@@ -279,6 +279,24 @@ def test_bars_by_step_are_of_the_input_set_of_the_table(
     assert [(row[-1], f"{row[2]} %") for row in table] == bars == [("s", "5 %"), ("s", "0.2 %")]
 
 
+def test_errors_by_layer_are_of_modules_as_in_the_sentence(
+    manifests: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    rows = [
+        {"step": "precision", "layer": node, "op_type": "MatMul", "module": module, "value": node,
+         "own": 0.01, "accumulated": 0.01}
+        for node, module in (("node_MatMul_7", "layers.0.up"), ("mm", ""))
+    ]  # fmt: skip
+    attribution = Attribution.model_validate(
+        {"blamed": "", "reason": "", "steps": [], "layers": rows, "layers_input_set": "s"}
+    )
+    manifest = manifests()
+    validation = manifest.validation.model_copy(update={"attribution": attribution})
+    write_report(manifest.model_copy(update={"validation": validation}), tmp_path / "report.html")
+    text = "".join(_Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+    assert "layers.0.upnode_MatMul_7" in text, "the node stands below its module, as in the table of layers"
+
+
 def test_the_plugins_curve_is_drawn_and_named(manifests: Callable[..., Manifest], tmp_path: Path) -> None:
     pages = {}
     for name in ("h200", "a100-80gb"):

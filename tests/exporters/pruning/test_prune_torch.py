@@ -223,6 +223,9 @@ def test_what_is_no_linear_layer_is_named() -> None:
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(32, 8))
     record = prune_module(module, "magnitude")
     assert record.left == {"0": "it is a Conv2d, neither a Linear nor a Conv1D"}
+    module.positions = torch.nn.Parameter(torch.zeros(4, 32))
+    (whole, _) = prune_module(module, "magnitude").left.items()
+    assert whole == ("(the module itself)", "it is a Sequential, neither a Linear nor a Conv1D")
 
 
 @pytest.mark.parametrize(
