@@ -7,6 +7,7 @@ import gc
 import importlib.metadata
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,18 @@ def versions_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
         yield
+
+
+@pytest.fixture(autouse=True)
+def operators_once() -> None:
+    """Has torch's exporter list the operators that it knows once, and not in each export for a second.
+
+    Nothing imports the exporter for that: where a test has imported it, those after it are the faster.
+    """
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    registry: Any = getattr(exporter, "ONNXRegistry", None)
+    if registry and not hasattr(registry.from_torchlib, "cache_info"):
+        registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
 
 
 class Models:
