@@ -52,9 +52,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def versions_once() -> Iterator[None]:
-    """Reads each package's metadata once: builds ask for versions again and again."""
+    """Reads each package's metadata once: builds ask for versions again and again.
+
+    Once for each import path, since a test may put a package of its own there.
+    """
+    read = importlib.metadata.version
+    known = functools.cache(lambda name, path: read(name))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
+        patch.setattr(importlib.metadata, "version", lambda name: known(name, tuple(sys.path)))
         yield
 
 
