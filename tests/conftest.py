@@ -75,6 +75,18 @@ def operators_once() -> None:
         registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
 
 
+@pytest.fixture(scope="module")
+def one_builder() -> Iterator[None]:
+    """Has the builds of a file share one builder's process: each would start TensorRT anew, half a second.
+
+    For files that ask what is built. That each build starts and ends a process is tests/engines/backends'.
+    """
+    from sparseflow_trt.engines.backends.child import shared_child
+
+    with shared_child():
+        yield
+
+
 class Models:
     """Makes model files in one folder."""
 
