@@ -49,8 +49,10 @@ demo: setup ## export MiniLM, prune it 2:4, build, validate, and say where the a
 notebook: setup ## run the demo notebook and save it with its outputs
 	$(BIN)/python demo/run_notebook.py demo/sparseflow_trt_demo.ipynb
 
+# A process that has none left takes half of what another has to do: each keeps whole files, and what a file prepares,
+# and none waits long at the end.
 test: setup ## run the tests (no GPU)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # On a machine with a GPU, with a Python that has the package, TensorRT, cuda-bindings and pytest; no setup.
 # From its own folder, since here `-m` would find sparseflow_trt/ without the three folders that belong to it.

@@ -7,6 +7,7 @@ import gc
 import importlib.metadata
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,9 +52,38 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def versions_once() -> Iterator[None]:
-    """Reads each package's metadata once: builds ask for versions again and again."""
+    """Reads each package's metadata once: builds ask for versions again and again.
+
+    Once for each import path, since a test may put a package of its own there.
+    """
+    read = importlib.metadata.version
+    known = functools.cache(lambda name, path: read(name))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.metadata, "version", functools.cache(importlib.metadata.version))
+        patch.setattr(importlib.metadata, "version", lambda name: known(name, tuple(sys.path)))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def operators_once() -> None:
+    """Has torch's exporter list the operators that it knows once, and not in each export for a second.
+
+    Nothing imports the exporter for that: where a test has imported it, those after it are the faster.
+    """
+    exporter = sys.modules.get("torch.onnx._internal.exporter._registration")
+    registry: Any = getattr(exporter, "ONNXRegistry", None)
+    if registry and not hasattr(registry.from_torchlib, "cache_info"):
+        registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
+
+
+@pytest.fixture(scope="module")
+def one_builder() -> Iterator[None]:
+    """Has the builds of a file share one builder's process: each would start TensorRT anew, half a second.
+
+    For files that ask what is built. That each build starts and ends a process is tests/engines/backends'.
+    """
+    from sparseflow_trt.engines.backends.child import shared_child
+
+    with shared_child():
         yield
 
 

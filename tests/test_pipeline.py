@@ -31,6 +31,8 @@ from tests.builds import BATCH, BRAIN, FLOAT, HALF, Run, builder_in, dense_weigh
 if TYPE_CHECKING:
     from tests.conftest import Models
 
+pytestmark = pytest.mark.usefixtures("one_builder")
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:

@@ -36,6 +36,8 @@ from sparseflow_trt.refitting import RefitOptions, built_with, refit
 if TYPE_CHECKING:
     from tests.conftest import Array, Models
 
+pytestmark = pytest.mark.usefixtures("one_builder")
+
 PLAN = PlanOptions(axes={"batch": (1, 4, 8)}, sparsity="force")
 KERNEL = "sm90_xmma_sparse_gemm_f16f16_f16f32_f32_tn"
 Save = Callable[..., Path]

@@ -27,6 +27,23 @@ def quiet_polygraphy() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def no_statistics() -> Iterator[None]:
+    """Keeps Polygraphy in the block from describing what it compares to its log, whether that is on or off.
+
+    It would sort each array of differences three times for percentiles, which take most of a comparison's
+    time.
+    """
+    from polygraphy.comparator import util
+
+    found = getattr(util, "log_output_stats", None)  # no promised name: where it is another, it takes longer
+    util.log_output_stats = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        util.log_output_stats = found
+
+
+@contextlib.contextmanager
 def numpy_only() -> Iterator[None]:
     """Keeps Polygraphy from importing PyTorch in the block, to ask whether an array is a tensor.
 

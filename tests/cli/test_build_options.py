@@ -11,6 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from tests.commands import Sparseflow
 
+pytestmark = pytest.mark.usefixtures("one_builder")
+
 MakeModel = Callable[..., Path]
 
 RTX = ("--backend", "tensorrt-rtx")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -162,3 +162,37 @@ def test_a_verdict_is_json_and_agrees_with_the_rule(expected: Any, got: Any) -> 
         near = np.isfinite(wide) & np.isfinite(true) & ((off <= 1.0) | (off <= 0.1 * np.abs(true)))
     assert verdict.passed == bool((near | (np.isinf(true) & (wide == true))).all())
     assert verdict.passed == (verdict.reason == "")
+
+
+@settings(max_examples=25)
+@given(hnp.arrays(np.float32, (2, 3), elements=st.floats(-4, 4, width=32)), st.floats(-1, 1))
+def test_the_figures_are_those_of_polygraphys_comparator(expected: Any, off: float) -> None:
+    from polygraphy import comparator
+
+    wide = expected.astype(np.float64)
+    other = wide + off * np.arange(6).reshape(2, 3)
+    verdict = judge(expected, other, dtype=np.float64)
+    bound = verdict.abs_bound
+    assert bound is not None
+
+    def compared(first: Any, second: Any, function: Any) -> Any:
+        results = comparator.RunResults()
+        for name, array in (("first", first), ("second", second)):
+            results.append((name, [comparator.IterationResult({"y": array}, runner_name=name)]))
+        found = comparator.Comparator.compare_accuracy(results, comparisons=[(0, 1)], compare_func=function)
+        return found[0]["first", "second"][0]["y"]
+
+    simple = comparator.SimpleCompareFunc(atol=bound, rtol=STRICT.max_rel)
+    above = np.abs(wide) > bound
+    with quiet_polygraphy(), np.errstate(all="ignore"):
+        close = compared(other, wide, simple)
+        cosine = compared(other, wide, comparator.CosineSimilarityCompareFunc()).cosine_similarity
+        psnr = compared(wide, other, comparator.PsnrCompareFunc()).psnr
+        ratio = compared(other[above], wide[above], simple).max_reldiff if above.any() else None
+    assert (verdict.max_abs, verdict.mean_abs, verdict.max_rel) == (
+        close.max_absdiff,
+        close.mean_absdiff,
+        ratio,
+    )
+    assert (verdict.cosine, verdict.psnr) == (cosine, psnr if math.isfinite(psnr) else None)
+    assert bool(close) == ("outside" not in verdict.reason)
