@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sparseflow_trt.model.graph import WeightedLayer
 from sparseflow_trt.plans.decide import PluginUse
 from sparseflow_trt.policies.gemm import Gemm
-from sparseflow_trt.policies.lookup import known_of
+from sparseflow_trt.policies.lookup import is_timed
 from sparseflow_trt.policies.policy import Policy
 
 
@@ -73,7 +73,6 @@ def find_merges(
         first = members[0]
         n = sum(layer.n for layer in members)
         whole = Gemm(first.kind, n, first.k, precisions[first.name].upper())
-        known = known_of(policy, whole).own
-        if known.exact and known.library == "tensorrt":
+        if is_timed(policy, whole):
             found.append(Merge(tuple(layer.name for layer in members), whole))
     return tuple(found)

@@ -38,6 +38,12 @@ def library_of(policy: Policy, asked: Library) -> Library:
     return "torch" if asked not in held and "torch" in held else asked
 
 
+def is_timed(policy: Policy, gemm: Gemm) -> bool:
+    """Whether TensorRT's own sparse kernels were timed for this very product."""
+    known = known_of(policy, gemm).own
+    return known.exact and known.library == "tensorrt"
+
+
 def judge(policy: Policy, gemm: Gemm, m: int, library: Library = "tensorrt") -> Verdict:
     """Whether a product should run sparse, see `Known.judge`."""
     return known_of(policy, gemm, library).judge(m)

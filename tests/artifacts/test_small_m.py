@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest
+from sparseflow_trt.artifacts.manifest import EngineRecord, LayerRecord, Manifest, OutcomeRecord
 from sparseflow_trt.artifacts.small_m import sparse_from
 from sparseflow_trt.plans.shapes import Profile, ShapeRange
 from sparseflow_trt.policies.between import WAVE
@@ -31,8 +31,17 @@ def profile(batch: int) -> Profile:
     return Profile(name="p", inputs={"x": ShapeRange(min=(1, 8), opt=(batch, 8), max=(batch, 8))})
 
 
-def manifest(*layers: LayerRecord) -> Manifest:
-    return Manifest.model_construct(layers=layers)
+def manifest(*layers: LayerRecord, merged: bool = False) -> Manifest:
+    """Of an engine that runs the layers as one product, or each by itself."""
+    names = [layer.name for layer in layers]
+    outcomes = [
+        OutcomeRecord.model_construct(
+            layer=name, merged_with=tuple(other for other in names if other != name)
+        )
+        for name in names
+    ]
+    engine = EngineRecord.model_construct(outcomes=tuple(outcomes) if merged else ())
+    return Manifest.model_construct(layers=layers, engine=engine)
 
 
 @given(st.integers(1, 64), st.integers(1, 512), st.integers(1, 4096))
@@ -57,6 +66,27 @@ def test_the_policy_says_it_where_nobody_does() -> None:
     assert (found.batch, found.m) == (2, 256)  # 128 rows an item
     (never,) = sparse_from(manifest(layer("a", 1024)), [profile(8)], find_policy("h200"), None)
     assert (never.batch, never.m, never.layer) == (None, None, "a")
+
+
+def test_a_range_that_ends_before_the_first_batch_is_in_it_is_none() -> None:
+    h200 = find_policy("h200")  # by itself a gate of this shape wins at M=1 alone
+    (one,) = sparse_from(manifest(layer("a", 8)), [profile(8)], h200, None)
+    assert (one.batch, one.m) == (1, 1)
+    (two,) = sparse_from(manifest(layer("a", 16)), [profile(8)], h200, None)
+    assert (two.batch, two.m) == (None, None)
+
+
+def test_layers_that_tensorrt_merged_win_as_their_one_product_does() -> None:
+    h200 = find_policy("h200")
+    gate, up = layer("gate", 16), layer("up", 16)
+    (found,) = sparse_from(manifest(gate, up, merged=True), [profile(8)], h200, None)
+    assert (found.batch, found.m) == (1, 1)
+    (apart,) = sparse_from(manifest(gate, up), [profile(8)], h200, None)
+    assert apart.batch is None
+    (many,) = sparse_from(
+        manifest(layer("gate", 2048), layer("up", 2048), merged=True), [profile(8)], h200, None
+    )
+    assert many.batch is None, "256 rows an item, and sparse wins up to 128"
 
 
 def test_in_the_plugin_it_is_the_plugin_that_has_to_win() -> None:
