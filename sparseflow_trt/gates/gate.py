@@ -29,6 +29,7 @@ from sparseflow_trt.gates.baseline import (
     MAX_GROWTH,
     Baseline,
     Metric,
+    check_size,
     read_baseline,
 )
 from sparseflow_trt.gates.baseline_inputs import restore_inputs, store_inputs
@@ -47,7 +48,7 @@ from sparseflow_trt.gates.task_metrics import TaskMetric, load_metric, score_ref
 from sparseflow_trt.gates.tighten import tighten
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.plans.plan import read_plan
-from sparseflow_trt.validation.compare import StoredOutputs, compare
+from sparseflow_trt.validation.compare import StoredOutputs, compare, run_reference
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.input_files import check_ranges
 from sparseflow_trt.validation.tolerances import OutputTolerances
@@ -72,6 +73,7 @@ class BaselineOptions:
         metrics: Task metrics to hold builds to, as `load_metric` takes them.
         max_drop: By how much less than on the reference outputs each may score.
         max_growth: How many times as large an output's mean error may become.
+        most_bytes: That its arrays may take in the file, None for any number.
     """
 
     reference: Path | None = None
@@ -79,6 +81,7 @@ class BaselineOptions:
     metrics: tuple[str, ...] = ()
     max_drop: float = 0.0
     max_growth: float = MAX_GROWTH
+    most_bytes: int | None = None
 
 
 def create_baseline(
@@ -93,8 +96,8 @@ def create_baseline(
     Raises:
         ArtifactError: The folder is no artifact, its files have changed, or it has weights of an unpruned
             model and the reference is the pruned one.
-        InputError: Inputs, a tolerance or a metric cannot be read, the reference takes other inputs, or an
-            output cannot be stored.
+        InputError: Inputs, a tolerance or a metric cannot be read, the reference takes other inputs, or its
+            outputs cannot be stored or take more than they may.
         ModelError: The reference cannot be read, or ONNX Runtime does not take it.
         UnsupportedError: ONNX Runtime's CPU has no kernel for one of its nodes.
         NotInstalledError: ONNX Runtime.
@@ -105,12 +108,6 @@ def create_baseline(
     typed, plan = read_model(folder / "model.onnx"), read_plan(folder / "plan.yaml")
     check_tolerances(options.validation.tolerances, typed)
     inputs = input_sets(typed, plan, options.validation)
-    outputs: dict[str, _Arrays] = {}
-
-    def keep(candidate: str, given: str, found: _Arrays) -> None:
-        if candidate == _REFERENCE:
-            outputs[given] = found
-
     with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
         candidates = _candidates(folder, manifest, Path(scratch))
         given = options.reference
@@ -121,28 +118,31 @@ def create_baseline(
             check_same_inputs(model, typed)
             reference = reference_for(model, Path(scratch) / "reference.onnx")
         limits = limits_for(typed, plan, manifest.engine, options.validation.tolerances)
+        truth = run_reference(reference, inputs, _progress(on_step, "Running the reference"))
+        stored = {
+            given: {name: store_array(array, f"output '{name}'") for name, array in of.items()}
+            for given, of in truth.outputs.items()
+        }
+        kept = tuple(store_inputs(one, typed) for one in inputs)
+        if options.most_bytes is not None:  # before the rest, which takes as long again for each candidate
+            check_size(kept, stored, options.most_bytes)
         progress = _progress(on_step, "Running the artifact")
-        validation = compare(reference, candidates, inputs, limits, progress, on_outputs=keep)
+        validation = compare(truth, candidates, inputs, limits, progress)
     if given and sha256_of(given) != manifest.model.sha256:
         # with other weights in the reference the first step is not of precision alone
         validation = validation.model_copy(update={"attribution": None})
     if validation.verdict != "pass":
         return None, validation
     feeds = [one.feeds for one in inputs]
-    held = [outputs[one.name] for one in inputs]
+    held = [truth.outputs[one.name] for one in inputs]
     baseline = Baseline(
         schema_version=1,
         **_made_now(manifest),
         reference=_told(given, validation),
         tolerances={name: limits.of(name) for name in held[0]},
         max_growth=options.max_growth,
-        inputs=tuple(store_inputs(one, typed) for one in inputs),
-        outputs={
-            one.name: {
-                name: store_array(array, f"output '{name}'") for name, array in outputs[one.name].items()
-            }
-            for one in inputs
-        },
+        inputs=kept,
+        outputs=stored,
         figures=figures_of(validation),
         evidence=evidence_of(manifest, validation),
         metrics={

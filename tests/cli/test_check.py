@@ -334,9 +334,23 @@ def test_no_baseline_of_outputs_that_differ(sparseflow: Sparseflow, built: Path)
 
 
 def test_a_baseline_too_large_for_version_control_is_not_written(sparseflow: Sparseflow, built: Path) -> None:
-    ended = sparseflow("baseline", "create", "out", "--max-size", "0.001")
-    assert "0.0 MB of inputs), but 0.001 MB is the limit" in ended.error
+    ended = sparseflow("baseline", "create", "out", "--max-size", "0.004")
+    assert "0.0 MB of inputs), but 0.004 MB is the limit" in ended.error
     assert not Path("out.baseline.json").exists()
+
+
+def test_outputs_too_large_are_refused_before_the_artifact_runs(sparseflow: Sparseflow, built: Path) -> None:
+    """With --reference the typed model is a candidate alone: one that cannot run is not found out."""
+    made = sparseflow("baseline", "create", "out", "--reference", built)
+    arrays = json.loads(Path("out.baseline.json").read_text())["outputs"].values()
+    room = sum(len(array["data"]) for of in arrays for array in of.values())
+    limit = ("--max-size", f"{(room - 1) / 1e6:.6f}")
+    Path("measure.py").write_text("def no(outputs, inputs):\n    raise ValueError('was scored')\n")
+    scored = ("--metric", "measure.py:no")
+    late = sparseflow("baseline", "create", "out", "--reference", built, *scored)
+    early = sparseflow("baseline", "create", "out", "--reference", built, *scored, *limit)
+    assert (made.code, "was scored" in late.error) == (0, True)
+    assert (early.code, f"the baseline would take {room / 1e6:.1f} MB" in early.error) == (1, True)
 
 
 DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
