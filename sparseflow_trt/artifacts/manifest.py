@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, FiniteFloat
 
 from sparseflow_trt._files import sha256_of
+from sparseflow_trt._paths import AnyPath
 from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.artifacts.graph_record import GraphRecord
 from sparseflow_trt.artifacts.verdict import Validation
@@ -236,12 +237,13 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     (folder / NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: AnyPath) -> Manifest:
     """Reads an artifact's manifest.
 
     Raises:
         ArtifactError: The folder is no artifact, its manifest is of another schema, or a field is wrong.
     """
+    folder = Path(folder)
     path = folder / NAME
     if not folder.exists():
         raise ArtifactError(f"there is no artifact {folder}.", "Name the folder that `build` wrote.")

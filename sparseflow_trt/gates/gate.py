@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._files import sha256_of
+from sparseflow_trt._paths import AnyPath, convert_paths
 from sparseflow_trt._version import __version__
 from sparseflow_trt.artifacts.manifest import Manifest, check_files, read_manifest
 from sparseflow_trt.artifacts.verdict import Validation
@@ -83,9 +84,12 @@ class BaselineOptions:
     max_growth: float = MAX_GROWTH
     most_bytes: int | None = None
 
+    def __post_init__(self) -> None:
+        convert_paths(self)
+
 
 def create_baseline(
-    folder: Path, options: BaselineOptions, on_step: OnProgress = lambda _: None
+    folder: AnyPath, options: BaselineOptions, on_step: OnProgress = lambda _: None
 ) -> tuple[Baseline | None, Validation]:
     """Runs an artifact on inputs and keeps these, the reference outputs and how far the artifact was.
 
@@ -102,6 +106,7 @@ def create_baseline(
         UnsupportedError: ONNX Runtime's CPU has no kernel for one of its nodes.
         NotInstalledError: ONNX Runtime.
     """
+    folder = Path(folder)
     metrics = {name: load_metric(name) for name in options.metrics}
     manifest = read_manifest(folder)
     check_files(manifest, folder)
@@ -156,8 +161,8 @@ def create_baseline(
 
 
 def check_artifact(
-    folder: Path,
-    path: Path,
+    folder: AnyPath,
+    path: AnyPath,
     metrics: Sequence[str] = (),
     max_drop: float | None = None,
     on_step: OnProgress = lambda _: None,
@@ -179,6 +184,7 @@ def check_artifact(
         ArtifactError: The folder is no artifact, or its files have changed.
         InputError: The baseline or a metric cannot be read, or the baseline's inputs do not fit the artifact.
     """
+    folder, path = Path(folder), Path(path)
     baseline = read_baseline(path)
     scorers = {name: load_metric(name) for name in metrics}
     manifest = read_manifest(folder)

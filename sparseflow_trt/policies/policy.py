@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from sparseflow_trt._paths import AnyPath
 from sparseflow_trt._same import Same
 from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import PolicyError
@@ -297,7 +298,7 @@ def _read_shipped(path: Path) -> Policy:
     return read_policy(path)
 
 
-def find_policy(name_or_path: str | Path) -> Policy:
+def find_policy(name_or_path: AnyPath) -> Policy:
     """A shipped policy by its name or its device (h200, A100, "NVIDIA H200"), or one from a file.
 
     Raises:
