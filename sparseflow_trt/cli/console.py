@@ -251,23 +251,27 @@ def fold_last(
     return [(*row[:-1], numbers.get(row[-1], "")) for row in rows], lines
 
 
-def add_alike(table: Table, rows: Iterable[tuple[str, ...]], colours: Mapping[str, str]) -> None:
-    """Adds rows to a table; those that are alike but for numbers in their first cell, a name, become one.
+def add_alike(
+    table: Table, rows: Iterable[tuple[str, ...]], colours: Mapping[str, str], name_at: int = 0
+) -> None:
+    """Adds rows to a table; those that are alike but for numbers in one cell, a name, become one.
 
     The name of such a row has a * for each number that differs, and how many it stands for behind it:
     `layer.*.attention.query (6)`. It stands where the first of them would.
 
     Args:
-        table: Whose first column is for names.
+        table: What they are added to.
         rows: Plain cells.
         colours: The style of a cell by its text.
+        name_at: The place of the names.
     """
     alike: dict[tuple[str, ...], list[str]] = {}
-    for name, *rest in rows:
-        alike.setdefault((_NUMBER.sub("*", name), *rest), []).append(name)
+    for row in rows:
+        key = (_NUMBER.sub("*", row[name_at]), *row[:name_at], *row[name_at + 1 :])
+        alike.setdefault(key, []).append(row[name_at])
     for (_, *rest), names in alike.items():
-        cells = (styled(cell, colours[cell]) if cell in colours else cell for cell in rest)
-        table.add_row(_common_name(names) + _count_of(names), *cells)
+        cells = [styled(cell, colours[cell]) if cell in colours else cell for cell in rest]
+        table.add_row(*cells[:name_at], _common_name(names) + _count_of(names), *cells[name_at:])
 
 
 def quoted_alike(names: Iterable[str]) -> list[str]:

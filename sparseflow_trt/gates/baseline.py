@@ -55,12 +55,15 @@ class LayerEvidence(Record):
     """What one weighted layer had of sparsity.
 
     Attributes:
+        name: Its node's, by which it is found again.
+        module: What people are told that it is called; "" where none is known, as in older baselines.
         pruned: Its weights were 2:4.
         planned: It was planned sparse.
         ran: The profiles in which the engine ran a sparse kernel for it, where the engine tells.
     """
 
     name: str
+    module: str = ""
     pruned: bool = False
     planned: bool = False
     ran: tuple[NonNegativeInt, ...] = ()

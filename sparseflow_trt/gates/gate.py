@@ -47,6 +47,7 @@ from sparseflow_trt.gates.regressions import (
 from sparseflow_trt.gates.stored_array import array_from, store_array
 from sparseflow_trt.gates.task_metrics import TaskMetric, load_metric, score_reference
 from sparseflow_trt.gates.tighten import tighten
+from sparseflow_trt.model.layer_names import shown_names
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.plans.plan import read_plan
 from sparseflow_trt.validation.compare import StoredOutputs, compare, run_reference
@@ -221,7 +222,7 @@ def check_artifact(
         *check_verdicts(baseline.evidence, now, reasons),
         *check_outputs(baseline, validation),
         *_check_metrics(baseline, scorers, on_reference, max_drop, found, inputs),
-        *check_layers(baseline.evidence, now, (layer.name for layer in manifest.layers)),
+        *check_layers(baseline.evidence, now, shown_names(manifest.layers)),
     ]
     failed = [check for check in checks if not check.passed]
     gate = Gate(

@@ -17,7 +17,7 @@ from sparseflow_trt._listing import listed_apart
 from sparseflow_trt._schema import Record, load_yaml, parse, read_text
 from sparseflow_trt.errors import NotSparseError, PlanError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer
-from sparseflow_trt.model.layer_names import only_if_named
+from sparseflow_trt.model.layer_names import only_if_named, shown_names
 from sparseflow_trt.plans.decide import DENSE_IN_FP32
 from sparseflow_trt.plans.decide import SparsityMode as SparsityMode
 from sparseflow_trt.plans.precision_record import UNCHANGED, PrecisionSearch, unchanged_precision
@@ -226,29 +226,29 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
     for planned in plan.layers:
         layer = known.pop(planned.name, None)
         if layer is None:
-            problems.append(f"'{planned.name}' is not a layer of the model")
+            of = f" (module '{planned.module}')" if planned.module else ""
+            problems.append(f"'{planned.name}'{of} is not a layer of the model")
             continue
+        name = layer.module or layer.name
         if (planned.n, planned.k) != (layer.n, layer.k):
             problems.append(
-                f"'{planned.name}' is planned with N={planned.n}, K={planned.k} but has N={layer.n}, "
-                f"K={layer.k}"
+                f"'{name}' is planned with N={planned.n}, K={planned.k} but has N={layer.n}, K={layer.k}"
             )
         if planned.sparsity != "dense" and layer.state is not SparsityState.SPARSE:
             problems.append(
-                f"'{planned.name}' is planned {planned.sparsity} but is {layer.state.value}: {layer.reason}"
+                f"'{name}' is planned {planned.sparsity} but is {layer.state.value}: {layer.reason}"
             )
             not_sparse.append(layer)
         elif planned.sparsity == "sparse" and planned.precision == "fp32":
-            problems.append(f"'{planned.name}' is planned sparse in fp32, but {DENSE_IN_FP32}")
-            wide.append(planned.name)
+            problems.append(f"'{name}' is planned sparse in fp32, but {DENSE_IN_FP32}")
+            wide.append(name)
         planned_so = planned.precision if planned.precision in UNCHANGED else None
         if planned_so != unchanged_precision(layer.product or layer.dtype):
             multiplied = f", multiplied in {layer.product}" if layer.product not in ("", layer.dtype) else ""
             problems.append(
-                f"'{planned.name}' is planned {planned.precision} but its weights are "
-                f"{layer.dtype}{multiplied}"
+                f"'{name}' is planned {planned.precision} but its weights are {layer.dtype}{multiplied}"
             )
-    problems += [f"'{name}' is not in the plan" for name in known]
+    problems += [f"'{name}' is not in the plan" for name in shown_names(known.values()).values()]
     if problems:
         told = listed_apart(problems, _MOST_TOLD)
         said = f"{source} does not fit the model in {len(problems)} layer(s): {told}."

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.artifacts.manifest import Manifest
 from sparseflow_trt.artifacts.verdict import cancelling
+from sparseflow_trt.model.layer_names import shown_names
 from sparseflow_trt.plans.precision_record import by_need
 from sparseflow_trt.policies.policy import Policy
 from sparseflow_trt.report.errors import Gauge, draw_gauges, draw_steps, shipped_gauges
@@ -112,6 +113,7 @@ def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
         "in_plugin": any(layer.sparsity == "plugin" for layer in manifest.layers),
         "sensitivities": by_need(manifest.precision_search) if manifest.precision_search else (),
         "rows": rows,
+        "shown": shown_names(manifest.layers),
         "show_runs": any(row.runs for row in rows),
         "show_times": any(row.times for row in rows),
         "groups": groups,

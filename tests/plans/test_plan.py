@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, NotSparseError, PlanError
-from sparseflow_trt.model.graph import SparsityState
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer
 from sparseflow_trt.plans.plan import (
     Plan,
     PlannedLayer,
@@ -288,6 +289,21 @@ def test_every_layer_that_does_not_fit_is_named() -> None:
         "'typed' is planned fp16 but its weights are INT8; 'new' is not in the plan."
     )
     assert caught.value.hint
+
+
+def test_layers_that_do_not_fit_are_called_by_their_modules() -> None:
+    def made(*layers: WeightedLayer) -> tuple[WeightedLayer, ...]:
+        return tuple(dataclasses.replace(layer, module=f"m.{layer.name}") for layer in layers)
+
+    was = made(make_layer("gone"), make_layer("resized"), make_layer("fine"))
+    planned = make_plan(was, (profile_at("p", 100),), DIMS, POLICY, "fp16")
+    with pytest.raises(PlanError) as caught:
+        check_plan(planned, made(make_layer("resized", n=48), make_layer("fine"), make_layer("new")))
+    assert caught.value.message == (
+        "the plan does not fit the model in 3 layer(s): "
+        "'gone' (module 'm.gone') is not a layer of the model; "
+        "'m.resized' is planned with N=32, K=64 but has N=48, K=64; 'm.new' is not in the plan."
+    )
 
 
 def test_a_plan_of_another_model_says_whose_it_is() -> None:
