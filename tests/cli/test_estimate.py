@@ -135,6 +135,14 @@ def test_what_is_wrong_is_said(
     assert says in sparseflow("estimate", mlp(), *arguments).error
 
 
+def test_a_broken_file_is_told_before_a_machine_with_no_gpu(
+    sparseflow: Sparseflow, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparseflow_trt.engines.machine.hardware.find_gpus", list)
+    (own_folder / "broken.onnx").write_bytes(b"no model")
+    assert "broken.onnx is not an ONNX model" in sparseflow("estimate", "broken.onnx").error
+
+
 # ---- roi
 
 
