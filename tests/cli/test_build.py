@@ -254,7 +254,10 @@ def test_a_plan_for_another_file_is_built_and_said(
     ("edit", "says"),
     [
         (lambda plan: plan["layers"].pop(), "'down_proj' is not in the plan"),
-        (lambda plan: plan["layers"][0].update(precision="int3"), "layers.0.precision: Input should be"),
+        (
+            lambda plan: plan["layers"][0].update(precision="int3"),
+            "precision 'int3' of layer 'up_proj' is none that a plan may ask for (fp32, fp16, bf16).",
+        ),
         (lambda plan: plan.update(colour="red"), "colour: Extra inputs are not permitted"),
         (lambda plan: plan["profiles"][0]["inputs"]["x"].update(min=[9, 64]), "min ≤ opt ≤ max"),
         (lambda plan: plan.update(profiles=[]), "input 'x' has dynamic dimensions batch"),

@@ -126,8 +126,13 @@ def _wrong(change: Any) -> str:
         (lambda d: d.update(precision="fp15"), "precision: Input should be 'fp32', 'fp16', 'bf16' or 'keep'"),
         (
             lambda d: d["layers"][0].update(sparsity="very"),
-            "layers.0.sparsity: Input should be 'dense', 'sparse' or 'plugin'",
+            "sparsity 'very' of layer 'a' is none that a plan may ask for (dense, sparse, plugin).",
         ),
+        (
+            lambda d: d.update(layers=[{**d["layers"][0], "precision": "fp61", "module": "m.0"}] * 2),
+            "precision 'fp61' of layer 'm.0' and 1 more is none that a plan may ask for (fp32, fp16, bf16).",
+        ),
+        (lambda d: d["layers"][0].update(precision=61), "layers.0.precision: "),
         (lambda d: d["layers"][0].update(colour="red"), "layers.0.colour: Extra inputs are not permitted"),
         (lambda d: d["layers"][0].pop("n"), "layers.0.n: Field required"),
         (lambda d: d["layers"][0].update(n="many"), "layers.0.n: "),
