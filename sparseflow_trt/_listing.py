@@ -1,4 +1,4 @@
-"""Names or phrases in a sentence: the first few and how many more there are, or those near a misspelt one."""
+"""What sentences list and count: the first few names, how many more there are, those near a misspelt one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ def listed_apart(phrases: Sequence[str], most: int) -> str:
     """The same of phrases that may hold commas: "a; b; and 3 more"."""
     more = [f"and {len(phrases) - most} more"] if len(phrases) > most else []
     return "; ".join([*phrases[:most], *more])
+
+
+def counted(number: int, noun: str, one: str = "", more: str = "") -> str:
+    """A number of things, and the verb that goes with it: "1 weight was", "2 weights were"."""
+    things, verb = (noun, one) if number == 1 else (f"{noun}s", more)
+    return f"{number} {things} {verb}".rstrip()
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparseflow_trt._listing import did_you_mean, listed, listed_apart
+from sparseflow_trt._listing import counted, did_you_mean, listed, listed_apart
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,9 @@ def test_what_comes_near_is_asked_for() -> None:
     assert did_you_mean("sqe", ("batch", "seq"), "Name an axis.") == "Name an axis."
     assert did_you_mean("sequ", ("batch", "seq"), "Name an axis.") == "Did you mean seq? Name an axis."
     assert did_you_mean("h.0.fcc", ("h.0.fc", "h.1.fc", "up")) == "Did you mean h.0.fc or h.1.fc?"
+
+
+def test_one_thing_is_no_plural() -> None:
+    told = [counted(n, "weight", "was", "were") for n in range(3)]
+    assert told == ["0 weights were", "1 weight was", "2 weights were"]
+    assert counted(1, "node") == "1 node"

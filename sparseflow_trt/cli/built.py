@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflow_trt._listing import listed
+from sparseflow_trt._listing import counted, listed
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.attributions import print_restored
 from sparseflow_trt.cli.evidence import print_evidence
@@ -79,8 +79,11 @@ def _print_layers(manifest: Manifest, model: Path | None) -> None:
         said = f"{len(names)} of {len(manifest.layers)} layers could be 2:4 but are not, and stay dense"
         named = listed([f"'{name}'" for name in names], _MOST_NAMED)
         console.say(console.styled(f"\n{said}: {named}.", "yellow"))
-    islands = len(manifest.graph.islands)
-    console.say(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")
+    casts, islands = (
+        counted(manifest.graph.casts, "cast"),
+        counted(len(manifest.graph.islands), "node"),
+    )
+    console.say(f"\n{casts} added; {islands} kept in FP32.")
     print_restored(manifest.graph)
     if left_in := [record for record in manifest.graph.opted_out if record.route == "none"]:
         said = f"{len(left_in)} layer(s) planned dense could not be kept out of sparse kernels"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparseflow_trt._listing import counted
 from sparseflow_trt.artifacts.manifest import Manifest
 from sparseflow_trt.artifacts.verdict import cancelling
 from sparseflow_trt.model.layer_names import shown_names
@@ -53,6 +54,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"slug": _slug, "percent": _percent, "time": _time, "breakable": _breakable}
+    environment.filters["counted"] = counted
     return environment
 
 
@@ -159,8 +161,8 @@ def _tiles(manifest: Manifest, gauges: tuple[Gauge, ...]) -> list[Tile]:
     if used is not None:
         said = f"of the error allowed for an element, {whose}"
         tiles.append(Tile("Largest error", _percent(used), "", said))
-    islands = len(manifest.graph.islands)
-    tiles.append(Tile("Kept in FP32", str(islands), "nodes", f"{manifest.graph.casts} casts added"))
+    islands, casts = len(manifest.graph.islands), counted(manifest.graph.casts, "cast")
+    tiles.append(Tile("Kept in FP32", str(islands), "node" if islands == 1 else "nodes", f"{casts} added"))
     built = f"{manifest.engine.build_seconds:.1f}"
     tiles.append(Tile("Engine", built, "s to build", f"{sum(manifest.seconds.values()):.1f} s in all"))
     return tiles

@@ -464,5 +464,5 @@ def test_a_classifier_that_gains_is_pruned_only_where_it_is_named(
     assert "a classifier, which is taken only where it is named" in said
     told = "; --include /lm_head/MatMul prunes what was left alone."
     assert f"Nothing was pruned: the written model is the same as head.onnx{told}" in said
-    assert "1 weights pruned" in sparseflow("prune", "head.onnx", "--include", "/lm_head/MatMul").out
+    assert "1 weight pruned" in sparseflow("prune", "head.onnx", "--include", "/lm_head/MatMul").out
     assert "Nothing was" not in sparseflow("prune", "head.onnx", "--include", "*lm_head*").out
