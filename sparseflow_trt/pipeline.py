@@ -152,6 +152,7 @@ def build(path: AnyPath, options: BuildOptions, on_step: OnProgress = lambda _: 
                 model=record,
                 dense_model=dense_record,
                 policy=record_policy(policy, folder) if policy else None,
+                plan_policy="" if policy else built.plan.policy,
                 plan_sha256=sha256_of(folder / "plan.yaml"),
                 layers=record_layers(layers, built.plan, input_dims(model)),
                 masks_apart=layers_with_masks_apart(layers),

@@ -205,8 +205,9 @@ class Manifest(Record):
 
     `notes` are sentences for the person who builds that are not about the engine; `duel` is None where
     sparse and dense were not compared; `dense_model` is the unpruned model, None where it was not given;
-    `precision_search` is None where precisions were given, not searched for. `masks_apart` are layers that no
-    plan is for, and `layers` has not: a mask is still multiplied with their weight.
+    `precision_search` is None where precisions were given, not searched for. `policy` is None where no policy
+    was asked, as where the build was given a plan: `plan_policy` is what that says of its own. `masks_apart`
+    are layers that no plan is for, and `layers` has not: a mask is still multiplied with their weight.
     """
 
     schema_version: Literal[1]
@@ -218,6 +219,7 @@ class Manifest(Record):
     model: ModelRecord
     dense_model: ModelRecord | None = None
     policy: PolicyRecord | None
+    plan_policy: str = ""
     plan_sha256: str
     layers: tuple[LayerRecord, ...]
     masks_apart: tuple[str, ...] = ()

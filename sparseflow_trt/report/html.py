@@ -103,6 +103,7 @@ def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
     return {
         "manifest": manifest,
         "policy": policy,
+        "whose_plan": "" if manifest.plan_policy == "none" else manifest.plan_policy,
         "sections": [section for section in sections if section],
         "notes": [n for n in dict.fromkeys((*manifest.notes, engine.sparse_tactics, *engine.notes)) if n],
         "tiles": _tiles(manifest, gauges),

@@ -217,6 +217,20 @@ def test_rows_name_their_layers_where_there_is_room(
     assert "Not shown, as the terminal is narrow: Layer." in narrow
 
 
+def test_the_report_names_the_policy_of_a_plan_that_was_given(sparseflow: Sparseflow, mlp: MakeModel) -> None:
+    path = mlp()
+    for policy, told in (
+        (("--policy", "h200"), "The plan was given, made by policy h200 (NVIDIA H200, shipped)."),
+        (("--sparsity", "off"), "No policy."),
+    ):
+        assert sparseflow("plan", path, *BATCH, *policy, "-o", "plan.yaml").code == 0
+        built = ("--plan", "plan.yaml", "--backend", "onnxruntime", "-o", "out", "--force")
+        assert sparseflow("build", path, *built).code == 0
+        page = Path("out/report.html").read_text()
+        assert told in page
+        assert ("the build used no policy" in page) == (told == "No policy.")
+
+
 def test_an_edited_plan_is_built(sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path) -> None:
     path = mlp()
     sparseflow("plan", path, *BATCH, "-o", "plan.yaml")
