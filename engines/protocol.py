@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from sparseflow_trt._paths import convert_paths
+
 if TYPE_CHECKING:
     from sparseflow_trt.artifacts.manifest import PluginRecord
     from sparseflow_trt.engines.evidence.layer_evidence import LayerEvidence
@@ -41,6 +43,9 @@ class EngineOptions:
     strip_plan: bool = False
     like: Path | None = None
     tf32: bool = False
+
+    def __post_init__(self) -> None:
+        convert_paths(self)
 
     def asked(self) -> dict[str, bool | int | str]:
         """What is not left to the library, by name, as plain data."""

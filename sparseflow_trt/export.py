@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sparseflow_trt._clock import Clock
 from sparseflow_trt._deps import require
 from sparseflow_trt._files import check_file, temporary_folder
+from sparseflow_trt._paths import AnyPath
 from sparseflow_trt.engines.protocol import OnProgress, Progress
 from sparseflow_trt.errors import InputError, ModelError
 from sparseflow_trt.exporters.retyping.twin import write_twin
@@ -104,8 +106,8 @@ def is_torch_source(text: str) -> bool:
 
 
 def export_model(
-    source: str,
-    output: Path,
+    source: AnyPath,
+    output: AnyPath,
     options: ExportOptions | None = None,
     on_step: OnProgress = lambda _: None,
     check_inputs: Callable[[dict[str, Dims]], None] = lambda _: None,
@@ -129,6 +131,7 @@ def export_model(
         NotInstalledError: PyTorch, onnxscript, transformers, ONNX Runtime or Polygraphy.
     """
     options = options or ExportOptions()
+    source, output = os.fspath(source), Path(output)
     _refuse_onnx(source)
     check_file(output)
     require("torch", "exporting PyTorch modules")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sparseflow_trt._clock import Clock
 from sparseflow_trt._files import sha256_of, temporary_folder
+from sparseflow_trt._paths import AnyPath, convert_paths
 from sparseflow_trt._version import __version__
 from sparseflow_trt.artifacts.artifact import (
     build_key,
@@ -64,6 +65,9 @@ class BuildOptions:
     force: bool = False
     command: str = ""
 
+    def __post_init__(self) -> None:
+        convert_paths(self)
+
 
 @dataclass(frozen=True)
 class BuildResult:
@@ -74,7 +78,7 @@ class BuildResult:
     unchanged: bool
 
 
-def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: None) -> BuildResult:
+def build(path: AnyPath, options: BuildOptions, on_step: OnProgress = lambda _: None) -> BuildResult:
     """Builds an engine from an ONNX model, validates it and writes an artifact.
 
     Raises:
@@ -86,7 +90,7 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
     if options.margin is not None:
         check_duel(options.backend, options.engine)
     with clock("read"):
-        model, layers = read(path, on_step)
+        model, layers = read(Path(path), on_step)
         unpruned = read_unpruned(options.validation.dense_model, model)
     with clock("plan"):
         record = record_model(model)
@@ -148,6 +152,7 @@ def build(path: Path, options: BuildOptions, on_step: OnProgress = lambda _: Non
                 model=record,
                 dense_model=dense_record,
                 policy=record_policy(policy, folder) if policy else None,
+                plan_policy="" if policy else built.plan.policy,
                 plan_sha256=sha256_of(folder / "plan.yaml"),
                 layers=record_layers(layers, built.plan, input_dims(model)),
                 masks_apart=layers_with_masks_apart(layers),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sparseflow_trt._clock import Clock
 from sparseflow_trt._files import temporary_folder
+from sparseflow_trt._paths import AnyPath, convert_paths
 from sparseflow_trt._version import __version__
 from sparseflow_trt.artifacts.artifact import build_key, check_place, hash_arrays, record_model
 from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
@@ -45,6 +46,9 @@ class RefitOptions:
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     command: str = ""
 
+    def __post_init__(self) -> None:
+        convert_paths(self)
+
 
 @dataclass(frozen=True)
 class RefitResult:
@@ -55,7 +59,7 @@ class RefitResult:
 
 
 def refit(
-    folder: Path, path: Path, options: RefitOptions, on_step: OnProgress = lambda _: None
+    folder: AnyPath, path: AnyPath, options: RefitOptions, on_step: OnProgress = lambda _: None
 ) -> RefitResult:
     """Writes an artifact with the engine of another one and the weights of another model.
 
@@ -76,6 +80,7 @@ def refit(
             nothing is written then.
     """
     clock = Clock()
+    folder, path = Path(folder), Path(path)
     output = check_place(options.output)
     before = read_manifest(folder)
     engine_options = built_with(before, folder)

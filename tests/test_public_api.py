@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 import sparseflow_trt
+from sparseflow_trt.gates.baseline import json_from_baseline
 from sparseflow_trt.model.pattern import is_2to4
 from tests.test_docs import ROOT, write_model
 
@@ -69,6 +72,31 @@ def test_the_readme_s_program_runs(tmp_path: Path) -> None:
     assert before.startswith("up_proj gate_up 256 64 FP32 not-sparse 100% of 4096 groups")
     assert built == "model.artifact pass"
     assert [line.split(" profile")[0] for line in planned] == ["up_proj sparse", "down_proj sparse"]
+
+
+def test_functions_and_options_take_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in DOCUMENTED:
+        for one in inspect.signature(getattr(sparseflow_trt, name)).parameters.values():
+            plain = "Path" in re.findall(r"\w+", str(one.annotation))
+            assert not plain or dataclasses.is_dataclass(getattr(sparseflow_trt, name)), (name, one)
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "model.onnx")
+    layers = sparseflow_trt.read_layers(sparseflow_trt.read_model("model.onnx"))
+    assert [layer.name for layer in layers] == ["up_proj", "down_proj"]
+    engine = sparseflow_trt.EngineOptions(timing_cache="cache", like="other")  # type: ignore[arg-type]
+    assert (engine.timing_cache, engine.like) == (Path("cache"), Path("other"))
+    plan = sparseflow_trt.PlanOptions(axes={"batch": (1, 2, 4), "seq": (8, 8, 8)})
+    options = sparseflow_trt.BuildOptions("artifact", plan, "onnxruntime")  # type: ignore[arg-type]
+    assert sparseflow_trt.build("model.onnx", options).artifact.resolve() == tmp_path / "artifact"
+    assert sparseflow_trt.read_manifest("artifact").status == "pass"
+    compared = sparseflow_trt.BaselineOptions("model.onnx")  # type: ignore[arg-type]
+    made, _ = sparseflow_trt.create_baseline("artifact", compared)
+    assert made
+    Path("baseline.json").write_text(json_from_baseline(made))
+    assert sparseflow_trt.check_artifact("artifact", "baseline.json")[0].verdict == "pass"
+    where = sparseflow_trt.DeployOptions("repository")  # type: ignore[arg-type]
+    (deployed,) = sparseflow_trt.deploy("artifact", where)
+    assert (tmp_path / "repository" / deployed.name).is_dir()
 
 
 def test_the_readme_lists_names_that_are_there() -> None:

@@ -157,8 +157,10 @@ def _stage(trial: Trial) -> Stage:
     return Stage(trial.candidate.name, trial.candidate.step, why_not)
 
 
-def reference_outputs(reference: Path, inputs: Sequence[InputSet]) -> tuple[Outputs, ...]:
-    """What the reference makes of each input set, to compare several candidates with one after the other.
+def run_reference(
+    reference: Path, inputs: Sequence[InputSet], on_progress: OnProgress | None = None
+) -> StoredOutputs:
+    """What the reference makes of each input set, to compare candidates with later.
 
     Raises:
         InputError: The reference cannot run on a set.
@@ -167,9 +169,19 @@ def reference_outputs(reference: Path, inputs: Sequence[InputSet]) -> tuple[Outp
         NotInstalledError: ONNX Runtime or Polygraphy.
     """
     require("polygraphy", "comparing outputs")
+    report = on_progress or (lambda done, total: None)
+    outputs = {}
     with quiet_polygraphy(), numpy_only():
         ready = _file_reference(reference)
-        return tuple(_run_reference(ready, given) for given in inputs)
+        for given in inputs:
+            outputs[given.name] = _run_reference(ready, given)
+            report(len(outputs), len(inputs))
+    return StoredOutputs(ready.name, ready.runtime, outputs)
+
+
+def reference_outputs(reference: Path, inputs: Sequence[InputSet]) -> tuple[Outputs, ...]:
+    """What `run_reference` gives, one for each input set."""
+    return tuple(run_reference(reference, inputs).outputs.values())
 
 
 def compare_one(

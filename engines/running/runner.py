@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sparseflow_trt._paths import AnyPath
 from sparseflow_trt.engines.running.captured import CapturedRun
 from sparseflow_trt.engines.running.context import Bound, Context
 from sparseflow_trt.engines.running.cuda import ClosedAtEnd, Cuda, Marker, stream_handle
@@ -38,7 +39,7 @@ class Engine(ClosedAtEnd):
     """
 
     def __init__(
-        self, flavour: Flavour, path: Path, host_code: bool = False, weights: Path | None = None
+        self, flavour: Flavour, path: AnyPath, host_code: bool = False, weights: AnyPath | None = None
     ) -> None:
         """Loads an engine file.
 
@@ -56,7 +57,8 @@ class Engine(ClosedAtEnd):
         self.cuda = Cuda()
         self.cuda.call("cudaFree", 0)  # makes CUDA's own context, which is not to count as the engine's
         self.device = self.cuda.device()
-        self._context = Context(self.cuda, flavour, path, host_code, weights)
+        given = Path(weights) if weights else None
+        self._context = Context(self.cuda, flavour, Path(path), host_code, given)
         self.tensors = self._context.tensors
         self.stream = self.cuda.new_stream()
         self._places = Placement(self.cuda, self.tensors, self.device)

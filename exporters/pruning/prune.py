@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparseflow_trt._files import check_file, written_atomically
+from sparseflow_trt._paths import AnyPath
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.pruning.pruned_bytes import Target, prune_file, prune_tensor
 from sparseflow_trt.model.model_file import OnnxModel, data_files, read_model
@@ -59,7 +60,7 @@ class PruneReport:
 
 def prune_model(
     model: OnnxModel,
-    output: Path,
+    output: AnyPath,
     exclude: tuple[str, ...] = (),
     progress: Callable[[int, int], None] | None = None,
     include: tuple[str, ...] = (),
@@ -78,6 +79,7 @@ def prune_model(
             impossible; or a pattern of `include` or `exclude` matches nothing.
         ArtifactError: The output cannot be written; nothing is left of it then.
     """
+    output = Path(output)
     if output.exists() and output.samefile(model.path):
         raise ModelError(f"{output} is the input itself.", "Name another file with --output.")
     check_file(output)

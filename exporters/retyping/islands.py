@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from sparseflow_trt._listing import did_you_mean
 from sparseflow_trt.artifacts.graph_record import IslandsRecord
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.retyping.positions import nodes_of_positions
@@ -39,10 +39,9 @@ def check_islands(model: ir.Model, plan: Plan) -> None:
     operators.update(node.op_type for node in model.graph.all_nodes())
     unknown = sorted(named - operators - nodes)
     if unknown:
-        near = get_close_matches(unknown[0], sorted(operators | nodes), cutoff=0.7)
         raise PlanError(
             f"the plan's island '{unknown[0]}' is neither an operator of ONNX nor a node of the model.",
-            f"Did you mean {' or '.join(near)}?" if near else "Name an operator's type, or a node.",
+            did_you_mean(unknown[0], operators | nodes) or "Name an operator's type, or a node.",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 
 from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest, OutcomeRecord
 from sparseflow_trt.errors import PolicyError
@@ -14,7 +14,7 @@ from sparseflow_trt.policies.thresholds import derive_thresholds, with_given
 _DEVICE = re.compile(r"(?P<name>.+), compute capability (?P<capability>\d+\.\d), driver (?P<driver>.+)")
 
 
-def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None = None) -> Policy:
+def learn_policy(manifests: Mapping[str, Manifest], name: str, into: Policy | None = None) -> Policy:
     """A policy of the points that the builder's log gave for each artifact, with thresholds derived anew.
 
     Of a product that several artifacts hold, the last one counts, and before any that `into` holds. The wave
@@ -22,7 +22,8 @@ def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None =
     how sure a win has to be stays, and so do its thresholds that were given and that no points give anew.
 
     Args:
-        manifests: Of artifacts that TensorRT built with sparse weights, all for one GPU and one version.
+        manifests: Of artifacts that TensorRT built with sparse weights, all for one GPU and one version, by
+            what the artifacts are called.
         name: The policy's name.
         into: A policy to add the points to; its other points stay.
 
@@ -31,15 +32,15 @@ def learn_policy(manifests: Iterable[Manifest], name: str, into: Policy | None =
             another GPU, or no builder tried sparse tactics against dense ones.
     """
     found: dict[object, Point] = {}
-    devices: set[tuple[str, str, str, str]] = set()
+    devices: dict[tuple[str, str, str, str], str] = {}  # and the first artifact of each
     counts: set[int] = set()
-    for manifest in manifests:
-        devices.add(_built_for(manifest))
+    for artifact, manifest in manifests.items():
+        devices.setdefault(_built_for(artifact, manifest), artifact)
         if manifest.engine.multiprocessors:
             counts.add(manifest.engine.multiprocessors)
         found |= {point.key: point for point in points_from_manifest(manifest)}
     if len(devices) > 1:
-        told = " and ".join(sorted(" ".join(device) for device in devices))
+        told = " and ".join(f"{' '.join(device)} ({first})" for device, first in devices.items())
         raise PolicyError(
             f"the artifacts were built for {told}.", "Learn from those of one GPU and one version."
         )
@@ -119,13 +120,12 @@ def _pair(members: list[LayerRecord], outcome: OutcomeRecord) -> Iterator[Point]
         )  # fmt: skip
 
 
-def _built_for(manifest: Manifest) -> tuple[str, str, str, str]:
+def _built_for(artifact: str, manifest: Manifest) -> tuple[str, str, str, str]:
     engine = manifest.engine
     known = _DEVICE.fullmatch(engine.device)
     if engine.backend != "tensorrt" or not known:
         raise PolicyError(
-            f"the engine of {manifest.model.file} was built by {engine.backend}, which times no sparse "
-            "tactics.",
+            f"the engine of {artifact} was built by {engine.backend}, which times no sparse tactics.",
             "Build it with --backend tensorrt, on the machine with the GPU.",
         )
     return known["name"], known["capability"], known["driver"], engine.versions.get("tensorrt", "unknown")

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, FiniteFloat
 
 from sparseflow_trt._files import sha256_of
+from sparseflow_trt._paths import AnyPath
 from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.artifacts.graph_record import GraphRecord
 from sparseflow_trt.artifacts.verdict import Validation
@@ -204,8 +205,9 @@ class Manifest(Record):
 
     `notes` are sentences for the person who builds that are not about the engine; `duel` is None where
     sparse and dense were not compared; `dense_model` is the unpruned model, None where it was not given;
-    `precision_search` is None where precisions were given, not searched for. `masks_apart` are layers that no
-    plan is for, and `layers` has not: a mask is still multiplied with their weight.
+    `precision_search` is None where precisions were given, not searched for. `policy` is None where no policy
+    was asked, as where the build was given a plan: `plan_policy` is what that says of its own. `masks_apart`
+    are layers that no plan is for, and `layers` has not: a mask is still multiplied with their weight.
     """
 
     schema_version: Literal[1]
@@ -217,6 +219,7 @@ class Manifest(Record):
     model: ModelRecord
     dense_model: ModelRecord | None = None
     policy: PolicyRecord | None
+    plan_policy: str = ""
     plan_sha256: str
     layers: tuple[LayerRecord, ...]
     masks_apart: tuple[str, ...] = ()
@@ -236,12 +239,13 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
     (folder / NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: AnyPath) -> Manifest:
     """Reads an artifact's manifest.
 
     Raises:
         ArtifactError: The folder is no artifact, its manifest is of another schema, or a field is wrong.
     """
+    folder = Path(folder)
     path = folder / NAME
     if not folder.exists():
         raise ArtifactError(f"there is no artifact {folder}.", "Name the folder that `build` wrote.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from sparseflow_trt._paths import convert_paths
 from sparseflow_trt.artifacts.artifact import record_model
 from sparseflow_trt.artifacts.graph_record import GraphRecord
 from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
@@ -53,6 +54,9 @@ class ValidationOptions:
     tolerances: Tolerances = field(default_factory=Tolerances)
     dense_model: Path | None = None
     per_layer: bool = False
+
+    def __post_init__(self) -> None:
+        convert_paths(self)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparseflow_trt._paths import AnyPath
 from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
 from sparseflow_trt.engines.backends.tensorrt_rtx import why_not_here
 from sparseflow_trt.engines.machine.hardware import find_gpus
@@ -58,7 +59,7 @@ def tensorrt_manifest(folder: Path, done: str) -> Manifest:
     return manifest
 
 
-def open_artifact(folder: Path) -> Engine:
+def open_artifact(folder: AnyPath) -> Engine:
     """Loads an artifact's engine onto this thread's GPU: with its plugin, and its weights where it has none.
 
     Args:
@@ -70,6 +71,7 @@ def open_artifact(folder: Path) -> Engine:
         InputError: It has an input or output that cannot be given here.
         NotInstalledError: TensorRT, cuda-bindings or the plugin's library is missing.
     """
+    folder = Path(folder)
     manifest = read_manifest(folder)
     backend = manifest.engine.backend
     if backend == "onnxruntime":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparseflow_trt._listing import counted
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.numbers import positive
 from sparseflow_trt.cli.options import ModelFile, OutputFile, PluginLibrary, common_options
@@ -285,7 +286,8 @@ def _print(tuned: Tuned, file: Path) -> None:
     for reason in tuned.left_out:
         out.print(f"Left out: {reason}.")
     out.print(f"Clocks: {tuned.policy.clocks}")
-    out.print(f"{tuned.measured_now} products measured in {_duration(tuned.seconds)}; policy: {file}")
+    products = counted(tuned.measured_now, "product")
+    out.print(f"{products} measured in {_duration(tuned.seconds)}; policy: {file}")
     if tuned.left.points:
         out.print(
             f"The time limit was reached: about {tuned.left.points} points are left and "

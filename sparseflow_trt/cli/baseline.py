@@ -69,12 +69,12 @@ def create(
     check_file(path)
     if path.resolve().is_relative_to(artifact.resolve()):
         raise click.UsageError(f"{path} is inside the artifact, which stays as it was built.")
-    options = BaselineOptions(
-        reference, read_validation_options(inputs, seed, tolerances), metrics, max_drop, max_growth
-    )
+    most_bytes = round(max_size * 1e6)
+    validation_options = read_validation_options(inputs, seed, tolerances)
+    options = BaselineOptions(reference, validation_options, metrics, max_drop, max_growth, most_bytes)
     with console.progress_bar() as show:
         made, validation = create_baseline(artifact, options, lambda p: show(p.step, p.done, p.total))
-    text = json_from_baseline(made, round(max_size * 1e6)) if made else ""
+    text = json_from_baseline(made, most_bytes) if made else ""
     if made:
         write_atomically(path, text)
     if as_json:

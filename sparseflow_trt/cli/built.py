@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflow_trt._listing import listed
+from sparseflow_trt._listing import counted, listed
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.attributions import print_restored
 from sparseflow_trt.cli.evidence import print_evidence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 NOTHING_PLANNED = "No layer multiplies by a stored weight in a way that has a 2:4 path: none is planned."
 _MOST_NAMED = 6  # layers, in a sentence
+_MOST_FOLDED = 3  # names of layers that are alike but for numbers, in a row
 
 
 def print_built(manifest: Manifest, artifact: Path, model: Path | None = None) -> None:
@@ -51,20 +52,21 @@ def print_built(manifest: Manifest, artifact: Path, model: Path | None = None) -
 
 
 def _print_layers(manifest: Manifest, model: Path | None) -> None:
-    """One row for each decision that layers of one kind and shape share."""
-    groups: Counter[tuple[str, ...]] = Counter()
+    """One row for each decision that layers of one kind and shape share, named where there is room."""
+    groups: dict[tuple[str, ...], list[str]] = {}
     for layer in manifest.layers:
         opt = ", ".join(str(m[1] if m[1] is not None else "?") for m in layer.m.values()) or "-"
         row = (
             layer.kind, opt, str(layer.n), str(layer.k), layer.state, layer.precision, layer.sparsity,
             layer.reason,
         )  # fmt: skip
-        groups[row] += 1
-    columns = (">Layers", "Kind", ">M (opt)", ">N", ">K", "Weights", "Precision", "Plan", "Reason")
-    rows, reasons = console.fold_last(columns, [(str(count), *row) for row, count in groups.items()])
-    table = console.table(*columns)
-    for cells in rows:
-        table.add_row(*cells)
+        groups.setdefault(row, []).append(layer.module or layer.name)
+    columns = ("Layer", ">Count", "Kind", ">M (opt)", ">N", ">K", "Weights", "Precision", "Plan", "Reason")
+    cells = [(console.folded(names, _MOST_FOLDED), str(len(names)), *row) for row, names in groups.items()]
+    rows, reasons = console.fold_last(columns, cells)
+    table = console.table(*columns, spared=("Layer",))
+    for shown in rows:
+        table.add_row(*shown)
     out = console.out()
     out.print(table if groups else NOTHING_PLANNED)
     for reason in reasons:
@@ -77,8 +79,11 @@ def _print_layers(manifest: Manifest, model: Path | None) -> None:
         said = f"{len(names)} of {len(manifest.layers)} layers could be 2:4 but are not, and stay dense"
         named = listed([f"'{name}'" for name in names], _MOST_NAMED)
         console.say(console.styled(f"\n{said}: {named}.", "yellow"))
-    islands = len(manifest.graph.islands)
-    console.say(f"\n{manifest.graph.casts} casts added; {islands} nodes kept in FP32.")
+    casts, islands = (
+        counted(manifest.graph.casts, "cast"),
+        counted(len(manifest.graph.islands), "node"),
+    )
+    console.say(f"\n{casts} added; {islands} kept in FP32.")
     print_restored(manifest.graph)
     if left_in := [record for record in manifest.graph.opted_out if record.route == "none"]:
         said = f"{len(left_in)} layer(s) planned dense could not be kept out of sparse kernels"

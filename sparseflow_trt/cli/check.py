@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from sparseflow_trt.cli.options import OutputFile, common_options, metric_option
 from sparseflow_trt.errors import EXIT_OK, EXIT_OUTPUTS_DIFFER
 
 if TYPE_CHECKING:
-    from sparseflow_trt.gates.regressions import Gate
+    from sparseflow_trt.gates.regressions import Check, Gate
 
 _MOST_REASONS = 10
 
@@ -111,17 +112,16 @@ def command(
 
 
 def print_gate(gate: Gate) -> None:
-    """Prints a row for each check, the verdict, and what each failed check says."""
+    """Prints the checks, those that are alike in one row, the verdict, and what failed checks say."""
     table = console.table(
         "Check", "Passed", "Of what", "Candidate", ">Was", ">Now", "Limit", spared=("Limit", "Check")
     )
-    for check in gate.checks:
-        passed = console.styled("yes", "green") if check.passed else console.styled("no", "red")
-        table.add_row(check.kind, passed, check.name, check.of, check.was, check.now, check.limit)
+    rows = ((c.kind, "yes" if c.passed else "no", c.name, c.of, c.was, c.now, c.limit) for c in gate.checks)
+    console.add_alike(table, rows, {"yes": "green", "no": "red"}, name_at=2)
     console.out().print(table)
     colour = "green" if gate.verdict == "pass" else "red"
     console.say(Text(f"\n{gate.artifact} against {gate.baseline}: ") + console.styled(gate.verdict, colour))
-    failed = [check.reason for check in gate.checks if not check.passed]
+    failed = _reasons([check for check in gate.checks if not check.passed])
     for reason in failed[:_MOST_REASONS]:
         console.say(f"  {reason}")
     if len(failed) > _MOST_REASONS:
@@ -130,6 +130,21 @@ def print_gate(gate: Gate) -> None:
         console.say(console.styled(f"  {note}", "yellow"))
     if gate.hint:
         console.say(f"  {gate.hint}")
+
+
+def _reasons(failed: Sequence[Check]) -> list[str]:
+    """What failed checks say, those that say the same of layers that are alike as one."""
+    lost: dict[tuple[str, str], list[str]] = {}
+    for check in failed:
+        if check.layer:
+            aspect, _, name = check.name.partition(": ")
+            lost.setdefault((aspect, check.now), []).append(name)
+    of_layers = [
+        f"layer {alike}: {aspect} in the baseline, now {now}."
+        for (aspect, now), names in lost.items()
+        for alike in console.quoted_alike(names)
+    ]
+    return [check.reason for check in failed if not check.layer] + of_layers
 
 
 def _tell_github(annotations: str, summary: str, as_json: bool) -> None:

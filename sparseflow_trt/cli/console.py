@@ -26,6 +26,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from sparseflow_trt._listing import listed
+
 _WIDTH = 160  # of a table in a file or a pipe, where there is no terminal to ask
 # Where a table is too wide these columns give way: numbers and words of a fixed list are not broken.
 _WRAPPED = {
@@ -251,31 +253,37 @@ def fold_last(
     return [(*row[:-1], numbers.get(row[-1], "")) for row in rows], lines
 
 
-def add_alike(table: Table, rows: Iterable[tuple[str, ...]], colours: Mapping[str, str]) -> None:
-    """Adds rows to a table; those that are alike but for numbers in their first cell, a name, become one.
+def add_alike(
+    table: Table, rows: Iterable[tuple[str, ...]], colours: Mapping[str, str], name_at: int = 0
+) -> None:
+    """Adds rows to a table; those that are alike but for numbers in one cell, a name, become one.
 
     The name of such a row has a * for each number that differs, and how many it stands for behind it:
     `layer.*.attention.query (6)`. It stands where the first of them would.
 
     Args:
-        table: Whose first column is for names.
+        table: What they are added to.
         rows: Plain cells.
         colours: The style of a cell by its text.
+        name_at: The place of the names.
     """
     alike: dict[tuple[str, ...], list[str]] = {}
-    for name, *rest in rows:
-        alike.setdefault((_NUMBER.sub("*", name), *rest), []).append(name)
+    for row in rows:
+        key = (_NUMBER.sub("*", row[name_at]), *row[:name_at], *row[name_at + 1 :])
+        alike.setdefault(key, []).append(row[name_at])
     for (_, *rest), names in alike.items():
-        cells = (styled(cell, colours[cell]) if cell in colours else cell for cell in rest)
-        table.add_row(_common_name(names) + _count_of(names), *cells)
+        cells = [styled(cell, colours[cell]) if cell in colours else cell for cell in rest]
+        table.add_row(*cells[:name_at], _common_name(names) + _count_of(names), *cells[name_at:])
+
+
+def folded(names: Iterable[str], most: int) -> str:
+    """Names for a cell, those that are alike but for numbers as one: `layer.*.query (6), layer.*.key (6)`."""
+    return listed([_common_name(found) + _count_of(found) for found in _alike(names)], most)
 
 
 def quoted_alike(names: Iterable[str]) -> list[str]:
     """Names for a sentence; those that are alike but for numbers become one: `'layer.*.query' (6)`."""
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault(_NUMBER.sub("*", name), []).append(name)
-    return [f"'{_common_name(found)}'{_count_of(found)}" for found in alike.values()]
+    return [f"'{_common_name(found)}'{_count_of(found)}" for found in _alike(names)]
 
 
 def quoted_by_reason(reasons: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -284,6 +292,13 @@ def quoted_by_reason(reasons: Iterable[tuple[str, str]]) -> dict[str, list[str]]
     for name, why in reasons:
         names_by_reason.setdefault(why, []).append(name)
     return {why: quoted_alike(names) for why, names in names_by_reason.items()}
+
+
+def _alike(names: Iterable[str]) -> list[list[str]]:
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_NUMBER.sub("*", name), []).append(name)
+    return list(alike.values())
 
 
 def _count_of(names: Sequence[str]) -> str:

@@ -68,13 +68,13 @@ def command(
     axes, inputs = read_ranges(dims, shapes)
     histogram = read_traffic(traffic) if traffic else None
     asked = find_policy_for(device or policy)
+    found = read_model(model)  # a wrong file stays wrong, whatever GPU is named
     if asked is None:
         raise PolicyError(
             "this machine has no GPU, or one with no shipped policy.",
             "Name one that `sparseflow-trt policy list` lists, such as --device a100; "
             "`sparseflow-trt autotune MODEL -o FILE` measures one on a GPU.",
         )
-    found = read_model(model)
     with console.progress_bar() as show:
         layers = read_layers(found, lambda done, total: show("Reading the weights", done, total))
     result = estimate_model(

@@ -13,6 +13,8 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -21,6 +23,7 @@ from sparseflow_trt.errors import (
     EXIT_FAILED,
     EXIT_HUNG_UP,
     EXIT_INTERRUPTED,
+    EXIT_NOT_READ,
     EXIT_OK,
     EXIT_TERMINATED,
     SparseflowError,
@@ -50,7 +53,30 @@ _COMMANDS = {
 }
 
 
+class _NotReadError(Exception):
+    """Nobody reads what is printed."""
+
+
+@contextlib.contextmanager
+def _not_read_told_apart() -> Iterator[None]:
+    """Of a pipe that is closed click and rich make an exit with 1, as of a failure."""
+    try:
+        yield
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+            raise _NotReadError from error
+        raise
+
+
 class _LazyGroup(click.Group):
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:  # which prints a help
+        with _not_read_told_apart():
+            return super().make_context(*arguments, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _not_read_told_apart():
+            return super().invoke(ctx)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -93,8 +119,8 @@ def main() -> None:
         result = group.main(standalone_mode=False, prog_name="sparseflow-trt")
         sys.stdout.flush()  # here, where it can still be said that the disk is full
         code = result if isinstance(result, int) else EXIT_OK
-    except BrokenPipeError:
-        code = EXIT_FAILED  # whoever read the output has had enough of it
+    except (BrokenPipeError, _NotReadError):
+        code = EXIT_NOT_READ  # as of SIGPIPE: whoever read the output has had enough of it
         _give_up_stdout()
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the edge: whatever it is, it is said in one line
         if "--debug" in sys.argv:

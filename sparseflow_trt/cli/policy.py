@@ -215,7 +215,8 @@ def learn_from_artifacts(
     from sparseflow_trt.artifacts.manifest import read_manifest
     from sparseflow_trt.policies.policy import find_policy
 
-    policy = learn_policy(map(read_manifest, artifacts), name, find_policy(into) if into else None)
+    manifests = {str(artifact): read_manifest(artifact) for artifact in artifacts}
+    policy = learn_policy(manifests, name, find_policy(into) if into else None)
     return _write(policy, output, as_json)
 
 

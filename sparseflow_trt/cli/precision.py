@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from sparseflow_trt._listing import counted
 from sparseflow_trt.cli import console
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ def print_search(search: PrecisionSearch, names: Mapping[str, str]) -> None:
 
     shares = ", ".join(f"{100 * share:.3g} % {name.upper()}" for name, share in search.work.items())
     console.say(f"\nPrecisions found on {search.inputs}")
-    runs = "1 run" if len(search.runs) == 1 else f"{len(search.runs)} runs"
+    runs = counted(len(search.runs), "run")
+    layers, groups = counted(search.layers, "weighted layer"), counted(search.groups, "group")
     console.say(
-        f"  {runs} (and {search.measuring_runs} that measured) for {search.layers} weighted layers, "
-        f"{search.groups} groups; outputs held to {search.held_to.upper()}'s tolerance."
+        f"  {runs} (and {search.measuring_runs} that measured) for {layers}, {groups}; "
+        f"outputs held to {search.held_to.upper()}'s tolerance."
     )
     console.say(
         f"  Of the products' M·N·K: {shares}. Cost {search.cost:.3g} of all in FP16 (FP32 counts 16)."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparseflow_trt._listing import counted
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import PlotFile, common_options
 from sparseflow_trt.errors import EXIT_OK, InputError
@@ -127,9 +128,8 @@ def _profile_sparsified(
     dense, sparse, out = found.dense.profile.ms, found.sparse.profile.ms, console.out()
     shares = f"MLPs take {found.mlp_share:.1%} and attention's projections {found.attention_share:.1%}"
     out.print(f"\nOf the products' time ({found.basis}) {shares}; {found.swapped_share:.1%} are sparse now.")
-    out.print(
-        f"{len(found.swapped)} layers are sparse: {dense:.3f} ms to {sparse:.3f} ms, {dense / sparse:.3f}×"
-    )
+    swapped = counted(len(found.swapped), "layer", "is", "are")
+    out.print(f"{swapped} sparse: {dense:.3f} ms to {sparse:.3f} ms, {dense / sparse:.3f}×")
     table = console.table("Layer", "Why")
     console.add_alike(table, found.kept.items(), {})
     if found.kept:
@@ -145,7 +145,7 @@ def print_profiled(profiled: Profiled, top: int) -> None:
     profile, out = profiled.profile, console.out()
     wall = f"; {profile.wall_ms:.3f} ms wall-clock" if profile.wall_ms is not None else ""
     title = f"{profile.shapes} on {profiled.device}: {profile.ms:.3f} ms of GPU time per run{wall}, "
-    out.print(f"\n{title}{profile.runs} runs")
+    out.print(f"\n{title}{counted(profile.runs, 'run')}")
     table = console.table("Class", ">ms", ">Share")
     for kind, ms in _by_class(profile).items():
         table.add_row(IN_WORDS[kind], f"{ms:.4f}", _share(ms, profile))

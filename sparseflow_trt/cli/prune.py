@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sparseflow_trt._listing import counted
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import ModelFile, common_options
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
@@ -136,9 +137,10 @@ def _prune_onnx(
                     console.say(console.styled(said, colour) + f" {name}: {why}")
         if masks := masks_apart(why for _, why in report.skipped):
             console.say(console.styled(masks, "yellow"))
+        pruned = counted(len(report.pruned) - already, "weight")
         out.print(
-            f"{len(report.pruned) - already} weights pruned ({zeroed} of {elements} elements set to zero), "
-            f"{already} were 2:4 already.\nWritten: {report.output}"
+            f"{pruned} pruned ({zeroed} of {elements} elements set to zero), "
+            f"{already} {'was' if already == 1 else 'were'} 2:4 already.\nWritten: {report.output}"
         )
         if twice := pruned_twice(len(report.pruned_before)):
             console.say(console.styled(twice, "yellow"))
@@ -252,7 +254,8 @@ def print_record(record: PruneRecord) -> None:
                 f"No calibration row reached {len(unseen)} of them, pruned by magnitude: {', '.join(unseen)}"
             )
     batches = "1 batch" if record.batches == 1 else f"{record.batches} batches"
+    layers = counted(len(record.layers), "layer")
     learned = f", on {batches}" if record.batches else ""
-    out.print(f"\n{len(record.layers)} layers pruned 2:4 by {record.method}{learned}.")
+    out.print(f"\n{layers} pruned 2:4 by {record.method}{learned}.")
     if twice := pruned_twice(len(record.pruned_before)):
         console.say(console.styled(twice, "yellow"))

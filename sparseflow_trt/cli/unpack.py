@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from sparseflow_trt._listing import counted
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.options import common_options
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
@@ -43,6 +44,6 @@ def command(checkpoint: Path, output: Path, as_json: bool) -> int:
         for name in done.broken:
             out.print(console.styled("not 2:4", "red"), f"'{name}', which the configuration says is")
         for form, count in Counter(layer.form for layer in done.layers).items():
-            out.print(f"{count} weights were {form}: 2:4 along K, now verified")
+            out.print(f"{counted(count, 'weight', 'was', 'were')} {form}: 2:4 along K, now verified")
         out.print(f"Written: {done.output}")
     return EXIT_NOT_SPARSE if done.broken else EXIT_OK

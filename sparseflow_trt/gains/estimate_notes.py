@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+from sparseflow_trt._listing import counted
 from sparseflow_trt.gains.estimate_record import EstimatedLayers
 from sparseflow_trt.gains.estimate_rows import Answer, Group
 from sparseflow_trt.model.graph import WeightedLayer
@@ -56,13 +57,15 @@ def notes_on(
         )
     unknown = sum(row.count for row in rows if not row.sizes)
     if unknown:
-        yield f"Not included: {unknown} products whose M is not known."
+        yield f"Not included: {counted(unknown, 'product')} whose M is not known."
     if computed := sum(layer.computed for layer in layers):
-        yield f"Not included: {computed} products with weights computed from constants; `inspect` names them."
+        products = counted(computed, "product")
+        yield f"Not included: {products} with weights computed from constants; `inspect` names them."
     others = Counter(layer.op_type for layer in layers if layer.op_type not in OPS)
     if others:
         said = ", ".join(f"{count} {name}" for name, count in sorted(others.items()))
-        yield f"Not included: {said}, which multiply by their weights in a way that has no 2:4 path."
+        do = "multiplies by its weight" if sum(others.values()) == 1 else "multiply by their weights"
+        yield f"Not included: {said}, which {do} in a way that has no 2:4 path."
 
 
 def notes_on_merges(merges: Iterable[Merge]) -> Iterator[str]:

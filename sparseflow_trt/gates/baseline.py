@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -54,12 +55,15 @@ class LayerEvidence(Record):
     """What one weighted layer had of sparsity.
 
     Attributes:
+        name: Its node's, by which it is found again.
+        module: What people are told that it is called; "" where none is known, as in older baselines.
         pruned: Its weights were 2:4.
         planned: It was planned sparse.
         ran: The profiles in which the engine ran a sparse kernel for it, where the engine tells.
     """
 
     name: str
+    module: str = ""
     pruned: bool = False
     planned: bool = False
     ran: tuple[NonNegativeInt, ...] = ()
@@ -84,6 +88,9 @@ class Metric(Record):
 
     score: FiniteFloat
     max_drop: NonNegative
+
+
+Outputs = Mapping[str, Mapping[str, StoredArray]]  # by input set and name
 
 
 class Baseline(Record):
@@ -121,16 +128,32 @@ def json_from_baseline(baseline: Baseline, most_bytes: int = MAX_BYTES) -> str:
     """
     data = baseline.model_dump(mode="json", exclude_defaults=True)
     text = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-    if len(text.encode()) > most_bytes:
-        outputs = sum(len(array.data) for of in baseline.outputs.values() for array in of.values())
-        inputs = sum(len(array.data) for given in baseline.inputs for array in given.arrays.values())
+    check_size(baseline.inputs, baseline.outputs, most_bytes, len(text.encode()))
+    return text
+
+
+def check_size(inputs: Sequence[BaselineInputs], outputs: Outputs, most_bytes: int, size: int = 0) -> None:
+    """Refuses a baseline of more bytes than are allowed.
+
+    Args:
+        inputs: Its input sets.
+        outputs: The reference outputs, by input set and name.
+        most_bytes: That it may take.
+        size: Of the whole, or 0 where it is not written yet: its arrays take nearly all of it.
+
+    Raises:
+        InputError: It is larger; what takes the room is named.
+    """
+    of_outputs = sum(len(array.data) for of in outputs.values() for array in of.values())
+    of_inputs = sum(len(array.data) for given in inputs for array in given.arrays.values())
+    size = max(size, of_outputs + of_inputs)
+    if size > most_bytes:
         raise InputError(
-            f"the baseline would take {len(text.encode()) / 1e6:.1f} MB ({outputs / 1e6:.1f} MB of outputs, "
-            f"{inputs / 1e6:.1f} MB of inputs), but {most_bytes / 1e6:g} MB is the limit for a file in "
+            f"the baseline would take {size / 1e6:.1f} MB ({of_outputs / 1e6:.1f} MB of outputs, "
+            f"{of_inputs / 1e6:.1f} MB of inputs), but {most_bytes / 1e6:g} MB is the limit for a file in "
             "version control.",
             "Give fewer or smaller inputs with --inputs, or allow more with --max-size.",
         )
-    return text
 
 
 def read_baseline(path: Path) -> Baseline:

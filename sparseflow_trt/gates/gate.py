@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._files import sha256_of
+from sparseflow_trt._paths import AnyPath, convert_paths
 from sparseflow_trt._version import __version__
 from sparseflow_trt.artifacts.manifest import Manifest, check_files, read_manifest
 from sparseflow_trt.artifacts.verdict import Validation
@@ -29,6 +30,7 @@ from sparseflow_trt.gates.baseline import (
     MAX_GROWTH,
     Baseline,
     Metric,
+    check_size,
     read_baseline,
 )
 from sparseflow_trt.gates.baseline_inputs import restore_inputs, store_inputs
@@ -45,9 +47,10 @@ from sparseflow_trt.gates.regressions import (
 from sparseflow_trt.gates.stored_array import array_from, store_array
 from sparseflow_trt.gates.task_metrics import TaskMetric, load_metric, score_reference
 from sparseflow_trt.gates.tighten import tighten
+from sparseflow_trt.model.layer_names import shown_names
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.plans.plan import read_plan
-from sparseflow_trt.validation.compare import StoredOutputs, compare
+from sparseflow_trt.validation.compare import StoredOutputs, compare, run_reference
 from sparseflow_trt.validation.feeds import InputSet
 from sparseflow_trt.validation.input_files import check_ranges
 from sparseflow_trt.validation.tolerances import OutputTolerances
@@ -72,6 +75,7 @@ class BaselineOptions:
         metrics: Task metrics to hold builds to, as `load_metric` takes them.
         max_drop: By how much less than on the reference outputs each may score.
         max_growth: How many times as large an output's mean error may become.
+        most_bytes: That its arrays may take in the file, None for any number.
     """
 
     reference: Path | None = None
@@ -79,10 +83,14 @@ class BaselineOptions:
     metrics: tuple[str, ...] = ()
     max_drop: float = 0.0
     max_growth: float = MAX_GROWTH
+    most_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        convert_paths(self)
 
 
 def create_baseline(
-    folder: Path, options: BaselineOptions, on_step: OnProgress = lambda _: None
+    folder: AnyPath, options: BaselineOptions, on_step: OnProgress = lambda _: None
 ) -> tuple[Baseline | None, Validation]:
     """Runs an artifact on inputs and keeps these, the reference outputs and how far the artifact was.
 
@@ -93,24 +101,19 @@ def create_baseline(
     Raises:
         ArtifactError: The folder is no artifact, its files have changed, or it has weights of an unpruned
             model and the reference is the pruned one.
-        InputError: Inputs, a tolerance or a metric cannot be read, the reference takes other inputs, or an
-            output cannot be stored.
+        InputError: Inputs, a tolerance or a metric cannot be read, the reference takes other inputs, or its
+            outputs cannot be stored or take more than they may.
         ModelError: The reference cannot be read, or ONNX Runtime does not take it.
         UnsupportedError: ONNX Runtime's CPU has no kernel for one of its nodes.
         NotInstalledError: ONNX Runtime.
     """
+    folder = Path(folder)
     metrics = {name: load_metric(name) for name in options.metrics}
     manifest = read_manifest(folder)
     check_files(manifest, folder)
     typed, plan = read_model(folder / "model.onnx"), read_plan(folder / "plan.yaml")
     check_tolerances(options.validation.tolerances, typed)
     inputs = input_sets(typed, plan, options.validation)
-    outputs: dict[str, _Arrays] = {}
-
-    def keep(candidate: str, given: str, found: _Arrays) -> None:
-        if candidate == _REFERENCE:
-            outputs[given] = found
-
     with tempfile.TemporaryDirectory(prefix="sparseflow-") as scratch:
         candidates = _candidates(folder, manifest, Path(scratch))
         given = options.reference
@@ -121,28 +124,31 @@ def create_baseline(
             check_same_inputs(model, typed)
             reference = reference_for(model, Path(scratch) / "reference.onnx")
         limits = limits_for(typed, plan, manifest.engine, options.validation.tolerances)
+        truth = run_reference(reference, inputs, _progress(on_step, "Running the reference"))
+        stored = {
+            given: {name: store_array(array, f"output '{name}'") for name, array in of.items()}
+            for given, of in truth.outputs.items()
+        }
+        kept = tuple(store_inputs(one, typed) for one in inputs)
+        if options.most_bytes is not None:  # before the rest, which takes as long again for each candidate
+            check_size(kept, stored, options.most_bytes)
         progress = _progress(on_step, "Running the artifact")
-        validation = compare(reference, candidates, inputs, limits, progress, on_outputs=keep)
+        validation = compare(truth, candidates, inputs, limits, progress)
     if given and sha256_of(given) != manifest.model.sha256:
         # with other weights in the reference the first step is not of precision alone
         validation = validation.model_copy(update={"attribution": None})
     if validation.verdict != "pass":
         return None, validation
     feeds = [one.feeds for one in inputs]
-    held = [outputs[one.name] for one in inputs]
+    held = [truth.outputs[one.name] for one in inputs]
     baseline = Baseline(
         schema_version=1,
         **_made_now(manifest),
         reference=_told(given, validation),
         tolerances={name: limits.of(name) for name in held[0]},
         max_growth=options.max_growth,
-        inputs=tuple(store_inputs(one, typed) for one in inputs),
-        outputs={
-            one.name: {
-                name: store_array(array, f"output '{name}'") for name, array in outputs[one.name].items()
-            }
-            for one in inputs
-        },
+        inputs=kept,
+        outputs=stored,
         figures=figures_of(validation),
         evidence=evidence_of(manifest, validation),
         metrics={
@@ -156,8 +162,8 @@ def create_baseline(
 
 
 def check_artifact(
-    folder: Path,
-    path: Path,
+    folder: AnyPath,
+    path: AnyPath,
     metrics: Sequence[str] = (),
     max_drop: float | None = None,
     on_step: OnProgress = lambda _: None,
@@ -179,6 +185,7 @@ def check_artifact(
         ArtifactError: The folder is no artifact, or its files have changed.
         InputError: The baseline or a metric cannot be read, or the baseline's inputs do not fit the artifact.
     """
+    folder, path = Path(folder), Path(path)
     baseline = read_baseline(path)
     scorers = {name: load_metric(name) for name in metrics}
     manifest = read_manifest(folder)
@@ -215,7 +222,7 @@ def check_artifact(
         *check_verdicts(baseline.evidence, now, reasons),
         *check_outputs(baseline, validation),
         *_check_metrics(baseline, scorers, on_reference, max_drop, found, inputs),
-        *check_layers(baseline.evidence, now, (layer.name for layer in manifest.layers)),
+        *check_layers(baseline.evidence, now, shown_names(manifest.layers)),
     ]
     failed = [check for check in checks if not check.passed]
     gate = Gate(

@@ -9,6 +9,7 @@ from sparseflow_trt._schema import Record
 from sparseflow_trt.artifacts.manifest import Manifest
 from sparseflow_trt.artifacts.verdict import OutputVerdict, Validation, Verdict
 from sparseflow_trt.gates.baseline import Baseline, Evidence, Figures, LayerEvidence, Metric
+from sparseflow_trt.model.layer_names import shown_names
 
 Kind = Literal["verdict", "metric", "output", "error", "layer"]  # in the order that they are told in
 
@@ -28,6 +29,7 @@ class Check(Record):
         now: What this build says.
         limit: What passes, in words.
         reason: What is worse, as a sentence; "" where it passed.
+        layer: The name of the node that a check of one layer is of; `name` has its module's.
     """
 
     kind: Kind
@@ -38,6 +40,7 @@ class Check(Record):
     limit: str
     passed: bool
     reason: str = ""
+    layer: str = ""
 
 
 class Gate(Record):
@@ -70,6 +73,7 @@ def evidence_of(manifest: Manifest, validation: Validation) -> Evidence:
     layers = (
         LayerEvidence(
             name=layer.name,
+            module=layer.module,
             pruned=layer.state == "sparse",
             planned=layer.sparsity != "dense",  # the plugin's kernels are sparse, too
             ran=tuple(sorted(ran.get(layer.name, ()))),
@@ -197,15 +201,15 @@ def _check_verdict(name: str, of: str, was: Verdict, now: Verdict, why: str) -> 
     )
 
 
-def check_layers(was: Evidence, now: Evidence, known: Iterable[str]) -> list[Check]:
+def check_layers(was: Evidence, now: Evidence, known: Mapping[str, str]) -> list[Check]:
     """Whether what was sparse is: weights, plan and kernels. Each layer that lost something is a check.
 
     Args:
         was: The accepted build's.
         now: This build's.
-        known: The names of all weighted layers that this build has.
+        known: What each weighted layer that this build has is called, by its node's name.
     """
-    after, all_names = {layer.name: layer for layer in now.layers}, set(known)
+    after, shown = {layer.name: layer for layer in now.layers}, {**shown_names(was.layers), **known}
     aspects: tuple[tuple[str, str, str, Callable[[LayerEvidence], bool]], ...] = (
         ("weights 2:4", "2:4", "not 2:4", lambda layer: layer.pruned),
         ("planned sparse", "sparse", "dense", lambda layer: layer.planned),
@@ -223,18 +227,19 @@ def check_layers(was: Evidence, now: Evidence, known: Iterable[str]) -> list[Che
             if not holds(stays) or profiles:
                 lost.append(layer.name)
         for name in lost:
-            word = has if name in all_names else "not in the model"
-            where = f"layer '{name}': {aspect} in the baseline, now {word}."
+            word = has if name in known else "not in the model"
+            where = f"layer '{shown[name]}': {aspect} in the baseline, now {word}."
             checks.append(
                 Check(
                     kind="layer",
-                    name=f"{aspect}: {name}",
+                    name=f"{aspect}: {shown[name]}",
                     of="",
                     was=had,
                     now=word,
                     limit="stays",
                     passed=False,
                     reason=where,
+                    layer=name,
                 )
             )
         if before and not lost:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt.artifacts.verdict import OutputVerdict, Tolerance
-from sparseflow_trt.gates.baseline import Baseline, Figures
+from sparseflow_trt.gates.baseline import Baseline, Evidence, Figures
 from sparseflow_trt.gates.regressions import evidence_of, figures_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,10 @@ def tighten(
             "evidence": evidence_of(manifest, validation),
         }
     )
-    same = tightened.model_copy(update={"created": baseline.created}) == baseline
+    unnamed = {"created": baseline.created, "evidence": _unnamed(tightened.evidence)}  # as older ones are
+    same = tightened.model_copy(update=unnamed) == baseline.model_copy(
+        update={"evidence": _unnamed(baseline.evidence)}
+    )
     return baseline if same else tightened
 
 
@@ -81,6 +84,12 @@ def _tightened(tolerance: Tolerance, rows: list[OutputVerdict], outputs: Outputs
     if not changed:
         return tolerance
     return tolerance.model_copy(update={**changed, "reason": "tightened to twice the errors of a build."})
+
+
+def _unnamed(evidence: Evidence) -> Evidence:
+    """The same with no modules: they say nothing of how a build did."""
+    layers = tuple(layer.model_copy(update={"module": ""}) for layer in evidence.layers)
+    return evidence.model_copy(update={"layers": layers})
 
 
 def _rms(array: np.ndarray[Any, Any]) -> float:

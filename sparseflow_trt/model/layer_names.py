@@ -79,3 +79,8 @@ def why_left(names: Iterable[str], kind: str, include: Sequence[str], exclude: S
 def is_named(names: Iterable[str], globs: Sequence[str]) -> bool:
     """Whether a glob matches one of a layer's names, or is one: names may hold brackets."""
     return any(name == glob or fnmatch.fnmatchcase(name, glob) for name in names for glob in globs)
+
+
+def is_pattern(glob: str) -> bool:
+    """Whether a glob is meant for several names: one that is not may be a misspelt name."""
+    return any(sign in glob for sign in "*?[")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparseflow_trt._paths import AnyPath
 from sparseflow_trt._utf8 import check_utf8
 from sparseflow_trt.errors import ModelError, deepest, one_line
 from sparseflow_trt.model.inline_data import read_skeleton
@@ -59,7 +60,7 @@ class OnnxModel:
         return self.ir.opset_imports[ONNX_DOMAIN]
 
 
-def read_model(path: Path, inline: bool = False) -> OnnxModel:
+def read_model(path: AnyPath, inline: bool = False) -> OnnxModel:
     """Reads and checks an ONNX model file. External data is checked for its place and size, not read.
 
     Args:
@@ -72,6 +73,7 @@ def read_model(path: Path, inline: bool = False) -> OnnxModel:
     """
     import onnx_ir as ir
 
+    path = Path(path)
     check_utf8(path, ModelError)
     proto = _parse(path, inline)
     _check_header(path, proto)

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sparseflow_trt._listing import did_you_mean
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, kind_of
-from sparseflow_trt.model.layer_names import NOT_NAMED, is_named, kind_left, why_left
+from sparseflow_trt.model.layer_names import NOT_NAMED, is_named, is_pattern, kind_left, why_left
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.parts import part_of
 from sparseflow_trt.model.runtimes_own import operator_of
@@ -197,9 +198,9 @@ def _check_named(sites: list[LayerSite], globs: tuple[str, ...]) -> None:
     """Refuses a pattern that matches nothing: a slip of the pen would prune what it was to protect."""
     for glob in globs:
         if not any(is_named(_names_of(site), (glob,)) for site in sites):
-            raise ModelError(
-                f"'{glob}' matches no layer, module or weight.", "`sparseflow-trt inspect` lists their names."
-            )
+            names = () if is_pattern(glob) else (name for site in sites for name in _names_of(site))
+            hint = did_you_mean(glob, names, "`sparseflow-trt inspect` lists their names.")
+            raise ModelError(f"'{glob}' matches no layer, module or weight.", hint)
 
 
 def _names_of(site: LayerSite) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sparseflow_trt._listing import did_you_mean
 from sparseflow_trt.errors import ShapeError
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.plans.shapes import Dims, Profile, dims_at
@@ -46,7 +47,8 @@ def axis_of(profile: Profile, name: str, input_dims: dict[str, Dims]) -> Axis:
     low, opt, high = (dims_at(input_dims, profile, point) for point in ("min", "opt", "max"))
     if name not in opt:
         known = ", ".join(sorted(opt)) or "none"
-        raise ShapeError(f"axis '{name}' is not in the model, which has: {known}.", "Name one of these.")
+        hint = did_you_mean(name, opt, "Name one of these.")
+        raise ShapeError(f"axis '{name}' is not in the model, which has: {known}.", hint)
     return Axis(name, max(low[name], 1), opt[name], high[name], opt)
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import Field, model_validator
 
-from sparseflow_trt._listing import listed_apart
+from sparseflow_trt._listing import listed, listed_apart
 from sparseflow_trt._schema import Record, load_yaml, parse, read_text
 from sparseflow_trt.errors import NotSparseError, PlanError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer
-from sparseflow_trt.model.layer_names import only_if_named
+from sparseflow_trt.model.layer_names import only_if_named, shown_names
 from sparseflow_trt.plans.decide import DENSE_IN_FP32
 from sparseflow_trt.plans.decide import SparsityMode as SparsityMode
 from sparseflow_trt.plans.precision_record import UNCHANGED, PrecisionSearch, unchanged_precision
@@ -38,6 +38,11 @@ DEFAULT_ISLANDS = (
 _ALIKE = ("k", "precision", "dense_below_m")  # in layers that become one product
 
 _MOST_TOLD = 6  # layers that do not fit, with what is wrong of each
+# What people edit of a layer: the words that may stand there, and those that a plan may ask for.
+_WORDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "precision": (get_args(Precision), tuple(p for p in get_args(Precision) if p not in UNCHANGED)),
+    "sparsity": (get_args(Kernel), get_args(Kernel)),
+}
 _HINT = "Write a fresh one with `sparseflow-trt plan MODEL`, and edit that."
 
 
@@ -153,8 +158,29 @@ def plan_from_yaml(text: str, source: str = "the plan") -> Plan:
     Raises:
         PlanError: It is not YAML or has wrong fields.
     """
-    plan = parse(Plan, load_yaml(text, source, PlanError, _HINT), source, PlanError, _HINT)
+    data = load_yaml(text, source, PlanError, _HINT)
+    _check_words(data, source)
+    plan = parse(Plan, data, source, PlanError, _HINT)
     return plan.model_copy(update={"layers": tuple(map(_with_edit_told, plan.layers))})
+
+
+def _check_words(data: Any, source: str) -> None:
+    """Refuses what people edit of layers where it is no word of a plan: of each word one layer is named."""
+    layers = data.get("layers") if isinstance(data, dict) else None
+    by_word: dict[tuple[str, str], list[str]] = {}
+    for layer in layers if isinstance(layers, list) else ():
+        for field, (known, _) in _WORDS.items() if isinstance(layer, dict) else ():
+            word = layer.get(field)
+            if isinstance(word, str) and word not in known:
+                by_word.setdefault((field, word), []).append(layer.get("module") or layer.get("name"))
+    wrong = []
+    for (field, word), names in by_word.items():
+        which = listed([f"'{name}'" for name in names], 1)
+        asked = ", ".join(_WORDS[field][1])
+        wrong.append(f"{field} '{word}' of layer {which} is none that a plan may ask for ({asked})")
+    if wrong:
+        hint = "Correct it there, or write a fresh plan with `sparseflow-trt plan MODEL`."
+        raise PlanError(f"{source}: {listed_apart(wrong, _MOST_TOLD)}.", hint)
 
 
 def mark_decided(kernel: Kernel, reason: str) -> str:
@@ -226,29 +252,29 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
     for planned in plan.layers:
         layer = known.pop(planned.name, None)
         if layer is None:
-            problems.append(f"'{planned.name}' is not a layer of the model")
+            of = f" (module '{planned.module}')" if planned.module else ""
+            problems.append(f"'{planned.name}'{of} is not a layer of the model")
             continue
+        name = layer.module or layer.name
         if (planned.n, planned.k) != (layer.n, layer.k):
             problems.append(
-                f"'{planned.name}' is planned with N={planned.n}, K={planned.k} but has N={layer.n}, "
-                f"K={layer.k}"
+                f"'{name}' is planned with N={planned.n}, K={planned.k} but has N={layer.n}, K={layer.k}"
             )
         if planned.sparsity != "dense" and layer.state is not SparsityState.SPARSE:
             problems.append(
-                f"'{planned.name}' is planned {planned.sparsity} but is {layer.state.value}: {layer.reason}"
+                f"'{name}' is planned {planned.sparsity} but is {layer.state.value}: {layer.reason}"
             )
             not_sparse.append(layer)
         elif planned.sparsity == "sparse" and planned.precision == "fp32":
-            problems.append(f"'{planned.name}' is planned sparse in fp32, but {DENSE_IN_FP32}")
-            wide.append(planned.name)
+            problems.append(f"'{name}' is planned sparse in fp32, but {DENSE_IN_FP32}")
+            wide.append(name)
         planned_so = planned.precision if planned.precision in UNCHANGED else None
         if planned_so != unchanged_precision(layer.product or layer.dtype):
             multiplied = f", multiplied in {layer.product}" if layer.product not in ("", layer.dtype) else ""
             problems.append(
-                f"'{planned.name}' is planned {planned.precision} but its weights are "
-                f"{layer.dtype}{multiplied}"
+                f"'{name}' is planned {planned.precision} but its weights are {layer.dtype}{multiplied}"
             )
-    problems += [f"'{name}' is not in the plan" for name in known]
+    problems += [f"'{name}' is not in the plan" for name in shown_names(known.values()).values()]
     if problems:
         told = listed_apart(problems, _MOST_TOLD)
         said = f"{source} does not fit the model in {len(problems)} layer(s): {told}."

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from sparseflow_trt._listing import did_you_mean
 from sparseflow_trt._schema import Record
 from sparseflow_trt.errors import ShapeError
 
@@ -266,4 +267,5 @@ def _refuse_unknown(given: Iterable[str], known: set[str], what: str) -> None:
     unknown = sorted(set(given) - known)
     if unknown:
         there = ", ".join(sorted(known)) or "none"
-        raise ShapeError(f"{what} '{unknown[0]}' is not in the model, which has: {there}.", _HINT)
+        hint = did_you_mean(unknown[0], known, _HINT)
+        raise ShapeError(f"{what} '{unknown[0]}' is not in the model, which has: {there}.", hint)

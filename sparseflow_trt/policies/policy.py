@@ -16,6 +16,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from sparseflow_trt._listing import did_you_mean
+from sparseflow_trt._paths import AnyPath
 from sparseflow_trt._same import Same
 from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import PolicyError
@@ -297,7 +299,7 @@ def _read_shipped(path: Path) -> Policy:
     return read_policy(path)
 
 
-def find_policy(name_or_path: str | Path) -> Policy:
+def find_policy(name_or_path: AnyPath) -> Policy:
     """A shipped policy by its name or its device (h200, A100, "NVIDIA H200"), or one from a file.
 
     Raises:
@@ -312,9 +314,11 @@ def find_policy(name_or_path: str | Path) -> Policy:
         return read_policy(path)
     if policy := policy_for_device(name_or_path):
         return policy
-    hint = (
+    hint = did_you_mean(
+        name_or_path,
+        shipped,
         f"Shipped: {', '.join(shipped)}; or give a file's path. On another GPU "
-        "`sparseflow-trt autotune MODEL -o FILE` measures one."
+        "`sparseflow-trt autotune MODEL -o FILE` measures one.",
     )
     raise PolicyError(f"there is no policy '{name_or_path}'.", hint, usage=True)
 

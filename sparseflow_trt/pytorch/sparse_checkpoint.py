@@ -13,6 +13,7 @@ from typing import Any
 from sparseflow_trt._deps import require
 from sparseflow_trt._files import check_file, put_in_place, temporary_folder
 from sparseflow_trt._listing import listed
+from sparseflow_trt._paths import AnyPath
 from sparseflow_trt._schema import Record, load_json, read_text
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.pytorch.checkpoint_files import (
@@ -68,7 +69,7 @@ class Unpacked:
     output: Path
 
 
-def load_checkpoint(module: Any, path: Path | str) -> tuple[UnpackedLayer, ...]:
+def load_checkpoint(module: Any, path: AnyPath) -> tuple[UnpackedLayer, ...]:
     """Loads a checkpoint into a module, in place; where it fails the module is as it was.
 
     Args:

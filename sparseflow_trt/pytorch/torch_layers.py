@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._listing import listed
+from sparseflow_trt._listing import did_you_mean, listed
 from sparseflow_trt.errors import InputError, PolicyError
 from sparseflow_trt.model import sites
 from sparseflow_trt.model.kinds import kind_from_names
-from sparseflow_trt.model.layer_names import is_named, why_left
+from sparseflow_trt.model.layer_names import is_named, is_pattern, why_left
 from sparseflow_trt.policies.expected import VerdictBasis
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge
@@ -179,8 +179,10 @@ def choose_by_name(
     """
     for glob in (*include, *exclude):
         if not any(is_named((layer.name,), (glob,)) for layer in layers):
-            near = listed([layer.name for layer in layers], 3)
-            raise InputError(f"'{glob}' matches no layer of the module.", f"Its layers: {near or 'none'}.")
+            names = [layer.name for layer in layers]
+            hint = f"Its layers: {listed(names, 3) or 'none'}."
+            hint = did_you_mean(glob, () if is_pattern(glob) else names, hint)
+            raise InputError(f"'{glob}' matches no layer of the module.", hint)
     return tuple(_by_name(layer, include, exclude) for layer in layers)
 
 

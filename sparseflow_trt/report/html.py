@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparseflow_trt._listing import counted
 from sparseflow_trt.artifacts.manifest import Manifest
 from sparseflow_trt.artifacts.verdict import cancelling
+from sparseflow_trt.model.layer_names import shown_names
 from sparseflow_trt.plans.precision_record import by_need
 from sparseflow_trt.policies.policy import Policy
 from sparseflow_trt.report.errors import Gauge, draw_gauges, draw_steps, shipped_gauges
@@ -52,6 +54,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"slug": _slug, "percent": _percent, "time": _time, "breakable": _breakable}
+    environment.filters["counted"] = counted
     return environment
 
 
@@ -100,6 +103,7 @@ def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
     return {
         "manifest": manifest,
         "policy": policy,
+        "whose_plan": "" if manifest.plan_policy == "none" else manifest.plan_policy,
         "sections": [section for section in sections if section],
         "notes": [n for n in dict.fromkeys((*manifest.notes, engine.sparse_tactics, *engine.notes)) if n],
         "tiles": _tiles(manifest, gauges),
@@ -112,6 +116,7 @@ def _context(manifest: Manifest, policy: Policy | None) -> dict[str, Any]:
         "in_plugin": any(layer.sparsity == "plugin" for layer in manifest.layers),
         "sensitivities": by_need(manifest.precision_search) if manifest.precision_search else (),
         "rows": rows,
+        "shown": shown_names(manifest.layers),
         "show_runs": any(row.runs for row in rows),
         "show_times": any(row.times for row in rows),
         "groups": groups,
@@ -157,8 +162,8 @@ def _tiles(manifest: Manifest, gauges: tuple[Gauge, ...]) -> list[Tile]:
     if used is not None:
         said = f"of the error allowed for an element, {whose}"
         tiles.append(Tile("Largest error", _percent(used), "", said))
-    islands = len(manifest.graph.islands)
-    tiles.append(Tile("Kept in FP32", str(islands), "nodes", f"{manifest.graph.casts} casts added"))
+    islands, casts = len(manifest.graph.islands), counted(manifest.graph.casts, "cast")
+    tiles.append(Tile("Kept in FP32", str(islands), "node" if islands == 1 else "nodes", f"{casts} added"))
     built = f"{manifest.engine.build_seconds:.1f}"
     tiles.append(Tile("Engine", built, "s to build", f"{sum(manifest.seconds.values()):.1f} s in all"))
     return tiles

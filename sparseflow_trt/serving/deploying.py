@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparseflow_trt._files import alone_in
+from sparseflow_trt._paths import AnyPath
 from sparseflow_trt.exporters.triton.repository import plugins_in
 from sparseflow_trt.serving.deployment import Deployed, DeployOptions, write_planned
 from sparseflow_trt.serving.engine_deployment import plan_engine
@@ -12,7 +13,7 @@ from sparseflow_trt.serving.router_deployment import deploy_router, refuse_part
 from sparseflow_trt.serving.served_artifact import model_name, read_artifact
 
 
-def deploy(artifact: Path, options: DeployOptions) -> tuple[Deployed, ...]:
+def deploy(artifact: AnyPath, options: DeployOptions) -> tuple[Deployed, ...]:
     """Writes an artifact into a repository: one model, or three where batches are routed between two engines.
 
     Of several at a time each waits for the one before, so that each gets a version of its own.
@@ -23,6 +24,7 @@ def deploy(artifact: Path, options: DeployOptions) -> tuple[Deployed, ...]:
             was edited does not fit it, or its clients would break.
         NotInstalledError: tritonclient is missing.
     """
+    artifact = Path(artifact)
     name = model_name(artifact, options.name)
     given = (options.sparse_from, options.delay_us, options.max_batch_size)
     read = read_artifact(artifact, *given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparseflow_trt._paths import convert_paths
 from sparseflow_trt.artifacts.small_m import SparseFrom
 from sparseflow_trt.exporters.triton.batching import Batching
 from sparseflow_trt.exporters.triton.config import Route
@@ -47,6 +48,9 @@ class DeployOptions:
     sparse_from: int | None = None
     dense: Path | None = None
     keep: int = 3
+
+    def __post_init__(self) -> None:
+        convert_paths(self)
 
 
 @dataclass(frozen=True)

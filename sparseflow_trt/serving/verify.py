@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sparseflow_trt._paths import AnyPath, convert_paths
 from sparseflow_trt.artifacts.load_record import LoadStep
 from sparseflow_trt.artifacts.verdict import Validation
 from sparseflow_trt.building.artifact_validation import (
@@ -72,6 +73,9 @@ class VerifyOptions:
     sparse_from: int | None = None
     timeout: float = 120.0
 
+    def __post_init__(self) -> None:
+        convert_paths(self)
+
 
 @dataclass(frozen=True)
 class Verified:
@@ -89,7 +93,7 @@ class Verified:
     notes: tuple[str, ...]
 
 
-def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda _: None) -> Verified:
+def verify(artifact: AnyPath, options: VerifyOptions, on_step: OnProgress = lambda _: None) -> Verified:
     """Sends an artifact's validation inputs to the server, compares the answers, and measures it under load.
 
     Raises:
@@ -101,6 +105,7 @@ def verify(artifact: Path, options: VerifyOptions, on_step: OnProgress = lambda 
         UnsupportedError: ONNX Runtime's CPU has no kernel for one of its nodes.
         NotInstalledError: tritonclient, a tritonserver to start, or ONNX Runtime.
     """
+    artifact = Path(artifact)
     read = read_artifact(artifact, options.sparse_from)
     name = model_name(artifact, options.name)
     version, record = _deployed(options.repository / name, read)

@@ -72,6 +72,10 @@ DOWN = _manifest(
 )
 
 
+def _learn(manifests: list[Manifest], name: str, into: Policy | None = None) -> Policy:
+    return learn_policy({f"{i}.artifact": manifest for i, manifest in enumerate(manifests)}, name, into)
+
+
 def test_times_of_another_layer_give_no_points_twice() -> None:
     layers = [_layer(name, "down", 2048, 5632) for name in ("down", "down_2")]
     own = _outcome("down", 0, (0.02, 0.03))
@@ -107,11 +111,11 @@ def test_a_product_that_was_not_timed_both_ways_gives_nothing(
     untold = _manifest(layers, [_outcome("down", 0, times)])
     assert points_from_manifest(untold) == ()
     with pytest.raises(PolicyError, match="no builder's log holds a sparse and a dense time"):
-        learn_policy([untold], "mine")
+        _learn([untold], "mine")
 
 
 def test_the_policy_says_what_the_builder_found() -> None:
-    policy = learn_policy([DOWN], "mine")
+    policy = _learn([DOWN], "mine")
     assert (policy.device, policy.compute_capability, policy.provenance) == ("NVIDIA H200", "9.0", "measured")
     assert policy.libraries == {"tensorrt": "8.6.0", "cuda driver": "13.0"}
     assert "TensorRT 8.6.0's builder" in policy.source
@@ -123,24 +127,24 @@ def test_the_policy_says_what_the_builder_found() -> None:
 
 def test_of_two_artifacts_the_later_counts_and_a_policy_keeps_its_other_points() -> None:
     again = _manifest([_layer("down", "down", 2048, 5632)], [_outcome("down", 0, (0.04, 0.03))])
-    assert not judge(learn_policy([DOWN, again], "mine"), Gemm("down", 2048, 5632, "FP16"), 64).sparse
+    assert not judge(_learn([DOWN, again], "mine"), Gemm("down", 2048, 5632, "FP16"), 64).sparse
     torch = make_policy(make_points("down", 2048, 5632, {64: 1.5}, library="torch"))
     into = torch.model_copy(update={"device": "H200", "source": "a day of tuning", "clocks": "1980 MHz"})
-    policy = learn_policy([DOWN], "both", into)
+    policy = _learn([DOWN], "both", into)
     assert set(into.points) < set(policy.points)
     assert (policy.device, policy.clocks) == ("H200", "1980 MHz")
     assert policy.source.startswith("a day of tuning; TensorRT 8.6.0's builder")
     assert policy.held == {("torch", "FP16"), ("tensorrt", "FP16")}
-    assert [learn_policy([DOWN], "x", into.model_copy(update={"wave": w})).wave for w in (0, 7)] == [0, 7]
+    assert [_learn([DOWN], "x", into.model_copy(update={"wave": w})).wave for w in (0, 7)] == [0, 7]
 
 
 def test_how_sure_a_win_has_to_be_and_thresholds_that_were_given_stay() -> None:
     limits = {"down": (None, None), "qkv": (256, None)}
     fields = {"device": "H200", "margin": 0.05, "spreads": 2.0, "spreads_between": 1.25}
-    policy = learn_policy([DOWN], "both", make_policy([], limits=limits).model_copy(update=fields))
+    policy = _learn([DOWN], "both", make_policy([], limits=limits).model_copy(update=fields))
     assert (policy.margin, policy.spreads, policy.spreads_between) == (0.05, 2.0, 1.25)
     assert [(t.kind, t.min_m, t.max_m) for t in policy.thresholds] == [("down", 64, 64), ("qkv", 256, None)]
-    plain = learn_policy([DOWN], "alone")
+    plain = _learn([DOWN], "alone")
     assert (plain.spreads, plain.spreads_between) == (1.5, 1.5)
 
 
@@ -150,15 +154,15 @@ def test_the_wave_is_of_the_gpu_that_built_or_not_known() -> None:
     known = _manifest(
         layers, wins, "NVIDIA A100-SXM4-80GB, compute capability 8.0, driver 13.0", "tensorrt", 108
     )
-    assert learn_policy([known], "x").wave == wave_of(108)
+    assert _learn([known], "x").wave == wave_of(108)
     untold = _manifest(layers, wins)
     told = _manifest(layers, wins, multiprocessors=132)
-    assert learn_policy([untold, told], "x").wave == WAVE
-    policy = learn_policy([untold], "x")
+    assert _learn([untold, told], "x").wave == WAVE
+    policy = _learn([untold], "x")
     assert policy.wave is None
     assert '"wave": null' in json_from_policy(policy)
     assert Policy.model_validate_json(json_from_policy(policy)) == policy
-    assert learn_policy([told], "x", policy).wave == WAVE
+    assert _learn([told], "x", policy).wave == WAVE
     assert judge(policy, Gemm("down", 2048, 5632, "FP16"), 64).sparse
     verdict = judge(policy, Gemm("down", 2048, 5632, "FP16"), 512)
     assert not verdict.sparse
@@ -171,14 +175,14 @@ def test_what_does_not_belong_together_is_refused() -> None:
         update={"engine": DOWN.engine.model_copy(update={"versions": {"tensorrt": "10.1.0"}})}
     )
     with pytest.raises(
-        PolicyError, match=r"were built for NVIDIA H200 9[.]0 13[.]0 10[.]1[.]0 and NVIDIA H200"
+        PolicyError, match=r"8[.]6[.]0 [(]0[.]artifact[)] and NVIDIA H200 .* 10[.]1[.]0 [(]1[.]artifact[)]"
     ):
-        learn_policy([DOWN, other], "mine")
+        _learn([DOWN, other], "mine")
     with pytest.raises(
         PolicyError, match="policy 'mine' is for GPU X, but the artifacts were built on NVIDIA H200"
     ):
-        learn_policy([DOWN], "both", make_policy([]))
+        _learn([DOWN], "both", make_policy([]))
     for engine in ({"backend": "onnxruntime"}, {"device": "any CPU"}):
         stranger = DOWN.model_copy(update={"engine": DOWN.engine.model_copy(update=engine)})
-        with pytest.raises(PolicyError, match="times no sparse tactics"):
-            learn_policy([stranger], "mine")
+        with pytest.raises(PolicyError, match=r"engine of 1\.artifact was .* times no sparse tactics"):
+            _learn([DOWN, stranger], "mine")

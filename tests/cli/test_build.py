@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import yaml
+from onnx import helper
 
 from sparseflow_trt._files import sha256_of
 from sparseflow_trt.errors import EXIT_NOT_SPARSE
+from tests.graphs import random_weight
 
 if TYPE_CHECKING:
     from tests.commands import Sparseflow
@@ -193,6 +196,41 @@ def test_a_terminal_breaks_no_word_and_is_told_once_why_it_failed(
     assert " ".join(sentence.split()) in " ".join(told.split())
 
 
+def test_rows_name_their_layers_where_there_is_room(
+    sparseflow: Sparseflow, terminal: Sparseflow, models: Models
+) -> None:
+    names = [f"h.{i}.attn.{name}" for i in range(2) for name in ("c_q", "c_k", "c_v", "c_g")]
+    nodes = [
+        helper.make_node("MatMul", [f"x{i or ''}", f"w{i}"], [f"x{i + 1}"], name)
+        for i, name in enumerate(names)
+    ]
+    weights = {f"w{i}": random_weight(64, 64) for i in range(len(names))}
+    models.save(models.model(nodes, weights, {"x": ("m", 64)}, outputs=["x8"]), "gpt.onnx")
+    options = ("--dim", "m=1,2,4", "--backend", "onnxruntime", "-o", "out")
+    for ended in (sparseflow("build", "gpt.onnx", *options), sparseflow("inspect", "out")):
+        head, *rows = ended.out[ended.out.index("Layer ") :].splitlines()
+        assert re.match(r"Layer +Count +Kind", head)
+        told = " ".join(row[: head.index("Count")].strip() for row in rows)
+        assert told.startswith("h.*.attn.c_q (2), h.*.attn.c_k (2), h.*.attn.c_v (2) and 1 more")
+    narrow = terminal("inspect", "out").out
+    assert re.search(r"^Count +Kind", narrow, re.M)
+    assert "Not shown, as the terminal is narrow: Layer." in narrow
+
+
+def test_the_report_names_the_policy_of_a_plan_that_was_given(sparseflow: Sparseflow, mlp: MakeModel) -> None:
+    path = mlp()
+    for policy, told in (
+        (("--policy", "h200"), "The plan was given, made by policy h200 (NVIDIA H200, shipped)."),
+        (("--sparsity", "off"), "No policy."),
+    ):
+        assert sparseflow("plan", path, *BATCH, *policy, "-o", "plan.yaml").code == 0
+        built = ("--plan", "plan.yaml", "--backend", "onnxruntime", "-o", "out", "--force")
+        assert sparseflow("build", path, *built).code == 0
+        page = Path("out/report.html").read_text()
+        assert told in page
+        assert ("the build used no policy" in page) == (told == "No policy.")
+
+
 def test_an_edited_plan_is_built(sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path) -> None:
     path = mlp()
     sparseflow("plan", path, *BATCH, "-o", "plan.yaml")
@@ -230,7 +268,10 @@ def test_a_plan_for_another_file_is_built_and_said(
     ("edit", "says"),
     [
         (lambda plan: plan["layers"].pop(), "'down_proj' is not in the plan"),
-        (lambda plan: plan["layers"][0].update(precision="int3"), "layers.0.precision: Input should be"),
+        (
+            lambda plan: plan["layers"][0].update(precision="int3"),
+            "precision 'int3' of layer 'up_proj' is none that a plan may ask for (fp32, fp16, bf16).",
+        ),
         (lambda plan: plan.update(colour="red"), "colour: Extra inputs are not permitted"),
         (lambda plan: plan["profiles"][0]["inputs"]["x"].update(min=[9, 64]), "min ≤ opt ≤ max"),
         (lambda plan: plan.update(profiles=[]), "input 'x' has dynamic dimensions batch"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,14 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
+
+from sparseflow_trt.model.pattern import prune_2to4
+from tests.graphs import random_weight
 
 if TYPE_CHECKING:
     from tests.commands import Ended, Sparseflow
+    from tests.conftest import Models
 
 MakeModel = Callable[..., Path]
 OPTIONS = ("--dim", "batch=1,4,8", "--backend", "onnxruntime", "--sparsity", "force")
@@ -326,6 +331,39 @@ def test_no_file_that_is_read_is_written(sparseflow: Sparseflow, built: Path) ->
     assert sparseflow("validate", "out", "--reference", built).code == 0
 
 
+def test_layers_that_fared_alike_are_one_row_and_one_sentence(
+    sparseflow: Sparseflow, models: Models, own_folder: Path
+) -> None:
+    """torch's exporter numbers its nodes: 'node_MatMul_1' is no name that a reader could know."""
+    dense = {f"up{i}": random_weight(64, 64) / 8 for i in range(3)}
+    for name, weights in (("was", {k: prune_2to4(w, 0) for k, w in dense.items()}), ("now", dense)):
+        nodes = [
+            helper.make_node("MatMul", [f"x{i or ''}", f"up{i}"], [f"x{i + 1}"], f"node_MatMul_{i}")
+            for i in range(3)
+        ]
+        for i, node in enumerate(nodes):
+            node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"['', 'h.{i}.up', 'linear']")
+        models.save(models.model(nodes, weights, {"x": ("m", 64)}, outputs=["x3"]), f"{name}.onnx")
+        options = ("--dim", "m=1,2,4", "--backend", "onnxruntime")
+        assert sparseflow("build", f"{name}.onnx", *options, "--force", "-o", name).code == 0
+    assert sparseflow("baseline", "create", "was").code == 0
+    said = sparseflow("check", "now", "--baseline", "was.baseline.json").out
+    assert "  layer 'h.*.up' (3): weights 2:4 in the baseline, now not 2:4.\n" in said
+    assert re.search(r"^layer +no +weights 2:4: h\.\*\.up \(3\) +2:4 +not 2:4 +stays *$", said, re.M)
+    assert "node_" not in said
+    told = sparseflow("check", "now", "--baseline", "was.baseline.json", "--json").json["checks"]
+    assert [c["layer"] for c in told if c["layer"]] == [f"node_MatMul_{i}" for i in range(3)]
+    assert sparseflow("check", "was", "--baseline", "was.baseline.json", "--update").code == 0
+    older = json.loads(Path("was.baseline.json").read_text())
+    for layer in older["evidence"]["layers"]:
+        del layer["module"]
+    Path("older.json").write_text(json.dumps(older, indent=1, ensure_ascii=False) + "\n")
+    again = sparseflow("check", "now", "--baseline", "older.json").out
+    assert "  layer 'h.*.up' (3): weights 2:4 in the baseline, now not 2:4.\n" in again
+    same = sparseflow("check", "was", "--baseline", "older.json", "--update")
+    assert (same.code, "older.json: not changed: this build is no better." in same.out) == (0, True)
+
+
 def test_no_baseline_of_outputs_that_differ(sparseflow: Sparseflow, built: Path) -> None:
     strict = ("--tolerance", "atol=0,rtol=0,cosine=1")
     ended = sparseflow("baseline", "create", "out", "--reference", built, *strict)
@@ -334,9 +372,23 @@ def test_no_baseline_of_outputs_that_differ(sparseflow: Sparseflow, built: Path)
 
 
 def test_a_baseline_too_large_for_version_control_is_not_written(sparseflow: Sparseflow, built: Path) -> None:
-    ended = sparseflow("baseline", "create", "out", "--max-size", "0.001")
-    assert "0.0 MB of inputs), but 0.001 MB is the limit" in ended.error
+    ended = sparseflow("baseline", "create", "out", "--max-size", "0.004")
+    assert "0.0 MB of inputs), but 0.004 MB is the limit" in ended.error
     assert not Path("out.baseline.json").exists()
+
+
+def test_outputs_too_large_are_refused_before_the_artifact_runs(sparseflow: Sparseflow, built: Path) -> None:
+    """With --reference the typed model is a candidate alone: one that cannot run is not found out."""
+    made = sparseflow("baseline", "create", "out", "--reference", built)
+    arrays = json.loads(Path("out.baseline.json").read_text())["outputs"].values()
+    room = sum(len(array["data"]) for of in arrays for array in of.values())
+    limit = ("--max-size", f"{(room - 1) / 1e6:.6f}")
+    Path("measure.py").write_text("def no(outputs, inputs):\n    raise ValueError('was scored')\n")
+    scored = ("--metric", "measure.py:no")
+    late = sparseflow("baseline", "create", "out", "--reference", built, *scored)
+    early = sparseflow("baseline", "create", "out", "--reference", built, *scored, *limit)
+    assert (made.code, "was scored" in late.error) == (0, True)
+    assert (early.code, f"the baseline would take {room / 1e6:.1f} MB" in early.error) == (1, True)
 
 
 DAMAGES: list[tuple[Callable[[Any], Any], str]] = [

@@ -135,6 +135,14 @@ def test_what_is_wrong_is_said(
     assert says in sparseflow("estimate", mlp(), *arguments).error
 
 
+def test_a_broken_file_is_told_before_a_machine_with_no_gpu(
+    sparseflow: Sparseflow, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparseflow_trt.engines.machine.hardware.find_gpus", list)
+    (own_folder / "broken.onnx").write_bytes(b"no model")
+    assert "broken.onnx is not an ONNX model" in sparseflow("estimate", "broken.onnx").error
+
+
 # ---- roi
 
 
@@ -456,5 +464,5 @@ def test_a_classifier_that_gains_is_pruned_only_where_it_is_named(
     assert "a classifier, which is taken only where it is named" in said
     told = "; --include /lm_head/MatMul prunes what was left alone."
     assert f"Nothing was pruned: the written model is the same as head.onnx{told}" in said
-    assert "1 weights pruned" in sparseflow("prune", "head.onnx", "--include", "/lm_head/MatMul").out
+    assert "1 weight pruned" in sparseflow("prune", "head.onnx", "--include", "/lm_head/MatMul").out
     assert "Nothing was" not in sparseflow("prune", "head.onnx", "--include", "*lm_head*").out

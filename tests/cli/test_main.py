@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from sparseflow_trt import __version__
 from sparseflow_trt.cli.main import _COMMANDS
 from sparseflow_trt.errors import EvidenceError, NotInstalledError
+from tests.cli.conftest import COMMAND
 
 if TYPE_CHECKING:
     from tests.commands import Sparseflow
@@ -208,6 +210,18 @@ def test_the_machines_own_limits(
 
     monkeypatch.setattr("sparseflow_trt.model.graph.read_layers", fail)
     assert sparseflow("inspect", mlp()).error == says
+
+
+@pytest.mark.parametrize(
+    "arguments", [("inspect", "model.onnx"), ("inspect", "model.onnx", "--json"), ("policy", "list"), ("-h",)]
+)
+def test_output_that_nobody_reads_ends_as_by_sigpipe(arguments: tuple[str, ...], mlp: MakeModel) -> None:
+    mlp()
+    ours, theirs = os.pipe()
+    os.close(ours)
+    ended = subprocess.run([*COMMAND, *arguments], stdout=theirs, stderr=subprocess.PIPE, check=False)
+    os.close(theirs)
+    assert (ended.returncode, ended.stderr) == (141, b"")
 
 
 def test_names_cannot_command_the_terminal(sparseflow: Sparseflow) -> None:

@@ -177,6 +177,26 @@ def test_what_cannot_be_split(
 
 
 @pytest.mark.parametrize(
+    ("command", "near"),
+    [
+        ("plan model.onnx --dim bacth=8", "Did you mean batch? Give ranges"),
+        ("plan model.onnx --shapes xs:8x64", "Give ranges"),
+        ("plan model.onnx --dim batch=8 --split batsh --traffic t.csv", "Did you mean batch? Name one"),
+        ("plan model.onnx --dim batch=8 --policy h20", "Did you mean h200? Shipped: "),
+        ("prune model.onnx --include up_porj", "Did you mean up_proj? `sparseflow-trt inspect` lists"),
+        ("prune model.onnx --include up_porj*", "`sparseflow-trt inspect` lists"),
+    ],
+)
+def test_of_a_misspelt_name_the_nearest_is_told(
+    command: str, near: str, sparseflow: Sparseflow, mlp: MakeModel, own_folder: Path
+) -> None:
+    (own_folder / "t.csv").write_text("m,weight\n64,1\n")
+    mlp()
+    ended = sparseflow(*command.split())
+    assert (ended.code in (1, 2), ended.err.partition("hint:  ")[2].startswith(near)) == (True, True), ended
+
+
+@pytest.mark.parametrize(
     ("options", "says"),
     [
         (("--dim", "batch=8,1"), "'batch=8,1' is not a range of an axis."),

@@ -25,7 +25,7 @@ def test_writes_beside_the_model_by_default(sparseflow: Sparseflow, mlp: MakeMod
     before = path.read_bytes()
     ended = sparseflow("prune", path)
     assert (ended.code, ended.err) == (0, "")
-    assert "1 weights pruned (2048 of 12288 elements set to zero), 1 were 2:4 already." in ended.out
+    assert "1 weight pruned (2048 of 12288 elements set to zero), 1 was 2:4 already." in ended.out
     assert path.read_bytes() == before
     assert sparseflow("inspect", own_folder / "model.2to4.onnx").code == 0
 
@@ -95,7 +95,7 @@ def test_a_classifier_is_left_and_named(sparseflow: Sparseflow, with_head: Path)
     assert f"\n`prune` leaves 'lm_head' alone: {why}.\n" in sparseflow("inspect", with_head).out
     ended = sparseflow("prune", with_head)
     assert ended.code == 0
-    assert f"left alone 'lm_head': {why}\n1 weights pruned (2048 of 4096 elements" in ended.out
+    assert f"left alone 'lm_head': {why}\n1 weight pruned (2048 of 4096 elements" in ended.out
     named = sparseflow("prune", with_head, "--include", "*")
     assert "2 weights pruned (4096 of 8192 elements" in named.out
     assert sparseflow("inspect", with_head.with_name("model.2to4.onnx")).code == 0
@@ -122,7 +122,7 @@ def test_what_has_no_2to4_path_is_left_and_named(sparseflow: Sparseflow, models:
         "Fold the mask into the weight before the export: torch.nn.utils.prune.remove(module, 'weight')"
         in lines
     )
-    assert "1 weights pruned" in lines
+    assert "1 weight pruned" in lines
 
 
 def test_a_conflict_is_named_with_exit_code_3(sparseflow: Sparseflow, models: Models) -> None:

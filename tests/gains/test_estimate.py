@@ -214,8 +214,10 @@ def test_products_that_are_none_of_ours_are_left_out_or_said() -> None:
     split = _layer("d", weight="", computed=True, state=SparsityState.NOT_ELIGIBLE)
     found = _estimate(dynamic, stacked, lstm, split)
     assert [row.count for row in found.layers] == [4]
-    assert any("1 LSTM" in note for note in found.notes)
-    assert any("1 products with weights computed from constants" in note for note in found.notes)
+    assert any("1 LSTM, which multiplies by its weight in a way" in note for note in found.notes)
+    two = _estimate(stacked, lstm, replace(lstm, name="e"))
+    assert any("2 LSTM, which multiply by their weights in a way" in note for note in two.notes)
+    assert any("1 product with weights computed from constants" in note for note in found.notes)
 
 
 def test_torch_speaks_where_the_policy_has_no_tensorrt() -> None:
@@ -353,7 +355,7 @@ def test_traffic_speaks_of_the_layers_with_most_arithmetic() -> None:
     rows = {row.m: row for row in found.layers}
     assert (rows["batch"].sizes, rows["batch"].basis, rows["batch"].worth) == ((), ("unknown",), None)
     assert (rows["batch"].guessed_us, rows["batch"].share) == (None, None)
-    assert any("1 products whose M is not known" in note for note in found.notes)
+    assert any("1 product whose M is not known" in note for note in found.notes)
     assert any("M=batch*seq" in note for note in found.notes)
     assert (rows["batch*seq"].taken, rows["batch*seq"].worth) == (0.5, True)
     assert any("profiles split at those M" in note for note in found.notes)

@@ -39,18 +39,29 @@ SPARSE = LayerEvidence(name="up", pruned=True, planned=True, ran=(0, 1))
     ],
 )
 def test_a_layer_that_lost_something_is_named(now: LayerEvidence, lost: set[str]) -> None:
-    checks = check_layers(evidence(SPARSE), evidence(now), ["up"])
+    checks = check_layers(evidence(SPARSE), evidence(now), {"up": "up"})
     failed = [check for check in checks if not check.passed]
     assert {check.name for check in failed} == {f"{aspect}: up" for aspect in lost}
     assert all("layer 'up'" in check.reason for check in failed)
     assert len(checks) == 3, "each aspect is a check, passed or not"
 
 
+def test_a_layer_is_called_by_its_module_also_of_an_older_baseline() -> None:
+    node = SPARSE.model_copy(update={"name": "node_MatMul_1"})
+    now = {node.name: "h.0.up"}
+    named = node.model_copy(update={"module": "h.0.up"})
+    for was, known in ((node, now), (named, now), (named, {})):
+        first, *_ = check_layers(evidence(was), evidence(), known)
+        word = "not 2:4" if known else "not in the model"
+        assert (first.name, first.layer) == ("weights 2:4: h.0.up", "node_MatMul_1")
+        assert first.reason == f"layer 'h.0.up': weights 2:4 in the baseline, now {word}."
+
+
 def test_a_layer_that_is_gone_is_lost_and_a_new_one_is_no_matter() -> None:
-    checks = check_layers(evidence(SPARSE), evidence(), ["down"])
+    checks = check_layers(evidence(SPARSE), evidence(), {"down": "down"})
     assert {check.now for check in checks} == {"not in the model"}
-    assert check_layers(evidence(), evidence(SPARSE), ["up"]) == []
-    two = check_layers(evidence(SPARSE), evidence(SPARSE, SPARSE.model_copy(update={"name": "down"})), [])
+    assert check_layers(evidence(), evidence(SPARSE), {"up": "up"}) == []
+    two = check_layers(evidence(SPARSE), evidence(SPARSE, SPARSE.model_copy(update={"name": "down"})), {})
     assert {(check.was, check.now, check.passed) for check in two} == {("1 layer(s)", "2 layer(s)", True)}
 
 
@@ -66,8 +77,8 @@ LAYERS = st.lists(
 
 @given(LAYERS)
 def test_a_build_never_regresses_from_itself(layers: list[LayerEvidence]) -> None:
-    same = evidence(*layers)
-    assert all(check.passed for check in check_layers(same, same, [layer.name for layer in layers]))
+    same, known = evidence(*layers), {layer.name: layer.name for layer in layers}
+    assert all(check.passed for check in check_layers(same, same, known))
     assert all(check.passed for check in check_verdicts(same, same, {}))
 
 

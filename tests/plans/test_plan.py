@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, NotSparseError, PlanError
-from sparseflow_trt.model.graph import SparsityState
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer
 from sparseflow_trt.plans.plan import (
     Plan,
     PlannedLayer,
@@ -125,8 +126,13 @@ def _wrong(change: Any) -> str:
         (lambda d: d.update(precision="fp15"), "precision: Input should be 'fp32', 'fp16', 'bf16' or 'keep'"),
         (
             lambda d: d["layers"][0].update(sparsity="very"),
-            "layers.0.sparsity: Input should be 'dense', 'sparse' or 'plugin'",
+            "sparsity 'very' of layer 'a' is none that a plan may ask for (dense, sparse, plugin).",
         ),
+        (
+            lambda d: d.update(layers=[{**d["layers"][0], "precision": "fp61", "module": "m.0"}] * 2),
+            "precision 'fp61' of layer 'm.0' and 1 more is none that a plan may ask for (fp32, fp16, bf16).",
+        ),
+        (lambda d: d["layers"][0].update(precision=61), "layers.0.precision: "),
         (lambda d: d["layers"][0].update(colour="red"), "layers.0.colour: Extra inputs are not permitted"),
         (lambda d: d["layers"][0].pop("n"), "layers.0.n: Field required"),
         (lambda d: d["layers"][0].update(n="many"), "layers.0.n: "),
@@ -288,6 +294,21 @@ def test_every_layer_that_does_not_fit_is_named() -> None:
         "'typed' is planned fp16 but its weights are INT8; 'new' is not in the plan."
     )
     assert caught.value.hint
+
+
+def test_layers_that_do_not_fit_are_called_by_their_modules() -> None:
+    def made(*layers: WeightedLayer) -> tuple[WeightedLayer, ...]:
+        return tuple(dataclasses.replace(layer, module=f"m.{layer.name}") for layer in layers)
+
+    was = made(make_layer("gone"), make_layer("resized"), make_layer("fine"))
+    planned = make_plan(was, (profile_at("p", 100),), DIMS, POLICY, "fp16")
+    with pytest.raises(PlanError) as caught:
+        check_plan(planned, made(make_layer("resized", n=48), make_layer("fine"), make_layer("new")))
+    assert caught.value.message == (
+        "the plan does not fit the model in 3 layer(s): "
+        "'gone' (module 'm.gone') is not a layer of the model; "
+        "'m.resized' is planned with N=32, K=64 but has N=48, K=64; 'm.new' is not in the plan."
+    )
 
 
 def test_a_plan_of_another_model_says_whose_it_is() -> None:

@@ -87,6 +87,9 @@ def test_patterns_take_layers() -> None:
     assert sum(c.taken for c in choose_by_name(layers, exclude=("*.1.*",))) == 7
     with pytest.raises(InputError, match=r"'\*\.o_prj' matches no layer"):
         choose_by_name(layers, exclude=("*.o_prj",))
+    with pytest.raises(InputError) as caught:
+        choose_by_name(layers, exclude=("lm_haed",))
+    assert caught.value.hint.startswith("Did you mean lm_head? Its layers: model.layers.0")
 
 
 def test_a_policy_takes_what_it_runs_sparse() -> None:

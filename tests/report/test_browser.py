@@ -182,7 +182,7 @@ def test_drawings_and_tables_have_words(opened: Open, manifests: MakeManifest) -
     blamed = page.locator("#errors .gauge").filter(has_text="most").all_inner_texts()
     assert [text.split()[0] for text in blamed] == ["pruning"]
     assert "3 layers planned sparse are still 2:4" in page.locator("#graph").inner_text()
-    assert "1 layers that run dense" in page.locator("#graph").inner_text()
+    assert "1 layer that runs dense has its weight from" in page.locator("#graph").inner_text()
     assert "Layer tied keeps its pruned weight: it is tied." in page.locator("#graph").inner_text()
     assert page.get_by_text("No GPU.").count() >= 1
 

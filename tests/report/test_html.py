@@ -297,6 +297,20 @@ def test_errors_by_layer_are_of_modules_as_in_the_sentence(
     assert "layers.0.upnode_MatMul_7" in text, "the node stands below its module, as in the table of layers"
 
 
+def test_what_became_of_a_layer_is_told_of_its_module(
+    manifests: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    manifest = manifests()
+    first, *others = manifest.layers
+    named = first.model_copy(update={"module": "h.0.first"})
+    merged = [o.model_copy(update={"merged_with": (first.name,)}) for o in manifest.engine.outcomes]
+    engine = manifest.engine.model_copy(update={"outcomes": tuple(merged)})
+    changed = manifest.model_copy(update={"layers": (named, *others), "engine": engine})
+    write_report(changed, tmp_path / "report.html")
+    text = "".join(_Page((tmp_path / "report.html").read_text(encoding="utf-8")).text)
+    assert f"h.0.first{first.name}merged with h.0.first" in text
+
+
 def test_the_plugins_curve_is_drawn_and_named(manifests: Callable[..., Manifest], tmp_path: Path) -> None:
     pages = {}
     for name in ("h200", "a100-80gb"):
