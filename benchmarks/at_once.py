@@ -16,10 +16,14 @@ def at_once(count: int, build: Callable[..., Result], arguments: Sequence[tuple[
     Each process is a new one, since one that was forked cannot use CUDA. One build alone has none of its own.
 
     Raises:
-        Exception: As the first that fails; those under way are waited for.
+        Exception: As the first that fails; those under way are waited for, and no other is begun.
     """
     if count == 1 or len(arguments) < 2:
         return [build(*given) for given in arguments]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(count, len(arguments)), mp_context=context) as pool:
-        return [future.result() for future in [pool.submit(build, *given) for given in arguments]]
+        try:
+            return [future.result() for future in [pool.submit(build, *given) for given in arguments]]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

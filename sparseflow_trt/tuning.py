@@ -30,6 +30,7 @@ from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.packing import why_not_in_plugin
 from sparseflow_trt.model.sites import LayerSite, find_sites, type_name, why_not_eligible
 from sparseflow_trt.model.weights import TracedWeight
+from sparseflow_trt.plans.merges import MOST_MERGED
 from sparseflow_trt.policies.policy import MARGIN, Dtype, Policy, json_from_policy, read_policy
 from sparseflow_trt.policies.presets import Product, products_of_preset
 
@@ -244,8 +245,9 @@ def _products_of_model(model: OnnxModel) -> list[Product]:
     together: dict[tuple[object, ...], list[Product]] = {}
     for site, product in zip(sites, found, strict=True):
         if site.side == "right":
-            together.setdefault((site.node.inputs[0], product.kind, product.k), []).append(product)
-    several = [members for members in together.values() if len(members) > 1]
+            key = (site.node.inputs[0], site.node.graph, product.kind, product.k)
+            together.setdefault(key, []).append(product)
+    several = [members for members in together.values() if 1 < len(members) <= MOST_MERGED]
     return found + [Product(m[0].kind, sum(p.n for p in m), m[0].k) for m in several]
 
 

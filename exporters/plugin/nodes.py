@@ -83,7 +83,7 @@ def plugin_layers(model: OnnxModel) -> dict[str, PluginLayer]:
 def _reads(site: LayerSite) -> str:
     """The value that a layer multiplies and the graph that it does so in: a node cannot serve two graphs."""
     value, graph = site.node.inputs[0], site.node.graph
-    return f"{value.name if value is not None else ''} in {graph.name if graph is not None else ''}"
+    return f"{value.name if value is not None else ''} in {id(graph)}"  # If's branches may have one name
 
 
 def put_into_plugin(

@@ -59,7 +59,7 @@ def _in_profile(layers: Sequence[LayerRecord], profile: Profile, ranges: Mapping
         m = layer.m.get(profile.name, (None, None, None))[1]
         if not m:
             continue
-        # M grows with the batch: M / batch rows an item. A range may end before the first batch that is in it.
+        # M grows with the batch: M / batch rows an item. A range may end before the first batch in it.
         begins = [(math.ceil(low * batch / m), low, high) for low, high in ranges[layer.name]]
         reached = [(own, low) for own, low, high in begins if own * m <= high * batch]
         if not reached:

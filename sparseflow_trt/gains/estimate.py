@@ -40,6 +40,10 @@ from sparseflow_trt.policies.lookup import known_of, library_of
 from sparseflow_trt.policies.plugin_lookup import plugin_known
 from sparseflow_trt.policies.policy import Library, Policy, SparseKernel
 
+_RUNS_AS_ONE = (
+    "Dense, TensorRT makes one product of layers that read one input, such as gate and up: what that takes "
+    "--library tensorrt shows. `plan --plugin LIB` compares with it, and joins layers in the plugin, too."
+)
 # Of a GPU's time; 87 % is what the products of one TinyLlama prefill had on an A100.
 USUAL_SHARES = (0.5, 0.7, 0.87, 1.0)
 
@@ -95,8 +99,8 @@ def estimate_model(
     def graph() -> PluginUse:
         return PluginUse(layers=plugin_layers(model))
 
-    def by(kernel: SparseKernel, whose: Library) -> Estimate:
-        own = kernel == "sparse" and whose == "tensorrt"
+    def by(kernel: SparseKernel, whose: Library, as_one: bool = True) -> Estimate:
+        own = as_one and kernel == "sparse" and whose == "tensorrt"
         return estimate(
             model.path.name,
             layers,
@@ -108,14 +112,16 @@ def estimate_model(
             gemm_share,
             {name: x.why_not for name, x in graph().layers.items()} if kernel == "plugin" else None,
             unprunable,
-            find_merges((x for x in layers if x.weight), able, precisions, policy, graph()) if own else (),
+            find_merges([x for x in layers if x.weight], able, precisions, policy, graph()) if own else (),
         )
 
     found = by("plugin" if plugin else "sparse", library or "tensorrt")
     if not plugin and library is None and found.library == "tensorrt":
         other = by("plugin", "tensorrt")
-        if other.gemm_speedup and other.gemm_speedup >= (found.gemm_speedup or 0.0):
-            return other.model_copy(update={"stands_in": True})
+        apart = by("sparse", "tensorrt", False)  # as the plugin's rows are, so that dense is the same
+        if other.gemm_speedup and other.gemm_speedup >= (apart.gemm_speedup or 0.0):
+            merged = () if found.dense_us == apart.dense_us else (_RUNS_AS_ONE,)
+            return other.model_copy(update={"stands_in": True, "notes": (*other.notes, *merged)})
     if found.gemm_speedup is not None:
         return found
     sites = (site for site in find_sites(model) if site.batch != 1 or site.pattern_k != site.k)

@@ -14,7 +14,7 @@ from sparseflow_trt.plans.shapes import Dims, Profile, dims_at
 from sparseflow_trt.policies.expected import Verdict
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.known import Known
-from sparseflow_trt.policies.lookup import judge
+from sparseflow_trt.policies.lookup import is_timed, judge
 from sparseflow_trt.policies.plugin_lookup import PLUGIN_DTYPES, is_beaten, plugin_known
 from sparseflow_trt.policies.policy import Kernel, Policy
 
@@ -89,6 +89,7 @@ def decide(
     mode: SparsityMode,
     plugin: PluginUse,
     whole: Gemm | None = None,
+    slower_apart: str = "",
 ) -> Decision:
     """Decides the kernel of one layer.
 
@@ -106,6 +107,7 @@ def decide(
             both, see `planning.check_forced`.) What is planned in FP32 is dense whatever is asked.
         plugin: Whether the plugin may be used.
         whole: The product that TensorRT makes of it and others (`merges`), for its own kernels.
+        slower_apart: Why none of these is to be in the plugin (`apart`), "" where they may.
     """
     if layer.state is SparsityState.NOT_ELIGIBLE:
         return Decision("dense", f"cannot be 2:4: {layer.reason}")
@@ -129,6 +131,10 @@ def decide(
     sizes = _sizes(layer, profiles, input_dims)
     gemm = Gemm(layer.kind, layer.n, layer.k, precision.upper())
     own, known = _own_kernels(layer, gemm, policy, sizes, whole), plugin_known(policy, gemm)
+    if slower_apart:
+        wins = any(known.judge(m).sparse for m in sizes.at.values() if m is not None)
+        note = f"; not in the plugin: {slower_apart}" if wins else ""
+        return Decision(own.decision.kernel, own.decision.reason + note)
     return _with_plugin(layer, own, known, sizes, plugin.given, why_not)
 
 
@@ -157,13 +163,16 @@ def _sizes(layer: WeightedLayer, profiles: tuple[Profile, ...], dims: dict[str, 
 
 @dataclass(frozen=True)
 class _Own:
-    """What is decided between TensorRT's own kernels, and the verdict at each M on the layer by itself.
+    """What is decided between TensorRT's own kernels, and the verdict at each M.
 
-    The plugin's times are of a layer by itself, too, and are held against these.
+    Attributes:
+        as_one: Whether that is of one product with others. It is held against the plugin with these
+            together (`apart`), and not by what each gains.
     """
 
     decision: Decision
     verdicts: Mapping[str, Verdict]
+    as_one: bool
 
 
 def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes, whole: Gemm | None) -> _Own:
@@ -174,26 +183,28 @@ def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes
         if m is None:
             dense_in[where] = layer.m.not_known
             continue
-        verdict = verdicts[where] = judge(policy, gemm, m)
-        reason = verdict.reason
-        if whole:
-            verdict = judge(policy, whole, m)
-            reason = f"{_AS_ONE}: {verdict.reason}"
+        as_one = whole if whole and is_timed(policy, whole, m) else None
+        verdict = verdicts[where] = judge(policy, as_one or gemm, m)
+        reason = f"{_AS_ONE}: {verdict.reason}" if as_one else verdict.reason
         (sparse_in if verdict.sparse else dense_in)[where] = reason
     if not sparse_in:
         said = "; ".join(f"{where}: {reason}" for where, reason in dense_in.items())
-        return _Own(Decision("dense", said), verdicts)
+        return _Own(Decision("dense", said), verdicts, whole is not None)
     (first, reason), *others = sparse_in.items()
     also = f"; sparse also in {', '.join(where for where, _ in others)}" if others else ""
     said = f"{first}: {reason}{also}" + (f"; dense in {', '.join(dense_in)}" if dense_in else "")
-    return _Own(Decision("sparse", said), verdicts)
+    return _Own(Decision("sparse", said), verdicts, whole is not None)
 
 
 def _with_plugin(
     layer: WeightedLayer, own: _Own, known: Known, sizes: _Sizes, given: bool, why_not: str
 ) -> Decision:
     judged = {where: known.judge(m) for where, m in sizes.at.items() if m is not None}
-    wins = {where: v for where, v in judged.items() if v.sparse and not is_beaten(v, own.verdicts[where])}
+    wins = {
+        where: v
+        for where, v in judged.items()
+        if v.sparse and (own.as_one or not is_beaten(v, own.verdicts[where]))
+    }
     if None in sizes.at.values():
         return own.decision
     top = max(judged, key=lambda where: sizes.at[where] or 0)

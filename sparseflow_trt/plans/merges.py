@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sparseflow_trt.model.graph import WeightedLayer
@@ -10,6 +11,8 @@ from sparseflow_trt.plans.decide import PluginUse
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import is_timed
 from sparseflow_trt.policies.policy import Policy
+
+MOST_MERGED = 3  # layers of one product: q, k and v
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def siblings(
 
 
 def find_merges(
-    layers: Iterable[WeightedLayer],
+    layers: Collection[WeightedLayer],
     able: Container[str],
     precisions: Mapping[str, str],
     policy: Policy,
@@ -56,21 +59,26 @@ def find_merges(
 
     TensorRT 8.6 ran them as one in every engine that was measured: MLP blocks' gate and up, and a decoder's
     q, k and v (results/tensorrt_mlp_*.json, results/plugin_decoder_*.json). It then runs sparse or dense as
-    a whole, so what it would do with each by itself says nothing.
+    a whole, so what it would do with each by itself says nothing. Of more layers, or of several kinds or
+    types, none was measured: they are judged each by itself.
 
     Args:
         layers: In the order of the graph.
-        able: Names of those that are 2:4, or are taken for it: one of dense weights makes the product dense.
+        able: Names of those that are 2:4, or are taken for it.
         precisions: What each is planned in, by name.
         policy: The times.
         plugin: What the graph says of the layers.
     """
     found = []
+    readers = Counter(plugin.layers[x.name].reads for x in layers if x.name in plugin.layers)
     for members in siblings(((layer, precisions[layer.name]) for layer in layers), plugin):
-        # the products that were timed multiply by a weight of two dimensions on their right
-        if any(x.name not in able or plugin.layers[x.name].why_not for x in members):
-            continue
         first = members[0]
+        alike = len(members) == readers[plugin.layers[first.name].reads] <= MOST_MERGED
+        # what was measured multiplies by weights that the plugin takes, too
+        if not alike or any(x.name not in able or plugin.layers[x.name].why_not for x in members):
+            continue
+        if len({layer.state for layer in members}) > 1:
+            continue
         n = sum(layer.n for layer in members)
         whole = Gemm(first.kind, n, first.k, precisions[first.name].upper())
         if is_timed(policy, whole):

@@ -244,7 +244,8 @@ def check_plan(plan: Plan, layers: tuple[WeightedLayer, ...], source: str = "the
         other = plan.model or "another model"
         raise PlanError(
             f"{source} was made for {other}: this model has none of the layers that it plans.",
-            f"Build {other} with it, or write one for this model with `sparseflow-trt plan MODEL`.",
+            f"Build the {other} that it was made for, or write a plan for this model with "
+            "`sparseflow-trt plan MODEL`.",
         )
     problems = []
     not_sparse: list[WeightedLayer] = []

@@ -5,19 +5,21 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
+from dataclasses import replace
 
 from sparseflow_trt.errors import NotSparseError, ShapeError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are, masks_apart
 from sparseflow_trt.model.layer_names import NOT_NAMED, takes_if_named
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.prunable import choose_weights, prunable, pruned_before
+from sparseflow_trt.plans.apart import slower_apart
 from sparseflow_trt.plans.crossovers import LayerShape
 from sparseflow_trt.plans.decide import Decision, PluginUse, SparsityMode, decide
 from sparseflow_trt.plans.joins import find_joins
 from sparseflow_trt.plans.merges import Merge, as_run, find_merges
 from sparseflow_trt.plans.plan import DEFAULT_ISLANDS, Plan, PlannedLayer, mark_decided
 from sparseflow_trt.plans.precision_record import ModelPrecision, Precision, Precisions, unchanged_precision
-from sparseflow_trt.plans.shapes import Dims, Profile
+from sparseflow_trt.plans.shapes import Dims, Profile, dims_at
 from sparseflow_trt.plans.split import Split, split_profile
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.policy import Policy
@@ -62,18 +64,33 @@ def make_plan(
     weighted = {layer.name: layer for layer in layers if layer.weight}
     own = {name: _layer_precision(layer, precisions) for name, layer in weighted.items()}
     sparse = {name for name, layer in weighted.items() if layer.state is SparsityState.SPARSE}
-    merges = find_merges(weighted.values(), sparse, own, policy, plugin) if policy else ()
+    merges = (
+        find_merges(list(weighted.values()), sparse, own, policy, plugin)
+        if policy and sparsity == "policy"
+        else ()
+    )
 
     def decide_all(profiles: tuple[Profile, ...]) -> Decided:
-        def decide_one(name: str, whole: Gemm | None = None) -> tuple[WeightedLayer, Precision, Decision]:
-            asked = weighted[name], own[name], profiles, input_dims, policy, sparsity, plugin
-            return weighted[name], own[name], decide(*asked, whole)
+        def decide_one(
+            name: str, use: PluginUse = plugin, whole: Gemm | None = None, slower_apart: str = ""
+        ) -> tuple[WeightedLayer, Precision, Decision]:
+            asked = weighted[name], own[name], profiles, input_dims, policy, sparsity, use
+            return weighted[name], own[name], decide(*asked, whole, slower_apart)
 
-        wholes = {name: merge.gemm for merge in merges for name in merge.layers}
-        decided = {name: decide_one(name, wholes.get(name)) for name in weighted}
+        decided = {name: decide_one(name) for name in weighted}
         for merge in merges:
-            if any(decided[name][2].kernel == "plugin" for name in merge.layers):  # TensorRT cannot merge it
-                decided |= {name: decide_one(name) for name in merge.layers}
+            of_plugin = replace(plugin, given=True)
+            able = {name: decide_one(name, of_plugin, merge.gemm) for name in merge.layers}
+            inside = [name for name, (_, _, decision) in able.items() if decision.kernel == "plugin"]
+            slower = ""
+            if inside and policy:
+                members = [weighted[name] for name in merge.layers]
+                sizes = _sizes(members[0], profiles, input_dims)
+                slower = slower_apart(policy, merge.gemm, members, inside, sizes)
+            if plugin.given and inside and not slower:  # the others run by themselves
+                decided |= {name: able[name] for name in inside}
+            else:
+                decided |= {name: decide_one(name, plugin, merge.gemm, slower) for name in merge.layers}
         return decided
 
     told = ""
@@ -105,6 +122,12 @@ def make_plan(
         ),
         search=precisions.search,
     )
+
+
+def _sizes(layer: WeightedLayer, profiles: tuple[Profile, ...], dims: dict[str, Dims]) -> list[int]:
+    """A layer's M at each profile's opt, as far as it is known."""
+    found = (layer.m.evaluate(dims_at(dims, p, "opt") if p else {}) for p in profiles or (None,))
+    return [m for m in found if m]
 
 
 def _planned(

@@ -38,10 +38,10 @@ def library_of(policy: Policy, asked: Library) -> Library:
     return "torch" if asked not in held and "torch" in held else asked
 
 
-def is_timed(policy: Policy, gemm: Gemm) -> bool:
-    """Whether TensorRT's own sparse kernels were timed for this very product."""
+def is_timed(policy: Policy, gemm: Gemm, m: int | None = None) -> bool:
+    """Whether TensorRT's own sparse kernels were timed for this very product, at M or below it."""
     known = known_of(policy, gemm).own
-    return known.exact and known.library == "tensorrt"
+    return known.exact and known.library == "tensorrt" and (m is None or m >= min(known.pairs))
 
 
 def judge(policy: Policy, gemm: Gemm, m: int, library: Library = "tensorrt") -> Verdict:

@@ -71,7 +71,10 @@ def test_what_tensorrt_cannot_merge_is_judged_by_itself() -> None:
 
 def test_beside_the_plugin_the_others_run_by_themselves() -> None:
     own, narrow = make_points("gate_up", N, K, {64: 1.2}), make_points("gate_up", N // 2, K, {64: 1.01})
-    whole = make_points("gate_up", N + N // 2, K, {64: 0.6})
+    whole = [
+        point.model_copy(update={"us": 4 * point.us})
+        for point in make_points("gate_up", N + N // 2, K, {64: 0.6})
+    ]
     in_plugin = [
         sparse.model_copy(update={"kernel": "plugin", "us": us})
         for (_, sparse), us in ((own, 20.0), (narrow, 5.0))
@@ -105,3 +108,55 @@ def test_llamas_gate_and_up_on_an_h200_run_sparse_at_decode() -> None:
         plan = make_plan(layers, (profile("p", m, m, m),), DIMS, h200, "fp16", plugin=use)
         assert kernels(plan) == [kernel, kernel]
         assert all(AS_ONE in each.reason for each in plan.layers)
+
+
+def with_plugin(alone: float, whole: float, plugin: float, whole_us: float, given: bool = True) -> Plan:
+    """gate and up at M=64: their gains by TensorRT's sparse kernels and in the plugin, and as one product."""
+    one = make_points("gate_up", N, K, {64: alone})
+    in_plugin = one[1].model_copy(update={"kernel": "plugin", "us": one[0].us / plugin})
+    merged = [
+        point.model_copy(update={"us": point.us / 10 * whole_us})
+        for point in make_points("gate_up", 2 * N, K, {64: whole})
+    ]
+    layers = (LAYER, replace(LAYER, name="up"))
+    use = PluginUse(given, {"gate": PluginLayer("x"), "up": PluginLayer("x")})
+    policy = make_policy([*one, in_plugin, *merged])
+    return make_plan(layers, (profile("p", 64, 64, 64),), DIMS, policy, "fp16", plugin=use)
+
+
+def test_the_plugin_gets_layers_only_where_they_are_faster_so_than_as_one_product() -> None:
+    faster = with_plugin(alone=1.0, whole=1.0, plugin=1.5, whole_us=14)
+    assert kernels(faster) == ["plugin", "plugin"]
+    slower = with_plugin(alone=1.0, whole=1.0, plugin=1.5, whole_us=13)
+    assert kernels(slower) == ["dense", "dense"]
+    note = "; not in the plugin: with it these layers take 13.33 µs at M=64, and 13.00 µs as one product"
+    assert all(layer.reason.endswith(note) for layer in slower.layers)
+    hint = with_plugin(alone=1.0, whole=1.0, plugin=1.5, whole_us=13, given=False)
+    assert all(layer.reason.endswith(note) for layer in hint.layers), "no library is recommended"
+    gains = with_plugin(alone=1.0, whole=1.0, plugin=1.5, whole_us=14, given=False)
+    assert all("with --plugin LIB" in layer.reason for layer in gains.layers)
+
+
+def test_a_win_of_a_product_that_does_not_run_keeps_no_layer_from_the_plugin() -> None:
+    plan = with_plugin(alone=1.4, whole=0.6, plugin=1.2, whole_us=40)  # dense 24 µs, in the plugin 23.3
+    assert kernels(plan) == ["plugin", "plugin"]
+
+
+def test_each_is_judged_by_itself_below_the_m_that_the_one_product_was_timed_at() -> None:
+    policy = policy_of({16: 1.5, 64: 1.5}, {64: 0.6})
+    assert kernels(planned(policy, 16)) == ["sparse", "sparse"]
+    assert kernels(planned(policy, 64)) == ["dense", "dense"]
+
+
+def test_more_layers_or_kinds_than_were_measured_stay_apart() -> None:
+    policy = make_policy(
+        [*policy_of({64: 1.5}, {64: 0.6}).points, *make_points("gate_up", 4 * N, K, {64: 0.6})]
+    )
+    cases: list[list[dict[str, Any]]] = [[{}, {}, {}], [{}, {"kind": "qkv"}]]
+    for others in cases:
+        changed = (replace(LAYER, name=f"l{i}", **other) for i, other in enumerate(others))
+        layers = (LAYER, *changed)
+        use = PluginUse(False, {layer.name: PluginLayer("x") for layer in layers})
+        plan = make_plan(layers, (profile("p", 64, 64, 64),), DIMS, policy, "fp16", plugin=use)
+        assert plan.layers[0].sparsity == "sparse"
+        assert not any(AS_ONE in layer.reason for layer in plan.layers)

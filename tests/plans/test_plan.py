@@ -319,7 +319,7 @@ def test_a_plan_of_another_model_says_whose_it_is() -> None:
     assert caught.value.message == (
         "plan.yaml was made for other.onnx: this model has none of the layers that it plans."
     )
-    assert "Build other.onnx with it" in caught.value.hint
+    assert "Build the other.onnx that it was made for" in caught.value.hint
 
 
 def test_a_plan_that_is_wrong_of_2to4_alone_has_an_error_of_its_own() -> None:
