@@ -73,6 +73,10 @@ def read_plan_options(
         raise click.UsageError(
             "--policy says where sparse wins, and --sparsity off plans every layer dense: leave out one."
         )
+    if sparsity in ("off", "force") and plugin:
+        raise click.UsageError(
+            f"--plugin lets layers run in it, and --sparsity {sparsity} puts none there: leave out one."
+        )
     axes, inputs = read_ranges(dims, shapes)
     specs = tuple(map(parse_profile, profiles))
     check_specs(specs, usage=True)

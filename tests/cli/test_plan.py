@@ -284,3 +284,15 @@ def test_layers_are_given_to_the_plugin(sparseflow: Sparseflow, mlp: MakeModel, 
     assert "1 layer(s) are planned for the plugin, which ONNX Runtime does not support" in " ".join(
         built.out.split()
     )
+
+
+@pytest.mark.parametrize("mode", ["off", "force"])
+@pytest.mark.parametrize("command", ["plan", "build"])
+def test_a_library_that_no_layer_may_use_is_not_taken_in_silence(
+    sparseflow: Sparseflow, own_folder: Path, command: str, mode: str
+) -> None:
+    write_library(own_folder / "lib.so")
+    (own_folder / "empty.onnx").touch()
+    ended = sparseflow(command, "empty.onnx", "--sparsity", mode, "--plugin", "lib.so")
+    assert ended.code == 2
+    assert f"and --sparsity {mode} puts none there: leave out one." in ended.error
