@@ -36,14 +36,10 @@ from sparseflow_trt.plans.planning import make_plan
 from sparseflow_trt.plans.shapes import DEFAULT_PROFILE, ShapeRange, dims_at, make_profile
 from sparseflow_trt.plans.traffic import Traffic
 from sparseflow_trt.policies.known import Known
-from sparseflow_trt.policies.lookup import known_of, library_of
+from sparseflow_trt.policies.lookup import is_timed, known_of, library_of
 from sparseflow_trt.policies.plugin_lookup import plugin_known
 from sparseflow_trt.policies.policy import Library, Policy, SparseKernel
 
-_RUNS_AS_ONE = (
-    "Dense, TensorRT makes one product of layers that read one input, such as gate and up: what that takes "
-    "--library tensorrt shows. `plan --plugin LIB` compares with it, and joins layers in the plugin, too."
-)
 # Of a GPU's time; 87 % is what the products of one TinyLlama prefill had on an A100.
 USUAL_SHARES = (0.5, 0.7, 0.87, 1.0)
 
@@ -99,8 +95,11 @@ def estimate_model(
     def graph() -> PluginUse:
         return PluginUse(layers=plugin_layers(model))
 
-    def by(kernel: SparseKernel, whose: Library, as_one: bool = True) -> Estimate:
-        own = as_one and kernel == "sparse" and whose == "tensorrt"
+    @functools.cache
+    def merges() -> tuple[Merge, ...]:
+        return find_merges([x for x in layers if x.weight], able, precisions, policy, graph())
+
+    def by(kernel: SparseKernel, whose: Library) -> Estimate:
         return estimate(
             model.path.name,
             layers,
@@ -112,16 +111,14 @@ def estimate_model(
             gemm_share,
             {name: x.why_not for name, x in graph().layers.items()} if kernel == "plugin" else None,
             unprunable,
-            find_merges([x for x in layers if x.weight], able, precisions, policy, graph()) if own else (),
+            merges() if whose == "tensorrt" else (),
         )
 
     found = by("plugin" if plugin else "sparse", library or "tensorrt")
     if not plugin and library is None and found.library == "tensorrt":
         other = by("plugin", "tensorrt")
-        apart = by("sparse", "tensorrt", False)  # as the plugin's rows are, so that dense is the same
-        if other.gemm_speedup and other.gemm_speedup >= (apart.gemm_speedup or 0.0):
-            merged = () if found.dense_us == apart.dense_us else (_RUNS_AS_ONE,)
-            return other.model_copy(update={"stands_in": True, "notes": (*other.notes, *merged)})
+        if other.gemm_speedup and other.gemm_speedup >= (found.gemm_speedup or 0.0):
+            return other.model_copy(update={"stands_in": True})
     if found.gemm_speedup is not None:
         return found
     sites = (site for site in find_sites(model) if site.batch != 1 or site.pattern_k != site.k)
@@ -157,13 +154,20 @@ def estimate(
         plugin: By each layer's name why it cannot run in the plugin, "" where it can; sparse is the plugin
             then (`plugin_lookup.plugin_known`). None for the library's own sparse kernels.
         unprunable: Why layers cannot be pruned, by their names; those that are not 2:4 yet count as dense.
-        merges: Layers that run as one product, which is then a row of its own.
+        merges: Layers that run as one product, which is then a row of its own where its times are known.
 
     Raises:
         ShapeError: There is no layer, none's M is known, or the traffic is of none.
     """
-    groups = count_groups(layers, precisions, plugin, unprunable, merges)
+    groups = count_groups(layers, precisions, plugin, unprunable)
     main = _main_m(groups, model) if traffic else None
+    rows_of = {layer.name: layer.m for layer in layers}
+    timed = []
+    for merge in merges:
+        m = rows_of[merge.layers[0]]
+        if all(is_timed(policy, merge.gemm, s) for s, _ in _sizes(m, dims, traffic if m == main else None)):
+            timed.append(merge)
+    groups = count_groups(layers, precisions, plugin, unprunable, timed)
     used = library_of(policy, library) if plugin is None else "tensorrt"
     sizes = {group: _sizes(group.m, dims, traffic if group.m == main else None) for group in groups}
     if not groups:
@@ -189,7 +193,7 @@ def estimate(
         "Times are of the kernels alone, one product after the other.",
         *(whose_plugin_times(known, answers) if plugin is not None else ()),
         *notes_on(layers, rows, library, used, main, plugin is not None),
-        *notes_on_merges(merges),
+        *notes_on_merges(timed),
         *advise_padding(zip(rows, known.values(), strict=True)),
     )
     whole = _add_up(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sparseflow_trt.gains.estimate_record import Basis, EstimatedLayers
@@ -47,7 +47,7 @@ def count_groups(
     precisions: Mapping[str, str],
     plugin: Mapping[str, str] | None,
     unprunable: Mapping[str, str],
-    merges: tuple[Merge, ...] = (),
+    merges: Sequence[Merge] = (),
 ) -> Counter[Group]:
     """The layers that are alike for an estimate, each as often as its product is computed."""
     groups: Counter[Group] = Counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sparseflow_trt.model.graph import WeightedLayer
 from sparseflow_trt.policies.gemm import Gemm
@@ -16,35 +16,44 @@ def slower_apart(
     policy: Policy,
     whole: Gemm,
     layers: Iterable[WeightedLayer],
-    inside: Container[str],
+    inside: Mapping[str, int],
     sizes: Sequence[int],
 ) -> str:
     """Where layers would take longer apart, some in the plugin, than as the one product; "" where nowhere.
 
-    An M at which a time is not known says nothing. Where all would be one product of the plugin the two
-    products are compared: what splits the output costs both.
+    At the largest M they have to be faster, at others not slower by more than the policy's margin; an M at
+    which a time is not known says nothing. Where all would be one product of the plugin (`joins`) the two
+    products are compared: what splits the output costs both. Others are counted each by itself.
 
     Args:
         policy: The times.
         whole: The one product, by TensorRT's own kernels.
         layers: The layers.
-        inside: Names of those that would be in the plugin; if all are, as one product where that is faster.
+        inside: Names of those that would be in the plugin, with the M below which they run dense copies.
         sizes: M at each profile's opt.
     """
-    parts: dict[bool, list[Gemm]] = {True: [], False: []}  # by whether the plugin would run them
+    in_plugin: list[tuple[Gemm, int]] = []
+    outside: list[Gemm] = []
     for x in layers:
-        parts[x.name in inside].append(Gemm(x.kind, x.n, x.k, whole.dtype))
-    in_plugin, outside = parts[True], parts[False]
-    gains = [joined_speedup(policy, in_plugin, m) for m in sizes]
-    if not outside and all(gain and gain >= 1 + policy.margin for gain in gains):
-        in_plugin = [whole]
+        gemm = Gemm(x.kind, x.n, x.k, whole.dtype)
+        if x.name in inside:
+            in_plugin.append((gemm, inside[x.name]))
+        else:
+            outside.append(gemm)
+    below = {copies for _, copies in in_plugin}
+    if not outside and len(below) == 1:
+        gains = [joined_speedup(policy, [gemm for gemm, _ in in_plugin], m) for m in sizes]
+        if all(gain and gain >= 1 + policy.margin for gain in gains):
+            in_plugin = [(whole, below.pop())]
     for m in sizes:
         one = _us_of_own(policy, whole, m)
-        times = [_us_of_plugin(policy, gemm, m) for gemm in in_plugin]
+        times = [_us_of_plugin(policy, gemm, copies, m) for gemm, copies in in_plugin]
         times += [_us_of_own(policy, gemm, m) for gemm in outside]
         known = [us for us in times if us is not None]
+        if one is None or len(known) < len(times):
+            continue
         apart = math.fsum(known)
-        if one is not None and len(known) == len(times) and apart >= one:
+        if apart >= one * (1 if m == max(sizes) else 1 + policy.margin):
             return f"with it these layers take {apart:.2f} µs at M={m}, and {one:.2f} µs as one product"
     return ""
 
@@ -58,6 +67,9 @@ def _us_of_own(policy: Policy, gemm: Gemm, m: int) -> float | None:
     return times.sparse_us if known.judge(m).sparse else times.dense_us
 
 
-def _us_of_plugin(policy: Policy, gemm: Gemm, m: int) -> float | None:
+def _us_of_plugin(policy: Policy, gemm: Gemm, dense_below_m: int, m: int) -> float | None:
+    """What the plugin takes, or its dense copy below some M."""
     times = plugin_known(policy, gemm).expect(m)
-    return times.sparse_us if times else None
+    if times is None or times.at == "below":
+        return None
+    return times.dense_us if m < dense_below_m else times.sparse_us

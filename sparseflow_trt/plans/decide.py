@@ -166,34 +166,36 @@ class _Own:
     """What is decided between TensorRT's own kernels, and the verdict at each M.
 
     Attributes:
-        as_one: Whether that is of one product with others. It is held against the plugin with these
+        as_one: Where that is of one product with others. It is held against the plugin with these
             together (`apart`), and not by what each gains.
     """
 
     decision: Decision
     verdicts: Mapping[str, Verdict]
-    as_one: bool
+    as_one: frozenset[str]
 
 
 def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes, whole: Gemm | None) -> _Own:
     sparse_in: dict[str, str] = {}
     dense_in: dict[str, str] = {}
     verdicts = {}
+    as_one: set[str] = set()
     for where, m in sizes.at.items():
         if m is None:
             dense_in[where] = layer.m.not_known
             continue
-        as_one = whole if whole and is_timed(policy, whole, m) else None
-        verdict = verdicts[where] = judge(policy, as_one or gemm, m)
-        reason = f"{_AS_ONE}: {verdict.reason}" if as_one else verdict.reason
+        together = whole if whole and is_timed(policy, whole, m) else None
+        as_one |= {where} if together else set()
+        verdict = verdicts[where] = judge(policy, together or gemm, m)
+        reason = f"{_AS_ONE}: {verdict.reason}" if together else verdict.reason
         (sparse_in if verdict.sparse else dense_in)[where] = reason
     if not sparse_in:
         said = "; ".join(f"{where}: {reason}" for where, reason in dense_in.items())
-        return _Own(Decision("dense", said), verdicts, whole is not None)
+        return _Own(Decision("dense", said), verdicts, frozenset(as_one))
     (first, reason), *others = sparse_in.items()
     also = f"; sparse also in {', '.join(where for where, _ in others)}" if others else ""
     said = f"{first}: {reason}{also}" + (f"; dense in {', '.join(dense_in)}" if dense_in else "")
-    return _Own(Decision("sparse", said), verdicts, whole is not None)
+    return _Own(Decision("sparse", said), verdicts, frozenset(as_one))
 
 
 def _with_plugin(
@@ -203,7 +205,7 @@ def _with_plugin(
     wins = {
         where: v
         for where, v in judged.items()
-        if v.sparse and (own.as_one or not is_beaten(v, own.verdicts[where]))
+        if v.sparse and (where in own.as_one or not is_beaten(v, own.verdicts[where]))
     }
     if None in sizes.at.values():
         return own.decision
@@ -232,7 +234,7 @@ def _with_plugin(
         gain = told if len(sizes.at) > 1 else wins[best].reason
         return Decision(kept.kernel, f"{kept.reason}; {_LACKS}, {gain}")
     below = _dense_below(known, sizes.low, sizes.at[top] or 0)
-    said = told + _beside(own.verdicts[best], wins[best])
+    said = told + ("" if best in own.as_one else _beside(own.verdicts[best], wins[best]))
     if others := [where for where in wins if where != best]:
         said += f"; also in {', '.join(others)}"
     if below:

@@ -72,16 +72,16 @@ def make_plan(
 
     def decide_all(profiles: tuple[Profile, ...]) -> Decided:
         def decide_one(
-            name: str, use: PluginUse = plugin, whole: Gemm | None = None, slower_apart: str = ""
+            name: str, use: PluginUse = plugin, whole: Gemm | None = None, why_one: str = ""
         ) -> tuple[WeightedLayer, Precision, Decision]:
             asked = weighted[name], own[name], profiles, input_dims, policy, sparsity, use
-            return weighted[name], own[name], decide(*asked, whole, slower_apart)
+            return weighted[name], own[name], decide(*asked, whole, why_one)
 
         decided = {name: decide_one(name) for name in weighted}
         for merge in merges:
             of_plugin = replace(plugin, given=True)
             able = {name: decide_one(name, of_plugin, merge.gemm) for name in merge.layers}
-            inside = [name for name, (_, _, decision) in able.items() if decision.kernel == "plugin"]
+            inside = {n: d.dense_below_m for n, (_, _, d) in able.items() if d.kernel == "plugin"}
             slower = ""
             if inside and policy:
                 members = [weighted[name] for name in merge.layers]
@@ -102,8 +102,8 @@ def make_plan(
             )
         # one node of the plugin serves all profiles: nothing is to be split for it
         fixed = {name for name, (_, _, d) in decide_all(profiles).items() if d.kernel == "plugin"}
-        apart = (merge for merge in merges if fixed.isdisjoint(merge.layers))
-        products = _count_products(weighted.values(), own, sparsity, fixed, tuple(apart))
+        as_one = (merge for merge in merges if fixed.isdisjoint(merge.layers))
+        products = _count_products(weighted.values(), own, sparsity, fixed, tuple(as_one))
         profiles, told = split_profile(profiles[0], split, input_dims, products, policy)
     described = f"{policy.name} ({policy.device}, {policy.provenance})" if policy else "none"
     decided = decide_all(profiles)

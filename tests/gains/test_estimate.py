@@ -454,14 +454,17 @@ def test_layers_that_tensorrt_runs_as_one_product_are_one_row_of_its_own_kernels
     model = read_model(path)
     policy = make_policy([*POLICY.points, *make_points("gate_up", 512, 64, {16: 1.5, 1024: 3.0})])
 
-    def estimated(policy: Policy, **options: Any) -> Estimate:
-        return estimate_model(model, read_layers(model), policy, {"batch": (1, 16, 16)}, {}, **options)
+    def estimated(policy: Policy, batch: int = 16, **options: Any) -> Estimate:
+        return estimate_model(model, read_layers(model), policy, {"batch": (1, batch, 16)}, {}, **options)
 
     found = estimated(policy, library="tensorrt")
     whole, down = found.layers
     assert (whole.kind, whole.n, whole.count, whole.speedup, whole.worth) == ("gate_up", 512, 1, 1.5, True)
     assert (down.n, down.count, down.speedup) == (64, 1, 1.5)
     assert found.notes[-1].startswith("64→512 (gate_up) is no layer: it is the one product that TensorRT")
-    for other in (estimated(POLICY, library="tensorrt"), estimated(policy, plugin=True)):
+    in_plugin = estimated(policy, plugin=True)
+    assert sorted((row.n, row.count) for row in in_plugin.layers) == [(64, 1), (512, 1)], "dense is the same"
+    below = estimated(policy, 8, library="tensorrt")  # the one product was not timed there
+    for other in (estimated(POLICY, library="tensorrt"), below):
         assert sorted((row.n, row.count) for row in other.layers) == [(64, 1), (256, 2)]
         assert not any("is no layer" in said for said in other.notes)

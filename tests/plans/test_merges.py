@@ -160,3 +160,31 @@ def test_more_layers_or_kinds_than_were_measured_stay_apart() -> None:
         plan = make_plan(layers, (profile("p", 64, 64, 64),), DIMS, policy, "fp16", plugin=use)
         assert plan.layers[0].sparsity == "sparse"
         assert not any(AS_ONE in layer.reason for layer in plan.layers)
+
+
+def test_rows_that_would_run_dense_copies_count_as_dense_in_the_plugin() -> None:
+    one = [p.model_copy(update={"us": us}) for (p, us) in zip(
+        make_points("gate_up", N, K, {16: 1.0, 64: 1.0}), (10, 10, 15, 15), strict=True)]  # fmt: skip
+    in_plugin = [one[1].model_copy(update={"kernel": "plugin", "us": 20.0}),
+                 one[3].model_copy(update={"kernel": "plugin", "us": 10.0})]  # fmt: skip
+    whole = [p.model_copy(update={"us": us}) for (p, us) in zip(
+        make_points("gate_up", 2 * N, K, {16: 1.0, 64: 1.0}), (25, 25, 30, 30), strict=True)]  # fmt: skip
+    layers = (LAYER, replace(LAYER, name="up"))
+    use = PluginUse(True, {"gate": PluginLayer("x"), "up": PluginLayer("x")})
+    profiles = (profile("a", 1, 16, 16), profile("b", 17, 64, 64))
+    plan = make_plan(layers, profiles, DIMS, make_policy([*one, *in_plugin, *whole]), "fp16", plugin=use)
+    assert kernels(plan) == ["plugin", "plugin"]
+    assert [layer.dense_below_m for layer in plan.layers] == [64, 64]
+
+
+def test_below_the_one_products_m_the_plugin_is_held_against_the_layers_own_sparse_kernels() -> None:
+    own = make_points("gate_up", N, K, {16: 1.5, 64: 1.5})
+    in_plugin = [
+        p.model_copy(update={"kernel": "plugin", "us": 10 * 1.5 / 1.1}) for p in own if p.kernel == "sparse"
+    ]
+    policy = make_policy([*own, *in_plugin, *make_points("gate_up", 2 * N, K, {64: 0.6})])
+    layers = (LAYER, replace(LAYER, name="up"))
+    use = PluginUse(True, {"gate": PluginLayer("x"), "up": PluginLayer("x")})
+    plan = make_plan(layers, (profile("p", 16, 16, 16),), DIMS, policy, "fp16", plugin=use)
+    assert kernels(plan) == ["sparse", "sparse"]
+    assert all("the plugin would gain no more: 1.10×" in layer.reason for layer in plan.layers)

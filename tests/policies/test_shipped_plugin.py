@@ -116,9 +116,9 @@ def test_what_is_left_out_of_what_is_known_of_the_plugin_loses_nothing(
 @pytest.mark.parametrize(
     ("m", "state", "layers"),
     [
-        (64, "yes", [("gate_up", 14336, 4096, 2), ("down", 4096, 14336, 1)]),
-        (2048, "no", [("gate_up", 14336, 4096, 2), ("down", 4096, 14336, 1), ("qkv", 4096, 4096, 1),
-                      ("o", 4096, 4096, 1), ("qkv", 1024, 4096, 2)]),
+        (64, "yes", [("gate_up", 28672, 4096, 1), ("down", 4096, 14336, 1)]),
+        (2048, "no", [("gate_up", 28672, 4096, 1), ("down", 4096, 14336, 1), ("qkv", 6144, 4096, 1),
+                      ("o", 4096, 4096, 1)]),
     ],
 )  # fmt: skip
 def test_the_estimates_that_the_page_shows(
