@@ -25,6 +25,7 @@ from sparseflow_trt.engines.measuring.measured_policy import (
 from sparseflow_trt.engines.measuring.measurers import Crew
 from sparseflow_trt.engines.measuring.search import Crossover, Left, find_crossovers, search, what_is_left
 from sparseflow_trt.errors import PolicyError
+from sparseflow_trt.exporters.plugin.nodes import plugin_layers
 from sparseflow_trt.model.kinds import kind_from_names
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.packing import why_not_in_plugin
@@ -242,10 +243,11 @@ def _products_of_model(model: OnnxModel) -> list[Product]:
         if site.batch == 1 and site.pattern_k == site.k and not why_not_eligible(site)
     ]
     found = [Product(_kind_of(site), site.n, site.k) for site in sites]
+    of_plugin = plugin_layers(model)  # which says what reads one value
     together: dict[tuple[object, ...], list[Product]] = {}
     for site, product in zip(sites, found, strict=True):
         if site.side == "right":
-            key = (site.node.inputs[0], site.node.graph, product.kind, product.k)
+            key = (of_plugin[site.name].reads, product.kind, product.k)
             together.setdefault(key, []).append(product)
     several = [members for members in together.values() if 1 < len(members) <= MOST_MERGED]
     return found + [Product(m[0].kind, sum(p.n for p in m), m[0].k) for m in several]

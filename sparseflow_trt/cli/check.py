@@ -134,15 +134,13 @@ def print_gate(gate: Gate) -> None:
 
 def _reasons(failed: Sequence[Check]) -> list[str]:
     """What failed checks say, those that say the same of layers that are alike as one."""
-    lost: dict[tuple[str, str], list[str]] = {}
+    lost = []
     for check in failed:
         if check.layer:
             aspect, _, name = check.name.partition(": ")
-            lost.setdefault((aspect, check.now), []).append(name)
+            lost.append((name, f"{aspect} in the baseline, now {check.now}."))
     of_layers = [
-        f"layer {alike}: {aspect} in the baseline, now {now}."
-        for (aspect, now), names in lost.items()
-        for alike in console.quoted_alike(names)
+        f"layer {alike}: {why}" for why, names in console.quoted_by_reason(lost).items() for alike in names
     ]
     return [check.reason for check in failed if not check.layer] + of_layers
 

@@ -86,7 +86,6 @@ def estimate_model(
     plan = make_plan(layers, (), inputs, None, typed, "off")
 
     unprunable = find_unprunable(model)
-
     precisions = {layer.name: layer.precision for layer in plan.layers}
     sparse = {layer.name for layer in layers if layer.state is SparsityState.SPARSE}
     able = sparse | {layer.name for layer in layers if layer.eligible and layer.name not in unprunable}
@@ -159,17 +158,21 @@ def estimate(
     Raises:
         ShapeError: There is no layer, none's M is known, or the traffic is of none.
     """
-    groups = count_groups(layers, precisions, plugin, unprunable)
-    main = _main_m(groups, model) if traffic else None
+    apart = (layers, precisions, plugin, unprunable)
+    main = _main_m(count_groups(*apart), model) if traffic else None
+
+    def sizes_of(m: SymbolicM) -> tuple[tuple[int, float], ...]:
+        return _sizes(m, dims, traffic if m == main else None)
+
     rows_of = {layer.name: layer.m for layer in layers}
-    timed = []
-    for merge in merges:
-        m = rows_of[merge.layers[0]]
-        if all(is_timed(policy, merge.gemm, s) for s, _ in _sizes(m, dims, traffic if m == main else None)):
-            timed.append(merge)
-    groups = count_groups(layers, precisions, plugin, unprunable, timed)
+    timed = [
+        merge
+        for merge in merges
+        if all(is_timed(policy, merge.gemm, size) for size, _ in sizes_of(rows_of[merge.layers[0]]))
+    ]
+    groups = count_groups(*apart, timed)
     used = library_of(policy, library) if plugin is None else "tensorrt"
-    sizes = {group: _sizes(group.m, dims, traffic if group.m == main else None) for group in groups}
+    sizes = {group: sizes_of(group.m) for group in groups}
     if not groups:
         raise ShapeError(
             f"{model}: no layer multiplies by a stored weight.",

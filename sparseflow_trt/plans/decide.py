@@ -10,7 +10,7 @@ from sparseflow_trt.model.graph import SparsityState, WeightedLayer
 from sparseflow_trt.model.packing import ROWS, round_up
 from sparseflow_trt.model.sites import why_too_small
 from sparseflow_trt.model.symbolic import SymbolicM
-from sparseflow_trt.plans.shapes import Dims, Profile, dims_at
+from sparseflow_trt.plans.shapes import Dims, Profile, dims_at, opts_of
 from sparseflow_trt.policies.expected import Verdict
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.known import Known
@@ -151,8 +151,7 @@ def _what_gives_one(precision: str) -> str:
 def _sizes(layer: WeightedLayer, profiles: tuple[Profile, ...], dims: dict[str, Dims]) -> _Sizes:
     at: dict[str, int | None] = {}
     ends: list[int] = []
-    for profile in profiles or (None,):
-        m = layer.m.evaluate(dims_at(dims, profile, "opt") if profile else {})
+    for profile, m in zip(profiles or (None,), opts_of(layer.m, profiles, dims), strict=True):
         at[f"profile '{profile.name}'" if profile else "static shapes"] = m
         if m is not None:
             low = layer.m.evaluate(dims_at(dims, profile, "min")) if profile else m

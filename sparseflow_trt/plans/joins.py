@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from sparseflow_trt.model.graph import WeightedLayer
 from sparseflow_trt.plans.decide import Decision, PluginUse
 from sparseflow_trt.plans.merges import siblings
-from sparseflow_trt.plans.shapes import Dims, Profile, dims_at
+from sparseflow_trt.plans.shapes import Dims, Profile, opts_of
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.plugin_lookup import joined_speedup
 from sparseflow_trt.policies.policy import Policy
@@ -42,7 +42,7 @@ def find_joins(
     joined: dict[str, tuple[str, str]] = {}
     for members in siblings(inside, plugin):
         _, precision, _ = decided[members[0].name]
-        ms = [members[0].m.evaluate(dims_at(input_dims, p, "opt") if p else {}) for p in profiles or (None,)]
+        ms = opts_of(members[0].m, profiles, input_dims)
         gemms = [Gemm(layer.kind, layer.n, layer.k, precision.upper()) for layer in members]
         gains = [joined_speedup(policy, gemms, m) if m else None for m in ms]
         if all(gain and gain >= 1 + policy.margin for gain in gains):

@@ -19,7 +19,7 @@ from sparseflow_trt.plans.joins import find_joins
 from sparseflow_trt.plans.merges import Merge, as_run, find_merges
 from sparseflow_trt.plans.plan import DEFAULT_ISLANDS, Plan, PlannedLayer, mark_decided
 from sparseflow_trt.plans.precision_record import ModelPrecision, Precision, Precisions, unchanged_precision
-from sparseflow_trt.plans.shapes import Dims, Profile, dims_at
+from sparseflow_trt.plans.shapes import Dims, Profile, opts_of
 from sparseflow_trt.plans.split import Split, split_profile
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.policy import Policy
@@ -77,7 +77,8 @@ def make_plan(
             asked = weighted[name], own[name], profiles, input_dims, policy, sparsity, use
             return weighted[name], own[name], decide(*asked, whole, why_one)
 
-        decided = {name: decide_one(name) for name in weighted}
+        merged = {name for merge in merges for name in merge.layers}
+        decided = {name: decide_one(name) for name in weighted if name not in merged}
         for merge in merges:
             of_plugin = replace(plugin, given=True)
             able = {name: decide_one(name, of_plugin, merge.gemm) for name in merge.layers}
@@ -85,13 +86,13 @@ def make_plan(
             slower = ""
             if inside and policy:
                 members = [weighted[name] for name in merge.layers]
-                sizes = _sizes(members[0], profiles, input_dims)
+                sizes = [m for m in opts_of(members[0].m, profiles, input_dims) if m]
                 slower = slower_apart(policy, merge.gemm, members, inside, sizes)
             if plugin.given and inside and not slower:  # the others run by themselves
-                decided |= {name: able[name] for name in inside}
+                decided |= {n: able[n] if n in inside else decide_one(n) for n in merge.layers}
             else:
-                decided |= {name: decide_one(name, plugin, merge.gemm, slower) for name in merge.layers}
-        return decided
+                decided |= {n: decide_one(n, plugin, merge.gemm, slower) for n in merge.layers}
+        return {name: decided[name] for name in weighted}  # in the order of the graph
 
     told = ""
     if split:
@@ -122,12 +123,6 @@ def make_plan(
         ),
         search=precisions.search,
     )
-
-
-def _sizes(layer: WeightedLayer, profiles: tuple[Profile, ...], dims: dict[str, Dims]) -> list[int]:
-    """A layer's M at each profile's opt, as far as it is known."""
-    found = (layer.m.evaluate(dims_at(dims, p, "opt") if p else {}) for p in profiles or (None,))
-    return [m for m in found if m]
 
 
 def _planned(

@@ -11,6 +11,7 @@ from pydantic import model_validator
 from sparseflow_trt._listing import did_you_mean
 from sparseflow_trt._schema import Record
 from sparseflow_trt.errors import ShapeError
+from sparseflow_trt.model.symbolic import SymbolicM
 
 Dims = tuple[int | str | None, ...]
 Point = Literal["min", "opt", "max"]
@@ -68,6 +69,11 @@ def dims_at(input_dims: dict[str, Dims], profile: Profile, point: Point) -> dict
                 if isinstance(dim, str):
                     values[dim] = size
     return values
+
+
+def opts_of(m: SymbolicM, profiles: tuple[Profile, ...], input_dims: dict[str, Dims]) -> list[int | None]:
+    """M at each profile's opt, or what it is where there are none; None where it is not known."""
+    return [m.evaluate(dims_at(input_dims, p, "opt") if p else {}) for p in profiles or (None,)]
 
 
 def parse_axis_range(text: str) -> tuple[str, tuple[int, int, int]]:
