@@ -6,18 +6,15 @@ import importlib
 import re
 import statistics
 from collections.abc import Mapping
-from dataclasses import replace
 from random import Random
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from sparseflow_trt.plans.decide import PluginLayer, PluginUse
-from sparseflow_trt.plans.planning import make_plan
 from sparseflow_trt.policies.policy import find_policy
+from tests.made_plans import plan_gate_and_up
 from tests.pages import ROOT, gain, prose, result_of, rows
-from tests.plans.test_decide import DIMS, LAYER, profile
 
 MODELS = ("llama-8b", "llama-70b", "tinyllama")
 
@@ -149,12 +146,9 @@ def test_engines_that_were_built_at_once() -> None:
 
 @pytest.mark.parametrize(("name", "hidden", "inner"), [("llama-8b", 4096, 14336), ("tinyllama", 2048, 5632)])
 def test_todays_policy_plans_gate_and_up_as_the_page_says(name: str, hidden: int, inner: int) -> None:
-    gate = replace(LAYER, n=inner, k=hidden, weight_shape=(hidden, inner))
-    layers = (gate, replace(gate, name="up"))
-    use = PluginUse(True, {layer.name: PluginLayer("x") for layer in layers})
     for row in result_of(f"tensorrt_mlp_{name}")["rows"]:
         m = int(row["profile"].removeprefix("m"))
-        plan = make_plan(layers, (profile("p", m, m, m),), DIMS, find_policy("h200"), "fp16", plugin=use)
+        plan = plan_gate_and_up(find_policy("h200"), hidden, inner, m, library=True)
         assert {layer.sparsity for layer in plan.layers} == {"plugin"}
         (joined,) = {bool(layer.joined) for layer in plan.layers}
         # LLaMA-8B's was measured with today's policy; TinyLlama's gate and up are one product at each M now

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
-from sparseflow_trt.plans.decide import PluginLayer, PluginUse
-from sparseflow_trt.plans.planning import make_plan
 from sparseflow_trt.policies.policy import find_policy, shipped_policies
+from tests.made_plans import plan_gate_and_up
 from tests.pages import ROOT, gain, prose, result_of, rows
-from tests.plans.test_decide import DIMS, LAYER, profile
 
 
 def test_no_engine_of_the_policy_is_slower_than_dense_by_more_than_2_percent() -> None:
@@ -33,12 +30,9 @@ def test_the_policy_without_the_plugin_takes_sparse_in_the_one_block_whose_engin
     for name in ("tensorrt_mlp_tinyllama", "tensorrt_mlp_llama-8b"):
         result = result_of(name)
         hidden, inner = result["shape"]["hidden"], result["shape"]["intermediate"]
-        gate = replace(LAYER, n=inner, k=hidden, weight_shape=(hidden, inner))
-        layers = (gate, replace(gate, name="up"))
-        use = PluginUse(False, {layer.name: PluginLayer("x") for layer in layers})
         for row in result["rows"]:
             m = int(row["profile"].removeprefix("m"))
-            plan = make_plan(layers, (profile("p", m, m, m),), DIMS, h200, "fp16", plugin=use)
+            plan = plan_gate_and_up(h200, hidden, inner, m, library=False)
             (kernel,) = {layer.sparsity for layer in plan.layers}
             gains[kernel].append(row["dense over it"]["sparse"]["median"])
     (taken,) = gains["sparse"]

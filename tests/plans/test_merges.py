@@ -11,6 +11,7 @@ from sparseflow_trt.plans.plan import Plan
 from sparseflow_trt.plans.planning import make_plan
 from sparseflow_trt.plans.split import Split
 from sparseflow_trt.policies.policy import Policy, find_policy
+from tests.made_plans import plan_gate_and_up
 from tests.made_policies import make_points, make_policy
 from tests.plans.test_decide import DIMS, LAYER, K, N, profile
 
@@ -101,11 +102,8 @@ def test_profiles_are_cut_where_the_one_product_changes() -> None:
 
 def test_llamas_gate_and_up_on_an_h200_run_sparse_at_decode() -> None:
     h200 = find_policy("h200")
-    layer = replace(LAYER, n=14336, k=4096, weight_shape=(4096, 14336))
     for m, kernel in ((1, "sparse"), (16, "sparse"), (64, "sparse"), (128, "sparse"), (256, "dense")):
-        layers = (layer, replace(layer, name="up"))
-        use = PluginUse(False, {"gate": PluginLayer("x"), "up": PluginLayer("x")})
-        plan = make_plan(layers, (profile("p", m, m, m),), DIMS, h200, "fp16", plugin=use)
+        plan = plan_gate_and_up(h200, 4096, 14336, m, library=False)
         assert kernels(plan) == [kernel, kernel]
         assert all(AS_ONE in each.reason for each in plan.layers)
 
