@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sparseflow_trt.artifacts.graph_record import GraphRecord, PluginNodeRecord, RestoreRecord
 from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.lowering.lower import lower_to_opset17
-from sparseflow_trt.exporters.lowering.opt_out import opt_out
+from sparseflow_trt.exporters.lowering.opt_out import begins_2to4, opt_out
 from sparseflow_trt.exporters.lowering.spell_out import fold_dequantized, spell_out
 from sparseflow_trt.exporters.mask_guard import check_written, mask_stage, why_broken
 from sparseflow_trt.exporters.plugin.nodes import put_into_plugin
@@ -96,7 +96,7 @@ def apply_plan(
     _ensure_precision(sites, planned, model)
     stages.append(mask_stage("Casting to the planned types", rewritten, guarded))
     plugin = _put_into_plugin(model, plan) if needs.takes_plugin else ()
-    opted_out = opt_out(model, _dense_but_2to4(model, plan)) if needs.opts_out_dense else ()
+    opted_out = opt_out(model, _dense_as_if_2to4(model, plan)) if needs.opts_out_dense else ()
     out = [record.layer for record in opted_out if record.route != "none"]
     stages.append(mask_stage("Keeping dense layers out of sparse kernels", rewritten, guarded, out))
     (save_plugin_model if plugin else save_model)(model.ir, output)
@@ -132,14 +132,18 @@ def _put_into_plugin(model: OnnxModel, plan: Plan) -> tuple[PluginNodeRecord, ..
     return put_into_plugin(model, layers, products, below) if layers else ()
 
 
-def _dense_but_2to4(model: OnnxModel, plan: Plan) -> list[str]:
-    """The layers planned dense whose weights are 2:4, where any is planned sparse: else the flag is off."""
+def _dense_as_if_2to4(model: OnnxModel, plan: Plan) -> list[str]:
+    """The layers planned dense that may pass for 2:4, where any is planned sparse: else the flag is off."""
     if not plan.wants_sparse:
         return []
     dense = {layer.name for layer in plan.layers if layer.sparsity == "dense"}
     eligible = [site for site in find_sites(model) if site.name in dense and not why_not_eligible(site)]
     with WeightReader() as reader:
-        return [site.name for site in eligible if not why_broken(reader, site.weight, site.k_axis)]
+        return [
+            site.name
+            for site in eligible
+            if not why_broken(reader, site.weight, site.k_axis) or begins_2to4(reader, site)
+        ]
 
 
 def _data_type(precision: str) -> ir.DataType | None:

@@ -246,7 +246,7 @@ def _products_of_model(model: OnnxModel) -> list[Product]:
     of_plugin = plugin_layers(model)  # which says what reads one value
     together: dict[tuple[object, ...], list[Product]] = {}
     for site, product in zip(sites, found, strict=True):
-        if site.side == "right":
+        if site.side == "right" and not of_plugin[site.name].relu:
             key = (of_plugin[site.name].reads, product.kind, product.k)
             together.setdefault(key, []).append(product)
     several = [members for members in together.values() if 1 < len(members) <= MOST_MERGED]

@@ -19,7 +19,8 @@ SOURCES = {
     "The weights are not 2:4": ("sparseflow_trt/model/sites.py", "sparseflow_trt/model/trace.py",
                                 "sparseflow_trt/model/graph.py", "sparseflow_trt/model/other_patterns.py"),
     "The plan says dense": ("sparseflow_trt/plans/decide.py", "sparseflow_trt/policies/reasons.py",
-                            "sparseflow_trt/policies/measurements.py", "sparseflow_trt/model/symbolic.py"),
+                            "sparseflow_trt/policies/measurements.py", "sparseflow_trt/model/symbolic.py",
+                            "sparseflow_trt/plans/merges.py"),
     "The engine runs a dense kernel": ("engines/evidence/outcome_reasons.py",),
 }  # fmt: skip
 

@@ -44,6 +44,24 @@ def test_the_policy_without_the_plugin_takes_sparse_in_the_one_block_whose_engin
     assert taken > left[-1]
 
 
+def merged_row(case: dict[str, Any]) -> str:
+    """A network of products as it stands in docs/TENSORRT.md."""
+    if "not built" in case:
+        assert "Internal Error" in case["not built"]
+        return f"| {case['case']} | TensorRT 8.6 fails with an internal error | – | – |"
+    (tried,) = {layer["tried_sparse"] for layer in case["layers"]}
+    (sparse,) = {layer["sparse"] for layer in case["layers"]}
+    as_one = "yes" if len(case["run as one"]) == 1 else "no"
+    return f"| {case['case']} | {as_one} | {tried} | {'**sparse**' if sparse else 'dense'} |"
+
+
+def test_what_runs_as_one_product() -> None:
+    cases = result_of("merged_products")["cases"]
+    assert rows("docs/TENSORRT.md", r"\| (two|three|four)\b") == [merged_row(case) for case in cases]
+    (trap,) = (case for case in cases if case.get("not 2:4") and case["layers"][0]["sparse"])
+    assert trap["case"] == "two with biases, one not 2:4"
+
+
 # K = 14336 in TensorRT's own kernels
 SUM_UP_IN_FP16 = ("dense", "sparse")
 

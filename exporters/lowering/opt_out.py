@@ -54,7 +54,7 @@ def opt_out(model: OnnxModel, layers: Iterable[str]) -> tuple[OptOutRecord, ...]
 
     Args:
         model: A model as read; its graph is changed.
-        layers: Names of layers that are planned dense and whose weights are 2:4.
+        layers: Names of layers that are planned dense and whose weights pass for 2:4.
 
     Returns:
         A record for each layer, in the order of the graph. Those that share a weight and its groups have
@@ -80,6 +80,19 @@ def opt_out(model: OnnxModel, layers: Iterable[str]) -> tuple[OptOutRecord, ...]
                 mine = users[site.weight.value] if isinstance(site.weight, TracedWeight) else []
                 records[site.name] = _opt_out(reader, site, mine, wanted, records)
     return tuple(records.values())
+
+
+def begins_2to4(reader: WeightReader, site: LayerSite) -> bool:
+    """Whether TensorRT may take a weight that is not 2:4 for it, since its first group of four is.
+
+    TensorRT 8.6 looks at a part of a weight only, so one that is 2:4 but for some of it may run in a sparse
+    kernel, which drops what is not. In types that have no small element it cannot be helped: False.
+    """
+    weight = site.weight
+    if not isinstance(weight, TracedWeight) or dtype_name(weight.tensor) not in _SMALLEST:
+        return False
+    first = lay_out(reader.stored_array(weight.tensor), weight, site.k_axis).array[0, :GROUP, 0]
+    return bool(np.count_nonzero(magnitude_bits(first)) <= KEPT)
 
 
 def put_back(model: OnnxModel, records: Iterable[OptOutRecord]) -> None:

@@ -75,6 +75,7 @@ def plugin_layers(model: OnnxModel) -> dict[str, PluginLayer]:
         site.name: PluginLayer(
             reads=_reads(site),
             why_not=why_no_plugin(site, dtype="FP16"),
+            relu=site.side == "right" and fold(site).relu,
         )
         for site in find_sites(model)
     }

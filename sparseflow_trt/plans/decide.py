@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer
@@ -33,10 +33,12 @@ class PluginLayer:
     Attributes:
         reads: What value it multiplies, and in which graph: layers of one input may become one product.
         why_not: Why it cannot run in the plugin, "" where it can.
+        relu: Whether a ReLU is all that reads its output: TensorRT runs such a layer by itself.
     """
 
     reads: str
     why_not: str = ""
+    relu: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,24 @@ class PluginUse:
         return (
             "" if precision.upper() in PLUGIN_DTYPES else f"the plugin takes FP16 and BF16, not {precision}"
         )
+
+
+@dataclass(frozen=True)
+class Together:
+    """What TensorRT makes of a layer and the others that read its input.
+
+    Attributes:
+        whole: Their one product, for TensorRT's own kernels (`merges`); None where it was not timed.
+        slower_apart: Why none of them is to be in the plugin (`apart`), "" where they may.
+        not_2to4: Why its own sparse kernels must not be taken: the one product is not 2:4; "" where they may.
+    """
+
+    whole: Gemm | None = None
+    slower_apart: str = ""
+    not_2to4: str = ""
+
+
+ALONE = Together()
 
 
 @dataclass(frozen=True)
@@ -88,8 +108,7 @@ def decide(
     policy: Policy | None,
     mode: SparsityMode,
     plugin: PluginUse,
-    whole: Gemm | None = None,
-    slower_apart: str = "",
+    together: Together = ALONE,
 ) -> Decision:
     """Decides the kernel of one layer.
 
@@ -106,8 +125,7 @@ def decide(
             the plugin for every one that it can run; "off" neither. (Where no layer is 2:4 a build refuses
             both, see `planning.check_forced`.) What is planned in FP32 is dense whatever is asked.
         plugin: Whether the plugin may be used.
-        whole: The product that TensorRT makes of it and others (`merges`), for its own kernels.
-        slower_apart: Why none of these is to be in the plugin (`apart`), "" where they may.
+        together: What TensorRT makes of it and the others that read its input.
     """
     if layer.state is SparsityState.NOT_ELIGIBLE:
         return Decision("dense", f"cannot be 2:4: {layer.reason}")
@@ -119,6 +137,8 @@ def decide(
         return Decision("dense", "sparsity is off")
     if precision == "fp32":
         return Decision("dense", DENSE_IN_FP32)
+    if mode == "force" and together.not_2to4:
+        return Decision("dense", together.not_2to4)
     if mode == "force":
         return Decision("sparse", "asked for: sparsity is forced")
     why_not = plugin.why_not(layer.name, precision)
@@ -130,8 +150,8 @@ def decide(
         return Decision("dense", f"no policy for this device: {_what_gives_one(precision)}")
     sizes = _sizes(layer, profiles, input_dims)
     gemm = Gemm(layer.kind, layer.n, layer.k, precision.upper())
-    own, known = _own_kernels(layer, gemm, policy, sizes, whole), plugin_known(policy, gemm)
-    if slower_apart:
+    own, known = _own_kernels(layer, gemm, policy, sizes, together), plugin_known(policy, gemm)
+    if slower_apart := together.slower_apart:
         wins = any(known.judge(m).sparse for m in sizes.at.values() if m is not None)
         note = f"; not in the plugin: {slower_apart}" if wins else ""
         return Decision(own.decision.kernel, own.decision.reason + note)
@@ -174,7 +194,7 @@ class _Own:
     as_one: frozenset[str]
 
 
-def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes, whole: Gemm | None) -> _Own:
+def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes, together: Together) -> _Own:
     sparse_in: dict[str, str] = {}
     dense_in: dict[str, str] = {}
     verdicts = {}
@@ -183,10 +203,14 @@ def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes
         if m is None:
             dense_in[where] = layer.m.not_known
             continue
-        together = whole if whole and is_timed(policy, whole, m) else None
-        as_one |= {where} if together else set()
-        verdict = verdicts[where] = judge(policy, together or gemm, m)
-        reason = f"{_AS_ONE}: {verdict.reason}" if together else verdict.reason
+        whole = together.whole if together.whole and is_timed(policy, together.whole, m) else None
+        as_one |= {where} if whole else set()
+        verdict = judge(policy, whole or gemm, m)
+        reason = f"{_AS_ONE}: {verdict.reason}" if whole else verdict.reason
+        if verdict.sparse and together.not_2to4:
+            verdict = replace(verdict, sparse=False, speedup=None)
+            reason = f"{together.not_2to4} (by itself {reason})"
+        verdicts[where] = verdict
         (sparse_in if verdict.sparse else dense_in)[where] = reason
     if not sparse_in:
         said = "; ".join(f"{where}: {reason}" for where, reason in dense_in.items())

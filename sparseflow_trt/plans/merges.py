@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from sparseflow_trt.model.graph import WeightedLayer
+from sparseflow_trt.model.graph import SparsityState, WeightedLayer
 from sparseflow_trt.plans.decide import PluginUse
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import is_timed
 from sparseflow_trt.policies.policy import Policy
 
-MOST_MERGED = 3  # layers of one product: q, k and v
+MOST_MERGED = 4  # layers of one product, of more none was built
+_PRODUCTS = ("MatMul", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,10 @@ def find_merges(
 ) -> tuple[Merge, ...]:
     """Finds layers of one input of which the policy has timed the one product, with TensorRT's kernels.
 
-    TensorRT 8.6 ran them as one in every engine that was measured: MLP blocks' gate and up, and a decoder's
-    q, k and v (results/tensorrt_mlp_*.json, results/plugin_decoder_*.json). It then runs sparse or dense as
-    a whole, so what it would do with each by itself says nothing. Of more layers, or of several kinds or
+    TensorRT 8.6 ran them as one in every engine that was measured: MLP blocks' gate and up, a decoder's q, k
+    and v, two to four layers of one input with biases and without, unless a ReLU was behind one of them
+    (results/tensorrt_mlp_*.json, plugin_decoder_*.json, merged_products.json). It then runs sparse or dense
+    as a whole, so what it would do with each by itself says nothing. Of more layers, or of several kinds or
     types, none was measured: they are judged each by itself.
 
     Args:
@@ -75,7 +77,10 @@ def find_merges(
         first = members[0]
         alike = len(members) == readers[plugin.layers[first.name].reads] <= MOST_MERGED
         # what was measured multiplies by weights that the plugin takes, too
-        if not alike or any(x.name not in able or plugin.layers[x.name].why_not for x in members):
+        of_plugin = [plugin.layers[x.name] for x in members]
+        if not alike or any(x.why_not or x.relu for x in of_plugin):
+            continue
+        if any(x.name not in able for x in members):
             continue
         if len({layer.state for layer in members}) > 1:
             continue
@@ -84,3 +89,32 @@ def find_merges(
         if is_timed(policy, whole):
             found.append(Merge(tuple(layer.name for layer in members), whole))
     return tuple(found)
+
+
+def find_mixed(
+    layers: Iterable[WeightedLayer], precisions: Mapping[str, str], plugin: PluginUse
+) -> dict[str, str]:
+    """Finds 2:4 layers of which TensorRT makes one product with a layer that is not 2:4, and says so of each.
+
+    That product is not 2:4. TensorRT 8.6, which looks at a part of a weight only, took it for it all the
+    same: it timed sparse kernels for such products and ran one of two in one (results/merged_products.json),
+    which multiplies by two of the other layer's four weights. With these layers planned dense none is timed,
+    see `exporters.lowering.opt_out`.
+
+    Args:
+        layers: The model's.
+        precisions: What each is planned in, by name.
+        plugin: What the graph says of the layers.
+    """
+    together: dict[Hashable, list[WeightedLayer]] = {}
+    for x in layers:
+        graph = plugin.layers.get(x.name)
+        if graph and not graph.relu and x.op_type in _PRODUCTS and x.batch == 1:
+            together.setdefault((graph.reads, x.k, precisions[x.name]), []).append(x)
+    found: dict[str, str] = {}
+    for members in together.values():
+        others = [x for x in members if x.state is not SparsityState.SPARSE]
+        if others:
+            why = f"TensorRT makes one product of it and '{others[0].name}', which is not 2:4"
+            found |= {x.name: why for x in members if x.state is SparsityState.SPARSE}
+    return found

@@ -14,9 +14,9 @@ from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.prunable import choose_weights, prunable, pruned_before
 from sparseflow_trt.plans.apart import slower_apart
 from sparseflow_trt.plans.crossovers import LayerShape
-from sparseflow_trt.plans.decide import Decision, PluginUse, SparsityMode, decide
+from sparseflow_trt.plans.decide import Decision, PluginUse, SparsityMode, Together, decide
 from sparseflow_trt.plans.joins import find_joins
-from sparseflow_trt.plans.merges import Merge, as_run, find_merges
+from sparseflow_trt.plans.merges import Merge, as_run, find_merges, find_mixed
 from sparseflow_trt.plans.plan import DEFAULT_ISLANDS, Plan, PlannedLayer, mark_decided
 from sparseflow_trt.plans.precision_record import ModelPrecision, Precision, Precisions, unchanged_precision
 from sparseflow_trt.plans.shapes import Dims, Profile, opts_of
@@ -70,12 +70,15 @@ def make_plan(
         else ()
     )
 
+    mixed = find_mixed(weighted.values(), own, plugin)
+
     def decide_all(profiles: tuple[Profile, ...]) -> Decided:
         def decide_one(
             name: str, use: PluginUse = plugin, whole: Gemm | None = None, why_one: str = ""
         ) -> tuple[WeightedLayer, Precision, Decision]:
             asked = weighted[name], own[name], profiles, input_dims, policy, sparsity, use
-            return weighted[name], own[name], decide(*asked, whole, why_one)
+            together = Together(whole, why_one, mixed.get(name, ""))
+            return weighted[name], own[name], decide(*asked, together)
 
         merged = {name for merge in merges for name in merge.layers}
         decided = {name: decide_one(name) for name in weighted if name not in merged}
@@ -104,7 +107,7 @@ def make_plan(
         # one node of the plugin serves all profiles: nothing is to be split for it
         fixed = {name for name, (_, _, d) in decide_all(profiles).items() if d.kernel == "plugin"}
         as_one = (merge for merge in merges if fixed.isdisjoint(merge.layers))
-        products = _count_products(weighted.values(), own, sparsity, fixed, tuple(as_one))
+        products = _count_products(weighted.values(), own, sparsity, fixed | set(mixed), tuple(as_one))
         profiles, told = split_profile(profiles[0], split, input_dims, products, policy)
     described = f"{policy.name} ({policy.device}, {policy.provenance})" if policy else "none"
     decided = decide_all(profiles)

@@ -129,6 +129,24 @@ def test_a_weight_that_does_not_fit_is_told_once_however_often_it_is_read(models
     assert applied.clamped == (("second", 1, 1e6),)
 
 
+def test_a_dense_layer_that_is_2to4_but_for_some_groups_is_kept_out_of_sparse_kernels(models: Models) -> None:
+    """TensorRT 8.6 looks at a part of a weight only."""
+    first, broken, full = (prune_2to4(_weight(64, 64), 0) for _ in range(3))
+    broken[8:12, 3] = 1.0
+    full[:4, 0] = 1.0
+    names = ("first", "broken", "full")
+    nodes = [
+        helper.make_node("MatMul", [x, name], [y], name=name)
+        for x, name, y in zip(("x", "a", "b"), names, ("a", "b", "y"), strict=True)
+    ]
+    path = models.save(models.model(nodes, dict(zip(names, (first, broken, full), strict=True))))
+    plan = _plan(path)
+    assert [layer.sparsity for layer in plan.layers] == ["sparse", "dense", "dense"]
+    needs = GraphNeeds(opts_out_dense=True)
+    applied = apply_plan(read_model(path), plan, path.with_name("typed.onnx"), needs)
+    assert [(record.layer, record.route) for record in applied.opted_out] == [("broken", "element")]
+
+
 def test_large_constants_lie_beside_the_file(mlp: Path) -> None:
     _apply(mlp, _plan(mlp))
     typed = _typed(mlp)

@@ -58,6 +58,7 @@ def test_what_tensorrt_cannot_merge_is_judged_by_itself() -> None:
     changes: list[dict[str, Any]] = [
         {"up": PluginLayer("y")},
         {"up": PluginLayer("x", "the weight is the left operand")},
+        {"up": PluginLayer("x", relu=True)},
         {"state": SparsityState.NOT_SPARSE, "reason": "not pruned"},
         {"kind": "ffn"},
         {"product": "INT8"},
@@ -148,9 +149,9 @@ def test_each_is_judged_by_itself_below_the_m_that_the_one_product_was_timed_at(
 
 def test_more_layers_or_kinds_than_were_measured_stay_apart() -> None:
     policy = make_policy(
-        [*policy_of({64: 1.5}, {64: 0.6}).points, *make_points("gate_up", 4 * N, K, {64: 0.6})]
+        [*policy_of({64: 1.5}, {64: 0.6}).points, *make_points("gate_up", 5 * N, K, {64: 0.6})]
     )
-    cases: list[list[dict[str, Any]]] = [[{}, {}, {}], [{}, {"kind": "qkv"}]]
+    cases: list[list[dict[str, Any]]] = [[{}, {}, {}, {}], [{}, {"kind": "qkv"}]]
     for others in cases:
         changed = (replace(LAYER, name=f"l{i}", **other) for i, other in enumerate(others))
         layers = (LAYER, *changed)
@@ -158,6 +159,41 @@ def test_more_layers_or_kinds_than_were_measured_stay_apart() -> None:
         plan = make_plan(layers, (profile("p", 64, 64, 64),), DIMS, policy, "fp16", plugin=use)
         assert plan.layers[0].sparsity == "sparse"
         assert not any(AS_ONE in layer.reason for layer in plan.layers)
+
+
+NOT_2TO4 = "TensorRT makes one product of it and 'up', which is not 2:4"
+UNPRUNED: dict[str, Any] = {"state": SparsityState.NOT_SPARSE, "reason": "not pruned"}
+
+
+def test_no_sparse_kernel_is_planned_for_one_product_that_is_not_2to4_as_a_whole() -> None:
+    policy = make_policy(make_points("gate_up", N, K, {64: 1.4}))
+    gate, up = planned(policy, 64, **UNPRUNED).layers
+    assert [gate.sparsity, up.sparsity] == ["dense", "dense"]
+    assert gate.reason.startswith(f"profile 'p64': {NOT_2TO4} (by itself sparse wins at M=64: 1.40×")
+    assert "weights are not 2:4" in up.reason
+    layers = (LAYER, replace(LAYER, name="up", **UNPRUNED))
+    use = PluginUse(False, {"gate": PluginLayer("x"), "up": PluginLayer("x")})
+    forced = make_plan(layers, (), DIMS, None, "fp16", "force", plugin=use)
+    assert [(x.sparsity, x.reason) for x in forced.layers[:1]] == [("dense", NOT_2TO4)]
+
+
+def test_layers_that_tensorrt_does_not_merge_with_an_unpruned_one_run_sparse() -> None:
+    policy = make_policy(make_points("gate_up", N, K, {64: 1.4}))
+    for up in (PluginLayer("y"), PluginLayer("x", relu=True)):
+        assert kernels(planned(policy, 64, up, **UNPRUNED)) == ["sparse", "dense"]
+    for changed in ({"product": "INT8"}, {"op_type": "Conv"}, {"k": 2 * K}, {"batch": 2}):
+        assert kernels(planned(policy, 64, **UNPRUNED, **changed)) == ["sparse", "dense"]
+
+
+def test_the_plugin_takes_a_layer_that_tensorrt_would_merge_with_an_unpruned_one() -> None:
+    own = make_points("gate_up", N, K, {64: 1.4})
+    in_plugin = own[1].model_copy(update={"kernel": "plugin", "us": 10 * 1.4 / 1.2})
+    layers = (LAYER, replace(LAYER, name="up", **UNPRUNED))
+    use = PluginUse(True, {"gate": PluginLayer("x"), "up": PluginLayer("x")})
+    policy = make_policy([*own, in_plugin])
+    plan = make_plan(layers, (profile("p", 64, 64, 64),), DIMS, policy, "fp16", plugin=use)
+    assert kernels(plan) == ["plugin", "dense"]
+    assert "TensorRT's own sparse kernels" not in plan.layers[0].reason, "they are no choice here"
 
 
 def test_rows_that_would_run_dense_copies_count_as_dense_in_the_plugin() -> None:

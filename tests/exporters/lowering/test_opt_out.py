@@ -21,12 +21,14 @@ from onnx import TensorProto, helper
 
 from sparseflow_trt.artifacts.graph_record import OptOutRecord
 from sparseflow_trt.errors import ModelError, PlanError
-from sparseflow_trt.exporters.lowering.opt_out import opt_out, put_back
+from sparseflow_trt.exporters.lowering.opt_out import begins_2to4, opt_out, put_back
 from sparseflow_trt.exporters.retyping.retype import retype
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.model.model_file import OnnxModel, read_model
 from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.model.scan import WeightReader
+from sparseflow_trt.model.sites import find_sites
 
 Array = npt.NDArray[Any]
 node = helper.make_node
@@ -442,6 +444,31 @@ def test_shared_along_the_other_axis(tmp_path: Path) -> None:
     records = opt_out(read_model(path), {"a", "b"})
     assert [r.route for r in records] == ["element", "none"]
     assert "K lies on another axis" in records[1].reason
+
+
+# Weights that are not 2:4 but begin so
+
+
+@pytest.mark.parametrize(("kind", "passes"), [("float16", True), ("float32", True), ("int8", False)])
+def test_a_weight_that_begins_2to4_is_told_and_has_a_place(tmp_path: Path, kind: str, passes: bool) -> None:
+    weight = _weight(32, 32, kind=np.float32) * 64
+    weight[8:16, 5] = 2.0  # two groups that are full
+    model = read_model(_save(tmp_path, [node("MatMul", ["x", "w"], ["y"], name="a")],
+                             {"w": weight.astype(kind)}, _TYPES[kind]))  # fmt: skip
+    (site,) = find_sites(model)
+    with WeightReader() as reader:
+        assert begins_2to4(reader, site) == passes
+    if passes:
+        (record,) = opt_out(model, {"a"})
+        assert (record.route, record.index[0] // 4, record.index[1]) == ("element", 0, 0)
+
+
+def test_a_weight_whose_first_group_is_full_does_not_begin_2to4(tmp_path: Path) -> None:
+    weight = _weight(32, 32)
+    weight[:4, 0] = 1.0
+    (site,) = find_sites(read_model(_save(tmp_path, [node("MatMul", ["x", "w"], ["y"])], {"w": weight})))
+    with WeightReader() as reader:
+        assert not begins_2to4(reader, site)
 
 
 # Names and records that do not fit

@@ -408,6 +408,8 @@ def test_layers_of_one_input_become_one_product(tmp_path: Path, relu: str) -> No
     tensors = {"w": _weight(), "v": _weight(n=96, seed=1), "b": _bias()}
     shapes = {"y": ("batch", "seq", N), "z": ("batch", "seq", 96)}
     model = _save(tmp_path, _two(relu), tensors, outputs=shapes)
+    said = plugin_layers(read_model(model))
+    assert [said[name].relu for name in ("first", "second")] == ["1" in relu, "2" in relu]
     typed = read_model(model)
     (record,) = put_into_plugin(typed, ["second", "first"], [["second", "first"]], {"first": 64})
     assert (record.layer, record.layers, record.n) == ("first || second", ("first", "second"), N + 96)
