@@ -29,7 +29,7 @@ from sparseflow_trt.engines.tensorrt.same_graph import check_same_graph
 from sparseflow_trt.errors import ArtifactError, NotInstalledError, NotSparseError
 from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are
-from sparseflow_trt.model.layer_names import only_if_named
+from sparseflow_trt.model.layer_names import only_if_named, shown_name
 from sparseflow_trt.model.model_file import input_dims, read_model
 from sparseflow_trt.plans.plan import Plan, check_plan, read_plan
 from sparseflow_trt.plans.shapes import check_profiles
@@ -199,7 +199,7 @@ def check_sparse_layers(manifest: Manifest, plan: Plan, layers: tuple[WeightedLa
     more = f" The same holds of {len(wrong) - 1} more." if len(wrong) > 1 else ""
     named = only_if_named(layer.kind for layer in wrong)
     raise NotSparseError(
-        f"layer '{first.name}' {runs}, and its new weights are not 2:4: {first.reason}.{more}",
+        f"layer '{shown_name(first)}' {runs}, and its new weights are not 2:4: {first.reason}.{more}",
         f"Prune the new model with `sparseflow-trt prune`{named}, or build it anew with "
         "`sparseflow-trt build`.",
     )

@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.model.pattern import prune_2to4
-from tests.graphs import random_weight
+from tests.graphs import in_module, random_weight
 
 if TYPE_CHECKING:
     from tests.commands import Sparseflow
@@ -167,7 +167,7 @@ def test_every_command_calls_a_layer_as_the_table_does(
         helper.make_node("MatMul", ["h", "head"], ["y"], "node_linear_8"),
     ]
     for node, module in zip(nodes, ("layers.0.up", "lm_head"), strict=True):
-        node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"['', '{module}', 'linear']")
+        in_module(node, module)
     weights = {"up": random_weight(64, 64), "head": random_weight(64, 32)}
     models.save(models.model(nodes, weights, {"x": ("m", 64)}), "net.onnx")
     why = "a classifier, which is taken only where it is named"
