@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparseflow_trt._clock import Clock
 from sparseflow_trt._files import temporary_folder
-from sparseflow_trt._paths import AnyPath, convert_paths
+from sparseflow_trt._paths import AnyPath, GivenPath, with_paths
 from sparseflow_trt._version import __version__
 from sparseflow_trt.artifacts.artifact import build_key, check_place, hash_arrays, record_model
 from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
@@ -38,16 +38,13 @@ from sparseflow_trt.policies.policy import read_policy
 _POLICY = "policy.json"
 
 
-@dataclass(frozen=True)
+@with_paths
 class RefitOptions:
     """Where the new artifact goes, how it is validated, and the command that made it."""
 
-    output: Path
+    output: GivenPath
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     command: str = ""
-
-    def __post_init__(self) -> None:
-        convert_paths(self)
 
 
 @dataclass(frozen=True)
