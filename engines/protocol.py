@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from sparseflow_trt._paths import convert_paths
+from sparseflow_trt._paths import NO_PATH, MaybePath, with_paths
 
 if TYPE_CHECKING:
     from sparseflow_trt.artifacts.manifest import PluginRecord
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sparseflow_trt.plans.plan import Plan
 
 
-@dataclass(frozen=True)
+@with_paths
 class EngineOptions:
     """How to build, where that is not the library's own default. Each is an option of `build`.
 
@@ -36,16 +36,13 @@ class EngineOptions:
 
     workspace: int | None = None
     optimization_level: int | None = None
-    timing_cache: Path | None = None
+    timing_cache: MaybePath = NO_PATH
     version_compatible: bool = False
     hardware_compatible: bool = False
     refit: bool = False
     strip_plan: bool = False
-    like: Path | None = None
+    like: MaybePath = NO_PATH
     tf32: bool = False
-
-    def __post_init__(self) -> None:
-        convert_paths(self)
 
     def asked(self) -> dict[str, bool | int | str]:
         """What is not left to the library, by name, as plain data."""

@@ -19,6 +19,7 @@ from sparseflow_trt.exporters.retyping.islands import fp32_islands, islands_by_l
 from sparseflow_trt.exporters.retyping.node_types import floating_types
 from sparseflow_trt.exporters.retyping.retype import retype
 from sparseflow_trt.exporters.saving import check_valid, save_model, save_plugin_model
+from sparseflow_trt.model.layer_names import shown_name
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.scan import WeightReader
 from sparseflow_trt.model.sites import find_sites, name_of, why_not_eligible
@@ -164,7 +165,7 @@ def _ensure_precision(sites: dict[ir.Node, str], planned: dict[str, PlannedLayer
             continue
         assert layer is not None
         raise PlanError(
-            f"layer '{name}' is planned {layer.precision}, and opset {model.opset} has no {node.op_type} "
-            "of that type.",
+            f"layer '{shown_name(layer)}' is planned {layer.precision}, and opset {model.opset} has no "
+            f"{node.op_type} of that type.",
             "Plan it fp32 or fp16, or export the model with a newer opset.",
         )

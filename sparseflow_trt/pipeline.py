@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparseflow_trt._clock import Clock
 from sparseflow_trt._files import sha256_of, temporary_folder
-from sparseflow_trt._paths import AnyPath, convert_paths
+from sparseflow_trt._paths import NO_PATH, AnyPath, GivenPath, MaybePath, with_paths
 from sparseflow_trt._version import __version__
 from sparseflow_trt.artifacts.artifact import (
     build_key,
@@ -47,7 +47,7 @@ from sparseflow_trt.plans.plan import Plan, yaml_from_plan
 from sparseflow_trt.validation.feeds import InputSet
 
 
-@dataclass(frozen=True)
+@with_paths
 class BuildOptions:
     """What a build is asked for. `plan` is either made from options or given, as a person edited it.
 
@@ -55,18 +55,15 @@ class BuildOptions:
     the library of the plugin's nodes.
     """
 
-    output: Path
+    output: GivenPath
     plan: Plan | PlanOptions
     backend: BackendName = "auto"
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     engine: EngineOptions = field(default_factory=EngineOptions)
     margin: float | None = None
-    plugin: Path | None = None
+    plugin: MaybePath = NO_PATH
     force: bool = False
     command: str = ""
-
-    def __post_init__(self) -> None:
-        convert_paths(self)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparseflow_trt._clock import Clock
 from sparseflow_trt._files import temporary_folder
-from sparseflow_trt._paths import AnyPath, convert_paths
+from sparseflow_trt._paths import AnyPath, GivenPath, with_paths
 from sparseflow_trt._version import __version__
 from sparseflow_trt.artifacts.artifact import build_key, check_place, hash_arrays, record_model
 from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
@@ -29,7 +29,7 @@ from sparseflow_trt.engines.tensorrt.same_graph import check_same_graph
 from sparseflow_trt.errors import ArtifactError, NotInstalledError, NotSparseError
 from sparseflow_trt.exporters.apply_plan import apply_plan
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are
-from sparseflow_trt.model.layer_names import only_if_named
+from sparseflow_trt.model.layer_names import only_if_named, shown_name
 from sparseflow_trt.model.model_file import input_dims, read_model
 from sparseflow_trt.plans.plan import Plan, check_plan, read_plan
 from sparseflow_trt.plans.shapes import check_profiles
@@ -38,16 +38,13 @@ from sparseflow_trt.policies.policy import read_policy
 _POLICY = "policy.json"
 
 
-@dataclass(frozen=True)
+@with_paths
 class RefitOptions:
     """Where the new artifact goes, how it is validated, and the command that made it."""
 
-    output: Path
+    output: GivenPath
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     command: str = ""
-
-    def __post_init__(self) -> None:
-        convert_paths(self)
 
 
 @dataclass(frozen=True)
@@ -199,7 +196,7 @@ def check_sparse_layers(manifest: Manifest, plan: Plan, layers: tuple[WeightedLa
     more = f" The same holds of {len(wrong) - 1} more." if len(wrong) > 1 else ""
     named = only_if_named(layer.kind for layer in wrong)
     raise NotSparseError(
-        f"layer '{first.name}' {runs}, and its new weights are not 2:4: {first.reason}.{more}",
+        f"layer '{shown_name(first)}' {runs}, and its new weights are not 2:4: {first.reason}.{more}",
         f"Prune the new model with `sparseflow-trt prune`{named}, or build it anew with "
         "`sparseflow-trt build`.",
     )

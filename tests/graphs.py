@@ -11,6 +11,8 @@ from sparseflow_trt.model.graph import SparsityState, WeightedLayer, read_layers
 from sparseflow_trt.model.model_file import read_model
 
 if TYPE_CHECKING:
+    import onnx
+
     from tests.conftest import Array
 
 
@@ -19,6 +21,12 @@ SPARSE, NOT_SPARSE, NOT_ELIGIBLE = SparsityState.SPARSE, SparsityState.NOT_SPARS
 
 def random_weight(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def in_module(node: onnx.NodeProto, module: str) -> onnx.NodeProto:
+    """The node as torch's exporter leaves it: it says in the metadata which module it comes from."""
+    node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"['', '{module}', 'linear']")
+    return node
 
 
 def layers_of(path: Path) -> tuple[WeightedLayer, ...]:

@@ -6,6 +6,7 @@ from sparseflow_trt.artifacts.manifest import STUB
 from sparseflow_trt.engines.evidence.layer_evidence import LayerEvidence
 from sparseflow_trt.engines.evidence.tactics import is_sparse_tactic
 from sparseflow_trt.engines.evidence.timings import LayerTimings, Timing
+from sparseflow_trt.model.layer_names import shown_name
 from sparseflow_trt.plans.plan import PlannedLayer
 
 _NO_TIMES = "the log has no times for it (TensorRT reuses those of a layer like it, or of a timing cache)"
@@ -71,7 +72,9 @@ def _why_not_picked(timings: LayerTimings) -> str:
 def _why_not_tried(found: LayerEvidence, merged: list[PlannedLayer], precision: str) -> list[str]:
     """What is known of why; nothing is guessed."""
     reasons = [
-        f"merged with '{other.name}', which is planned dense" for other in merged if other.sparsity == "dense"
+        f"merged with '{shown_name(other)}', which is planned dense"
+        for other in merged
+        if other.sparsity == "dense"
     ]
     if found.sparse_weights is False and not reasons:
         reasons.append("TensorRT finds that its weights are not 2:4")

@@ -12,6 +12,7 @@ from sparseflow_trt.engines.evidence.tactics import accumulator_of_tactic, is_sp
 from sparseflow_trt.engines.evidence.timings import LayerTimings
 from sparseflow_trt.engines.evidence.twins import Twins, find_twins
 from sparseflow_trt.errors import EvidenceError
+from sparseflow_trt.model.layer_names import shown_name, shown_names
 from sparseflow_trt.model.target import PLUGIN_OP
 from sparseflow_trt.plans.plan import Plan, PlannedLayer
 
@@ -49,7 +50,7 @@ class LayerOutcome:
         best_dense_tactic: Its name, "" also for a tactic that has none.
         tried_sparse: How many measurements of sparse tactics there were.
         tried_dense: The same of dense ones.
-        why: In words: what runs, and why sparse was or was not taken.
+        why: In words, which name layers as people are told: what runs, and why sparse was or was not taken.
         plugin: Whether it runs in the plugin, whose kernels are sparse; `sparse` is True then.
         timed_as: TensorRT's name of the layer that these times and counts are of, where the builder timed
             one for several that are alike; "" where they are its own.
@@ -115,6 +116,7 @@ def precision_mismatches(
     layer planned fp32 may run in TF32.
     """
     planned = {layer.name: layer.precision for layer in plan.layers}
+    shown = shown_names(plan.layers)
     sentences = []
     for outcome in outcomes:
         expected = planned[outcome.layer]
@@ -128,7 +130,7 @@ def precision_mismatches(
         else:
             got = f"was {NOT_FOUND}"
         where = f" (profile '{plan.profiles[outcome.profile].name}')" if len(plan.profiles) > 1 else ""
-        sentences.append(f"'{outcome.layer}' is planned {expected} and {got}{where}.")
+        sentences.append(f"'{shown[outcome.layer]}' is planned {expected} and {got}{where}.")
     return tuple(sentences)
 
 
@@ -184,7 +186,7 @@ def untold(plan: Plan, outcomes: tuple[LayerOutcome, ...]) -> str:
     first = next(o for o in outcomes if not o.precision)
     return (
         f"The engine does not report the precision of {len(names)} of {len(plan.layers)} planned layers, the "
-        f"first of them '{first.layer}': {first.why}."
+        f"first of them '{shown_names(plan.layers)[first.layer]}': {first.why}."
     )
 
 
@@ -242,7 +244,7 @@ def _plugin_outcome(
 ) -> LayerOutcome:
     """A layer in the plugin: TensorRT times no tactics of it, as the plugin chooses by itself."""
     others = tuple(other.name for other in merged)
-    joined = f", as one product with '{', '.join(others)}'" if others else ""
+    joined = f", as one product with '{', '.join(map(shown_name, merged))}'" if others else ""
     dense = f"; below M={planned.dense_below_m} its dense copy runs" if planned.dense_below_m else ""
     # It takes and gives no type but its weights', which is the plan's; an inspector need not tell it.
     precision = found.precision or _TENSORRT_TYPES[planned.precision]

@@ -15,6 +15,7 @@ from sparseflow_trt.engines.plugin.shared_library import why_no_library
 from sparseflow_trt.engines.protocol import EngineOptions
 from sparseflow_trt.engines.tensorrt.api import Flavour, load_flavour
 from sparseflow_trt.errors import BuildError, NotInstalledError
+from sparseflow_trt.model.layer_names import shown_name, shown_names
 from sparseflow_trt.model.target import PLUGIN_OP
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ def library_for(plan: Plan, library: Path | None, options: EngineOptions, takes_
         return None
     if library is None:
         raise NotInstalledError(
-            f"the plan gives {len(layers)} layer(s) to the plugin, the first of them '{layers[0].name}', but "
-            "no plugin library is given.",
+            f"the plan gives {len(layers)} layer(s) to the plugin, the first of them "
+            f"'{shown_name(layers[0])}', but no plugin library is given.",
             f"Name it with --plugin LIB. {_HOW}",
         )
     if options.version_compatible or options.hardware_compatible:
@@ -132,8 +133,10 @@ def versions_in_use() -> dict[str, str]:
 def plugin_mismatches(plan: Plan, outcomes: Iterable[LayerOutcome]) -> tuple[str, ...]:
     """The layers that run outside of the plugin though planned for it, or the other way, a sentence each."""
     planned = {layer.name: layer.sparsity for layer in plan.layers}
+    shown = shown_names(plan.layers)
     return tuple(
-        f"'{o.layer}' is planned {planned[o.layer]} and runs {'in' if o.plugin else 'outside of'} the plugin."
+        f"'{shown[o.layer]}' is planned {planned[o.layer]} and runs {'in' if o.plugin else 'outside of'} the "
+        "plugin."
         for o in outcomes
         if o.tactic and o.plugin != (planned[o.layer] == "plugin")
     )

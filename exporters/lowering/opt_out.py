@@ -26,6 +26,7 @@ import numpy as np
 
 from sparseflow_trt.artifacts.graph_record import OptOutRecord
 from sparseflow_trt.errors import ModelError, PlanError
+from sparseflow_trt.model.layer_names import shown_name
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.pattern import GROUP, KEPT, Array, magnitude_bits
 from sparseflow_trt.model.scan import Piece, WeightReader, grouping, lay_out, map_pieces, scan_pattern
@@ -144,9 +145,10 @@ def _opt_out(
         assert isinstance(twin_site.weight, TracedWeight)
         same = grouping(stored, twin_site.weight, twin_site.k_axis)
         if grouping(stored, weight, site.k_axis) == same:
-            reason = f"by the element changed for '{twin.layer}'"
+            reason = f"by the element changed for '{shown_name(twin_site)}'"
             return twin.model_copy(update={"layer": site.name, "reason": reason})
-        reason = f"weight '{weight.name}' was changed for '{twin.layer}', whose K lies on another axis"
+        other = shown_name(twin_site)
+        reason = f"weight '{weight.name}' was changed for '{other}', whose K lies on another axis"
     if reason:
         return _left_in(site.name, weight.name, dtype, reason)
     value, roundoff = _value_for(site, weight, dtype)
@@ -182,9 +184,8 @@ def _why_shared(reader: WeightReader, users: list[LayerSite], wanted: set[str]) 
         if other.name in wanted or why_not_eligible(other) or not isinstance(other.weight, TracedWeight):
             continue
         if not scan_pattern(reader, other.weight, other.k_axis).violating:
-            return (
-                f"weight '{other.weight.name}' is shared with '{other.name}', which is 2:4 and stays sparse"
-            )
+            shared = f"weight '{other.weight.name}' is shared with '{shown_name(other)}'"
+            return f"{shared}, which is 2:4 and stays sparse"
     return ""
 
 

@@ -21,6 +21,7 @@ from sparseflow_trt.errors import PlanError
 from sparseflow_trt.exporters.plugin.fold import Folded, fold, why_not_gemm
 from sparseflow_trt.model.constants import drop_unused
 from sparseflow_trt.model.free_names import Names
+from sparseflow_trt.model.layer_names import shown_name
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.packing import pack_2to4, why_not_in_plugin
 from sparseflow_trt.model.scan import WeightReader
@@ -140,7 +141,7 @@ def _check_one_input(members: Sequence[LayerSite]) -> None:
         else:
             continue
         raise PlanError(
-            f"layers '{first.name}' and '{other.name}' cannot become one product: they {what}.",
+            f"layers '{shown_name(first)}' and '{shown_name(other)}' cannot become one product: they {what}.",
             "Take `joined` out of the plan.",
         )
 

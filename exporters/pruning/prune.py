@@ -17,8 +17,9 @@ from sparseflow_trt._paths import AnyPath
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.pruning.pruned_bytes import Target, prune_file, prune_tensor
 from sparseflow_trt.model.model_file import OnnxModel, data_files, read_model
-from sparseflow_trt.model.other_patterns import MANY_ZEROS
+from sparseflow_trt.model.other_patterns import seems_pruned
 from sparseflow_trt.model.parts import part_of
+from sparseflow_trt.model.pattern import Zeros
 from sparseflow_trt.model.prunable import PrunableWeight, choose_weights, is_external, proto_of
 from sparseflow_trt.model.scan import WeightReader
 from sparseflow_trt.model.tensor_data import is_external as lies_outside
@@ -30,17 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrunedWeight:
-    """One weight after pruning. `zeroed` is 0 where it was 2:4 already."""
+    """One weight after pruning. `zeroed` is 0 where it was 2:4 already.
+
+    `pruned_before` is whether it had been pruned another way: it was not 2:4, and had many zeros.
+    """
 
     weight: str
     layers: tuple[str, ...]
     elements: int
     zeroed: int
-
-    @property
-    def pruned_before(self) -> bool:
-        """Whether it was pruned another way: half of it is zero now, and little of that is new."""
-        return 0 < self.zeroed <= self.elements * (0.5 - MANY_ZEROS)
+    pruned_before: bool
 
 
 @dataclass(frozen=True)
@@ -128,15 +128,15 @@ def _prune_inline(
 ) -> PrunedWeight:
     import onnx_ir as ir
 
-    data, zeroed = prune_tensor(reader, Target(job.weight, job.site.k_axis), counter.add)
-    if zeroed:
+    data, zeros = prune_tensor(reader, Target(job.weight, job.site.k_axis), counter.add)
+    if zeros.added:
         if part_of(job.weight.tensor) is not None:
             whole = ir.serde.TensorProtoTensor(proto).tobytes()
             data = whole[: job.region.begin] + data + whole[job.region.end :]
         for typed in ("float_data", "int32_data"):
             proto.ClearField(typed)
         proto.raw_data = data
-    return PrunedWeight(job.weight.name, job.layers, job.weight.tensor.size, zeroed)
+    return _pruned(job, zeros)
 
 
 def _copy_pruned(
@@ -144,11 +144,14 @@ def _copy_pruned(
 ) -> list[PrunedWeight]:
     jobs = sorted(jobs, key=lambda job: job.region.begin)
     targets = [Target(job.weight, job.site.k_axis, job.region.begin) for job in jobs]
-    counts = prune_file(reader, source, target, targets, counter.add)
-    return [
-        PrunedWeight(job.weight.name, job.layers, job.weight.tensor.size, zeroed)
-        for job, zeroed in zip(jobs, counts, strict=True)
-    ]
+    found = prune_file(reader, source, target, targets, counter.add)
+    return [_pruned(job, zeros) for job, zeros in zip(jobs, found, strict=True)]
+
+
+def _pruned(job: PrunableWeight, zeros: Zeros) -> PrunedWeight:
+    size = job.weight.tensor.size
+    before = zeros.added > 0 and seems_pruned(zeros.before, size)
+    return PrunedWeight(job.weight.name, job.layers, size, zeros.added, before)
 
 
 def _output_names(model: OnnxModel, output: Path) -> dict[Path, str]:

@@ -26,7 +26,7 @@ from sparseflow_trt.exporters.pruning.pruning_methods import (
     prune_by_sparsegpt,
     prune_by_wanda,
 )
-from sparseflow_trt.model.other_patterns import MANY_ZEROS
+from sparseflow_trt.model.other_patterns import seems_pruned
 from sparseflow_trt.policies.expected import VerdictBasis
 from sparseflow_trt.pytorch.torch_layers import Choice, TorchLayer, choose_by_name, find_layers, find_others
 from sparseflow_trt.pytorch.torch_pattern import Tensor, is_2to4, mask_hash
@@ -242,8 +242,8 @@ def _prune_layer(layer: TorchLayer, seen: _Seen | None, damping: float) -> Prune
         method=used,
         rows=seen.rows if seen else 0,
         damping=pruned.damping,
-        zeros=round(_zeros(pruned.weight), 6),
-        pruned_before=_zeros(weight) >= MANY_ZEROS and not is_2to4(weight),
+        zeros=round(_zeros(pruned.weight) / weight.numel(), 6),
+        pruned_before=seems_pruned(_zeros(weight), weight.numel()) and not is_2to4(weight),
         weight_error=_ratio(difference, weight.float()),
         output_error=output_error,
         mask_sha256=mask_hash(pruned.weight),
@@ -261,9 +261,9 @@ def _prune_weight(weight: Tensor, seen: _Seen | None, damping: float) -> tuple[P
     return prune_by_magnitude(weight), "magnitude"
 
 
-def _zeros(weight: Tensor) -> float:
-    """The share of the elements that are zero."""
-    return float((weight == 0).float().mean())
+def _zeros(weight: Tensor) -> int:
+    """How many elements are zero."""
+    return int((weight == 0).sum())
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

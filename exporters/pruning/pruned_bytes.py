@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparseflow_trt.errors import ModelError
-from sparseflow_trt.model.pattern import Array, prune_in_place, scratch_bytes
+from sparseflow_trt.model.pattern import Array, Zeros, prune_in_place, scratch_bytes
 from sparseflow_trt.model.scan import WeightReader, cut_pieces, lay_out, run_in_order, zero_point_like
 from sparseflow_trt.model.weights import TracedWeight
 
@@ -37,13 +37,13 @@ class Target(NamedTuple):
 class _Piece:
     """A range of bytes, and what prunes it in place: nothing where it belongs to no weight.
 
-    `prune` takes the bytes and `scratch` bytes to work in, both uint8, and gives the number of elements
-    that it set to zero.
+    `prune` takes the bytes and `scratch` bytes to work in, both uint8, and gives the number of zeros
+    before, and of new ones.
     """
 
     begin: int
     size: int
-    prune: Callable[[Array, Array], int] | None = None
+    prune: Callable[[Array, Array], Zeros] | None = None
     scratch: int = 0
 
 
@@ -62,8 +62,8 @@ class _Memory(threading.local):
         return self.data[: piece.size], self.scratch[: piece.scratch]
 
 
-def prune_tensor(reader: WeightReader, target: Target, written: Callable[[int], None]) -> tuple[bytes, int]:
-    """The bytes of a weight, pruned 2:4 along K, and the number of its elements that were set to zero.
+def prune_tensor(reader: WeightReader, target: Target, written: Callable[[int], None]) -> tuple[bytes, Zeros]:
+    """The bytes of a weight, pruned 2:4 along K, and the number of its zeros before, and of new ones.
 
     Args:
         reader: Reads the weight.
@@ -77,16 +77,16 @@ def prune_tensor(reader: WeightReader, target: Target, written: Callable[[int], 
     data = np.array(reader.stored_array(target.weight.tensor), order="C").reshape(-1).view(np.uint8)
     memory = _Memory()
 
-    def prune(piece: _Piece) -> tuple[int, int]:
+    def prune(piece: _Piece) -> tuple[int, Zeros]:
         assert piece.prune is not None
         _, scratch = memory.hold(piece)
         return piece.size, piece.prune(data[piece.begin : piece.begin + piece.size], scratch)
 
-    zeroed = 0
-    for size, count in run_in_order(partial(prune, piece) for piece in _weight_pieces(reader, target)):
-        zeroed += count
+    zeros = Zeros()
+    for size, found in run_in_order(partial(prune, piece) for piece in _weight_pieces(reader, target)):
+        zeros += found
         written(size)
-    return data.tobytes(), zeroed
+    return data.tobytes(), zeros
 
 
 def prune_file(
@@ -95,7 +95,7 @@ def prune_file(
     output: Path,
     targets: Sequence[Target],
     written: Callable[[int], None],
-) -> list[int]:
+) -> list[Zeros]:
     """Writes `source` to `output` with some of the weights in it pruned 2:4 along K.
 
     Args:
@@ -106,7 +106,7 @@ def prune_file(
         written: Called with the number of bytes after each piece.
 
     Returns:
-        For each weight how many of its elements were set to zero.
+        For each weight how many of its elements were zero before, and how many were set to zero.
 
     Raises:
         ModelError: The source became shorter meanwhile.
@@ -115,21 +115,21 @@ def prune_file(
         TypeError: The dtype has no 2:4 pattern here.
     """
     memory = _Memory()
-    zeroed = [0] * (len(targets) + 1)  # the last is of what belongs to no weight
+    zeros = [Zeros()] * (len(targets) + 1)  # the last is of what belongs to no weight
     with source.open("rb") as old, output.open("wb") as new:
 
-        def rewrite(index: int, piece: _Piece) -> tuple[int, int, int]:
+        def rewrite(index: int, piece: _Piece) -> tuple[int, Zeros, int]:
             data, scratch = memory.hold(piece)
             _read(old.fileno(), data.data, piece.begin, source)
-            count = piece.prune(data, scratch) if piece.prune else 0
+            found = piece.prune(data, scratch) if piece.prune else Zeros()
             _write(new.fileno(), data.data, piece.begin)
-            return index, count, piece.size
+            return index, found, piece.size
 
         pieces = _file_pieces(reader, targets, os.fstat(old.fileno()).st_size)
-        for index, count, size in run_in_order(partial(rewrite, *piece) for piece in pieces):
-            zeroed[index] += count
+        for index, found, size in run_in_order(partial(rewrite, *piece) for piece in pieces):
+            zeros[index] += found
             written(size)
-    return zeroed[:-1]
+    return zeros[:-1]
 
 
 def _file_pieces(reader: WeightReader, targets: Sequence[Target], size: int) -> Iterator[tuple[int, _Piece]]:
@@ -170,7 +170,7 @@ def _weight_pieces(reader: WeightReader, target: Target) -> Iterator[_Piece]:
 
 def _prune_piece(
     dtype: np.dtype[Any], shape: tuple[int, ...], zero: Array | int, data: Array, scratch: Array
-) -> int:
+) -> Zeros:
     return prune_in_place(data.view(dtype).reshape(shape), 1, zero, scratch)
 
 
@@ -181,14 +181,14 @@ def _prune_whole(
     shape: tuple[int, ...],
     data: Array,
     scratch: Array,
-) -> int:
+) -> Zeros:
     stored = data.view(dtype).reshape(shape)
     operand = weight.operand(stored).copy()
     zero = weight.zero_point
     spread = zero if isinstance(zero, int) else weight.operand(np.broadcast_to(zero, shape))
-    count = prune_in_place(operand, k_axis, spread, scratch)
+    zeros = prune_in_place(operand, k_axis, spread, scratch)
     stored[...] = weight.stored(operand)
-    return count
+    return zeros
 
 
 def _read(file: int, data: memoryview, at: int, path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sparseflow_trt.artifacts.graph_record import RestoreRecord
 from sparseflow_trt.errors import ModelError
+from sparseflow_trt.model.layer_names import shown_name
 from sparseflow_trt.model.model_file import OnnxModel, input_dims
 from sparseflow_trt.model.pattern import Array
 from sparseflow_trt.model.scan import WeightReader
@@ -52,20 +53,20 @@ def restore_dense(model: OnnxModel, unpruned: OnnxModel, layers: Iterable[str]) 
     for site in sites:
         if isinstance(site.weight, TracedWeight):
             users.setdefault(site.weight.value, []).append(site)
-    done: dict[ir.Value, RestoreRecord] = {}
+    done: dict[ir.Value, tuple[RestoreRecord, LayerSite]] = {}
     with WeightReader() as reader:
         for site in sites:
             weight = site.weight
             if site.name not in wanted or not isinstance(weight, TracedWeight):
                 continue
             if weight.value in done:
-                records.append(_for_layer(done[weight.value], site.name))
+                records.append(_for_layer(*done[weight.value], site.name))
                 continue
             source = theirs.of(site, unpruned)
-            others = [user.name for user in users[weight.value] if user.name not in wanted]
+            others = [user for user in users[weight.value] if user.name not in wanted]
             found = _restore(reader, site, weight, source, others, unpruned)
             if found is not None:
-                done[weight.value] = found
+                done[weight.value] = found, site
                 records.append(found)
     return tuple(records)
 
@@ -105,7 +106,8 @@ class _Weights:
                 return weight
         what = f"has shape {list(found[0].shapes[0])} there, not {list(shape)}" if found else "is not in it"
         raise ModelError(
-            f"{unpruned.path} is another model: weight '{site.weight.name}' of layer '{site.name}' {what}.",
+            f"{unpruned.path} is another model: weight '{site.weight.name}' of layer '{shown_name(site)}' "
+            f"{what}.",
             _HINT,
         )
 
@@ -115,7 +117,7 @@ def _restore(
     site: LayerSite,
     weight: TracedWeight,
     source: TracedWeight,
-    others: list[str],
+    others: list[LayerSite],
     unpruned: OnnxModel,
 ) -> RestoreRecord | None:
     ours, theirs = reader.stored_array(weight.tensor), reader.stored_array(source.tensor)
@@ -131,12 +133,12 @@ def _restore(
         return None
     if (cosine := _kept_cosine(ours, restored)) < _LEAST_COSINE:
         raise ModelError(
-            f"{unpruned.path} is another model: where weight '{weight.name}' of layer '{site.name}' is not "
-            f"0, its values there have nothing to do with it (cosine {cosine:.2f}).",
+            f"{unpruned.path} is another model: where weight '{weight.name}' of layer '{shown_name(site)}' "
+            f"is not 0, its values there have nothing to do with it (cosine {cosine:.2f}).",
             _HINT,
         )
     if others:
-        reason = f"weight '{weight.name}' is shared with '{others[0]}', which is planned sparse"
+        reason = f"weight '{weight.name}' is shared with '{shown_name(others[0])}', which is planned sparse"
         return RestoreRecord(layer=site.name, weight=weight.name, route="kept", reason=reason)
     kind = weight.tensor.dtype.numpy()
     replace_weight(weight, lambda: source.tensor.numpy().astype(kind))
@@ -151,8 +153,8 @@ def _kept_cosine(pruned: Array, unpruned: Array) -> float:
     return float(ours @ theirs) / sizes if sizes else 1.0 if not ours.size else 0.0
 
 
-def _for_layer(record: RestoreRecord, layer: str) -> RestoreRecord:
-    reason = record.reason or f"with '{record.layer}'"
+def _for_layer(record: RestoreRecord, of: LayerSite, layer: str) -> RestoreRecord:
+    reason = record.reason or f"with '{shown_name(of)}'"
     return record.model_copy(update={"layer": layer, "reason": reason, "elements": 0})
 
 

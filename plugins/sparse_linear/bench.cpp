@@ -7,6 +7,7 @@
 #include <limits>
 #include <random>
 
+#include "numbers.h"
 #include "packed.h"
 
 namespace sparseflow {
@@ -49,18 +50,7 @@ std::vector<uint16_t> const& random_numbers(Type type) {
 }
 
 float number_of(uint16_t bits, Type type) {
-  if (type == Type::kBf16) {
-    uint32_t const wide = uint32_t{bits} << 16;
-    float value = 0;
-    std::memcpy(&value, &wide, sizeof value);
-    return value;
-  }
-  auto const exponent = static_cast<int>(bits >> 10 & 31U);
-  auto const mantissa = static_cast<float>(bits & 1023U);
-  float const size = exponent == 31  ? (mantissa == 0 ? std::numeric_limits<float>::infinity() : NAN)
-                     : exponent == 0 ? std::ldexp(mantissa, -24)
-                                     : std::ldexp(1024 + mantissa, exponent - 25);
-  return (bits & 0x8000U) != 0 ? -size : size;
+  return type == Type::kFp16 ? float_from_fp16(bits) : float_from_bf16(bits);
 }
 
 cuda::Memory random_input(int64_t count, Type type, cudaStream_t stream) {

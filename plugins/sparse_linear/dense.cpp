@@ -5,10 +5,6 @@
 namespace sparseflow {
 namespace {
 
-constexpr float kOne = 1;
-constexpr float kZero = 0;
-constexpr uint32_t kAlignment = 16;
-
 class Layout {
  public:
   Layout(blas::Session const& session, Type type, int64_t rows, int64_t columns) : session_(session) {

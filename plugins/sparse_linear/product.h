@@ -16,6 +16,11 @@ namespace sparseflow {
 // on that; a network's layers share it.
 constexpr size_t kMostWorkspace = size_t{32} << 20;
 
+// What both libraries are told: y is 1 · W · x + 0 · y, and of all pointers how they are aligned, in bytes.
+constexpr float kOne = 1;
+constexpr float kZero = 0;
+constexpr uint32_t kAlignment = 16;
+
 // What products of a layer have in common. The bias lies in the memory of one GPU; null where there is none.
 struct Shape {
   int64_t n = 0;

@@ -5,10 +5,6 @@
 namespace sparseflow {
 namespace {
 
-constexpr uint32_t kAlignment = 16;
-constexpr float kOne = 1;
-constexpr float kZero = 0;
-
 // cuSPARSELt computes D = A · B with a sparse A. So yᵀ = W · xᵀ, and both transposes are rows read as columns.
 class Columns {
  public:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from sparseflow_trt._paths import convert_paths
+from sparseflow_trt._paths import NO_PATH, MaybePath, with_paths
 from sparseflow_trt.artifacts.artifact import record_model
 from sparseflow_trt.artifacts.graph_record import GraphRecord
 from sparseflow_trt.artifacts.manifest import EngineRecord, Manifest, check_files, read_manifest
@@ -39,7 +39,7 @@ from sparseflow_trt.validation.tolerances import OutputTolerances, Tolerances
 from sparseflow_trt.validation.trial import Candidate
 
 
-@dataclass(frozen=True)
+@with_paths
 class ValidationOptions:
     """Which inputs are compared, and how far outputs may be from the reference's, where not by default.
 
@@ -52,11 +52,8 @@ class ValidationOptions:
     inputs: str | None = None
     seed: int = 0
     tolerances: Tolerances = field(default_factory=Tolerances)
-    dense_model: Path | None = None
+    dense_model: MaybePath = NO_PATH
     per_layer: bool = False
-
-    def __post_init__(self) -> None:
-        convert_paths(self)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sparseflow_trt._listing import listed
@@ -64,13 +65,18 @@ def print_attribution(attribution: Attribution) -> None:
         _print_layers(attribution, name)
 
 
-def print_restored(graph: GraphRecord) -> None:
-    """Prints which layers got their unpruned weights back, and what became of the guarded 2:4 patterns."""
+def print_restored(graph: GraphRecord, names: Mapping[str, str]) -> None:
+    """Prints which layers got their unpruned weights back, and what became of the guarded 2:4 patterns.
+
+    Args:
+        graph: A manifest's.
+        names: Of its layers, as `layer_names.shown_names` gives them.
+    """
     if back := len(graph.restored_layers):
         console.say(f"{back} layer(s) planned dense got back the unpruned model's weights.")
     for record in graph.restored:
         if record.route == "kept":
-            said = f"Layer '{record.layer}' keeps its weight: {record.reason}."
+            said = f"Layer '{names.get(record.layer, record.layer)}' keeps its weight: {record.reason}."
             console.say(console.styled(said, "yellow"))
     read = sum(check.read for check in graph.mask_checks)
     if read:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,12 +32,12 @@ def print_built(manifest: Manifest, artifact: Path, model: Path | None = None) -
         artifact: Its folder.
         model: The ONNX file that it was built of; None where that is not at hand.
     """
-    out = console.out()
+    out, names = console.out(), shown_names(manifest.layers)
     for note in manifest.notes:
         console.say(console.styled(note, "yellow"))
-    _print_layers(manifest, model)
+    _print_layers(manifest, names, model)
     if manifest.precision_search:
-        print_search(manifest.precision_search, shown_names(manifest.layers))
+        print_search(manifest.precision_search, names)
     engine = manifest.engine
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
     console.say(f"\nEngine: {engine.file} by {engine.backend} ({versions}) in {engine.build_seconds:.1f} s")
@@ -51,7 +52,7 @@ def print_built(manifest: Manifest, artifact: Path, model: Path | None = None) -
     out.print(f"\nArtifact: {artifact}\nReport:   {artifact / 'report.html'}")
 
 
-def _print_layers(manifest: Manifest, model: Path | None) -> None:
+def _print_layers(manifest: Manifest, names: Mapping[str, str], model: Path | None) -> None:
     """One row for each decision that layers of one kind and shape share, named where there is room."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for layer in manifest.layers:
@@ -60,9 +61,9 @@ def _print_layers(manifest: Manifest, model: Path | None) -> None:
             layer.kind, opt, str(layer.n), str(layer.k), layer.state, layer.precision, layer.sparsity,
             layer.reason,
         )  # fmt: skip
-        groups.setdefault(row, []).append(layer.module or layer.name)
+        groups.setdefault(row, []).append(names[layer.name])
     columns = ("Layer", ">Count", "Kind", ">M (opt)", ">N", ">K", "Weights", "Precision", "Plan", "Reason")
-    cells = [(console.folded(names, _MOST_FOLDED), str(len(names)), *row) for row, names in groups.items()]
+    cells = [(console.folded(alike, _MOST_FOLDED), str(len(alike)), *row) for row, alike in groups.items()]
     rows, reasons = console.fold_last(columns, cells)
     table = console.table(*columns, spared=("Layer",))
     for shown in rows:
@@ -75,19 +76,20 @@ def _print_layers(manifest: Manifest, model: Path | None) -> None:
     if states["not-sparse"] and not states["sparse"]:
         said = f"No weights are 2:4, though {states['not-sparse']} could be: nothing can run sparse."
         console.say(console.styled(f"\n{said} {_how_to_prune(manifest, model)}", "yellow"))
-    elif names := [layer.module or layer.name for layer in manifest.layers if layer.state == "not-sparse"]:
-        said = f"{len(names)} of {len(manifest.layers)} layers could be 2:4 but are not, and stay dense"
-        named = listed([f"'{name}'" for name in names], _MOST_NAMED)
+    elif dense := [names[layer.name] for layer in manifest.layers if layer.state == "not-sparse"]:
+        said = f"{len(dense)} of {len(manifest.layers)} layers could be 2:4 but are not, and stay dense"
+        named = listed([f"'{name}'" for name in dense], _MOST_NAMED)
         console.say(console.styled(f"\n{said}: {named}.", "yellow"))
     casts, islands = (
         counted(manifest.graph.casts, "cast"),
         counted(len(manifest.graph.islands), "node"),
     )
     console.say(f"\n{casts} added; {islands} kept in FP32.")
-    print_restored(manifest.graph)
+    print_restored(manifest.graph, names)
     if left_in := [record for record in manifest.graph.opted_out if record.route == "none"]:
         said = f"{len(left_in)} layer(s) planned dense could not be kept out of sparse kernels"
-        first = f"the first of them '{left_in[0].layer}': {left_in[0].reason}"
+        node = left_in[0].layer
+        first = f"the first of them '{names.get(node, node)}': {left_in[0].reason}"
         console.say(console.styled(f"{said}, {first}.", "yellow"))
     for name, elements, largest in manifest.graph.clamped:
         lost = (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sparseflow_trt._listing import listed
 from sparseflow_trt.cli import console
+from sparseflow_trt.model.layer_names import shown_names
 
 if TYPE_CHECKING:
     from sparseflow_trt.artifacts.manifest import LayerRecord, Manifest, OutcomeRecord
@@ -24,7 +26,7 @@ def print_evidence(manifest: Manifest) -> None:
     outcomes = manifest.engine.outcomes
     if not any(o.tried_dense or o.tried_sparse or o.plugin for o in outcomes):
         return
-    layers = {layer.name: layer for layer in manifest.layers}
+    layers, shown = {layer.name: layer for layer in manifest.layers}, shown_names(manifest.layers)
     groups: dict[tuple[str, ...], list[OutcomeRecord]] = {}
     for outcome in outcomes:
         groups.setdefault(_key(layers[outcome.layer], outcome), []).append(outcome)
@@ -39,8 +41,9 @@ def print_evidence(manifest: Manifest) -> None:
             _range([o.best_sparse_ms for o in alike], alike[0].timed_as),
             _range([o.best_dense_ms for o in alike], alike[0].timed_as),
         )  # fmt: skip
-        others = f" (the first of {len(alike)})" if len({_told(o) for o in alike}) > 1 else ""
-        lines.append(f"[{number}] {_told(alike[0])}{others}")
+        told = [_told(o, shown) for o in alike]
+        others = f" (the first of {len(alike)})" if len(set(told)) > 1 else ""
+        lines.append(f"[{number}] {told[0]}{others}")
     out = console.out()
     console.say(
         "\nWhat the engine runs, by the builder's own measurements (the best tactic's time of each kind):"
@@ -77,7 +80,7 @@ def _key(layer: LayerRecord, outcome: OutcomeRecord) -> tuple[str, ...]:
     )
 
 
-def _told(outcome: OutcomeRecord) -> str:
+def _told(outcome: OutcomeRecord, shown: Mapping[str, str]) -> str:
     """All that is known of a layer but its times, as one line."""
     parts = [outcome.why]
     if outcome.tactic and not outcome.plugin:
@@ -88,7 +91,7 @@ def _told(outcome: OutcomeRecord) -> str:
     if "tactics tried" not in outcome.why and (outcome.tried_sparse or outcome.tried_dense):
         parts.append(f"{outcome.tried_sparse} sparse and {outcome.tried_dense} dense tactics tried")
     if outcome.merged_with and not outcome.plugin:  # whose reason names them
-        others = [f"'{name}'" for name in outcome.merged_with]
+        others = [f"'{shown.get(name, name)}'" for name in outcome.merged_with]
         parts.append(f"merged with {listed(others, _MOST_MERGED)}")
     return "; ".join(parts)
 

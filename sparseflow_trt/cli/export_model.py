@@ -108,6 +108,7 @@ def print_export(report: ExportReport, advise: bool = True) -> None:
         advise: Whether to say what to do with layers that no plan is for; a build of the file says it, too.
     """
     from sparseflow_trt.model.graph import left_as_they_are
+    from sparseflow_trt.model.layer_names import shown_names
 
     out = console.out()
     counts = Counter((layer.kind, layer.state.value) for layer in report.layers if layer.has_constant)
@@ -126,7 +127,8 @@ def print_export(report: ExportReport, advise: bool = True) -> None:
     for said in left_as_they_are(report.layers) if advise else ():
         out.print(console.styled(said, "yellow"))
     if masks.foreign:
-        named = listed([f"'{name}'" for name in masks.foreign], 1)
+        shown = shown_names(report.layers)
+        named = listed([f"'{shown[name]}'" for name in masks.foreign], 1)
         out.print(console.styled(f"Not compared, since they multiply by no parameter: {named}.", "yellow"))
     if report.validation:
         print_validation(report.validation, "PyTorch")

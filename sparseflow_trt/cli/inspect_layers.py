@@ -181,10 +181,12 @@ def _counts(layers: Any) -> dict[str, int]:
 
 def _print(layers: Any, show_all: bool) -> None:
     from sparseflow_trt.model.graph import SparsityState, all_eligible_sparse, masks_apart, weights_computed
+    from sparseflow_trt.model.layer_names import shown_names
     from sparseflow_trt.model.other_patterns import percent
 
     columns = ("Layer", "Kind", "Op", ">M", ">N", ">K", "Type", "K axis", "2:4", "Why")
     table = console.table(*columns, spared=("K axis", "Op"))
+    names = shown_names(layers)
     shown = [layer for layer in layers if layer.has_constant or show_all]
     rows: list[tuple[str, ...]] = []
     for layer in shown:
@@ -194,10 +196,11 @@ def _print(layers: Any, show_all: bool) -> None:
             told = f"; {layer.found}" if layer.found else f", first at {list(layer.first or ())}"
             why = f"{share}{told}"
         if layer.shared_with:
-            why = "; ".join(filter(None, [why, f"weight shared with {', '.join(layer.shared_with)}"]))
+            others = ", ".join(names[other] for other in layer.shared_with)
+            why = "; ".join(filter(None, [why, f"weight shared with {others}"]))
         n = f"{layer.batch}×{layer.n}" if layer.batch > 1 else str(layer.n or "?")
         rows.append((
-            layer.module or layer.name, layer.kind, layer.op_type, str(layer.m), n, str(layer.k or "?"),
+            names[layer.name], layer.kind, layer.op_type, str(layer.m), n, str(layer.k or "?"),
             layer.dtype or "?", ",".join(map(str, layer.k_axes)) or "-", layer.state.value, why,
         ))  # fmt: skip
     rows, reasons = console.fold_last(columns, rows)

@@ -291,6 +291,30 @@ def engine_options(function: _F) -> _F:
     return _add("TensorRT's builder", options, function)
 
 
+def module_options(default_dtype: str) -> Callable[[_F], _F]:
+    """Adds --batch, --seq and --dtype of the module and the inputs that a configuration gives."""
+
+    def add(function: _F) -> _F:
+        options = (
+            click.option(
+                "--batch", type=click.IntRange(1), help="Rows of a configuration's inputs. Default: 1."
+            ),
+            click.option(
+                "--seq", type=click.IntRange(1),
+                help="Tokens in each row of a configuration's inputs. Default: 128.",
+            ),
+            click.option(
+                "--dtype", type=click.Choice(["fp16", "bf16", "fp32"]),
+                help=f"Type of a configuration's module. Default: {default_dtype}.",
+            ),
+        )  # fmt: skip
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
 def _add(section: str, options: list[Callable[[Any], Any]], function: _F) -> _F:
     for option in reversed(options):  # click lists the one that was put on last first
         function = option(function)

@@ -10,7 +10,7 @@ import click
 
 from sparseflow_trt._listing import counted
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.options import PlotFile, common_options
+from sparseflow_trt.cli.options import PlotFile, common_options, module_options
 from sparseflow_trt.errors import EXIT_OK, InputError
 
 if TYPE_CHECKING:
@@ -21,15 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("profile")
 @click.argument("source")
-@click.option("--batch", type=click.IntRange(1), help="Rows of a configuration's inputs. Default: 1.")
-@click.option(
-    "--seq", type=click.IntRange(1), help="Tokens in each row of a configuration's inputs. Default: 128."
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["fp16", "bf16", "fp32"]),
-    help="Type of a configuration's module. Default: fp16.",
-)
+@module_options("fp16")
 @click.option("--runs", type=click.IntRange(1), default=10, show_default=True, help="Measured runs.")
 @click.option(
     "--speedup",

@@ -11,7 +11,7 @@ import click
 
 from sparseflow_trt._listing import counted
 from sparseflow_trt.cli import console
-from sparseflow_trt.cli.options import ModelFile, common_options
+from sparseflow_trt.cli.options import ModelFile, common_options, module_options
 from sparseflow_trt.errors import EXIT_NOT_SPARSE, EXIT_OK
 
 if TYPE_CHECKING:
@@ -58,15 +58,7 @@ _OF_TORCH = ("calibration", "where_it_pays", "policy", "batch", "seq", "dtype", 
     help="Prune only the layers that --policy runs sparse at the M of the inputs.",
 )
 @click.option("--policy", metavar="NAME|FILE", help="With --where-it-pays. Default: this machine's GPU's.")
-@click.option("--batch", type=click.IntRange(1), help="Rows of a configuration's inputs. Default: 1.")
-@click.option(
-    "--seq", type=click.IntRange(1), help="Tokens in each row of a configuration's inputs. Default: 128."
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["fp16", "bf16", "fp32"]),
-    help="Type of a configuration's module. Default: as in its checkpoint.",
-)
+@module_options("as in its checkpoint")
 @click.option("--device", metavar="NAME", help="Where to calibrate: cpu (the default), cuda, cuda:1.")
 @common_options
 def command(

@@ -6,12 +6,12 @@ import datetime
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparseflow_trt._files import sha256_of
-from sparseflow_trt._paths import AnyPath, convert_paths
+from sparseflow_trt._paths import NO_PATH, AnyPath, MaybePath, with_paths
 from sparseflow_trt._version import __version__
 from sparseflow_trt.artifacts.manifest import Manifest, check_files, read_manifest
 from sparseflow_trt.artifacts.verdict import Validation
@@ -65,7 +65,7 @@ _ROUNDING = 1e-6  # what a metric may differ by, of itself, and nobody asks why
 _REFERENCE = ""  # what `compare` calls it when it hands out outputs
 
 
-@dataclass(frozen=True)
+@with_paths
 class BaselineOptions:
     """What a baseline is made from.
 
@@ -78,15 +78,12 @@ class BaselineOptions:
         most_bytes: That its arrays may take in the file, None for any number.
     """
 
-    reference: Path | None = None
+    reference: MaybePath = NO_PATH
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     metrics: tuple[str, ...] = ()
     max_drop: float = 0.0
     max_growth: float = MAX_GROWTH
     most_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        convert_paths(self)
 
 
 def create_baseline(

@@ -8,7 +8,7 @@ from enum import Enum
 
 from sparseflow_trt._listing import listed
 from sparseflow_trt.model.kinds import kind_from_names
-from sparseflow_trt.model.layer_names import may_stay_dense
+from sparseflow_trt.model.layer_names import may_stay_dense, shown_name
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.operators import QUANTIZED
 from sparseflow_trt.model.other_patterns import other_pattern, percent, told_of_nan
@@ -198,7 +198,7 @@ def masks_apart(reasons: Iterable[str]) -> str:
 
 def weights_computed(layers: Iterable[WeightedLayer]) -> str:
     """What to do with layers whose weights the graph computes of constants; "" where there are none."""
-    names = [f"'{layer.name}'" for layer in layers if layer.computed and layer.reason != MASK_APART]
+    names = [f"'{shown_name(layer)}'" for layer in layers if layer.computed and layer.reason != MASK_APART]
     if not names:
         return ""
     return (

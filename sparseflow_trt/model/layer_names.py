@@ -20,9 +20,14 @@ class Named(Protocol):
     def module(self) -> str: ...
 
 
+def shown_name(layer: Named) -> str:
+    """What people are told that a layer is called: its module, or else its node's name."""
+    return layer.module or layer.name
+
+
 def shown_names(layers: Iterable[Named]) -> dict[str, str]:
-    """What people are told that each layer is called, by its node's name: its module, or else that name."""
-    return {layer.name: layer.module or layer.name for layer in layers}
+    """What people are told that each layer is called, by its node's name, which programs know it by."""
+    return {layer.name: shown_name(layer) for layer in layers}
 
 
 def shown_reasons(

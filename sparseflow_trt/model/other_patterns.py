@@ -10,7 +10,12 @@ from sparseflow_trt.model.scan import PatternScan, WeightReader, scan_pattern
 from sparseflow_trt.model.sites import LayerSite
 from sparseflow_trt.model.weights import TracedWeight
 
-MANY_ZEROS = 0.25  # INT8 weights that nobody pruned have some
+_MANY_ZEROS = 0.25  # INT8 weights that nobody pruned have some
+
+
+def seems_pruned(zeros: int, elements: int) -> bool:
+    """Whether a weight that is not 2:4 was pruned another way, as it seems: many of its elements are zero."""
+    return zeros >= _MANY_ZEROS * elements
 
 
 def other_pattern(reader: WeightReader, site: LayerSite, scan: PatternScan) -> str:
@@ -23,8 +28,8 @@ def other_pattern(reader: WeightReader, site: LayerSite, scan: PatternScan) -> s
     """
     weight = site.weight
     assert isinstance(weight, TracedWeight)
-    share = scan.zeros / (GROUP * scan.groups)
-    if share < MANY_ZEROS:
+    elements = GROUP * scan.groups
+    if not seems_pruned(scan.zeros, elements):
         return ""
     shape = weight.operand_shape
     along_n = 0 if site.node.op_type == "Conv" else 2 * len(shape) - 3 - site.k_axis
@@ -36,7 +41,7 @@ def other_pattern(reader: WeightReader, site: LayerSite, scan: PatternScan) -> s
         flattened = ("reshape", (shape[0], math.prod(shape[1:])))
         if not scan_pattern(reader, replace(weight, steps=(*weight.steps, flattened)), 1).violating:
             return "it is 2:4 along its flattened kernel, not along its input channels"
-    return f"{percent(share)} of the weight is zero"
+    return f"{percent(scan.zeros / elements)} of the weight is zero"
 
 
 def told_of_nan(number: int) -> str:

@@ -32,6 +32,17 @@ class GroupCount:
     first: int | None
 
 
+@dataclass(frozen=True)
+class Zeros:
+    """How many elements were zero before pruning, and how many it set to zero."""
+
+    before: int = 0
+    added: int = 0
+
+    def __add__(self, other: Zeros) -> Zeros:
+        return Zeros(self.before + other.before, self.added + other.added)
+
+
 def magnitude_bits(values: Array, zero_point: Array | int = 0, out: Array | None = None) -> Array:
     """Unsigned integers that order the elements by magnitude and are 0 exactly for zeros.
 
@@ -147,8 +158,8 @@ def prune_2to4(values: Array, axis: int, zero_point: Array | int = 0) -> Array:
 
 def prune_in_place(
     values: Array, axis: int, zero_point: Array | int = 0, scratch: Array | None = None
-) -> int:
-    """Does to `values` what `prune_2to4` does to a copy; gives the number of elements that it set to zero.
+) -> Zeros:
+    """Does to `values` what `prune_2to4` does to a copy; gives the number of zeros before, and of new ones.
 
     Args:
         values: As for `prune_2to4`, with any strides.
@@ -172,13 +183,13 @@ def prune_in_place(
     if not isinstance(zero_point, int):
         zero_point = _members(np.broadcast_to(np.asarray(zero_point, values.dtype), values.shape), axis)
     drop = _to_drop(magnitude_bits(members, zero_point, keys), flags)
-    count = int(np.count_nonzero(drop))
+    zeros = Zeros(drop.size - int(np.count_nonzero(flags[:GROUP])), int(np.count_nonzero(drop)))
     if isinstance(zero_point, int) and zero_point == 0:
         bits = members.view(unsigned)
         bits *= np.logical_not(drop, out=drop)  # an assignment through a mask takes five times as long
     else:
         np.copyto(members, zero_point, where=drop)
-    return count
+    return zeros
 
 
 _FLAGS = 11  # for each group of four
@@ -194,7 +205,8 @@ def _to_drop(keys: Array, flags: BoolArray) -> BoolArray:
 
     Args:
         keys: Shape (4, …): the members of each group along the first axis.
-        flags: Shape (11, …) of anything, to work in. The result lies in its last four.
+        flags: Shape (11, …) of anything, to work in. The result lies in its last four, and in its first four
+            what is not 0.
     """
     a, b, c, d = keys
     for won, x, y in zip(flags, (a, a, a, b, b, c), (b, c, d, c, d, d), strict=False):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sparseflow_trt._listing import did_you_mean
 from sparseflow_trt.errors import ModelError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, kind_of
-from sparseflow_trt.model.layer_names import NOT_NAMED, is_named, is_pattern, kind_left, why_left
+from sparseflow_trt.model.layer_names import NOT_NAMED, is_named, is_pattern, kind_left, shown_name, why_left
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.parts import part_of
 from sparseflow_trt.model.runtimes_own import operator_of
@@ -181,8 +181,8 @@ def _disagreement(able: Users) -> str:
     with WeightReader() as reader:
         for site, weight in able:
             groups = grouping(reader.stored_array(weight.tensor), weight, site.k_axis)
-            by_axis.setdefault(groups, []).append(f"'{site.name}'")
-            by_zero.setdefault((weight.tensor.dtype, weight.zero_key), []).append(f"'{site.name}'")
+            by_axis.setdefault(groups, []).append(f"'{shown_name(site)}'")
+            by_zero.setdefault((weight.tensor.dtype, weight.zero_key), []).append(f"'{shown_name(site)}'")
     if len(by_axis) > 1:
         return "is shared by layers whose K lies on different axes: " + _against(by_axis)
     if len(by_zero) > 1:

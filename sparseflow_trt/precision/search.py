@@ -14,6 +14,7 @@ from sparseflow_trt.exporters.retyping.measured import OLDEST_OPSET, OUTPUT, add
 from sparseflow_trt.exporters.retyping.node_types import has_bf16, infer_types
 from sparseflow_trt.exporters.retyping.precision_groups import Atom, Group, find_groups, quantized_atoms
 from sparseflow_trt.exporters.saving import save_model
+from sparseflow_trt.model.layer_names import shown_names
 from sparseflow_trt.model.model_file import OnnxModel, read_model
 from sparseflow_trt.model.node_range import NodeRange
 from sparseflow_trt.model.sites import find_sites
@@ -93,7 +94,7 @@ def choose_precisions(question: Question, scratch: Path, on_step: OnProgress = l
         cost=cost_of(work),
         runs=tuple(trials.runs),
         sensitivities=sensitivities(groups, [atom for atom, _ in quantized], chosen),
-        notes=notes(every, chosen, question.inputs),
+        notes=notes(every, chosen, question.inputs, shown_names(question.plan.layers)),
     )
     return Precisions(precision, layers, tuple(name for a in found.wide for name in a.nodes), record)
 

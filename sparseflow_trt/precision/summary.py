@@ -47,11 +47,21 @@ def sensitivities(
 
 
 def notes(
-    atoms: Iterable[Atom], chosen: Mapping[str, Precision], inputs: Sequence[InputSet]
+    atoms: Iterable[Atom],
+    chosen: Mapping[str, Precision],
+    inputs: Sequence[InputSet],
+    shown: Mapping[str, str],
 ) -> tuple[str, ...]:
-    """What these runs do not show of an engine, and where a product's sum could overflow or lose there."""
+    """What these runs do not show of an engine, and where a product's sum could overflow or lose there.
+
+    Args:
+        atoms: All of the model's.
+        chosen: The precision of each that is not FP16, by its name.
+        inputs: What was run on.
+        shown: The names of layers, as `layer_names.shown_names` gives them; other nodes keep their own.
+    """
     in_fp16 = [a for a in atoms if a.range and a.op_type in PRODUCTS and a.name not in chosen]
-    over = [a.name for a in in_fp16 if a.range and a.range.sum_bound > LARGEST_FP16]
+    over = [shown.get(a.name, a.name) for a in in_fp16 if a.range and a.range.sum_bound > LARGEST_FP16]
     longest = max((a.range.k for a in in_fp16 if a.range), default=1)
     said = [_GIVEN]
     if over:
@@ -61,7 +71,7 @@ def notes(
             f"{listed(over, _MOST_NAMED)}."
         )
     if fp16_sum_error(longest) > _LOSES:
-        lossy = [a.name for a in in_fp16 if a.range and fp16_sum_error(a.range.k) > _LOSES]
+        lossy = [shown.get(a.name, a.name) for a in in_fp16 if a.range and fp16_sum_error(a.range.k) > _LOSES]
         said.append(
             f"Accumulating in FP16 term by term would be off by about {100 * fp16_sum_error(longest):.1f} % "
             f"for K = {longest}: {len(lossy)} product(s) lose more than {100 * _LOSES:.0f} %: "

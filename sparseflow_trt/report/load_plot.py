@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparseflow_trt._deps import require
 from sparseflow_trt.artifacts.load_record import LoadStep
-from sparseflow_trt.report.plots import INK, check_plot_name, plot_style, save_plot
+from sparseflow_trt.report.plots import INK, check_plot_name, plotting, save_plot
 
 _COLOURS = ("#0f766e", "#b45309", "#6b7280")
 
@@ -26,12 +25,11 @@ def plot_load(title: str, steps: Sequence[LoadStep], path: Path) -> None:
         ArtifactError: The file cannot be written.
     """
     check_plot_name(path)
-    matplotlib = require("matplotlib", "plots")
-    from matplotlib.figure import Figure
-
     places = range(len(steps))
     names = [str(step.concurrency) for step in steps]
-    with matplotlib.rc_context(plot_style(title)):
+    with plotting(title) as matplotlib:
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(7.5, 6), layout="constrained")
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
         rate, late, batch = figure.subplots(3, 1, sharex=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparseflow_trt._deps import require
 from sparseflow_trt._files import written_atomically
 from sparseflow_trt.errors import InputError
 
@@ -24,9 +27,16 @@ def check_plot_name(path: Path) -> None:
         raise InputError(f"{path} is not a plot's file name.", "End it with .png or .svg.", usage=True)
 
 
-def plot_style(seed: str) -> dict[str, Any]:
-    """Matplotlib's settings to draw and save with: an SVG's text is text, its names follow from `seed`."""
-    return {"svg.hashsalt": seed, "svg.fonttype": "none", "font.size": 8}
+@contextlib.contextmanager
+def plotting(seed: str) -> Iterator[Any]:
+    """Matplotlib, with settings to draw and save with: an SVG's text is text, its names follow from `seed`.
+
+    Raises:
+        NotInstalledError: Matplotlib is not installed.
+    """
+    matplotlib = require("matplotlib", "plots")
+    with matplotlib.rc_context({"svg.hashsalt": seed, "svg.fonttype": "none", "font.size": 8}):
+        yield matplotlib
 
 
 def save_plot(figure: Figure, path: Path, title: str = "", shows: str = "") -> None:

@@ -10,7 +10,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflow_trt._deps import require
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.policies.policy import (
     WHOSE,
@@ -22,7 +21,7 @@ from sparseflow_trt.policies.policy import (
     SparseKernel,
     digest_of,
 )
-from sparseflow_trt.report.plots import INK, check_plot_name, plot_style, save_plot
+from sparseflow_trt.report.plots import INK, check_plot_name, plotting, save_plot
 from sparseflow_trt.report.policy_panels import Panel, Ranges, in_words, panels_of, title_of
 
 if TYPE_CHECKING:
@@ -70,9 +69,6 @@ def plot_policy(
             f"policy '{policy.name}' holds no {dtype} points of {WHOSE[library]} to draw.",
             f"`sparseflow-trt policy show {shlex.quote(policy.name)}` lists what it holds.",
         )
-    matplotlib = require("matplotlib", "plots")
-    from matplotlib.figure import Figure
-
     columns = _columns(len(panels))
     rows = math.ceil(len(panels) / columns)
     words = max(len(_in_lines(panel.ranges)) for panel in panels.values()) * _LINE
@@ -81,7 +77,9 @@ def plot_policy(
     width = max(3.5 * columns, 6.5 + len(kernels) + 2 * estimated)  # the latter is the legend's
     height = (3.5 + words) * rows + 1.1
     title = f"{policy.device} · {WHOSE[library]} · {dtype}"
-    with matplotlib.rc_context(plot_style(policy.name)):
+    with plotting(policy.name):
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(width, height))
         outer = figure.add_gridspec(
             rows, columns, left=0.6 / width, right=1 - 0.15 / width, bottom=0.5 / height,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sparseflow_trt._deps import require
-from sparseflow_trt.report.plots import INK, check_plot_name, plot_style, save_plot
+from sparseflow_trt.report.plots import INK, check_plot_name, plotting, save_plot
 
 _COLOURS = ("#0f766e", "#5eead4", "#b45309", "#fcd34d", "#6b7280", "#d1d5db")
 _DARK = (0, 2, 4)  # of these colours, those that white is read on
@@ -27,11 +26,10 @@ def plot_profile(title: str, bars: Sequence[tuple[str, Mapping[str, float]]], pa
         ArtifactError: The file cannot be written.
     """
     check_plot_name(path)
-    matplotlib = require("matplotlib", "plots")
-    from matplotlib.figure import Figure
-
     height = 1.25 + 0.62 * len(bars)
-    with matplotlib.rc_context(plot_style(title)):
+    with plotting(title):
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(7.5, height))
         axes = figure.add_axes((0.02, 0.45 / height, 0.96, 1 - 1.1 / height))
         classes = [(i, name) for i, name in enumerate(bars[0][1]) if any(times[name] for _, times in bars)]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from sparseflow_trt._paths import convert_paths
+from sparseflow_trt._paths import NO_PATH, GivenPath, MaybePath, with_paths
 from sparseflow_trt.artifacts.small_m import SparseFrom
 from sparseflow_trt.exporters.triton.batching import Batching
 from sparseflow_trt.exporters.triton.config import Route
@@ -13,7 +12,7 @@ from sparseflow_trt.exporters.triton.repository import NewVersion, Written, writ
 from sparseflow_trt.serving.served_artifact import RouteName
 
 
-@dataclass(frozen=True)
+@with_paths
 class DeployOptions:
     """How artifacts are deployed, where not by default. Each is an option of `deploy triton`.
 
@@ -33,7 +32,7 @@ class DeployOptions:
         keep: How many versions stay.
     """
 
-    repository: Path
+    repository: GivenPath
     name: str | None = None
     route: RouteName = "auto"
     container: str | None = None
@@ -46,11 +45,8 @@ class DeployOptions:
     delay_us: int | None = None
     max_batch_size: int | None = None
     sparse_from: int | None = None
-    dense: Path | None = None
+    dense: MaybePath = NO_PATH
     keep: int = 3
-
-    def __post_init__(self) -> None:
-        convert_paths(self)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sparseflow_trt._paths import AnyPath, convert_paths
+from sparseflow_trt._paths import NO_PATH, AnyPath, GivenPath, MaybePath, with_paths
 from sparseflow_trt.artifacts.load_record import LoadStep
 from sparseflow_trt.artifacts.verdict import Validation
 from sparseflow_trt.building.artifact_validation import (
@@ -45,7 +45,7 @@ _ALONE = "Triton over gRPC, item by item"
 _STANDS_IN = "a stand-in for Triton's TensorRT backend, which answers from the typed ONNX"
 
 
-@dataclass(frozen=True)
+@with_paths
 class VerifyOptions:
     """How a deployment is verified.
 
@@ -61,20 +61,17 @@ class VerifyOptions:
         timeout: Seconds that a server has to become ready.
     """
 
-    repository: Path
+    repository: GivenPath
     name: str | None = None
-    reference: Path | None = None
+    reference: MaybePath = NO_PATH
     addresses: Addresses | None = None
-    server: Path | None = None
+    server: MaybePath = NO_PATH
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     concurrencies: Sequence[int] = (1, 2, 4, 8, 16)
     seconds: float = 2.0
     perf_analyzer: bool = True
     sparse_from: int | None = None
     timeout: float = 120.0
-
-    def __post_init__(self) -> None:
-        convert_paths(self)
 
 
 @dataclass(frozen=True)

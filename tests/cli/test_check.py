@@ -15,7 +15,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from sparseflow_trt.model.pattern import prune_2to4
-from tests.graphs import random_weight
+from tests.graphs import in_module, random_weight
 
 if TYPE_CHECKING:
     from tests.commands import Ended, Sparseflow
@@ -342,7 +342,7 @@ def test_layers_that_fared_alike_are_one_row_and_one_sentence(
             for i in range(3)
         ]
         for i, node in enumerate(nodes):
-            node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"['', 'h.{i}.up', 'linear']")
+            in_module(node, f"h.{i}.up")
         models.save(models.model(nodes, weights, {"x": ("m", 64)}, outputs=["x3"]), f"{name}.onnx")
         options = ("--dim", "m=1,2,4", "--backend", "onnxruntime")
         assert sparseflow("build", f"{name}.onnx", *options, "--force", "-o", name).code == 0

@@ -32,6 +32,13 @@ def artifact(mlp: Callable[..., Path], build_once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
+def deployed(artifact: Path, sparseflow: Sparseflow) -> Path:
+    """The artifact, which is in the repository 'models'."""
+    assert sparseflow("deploy", "triton", artifact, "--repository", "models").code == 0
+    return artifact
+
+
+@pytest.fixture
 def tritonserver() -> None:
     try:
         find_server()
@@ -220,28 +227,26 @@ def test_an_edited_configuration_is_shown(artifact: Path, sparseflow: Sparseflow
 
 
 def test_a_reference_with_other_inputs_is_refused_before_a_server_starts(
-    artifact: Path, sparseflow: Sparseflow, tmp_path: Path
+    deployed: Path, sparseflow: Sparseflow, tmp_path: Path
 ) -> None:
-    model = onnx.load(artifact / "model.onnx")
+    model = onnx.load(deployed / "model.onnx")
     (given,) = model.graph.input
     model.graph.node.insert(0, helper.make_node("Identity", ["other"], [given.name]))
     given.name = "other"
     onnx.save(model, tmp_path / "other.onnx")
-    assert sparseflow("deploy", "triton", artifact, "--repository", "models").code == 0
-    verify = ("deploy", "verify", artifact, "--repository", "models", "--server", "nowhere")
+    verify = ("deploy", "verify", deployed, "--repository", "models", "--server", "nowhere")
     said = "other.onnx takes an input 'other', and "
     assert said in sparseflow(*verify, "--reference", "other.onnx").error
-    create = ("baseline", "create", artifact, "--reference", "other.onnx")
+    create = ("baseline", "create", deployed, "--reference", "other.onnx")
     assert said in sparseflow(*create).error
 
 
 @pytest.mark.usefixtures("tritonserver")
 def test_verify_compares_measures_and_draws(
-    artifact: Path, mlp: Callable[..., Path], sparseflow: Sparseflow, tmp_path: Path
+    deployed: Path, mlp: Callable[..., Path], sparseflow: Sparseflow, tmp_path: Path
 ) -> None:
-    assert sparseflow("deploy", "triton", artifact, "--repository", "models").code == 0
     other = mlp("other.onnx", seed=7)  # the server is right, and what it is compared with is another model
-    verify = ("deploy", "verify", artifact, "--repository", "models", "--reference", other)
+    verify = ("deploy", "verify", deployed, "--repository", "models", "--reference", other)
     done = sparseflow(*verify, "--concurrency", "1,4", "--seconds", "0.2", "-o", "load")
     assert done.code == 4, done
     assert "Validation against the FP32 reference: fail" in done.out
@@ -257,9 +262,8 @@ def test_batches_that_are_left_out_are_counted() -> None:
     assert batch_words({1: 5, 2: 1, 3: 4, 8: 63, 7: 12, 5: 3}) == "63×8, 12×7, 3×5, 4×3, … 2 more"
 
 
-def test_verify_needs_a_server_that_is_there(artifact: Path, sparseflow: Sparseflow) -> None:
-    assert sparseflow("deploy", "triton", artifact, "--repository", "models").code == 0
-    verify = ("deploy", "verify", artifact, "--repository", "models")
+def test_verify_needs_a_server_that_is_there(deployed: Path, sparseflow: Sparseflow) -> None:
+    verify = ("deploy", "verify", deployed, "--repository", "models")
     assert sparseflow(*verify, "--http", "127.0.0.1:9").code == 2
     assert "the server at 127.0.0.1:9 is not ready" in sparseflow(
         *verify, "--http", "127.0.0.1:9", "--grpc", "127.0.0.1:9"
@@ -270,17 +274,16 @@ def test_verify_needs_a_server_that_is_there(artifact: Path, sparseflow: Sparsef
 
 @pytest.mark.usefixtures("tritonserver")
 def test_ctrl_c_during_verify_leaves_no_server(
-    artifact: Path,
+    deployed: Path,
     sparseflow: Sparseflow,
     start: Callable[..., subprocess.Popen[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert sparseflow("deploy", "triton", artifact, "--repository", "models").code == 0
     (scratch := tmp_path / "scratch").mkdir()
     monkeypatch.setenv("TMPDIR", str(scratch))  # all that is started is known by it
     tool = start(
-        "deploy", "verify", artifact, "--repository", "models", "--concurrency", "2", "--seconds", "60"
+        "deploy", "verify", deployed, "--repository", "models", "--concurrency", "2", "--seconds", "60"
     )
 
     def servers() -> list[str]:

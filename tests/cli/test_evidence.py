@@ -103,6 +103,17 @@ def test_many_merged_layers_are_counted(manifest: Manifest, capsys: pytest.Captu
     assert "merged with 'a', 'b', 'c' and 2 more" in capsys.readouterr().out
 
 
+def test_merged_layers_are_named_by_their_modules(
+    manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layers = tuple(
+        layer.model_copy(update={"module": f"layers.0.mlp.{layer.name}"}) for layer in manifest.layers
+    )
+    named = manifest.model_copy(update={"layers": layers})
+    print_evidence(told(named, outcome("gate_proj", merged_with=("up_proj",))))
+    assert "merged with 'layers.0.mlp.up_proj'" in capsys.readouterr().out
+
+
 def test_layers_that_add_up_in_fp16_are_counted(
     manifest: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.model.pattern import prune_2to4
-from tests.graphs import random_weight
+from tests.graphs import in_module, random_weight
 
 if TYPE_CHECKING:
     from tests.commands import Sparseflow
@@ -147,14 +147,18 @@ def test_a_model_of_quantized_operators_alone_says_that_nothing_was_judged(
 
 def test_a_weight_on_two_axes_is_not_to_be_pruned(sparseflow: Sparseflow, models: Models) -> None:
     nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["h"], name="up"),
-        helper.make_node("Gemm", ["h", "w"], ["y"], name="down", transB=1),
+        in_module(helper.make_node("MatMul", ["x", "w"], ["h"], name="node_MatMul_7"), "h.0.up"),
+        in_module(helper.make_node("Gemm", ["h", "w"], ["y"], name="node_linear_8", transB=1), "h.0.down"),
     ]
     weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     models.save(models.model(nodes, {"w": weight}), "tied.onnx")
     said = sparseflow("inspect", "tied.onnx").out
-    why = "weight 'w' is shared by layers whose K lies on different axes: 'up' against 'down'"
-    assert f"\n'up', 'down' cannot be pruned: {why}.\n" in said
+    why = "weight 'w' is shared by layers whose K lies on different axes: 'h.0.up' against 'h.0.down'"
+    assert f"\n'h.0.up', 'h.0.down' cannot be pruned: {why}.\n" in said
+    assert "weight shared with h.0.down" in said
+    assert "node_" not in said
+    told = sparseflow("inspect", "tied.onnx", "--json").json
+    assert told["layers"][0]["shared_with"] == ["node_linear_8"], "programs are told the node"
     assert "sparseflow-trt prune" not in said
     built = sparseflow("build", "tied.onnx", "--dim", "batch=8", "--backend", "onnxruntime", "-o", "tied")
     assert "`sparseflow-trt inspect tied.onnx` says whether they can be pruned." in built.out

@@ -11,7 +11,7 @@ import pytest
 from onnx import helper
 
 from sparseflow_trt.model.pattern import prune_2to4
-from tests.graphs import random_weight
+from tests.graphs import in_module, random_weight
 
 if TYPE_CHECKING:
     from tests.commands import Sparseflow
@@ -39,13 +39,18 @@ def test_json(sparseflow: Sparseflow, mlp: MakeModel) -> None:
     assert report["skipped"] == [["up_proj", "excluded"]]
 
 
-@pytest.mark.parametrize("how", ["along N", "anywhere"])
+@pytest.mark.parametrize("how", ["along N", "anywhere", "whole groups"])
 def test_weights_that_were_pruned_another_way_are_told_as_inspect_tells_them(
     sparseflow: Sparseflow, models: Models, how: str
 ) -> None:
     weight = random_weight(64, 64)
-    pruned = np.where(abs(weight) > np.median(abs(weight)), weight, 0)
-    path = models.matmul(prune_2to4(weight, 1) if how == "along N" else pruned.astype(np.float32))
+    by_rows = np.where(np.arange(64)[:, None] < 20, 0, weight)  # a third: what is left loses a third, too
+    pruned = {
+        "along N": prune_2to4(weight, 1),
+        "anywhere": np.where(abs(weight) > np.median(abs(weight)), weight, 0),
+        "whole groups": by_rows,
+    }
+    path = models.matmul(pruned[how].astype(np.float32))
     told = "1 layer(s) seem to have been pruned before: prune the model from before that, or accuracy is lost"
     assert told in sparseflow("inspect", path).out
     ended = sparseflow("prune", path, "-o", "pruned.onnx")
@@ -167,7 +172,7 @@ def test_every_command_calls_a_layer_as_the_table_does(
         helper.make_node("MatMul", ["h", "head"], ["y"], "node_linear_8"),
     ]
     for node, module in zip(nodes, ("layers.0.up", "lm_head"), strict=True):
-        node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"['', '{module}', 'linear']")
+        in_module(node, module)
     weights = {"up": random_weight(64, 64), "head": random_weight(64, 32)}
     models.save(models.model(nodes, weights, {"x": ("m", 64)}), "net.onnx")
     why = "a classifier, which is taken only where it is named"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from sparseflow_trt.model.graph import (
     all_eligible_sparse,
     left_as_they_are,
     read_layers,
+    weights_computed,
 )
 from sparseflow_trt.model.model_file import input_dims, read_model
 from sparseflow_trt.model.pattern import prune_2to4
@@ -215,6 +217,8 @@ def test_a_mask_that_is_apart_is_told_from_a_weight_that_is_computed(other: str,
         ),
         "x2": (False, "dynamic weight: computed by Mul 'mul'"),
     }[other]
+    said = weights_computed((replace(one, module="h.0.up"),))
+    assert ("and stay as they are: 'h.0.up'." in said) == (other == "scale")
     assert one.state is NOT_ELIGIBLE
 
 

@@ -169,9 +169,10 @@ def test_in_place_is_the_same_and_counts(case: tuple[Array, int], strided: bool,
     pruned = pattern.prune_2to4(values, axis)
     copy = values.copy(order="F" if strided else "C")
     scratch = np.full(pattern.scratch_bytes(values) + 3, 0xA5, np.uint8) if held else None
-    count = pattern.prune_in_place(copy, axis, scratch=scratch)
+    zeros = pattern.prune_in_place(copy, axis, scratch=scratch)
     np.testing.assert_array_equal(_bits(copy), _bits(pruned))
-    assert count == np.count_nonzero(_bits(values) != _bits(pruned))
+    assert zeros.before == np.count_nonzero(~pattern.nonzero(values))
+    assert zeros.added == np.count_nonzero(_bits(values) != _bits(pruned))
 
 
 @given(case=weights(INTEGERS), seed=st.integers(0, 2**32))
@@ -182,7 +183,9 @@ def test_in_place_counts_what_is_not_at_its_zero_point(
     zeros = np.random.default_rng(seed).integers(0, 256, values.shape, np.uint8).view(values.dtype)
     expected = naive.prune(values, axis, zeros)
     before = values.copy()
-    assert pattern.prune_in_place(values, axis, zeros) == np.count_nonzero(before != expected)
+    found = pattern.prune_in_place(values, axis, zeros)
+    assert found.before == np.count_nonzero(before == zeros)
+    assert found.added == np.count_nonzero(before != expected)
     np.testing.assert_array_equal(values, expected)
 
 

@@ -55,6 +55,12 @@ def folder(made_once: MakeOnce, record_parts: Path) -> Path:
     return made_once("layer", make)
 
 
+def test_each_fp16_and_bf16_number_is_widened_as_the_compiler_does_it(tmp_path: Path) -> None:
+    compile_parts(tmp_path, [HERE / "check_numbers.cpp", "-o", "check_numbers"])
+    done = subprocess.run([tmp_path / "check_numbers"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_benchmark_of_layers_finds_both_kernels_right(
     folder: Path, record_parts: Path, tmp_path: Path
 ) -> None:

@@ -168,12 +168,15 @@ def test_shows_how_precisions_were_found(report: Callable[..., tuple[str, Manife
         "measuring_runs": 1, "irreducible": False, "work": {"fp16": 0.75, "fp32": 0.25}, "cost": 4.75,
         "runs": [{"what": "everything in FP16", "groups": 0, "passed": False, "max_abs": None}],
         "sensitivities": [
-            {**row, "node": "bears it", "precision": "fp16", "fp16_error": 0.5},
+            {**row, "node": manifest.layers[0].name, "precision": "fp16", "fp16_error": 0.5},
             {**row, "node": EVIL, "precision": "fp32", "why": "it reaches 1.0e+05"},
         ],
         "notes": ["The inputs were drawn at random."],
     }  # fmt: skip
-    changed = manifest.model_copy(update={"precision_search": PrecisionSearch.model_validate(search)})
+    first, *others = manifest.layers
+    layers = (first.model_copy(update={"module": "bears it"}), *others)
+    found = PrecisionSearch.model_validate(search)
+    changed = manifest.model_copy(update={"precision_search": found, "layers": layers})
     write_report(changed, tmp_path / "page.html")
     page = _Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     said = re.sub(r"\s+", " ", " ".join(page.text))

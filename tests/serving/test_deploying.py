@@ -258,11 +258,16 @@ def test_a_rollback_brings_the_older_configuration(
     assert config.metric_tags["team"] == "search"  # what a person added stays
 
 
+def deploy_edited(artifact: Path, repository: Path, old: str, new: str) -> Path:
+    """Deploys as 'm' and edits its configuration, whose file is given."""
+    path = deploy(artifact, DeployOptions(repository, "m"))[0].written.folder / "config.pbtxt"
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+    return path
+
+
 def test_an_edited_configuration_is_merged(ort_artifact: Path, other_artifact: Path, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    deploy(ort_artifact, DeployOptions(repository, "m"))
-    path = repository / "m" / "config.pbtxt"
-    path.write_text(path.read_text(encoding="utf-8").replace("count: 1", "count: 3"), encoding="utf-8")
+    deploy_edited(ort_artifact, repository, "count: 1", "count: 3")
     (model,) = deploy(other_artifact, DeployOptions(repository, "m"))
     assert model.written.config.instance_group[0].count == 3
     assert [d.field for d in model.written.differences] == ["instance_group"]
@@ -272,10 +277,8 @@ def test_an_edit_that_does_not_fit_is_refused_and_nothing_changes(
     ort_artifact: Path, other_artifact: Path, tmp_path: Path
 ) -> None:
     repository = tmp_path / "repository"
-    deploy(ort_artifact, DeployOptions(repository, "m"))
-    path = repository / "m" / "config.pbtxt"
-    text = path.read_text(encoding="utf-8").replace("max_batch_size: 16", "max_batch_size: 64")
-    path.write_text(text, encoding="utf-8")
+    path = deploy_edited(ort_artifact, repository, "max_batch_size: 16", "max_batch_size: 64")
+    text = path.read_text(encoding="utf-8")
     with pytest.raises(DeployError, match="max_batch_size is 64, and the engine's profiles allow 16"):
         deploy(other_artifact, DeployOptions(repository, "m"))
     assert path.read_text(encoding="utf-8") == text
@@ -286,10 +289,7 @@ def test_the_largest_batch_that_is_asked_for_goes_before_an_edited_one(
     ort_artifact: Path, other_artifact: Path, tmp_path: Path
 ) -> None:
     repository = tmp_path / "repository"
-    deploy(ort_artifact, DeployOptions(repository, "m"))
-    path = repository / "m" / "config.pbtxt"
-    text = path.read_text(encoding="utf-8").replace("max_batch_size: 16", "max_batch_size: 0")
-    path.write_text(text, encoding="utf-8")
+    deploy_edited(ort_artifact, repository, "max_batch_size: 16", "max_batch_size: 0")
     with pytest.raises(DeployError, match="max_batch_size is 0, which --max-batch-size 0 writes"):
         deploy(other_artifact, DeployOptions(repository, "m"))
     for asked, dims in ((0, [-1, -1, 64]), (4, [-1, 64])):

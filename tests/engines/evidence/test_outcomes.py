@@ -370,6 +370,29 @@ def test_each_profile_has_its_own_outcome() -> None:
     assert [(o.profile, o.plugin) for o in outcomes] == [(0, True), (1, True)]
 
 
+def test_sentences_name_modules_and_fields_name_nodes() -> None:
+    """torch's exporter numbers its nodes: 'node_MatMul_7' is no name that a reader could know."""
+
+    def in_modules(plan: Plan) -> Plan:
+        layers = tuple(p.model_copy(update={"module": f"layers.0.{p.name}"}) for p in plan.layers)
+        return plan.model_copy(update={"layers": layers})
+
+    plan = in_modules(make_plan(a="plugin", b="plugin"))
+    a, _ = outcomes = join_outcomes(plan, (replace(PLUGIN, precision="Float"),))
+    assert (a.layer, a.merged_with) == ("a", ("b",))
+    assert "as one product with 'layers.0.b'" in a.why
+    assert precision_mismatches(plan, outcomes)[0] == "'layers.0.a' is planned fp16 and runs in Float."
+    assert plugin_mismatches(in_modules(make_plan(a=True, b="plugin")), outcomes) == (
+        "'layers.0.a' is planned sparse and runs in the plugin.",
+    )
+    plan = in_modules(make_plan(a=True, b=False))
+    merged = replace(GEMM, precision="", nodes=("a", "b"))
+    a, b = outcomes = join_outcomes(plan, (merged,), (timed(None, 0.2),))
+    assert (a.merged_with, b.merged_with) == (("b",), ("a",))
+    assert a.why.endswith("merged with 'layers.0.b', which is planned dense")
+    assert "the first of them 'layers.0.a': " in untold(plan, outcomes)
+
+
 def test_what_runs_elsewhere_than_planned_is_named() -> None:
     plan = make_plan(a="dense", b="sparse", c="plugin")
     outcomes = join_outcomes(plan, (PLUGIN, replace(GEMM, name="c", nodes=("c",))))

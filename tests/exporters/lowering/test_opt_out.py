@@ -29,6 +29,7 @@ from sparseflow_trt.model.model_file import OnnxModel, read_model
 from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.model.scan import WeightReader
 from sparseflow_trt.model.sites import find_sites
+from tests.graphs import in_module
 
 Array = npt.NDArray[Any]
 node = helper.make_node
@@ -417,21 +418,22 @@ def test_layers_that_cannot_be_sparse_anyway(tmp_path: Path) -> None:
 
 
 def _shared(folder: Path, second: onnx.NodeProto, weight: Array) -> Path:
-    nodes = [node("MatMul", ["x", "w"], ["h"], name="a"), node("Relu", ["h"], ["r"]), second]
+    first = in_module(node("MatMul", ["x", "w"], ["h"], name="a"), "layers.0.up")
+    nodes = [first, node("Relu", ["h"], ["r"]), second]
     return _save(folder, nodes, {"w": weight})
 
 
 def test_shared_with_a_layer_that_stays_sparse(tmp_path: Path) -> None:
     path = _shared(tmp_path, node("MatMul", ["r", "w"], ["y"], name="b"), _weight(32, 32))
     assert "shared with 'b', which is 2:4" in _none(path, {"a"})
-    assert "shared with 'a', which is 2:4" in _none(path, {"b"})
+    assert "shared with 'layers.0.up', which is 2:4" in _none(path, {"b"})
 
 
 def test_shared_by_layers_that_all_go_dense(tmp_path: Path) -> None:
     path = _shared(tmp_path, node("MatMul", ["r", "w"], ["y"], name="b"), _weight(32, 32))
     first, second = _check_there_and_back(path, {"a", "b"})
     assert (first.index, first.old_bits, first.new_bits) == (second.index, second.old_bits, second.new_bits)
-    assert second.reason == "by the element changed for 'a'"
+    assert second.reason == "by the element changed for 'layers.0.up'"
 
 
 def test_shared_along_the_other_axis(tmp_path: Path) -> None:
@@ -443,7 +445,7 @@ def test_shared_along_the_other_axis(tmp_path: Path) -> None:
     assert _layers(path)["b"].state is SparsityState.SPARSE
     records = opt_out(read_model(path), {"a", "b"})
     assert [r.route for r in records] == ["element", "none"]
-    assert "K lies on another axis" in records[1].reason
+    assert "changed for 'layers.0.up', whose K lies on another axis" in records[1].reason
 
 
 # Weights that are not 2:4 but begin so

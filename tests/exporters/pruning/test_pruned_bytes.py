@@ -16,7 +16,7 @@ from sparseflow_trt.errors import ModelError
 from sparseflow_trt.exporters.pruning import pruned_bytes
 from sparseflow_trt.exporters.pruning.pruned_bytes import Target, prune_file, prune_tensor
 from sparseflow_trt.model.model_file import read_model
-from sparseflow_trt.model.pattern import prune_2to4
+from sparseflow_trt.model.pattern import Zeros, prune_2to4
 from sparseflow_trt.model.scan import WeightReader, lay_out
 from sparseflow_trt.model.sites import find_sites
 from sparseflow_trt.model.weights import TracedWeight
@@ -45,7 +45,7 @@ def _targets(path: Path) -> list[Target]:
     return targets
 
 
-def _prune_tensor(path: Path, sizes: list[int] | None = None) -> tuple[bytes, int]:
+def _prune_tensor(path: Path, sizes: list[int] | None = None) -> tuple[bytes, Zeros]:
     (target,) = _targets(path)
     with WeightReader() as reader:
         return prune_tensor(reader, target, (sizes if sizes is not None else []).append)
@@ -66,9 +66,9 @@ def test_pieces_add_up(models: Models, cut: int, op: str) -> None:
     attributes: dict[str, Any] = {} if axis == 0 else {"transB": 1}
     path = models.save(models.model([helper.make_node(op, ["x", "w"], ["y"], **attributes)], {"w": weight}))
     sizes: list[int] = []
-    data, zeroed = _prune_tensor(path, sizes)
+    data, zeros = _prune_tensor(path, sizes)
     assert data == prune_2to4(weight, axis).tobytes()
-    assert zeroed == weight.size // 2
+    assert zeros == Zeros(0, weight.size // 2)
     assert sum(sizes) == weight.nbytes
     assert max(sizes) <= max(cut, 4 * (40 if axis == 0 else 1)) * weight.itemsize
 
@@ -91,12 +91,14 @@ def test_a_file_keeps_every_other_byte(models: Models, cut: int) -> None:
     targets = _targets(models.save(model))
     sizes: list[int] = []
     with WeightReader() as reader:
-        zeroed = prune_file(reader, source, output, targets, sizes.append)
+        zeros = prune_file(reader, source, output, targets, sizes.append)
     expected = b"".join(b"\xa5" * 7 + prune_2to4(weight, 0).tobytes() for weight in weights.values())
     assert output.read_bytes() == expected + b"the end"
     assert sum(sizes) == len(expected) + 7
-    assert zeroed == [np.count_nonzero(w) - np.count_nonzero(prune_2to4(w, 0)) for w in weights.values()]
-    assert zeroed[2] == 0
+    for weight, found in zip(weights.values(), zeros, strict=True):
+        assert found.before == np.count_nonzero(weight == 0)
+        assert found.added == np.count_nonzero(weight) - np.count_nonzero(prune_2to4(weight, 0))
+    assert zeros[2] == Zeros(32 * 24, 0)
 
 
 def test_a_file_without_weights_is_copied(models: Models) -> None:
@@ -116,10 +118,11 @@ def test_zero_points_are_cut_with_their_weight(models: Models, naive: Naive, cut
         helper.make_node("MatMul", ["x", "v"], ["y"]),
     ]
     path = models.save(models.model(nodes, {"w": weight, "s": np.ones(24, np.float32), "z": zero}))
-    data, zeroed = _prune_tensor(path)
+    data, zeros = _prune_tensor(path)
     expected = naive.prune(weight, 0, zero[None, :])
     assert data == expected.tobytes()
-    assert zeroed == np.count_nonzero(weight != expected)
+    assert zeros.before == np.count_nonzero(weight == zero)
+    assert zeros.added == np.count_nonzero(weight != expected)
 
 
 @pytest.mark.parametrize("external", [False, True])
@@ -135,20 +138,20 @@ def test_a_weight_that_cannot_be_cut_is_pruned_whole(
     with WeightReader() as reader:
         assert not lay_out(reader.stored_array(target.weight.tensor), target.weight, target.k_axis).in_place
         if external:
-            (zeroed,) = prune_file(reader, models.folder / "w.bin", output, targets, lambda size: None)
+            (zeros,) = prune_file(reader, models.folder / "w.bin", output, targets, lambda size: None)
             data = output.read_bytes()[5:]
         else:
-            data, zeroed = prune_tensor(reader, target, lambda size: None)
+            data, zeros = prune_tensor(reader, target, lambda size: None)
     operand = weight.T.reshape(64, 32)
     expected = naive.prune(operand, 0).reshape(128, 16).T
-    assert (data, zeroed) == (np.ascontiguousarray(expected).tobytes(), weight.size // 2)
+    assert (data, zeros) == (np.ascontiguousarray(expected).tobytes(), Zeros(0, weight.size // 2))
 
 
 def test_nan_that_stays_is_not_counted(models: Models) -> None:
     weight = np.zeros((16, 128), np.float32)
     weight[3, 5] = np.nan
     path = models.save(models.model(_BEHIND_A_CHAIN, {"w": weight, "shape": np.array([64, 32], np.int64)}))
-    assert _prune_tensor(path) == (weight.tobytes(), 0)
+    assert _prune_tensor(path) == (weight.tobytes(), Zeros(weight.size - 1, 0))
 
 
 def test_short_reads_and_writes_are_gone_on_with(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:

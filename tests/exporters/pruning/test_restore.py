@@ -17,6 +17,7 @@ from sparseflow_trt.exporters.pruning.restore import restore_dense
 from sparseflow_trt.exporters.saving import save_model
 from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.model.pattern import prune_2to4
+from tests.graphs import in_module
 
 if TYPE_CHECKING:
     from tests.conftest import Array, Models
@@ -90,7 +91,7 @@ def test_each_weight_keeps_its_type(models: Models, dtype: Any) -> None:
 def test_what_a_sparse_layer_reads_as_well_stays(models: Models) -> None:
     square = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        in_module(helper.make_node("MatMul", ["x", "w"], ["a"], name="first"), "layers.0.up"),
         helper.make_node("MatMul", ["a", "w"], ["y"], name="second"),
     ]
     model = models.save(models.model(nodes, {"w": prune_2to4(square, 0)}), "pruned.onnx")
@@ -98,12 +99,12 @@ def test_what_a_sparse_layer_reads_as_well_stays(models: Models) -> None:
     (kept,) = _restore(model, dense, "second")[0]
     assert (kept.route, kept.reason) == (
         "kept",
-        "weight 'w' is shared with 'first', which is planned sparse",
+        "weight 'w' is shared with 'layers.0.up', which is planned sparse",
     )
     found, written = _restore(model, dense, "first", "second")
     assert [(r.layer, r.route, r.reason) for r in found] == [
         ("first", "restored", ""),
-        ("second", "restored", "with 'first'"),
+        ("second", "restored", "with 'layers.0.up'"),
     ]
     np.testing.assert_array_equal(written["w"], square)
 

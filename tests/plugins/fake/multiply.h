@@ -7,19 +7,12 @@
 #include <vector>
 
 #include "library_types.h"
+#include "numbers.h"
 
 namespace fake {
 
 inline float wide(uint16_t bits, cudaDataType type) {
-  if (type == CUDA_R_16F) {
-    _Float16 value;
-    std::memcpy(&value, &bits, sizeof value);
-    return static_cast<float>(value);
-  }
-  uint32_t const all = uint32_t{bits} << 16;
-  float value;
-  std::memcpy(&value, &all, sizeof value);
-  return value;
+  return type == CUDA_R_16F ? sparseflow::float_from_fp16(bits) : sparseflow::float_from_bf16(bits);
 }
 
 inline uint16_t narrow(float value, cudaDataType type) {
