@@ -16,6 +16,7 @@
 #include "bench.h"
 #include "linear.h"
 #include "log.h"
+#include "numbers.h"
 
 namespace sparseflow {
 
@@ -32,15 +33,7 @@ constexpr int kLaunches = 5;     // of a graph, in each round
 constexpr int64_t kChecked = 8;  // rows that are held against the host's
 
 float wide(uint16_t bits, Type type) {
-  if (type == Type::kBf16) {
-    uint32_t const all = uint32_t{bits} << 16;
-    float value = 0;
-    std::memcpy(&value, &all, sizeof value);
-    return value;
-  }
-  _Float16 value = 0;
-  std::memcpy(&value, &bits, sizeof value);
-  return static_cast<float>(value);
+  return type == Type::kBf16 ? float_from_bf16(bits) : float_from_fp16(bits);
 }
 
 uint16_t narrow(float value, Type type) {

@@ -7,6 +7,7 @@ from collections.abc import Collection, Container, Hashable, Iterable, Iterator,
 from dataclasses import dataclass
 
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer
+from sparseflow_trt.model.layer_names import shown_name
 from sparseflow_trt.plans.decide import PluginUse
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import is_timed
@@ -115,6 +116,6 @@ def find_mixed(
     for members in together.values():
         others = [x for x in members if x.state is not SparsityState.SPARSE]
         if others:
-            why = f"TensorRT makes one product of it and '{others[0].name}', which is not 2:4"
+            why = f"TensorRT makes one product of it and '{shown_name(others[0])}', which is not 2:4"
             found |= {x.name: why for x in members if x.state is SparsityState.SPARSE}
     return found

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sparseflow_trt.errors import NotSparseError, ShapeError
 from sparseflow_trt.model.graph import SparsityState, WeightedLayer, left_as_they_are, masks_apart
-from sparseflow_trt.model.layer_names import NOT_NAMED, takes_if_named
+from sparseflow_trt.model.layer_names import NOT_NAMED, shown_name, takes_if_named
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.prunable import choose_weights, prunable, pruned_before
 from sparseflow_trt.plans.apart import slower_apart
@@ -171,11 +171,11 @@ def check_forced(layers: tuple[WeightedLayer, ...], sparsity: SparsityMode, mode
         # what was pruned is there, and no pruning of the others is wanted
         masks = masks_apart(layer.reason for layer in layers)
         todo = f"{masks} Or leave it to a policy: --sparsity policy." if masks else _how_to_prune(able, model)
-        raise NotSparseError(f"{said}: of layer '{first.name}'{more} {first.reason}.", todo)
+        raise NotSparseError(f"{said}: of layer '{shown_name(first)}'{more} {first.reason}.", todo)
     left = left_as_they_are(layers)
     why = "no layer multiplies by a stored weight" if left else "it has no weights"
     if weighted:
-        why = f"layer '{weighted[0].name}' cannot be: {weighted[0].reason}"
+        why = f"layer '{shown_name(weighted[0])}' cannot be: {weighted[0].reason}"
     leave = "Or leave" if left else "Leave"
     hint = (*left, f"{leave} it to a policy, which plans it dense: --sparsity policy.")
     raise NotSparseError(f"{said}: {why}.", " ".join(hint))
