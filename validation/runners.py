@@ -101,7 +101,10 @@ def _session(path: Path, optimized: bool) -> Any:
     levels = onnxruntime.GraphOptimizationLevel
     # Not ORT_ENABLE_ALL: ONNX Runtime 1.31 crashes there on Transpose, MatMul by a 2-D weight, Add in FP16.
     options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if optimized else levels.ORT_DISABLE_ALL
-    if not optimized:
+    if optimized:
+        # The build fused what it could of INT8. Loading would fuse more, blind to FP16 scales, and refuse it.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    else:
         _leave_weights_in_their_file(options, onnxruntime)
     if not path.is_file():
         raise ModelError(f"{path} does not exist.", "Check the path.")
