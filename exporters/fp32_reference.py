@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sparseflow_trt.exporters.node_names import has_twins, name_nodes
 from sparseflow_trt.exporters.retyping.retype import retype
 from sparseflow_trt.exporters.saving import INLINE_BYTES, IR_VERSION, check_valid, save_model
 from sparseflow_trt.model.graph import WeightedLayer
@@ -21,7 +22,7 @@ def write_fp32_reference(model: OnnxModel, output: Path) -> None:
     """
     import onnx_ir as ir
 
-    find_sites(model)  # inlines functions
+    name_nodes(model.ir.graph, find_sites(model))  # functions are inlined
     retype(model.ir, lambda _: ir.DataType.FLOAT, keep_outputs=False)
     save_model(model.ir, output)
     check_valid(output, model.path)
@@ -42,10 +43,11 @@ def reference_for(model: OnnxModel, output: Path) -> Path:
 def needs_fp32_reference(model: OnnxModel) -> bool:
     """Whether the reference has to be another file than the model.
 
-    It is where that has half types, a new IR version, or sizes in its data file: ONNX Runtime infers shapes
-    from them before it reads that file, and refuses the model.
+    It is where that has half types, a new IR version, two nodes of one name, or sizes in its data file: ONNX
+    Runtime infers shapes from them before it reads that file, and refuses the model.
     """
-    return has_half_types(model) or model.ir.ir_version > IR_VERSION or _has_sizes_outside(model)
+    unread = model.ir.ir_version > IR_VERSION or has_twins(model.ir.graph) or _has_sizes_outside(model)
+    return unread or has_half_types(model)
 
 
 def _has_sizes_outside(model: OnnxModel) -> bool:
