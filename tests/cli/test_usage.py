@@ -80,6 +80,7 @@ def model(own_folder: Path) -> None:
         ("build empty.onnx --verdict --strip-plan", "--verdict builds two engines and runs them, and "),
         ("build empty.onnx --task encoder", "empty.onnx is not a Hugging Face folder or function"),
         ("export mine.py:f --task encoder", "--task is for a Hugging Face folder, and mine.py:f names a"),
+        ("export mine.py:f --dim seq=8 --no-check", "--dim says at which sizes to compare, and --no-check"),
         ("build mine.py:f --random-weights", "--random-weights is for a Hugging Face folder, and mine.py:f"),
         ("deploy triton gone --repository models --with docker", "the files for Docker and Kubernetes name"),
         ("autotune --preset llama-8b --tensor-parallel 3", "llama-8b cannot be shared by 3 GPUs"),
