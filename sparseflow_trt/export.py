@@ -272,7 +272,7 @@ def _compare(
     outputs = tuple(value.name or "" for value in model.ir.graph.outputs)
     step = "Comparing with PyTorch"
     compared = compare(
-        torch_reference(found.module, found.inputs, outputs, "module"),
+        torch_reference(found.module, found.inputs, outputs, "module", _dims(found)),
         [candidate],
         inputs,
         output_tolerances(DEFAULTS[precision]),
