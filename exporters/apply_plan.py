@@ -12,6 +12,7 @@ from sparseflow_trt.exporters.lowering.lower import lower_to_opset17
 from sparseflow_trt.exporters.lowering.opt_out import begins_2to4, opt_out
 from sparseflow_trt.exporters.lowering.spell_out import fold_dequantized, spell_out
 from sparseflow_trt.exporters.mask_guard import check_written, mask_stage, why_broken
+from sparseflow_trt.exporters.node_names import name_nodes
 from sparseflow_trt.exporters.plugin.nodes import put_into_plugin
 from sparseflow_trt.exporters.pruning.restore import restore_dense
 from sparseflow_trt.exporters.retyping.cast_constants import fold_casts
@@ -22,7 +23,7 @@ from sparseflow_trt.exporters.saving import check_valid, save_model, save_plugin
 from sparseflow_trt.model.layer_names import shown_name
 from sparseflow_trt.model.model_file import OnnxModel
 from sparseflow_trt.model.scan import WeightReader
-from sparseflow_trt.model.sites import find_sites, name_of, why_not_eligible
+from sparseflow_trt.model.sites import find_sites, why_not_eligible
 from sparseflow_trt.model.target import ANYTHING, GraphNeeds
 from sparseflow_trt.plans.plan import Plan, PlannedLayer
 from sparseflow_trt.plans.precision_record import UNCHANGED
@@ -64,8 +65,7 @@ def apply_plan(
     guarded = {layer.name for layer in plan.layers if layer.sparsity == "sparse"}
     given = find_sites(model)
     stages = [mask_stage("Reading the model", given, guarded)]
-    for node in model.ir.graph.all_nodes():
-        node.name = name_of(node)  # a nameless node is known by an output that may change
+    name_nodes(model.ir.graph, given)
     restored: tuple[RestoreRecord, ...] = ()
     if unpruned is not None:
         restored = restore_planned_dense(model, plan, unpruned)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sparseflow_trt.exporters.node_names import has_twins, name_nodes
 from sparseflow_trt.exporters.retyping.retype import retype
-from sparseflow_trt.exporters.saving import IR_VERSION, check_valid, save_model
+from sparseflow_trt.exporters.saving import INLINE_BYTES, IR_VERSION, check_valid, save_model
 from sparseflow_trt.model.graph import WeightedLayer
 from sparseflow_trt.model.model_file import OnnxModel, read_model
 from sparseflow_trt.model.sites import find_sites
@@ -21,7 +22,7 @@ def write_fp32_reference(model: OnnxModel, output: Path) -> None:
     """
     import onnx_ir as ir
 
-    find_sites(model)  # inlines functions
+    name_nodes(model.ir.graph, find_sites(model))  # functions are inlined
     retype(model.ir, lambda _: ir.DataType.FLOAT, keep_outputs=False)
     save_model(model.ir, output)
     check_valid(output, model.path)
@@ -40,8 +41,24 @@ def reference_for(model: OnnxModel, output: Path) -> Path:
 
 
 def needs_fp32_reference(model: OnnxModel) -> bool:
-    """Whether the reference has to be another file than the model: its half types, or a new IR version."""
-    return has_half_types(model) or model.ir.ir_version > IR_VERSION
+    """Whether the reference has to be another file than the model.
+
+    It is where that has half types, a new IR version, two nodes of one name, or sizes in its data file: ONNX
+    Runtime infers shapes from them before it reads that file, and refuses the model.
+    """
+    unread = model.ir.ir_version > IR_VERSION or has_twins(model.ir.graph) or _has_sizes_outside(model)
+    return unread or has_half_types(model)
+
+
+def _has_sizes_outside(model: OnnxModel) -> bool:
+    """Whether small integers lie outside of the .onnx file, as onnx.save(…, size_threshold=0) puts them."""
+    import onnx_ir as ir
+
+    tensors = (value.const_value for graph in model.ir.graphs() for value in graph.initializers.values())
+    return any(
+        isinstance(tensor, ir.ExternalTensor) and tensor.dtype.is_integer() and tensor.nbytes <= INLINE_BYTES
+        for tensor in tensors
+    )
 
 
 def computes_in_half(model: OnnxModel, layers: tuple[WeightedLayer, ...]) -> bool:

@@ -20,7 +20,7 @@ from sparseflow_trt.exporters.retyping.twin import write_twin
 from sparseflow_trt.exporters.torch_onnx import DEFAULT_OPSET, export_module, save_export
 from sparseflow_trt.model.graph import WeightedLayer, read_layers
 from sparseflow_trt.model.model_file import OnnxModel, input_dims, read_model
-from sparseflow_trt.plans.shapes import Dims, make_profile, terms
+from sparseflow_trt.plans.shapes import DEFAULT_PROFILE, Dims, make_profile, terms
 from sparseflow_trt.pytorch.experts import use_every_expert
 from sparseflow_trt.pytorch.exportable import Exportable, load_function
 from sparseflow_trt.pytorch.hf_tasks import Task, load_exportable
@@ -140,6 +140,8 @@ def export_model(
         on_step(Progress("Loading the module"))
         found = _load(source, options)
         check_inputs(_dims(found))
+        if options.check:
+            _check_sizes(found, options.sizes)
     with temporary_folder(output.with_name(f"{output.name}.export")) as folder:
         with clock("export"):
             on_step(Progress("Exporting through torch"))
@@ -270,13 +272,23 @@ def _compare(
     outputs = tuple(value.name or "" for value in model.ir.graph.outputs)
     step = "Comparing with PyTorch"
     compared = compare(
-        torch_reference(found.module, found.inputs, outputs, "module"),
+        torch_reference(found.module, found.inputs, outputs, "module", _dims(found)),
         [candidate],
         inputs,
         output_tolerances(DEFAULTS[precision]),
         lambda done, total: on_step(Progress(step, done, total)),
     )
     return compared.model_copy(update={"attribution": None})  # there is one step to blame, the export
+
+
+def _check_sizes(found: Exportable, sizes: Mapping[str, tuple[int, int, int]]) -> None:
+    """Refuses sizes of axes that there are not before the export, which takes long.
+
+    Raises:
+        ShapeError: There are such.
+    """
+    dims = _dims(found)
+    make_profile(DEFAULT_PROFILE, dims, _sizes_of(found, dims) | dict(sizes), {})
 
 
 def _sizes_of(found: Exportable, dims: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:

@@ -106,7 +106,7 @@ def prune_source(
         _quiet_transformers()
     on_step("Loading the module", 0, 0)
     sizes = (pays.batch, pays.seq) if pays else (1, 8)
-    model = load_torch_model(source, *sizes, dtype, device, "given")
+    model = load_torch_model(source, *sizes, dtype, device, "given", runs=pays is not None)
     choices = choose_layers(model, include, exclude, pays)
     batches = list(read_calibration(calibration, folder, model.module)) if calibration else []
     record = prune_module(model.module, method, batches, choices, damping, on_step)

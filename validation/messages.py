@@ -13,6 +13,11 @@ _REFUSED = re.compile(
     r"Status Message: (?:\S+\.(?:h|cc):\d+ (?:.* was false\. )?)?(?P<why>.*)"
 )
 
+# The number is missing where an array of the C++ library's own does not fit.
+_NO_MEMORY = re.compile(
+    r".*(?:Failed to allocate memory for requested buffer of size (?P<bytes>\d+)|bad_alloc|bad allocation).*"
+)
+
 
 @contextlib.contextmanager
 def quiet_polygraphy() -> Iterator[None]:
@@ -68,5 +73,19 @@ def why_refused(error: BaseException) -> str:
     words = one_line(error)
     if said := _REFUSED.fullmatch(words):
         node = f"{said['operator']} node '{said['name']}'" if said["name"] else f"a {said['operator']} node"
-        return f"{node} refuses it: {said['why']}"
+        return f"{node} {_lacks(said['why']) or 'refuses it: ' + said['why']}"
     return words
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether a run failed because the machine has too little memory for it."""
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.fullmatch(one_line(error)))
+
+
+def _lacks(why: str) -> str:
+    """What of a node that was refused memory, "" where that is not why it failed."""
+    found = _NO_MEMORY.fullmatch(why)
+    if not found:
+        return ""
+    size = f": {int(found['bytes']) / 1e9:.1f} GB for one tensor" if found["bytes"] else ""
+    return f"needs more memory than there is{size}"

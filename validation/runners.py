@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sparseflow_trt._deps import require
 from sparseflow_trt.errors import BuildError, InputError, ModelError, one_line
 from sparseflow_trt.validation.feeds import Array, InputSet
-from sparseflow_trt.validation.messages import why_refused
+from sparseflow_trt.validation.messages import lacks_memory, why_refused
 from sparseflow_trt.validation.narrow import WidenedSession, is_narrow, widen
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ _FIXED = (
     "model has a size fixed inside, export it with that axis dynamic, or plan with the one size "
     "that it takes; if it refuses values, give others with --inputs."
 )
+
+_SMALLER = "Plan smaller sizes, give smaller inputs with --inputs, or use a machine with more memory."
 
 _FATAL = 4  # ONNX Runtime's severity; what is below it goes to stderr, and all of it is in the exception too
 
@@ -101,7 +103,10 @@ def _session(path: Path, optimized: bool) -> Any:
     levels = onnxruntime.GraphOptimizationLevel
     # Not ORT_ENABLE_ALL: ONNX Runtime 1.31 crashes there on Transpose, MatMul by a 2-D weight, Add in FP16.
     options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if optimized else levels.ORT_DISABLE_ALL
-    if not optimized:
+    if optimized:
+        # The build fused what it could of INT8. Loading would fuse more, blind to FP16 scales, and refuse it.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    else:
         _leave_weights_in_their_file(options, onnxruntime)
     if not path.is_file():
         raise ModelError(f"{path} does not exist.", "Check the path.")
@@ -177,4 +182,6 @@ def cannot_run(what: str, runner: BaseRunner, given: InputSet, error: BaseExcept
     )
     where = f"'{given.name}'" + (f" ({', '.join(sizes)})" if sizes else "")
     hint = _FIXED if sizes else "Check the set's values and shapes against what the model takes."
+    if lacks_memory(error):
+        hint = _SMALLER
     return InputError(f"{what} cannot run on input set {where}: {why_refused(error)}.", hint)

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from polygraphy.backend.base import BaseRunner
 
 
-def torch_reference(module: Any, inputs: Mapping[str, Any], outputs: Sequence[str], name: str) -> Reference:
+def torch_reference(
+    module: Any,
+    inputs: Mapping[str, Any],
+    outputs: Sequence[str],
+    name: str,
+    dims: Mapping[str, Sequence[int | str | None]] | None = None,
+) -> Reference:
     """A reference that runs a module on the CPU.
 
     Args:
@@ -23,16 +29,25 @@ def torch_reference(module: Any, inputs: Mapping[str, Any], outputs: Sequence[st
         inputs: Tensors by name, in their order: what it runs on is given their types.
         outputs: The names of what it gives, in the order in which torch takes such a thing apart.
         name: What the verdict calls it.
+        dims: Of the inputs, which an error names their axes by.
 
     Raises:
         NotInstalledError: PyTorch or Polygraphy.
     """
     torch = require("torch", "running a PyTorch module")
     runtime = f"PyTorch {torch.__version__} on the CPU, in the module's own types"
-    return Reference(name, _runner(torch, module, dict(inputs), tuple(outputs), name), runtime)
+    runner = _runner(torch, module, dict(inputs), tuple(outputs), name, dims or {})
+    return Reference(name, runner, runtime)
 
 
-def _runner(torch: Any, module: Any, inputs: dict[str, Any], outputs: Sequence[str], name: str) -> BaseRunner:
+def _runner(
+    torch: Any,
+    module: Any,
+    inputs: dict[str, Any],
+    outputs: Sequence[str],
+    name: str,
+    dims: Mapping[str, Sequence[int | str | None]],
+) -> BaseRunner:
     require("polygraphy", "comparing outputs")
     from polygraphy.backend.base import BaseRunner
     from polygraphy.common import TensorMetadata
@@ -46,7 +61,8 @@ def _runner(torch: Any, module: Any, inputs: dict[str, Any], outputs: Sequence[s
         def get_input_metadata_impl(self) -> Any:
             metadata = TensorMetadata()
             for given, tensor in inputs.items():
-                metadata.add(given, dtype=_array_of(torch, tensor).dtype, shape=[None] * tensor.dim())
+                shape = list(dims.get(given, [None] * tensor.dim()))
+                metadata.add(given, dtype=_array_of(torch, tensor).dtype, shape=shape)
             return metadata
 
         def infer_impl(self, feed_dict: dict[str, Array]) -> dict[str, Array]:

@@ -94,7 +94,9 @@ def open_trial(candidate: Candidate, fed: Collection[str]) -> Trial:
     except (NotInstalledError, UnsupportedError) as error:  # says nothing about the candidate
         return Trial(candidate, None, not_run=f"{error.message} {error.hint}")
     except SparseflowError as error:
-        return Trial(candidate, None, errors=[error.message])
+        # an artifact keeps these words, and its folder is a temporary one while it is built
+        said = error.message.replace(str(candidate.path), candidate.path.name)
+        return Trial(candidate, None, errors=[said])
     except run_errors() as error:
         return Trial(candidate, None, errors=[f"it cannot be started: {one_line(error)}."])
     # Polygraphy would feed it what is named most like it.

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from sparseflow_trt.cli import console
+from sparseflow_trt.cli.numbers import FiniteRange
 from sparseflow_trt.cli.option_values import read_validation_options
 from sparseflow_trt.cli.options import ModelFile, common_options, input_options, metric_options
 from sparseflow_trt.cli.verdicts import exit_code_of, print_validation
@@ -31,15 +32,15 @@ def command() -> None:
 @input_options
 @metric_options
 @click.option(
-    "--max-drop", type=click.FloatRange(0), default=0.0, show_default=True,
+    "--max-drop", type=FiniteRange(0), default=0.0, show_default=True,
     help="How far a metric may drop below its score on the reference outputs: rounding moves most a little.",
 )  # fmt: skip
 @click.option(
-    "--max-growth", type=click.FloatRange(1), default=3.0, show_default=True,
+    "--max-growth", type=FiniteRange(1), default=3.0, show_default=True,
     help="By what factor an output's mean error may grow.",
 )  # fmt: skip
 @click.option(
-    "--max-size", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True, metavar="MB",
+    "--max-size", type=FiniteRange(0, min_open=True), default=2.0, show_default=True, metavar="MB",
     help="The largest file to write.",
 )  # fmt: skip
 @common_options

@@ -11,6 +11,7 @@ import click
 from rich.text import Text
 
 from sparseflow_trt.cli import console
+from sparseflow_trt.cli.numbers import FiniteRange
 from sparseflow_trt.cli.options import OutputFile, common_options, metric_options
 from sparseflow_trt.errors import EXIT_OK, EXIT_OUTPUTS_DIFFER
 
@@ -30,7 +31,7 @@ _MOST_REASONS = 10
 )
 @metric_options
 @click.option(
-    "--max-drop", type=click.FloatRange(0),
+    "--max-drop", type=FiniteRange(0),
     help="How far a metric may drop below its score on the reference outputs. Default: the baseline's.",
 )  # fmt: skip
 @click.option(

@@ -160,8 +160,9 @@ def say(said: str | Text, whole: str = "") -> None:
         to.print(text + whole)
         return
     lines = [part for line in text.split(allow_blank=True) for part in _broken(to, line)]
-    if whole and lines[-1].cell_len + cell_len(whole) <= to.width:
-        lines[-1] += whole
+    gap = text.plain[len(text.plain.rstrip()) :]  # lines are stripped of it
+    if whole and lines[-1].cell_len + cell_len(gap + whole) <= to.width:
+        lines[-1] += gap + whole
     elif whole:
         lines.append(Text(f"  {whole}"))
     for line in lines:

@@ -11,6 +11,7 @@ import click
 
 from sparseflow_trt.cli import console
 from sparseflow_trt.cli.deployments import model_json, print_load, print_model, print_verified
+from sparseflow_trt.cli.numbers import LARGEST_INT, FiniteRange
 from sparseflow_trt.cli.option_values import read_validation_options
 from sparseflow_trt.cli.options import ModelFile, common_options, input_options
 from sparseflow_trt.cli.verdicts import exit_code_of
@@ -43,13 +44,13 @@ _sparse_from_option = click.option(
 
 
 def _whole_numbers(text: str) -> list[int]:
-    """Numbers from 0 on, with commas between them.
+    """Numbers from 0 to LARGEST_INT, with commas between them.
 
     Raises:
         ValueError: One is none.
     """
     words = text.split(",")
-    if not all(word.strip().isdecimal() for word in words):
+    if not all(word.strip().isdecimal() and int(word) <= LARGEST_INT for word in words):
         raise ValueError(text)
     return [int(word) for word in words]
 
@@ -70,10 +71,17 @@ def _whole_numbers(text: str) -> list[int]:
     help="The server's TensorRT, if you know it: 10.16.1. With --route python, the one in its Python.",
 )  # fmt: skip
 @click.option("--gpus", default="0", show_default=True, metavar="N,…", help="GPUs to run instances on.")
-@click.option("--instances", type=click.IntRange(1), default=1, show_default=True, help="Instances per GPU.")
 @click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads for ONNX Runtime."
+    "--instances",
+    type=click.IntRange(1, LARGEST_INT),
+    default=1,
+    show_default=True,
+    help="Instances per GPU.",
 )
+@click.option(
+    "--threads", type=click.IntRange(1, LARGEST_INT), default=1, show_default=True,
+    help="CPU threads for ONNX Runtime.",
+)  # fmt: skip
 @click.option(
     "--cuda-graphs/--no-cuda-graphs",
     default=True,
@@ -87,8 +95,9 @@ def _whole_numbers(text: str) -> list[int]:
     "profiles accept, or 0 if the model says so.",
 )  # fmt: skip
 @click.option(
-    "--queue-delay", type=click.IntRange(0), metavar="µs", help="How long a request may wait to be batched."
-)
+    "--queue-delay", type=click.IntRange(0, LARGEST_INT), metavar="µs",
+    help="How long a request may wait to be batched.",
+)  # fmt: skip
 @_sparse_from_option
 @click.option(
     "--dense", type=click.Path(path_type=Path), metavar="ARTIFACT",
@@ -214,7 +223,7 @@ def deploy_triton(
 )  # fmt: skip
 @click.option(
     "--seconds",
-    type=click.FloatRange(0.1),
+    type=FiniteRange(0.1),
     default=2.0,
     show_default=True,
     help="Length of each measurement.",
@@ -225,7 +234,7 @@ def deploy_triton(
 @_sparse_from_option
 @click.option(
     "--timeout",
-    type=click.FloatRange(1),
+    type=FiniteRange(1),
     default=120.0,
     show_default=True,
     help="How long the server may take to be ready.",

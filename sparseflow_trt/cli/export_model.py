@@ -57,6 +57,10 @@ def command(
             )
         return _export_artifact(Path(source), output, as_json)
     sizes, _ = read_ranges(dims, ())
+    if dims and no_check:
+        raise click.UsageError(
+            "--dim says at which sizes to compare, and --no-check compares nothing: leave out one."
+        )
     asked = dataclasses.replace(asked, check=not no_check, sizes=sizes)
     output = output or Path(f"{source_stem(source)}.onnx")
     with console.progress_bar() as show:

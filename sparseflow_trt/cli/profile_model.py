@@ -10,6 +10,7 @@ import click
 
 from sparseflow_trt._listing import counted
 from sparseflow_trt.cli import console
+from sparseflow_trt.cli.numbers import FiniteRange
 from sparseflow_trt.cli.options import PlotFile, common_options, module_options
 from sparseflow_trt.errors import EXIT_OK, InputError
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--runs", type=click.IntRange(1), default=10, show_default=True, help="Measured runs.")
 @click.option(
     "--speedup",
-    type=click.FloatRange(1),
+    type=FiniteRange(1),
     default=1.3,
     show_default=True,
     help="Speedup of products that become sparse, for the ceiling.",

@@ -30,9 +30,11 @@ def print_validation(validation: Validation, against: str = "the FP32 reference"
         spared=(*(() if counted else ("Equal",)), "PSNR dB", "Mean abs"),
     )  # fmt: skip
     for candidate in validation.candidates:
+        # one that failed with no output to blame, since it did not run on a set, has not passed in any
+        told = candidate.verdict == "pass" or not all(o.passed for o in candidate.outputs)
         for name in dict.fromkeys(o.output for o in candidate.outputs):
             rows = [o for o in candidate.outputs if o.output == name]
-            shown = candidate.shown(name) if candidate.verdict == "pass" else candidate.verdict
+            shown = candidate.shown(name) if told else candidate.verdict
             table.add_row(
                 candidate.name, _coloured(shown), name,
                 _worst([o.max_abs for o in rows], max), _worst([o.mean_abs for o in rows], max),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sparseflow_trt.model.model_file import ONNX_DOMAIN
@@ -13,6 +15,8 @@ from sparseflow_trt.model.subgraphs import bodies_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+# The pass tells of its failures, and of values whose shape a file says and whose type it does not.
+_LOGGERS = ("onnx_ir.passes.common.shape_inference", "onnx_ir.serde")
 _RECURRENT = {"GRU", "LSTM", "RNN"}
 _MAKE_SEQUENCES = {
     "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap", "SplitToSequence",
@@ -23,15 +27,24 @@ def infer_shapes(model: ir.Model) -> None:
     """Adds types and shapes that the file does not say and onnx can tell; a failure leaves them unknown."""
     from onnx_ir.passes.common import ShapeInferencePass
 
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    before, logger.disabled = logger.disabled, True  # what stays unknown is said of each layer
-    try:
-        with stand_ins(model):
-            ShapeInferencePass(check_type=False, strict_mode=False)(model)
-    finally:
-        logger.disabled = before
+    with _quiet(*_LOGGERS), stand_ins(model):
+        ShapeInferencePass(check_type=False, strict_mode=False)(model)
     _type_sequences(model.graph)
     _type_what_is_alike(model)
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Silences loggers: what stays unknown is said of each layer."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
 
 
 def forget_made_up_dims(model: ir.Model) -> None:

@@ -36,6 +36,8 @@ _KINDS = [
 ]  # fmt: skip
 # Says where a layer is, not which one it is: asked where no name says more.
 _FFN = re.compile(r"(^|[._])(mlp|ffn|feed_forward)([._0-9]|$)", re.IGNORECASE)
+# torch's own exporters name nn.MultiheadAttention's fused product after the module alone.
+_ATTENTION = re.compile(r"(^|[._])(attn|attention)(\.(MatMul|Gemm))?$", re.IGNORECASE)
 
 
 def kind_from_names(names: tuple[str, ...], n: int, k: int) -> str:
@@ -49,6 +51,8 @@ def kind_from_names(names: tuple[str, ...], n: int, k: int) -> str:
                 return kind
     if any(map(_FFN.search, dotted)):
         return "ffn"
+    if n > k > 0 and any(map(_ATTENTION.search, dotted)):
+        return "qkv"
     if not n or not k:
         return "other"
     return "gate_up" if n >= 2 * k else "down" if k >= 2 * n else "other"

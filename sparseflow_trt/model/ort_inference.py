@@ -78,6 +78,7 @@ def _inference_of(tool: ModuleType) -> Any:
         def __init__(self) -> None:
             super().__init__(2**31 - 1, False, False, 0)
             self.dispatcher_["Mod"] = self._infer_symbolic_compute_ops
+            self.dispatcher_["ConvTranspose"] = self._infer_transposed_convolution
 
         def _add_suggested_merge(self, symbols: object, apply: bool = False) -> None:
             pass
@@ -98,6 +99,25 @@ def _inference_of(tool: ModuleType) -> Any:
                     dim = dim.replace(sympy.ceiling, functools.partial(_floor, sympy, up=True))
                     new_sympy_shape[index] = dim.replace(sympy.floor, functools.partial(_floor, sympy))
             super()._update_computed_dims(new_sympy_shape)
+
+        def _infer_transposed_convolution(self, node: onnx.NodeProto) -> None:
+            """What makes an image larger, as decoders do; the tool leaves its sizes unknown."""
+            sizes, weight = self._get_sympy_shape(node, 0), self._get_shape(node, 1)
+            rank = len(sizes) - 2
+            given = functools.partial(tool.get_attribute, node)
+            strides, pads = given("strides", [1] * rank), given("pads", [0] * 2 * rank)
+            wider, apart = given("output_padding", [0] * rank), given("dilations", [1] * rank)
+            asked, same = given("output_shape"), given("auto_pad", b"NOTSET").startswith(b"SAME")
+            for i in range(rank):
+                size, kernel = sizes[2 + i], (weight[2 + i] - 1) * apart[i] + 1
+                size = strides[i] * (size - 1) + kernel + wider[i] - pads[i] - pads[rank + i]
+                sizes[2 + i] = asked[-rank + i] if asked else strides[i] * sizes[2 + i] if same else size
+            sizes[1] = weight[1] * given("group", 1)
+            self._update_computed_dims(sizes)
+            kind = self.known_vi_[node.input[0]].type.tensor_type.elem_type
+            made = self.known_vi_[node.output[0]]
+            shape = tool.get_shape_from_sympy_shape(sizes)
+            made.CopyFrom(tool.helper.make_tensor_value_info(made.name, kind, shape))
 
         def _infer_symbolic_compute_ops(self, node: onnx.NodeProto) -> None:
             if node.op_type == "Mod":

@@ -68,7 +68,7 @@ def choose_precisions(question: Question, scratch: Path, on_step: OnProgress = l
     expected = reference_outputs(reference, question.inputs)
     trials = Trials(question, expected, scratch, 8 + 4 * math.ceil(math.log2(len(groups) + 1)), on_step)
     in_bf16 = _takes_bf16(model) if question.takes_bf16 else set()
-    found = _find(in_bf16, groups, trials)
+    found = _find(in_bf16, groups, bool(quantized), trials)
 
     every = (*_atoms(groups), *(atom for atom, _ in quantized))
     given: dict[str, Precision] = {atom.name: precision for atom, precision in quantized}
@@ -104,7 +104,7 @@ def _takes_bf16(model: OnnxModel) -> set[str]:
     return {site.name for site in find_sites(model) if has_bf16(site.node, model.opset)}
 
 
-def _find(in_bf16: Container[str], groups: tuple[Group, ...], trials: Trials) -> _Found:
+def _find(in_bf16: Container[str], groups: tuple[Group, ...], quantized: bool, trials: Trials) -> _Found:
     kept, sure = find_sufficient(
         groups, lambda some: trials.passes(_atoms(some), _told(some, groups, "groups")), trials.left
     )
@@ -132,6 +132,13 @@ def _find(in_bf16: Container[str], groups: tuple[Group, ...], trials: Trials) ->
         )
     brain = tuple(name for name in able if name not in stay)
     if not trials.passes(wide, _told(wide, _atoms(groups), "nodes"), brain):
+        if quantized:  # whose scales and products take the model's precision, FP16, in every trial
+            raise PlanError(
+                "no precision of what is not quantized keeps the outputs within tolerance, not even FP32: "
+                f"{trials.why}",
+                "--precision fp32 computes what is around the quantized values in FP32, too; or allow more "
+                "with --tolerance.",
+            )
         raise PlanError(
             f"no precision keeps the outputs within tolerance, not even FP32: {trials.why}",
             "Allow more with --tolerance.",

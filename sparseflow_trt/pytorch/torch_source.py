@@ -44,6 +44,7 @@ def load_torch_model(
     dtype: TorchDtype | None = "fp16",
     device: str = "cuda",
     weights: Weights = "either",
+    runs: bool = True,
 ) -> TorchModel:
     """Makes a module and inputs for it. Code of a model's own (trust_remote_code) is never run.
 
@@ -55,6 +56,7 @@ def load_torch_model(
         device: Where the module goes, as PyTorch names it.
         weights: Of a configuration's module: see `hugging_face.load_hugging_face`. By default those that lie
             beside it are taken, else they are random.
+        runs: Whether it is to run: else no inputs are made for a configuration's module.
 
     Raises:
         InputError: The source cannot be read, its function fails, or no inputs can be made for it.
@@ -64,7 +66,7 @@ def load_torch_model(
     path = Path(source)
     if path.exists() and not source.endswith(".py"):
         module = load_hugging_face(path, weights=weights, dtype=dtype, device=device)
-        inputs = _inputs_of(torch, module, batch, seq, device)
+        inputs = _inputs_of(torch, module, batch, seq, device) if runs else {}
         model = TorchModel(module, (), inputs, _shapes_of(torch, inputs))
     else:
         model = _from_function(torch, source, device)

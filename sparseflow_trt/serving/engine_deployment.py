@@ -117,7 +117,8 @@ def _notes(
 ) -> list[str]:
     """What the person who deploys has to know, in sentences; refuses what the target would not load."""
     manifest, plugin = artifact.manifest, artifact.manifest.engine.plugin
-    notes = [*_target_notes(manifest, route, options), *_unseen(manifest), *artifact.batching.why]
+    notes = [*_target_notes(manifest, route, options), *_ignored(manifest.engine, options)]
+    notes += [*_unseen(manifest), *artifact.batching.why]
     if artifact.sparse_from and manifest.engine.backend != "tensorrt":
         notes.append(DENSE_ALL_THE_SAME)
     if options.cache:
@@ -167,6 +168,20 @@ def _target_notes(manifest: Manifest, route: Route, options: DeployOptions) -> l
     else:
         said = f"No server's TensorRT was compared with the engine's {built}: give --container or --tensorrt."
     return [said] if said else []
+
+
+def _ignored(engine: EngineRecord, options: DeployOptions) -> list[str]:
+    """Which options say nothing to this engine's runtime, in a sentence: other artifacts may take them."""
+    defaults = DeployOptions(options.repository)
+    if RUNTIMES[engine.backend] == "onnxruntime":
+        given = {"--gpus": options.gpus != defaults.gpus, "--tensorrt": options.tensorrt is not None}
+        runs = "ONNX Runtime on the CPU"
+    else:
+        given = {"--threads": options.threads != defaults.threads}
+        runs = "TensorRT on the GPU"
+    flags = [flag for flag, is_given in given.items() if is_given]
+    change = "change" if len(flags) > 1 else "changes"
+    return [f"This engine runs by {runs}, where {' and '.join(flags)} {change} nothing."] if flags else []
 
 
 def _unseen(manifest: Manifest) -> list[str]:

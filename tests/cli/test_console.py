@@ -182,6 +182,18 @@ def test_progress_on_a_terminal_shows_bytes_and_the_time_left(monkeypatch: pytes
     assert "left" in written.getvalue()
 
 
+@pytest.mark.parametrize(("width", "lines"), [(40, ["Build it with: build model.onnx"]),
+                                              (20, ["Build it with:", "  build model.onnx"])])  # fmt: skip
+def test_a_command_behind_a_sentence_stays_whole(
+    width: int, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    terminal = Console(file=written, force_terminal=True, width=width)
+    monkeypatch.setattr(console, "out", lambda: terminal)
+    console.say("Build it with: ", "build model.onnx")
+    assert written.getvalue().splitlines() == lines
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_sentences_with_no_room_stand_below_their_table(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))

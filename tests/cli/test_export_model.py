@@ -352,6 +352,8 @@ def test_missing_ranges_are_said_before_the_export(
         assert said in ended.error
     unknown = sparseflow("build", source, "--dim", "batch=1", "--dim", "seq=2", "--dim", "sequence=3")
     assert "axis 'sequence' is not in the model, which has: batch, seq." in unknown.error
+    unknown = sparseflow("export", source, "--dim", "sequence=3")
+    assert unknown.error.startswith("axis 'sequence' is not in the model, which has: batch, seq.")
     assert exported == []
     assert not list(own_folder.glob("*.export*"))
 

@@ -131,6 +131,21 @@ def test_a_conv1d_is_pruned_along_its_inputs(own_folder: Path, sparseflow: Spars
     assert not is_2to4(layers["transformer.h.1.attn.c_attn"].weight)
 
 
+def test_a_folder_whose_inputs_nobody_can_make_is_pruned_by_magnitude(
+    own_folder: Path, sparseflow: Sparseflow
+) -> None:
+    """Its module is not run: a Whisper takes frames of sound."""
+    small = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+             "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 64,
+             "max_source_positions": 16, "max_target_positions": 16, "pad_token_id": 0, "bos_token_id": 1,
+             "eos_token_id": 2, "decoder_start_token_id": 3}  # fmt: skip
+    config = transformers.WhisperConfig(**small, suppress_tokens=None, begin_suppress_tokens=None)
+    transformers.WhisperForConditionalGeneration(config).save_pretrained("whisper")
+    assert sparseflow("prune", "whisper", "-o", "out").code == 0
+    module = transformers.WhisperForConditionalGeneration.from_pretrained("out")
+    assert is_2to4({layer.name: layer for layer in find_layers(module)}["model.encoder.layers.0.fc1"].weight)
+
+
 def test_a_functions_module_becomes_a_file(own_folder: Path, sparseflow: Sparseflow) -> None:
     Path("mine.py").write_text(MINE)
     command = ("prune", "mine.py:module", "--method", "sparsegpt", "--calibration", "mine.py:data")

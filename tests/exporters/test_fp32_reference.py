@@ -11,8 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from sparseflow_trt.exporters.fp32_reference import has_half_types, write_fp32_reference
+from sparseflow_trt.exporters.fp32_reference import has_half_types, reference_for, write_fp32_reference
 from sparseflow_trt.model.model_file import read_model
+from sparseflow_trt.validation.runners import ort_runner
 
 if TYPE_CHECKING:
     from tests.conftest import Array, Models
@@ -49,3 +50,19 @@ def test_half_types_are_found_wherever_they_are(models: Models) -> None:
     assert has_half_types(read_model(models.save(models.model([call], functions=[function]))))
     assert has_half_types(read_model(models.matmul(weights(64, 8).astype(np.float16))))
     assert not has_half_types(read_model(models.save(models.model(plain, {"w": weights(64, 8)}))))
+
+
+def test_sizes_in_a_data_file_are_taken_in(models: Models, tmp_path: Path) -> None:
+    """ONNX Runtime infers shapes before it reads a data file."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "sizes"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["y"], name="fc"),
+    ]
+    constants = {"sizes": np.array([-1, 64], np.int64), "w": weights(64, 32)}
+    made = models.model(nodes, constants, {"x": ("batch", 2, 64)})
+    assert reference_for(read_model(models.save(made)), tmp_path / "not needed.onnx") == models.save(made)
+    path = tmp_path / "model.onnx"
+    onnx.save(made, path, save_as_external_data=True, size_threshold=0)
+    with ort_runner(reference_for(read_model(path), tmp_path / "reference.onnx"), "reference") as runner:
+        x = np.ones((1, 2, 64), np.float32)
+        np.testing.assert_allclose(runner.infer({"x": x})["y"], x[0] @ constants["w"], rtol=1e-5)

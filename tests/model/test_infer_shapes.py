@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from sparseflow_trt.model.infer_shapes import infer_shapes
+from sparseflow_trt.model.model_file import read_model
 from sparseflow_trt.model.symbolic import SymbolicM
 from tests.graphs import layers_of, random_weight
 
@@ -73,6 +76,17 @@ class Recurrent(torch.nn.Module):
 axes = ({0: "batch", 1: "seq"},)
 torch.onnx.export(Recurrent().eval(), (torch.randn(2, 5, 16),), sys.argv[1], dynamo=True, dynamic_shapes=axes)
 """
+
+
+def test_a_shape_of_unknown_type_is_no_warning(models: Models, caplog: pytest.LogCaptureFixture) -> None:
+    """Such values are left by quantizers that replace what made them."""
+    model = read_model(models.matmul(random_weight(64, 8))).ir
+    (node,) = model.graph
+    value = node.inputs[0]
+    assert value is not None
+    value.shape, value.type = ir.Shape(["batch", 64]), None
+    infer_shapes(model)
+    assert caplog.messages == []
 
 
 def test_what_torch_exports_by_itself_has_the_inputs_length(tmp_path: Path) -> None:

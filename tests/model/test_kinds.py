@@ -137,5 +137,18 @@ def test_where_a_layer_is_says_less_than_any_name_of_it() -> None:
     assert kind_from_names(("layers.0.mlp.experts", "layers.0.mlp.experts.gate_up_proj"), 64, 64) == "gate_up"
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("enc.layers.0.self_attn", "val_5", "node_MatMul_4"),
+        ("", "onnx::MatMul_370", "/enc/layers.0/self_attn/MatMul"),
+        ("decoder.layers.1.multihead_attn", "", "node_Gemm_7"),
+    ],
+)
+def test_attentions_fused_product_is_qkv_where_only_the_module_is_named(names: tuple[str, ...]) -> None:
+    assert kind_from_names(names, 384, 128) == "qkv"
+    assert kind_from_names(names, 128, 128) == "other"  # one of its parts, or what is behind them
+
+
 def test_the_first_telling_name_says_the_kind() -> None:
     assert kind_from_names(("val", "mlp.down_proj", "q_proj"), 64, 64) == "down"

@@ -155,6 +155,31 @@ def test_what_strides_leave_of_an_image_is_what_the_onnx_runtime_makes(
     assert named == made
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"kernel_shape": [2, 2], "strides": [2, 2]},
+        {"kernel_shape": [4, 3], "strides": [2, 3], "pads": [1, 0, 1, 2], "output_padding": [1, 0]},
+        {"kernel_shape": [3, 3], "strides": [2, 2], "dilations": [2, 1], "group": 4},
+        {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"kernel_shape": [3, 3], "strides": [2, 2], "output_shape": [90, 100]},
+    ],
+)
+def test_m_is_known_behind_what_makes_an_image_larger(models: Models, attributes: dict[str, Any]) -> None:
+    """A decoder of an image's axes, as in a U-Net."""
+    nodes = [
+        node("Conv", ["x", "half"], ["small"], name="half", strides=[2, 2]),
+        node("ConvTranspose", ["small", "up"], ["large"], name="up", **attributes),
+        node("Conv", ["large", "last"], ["y"], name="last"),
+    ]
+    out = 8 * attributes.get("group", 1)
+    weights = {"half": random_weight(16, 16, 2, 2), "up": random_weight(16, 8, *attributes["kernel_shape"]),
+               "last": random_weight(32, out, 1, 1)}  # fmt: skip
+    path = models.save(models.model(nodes, weights, {"x": ("batch", 16, "h", "w_")}, opset=17))
+    named, made = _rows(path, {"batch": 3, "h": 90, "w_": 101})
+    assert named == made
+
+
 def test_which_axis_was_halved_and_how_often_is_told_apart(models: Models) -> None:
     unlike = {"kernel_shape": [3, 3], "strides": [2, 8], "pads": [1, 1, 1, 1]}
     assert _m(_strided(models, unlike))["fc"] == "batch*(((h - 1)//2) + 1)*(((w_ - 1)//8) + 1)"

@@ -123,7 +123,8 @@ def test_a_model_with_no_node_to_choose_for_is_left_as_it_is(search: Search, mod
     assert (_islands(plan), found.groups, [run.passed for run in found.runs]) == (set(), 0, [True])
 
 
-def test_int8_layers_stay_int8(search: Search, models: Models) -> None:
+def _with_int8(models: Models) -> Path:
+    """A product of INT8 values, then one whose values FP16 cannot hold."""
     rng = np.random.default_rng(0)
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"], name="q"),
@@ -140,11 +141,25 @@ def test_int8_layers_stay_int8(search: Search, models: Models) -> None:
         "v": (1e4 * rng.standard_normal((64, 64))).astype(np.float32),
         "small": np.asarray(np.float32(2.0**-14)),
     }
+    return models.save(models.model(nodes, weights))
+
+
+def test_int8_layers_stay_int8(search: Search, models: Models) -> None:
     options = PlanOptions(precision="auto", axes={"batch": (1, 4, 8)})
-    plan, found = search(models.save(models.model(nodes, weights)), options, bf16=False)
+    plan, found = search(_with_int8(models), options, bf16=False)
     assert _given(plan) == {"quantized": "int8", "large": "fp32"}
     assert found.held_to == "int8"
     assert found.work == {"int8": 0.5, "fp32": 0.5}
+
+
+def test_where_the_quantized_layers_themselves_are_not_within_tolerance_fp32_is_named(
+    search: Search, models: Models
+) -> None:
+    """Their scales are FP16 in every trial, which --precision fp32 leaves in FP32."""
+    options = PlanOptions(precision="auto", axes={"batch": (1, 4, 8)})
+    with pytest.raises(PlanError, match="no precision of what is not quantized keeps") as caught:
+        search(_with_int8(models), options, tolerances=("atol=0,rtol=0,cosine=1",))
+    assert caught.value.hint.startswith("--precision fp32 ")
 
 
 def test_a_model_that_is_large_everywhere_goes_to_bf16(search: Search, models: Models) -> None:

@@ -63,6 +63,19 @@ def test_what_the_target_loads_is_said_with_its_source(plan_artifact: Path, tmp_
     assert any("No server's TensorRT was compared" in note for note in model.notes)
 
 
+def test_options_that_change_nothing_for_an_engine_are_told(
+    ort_artifact: Path, plan_artifact: Path, tmp_path: Path
+) -> None:
+    options = DeployOptions(tmp_path / "r", gpus=(0, 1), threads=4, tensorrt="10.16.1.11")
+    said = "This engine runs by {}, where {} nothing."
+    (model,) = deploy(ort_artifact, options)
+    assert said.format("ONNX Runtime on the CPU", "--gpus and --tensorrt change") in model.notes
+    (model,) = deploy(plan_artifact, options)
+    assert said.format("TensorRT on the GPU", "--threads changes") in model.notes
+    (model,) = deploy(ort_artifact, DeployOptions(tmp_path / "plain"))
+    assert not any("nothing." in note for note in model.notes)
+
+
 @pytest.mark.parametrize("container", ["26.06", "26.02", None])  # of another TensorRT, an unknown, not said
 def test_the_python_backend_runs_an_engine_with_the_dockerfiles_tensorrt(
     container: str | None, plan_artifact: Path, tmp_path: Path

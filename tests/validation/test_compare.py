@@ -281,7 +281,8 @@ def test_a_candidate_that_cannot_be_loaded_or_run_fails_alone(
     )  # fmt: skip
     assert verdicts(found) == {"cut": "fail", "gone": "fail", "stubborn": "fail", "same": "pass"}
     cut, gone, stuck, _ = found.candidates
-    assert "ONNX Runtime does not take" in cut.reason
+    assert cut.reason.startswith("ONNX Runtime does not take cut.onnx: ")
+    assert str(tmp_path) not in cut.reason
     assert "does not exist" in gone.reason
     assert stuck.reason.startswith("it cannot run on input set 'p:min': ")
     assert stuck.reason.endswith(" And 2 more.")
@@ -388,3 +389,20 @@ def _plan() -> Any:
     from sparseflow_trt.plans.plan import Plan
 
     return Plan(precision="fp16", policy="none", profiles=(), layers=())
+
+
+def test_a_reference_that_does_not_fit_into_memory_says_how_much_it_needs(
+    tmp_path: Path, save: Callable[..., Path]
+) -> None:
+    """A max with a digit too many asks for that."""
+    path = save(
+        tmp_path / "large.onnx",
+        [helper.make_node("Expand", ["x", "sizes"], ["y"], name="wide")],
+        [("x", TensorProto.FLOAT, ["batch", 8])],
+        [("y", TensorProto.FLOAT, ["n", 8])],
+        {"sizes": np.array([1 << 40, 8], np.int64)},
+    )
+    words = r"\(batch=1\): Expand node 'wide' needs more memory than there is: 35184\.4 GB for one tensor\.$"
+    with pytest.raises(InputError, match=rf"(?m){words}") as caught:
+        compare(path, [], [InputSet("one", {"x": np.ones((1, 8), np.float32)}, None, "")], FP16)
+    assert caught.value.hint.startswith("Plan smaller sizes, ")

@@ -16,6 +16,7 @@ from sparseflow_trt.engines.backends.ort import OnnxRuntimeBackend
 from sparseflow_trt.engines.protocol import BuildRequest, Progress
 from sparseflow_trt.errors import BuildError, ModelError
 from sparseflow_trt.validation.runners import ort_runner
+from tests.graphs import quantized_concat
 
 SaveModel = Callable[..., Path]
 MakeRequest = Callable[..., BuildRequest]
@@ -79,6 +80,16 @@ def test_quantized_products_with_fp16_scales_and_a_bias_are_right(
     built = OnnxRuntimeBackend().build(make_request(tmp_path / "quantized.onnx", 8), ignore)
     with ort_runner(built.file, "engine", optimized=True) as runner:
         np.testing.assert_allclose(runner.infer({"x": x})["y"], expected, atol=0.04)  # one step of the output
+
+
+def test_a_quantized_concat_with_fp16_scales_runs_as_it_was_built(
+    make_request: MakeRequest, tmp_path: Path
+) -> None:
+    """As it loads such an engine, ONNX Runtime 1.31 would make a QLinearConcat, which takes FP32 scales."""
+    built = OnnxRuntimeBackend().build(make_request(quantized_concat(tmp_path / "concat.onnx"), 8), ignore)
+    x = np.linspace(-1, 1, 64).reshape(1, 64).astype(np.float16)
+    with ort_runner(built.file, "engine", optimized=True) as runner:
+        np.testing.assert_allclose(runner.infer({"x": x})["y"], np.hstack((x, -x)), atol=0.02)
 
 
 def test_weights_of_a_large_model_get_a_file_of_their_own(

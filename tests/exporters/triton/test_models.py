@@ -18,6 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from sparseflow_trt.exporters.triton.models import write_model_py
+from tests.graphs import quantized_concat
 
 torch = pytest.importorskip("torch")
 LOAD, RUN = "while it is loaded", "with a request"
@@ -305,3 +306,11 @@ def test_an_output_that_does_not_follow_the_batch_is_not_cut(serve: Serve) -> No
     for given, response in zip(sent, model.execute([{"x": x} for x in sent]), strict=True):
         assert response.error is None
         assert response.tensors[0].tensor.tolist() == given.amax(0, keepdim=True).tolist()
+
+
+def test_a_quantized_concat_with_fp16_scales_is_served(serve: Serve, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = serve(None, data=quantized_concat(tmp_path / "concat.onnx").read_bytes())
+    x = torch.linspace(-1, 1, 64, dtype=torch.float16).reshape(1, 64)
+    (response,) = model.execute([{"x": x}])
+    np.testing.assert_allclose(response.tensors[0].tensor, np.hstack((x, -x)), atol=0.02)
