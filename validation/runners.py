@@ -25,6 +25,8 @@ _FIXED = (
     "that it takes; if it refuses values, give others with --inputs."
 )
 
+_OTHER_TYPE = "Give inputs of the type that the module computes in, or the module in the type of its inputs."
+
 _SMALLER = "Plan smaller sizes, give smaller inputs with --inputs, or use a machine with more memory."
 
 _FATAL = 4  # ONNX Runtime's severity; what is below it goes to stderr, and all of it is in the exception too
@@ -184,4 +186,6 @@ def cannot_run(what: str, runner: BaseRunner, given: InputSet, error: BaseExcept
     hint = _FIXED if sizes else "Check the set's values and shapes against what the model takes."
     if lacks_memory(error):
         hint = _SMALLER
+    elif "same dtype" in str(error):  # PyTorch's words
+        hint = _OTHER_TYPE
     return InputError(f"{what} cannot run on input set {where}: {why_refused(error)}.", hint)

@@ -273,5 +273,5 @@ def _refuse_unknown(given: Iterable[str], known: set[str], what: str) -> None:
     unknown = sorted(set(given) - known)
     if unknown:
         there = ", ".join(sorted(known)) or "none"
-        hint = did_you_mean(unknown[0], known, _HINT)
+        hint = did_you_mean(unknown[0], known, "Name one of these." if known else _HINT)
         raise ShapeError(f"{what} '{unknown[0]}' is not in the model, which has: {there}.", hint)

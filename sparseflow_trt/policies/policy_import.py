@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from sparseflow_trt._listing import did_you_mean
 from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.model.kinds import KINDS, kind_from_names
@@ -52,13 +53,19 @@ def import_policy(
 
     Raises:
         PolicyError: The file cannot be read, a field is wrong, an operation is of no known kind, the shape
-            of one is not given, or a speedup is not that of the times beside it.
+            of one is not given or given of one that is not there, or a speedup is not that of the times
+            beside it.
     """
     text = read_text(path, PolicyError, "policy").removeprefix("\ufeff")
     points: tuple[Point, ...] = ()
     if path.suffix.lower() == ".csv":
         points = _points_from_csv(text, str(path), shapes)
         thresholds = derive_thresholds(points, MARGIN)
+    elif shapes:
+        raise PolicyError(
+            f"{path} holds limits, which are of no shape: --shape says nothing of them.",
+            "Leave --shape out; it is for a CSV of times.",
+        )
     else:
         thresholds = _thresholds_from_json(text, str(path))
     fields = {
@@ -94,6 +101,7 @@ def _threshold(kind: str, limits: list[_Limits]) -> Threshold:
 def _points_from_csv(text: str, source: str, shapes: dict[str, tuple[int, int]]) -> tuple[Point, ...]:
     reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     points: list[Point] = []
+    operations = set[str]()
     try:
         columns = reader.fieldnames or ()
         if not columns:
@@ -105,10 +113,17 @@ def _points_from_csv(text: str, source: str, shapes: dict[str, tuple[int, int]])
         for row in reader:
             _check_cells(row, f"{source}, line {reader.line_num}", len(columns))
             points += _points_of_row(row, f"{source}, line {reader.line_num}", shapes)
+            operations.add(row["op"].strip())
     except csv.Error as error:
         raise PolicyError(f"{source} is not CSV: {error}.", _HINT) from error
     if not points:
         raise PolicyError(f"{source} holds no measurements.", _HINT)
+    if unused := sorted(shapes.keys() - operations):
+        there = f"It names {', '.join(sorted(operations))}."
+        raise PolicyError(
+            f"{source} names no operation '{unused[0]}', whose shape is given.",
+            did_you_mean(unused[0], operations, there),
+        )
     return tuple(fastest_points(points))  # gate_proj and up_proj are one product, measured twice
 
 

@@ -159,6 +159,14 @@ def test_a_csv_that_is_wrong(tmp_path: Path, content: str, says: str) -> None:
     _refused(tmp_path, content, says, suffix=".csv", shapes={"down_proj": (32, 64)})
 
 
+def test_a_shape_of_nothing_in_the_file_is_refused(tmp_path: Path) -> None:
+    _refused(tmp_path, A100, "no operation 'gate'", suffix=".csv", shapes=LLAMA | {"gate": (1, 2)})
+    with pytest.raises(PolicyError) as caught:
+        _import(tmp_path, A100, ".csv", LLAMA | {"down_prj": (1, 2)})
+    assert caught.value.hint.startswith("Did you mean down_proj?")
+    _refused(tmp_path, {"down_proj": {"min_m": 8}}, "of no shape", shapes={"down_proj": (32, 64)})
+
+
 def test_a_file_or_a_field_that_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="does not exist"):
         import_policy(tmp_path / "no.json", "mine", "GPU", "8.0", {})
