@@ -129,6 +129,8 @@ def command(
 
     if not models and not presets:
         raise click.UsageError("give ONNX models, or --preset NAME.")
+    if tensor_parallel > 1 and not presets:
+        raise click.UsageError("--tensor-parallel divides the layers of presets: give --preset NAME, too.")
     if plugin and libraries and "tensorrt" not in libraries:
         raise click.UsageError("--plugin is measured in TensorRT: give --library tensorrt, too.")
     if builders > 1 and libraries and "tensorrt" not in libraries:

@@ -217,6 +217,7 @@ def test_a_journal_of_other_types_is_refused(fake: Fake, sparseflow: Sparseflow)
         (("--preset", "vit-b", "--m", "1" * 5000), 2, f"--m holds '{'1' * 20}…'"),
         (("--preset", "vit-b", "--time-limit", "nan"), 2, "'nan' is not a number from 0 on"),
         (("--preset", "llama-8b", "--tensor-parallel", 3), 2, "attention heads 32 is no multiple"),
+        (("whole.onnx", "--tensor-parallel", 2), 2, "--tensor-parallel divides the layers of presets"),
         (("missing.onnx",), 1, "missing.onnx"),
         (
             ("--preset", "vit-b", "--plugin", "lib.so", "--library", "torch"),
@@ -242,6 +243,7 @@ def test_what_cannot_be_asked_for_is_refused(
 ) -> None:
     write_library(own_folder / "lib.so")
     (own_folder / "text.so").write_text("no library")
+    (own_folder / "whole.onnx").write_text("not read")
     ended = sparseflow("autotune", *arguments)
     assert ended.code == code
     assert says in ended.error
