@@ -17,7 +17,9 @@ each multiprocessor) counts where there are too few shapes to learn from, as for
 taken which loses fewest and then gains most, each measured M asked of its neighbours alone (`gains_beside`).
 
 What the policy says of the plugin is tried on the plugin's points likewise (`gains_in_plugin`): each without
-what was measured in TensorRT at that M, without any of the plugin's points, and without any of TensorRT's.
+what was measured in TensorRT at that M, without any of the plugin's points, and without any of TensorRT's. So
+is what it says of TensorRT's own kernels (`gains_of_tensorrt`): each product without its shape, and each M
+that lies between others without that M.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from sparseflow_trt.policies.known import Known
 from sparseflow_trt.policies.lookup import known_of
 from sparseflow_trt.policies.measurements import Measurements
 from sparseflow_trt.policies.plugin_lookup import plugin_known
-from sparseflow_trt.policies.policy import SHIPPED, Pair, Point, Policy, Threshold, json_from_policy
+from sparseflow_trt.policies.policy import SHIPPED, Dtype, Pair, Point, Policy, Threshold, json_from_policy
 from sparseflow_trt.policies.thresholds import derive_thresholds
 from sparseflow_trt.tuning import GRID
 
@@ -97,6 +99,12 @@ def main() -> None:
         },
         "the plugin, without": {
             what: summary(gains_in_plugin(policy, left_out)) for what, left_out in WITHOUT.items()
+        },
+        "TensorRT's own kernels, without": {
+            what: {**summary(gains), "best possible": round(statistics.geometric_mean(best), 4)}
+            for what in ("that shape", "that M")
+            for gains, best in [gains_of_tensorrt(policy, whole_shape=what == "that shape")]
+            if gains  # an H100's were not measured
         },
     }
     write_result("ship_policy", figures, f"python benchmarks/ship_policy.py {name}")
@@ -241,6 +249,38 @@ def gains_in_plugin(policy: Policy, left_out: Callable[[Point, Point], bool]) ->
         measured = known_of(policy, gemm, "tensorrt", "plugin").own.pairs[asked.m]
         gains.append(measured.speedup if taken else 1.0)
     return gains
+
+
+def gains_of_tensorrt(
+    policy: Policy, whole_shape: bool, shapes: Sequence[tuple[int, int]] = ()
+) -> tuple[list[float], list[float]]:
+    """Dense over policy, and over the faster kernel, in each product of TensorRT's own kernels.
+
+    Args:
+        policy: The policy; it is asked without the product.
+        whole_shape: Whether it is asked without any of TensorRT's points of that shape, at all its M; else
+            without those of one M, of M that lie between others.
+        shapes: (N, K) of these alone; by default all.
+    """
+    gains, best = [], []
+    for (n, k, dtype), kind in tensorrt_shapes_of(policy).items():
+        gemm = Gemm(kind, n, k, dtype)
+        pairs = known_of(policy, gemm, "tensorrt").own.pairs
+        if shapes and (n, k) not in shapes:
+            continue
+        for out in [set(pairs)] if whole_shape else [{m} for m in sorted(pairs)[1:-1]]:
+            rest = (p for p in policy.points
+                    if p.library != "tensorrt" or (p.n, p.k) != (n, k) or p.m not in out)  # fmt: skip
+            known = known_of(policy.model_copy(update={"points": tuple(rest)}), gemm, "tensorrt")
+            gains += [pairs[m].speedup if known.judge(m).sparse else 1.0 for m in sorted(out)]
+            best += [max(pairs[m].speedup, 1.0) for m in sorted(out)]
+    return gains, best
+
+
+def tensorrt_shapes_of(policy: Policy) -> dict[tuple[int, int, Dtype], str]:
+    """(N, K, type) of TensorRT's own sparse kernels' products, with a kind of each."""
+    points = (p for p in policy.points if p.library == "tensorrt" and p.kernel == "sparse")
+    return {(p.n, p.k, p.dtype): p.kind for p in points}
 
 
 def asked_between(policy: Policy, parts: int = FOLDS) -> list[tuple[Measurements, dict[int, Pair]]]:

@@ -10,10 +10,9 @@ from sparseflow_trt.engines.machine.gpu_state import ClockState
 from sparseflow_trt.engines.measuring.medians import Median
 from sparseflow_trt.policies.policy import Dtype, Kernel, Library, Pair, Point, SparseKernel
 from sparseflow_trt.policies.presets import Product
+from sparseflow_trt.policies.tactics import TOOK_DENSE
 
 KERNELS: tuple[SparseKernel, ...] = ("sparse", "plugin")
-
-TOOK_DENSE = "(a dense tactic"  # in a sparse point's tactic: of all that it was allowed TensorRT took that
 
 
 @dataclass(frozen=True)

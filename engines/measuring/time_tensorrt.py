@@ -34,7 +34,7 @@ from sparseflow_trt.engines.backends.child import builders_stopped
 from sparseflow_trt.engines.backends.tensorrt_backend import TensorRtBackend
 from sparseflow_trt.engines.evidence.outcomes import LayerOutcome
 from sparseflow_trt.engines.machine.gpu_state import ClockState, clock_reader, l2_bytes
-from sparseflow_trt.engines.measuring.curves import TOOK_DENSE, Curve, Measured, Request, pair_of
+from sparseflow_trt.engines.measuring.curves import Curve, Measured, Request, pair_of
 from sparseflow_trt.engines.measuring.medians import Effort, sample_until_narrow
 from sparseflow_trt.engines.measuring.single_products import (
     PRECISIONS,
@@ -54,6 +54,7 @@ from sparseflow_trt.engines.timing.turns import Work, times_in_turn
 from sparseflow_trt.errors import NotInstalledError, PolicyError
 from sparseflow_trt.model.pattern import prune_2to4
 from sparseflow_trt.policies.policy import Dtype, Kernel, Library, Pair
+from sparseflow_trt.policies.tactics import TOOK_DENSE, told_best
 
 MOST_ERROR = 1e-2  # of the sparse engine against FP32, relative, in the 2-norm
 
@@ -265,12 +266,8 @@ def told_tactic(outcome: LayerOutcome) -> str:
     """The sparse engine's tactic; of a dense one also that it is, with what the builder timed."""
     if outcome.sparse:  # as the plugin's are
         return outcome.tactic
-    times = [
-        f"best {sort} tactic {ms * 1000:.1f} µs"
-        for sort, ms in (("sparse", outcome.best_sparse_ms), ("dense", outcome.best_dense_ms))
-        if ms is not None
-    ]
-    told = f"; in the builder's log: {', '.join(times)}" if times else ""
+    best = (outcome.best_sparse_ms, outcome.best_dense_ms)
+    told = told_best(*(None if ms is None else ms * 1000 for ms in best))
     return f"{outcome.tactic or 'not told'} {TOOK_DENSE}{told})"
 
 

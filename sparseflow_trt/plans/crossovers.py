@@ -13,11 +13,13 @@ import numpy.typing as npt
 
 from sparseflow_trt.model.symbolic import SymbolicM
 from sparseflow_trt.plans.axis import Axis, Weighted, median_size
+from sparseflow_trt.policies.expected import Expected
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.known import Known
 from sparseflow_trt.policies.lookup import known_of, sparse_ranges
 from sparseflow_trt.policies.measurements import Measurements
 from sparseflow_trt.policies.policy import Policy
+from sparseflow_trt.policies.tactics import times_as_long
 
 _CELLS_AN_OCTAVE = 8
 
@@ -176,14 +178,23 @@ def _expected(known: Known, choosable: bool, m: int, rate: float) -> tuple[float
 
     Where no measured time speaks for M, its arithmetic counts at the fastest measured rate, and the kernel
     that the policy takes is the faster one by the policy's margin; so it is where sparse is not sure to win.
+    One profile has one tactic: where TensorRT took a dense one, sparse counts with a sparse tactic's time.
     """
     times, verdict = known.expect(m), known.judge(m)
     dense = times.dense_us if times else rate * known.gemm.n * known.gemm.k * m
     if not choosable:
         return dense, math.inf
+    margin = 1 + known.own.policy.margin
     if times and verdict.speedup is not None and not times.doubt:
-        return dense, times.sparse_us
-    return dense, dense * (1 + known.own.policy.margin) ** (-1 if verdict.sparse else 1)
+        return dense, max(times.sparse_us, dense * (_times_as_long(times, m, margin) or 0))
+    return dense, dense * margin ** (-1 if verdict.sparse else 1)
+
+
+def _times_as_long(times: Expected, m: int, otherwise: float) -> float | None:
+    """How many times as long as dense a sparse tactic takes at M, by the point that is nearest to it."""
+    sparse = (p for p in times.points if p.kernel == "sparse")
+    nearest = min(sparse, key=lambda p: abs(math.log(p.m / m)), default=None)
+    return times_as_long(nearest, otherwise) if nearest else None
 
 
 def _fastest_rate(known: Measurements) -> float:

@@ -15,13 +15,14 @@ from sparseflow_trt.engines.machine.gpu_state import clock_reader, l2_bytes
 from sparseflow_trt.engines.machine.hardware import NO_GPU, find_gpus, installed_driver
 from sparseflow_trt.engines.measuring import time_torch
 from sparseflow_trt.engines.measuring.builders import Builders
-from sparseflow_trt.engines.measuring.curves import TOOK_DENSE, Curve, Request
+from sparseflow_trt.engines.measuring.curves import Curve, Request
 from sparseflow_trt.engines.measuring.measurers import InTurn, identify, make_measurers
 from sparseflow_trt.engines.measuring.medians import Effort
 from sparseflow_trt.engines.tensorrt.api import version_of
 from sparseflow_trt.engines.torch_kernels import cusparselt
 from sparseflow_trt.errors import PolicyError
 from sparseflow_trt.policies.presets import Product
+from sparseflow_trt.policies.tactics import TOOK_DENSE
 from sparseflow_trt.pytorch.torch_pattern import prune_rows
 from sparseflow_trt.tuning import Space, autotune
 

@@ -21,13 +21,15 @@ from sparseflow_trt.plans.split import LEAST_GAIN, MOST_PARTS, Split, choose_cut
 from sparseflow_trt.plans.traffic import Traffic
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import expect, judge
-from sparseflow_trt.policies.policy import Point, Policy, Threshold, find_policy
+from sparseflow_trt.policies.policy import MARGIN, Point, Policy, Threshold, find_policy
+from sparseflow_trt.policies.tactics import TOOK_DENSE
 from tests.made_policies import FIELDS
 
 DIMS: dict[str, Dims] = {"ids": ("batch", "seq"), "mask": ("seq", "batch", 4)}
 N = {"gate_up": 128, "down": 64, "qkv": 192, "o": 256, "ffn": 320, "other": 64 * 64}
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 TOKENS = SymbolicM(("batch", "seq"))
+LEAST = 1 + MARGIN
 
 
 def _policy(*points: Point, thresholds: tuple[Threshold, ...] = ()) -> Policy:
@@ -323,6 +325,36 @@ def test_a_loss_is_the_time_that_the_other_kernel_would_have_saved() -> None:
     wrong += 2 * (us("down", 512, False) - us("down", 512, True))
     assert losses.of(1, 4096, 64) == pytest.approx(wrong)
     assert losses.of(16, 255, 64) == 0
+
+
+def test_where_tensorrt_took_a_dense_tactic_a_sparse_one_counts_with_its_own_time() -> None:
+    """A profile has one tactic: the sparse one of its opt is not given up at the M where dense is faster."""
+    losses = {}
+    for told, slower in (("sparse tactic 30.0 µs, best dense tactic 20.0 µs)", 1.5), ("", LEAST)):
+        points = [
+            p.model_copy(update={"tactic": f"gemm {TOOK_DENSE}; in the builder's log: best {told}"})
+            if p.kernel == "sparse" and p.m >= 256
+            else p
+            for p in _points("gate_up", lambda m: 2 if m < 256 else 1)
+        ]
+        axis = axis_of(_profile((1, 64, 4096)), "batch", DIMS)
+        product = Counter({_product("gate_up"): 1})
+        found = measure_losses(axis, product, _policy(*points), [1, 4096], [(64, 1.0), (4096, 1.0)])
+        dense = 4096 * N["gate_up"] * 64 / 1000
+        losses[slower] = found.of(1, 4096, 64) / dense
+    assert losses == {1.5: pytest.approx(0.5), LEAST: pytest.approx(LEAST - 1)}
+
+
+def test_decode_and_prefill_of_a_llama_on_an_h200_are_split() -> None:
+    layers = Counter({LayerShape("gate_up", 28672, 4096, TOKENS, "FP16", True): 1})
+    both = Traffic(((64, 60.0), (4096, 40.0)))
+    profiles, why = split_profile(
+        _profile((1, 64, 4096)), Split("batch", both), DIMS, layers, find_policy("h200")
+    )
+    (_, decode, until), (begin, prefill, _) = _batches(profiles)
+    assert (decode, prefill) == (64, 4096)
+    assert 64 <= until < begin <= 256
+    assert "one profile would lose" in why
 
 
 def test_without_traffic_every_octave_counts_alike() -> None:

@@ -12,9 +12,9 @@ import pytest
 from sparseflow_trt.engines.measuring.curves import Curve, Request
 from sparseflow_trt.engines.measuring.search import find_crossovers
 from sparseflow_trt.policies.gemm import Gemm
-from sparseflow_trt.policies.lookup import sparse_ranges
+from sparseflow_trt.policies.lookup import known_of, sparse_ranges
 from sparseflow_trt.policies.policy import Policy, find_policy, policy_for_device
-from tests.pages import ROOT, prose, result_of
+from tests.pages import ROOT, prose, result_of, rows
 from tests.policies.conftest import pairs_of
 
 PAGE = "docs/AUTOTUNED_POLICY.md"
@@ -53,6 +53,17 @@ def test_what_a_search_of_cublaslts_algorithms_changes() -> None:
         f"the policy's gains are {mean} what such a search leaves in FP16 {spread}) and {other} in BF16 "
         f"{other_spread}," in PROSE
     )
+
+
+def test_the_cards_side_by_side() -> None:
+    found = []
+    for kind, n, k, words in (("gate_up", 14336, 4096, ", gate and up"), ("down", 4096, 14336, ", down")):
+        for name, card in (("a100-80gb", "A100"), ("h100", "H100"), ("h200", "H200")):
+            pairs = known_of(find_policy(name), Gemm(kind, n, k, "FP16"), "torch").own.pairs
+            gains = [f"{pairs[m].speedup:.2f}×" for m in (256, 512, 1024, 2048, 4096)]
+            first = f"{k}→{n}{words} " if card == "A100" else ""
+            found.append(f"| {first}| {card} | {' | '.join(gains)} |")
+    assert rows(PAGE, r"\| (\d+→\d+, (gate and up|down) )?\| [AH][12]00 \|") == found
 
 
 def taken(policy: Policy, n: int, k: int, dtype: str) -> str:

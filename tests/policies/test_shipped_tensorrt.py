@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import ModuleType
 
 import pytest
 
 from sparseflow_trt.engines.evidence.tactics import accumulator_of_tactic
-from sparseflow_trt.engines.measuring.curves import TOOK_DENSE, Measured
+from sparseflow_trt.engines.measuring.curves import Measured
 from sparseflow_trt.engines.measuring.journal import read_journal
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import judge, known_of
 from sparseflow_trt.policies.policy import Pair, find_policy
-from tests.pages import RESULTS, prose
+from sparseflow_trt.policies.tactics import TOOK_DENSE
+from tests.pages import RESULTS, prose, result_of
 
 PROSE = prose("docs/AUTOTUNED_POLICY.md")
 
@@ -122,6 +124,22 @@ def test_what_tensorrts_own_sparse_kernels_gave() -> None:
         ("LLaMA-70B's shared by 8 GPUs {:.0f} to {:.0f} s", "llama-70b_tensor-parallel-8"),
     ):
         assert words.format(min(seconds[model]), max(seconds[model])) in PROSE
+
+
+def test_what_is_not_measured_of_tensorrts_own_kernels_is_not_lost(ship: ModuleType) -> None:
+    said, h200 = result_of("ship_policy")["TensorRT's own kernels, without"], find_policy("h200")
+    for what, words in (("that shape", "without its shape"), ("that M", "of an M between others without it")):
+        found = said[what]
+        assert found["lost"] == 0
+        taken = f"{found['taken']} are taken, the worst {found['worst']:.3f}"
+        mean = f"the mean is {found['mean']:.3f} of a possible {found['best possible']:.3f}"
+        assert f"{found['asked']} products asked {words} {taken}; {mean}" in PROSE
+    shapes = [(28672, 4096), (2304, 768)]
+    for whole_shape in (True, False):
+        gains, best = ship.gains_of_tensorrt(h200, whole_shape, shapes)
+        assert len(gains) == len(best) >= 20
+        assert min(gains) >= ship.LEAST
+        assert any(gain == possible > 1 for gain, possible in zip(gains, best, strict=True))
 
 
 def apart(answer: Measured) -> float:

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflow_trt.engines.measuring.curves import (
-    TOOK_DENSE,
     Curve,
     Measured,
     Request,
@@ -15,6 +14,7 @@ from sparseflow_trt.engines.measuring.curves import (
 )
 from sparseflow_trt.engines.measuring.medians import Median
 from sparseflow_trt.policies.presets import Product
+from sparseflow_trt.policies.tactics import TOOK_DENSE
 
 CURVE = Curve("torch", "FP16", 14336, 4096, "gate_up")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sparseflow_trt.engines.measuring.curves import TOOK_DENSE, Curve, Measured, Request
+from sparseflow_trt.engines.measuring.curves import Curve, Measured, Request
 from sparseflow_trt.engines.measuring.measurers import InTurn
 from sparseflow_trt.engines.measuring.search import (
     RESOLUTION,
@@ -22,6 +22,7 @@ from sparseflow_trt.engines.measuring.search import (
 )
 from sparseflow_trt.policies.between import WAVE, wins_between
 from sparseflow_trt.policies.policy import Dtype, Library, Pair, Point
+from sparseflow_trt.policies.tactics import TOOK_DENSE
 
 CURVE = Curve("torch", "FP16", 14336, 4096, "gate_up")
 GRID = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
