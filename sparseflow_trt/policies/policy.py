@@ -12,15 +12,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sparseflow_trt._listing import did_you_mean
 from sparseflow_trt._paths import AnyPath
 from sparseflow_trt._same import Same
 from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import PolicyError
+from sparseflow_trt.model.kinds import known_kind
 
 SHIPPED = Path(__file__).parent / "shipped"
 MARGIN = 0.02
@@ -28,6 +29,7 @@ _HINT = (
     "docs/AUTOTUNED_POLICY.md explains a policy; `sparseflow-trt policy list` names those that are shipped."
 )
 
+Kind = Annotated[str, AfterValidator(known_kind)]  # a mistyped one would match no layer, in silence
 Dtype = Literal["FP32", "FP16", "BF16", "INT8", "FP8"]
 
 # Whose kernels ran. "torch" is cuBLAS for dense and cuSPARSELt for sparse, as PyTorch calls them.
@@ -51,7 +53,7 @@ class Point(Record):
         tactic: What the library calls the kernel that it took: a tactic's name, an algorithm's number.
     """
 
-    kind: str
+    kind: Kind
     n: int = Field(gt=0)
     k: int = Field(gt=0)
     m: int = Field(gt=0)
@@ -106,7 +108,7 @@ class Threshold(Record):
         shapes: The measured (N, K) behind it, empty where it was given and not derived.
     """
 
-    kind: str
+    kind: Kind
     library: Library
     dtype: Dtype
     kernel: SparseKernel = "sparse"

@@ -294,7 +294,7 @@ def test_a_mistyped_kind_is_named_with_those_that_there_are(sparseflow: Sparsefl
     product = ("--n", 4096, "--k", 14336, "--m", 700)
     for command in (("ask", "a100", *product), ("show", "a100")):
         said = sparseflow("policy", *command, "--kind", "dwn").error
-        assert "'dwn' is not a kind of layer: gate_up, down, qkv" in said
+        assert "'dwn' is not a kind of layer. Did you mean down? Known: gate_up, down, qkv" in said
 
 
 def test_a_filter_that_leaves_nothing_says_what_there_is(sparseflow: Sparseflow) -> None:
