@@ -9,10 +9,11 @@ import functools
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -195,11 +196,17 @@ def read_policy(path: Path) -> Policy:
     """Reads a policy file.
 
     Raises:
-        PolicyError: It is missing, is not JSON or has wrong fields, or a threshold does not follow from the
-            points that it names.
+        PolicyError: It is missing, is not JSON or has wrong fields, is of the older form that is imported,
+            or a threshold does not follow from the points that it names.
     """
     text = read_text(path, PolicyError, "policy")
     data = load_json(text, str(path), PolicyError, _HINT)
+    if _holds_limits(data):
+        command = f"sparseflow-trt policy import {shlex.quote(str(path))}"
+        raise PolicyError(
+            f"{path} is no policy: it holds limits by operation, an older form.",
+            f"Make a policy of it: `{command} --name NAME --device GPU --compute-capability X.Y -o FILE`.",
+        )
     policy = parse(Policy, data, str(path), PolicyError, _HINT)
     for limit in policy.thresholds:
         if why := _why_unfounded(limit, policy):
@@ -210,6 +217,14 @@ def read_policy(path: Path) -> Policy:
                 "where no measured shape is near. One that is given, not derived, names no `shapes`.",
             )
     return policy
+
+
+def _holds_limits(data: Any) -> bool:
+    """Whether this is what `policy_import` reads: {"ops": {"o_proj": {"min_m": 256}}}, or that mapping."""
+    if not isinstance(data, dict) or "schema_version" in data:
+        return False
+    limits = data.values()
+    return "ops" in data or (bool(data) and all(isinstance(x, dict) and "min_m" in x for x in limits))
 
 
 def _why_unfounded(limit: Threshold, policy: Policy) -> str:

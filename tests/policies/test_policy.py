@@ -26,6 +26,7 @@ from sparseflow_trt.policies.policy import (
     read_policy,
     shipped_policies,
 )
+from sparseflow_trt.policies.policy_import import import_policy
 from tests.made_policies import FIELDS, make_points, make_policy
 
 _names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -225,6 +226,17 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_policy(tmp_path: Path, content: str, says: str) -> None:
     _refused(_file(tmp_path, content), says)
+
+
+def test_a_file_of_the_older_form_is_to_be_imported(tmp_path: Path) -> None:
+    limits = {"gate_proj": {"min_m": 256, "max_m": 2048}, "o_proj": {"min_m": 1}}
+    for content in ({"ops": limits}, limits):
+        path = _file(tmp_path, content)
+        with pytest.raises(PolicyError, match="is no policy: it holds limits by operation") as error:
+            find_policy(path)
+        assert f"`sparseflow-trt policy import {path} --name NAME" in error.value.hint
+        assert import_policy(path, "old", "GPU X", "8.0", {}).thresholds
+    _refused(_file(tmp_path, {**FIELDS, "ops": limits}), "ops: Extra inputs are not permitted")
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
