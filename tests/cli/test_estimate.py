@@ -228,6 +228,14 @@ def test_roi_from_an_estimate_takes_a_part_of_the_ceiling(
         (("--gpus", 1, "--speedup", 1, "--gemm-share", 0.9), "--gemm-share and --realised go with"),
         (("--gpus", 1, "--speedup", "inf"), "'inf' is not a number above 0"),
         (("--gpus", 1, "--speedup", 0), "'0' is not a number above 0"),
+        (
+            ("--gpus", 1, "--speedup", 1, "--one-off", 1e300),
+            "'1e+300' is not a number from 0 on and up to 1e+15",
+        ),
+        (
+            ("--requests-per-month", 1e-300, "--speedup", 1),
+            "'1e-300' is not a number from 1e-15 on and up to 1e+15",
+        ),
         (("--gpus", 1, "--speedup", "fast"), "'fast' is not a number above 0"),
         (("--gpus", 1, "--speedup", 1, "--busy", 1.1), "'1.1' is not a number above 0 and up to 1"),
         (("--gpus", 1, "--speedup", 1, "--one-off", -1), "'-1' is not a number from 0 on"),
@@ -298,6 +306,18 @@ def test_times_of_the_other_library_are_pointed_to(
     assert "None of these products would run sparse" in unknown
     assert "try --library" not in unknown, "--plugin was given, and is judged by both libraries' times"
     assert (refused.code, "leave out --library torch" in refused.error) == (2, True)
+
+
+def test_a_layer_that_gains_with_m_padded_is_not_called_worthless(
+    sparseflow: Sparseflow, mlp: Mlp, policy: Path
+) -> None:
+    points = make_points("gate_up", 128, 64, {64: 1.4, 1024: 1.4}, library="torch")
+    policy.write_text(make_policy(points).model_dump_json())
+    said = sparseflow("estimate", mlp(), "--policy", policy, "--plugin", "--dim", "batch=197").out
+    (line,) = (line for line in said.splitlines() if line.endswith("; pad M to 200, where it wins"))
+    assert line.startswith(
+        "gate_up 64→128: worth pruning only with M padded: the plugin does not win by 15% at"
+    )
 
 
 def _conv(models: Models, window: int) -> str:
