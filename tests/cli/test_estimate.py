@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,10 +169,32 @@ def test_roi_from_requests(sparseflow: Sparseflow) -> None:
     by_month = sparseflow("roi", "--requests-per-month", 10 * month, *options).json
     by_second = sparseflow("roi", "--requests-per-second", 10, *options).json
     assert by_month["dense"] == by_second["dense"] == by_second["sparse"]
-    assert by_second["dense"] == {"gpus": 20, "utilisation": 0.5, "cost_per_month": 14600.0}
+    assert by_second["dense"] == {
+        "gpus": 20, "utilisation": 0.5, "cost_per_month": 14600.0,
+        "cost_per_million_requests": pytest.approx(1e6 * 14600 / (10 * month)),
+    }  # fmt: skip
+    assert by_month["requests_per_month"] == by_second["requests_per_month"] == 10 * month
     peak = sparseflow("roi", "--requests-per-second", 10, "--peak", 3, *options).json
     assert peak["dense"]["gpus"] == 60
     assert any("3 times as many in the busiest hour" in line for line in peak["assumptions"])
+    assert peak["dense"]["cost_per_million_requests"] == 3 * by_second["dense"]["cost_per_million_requests"]
+
+
+def test_roi_says_what_a_million_requests_cost(sparseflow: Sparseflow) -> None:
+    options = ("--throughput", 1, "--busy", 0.5, "--speedup", 1.25)
+    out = sparseflow("roi", "--requests-per-second", 10, "--cost-per-gpu-hour", 2, *options).out
+    assert "Either serves 26,280,000 requests per month." in out.splitlines()
+    head, *rows = (line.split() for line in out.splitlines()[:3])
+    assert head[-3:] == ["Per", "million", "requests"]
+    assert [row[-1] for row in rows] == ["1,111.11", "888.89"]
+    little = sparseflow("roi", "--requests-per-second", 10, "--cost-per-gpu-hour", 1e-6, *options).out
+    assert [line.split()[-1] for line in little.splitlines()[1:3]] == ["0.000556", "0.000444"]
+    page = (Path(__file__).parents[2] / "docs" / "AUTOTUNED_POLICY.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^\$ sparseflow-trt (roi --requests.*)$", page, re.MULTILINE)
+    assert sparseflow(*command.split()).out.partition("\n\nAssumed:")[0] in page
+    none = sparseflow("roi", "--gpus", 8, "--cost-per-gpu-hour", 2, "--speedup", 1.25)
+    assert "requests per month" not in none.out
+    assert "million" not in none.out
 
 
 @pytest.mark.parametrize(
