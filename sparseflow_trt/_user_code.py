@@ -33,9 +33,7 @@ def import_user_code(target: str, what: str, hint: str) -> ModuleType:
         with neighbours_importable(target):
             importlib.invalidate_caches()  # it may have been written since that folder was looked at
             return importlib.import_module(target)
-    path = Path(target).resolve()
-    if not path.is_file():
-        raise InputError(f"{target} does not exist.", f"Check the path of the {what}.")
+    path = _existing(target, what).resolve()
     spec = importlib.util.spec_from_file_location(f"_sparseflow_{what}_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{target} cannot be imported.", hint)
@@ -44,6 +42,12 @@ def import_user_code(target: str, what: str, hint: str) -> ModuleType:
     with neighbours_importable(target):
         spec.loader.exec_module(module)
     return module
+
+
+def _existing(target: str, what: str) -> Path:
+    if not Path(target).is_file():
+        raise InputError(f"{target} does not exist.", f"Check the path of the {what}.")
+    return Path(target)
 
 
 def import_function(target: str, function: str, what: str, hint: str) -> Callable[..., Any]:
@@ -90,6 +94,24 @@ def neighbours_importable(target: str) -> Iterator[None]:
             sys.path.remove(folder)
 
 
+def split_source(source: str, hint: str) -> tuple[str, str]:
+    """The file or module and the function that a source names; nothing is imported yet.
+
+    Args:
+        source: FILE.py:FUNCTION or MODULE:FUNCTION.
+        hint: How it is to be written.
+
+    Raises:
+        InputError: It is no such source, or there is no such file.
+    """
+    target, colon, function = source.rpartition(":")
+    if not colon or not target or not function:
+        raise InputError(f"{source} is not a PyTorch module.", hint)
+    if target.endswith(".py"):
+        _existing(target, "module")
+    return target, function
+
+
 def call_for_module(torch: Any, source: str, hint: str) -> tuple[Any, Any, Any]:
     """Calls a user's function for (module, inputs) or (module, inputs, axes); axes are None without.
 
@@ -101,9 +123,7 @@ def call_for_module(torch: Any, source: str, hint: str) -> tuple[Any, Any, Any]:
     Raises:
         InputError: It is no such source, fails, or returns something else.
     """
-    target, colon, function = source.rpartition(":")
-    if not colon or not target or not function:
-        raise InputError(f"{source} is not a PyTorch module.", hint)
+    target, function = split_source(source, hint)
     with user_errors(source, hint):
         made = import_function(target, function, "module", hint)()
     if not isinstance(made, tuple):

@@ -76,7 +76,9 @@ def command(
             "`sparseflow-trt autotune MODEL -o FILE` measures one on a GPU.",
         )
     with console.progress_bar() as show:
-        layers = read_layers(found, lambda done, total: show("Reading the weights", done, total))
+        layers = read_layers(
+            found, lambda done, total: show("Reading the weights", done, total), state_only=True
+        )
     result = estimate_model(
         found, layers, asked, axes, inputs, precision, library, histogram, gemm_share, plugin
     )

@@ -49,6 +49,8 @@ def reasons(rows: Iterable[EstimatedLayers]) -> Iterator[str]:
     Reasons that are alike but for the layer's own kind and shape are one, and those that are alike but for
     the speedup, too, with the range of it.
     """
+    from sparseflow_trt.policies.reasons import WINS_PADDED
+
     alike: dict[tuple[bool | None, str, str], list[tuple[str, str]]] = {}
     for row in rows:
         if not row.worth:
@@ -58,6 +60,8 @@ def reasons(rows: Iterable[EstimatedLayers]) -> Iterator[str]:
     for (worth, before, after), layers in alike.items():
         names = ", ".join(dict.fromkeys(name for name, _ in layers))
         what = "not known" if worth is None else "not worth pruning"
+        if (after or before).endswith(WINS_PADDED):
+            what = "worth pruning only with M padded"
         speedups = sorted({speedup for _, speedup in layers}, key=lambda said: float(said[:-1] or 0))
         between = " to ".join(dict.fromkeys((speedups[0], speedups[-1])))
         yield f"{names}: {what}: {before}{between}{after}"

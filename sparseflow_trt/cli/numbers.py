@@ -26,7 +26,6 @@ class FiniteRange(click.FloatRange):
 def positive(most: float = _LARGEST, zero: bool = False) -> Callable[[str], float]:
     """The type of an option that takes a number above 0, or from 0 on, up to `most`."""
     least = 0.0 if zero else 1 / _LARGEST
-    said = ("from 0 on" if zero else "above 0") + (f" and up to {most:g}" if most < _LARGEST else "")
 
     def number(text: str) -> float:
         try:
@@ -34,7 +33,8 @@ def positive(most: float = _LARGEST, zero: bool = False) -> Callable[[str], floa
         except ValueError:
             value = math.nan
         if not least <= value <= most:  # NaN, too
-            raise click.BadParameter(f"'{text}' is not a number {said}")
+            low = f"from {least:g} on" if zero or 0 < value < least else "above 0"
+            raise click.BadParameter(f"'{text}' is not a number {low} and up to {most:g}")
         return value
 
     return number

@@ -26,6 +26,16 @@ _SOURCE = 120  # characters of it in the list
 _LIBRARIES = click.Choice(["tensorrt", "torch"])
 
 
+def _kind(text: str) -> str:
+    """The kind that --kind names: a mistyped one would be answered as one that was not measured."""
+    from sparseflow_trt.model.kinds import known_kind
+
+    try:
+        return known_kind(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @click.group("policy")
 def command() -> None:
     """List, show, draw, ask, import and learn policies: from which M on sparse wins, on which GPU."""
@@ -71,7 +81,7 @@ def _types_of(policy: Policy) -> list[str]:
 @click.argument("policy")
 @click.option("--library", type=_LIBRARIES, help="Only what was measured with this library.")
 @click.option("--dtype", type=_DTYPES, help="Only this type.")
-@click.option("--kind", metavar="KIND", help="Only this kind of layer: gate_up, down, qkv, o, …")
+@click.option("--kind", type=_kind, metavar="KIND", help="Only this kind of layer: gate_up, down, qkv, o, …")
 @click.option("--n", type=click.IntRange(1), help="Only layers with this many outputs (N).")
 @click.option("--k", type=click.IntRange(1), help="Only layers with this many inputs (K).")
 @click.option("--points", "every_point", is_flag=True, help="List every measured point.")
@@ -92,8 +102,6 @@ def show_policy(
     from sparseflow_trt.policies.policy import find_policy
 
     found = find_policy(policy)
-    if kind:
-        _check_kind(kind, found)
 
     def chosen(row: Any) -> bool:
         asked = ((library, row.library), (dtype, row.dtype), (kind, row.kind))
@@ -137,7 +145,7 @@ def _nothing_held(found: Policy, named: str) -> PolicyError:
 
 @command.command("ask", short_help="Ask a policy about one product, and show the points behind it.")
 @click.argument("policy")
-@click.option("--kind", required=True, metavar="KIND", help="gate_up, down, qkv, o, ffn, conv, …")
+@click.option("--kind", required=True, type=_kind, metavar="KIND", help="gate_up, down, qkv, o, ffn, conv, …")
 @click.option("--n", required=True, type=click.IntRange(1), help="The layer's outputs.")
 @click.option("--k", required=True, type=click.IntRange(1), help="Its inputs.")
 @click.option("--m", required=True, type=click.IntRange(1, LARGEST_M), help="Its rows.")
@@ -157,7 +165,6 @@ def ask_policy(
     if plugin and library == "torch":
         raise click.UsageError("--plugin runs in TensorRT: leave out --library torch.")
     found = find_policy(policy)
-    _check_kind(kind, found)
     answer = answer_of(found, Gemm(kind, n, k, dtype), m, library, plugin)
     if as_json:
         console.print_json(answer.as_json())
@@ -232,16 +239,6 @@ def _write(policy: Policy, output: Path, as_json: bool) -> int:
     plan = shlex.join(["sparseflow-trt", "plan", "MODEL", "--policy", str(output)])
     console.out().print(f"\nWritten: {output}. Plan with it: {plan}")
     return EXIT_OK
-
-
-def _check_kind(kind: str, policy: Policy) -> None:
-    """A mistyped kind would be answered as one that was not measured."""
-    from sparseflow_trt.model.kinds import KINDS
-
-    held = {point.kind for point in policy.points} | {limit.kind for limit in policy.thresholds}
-    if kind not in held.union(KINDS):
-        known = ", ".join((*KINDS, *sorted(held.difference(KINDS))))
-        raise click.BadParameter(f"'{kind}' is not a kind of layer: {known}", param_hint="--kind")
 
 
 def _shapes_of(texts: Sequence[str]) -> dict[str, tuple[int, int]]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sparseflow_trt.policies.measured_shapes import MeasuredShape
     from sparseflow_trt.policies.policy import Point, Policy, Threshold
 
-_WORDS = 240  # characters of the clocks and of the source, which --points and --json have whole
+_WORDS = 240  # characters of the clocks and of the source, which --json has whole
 _MOST_SHAPES = 3  # of a threshold's that are named; more are counted
 _MOST_ROWS = 20  # of points behind an answer; a threshold may have hundreds
 _MOST_RANGES = 3  # of the M at which a kernel wins
@@ -31,12 +31,12 @@ def print_policy(policy: Policy, shown: Policy, every_point: bool = False) -> No
     Args:
         policy: The whole of it, whose lookup says where sparse wins.
         shown: The same with the points and thresholds to show.
-        every_point: A row for each point, and all words whole.
+        every_point: A row for each point, and all shapes of a threshold.
     """
     from sparseflow_trt.policies.measured_shapes import measured_shapes
 
     out = console.out()
-    for name, said in _facts(policy, every_point):
+    for name, said in _facts(policy):
         console.say(f"{name + ':':<12}{said}")
     if shown.thresholds:
         console.say("\nWhere no measured shape is near:")
@@ -119,7 +119,7 @@ def _wins(shape: MeasuredShape) -> str:
     return f"{said} and {more} more" if more > 0 else said
 
 
-def _facts(policy: Policy, whole: bool) -> Iterable[tuple[str, str]]:
+def _facts(policy: Policy) -> Iterable[tuple[str, str]]:
     yield "Device", f"{policy.device}, compute capability {policy.compute_capability}"
     versions = (f"{name} {version}" for name, version in policy.libraries.items())
     yield "Libraries", ", ".join(versions) or "not recorded"
@@ -135,7 +135,7 @@ def _facts(policy: Policy, whole: bool) -> Iterable[tuple[str, str]]:
     )
     yield "Provenance", policy.provenance
     for name, words in (("Clocks", policy.clocks), ("Source", policy.source)):
-        yield name, words if whole else textwrap.shorten(words, _WORDS, placeholder=" …")
+        yield name, textwrap.shorten(words, _WORDS, placeholder=" …")
 
 
 def _range_of(limit: Threshold, whole: bool) -> str:

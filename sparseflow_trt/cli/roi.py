@@ -18,6 +18,8 @@ from sparseflow_trt.gains.roi import BUSY, HOURS_A_MONTH, REALISED, realised_spe
 if TYPE_CHECKING:
     from sparseflow_trt.gains.roi import Fleet, Roi
 
+SECONDS_A_MONTH = HOURS_A_MONTH * 3600
+
 
 @click.command("roi")
 @click.option("--gpus", type=click.IntRange(1, 10**9), help="GPUs that the load takes today, dense.")
@@ -62,8 +64,11 @@ def command(
 ) -> int:  # fmt: skip
     """Estimate GPUs and cost per month, dense and sparse, from a measured or an estimated speedup."""
     load, how_load = _load(gpus, requests_per_month, requests_per_second, throughput, busy, peak)
+    requests = requests_per_month
+    if requests_per_second is not None:
+        requests = requests_per_second * SECONDS_A_MONTH
     factor, how_factor = _speedup(speedup, estimate, gemm_share, realised)
-    result = return_on_sparsity(load, factor, cost_per_gpu_hour, busy, one_off)
+    result = return_on_sparsity(load, factor, cost_per_gpu_hour, busy, one_off, requests)
     assumptions = [
         how_factor,
         how_load,
@@ -97,7 +102,7 @@ def _load(
         raise click.UsageError("--peak is below 1: the busiest hour has no fewer requests than the mean.")
     if throughput is None:
         raise click.UsageError("requests need --throughput: what one GPU serves, dense.")
-    mean = by_second if by_second is not None else (by_month or 0) / (HOURS_A_MONTH * 3600)
+    mean = by_second if by_second is not None else (by_month or 0) / SECONDS_A_MONTH
     many = f"with {_plain(peak, 6)} times as many in the busiest hour, which is counted"
     come = "1 request per second arrives" if mean == 1 else f"{_plain(mean, 3)} requests per second arrive"
     return mean * peak / throughput, (
@@ -110,6 +115,11 @@ def _plain(number: float, digits: int) -> str:
     """A number above 0 to so many digits, its whole part always to the last one: 1,000 and not 1e+03."""
     places = digits - 1 - math.floor(math.log10(number))
     return f"{number:,.{places}f}".rstrip("0").rstrip(".") if places > 0 else f"{number:,.0f}"
+
+
+def _cost(cost: float) -> str:
+    """To two places, or three digits where it is below 1: a million requests may cost little."""
+    return f"{cost:,.2f}" if cost >= 1 else _plain(cost, 3)
 
 
 def _speedup(
@@ -150,11 +160,17 @@ def _speedup(
 
 def _print(result: Roi, assumptions: list[str]) -> None:
     out = console.out()
-    table = console.table("", ">GPUs", ">Busy", ">Cost per month")
+    requests = result.requests_per_month
+    more = (">Per million requests",) if requests else ()
+    table = console.table("", ">GPUs", ">Busy", ">Cost per month", *more)
     rows: list[tuple[str, Fleet]] = [("dense", result.dense), ("sparse", result.sparse)]
     for name, fleet in rows:
-        table.add_row(name, str(fleet.gpus), f"{fleet.utilisation:.0%}", f"{fleet.cost_per_month:,.2f}")
+        each = fleet.cost_per_million_requests
+        cells = (name, str(fleet.gpus), f"{fleet.utilisation:.0%}", f"{fleet.cost_per_month:,.2f}")
+        table.add_row(*cells, *([_cost(each)] if each else []))
     out.print(table)
+    if requests:
+        out.print(f"\nEither serves {_plain(requests, 6)} requests per month.")
     saved = result.saved_per_month
     share = abs(saved) / result.dense.cost_per_month
     if saved > 0:

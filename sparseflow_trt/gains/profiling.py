@@ -27,7 +27,7 @@ from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import known_of
 from sparseflow_trt.policies.policy import Library, Policy
 from sparseflow_trt.pytorch.hugging_face import TorchDtype
-from sparseflow_trt.pytorch.torch_source import load_torch_model
+from sparseflow_trt.pytorch.torch_source import check_source, load_torch_model
 from sparseflow_trt.validation.inputs import generate_inputs
 
 # What 2:4 products gain, in the middle of what is measured on an A100 and an H200 (docs/AUTOTUNED_POLICY.md).
@@ -90,6 +90,7 @@ def profile_module(
         InputError: The source is no module, or no inputs can be made for it.
         NotInstalledError: PyTorch, a GPU, or transformers for a configuration.
     """
+    check_source(source)
     torch = require_gpu()
     on_step("Loading the module", 0, 0)
     model = load_torch_model(source, batch, seq, dtype)

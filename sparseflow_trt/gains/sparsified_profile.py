@@ -14,7 +14,7 @@ from sparseflow_trt.gains.profiling import OnStep, Profiled, conclude, expected_
 from sparseflow_trt.policies.policy import Policy
 from sparseflow_trt.pytorch.hugging_face import TorchDtype
 from sparseflow_trt.pytorch.torch_layers import find_layers, record_rows
-from sparseflow_trt.pytorch.torch_source import load_torch_model
+from sparseflow_trt.pytorch.torch_source import check_source, load_torch_model
 
 
 class SparsifiedProfile(Record):
@@ -65,6 +65,7 @@ def profile_sparsified(
         InputError: The source is no module, or no layer of it was swapped; the reasons say why.
         NotInstalledError: PyTorch, a GPU, or transformers for a configuration.
     """
+    check_source(source)
     torch = require_gpu()
     on_step("Loading the module", 0, 0)
     model = load_torch_model(source, batch, seq, dtype)

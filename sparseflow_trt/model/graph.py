@@ -56,6 +56,7 @@ class WeightedLayer:
             is a float.
         gives: The type of what it gives, as the model types it; "" where that is not known.
         k_axes: The axes of the stored weight that K lies on; for Conv that of the input channels.
+        groups, violating: Of what was read of the weight: less than all where only its state was asked for.
         first: Index in the stored weight of the first element of the first violating group.
         otherwise: What the zeros of a weight that is not 2:4 are, where it has many; "" where it has not.
         found: All that is told of such a weight beside its groups: NaN in it, and `otherwise`.
@@ -99,13 +100,15 @@ class WeightedLayer:
 
 
 def read_layers(
-    model: OnnxModel, progress: Callable[[int, int], None] | None = None
+    model: OnnxModel, progress: Callable[[int, int], None] | None = None, state_only: bool = False
 ) -> tuple[WeightedLayer, ...]:
     """Finds every weighted layer and reads each weight once.
 
     Args:
         model: A model as read.
         progress: Called with (bytes read, bytes to read) after each weight.
+        state_only: Whether a weight is read only until it is seen not to be 2:4; of its zeros nothing is
+            told then.
 
     Returns:
         The layers in graph order; a layer in a subgraph follows the layers before its If, Loop or Scan.
@@ -137,8 +140,9 @@ def read_layers(
             if not reason:
                 key = scan_key(site.weight, site.k_axis)
                 if key not in scans:
-                    found = scan_pattern(reader, site.weight, site.k_axis)
-                    scans[key] = found, other_pattern(reader, site, found) if found.violating else ""
+                    found = scan_pattern(reader, site.weight, site.k_axis, state_only)
+                    told = found.violating and found.whole
+                    scans[key] = found, other_pattern(reader, site, found) if told else ""
                     done += site.weight.tensor.nbytes
                     if progress:
                         progress(done, total)
@@ -248,7 +252,8 @@ def _describe(
         state = SparsityState.NOT_SPARSE if scan.violating else SparsityState.SPARSE
         if scan.violating:
             share = percent(scan.violating / scan.groups)
-            reason = f"{share} of {scan.groups} groups hold more than two non-zeros"
+            of_all = "" if scan.whole else "the first "
+            reason = f"{share} of {of_all}{scan.groups} groups hold more than two non-zeros"
             found = "; ".join(filter(None, (told_of_nan(scan.nan), otherwise)))
             reason += f"; {found}" if found else ""
     return WeightedLayer(

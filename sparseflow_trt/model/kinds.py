@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from sparseflow_trt._listing import did_you_mean
+
 KINDS = ("gate_up", "down", "qkv", "o", "ffn", "conv", "classifier", "adapter", "other")
 
 # A last layer has no module around it: the `fc` of a ResNet, the `head` of a ViT, Whisper's `proj_out`; or it
@@ -38,6 +40,18 @@ _KINDS = [
 _FFN = re.compile(r"(^|[._])(mlp|ffn|feed_forward)([._0-9]|$)", re.IGNORECASE)
 # torch's own exporters name nn.MultiheadAttention's fused product after the module alone.
 _ATTENTION = re.compile(r"(^|[._])(attn|attention)(\.(MatMul|Gemm))?$", re.IGNORECASE)
+
+
+def known_kind(kind: str) -> str:
+    """The kind, where it is one of them.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if kind not in KINDS:
+        known = did_you_mean(kind, KINDS, f"Known: {', '.join(KINDS)}")
+        raise ValueError(f"'{kind}' is not a kind of layer. {known}")
+    return kind
 
 
 def kind_from_names(names: tuple[str, ...], n: int, k: int) -> str:

@@ -6,10 +6,12 @@ import hashlib
 import mmap
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -29,15 +31,16 @@ PIECE_ELEMENTS = 1 << 20  # scanned at a time; a core's share of cache holds it.
 
 @dataclass(frozen=True)
 class PatternScan:
-    """What one pass over a weight's bytes found.
+    """What one pass over a weight's bytes found, or one that ended at the first groups that are not 2:4.
 
     Attributes:
-        groups: How many groups of four along K there are.
+        groups: How many groups of four along K were read.
         violating: How many of them hold more than two non-zeros.
         zeros: How many elements are zero.
         first: Where the first of those begins, as an index into the stored array; None where the
             stored array has no such index (its layout is not a permutation of the operand's).
-        mask_hash: SHA-256 over the packed non-zero positions in memory order, per piece.
+        mask_hash: SHA-256 over the packed non-zero positions in memory order, per piece; "" of a weight
+            that was not read to its end.
         nan: How many elements are NaN; they count as non-zeros.
     """
 
@@ -47,6 +50,11 @@ class PatternScan:
     first: tuple[int, ...] | None
     mask_hash: str
     nan: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether the weight was read to its end."""
+        return bool(self.mask_hash)
 
 
 class Layout(NamedTuple):
@@ -126,8 +134,17 @@ def lay_out(stored: Array, weight: TracedWeight, k_axis: int) -> Layout:
     return Layout(ordered.reshape(outer, ordered.shape[at], inner), axes, in_place)
 
 
-def scan_pattern(reader: WeightReader, weight: TracedWeight, k_axis: int) -> PatternScan:
+def scan_pattern(
+    reader: WeightReader, weight: TracedWeight, k_axis: int, state_only: bool = False
+) -> PatternScan:
     """Counts the 2:4 violations of a weight along `k_axis` in one pass over its bytes, on all cores.
+
+    Args:
+        reader: Of the model's weights.
+        weight: The weight.
+        k_axis: An axis of the operand as its node sees it.
+        state_only: Whether the pass ends at the first piece that holds violations, which tells that a weight
+            is not 2:4; the counts are then of what was read.
 
     Raises:
         ValueError: K is not a multiple of four.
@@ -152,18 +169,22 @@ def scan_pattern(reader: WeightReader, weight: TracedWeight, k_axis: int) -> Pat
     digest = hashlib.sha256()
     groups = violating = zeros = nan = 0
     first: int | None = None
-    for piece, (counted, none, broken, bits) in map_pieces(scan, layout.array):
-        digest.update(bits)
-        if first is None and counted.first is not None:
-            first = (piece[0].start * k + piece[1].start) * inner + counted.first
-        groups += counted.groups
-        violating += counted.violating
-        zeros += none
-        nan += broken
+    with closing(map_pieces(scan, layout.array, first_alone=state_only)) as results:
+        for piece, (counted, none, broken, bits) in results:
+            digest.update(bits)
+            if first is None and counted.first is not None:
+                first = (piece[0].start * k + piece[1].start) * inner + counted.first
+            groups += counted.groups
+            violating += counted.violating
+            zeros += none
+            nan += broken
+            if violating and state_only:
+                break
     where = None
     if first is not None and layout.in_place:
         where = tuple(int(i) for i in np.unravel_index(first, stored.shape))
-    return PatternScan(groups, violating, zeros, where, digest.hexdigest(), nan)
+    mask_hash = "" if violating and state_only else digest.hexdigest()
+    return PatternScan(groups, violating, zeros, where, mask_hash, nan)
 
 
 def grouping(stored: Array, weight: TracedWeight, k_axis: int) -> object:
@@ -182,13 +203,21 @@ Piece = tuple[slice, slice]
 _Result = TypeVar("_Result")
 
 
-def map_pieces(work: Callable[[Piece], _Result], array: Array) -> Iterator[tuple[Piece, _Result]]:
-    """Runs `work` on every piece of an (outer, K, inner) array, on all cores; results come in order."""
+def map_pieces(
+    work: Callable[[Piece], _Result], array: Array, first_alone: bool = False
+) -> Generator[tuple[Piece, _Result], None, None]:
+    """Runs `work` on every piece of an (outer, K, inner) array, on all cores; results come in order.
+
+    With `first_alone` no other piece is begun before the first one's result was taken: it may be enough.
+    """
 
     def tell(piece: Piece) -> tuple[Piece, _Result]:
         return piece, work(piece)
 
-    return run_in_order(partial(tell, piece) for piece in cut_pieces(array.shape, PIECE_ELEMENTS))
+    tasks = (partial(tell, piece) for piece in cut_pieces(array.shape, PIECE_ELEMENTS))
+    for task in islice(tasks, int(first_alone)):
+        yield task()
+    yield from run_in_order(tasks)
 
 
 def run_in_order(tasks: Iterable[Callable[[], _Result]]) -> Iterator[_Result]:

@@ -136,8 +136,10 @@ def _find_cuts(
     axis: Axis, products: Mapping[LayerShape, int], policy: Policy | None, traffic: Weighted
 ) -> tuple[tuple[int, ...], str]:
     """The sizes that parts begin at, without the first, and why."""
-    crossovers = dict(find_crossovers(axis, products, policy)) if policy else {}
-    if not policy or not crossovers:
+    if not policy:
+        return (), "is not split: without a policy no layer changes between sparse and dense along it"
+    crossovers = dict(find_crossovers(axis, products, policy))
+    if not crossovers:
         return (), "is not split: no layer changes between sparse and dense along it"
     starts = [axis.low, *crossovers]
     ends = [*(start - 1 for start in crossovers), axis.high]

@@ -54,12 +54,14 @@ def measured_shapes(policy: Policy, points: Iterable[Point]) -> tuple[MeasuredSh
     for point in points:
         groups.setdefault((point.n, point.k, point.library, point.dtype), []).append(point)
     found = [row for members in groups.values() for row in _rows(policy, members)]
-    return tuple(sorted(found, key=lambda row: (_order(row.kinds[0]), row.n, row.k, row.library, row.dtype)))
+    return tuple(
+        sorted(found, key=lambda row: (KINDS.index(row.kinds[0]), row.n, row.k, row.library, row.dtype))
+    )
 
 
 def _rows(policy: Policy, points: list[Point]) -> Iterable[MeasuredShape]:
     one = points[0]
-    kinds = tuple(sorted({p.kind for p in points}, key=_order))
+    kinds = tuple(sorted({p.kind for p in points}, key=KINDS.index))
     shape = (kinds, one.n, one.k, one.library, one.dtype)
     paired: set[int] = set()
     for kernel in get_args(SparseKernel):
@@ -72,8 +74,3 @@ def _rows(policy: Policy, points: list[Point]) -> Iterable[MeasuredShape]:
             paired |= pairs.keys()
     if alone := sorted({p.m for p in points if p.kernel == "dense"} - paired):
         yield MeasuredShape(*shape, None, tuple(alone), (), 0, None)
-
-
-def _order(kind: str) -> tuple[int, str]:
-    """The order of KINDS; kinds of one's own come last."""
-    return (KINDS.index(kind) if kind in KINDS else len(KINDS)), kind

@@ -9,18 +9,20 @@ import functools
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sparseflow_trt._listing import did_you_mean
 from sparseflow_trt._paths import AnyPath
 from sparseflow_trt._same import Same
 from sparseflow_trt._schema import Record, load_json, parse, read_text
 from sparseflow_trt.errors import PolicyError
+from sparseflow_trt.model.kinds import known_kind
 
 SHIPPED = Path(__file__).parent / "shipped"
 MARGIN = 0.02
@@ -28,6 +30,7 @@ _HINT = (
     "docs/AUTOTUNED_POLICY.md explains a policy; `sparseflow-trt policy list` names those that are shipped."
 )
 
+Kind = Annotated[str, AfterValidator(known_kind)]  # a mistyped one would match no layer, in silence
 Dtype = Literal["FP32", "FP16", "BF16", "INT8", "FP8"]
 
 # Whose kernels ran. "torch" is cuBLAS for dense and cuSPARSELt for sparse, as PyTorch calls them.
@@ -51,7 +54,7 @@ class Point(Record):
         tactic: What the library calls the kernel that it took: a tactic's name, an algorithm's number.
     """
 
-    kind: str
+    kind: Kind
     n: int = Field(gt=0)
     k: int = Field(gt=0)
     m: int = Field(gt=0)
@@ -106,7 +109,7 @@ class Threshold(Record):
         shapes: The measured (N, K) behind it, empty where it was given and not derived.
     """
 
-    kind: str
+    kind: Kind
     library: Library
     dtype: Dtype
     kernel: SparseKernel = "sparse"
@@ -193,11 +196,17 @@ def read_policy(path: Path) -> Policy:
     """Reads a policy file.
 
     Raises:
-        PolicyError: It is missing, is not JSON or has wrong fields, or a threshold does not follow from the
-            points that it names.
+        PolicyError: It is missing, is not JSON or has wrong fields, is of the older form that is imported,
+            or a threshold does not follow from the points that it names.
     """
     text = read_text(path, PolicyError, "policy")
     data = load_json(text, str(path), PolicyError, _HINT)
+    if _holds_limits(data):
+        command = f"sparseflow-trt policy import {shlex.quote(str(path))}"
+        raise PolicyError(
+            f"{path} is no policy: it holds limits by operation, an older form.",
+            f"Make a policy of it: `{command} --name NAME --device GPU --compute-capability X.Y -o FILE`.",
+        )
     policy = parse(Policy, data, str(path), PolicyError, _HINT)
     for limit in policy.thresholds:
         if why := _why_unfounded(limit, policy):
@@ -208,6 +217,14 @@ def read_policy(path: Path) -> Policy:
                 "where no measured shape is near. One that is given, not derived, names no `shapes`.",
             )
     return policy
+
+
+def _holds_limits(data: Any) -> bool:
+    """Whether this is what `policy_import` reads: {"ops": {"o_proj": {"min_m": 256}}}, or that mapping."""
+    if not isinstance(data, dict) or "schema_version" in data:
+        return False
+    limits = data.values()
+    return "ops" in data or (bool(data) and all(isinstance(x, dict) and "min_m" in x for x in limits))
 
 
 def _why_unfounded(limit: Threshold, policy: Policy) -> str:

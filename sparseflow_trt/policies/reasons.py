@@ -9,6 +9,8 @@ from sparseflow_trt.policies.expected import Expected, rounded_down
 from sparseflow_trt.policies.measurements import Measurements
 from sparseflow_trt.policies.policy import Point, Threshold
 
+WINS_PADDED = ", where it wins"  # a reason's end, where M is no multiple of 8 and the next one wins
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -62,7 +64,7 @@ def reason_of(answer: Answer, pad_to: int | None = None) -> str:
         lost = "is not sure to win" if doubt else f"does not win by {margin:.0%}"
         reason = f"{named} {'wins' if answer.held.wins else lost} at M={m}: {how}"
         reason += f"; M={m} {uneven}, which leaves {left}" if answer.more_us else ""
-    return reason + (f"; pad M to {pad_to}, where it wins" if pad_to else "")
+    return reason + (f"; pad M to {pad_to}{WINS_PADDED}" if pad_to else "")
 
 
 def reason_of_threshold(known: Measurements, limit: Threshold, m: int, behind: tuple[Point, ...]) -> str:

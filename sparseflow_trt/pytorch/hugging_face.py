@@ -96,7 +96,7 @@ def read_config(source: Path, trust_remote_code: bool = False) -> Any:
         NotInstalledError: transformers.
     """
     transformers = require("transformers", "Hugging Face models")
-    _check_config(source, trust_remote_code)
+    check_config(source, trust_remote_code)
     try:
         return transformers.AutoConfig.from_pretrained(
             source, local_files_only=True, trust_remote_code=trust_remote_code
@@ -115,7 +115,12 @@ def holds_weights(folder: Path) -> bool:
     return any(next(folder.glob(names), None) for names in _WEIGHTS)
 
 
-def _check_config(source: Path, trust_remote_code: bool) -> None:
+def check_config(source: Path, trust_remote_code: bool = False) -> None:
+    """Checks a folder's config.json, or that file, as far as that takes no transformers.
+
+    Raises:
+        InputError: There is none, it is not JSON, or it names code of its own.
+    """
     file = source / "config.json" if source.is_dir() else source
     try:
         said = json.loads(file.read_text(encoding="utf-8"))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow_trt._deps import require
-from sparseflow_trt._user_code import call_for_module
+from sparseflow_trt._user_code import call_for_module, split_source
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.pytorch.hugging_face import TorchDtype, Weights, load_hugging_face
+from sparseflow_trt.pytorch.hugging_face import TorchDtype, Weights, check_config, load_hugging_face
 
 _HINT = (
     "Give a folder with a Hugging Face config.json, that file itself, or FILE.py:FUNCTION or "
@@ -35,6 +35,22 @@ class TorchModel:
     def run(self) -> Any:
         """Calls the module."""
         return self.module(*self.args, **self.kwargs)
+
+
+def check_source(source: str) -> None:
+    """Checks what a source names, before anything heavy is imported: that there is such a file or folder.
+
+    Raises:
+        InputError: There is not, or it is no configuration.
+    """
+    if _is_configuration(source):
+        check_config(Path(source))
+    else:
+        split_source(source, _HINT)
+
+
+def _is_configuration(source: str) -> bool:
+    return Path(source).exists() and not source.endswith(".py")
 
 
 def load_torch_model(
@@ -63,9 +79,8 @@ def load_torch_model(
         NotInstalledError: PyTorch, or transformers for a configuration.
     """
     torch = require("torch", "PyTorch modules")
-    path = Path(source)
-    if path.exists() and not source.endswith(".py"):
-        module = load_hugging_face(path, weights=weights, dtype=dtype, device=device)
+    if _is_configuration(source):
+        module = load_hugging_face(Path(source), weights=weights, dtype=dtype, device=device)
         inputs = _inputs_of(torch, module, batch, seq, device) if runs else {}
         model = TorchModel(module, (), inputs, _shapes_of(torch, inputs))
     else:

@@ -78,7 +78,7 @@ def _curves(points: Iterable[Point], library: Library, dtype: Dtype) -> dict[Sha
         kinds.setdefault((p.n, p.k), set()).add(p.kind)
     panels = {}
     for (n, k), curves in curves_by_shape(points).items():
-        ranked = sorted((order.get(kind, len(order)), kind) for kind in kinds[n, k])
+        ranked = sorted((order[kind], kind) for kind in kinds[n, k])
         panels[tuple(ranked), n, k] = curves
     return {(tuple(kind for _, kind in key[0]), *key[1:]): panels[key] for key in sorted(panels)}
 

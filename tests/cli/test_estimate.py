@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,10 +169,32 @@ def test_roi_from_requests(sparseflow: Sparseflow) -> None:
     by_month = sparseflow("roi", "--requests-per-month", 10 * month, *options).json
     by_second = sparseflow("roi", "--requests-per-second", 10, *options).json
     assert by_month["dense"] == by_second["dense"] == by_second["sparse"]
-    assert by_second["dense"] == {"gpus": 20, "utilisation": 0.5, "cost_per_month": 14600.0}
+    assert by_second["dense"] == {
+        "gpus": 20, "utilisation": 0.5, "cost_per_month": 14600.0,
+        "cost_per_million_requests": pytest.approx(1e6 * 14600 / (10 * month)),
+    }  # fmt: skip
+    assert by_month["requests_per_month"] == by_second["requests_per_month"] == 10 * month
     peak = sparseflow("roi", "--requests-per-second", 10, "--peak", 3, *options).json
     assert peak["dense"]["gpus"] == 60
     assert any("3 times as many in the busiest hour" in line for line in peak["assumptions"])
+    assert peak["dense"]["cost_per_million_requests"] == 3 * by_second["dense"]["cost_per_million_requests"]
+
+
+def test_roi_says_what_a_million_requests_cost(sparseflow: Sparseflow) -> None:
+    options = ("--throughput", 1, "--busy", 0.5, "--speedup", 1.25)
+    out = sparseflow("roi", "--requests-per-second", 10, "--cost-per-gpu-hour", 2, *options).out
+    assert "Either serves 26,280,000 requests per month." in out.splitlines()
+    head, *rows = (line.split() for line in out.splitlines()[:3])
+    assert head[-3:] == ["Per", "million", "requests"]
+    assert [row[-1] for row in rows] == ["1,111.11", "888.89"]
+    little = sparseflow("roi", "--requests-per-second", 10, "--cost-per-gpu-hour", 1e-6, *options).out
+    assert [line.split()[-1] for line in little.splitlines()[1:3]] == ["0.000556", "0.000444"]
+    page = (Path(__file__).parents[2] / "docs" / "AUTOTUNED_POLICY.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^\$ sparseflow-trt (roi --requests.*)$", page, re.MULTILINE)
+    assert sparseflow(*command.split()).out.partition("\n\nAssumed:")[0] in page
+    none = sparseflow("roi", "--gpus", 8, "--cost-per-gpu-hour", 2, "--speedup", 1.25)
+    assert "requests per month" not in none.out
+    assert "million" not in none.out
 
 
 @pytest.mark.parametrize(
@@ -228,6 +251,14 @@ def test_roi_from_an_estimate_takes_a_part_of_the_ceiling(
         (("--gpus", 1, "--speedup", 1, "--gemm-share", 0.9), "--gemm-share and --realised go with"),
         (("--gpus", 1, "--speedup", "inf"), "'inf' is not a number above 0"),
         (("--gpus", 1, "--speedup", 0), "'0' is not a number above 0"),
+        (
+            ("--gpus", 1, "--speedup", 1, "--one-off", 1e300),
+            "'1e+300' is not a number from 0 on and up to 1e+15",
+        ),
+        (
+            ("--requests-per-month", 1e-300, "--speedup", 1),
+            "'1e-300' is not a number from 1e-15 on and up to 1e+15",
+        ),
         (("--gpus", 1, "--speedup", "fast"), "'fast' is not a number above 0"),
         (("--gpus", 1, "--speedup", 1, "--busy", 1.1), "'1.1' is not a number above 0 and up to 1"),
         (("--gpus", 1, "--speedup", 1, "--one-off", -1), "'-1' is not a number from 0 on"),
@@ -298,6 +329,18 @@ def test_times_of_the_other_library_are_pointed_to(
     assert "None of these products would run sparse" in unknown
     assert "try --library" not in unknown, "--plugin was given, and is judged by both libraries' times"
     assert (refused.code, "leave out --library torch" in refused.error) == (2, True)
+
+
+def test_a_layer_that_gains_with_m_padded_is_not_called_worthless(
+    sparseflow: Sparseflow, mlp: Mlp, policy: Path
+) -> None:
+    points = make_points("gate_up", 128, 64, {64: 1.4, 1024: 1.4}, library="torch")
+    policy.write_text(make_policy(points).model_dump_json())
+    said = sparseflow("estimate", mlp(), "--policy", policy, "--plugin", "--dim", "batch=197").out
+    (line,) = (line for line in said.splitlines() if line.endswith("; pad M to 200, where it wins"))
+    assert line.startswith(
+        "gate_up 64→128: worth pruning only with M padded: the plugin does not win by 15% at"
+    )
 
 
 def _conv(models: Models, window: int) -> str:

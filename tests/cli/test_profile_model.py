@@ -89,7 +89,12 @@ def test_a_plot_is_a_png_or_an_svg(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("model",), "sees no GPU, and a profile is of GPU kernels."),
+        (("tiny",), "sees no GPU, and a profile is of GPU kernels."),
+        (("mine.py:function",), "sees no GPU, and a profile is of GPU kernels."),
+        (("nosuchfile.py:f",), "nosuchfile.py does not exist."),
+        (("missing/",), "missing/ is not a PyTorch module."),
+        (("missing/", "--sparsify", "--policy", "h200"), "missing/ is not a PyTorch module."),
+        ((".",), ".: transformers cannot make a model from it: there is no config.json."),
         (
             ("mine.py:function", "--seq", "8"),
             "--batch, --seq and --dtype are for the inputs of a Hugging Face",
@@ -98,11 +103,16 @@ def test_a_plot_is_a_png_or_an_svg(tmp_path: Path) -> None:
         (("model", "--speedup", "0.5"), "Invalid value for '--speedup'"),
         (("model", "--sparsify"), "--sparsify is for PyTorch modules: it needs --policy"),
         (("model", "--attention"), "--attention extends what --sparsify swaps"),
-        (("model", "--sparsify", "--policy", "h200"), "sees no GPU, and a profile is of GPU kernels."),
+        (("tiny", "--sparsify", "--policy", "h200"), "sees no GPU, and a profile is of GPU kernels."),
     ],
 )
-def test_what_cannot_be_profiled(arguments: tuple[str, ...], says: str, sparseflow: Sparseflow) -> None:
+def test_what_cannot_be_profiled(
+    arguments: tuple[str, ...], says: str, sparseflow: Sparseflow, own_folder: Path
+) -> None:
     pytest.importorskip("torch")
+    (own_folder / "mine.py").write_text("def function(): ...")
+    (own_folder / "tiny").mkdir()
+    (own_folder / "tiny" / "config.json").write_text("{}")
     assert says in sparseflow("profile", *arguments).error
 
 

@@ -54,6 +54,17 @@ def test_rounding_adds_no_gpu() -> None:
     assert return_on_sparsity(1e-9, 2.0, 1.0).sparse.gpus == 1
 
 
+@given(_loads, _speedups, st.floats(1e-3, 1e12))
+def test_requests_share_what_the_gpus_cost(load: float, speedup: float, requests: float) -> None:
+    result = return_on_sparsity(load, speedup, 2.5, requests_per_month=requests)
+    assert result.requests_per_month == requests
+    for fleet in (result.dense, result.sparse):
+        assert fleet.cost_per_million_requests is not None
+        assert fleet.cost_per_million_requests * requests / 1e6 == pytest.approx(fleet.cost_per_month)
+    unknown = return_on_sparsity(load, speedup, 2.5)
+    assert (unknown.requests_per_month, unknown.dense.cost_per_million_requests) == (None, None)
+
+
 def test_break_even() -> None:
     result = return_on_sparsity(10.0, 2.0, 1.0, 1.0, one_off=7300)
     assert result.saved_per_month == 5 * HOURS_A_MONTH

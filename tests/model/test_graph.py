@@ -293,6 +293,25 @@ def test_progress_ends_at_the_whole(models: Models) -> None:
     assert seen == [(64 * 32 * 4, 2 * 64 * 32 * 4), (2 * 64 * 32 * 4, 2 * 64 * 32 * 4)]
 
 
+def test_the_state_alone_is_that_of_the_whole_reading(models: Models) -> None:
+    """And where less was read, what a layer says of it is said of that part."""
+    dense = np.ones((2048, 1024), np.float16)  # two pieces
+    sparse = dense.copy()
+    sparse.reshape(512, 4, 1024)[:, 2:] = 0
+    odd = np.ones((66, 3), np.float16)
+    nodes = [helper.make_node("MatMul", ["x", name], [f"y{name}"]) for name in ("dense", "sparse", "odd")]
+    weights = {"dense": dense, "sparse": sparse, "odd": odd}
+    model = read_model(models.save(models.model(nodes, weights, outputs=["ydense", "ysparse", "yodd"])))
+    seen: list[tuple[int, int]] = []
+    whole, begun = read_layers(model), read_layers(model, lambda *at: seen.append(at), state_only=True)
+    assert [layer.state for layer in begun] == [layer.state for layer in whole]
+    assert begun[1:] == whole[1:]
+    assert whole[0].reason == "100% of 524288 groups hold more than two non-zeros"
+    assert begun[0].reason == "100% of the first 262144 groups hold more than two non-zeros"
+    assert (begun[0].mask_hash, begun[0].first) == ("", (0, 0))
+    assert seen[-1] == (dense.nbytes + sparse.nbytes,) * 2
+
+
 @pytest.mark.parametrize(
     ("op", "shape"), [("Gemm", (64,)), ("Gemm", (2, 64, 32)), ("Conv", (8, 8)), ("MatMul", ())]
 )

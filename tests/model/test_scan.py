@@ -129,6 +129,46 @@ def test_no_thread_stays_behind_an_early_end() -> None:
     assert threading.active_count() == before
 
 
+def _scan_begin(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[scan.PatternScan, list[int]]:
+    """A scan for the state alone, and where the pieces that it read began."""
+    read: list[int] = []
+    real = WeightReader.release
+
+    def release(reader: WeightReader, tensor: Any, start: int, stop: int) -> None:
+        read.append(start)
+        real(reader, tensor, start, stop)
+
+    monkeypatch.setattr(WeightReader, "release", release)
+    site, traced = _site(path)
+    with WeightReader() as reader:
+        return scan_pattern(reader, traced, site.k_axis, state_only=True), sorted(read)
+
+
+def test_a_dense_weight_is_read_only_at_its_beginning_for_its_state(
+    models: Models, naive: Naive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "PIECE_ELEMENTS", 64)
+    weight = _weight(64, 40, zeros=0.0)
+    found, read = _scan_begin(models.matmul(weight), monkeypatch)
+    assert read == [0]
+    assert (found.violating, found.groups, found.whole, found.first) == (40, 40, False, (0, 0))
+
+
+def test_a_2to4_weight_is_read_whole_for_its_state(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "PIECE_ELEMENTS", 64)
+    weight = _weight(64, 40, zeros=0.0)
+    weight.reshape(16, 4, 40)[:, 1:3] = 0
+    site, traced = _site(path := models.matmul(weight))
+    with WeightReader() as reader:
+        whole = scan_pattern(reader, traced, site.k_axis)
+    found, read = _scan_begin(path, monkeypatch)
+    assert found == whole
+    assert len(read) == 16
+    weight[-1, -2:] = weight[-2, -2:] = weight[-3, -2:] = 1  # at its very end
+    found, read = _scan_begin(models.matmul(weight), monkeypatch)
+    assert (found.violating, found.whole, found.first) == (2, False, (60, 38))
+
+
 def test_external_weights_are_maps_of_the_file(models: Models) -> None:
     weight = _weight(64, 32)
     model = models.model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": weight})

@@ -164,7 +164,8 @@ def test_where_the_policy_does_not_decide_nothing_is_split(options: dict[str, An
         (make_layer("a"),), (profile_at("p", 500),), DIMS, precision="fp16", split=Split("batch"), **options
     )
     assert plan.profiles == (profile_at("p", 500),)
-    assert "is not split: no layer changes" in plan.split
+    assert ("is not split: without a policy no layer changes" in plan.split) == (options["policy"] is None)
+    assert "no layer changes between sparse and dense along it" in plan.split
 
 
 @pytest.mark.parametrize("profiles", [(), (profile_at("a", 1), profile_at("b", 2))])

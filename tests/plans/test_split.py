@@ -162,7 +162,12 @@ def test_nothing_to_split() -> None:
     dense = Counter({_product("gate_up", choosable=False): 1})
     for profile, layers, policy, says in (
         (_profile((1, 2, 8)), LAYERS, TWO, no_change),
-        (_profile((1, 2, 4096)), LAYERS, None, no_change),
+        (
+            _profile((1, 2, 4096)),
+            LAYERS,
+            None,
+            "axis 'batch' is not split: without a policy no layer changes",
+        ),
         (_profile((1, 2, 4096)), dense, TWO, no_change),
         (_profile((4, 4, 4)), LAYERS, TWO, "axis 'batch' is not split: it has the one size 4"),
     ):

@@ -44,7 +44,7 @@ def test_between_measured_m_it_has_to_be_sure(kernel: SparseKernel) -> None:
 def test_rows_are_of_one_shape_type_library_and_kernel() -> None:
     both = [p for kind in ("o", "qkv") for p in make_points(kind, 64, 64, {8: 2.0})]
     plugin = [p.model_copy(update={"kernel": "plugin"}) for p in both[1:2]]
-    alone = make_points("mine", 64, 32, {4: 1.0})[:1]
+    alone = make_points("adapter", 64, 32, {4: 1.0})[:1]
     others = [
         *make_points("o", 64, 64, {8: 2.0}, "BF16"),
         *make_points("down", 8, 64, {8: 1.0}, "BF16", "torch"),
@@ -55,7 +55,7 @@ def test_rows_are_of_one_shape_type_library_and_kernel() -> None:
         (("qkv", "o"), "tensorrt", "FP16", "sparse"),
         (("qkv", "o"), "tensorrt", "FP16", "plugin"),
         (("o",), "tensorrt", "BF16", "sparse"),
-        (("mine",), "tensorrt", "FP16", None),
+        (("adapter",), "tensorrt", "FP16", None),
     ]
     assert (rows[-1].sizes, rows[-1].wins, rows[-1].won, rows[-1].best) == ((4,), (), 0, None)
 

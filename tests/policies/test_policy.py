@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflow_trt.errors import PolicyError
+from sparseflow_trt.model.kinds import KINDS
 from sparseflow_trt.policies import policy as policy_module
 from sparseflow_trt.policies.policy import (
     Point,
@@ -25,9 +26,11 @@ from sparseflow_trt.policies.policy import (
     read_policy,
     shipped_policies,
 )
+from sparseflow_trt.policies.policy_import import import_policy
 from tests.made_policies import FIELDS, make_points, make_policy
 
 _names = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+_kinds = st.sampled_from(KINDS)
 _sizes = st.integers(1, 2**31)
 _times = st.floats(1e-3, 1e9)
 
@@ -37,7 +40,7 @@ def points(draw: st.DrawFn) -> Point:
     low, us, high = sorted(draw(st.tuples(_times, _times, _times)))
     interval = draw(st.booleans())
     return Point(
-        kind=draw(_names), n=draw(_sizes), k=draw(_sizes), m=draw(_sizes),
+        kind=draw(_kinds), n=draw(_sizes), k=draw(_sizes), m=draw(_sizes),
         dtype=draw(st.sampled_from(["FP32", "FP16", "BF16", "INT8", "FP8"])),
         library=draw(st.sampled_from(["tensorrt", "torch"])),
         kernel=draw(st.sampled_from(["dense", "sparse", "plugin"])),
@@ -50,7 +53,7 @@ def points(draw: st.DrawFn) -> Point:
 def thresholds(draw: st.DrawFn) -> Threshold:
     low = draw(st.none() | _sizes)
     return Threshold(
-        kind=draw(_names),
+        kind=draw(_kinds),
         library=draw(st.sampled_from(["tensorrt", "torch"])),
         dtype=draw(st.sampled_from(["FP16", "BF16"])),
         min_m=low,
@@ -193,6 +196,18 @@ def test_wrong_fields_are_named(tmp_path: Path, change: dict[str, Any], says: st
     _refused(_file(tmp_path, {**FIELDS, **change}), says)
 
 
+def test_a_mistyped_kind_is_named_with_those_that_there_are(tmp_path: Path) -> None:
+    point = make_points("o", 64, 32, {8: 1.0})[0].model_dump() | {"kind": "qkvo"}
+    limit = {"kind": "gateup", "library": "torch", "dtype": "FP16", "min_m": 1}
+    known = f"Known: {', '.join(KINDS)}"
+    path = _file(tmp_path, {**FIELDS, "thresholds": [limit], "points": [point]})
+    _refused(
+        path,
+        f"thresholds.0.kind: Value error, 'gateup' is not a kind of layer. Did you mean gate_up? {known}",
+    )
+    _refused(path, f"points.0.kind: Value error, 'qkvo' is not a kind of layer. Did you mean qkv? {known}")
+
+
 def test_a_missing_field_is_named(tmp_path: Path) -> None:
     _refused(_file(tmp_path, {k: v for k, v in FIELDS.items() if k != "device"}), "device: Field required")
     _refused(_file(tmp_path, {}), "; and 1 more")
@@ -211,6 +226,17 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_policy(tmp_path: Path, content: str, says: str) -> None:
     _refused(_file(tmp_path, content), says)
+
+
+def test_a_file_of_the_older_form_is_to_be_imported(tmp_path: Path) -> None:
+    limits = {"gate_proj": {"min_m": 256, "max_m": 2048}, "o_proj": {"min_m": 1}}
+    for content in ({"ops": limits}, limits):
+        path = _file(tmp_path, content)
+        with pytest.raises(PolicyError, match="is no policy: it holds limits by operation") as error:
+            find_policy(path)
+        assert f"`sparseflow-trt policy import {path} --name NAME" in error.value.hint
+        assert import_policy(path, "old", "GPU X", "8.0", {}).thresholds
+    _refused(_file(tmp_path, {**FIELDS, "ops": limits}), "ops: Extra inputs are not permitted")
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from sparseflow_trt.errors import InputError
-from sparseflow_trt.pytorch.torch_source import load_torch_model
+from sparseflow_trt.pytorch.torch_source import check_source, load_torch_model
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -156,6 +157,9 @@ def test_what_is_no_module(source: str, says: str, tmp_path: Path, monkeypatch: 
         Path(name, "config.json").write_text(text)
     with pytest.raises(InputError) as caught:
         load_torch_model(source, device="cpu")
+    if says.endswith(("does not exist.", "is not a PyTorch module.")):
+        with pytest.raises(InputError, match=re.escape(says)):
+            check_source(source)
     assert caught.value.message.startswith(says)
     assert "\n" not in caught.value.message
     assert caught.value.hint

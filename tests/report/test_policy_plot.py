@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparseflow_trt.errors import ArtifactError, InputError, PolicyError
+from sparseflow_trt.model.kinds import KINDS
 from sparseflow_trt.policies.gemm import Gemm
 from sparseflow_trt.policies.lookup import sparse_ranges, taken_ranges
 from sparseflow_trt.policies.plugin_lookup import estimated_speedups, plugin_known
@@ -193,12 +194,12 @@ def test_any_number_of_shapes_and_a_single_m_are_drawn(tmp_path: Path, shapes: i
     points = [
         p.model_copy(update={"low_us": p.us * 0.9, "high_us": p.us * 1.1})
         for i in range(shapes)
-        for p in make_points(f"kind{i % 3}", 64 * (i + 1), 64, {8: 1.5} if i % 2 else {1: 1.5, 8: 1.1})
+        for p in make_points(KINDS[i % 3], 64 * (i + 1), 64, {8: 1.5} if i % 2 else {1: 1.5, 8: 1.1})
     ]
     plot_policy(make_policy(points), tmp_path / "many.svg", "tensorrt", "FP16")
     panels = [t for t in _texts(tmp_path / "many.svg") if "→" in t]
     assert len(panels) == shapes
-    assert panels == sorted(panels, key=lambda t: (re.split(r"\s", t)[0], int(t.split("→")[1])))
+    assert panels == sorted(panels, key=lambda t: (KINDS.index(t.split()[0]), int(t.split("→")[1])))
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
