@@ -179,8 +179,8 @@ def test_what_cannot_be_split(
 @pytest.mark.parametrize(
     ("command", "near"),
     [
-        ("plan model.onnx --dim bacth=8", "Did you mean batch? Give ranges"),
-        ("plan model.onnx --shapes xs:8x64", "Give ranges"),
+        ("plan model.onnx --dim bacth=8", "Did you mean batch? Name one of these."),
+        ("plan model.onnx --shapes xs:8x64", "Name one of these."),
         ("plan model.onnx --dim batch=8 --split batsh --traffic t.csv", "Did you mean batch? Name one"),
         ("plan model.onnx --dim batch=8 --policy h20", "Did you mean h200? Shipped: "),
         ("prune model.onnx --include up_porj", "Did you mean up_proj? `sparseflow-trt inspect` lists"),
