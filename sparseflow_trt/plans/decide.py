@@ -93,9 +93,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """A layer's M: at each profile's opt, by where that is, and over all profiles."""
+    """A layer's M: at each profile's opt and max, by where that is, and over all profiles."""
 
     at: Mapping[str, int | None]
+    most: Mapping[str, int]
     low: int
     high: int
 
@@ -170,14 +171,17 @@ def _what_gives_one(precision: str) -> str:
 
 def _sizes(layer: WeightedLayer, profiles: tuple[Profile, ...], dims: dict[str, Dims]) -> _Sizes:
     at: dict[str, int | None] = {}
+    most: dict[str, int] = {}
     ends: list[int] = []
     for profile, m in zip(profiles or (None,), opts_of(layer.m, profiles, dims), strict=True):
-        at[f"profile '{profile.name}'" if profile else "static shapes"] = m
+        where = f"profile '{profile.name}'" if profile else "static shapes"
+        at[where] = m
         if m is not None:
             low = layer.m.evaluate(dims_at(dims, profile, "min")) if profile else m
             high = layer.m.evaluate(dims_at(dims, profile, "max")) if profile else m
+            most[where] = high or m
             ends += [m, low or m, high or m]
-    return _Sizes(at, min(ends, default=0), max(ends, default=0))
+    return _Sizes(at, most, min(ends, default=0), max(ends, default=0))
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,8 @@ def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes
         if verdict.sparse and together.not_2to4:
             verdict = replace(verdict, sparse=False, speedup=None)
             reason = f"{together.not_2to4} (by itself {reason})"
+        elif verdict.sparse:
+            reason += _at_most(judge(policy, whole or gemm, sizes.most[where]), sizes.most[where], policy)
         verdicts[where] = verdict
         (sparse_in if verdict.sparse else dense_in)[where] = reason
     if not sparse_in:
@@ -219,6 +225,13 @@ def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes
     also = f"; sparse also in {', '.join(where for where, _ in others)}" if others else ""
     said = f"{first}: {reason}{also}" + (f"; dense in {', '.join(dense_in)}" if dense_in else "")
     return _Own(Decision("sparse", said), verdicts, frozenset(as_one))
+
+
+def _at_most(verdict: Verdict, m: int, policy: Policy) -> str:
+    """What is said where sparse does not win at a profile's largest M: its tactic is that of its opt."""
+    if verdict.sparse or (verdict.speedup or 0) >= 1 + policy.margin:  # or is only not sure to
+        return ""
+    return f"; not at M={m}, the profile's largest, which has the same tactic (--split)"
 
 
 def _with_plugin(

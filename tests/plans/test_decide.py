@@ -210,3 +210,14 @@ def test_of_two_verdicts_from_cusparselts_times_the_plugins_counts() -> None:
     policy = make_policy(make_points("gate_up", N, K, {64: 1.3}, library="torch"), "torch")
     assert decided(policy, 64).kernel == "plugin"
     assert decided(policy, 64, plugin=PluginUse()).kernel == "sparse"
+
+
+@pytest.mark.parametrize(("at_256", "told"), [(0.8, True), (1.0, True), (1.3, False)])
+def test_a_profile_that_reaches_to_where_sparse_does_not_win_is_told(at_256: float, told: bool) -> None:
+    policy = make_policy(make_points("gate_up", N, K, {64: 1.4, 256: at_256}))
+    wide, narrow = (
+        decide(LAYER, "fp16", (profile("p", 1, 64, high),), DIMS, policy, "policy", PluginUse())
+        for high in (256, 64)
+    )
+    said = "; not at M=256, the profile's largest, which has the same tactic (--split)"
+    assert (wide.kernel, wide.reason) == ("sparse", narrow.reason + said * told)
