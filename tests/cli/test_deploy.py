@@ -286,20 +286,24 @@ def test_ctrl_c_during_verify_leaves_no_server(
         "deploy", "verify", deployed, "--repository", "models", "--concurrency", "2", "--seconds", "60"
     )
 
-    def servers() -> list[str]:
+    def servers() -> list[bytes]:
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                if str(scratch).encode() in (process / "cmdline").read_bytes():
-                    found.append(process.name)
+                command = (process / "cmdline").read_bytes()
             except OSError:
                 continue
-        return [pid for pid in found if pid != str(tool.pid)]
+            if str(scratch).encode() in command and process.name != str(tool.pid):
+                found.append(command)
+        return found
 
-    end = time.monotonic() + 40
-    while len(servers()) < 3 and time.monotonic() < end:  # the guard, the server, the stub
+    end = time.monotonic() + 60
+    running = servers()
+    while not any(b"python_backend_stub" in one for one in running) and time.monotonic() < end:
+        assert tool.poll() is None, tool.communicate()
         time.sleep(0.1)
-    assert len(servers()) >= 3
+        running = servers()
+    assert len(running) >= 3, running  # the guard, the server, the stub
     time.sleep(2)
     tool.send_signal(signal.SIGINT)
     _, err = tool.communicate(timeout=60)
