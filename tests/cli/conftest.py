@@ -25,6 +25,7 @@ from onnx import helper
 
 from sparseflow_trt.model.pattern import prune_2to4
 from tests.commands import Ended, Sparseflow, run_here
+from tests.made_policies import make_points, make_policy
 
 if TYPE_CHECKING:
     from tests.conftest import Models
@@ -158,6 +159,18 @@ def mlp(models: Models) -> Callable[..., Path]:
         return models.save(models.model(nodes, weights, {"x": ("batch", k)}), name)
 
     return save
+
+
+@pytest.fixture
+def policy(own_folder: Path) -> Path:
+    """A file with times for the layers of `mlp`."""
+    points = [
+        *make_points("gate_up", 128, 64, {1: 0.5, 8: 2.0, 64: 2.0}),
+        *make_points("down", 32, 128, {1: 0.5, 8: 1.0, 64: 1.0}),
+    ]
+    path = own_folder / "policy.json"
+    path.write_text(make_policy(points).model_dump_json())
+    return path
 
 
 @pytest.fixture
