@@ -214,8 +214,8 @@ def _own_kernels(layer: WeightedLayer, gemm: Gemm, policy: Policy, sizes: _Sizes
         if verdict.sparse and together.not_2to4:
             verdict = replace(verdict, sparse=False, speedup=None)
             reason = f"{together.not_2to4} (by itself {reason})"
-        elif verdict.sparse:
-            reason += _at_most(judge(policy, whole or gemm, sizes.most[where]), sizes.most[where], policy)
+        elif verdict.sparse and (most := sizes.most[where]) > m:
+            reason += _at_most(judge(policy, whole or gemm, most), most, policy)
         verdicts[where] = verdict
         (sparse_in if verdict.sparse else dense_in)[where] = reason
     if not sparse_in:

@@ -35,7 +35,7 @@ def find_joins(
         For each that is joined, the first layer of its product and the reason in words.
     """
     inside = (
-        (layer, (precision, decision.dense_below_m))
+        (layer, (layer.kind, precision, decision.dense_below_m))
         for layer, precision, decision in decided.values()
         if decision.kernel == "plugin"
     )

@@ -38,14 +38,13 @@ def siblings(
     """Groups of two layers or more that read one value, such as gate and up.
 
     Args:
-        layers: In the order of the graph, each with what it has to have in common with the others, beside
-            its kind and K.
+        layers: In the order of the graph, each with what it has to have in common with the others, beside K.
         plugin: What the graph says of the layers.
     """
     groups: dict[Hashable, list[WeightedLayer]] = {}
     for layer, common in layers:
         if layer.name in plugin.layers:
-            key = (plugin.layers[layer.name].reads, layer.kind, layer.k, common)
+            key = (plugin.layers[layer.name].reads, layer.k, common)
             groups.setdefault(key, []).append(layer)
     return [tuple(members) for members in groups.values() if len(members) > 1]
 
@@ -74,7 +73,8 @@ def find_merges(
     """
     found = []
     readers = Counter(plugin.layers[x.name].reads for x in layers if x.name in plugin.layers)
-    for members in siblings(((layer, precisions[layer.name]) for layer in layers), plugin):
+    alike_in = ((layer, (layer.kind, precisions[layer.name])) for layer in layers)
+    for members in siblings(alike_in, plugin):
         first = members[0]
         alike = len(members) == readers[plugin.layers[first.name].reads] <= MOST_MERGED
         # what was measured multiplies by weights that the plugin takes, too
@@ -107,13 +107,14 @@ def find_mixed(
         precisions: What each is planned in, by name.
         plugin: What the graph says of the layers.
     """
-    together: dict[Hashable, list[WeightedLayer]] = {}
-    for x in layers:
-        graph = plugin.layers.get(x.name)
-        if graph and not graph.relu and x.op_type in _PRODUCTS and x.batch == 1:
-            together.setdefault((graph.reads, x.k, precisions[x.name]), []).append(x)
+    alone = {name for name, layer in plugin.layers.items() if layer.relu}
+    merged = (
+        (x, precisions[x.name])
+        for x in layers
+        if x.name not in alone and x.op_type in _PRODUCTS and x.batch == 1
+    )
     found: dict[str, str] = {}
-    for members in together.values():
+    for members in siblings(merged, plugin):
         others = [x for x in members if x.state is not SparsityState.SPARSE]
         if others:
             why = f"TensorRT makes one product of it and '{shown_name(others[0])}', which is not 2:4"
