@@ -143,7 +143,7 @@ def _dense_as_if_2to4(model: OnnxModel, plan: Plan) -> list[str]:
         return [
             site.name
             for site in eligible
-            if not why_broken(reader, site.weight, site.k_axis) or begins_2to4(reader, site)
+            if not why_broken(reader, site.weight, site.k_axis, state_only=True) or begins_2to4(reader, site)
         ]
 
 

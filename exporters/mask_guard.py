@@ -99,12 +99,17 @@ def _key(stage: MaskStage, name: str) -> object:
     return scan_key(weight, k_axis) if isinstance(weight, TracedWeight) else None
 
 
-def why_broken(reader: WeightReader, weight: TracedWeight | Untraceable, k_axis: int) -> str:
-    """Why a weight is not 2:4 along `k_axis` of its operand, in words; "" where it is. All of it is read."""
+def why_broken(
+    reader: WeightReader, weight: TracedWeight | Untraceable, k_axis: int, state_only: bool = False
+) -> str:
+    """Why a weight is not 2:4 along `k_axis` of its operand, in words; "" where it is.
+
+    All of it is read; with `state_only` no more than it takes to see that it is not, which the words count.
+    """
     if isinstance(weight, Untraceable):
         return weight.reason
     try:
-        scan = scan_pattern(reader, weight, k_axis)
+        scan = scan_pattern(reader, weight, k_axis, state_only)
     except (TypeError, ValueError) as error:  # a type or a K with no 2:4 pattern
         return str(error)
     if not scan.violating:

@@ -183,7 +183,7 @@ def _why_shared(reader: WeightReader, users: list[LayerSite], wanted: set[str]) 
     for other in users:
         if other.name in wanted or why_not_eligible(other) or not isinstance(other.weight, TracedWeight):
             continue
-        if not scan_pattern(reader, other.weight, other.k_axis).violating:
+        if not scan_pattern(reader, other.weight, other.k_axis, state_only=True).violating:
             shared = f"weight '{other.weight.name}' is shared with '{shown_name(other)}'"
             return f"{shared}, which is 2:4 and stays sparse"
     return ""

@@ -64,9 +64,9 @@ def test_each_step_is_recorded_and_each_weight_read_once(
 ) -> None:
     scanned: list[str] = []
 
-    def count(reader: Any, weight: Any, k_axis: int) -> Any:
+    def count(reader: Any, weight: Any, k_axis: int, state_only: bool) -> Any:
         scanned.append(weight.name)
-        return scan_pattern(reader, weight, k_axis)
+        return scan_pattern(reader, weight, k_axis, state_only)
 
     monkeypatch.setattr(mask_guard, "scan_pattern", count)
     checks = _apply(model, _plan(model, dense="second")).mask_checks
